@@ -1,0 +1,1 @@
+"""The built-in backends: bare metal, native containers, libvirt guests."""

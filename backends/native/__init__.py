@@ -1,0 +1,1 @@
+"""A container runtime in Python: namespaces, cgroups, overlay root, a slim zygote that starts it all."""

@@ -1,0 +1,1 @@
+"""Guests through libvirt: domain XML, connection, guest agent, proof of acceleration."""

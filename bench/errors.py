@@ -1,0 +1,117 @@
+"""What can go wrong for a user, and the exit code each failure has.
+
+Libraries raise these; only the command line prints them and exits. Every message says what failed
+and why, and ``remedy`` says what to do about it.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``tare``, as documented in ``docs/exit-codes.md``."""
+
+    OK = 0
+    NOT_READY = 1
+    """``tare doctor`` found something that does not work here."""
+    USAGE = 2
+    """The command line itself is wrong."""
+    BAD_INPUT = 3
+    """A suite, an image or a run directory cannot be used as it is."""
+    MISSING = 4
+    """A tool, a privilege or a kernel feature that is needed is not here."""
+    FAILED_CELLS = 5
+    """The run finished, and at least one cell failed."""
+    ENVIRONMENT = 6
+    """The machine refused something in the middle: full disk, failed build, failed clean-up."""
+    BUG = 70
+    """An error inside tare."""
+    INTERRUPTED = 130
+    """Ended by ctrl-C or SIGTERM; what was measured is kept."""
+
+
+class TareError(Exception):
+    """A failure that is the user's business: what failed and why, with a remedy where there is one."""
+
+    exit_code: ExitCode = ExitCode.ENVIRONMENT
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.message if self.remedy is None else f"{self.message}\n  what to do: {self.remedy}"
+
+
+class SuiteError(TareError):
+    """A suite that cannot be read or makes no sense; ``place`` is the file and the key."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+    def __init__(self, place: str, problem: str, *, remedy: str | None = None) -> None:
+        super().__init__(f"{place}: {problem}", remedy=remedy)
+        self.place = place
+
+
+class ImageError(TareError):
+    """An image that is missing, corrupt, or could not be built."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class RunDirectoryError(TareError):
+    """A run directory that cannot be read or continued."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class UnknownNameError(TareError):
+    """A backend, workload, reporter or experiment that nobody registered."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class MissingToolError(TareError):
+    """A program that is needed is not installed."""
+
+    exit_code = ExitCode.MISSING
+
+
+class PrivilegeError(TareError):
+    """Something that needs root, or a capability, was asked for without it."""
+
+    exit_code = ExitCode.MISSING
+
+
+class UnavailableError(TareError):
+    """A backend, or one of its features, does not work on this host."""
+
+    exit_code = ExitCode.MISSING
+
+
+class BackendError(TareError):
+    """A backend could not start, use or stop an instance. The cell fails, the run goes on.
+
+    ``evidence`` is what the reader of the report needs to believe it: the last console lines, the
+    failing step with its errno, the tail of a log.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None = None, evidence: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.evidence = evidence
+
+
+class WorkloadError(TareError):
+    """A workload's command failed inside the instance. The cell fails, the run goes on."""
+
+    def __init__(self, message: str, *, remedy: str | None = None, evidence: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.evidence = evidence
+
+
+class ParseError(WorkloadError):
+    """A tool's output is not what its parser knows; ``evidence`` is the offending text."""
+
+
+class CleanUpError(TareError):
+    """Something of ours could not be removed."""

@@ -1,0 +1,154 @@
+"""The contracts between the harness and its plug-ins: backends, workloads, reporters.
+
+A plug-in registers a class in the entry-point group ``tare.backends``, ``tare.workloads`` or
+``tare.reporters``; the built-ins do the same. ``tests/contract`` holds what a backend has to pass.
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from bench.ledger import Ledger
+from bench.model import (
+    Availability,
+    BackendDescription,
+    Command,
+    Commands,
+    Completed,
+    Envelope,
+    Footprint,
+    Image,
+    InstanceSpec,
+    Measurement,
+    Metric,
+    StartTimeline,
+    Usage,
+)
+
+
+class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options or parameters of a plug-in that has none."""
+
+
+class BackendContext(msgspec.Struct, frozen=True):
+    """What a backend gets from the harness.
+
+    ``work_directory`` lies on the suite's storage; overlays, disks and scratch folders go there, each
+    entered in ``ledger`` before it is made. ``cache_directory`` outlives runs (proofs, probes).
+    ``options`` is a value of the backend's ``Options``. ``housekeeping_cpus`` are the host CPUs that are
+    not the envelope's: helpers that are not part of an instance's cost belong there.
+    """
+
+    ledger: Ledger
+    work_directory: Path
+    cache_directory: Path
+    options: Any
+    housekeeping_cpus: tuple[int, ...]
+
+
+class Instance(ABC):
+    """One live isolated environment. Made by ``Backend.start``; not thread-safe."""
+
+    timeline: StartTimeline
+
+    @abstractmethod
+    def execute(self, command: Command) -> Completed:
+        """Run ``command`` to its end and return how it ended.
+
+        stdin, stdout and stderr are binary and of any size. A program that does not exist ends with
+        returncode 127, one that is not executable with 126. On timeout the whole process tree of the
+        command is killed and the instance stays usable. Raises BackendError if the instance itself failed.
+        """
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What this instance has cost the host since it started, everything included."""
+
+    @abstractmethod
+    def footprint(self) -> Footprint:
+        """What this instance holds on the host now."""
+
+
+class Backend(ABC):
+    """Makes instances of one kind of isolation. One object serves one run.
+
+    ``minimum_memory_bytes`` is the least an envelope may state for it; a smaller one is refused when
+    the suite is read.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type[msgspec.Struct]] = NoOptions
+    minimum_memory_bytes: ClassVar[int] = 16 * 2**20
+
+    def __init__(self, context: BackendContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def probe(self) -> Availability:
+        """Whether this backend can work here. Never raises for absence: says why not, and how to get it."""
+
+    @abstractmethod
+    def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
+        """Everything done once per run (helpers started, proofs made); not part of any measured start.
+
+        Raises UnavailableError or BackendError.
+        """
+
+    @abstractmethod
+    def start(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
+        """Start a fresh instance; leaving the context stops it and removes all it had.
+
+        On entry the timeline holds requested, created, first_instruction and ready; after exit also
+        stop_requested and stopped. Raises BackendError with evidence, having undone what was done.
+        """
+
+    def close(self) -> None:  # noqa: B027 - nothing to end is the common case
+        """End what ``prepare`` started. Safe to call at any time, more than once."""
+
+
+class Workload(ABC):
+    """Builds the commands to run and parses their output. Pure: executes nothing, touches no file.
+
+    ``packages`` are the Debian packages that the image needs for it. ``metrics`` declares every metric
+    that ``parse`` can return.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    packages: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str] = ""
+    Params: ClassVar[type[msgspec.Struct]] = NoOptions
+
+    @abstractmethod
+    def commands(self, params: Any, envelope: Envelope) -> Commands:
+        """The commands for ``params`` (a value of ``Params``) within ``envelope``."""
+
+    @abstractmethod
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The measurements in one iteration's output, in base units.
+
+        Raises ParseError with the offending text if the output is not what the tool's known versions
+        print; never returns a guess.
+        """
+
+    @classmethod
+    def duration_s(cls, params: Any) -> float:  # noqa: ARG003 - for overriding
+        """About how long the measured command takes on bare metal, for the progress display's first estimate."""
+        return 1.0
+
+
+class Reporter(ABC):
+    """Writes one form of a run's report."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    suffix: ClassVar[str]
+
+    @abstractmethod
+    def write(self, run: Path, output: Path) -> None:
+        """Write the report of the run directory ``run`` to the file ``output``. Raises RunDirectoryError."""

@@ -1,0 +1,288 @@
+"""The ledger: whatever can leak is entered here before it is made, so that a killed run can be cleaned up.
+
+Each process that makes things owns one append-only file of JSON lines in the ledger folder, named by boot,
+pid and start time. An entry is on disk (fsync) before the thing exists and is struck out after it is gone.
+``clean`` looks at files whose owner is dead and removes what they still list, in reverse order; a live owner's
+entries are never touched. Everything an entry names was made by tare, so nothing else is ever removed.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from bench.errors import CleanUpError
+
+MARKER_VARIABLE = "TARE_RESOURCE"
+"""Environment variable by which a process of ours is recognised; its value is the entry's target."""
+
+_KILL_DEADLINE_S = 10.0
+
+
+class ResourceKind(StrEnum):
+    """What can be left behind.
+
+    ``process``: every process with ``TARE_RESOURCE=<target>`` in its environment. ``cgroup``: the absolute
+    path of a cgroup folder of ours; its processes are ours too and are killed. ``directory`` and ``file``:
+    absolute paths of ours, removed with all they hold.
+    """
+
+    PROCESS = "process"
+    CGROUP = "cgroup"
+    DIRECTORY = "directory"
+    FILE = "file"
+
+
+class _Line(msgspec.Struct, frozen=True):
+    entry: int
+    kind: ResourceKind | None = None
+    target: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One thing that exists, or is about to."""
+
+    number: int
+    kind: ResourceKind
+    target: str
+
+
+class Cleaned(msgspec.Struct, frozen=True):
+    """What ``clean`` did: entries removed, and those it could not remove with the reason."""
+
+    removed: tuple[Entry, ...]
+    failed: tuple[tuple[Entry, str], ...]
+
+
+class Ledger:
+    """The entries of this process. Use as a context manager; closing it with nothing open removes the file."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path = folder / f"{_boot_id()}-{os.getpid()}-{_start_time(os.getpid())}.jsonl"
+        # One process may open its ledger more than once (nested harnesses in tests): numbers go on.
+        self._open = {entry.number: entry for entry in _read(self.path)} if self.path.exists() else {}
+        self._next = max(self._open, default=0) + 1
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def enter(self, kind: ResourceKind, target: str | Path) -> Entry:
+        """Enter a thing that is about to be made. On disk when this returns."""
+        entry = Entry(self._next, kind, str(target))
+        self._next += 1
+        self._write(_Line(entry.number, kind, entry.target))
+        self._open[entry.number] = entry
+        return entry
+
+    def strike(self, entry: Entry) -> None:
+        """Strike out a thing that is gone."""
+        if self._open.pop(entry.number, None) is not None:
+            self._write(_Line(entry.number))
+
+    @contextlib.contextmanager
+    def holding(self, kind: ResourceKind, target: str | Path) -> Iterator[Entry]:
+        """Enter ``target`` for the length of a block that makes it and removes it.
+
+        If the block raises, the entry stays, and the next ``clean`` sees to it.
+        """
+        entry = self.enter(kind, target)
+        yield entry
+        self.strike(entry)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """What is entered and not struck out."""
+        return tuple(self._open.values())
+
+    def close(self) -> None:
+        """Close the file, and remove it if everything entered is gone."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            if not self._open:
+                self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, line: _Line) -> None:
+        os.write(self._fd, msgspec.json.encode(line) + b"\n")
+        os.fsync(self._fd)
+
+
+def clean(folder: Path) -> Cleaned:
+    """Remove what dead owners left behind. Live owners' entries are left alone. Safe to run twice at once."""
+    removed: list[Entry] = []
+    failed: list[tuple[Entry, str]] = []
+    for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else ():
+        if _is_alive(path):
+            continue
+        with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            kept = []
+            for entry in reversed(_read(path)):
+                try:
+                    if remove(entry):
+                        removed.append(entry)
+                except OSError as error:
+                    kept.append(entry)
+                    failed.append((entry, f"{error.strerror}: {error.filename or entry.target}"))
+            if not kept:
+                path.unlink(missing_ok=True)
+    return Cleaned(tuple(removed), tuple(failed))
+
+
+def remove(entry: Entry) -> bool:
+    """Remove what an entry names; False if it was not there any more. Raises OSError."""
+    match entry.kind:
+        case ResourceKind.PROCESS:
+            return _kill_all(_marked(entry.target))
+        case ResourceKind.CGROUP:
+            return remove_cgroup(Path(entry.target))
+        case ResourceKind.DIRECTORY:
+            return _remove_tree(Path(entry.target))
+        case ResourceKind.FILE:
+            present = Path(entry.target).exists()
+            Path(entry.target).unlink(missing_ok=True)
+            return present
+
+
+def remove_cgroup(path: Path) -> bool:
+    """Kill every process in a cgroup and its children, then remove them all. False if it does not exist.
+
+    Works on v1 and v2 alike: kills what ``cgroup.procs`` lists until it lists nothing, so a process that
+    forks meanwhile does not escape. Raises OSError if the cgroup cannot be emptied or removed.
+    """
+    if not path.is_dir():
+        return False
+    groups = [path, *(folder for folder in path.rglob("*") if folder.is_dir())]
+    deadline = time.monotonic() + _KILL_DEADLINE_S
+    for group in reversed(groups):
+        thaw = group / "freezer.state"
+        if thaw.exists():
+            thaw.write_text("THAWED")
+        while pids := _members(group):
+            _kill_all(pids)
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, f"processes {pids} do not end", str(group))
+    for group in reversed(groups):
+        _remove_empty_cgroup(group, deadline)
+    return True
+
+
+def _remove_empty_cgroup(group: Path, deadline: float) -> None:
+    # The kernel lets go of a cgroup a moment after its last process was reaped, and has no event for it on v1.
+    while True:
+        try:
+            group.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return
+
+
+def _members(group: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    except (FileNotFoundError, OSError):
+        return []
+
+
+def _marked(target: str) -> list[int]:
+    wanted = f"{MARKER_VARIABLE}={target}".encode()
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                if wanted in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+    return found
+
+
+def _kill_all(pids: list[int]) -> bool:
+    """SIGKILL each process and wait until each is gone; a pidfd keeps a reused pid from being hit."""
+    descriptors = []
+    for pid in pids:
+        if pid == os.getpid():
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            descriptors.append(descriptor)
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    deadline = time.monotonic() + _KILL_DEADLINE_S
+    for descriptor in descriptors:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        os.close(descriptor)
+    return bool(descriptors)
+
+
+def _remove_tree(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _read(path: Path) -> list[Entry]:
+    """The entries of a ledger file that are not struck out; a half-written last line counts as not written."""
+    entries: dict[int, Entry] = {}
+    for text in path.read_bytes().split(b"\n"):
+        try:
+            line = msgspec.json.decode(text, type=_Line)
+        except msgspec.DecodeError:
+            continue
+        if line.kind is None:
+            entries.pop(line.entry, None)
+        else:
+            entries[line.entry] = Entry(line.entry, line.kind, line.target)
+    return list(entries.values())
+
+
+def _is_alive(path: Path) -> bool:
+    """Whether the owner named by a ledger file still runs (same boot, same pid, same start time)."""
+    boot, pid, started = path.stem.rsplit("-", 2)
+    if boot != _boot_id():
+        return False
+    try:
+        return _start_time(int(pid)) == int(started)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return False
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start_time(pid: int) -> int:
+    """Clock ticks after boot at which a process started: field 22 of /proc/PID/stat. A zombie counts as gone."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        raise ProcessLookupError(pid)
+    return int(fields[19])
+
+
+def raise_if_failed(cleaned: Cleaned) -> None:
+    """Raise CleanUpError that names what could not be removed."""
+    if cleaned.failed:
+        lines = "\n".join(f"  {entry.kind} {entry.target}: {reason}" for entry, reason in cleaned.failed)
+        raise CleanUpError(f"could not remove everything a killed run left:\n{lines}", remedy="run `tare clean` again")

@@ -1,0 +1,371 @@
+"""The nouns of tare as immutable values: what is asked for, what happened, what was measured.
+
+Everything here is data that can be written as JSON and read back. Nothing here touches the machine.
+All times called ``*_s`` that are points in time are readings of the host's CLOCK_MONOTONIC.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.units import Unit
+
+SCHEMA_VERSION = 1
+SCRATCH = "/scratch"
+"""Where an instance finds its scratch folder, on the suite's storage, whatever the backend."""
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """Base of everything that is stored: immutable, strict about unknown keys."""
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+class Direction(StrEnum):
+    """Which way is better."""
+
+    LOWER = "lower"
+    HIGHER = "higher"
+
+
+class Metric(Struct, frozen=True):
+    """One measurable quantity.
+
+    ``name`` is unique within a workload or experiment (``read.latency.p99``); values are in ``unit``.
+    ``description`` is a sentence that says what the number means.
+    """
+
+    name: str
+    unit: Unit
+    direction: Direction
+    description: str
+
+
+class Measurement(Struct, frozen=True):
+    """One value of one metric, as a workload's parser read it. In the metric's base unit."""
+
+    metric: str
+    value: float
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+class Envelope(Struct, frozen=True):
+    """The resources every instance gets, on every backend.
+
+    ``cpus`` are host CPU numbers; an instance is pinned to exactly these, with all it costs the host.
+    ``memory_bytes`` is the memory limit of a container and the memory of a guest. ``scratch_bytes`` is
+    the size of the scratch folder where the backend has to reserve it. ``pids_max`` bounds processes.
+    """
+
+    cpus: tuple[int, ...]
+    memory_bytes: int
+    scratch_bytes: int
+    pids_max: int
+
+
+class Command(Struct, frozen=True):
+    """A program to run inside an instance. ``argv[0]`` is looked up in the image's PATH.
+
+    ``timeout_s`` bounds it: afterwards its whole process tree is killed and ``Completed.timed_out`` set.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = {}
+    cwd: str = "/"
+    stdin: bytes = b""
+    timeout_s: float = 60.0
+
+
+class Completed(Struct, frozen=True):
+    """How a command ended.
+
+    ``returncode`` is the exit status, or None if ``signal`` (its number) ended it. ``started_s`` and
+    ``ended_s`` are host-monotonic and bracket the program's own run as closely as the backend can see
+    it; ``guest_duration_s`` is the instance's own idea of the duration where it has a clock of its own.
+    """
+
+    argv: tuple[str, ...]
+    returncode: int | None
+    signal: int | None
+    stdout: bytes
+    stderr: bytes
+    started_s: float
+    ended_s: float
+    timed_out: bool = False
+    guest_duration_s: float | None = None
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds on the host's monotonic clock."""
+        return self.ended_s - self.started_s
+
+
+class Commands(Struct, frozen=True):
+    """What a workload wants run in one instance: set-up once, the measured command each iteration, teardown once."""
+
+    measured: Command
+    setup: tuple[Command, ...] = ()
+    teardown: tuple[Command, ...] = ()
+
+
+# --- what an instance reports -----------------------------------------------------------------------
+
+
+class Phase(StrEnum):
+    """Marks in the life of an instance, in this order, on the host's monotonic clock.
+
+    ``requested``: the harness asked for it. ``created``: the thing that isolates exists (the new
+    namespaces' first process; the QEMU process). ``first_instruction``: the first user-space code inside
+    ran. ``ready``: the harness knows that it can execute a command. ``stop_requested``, ``stopped``: the
+    harness asked it to end; its last process and host resource were gone.
+    """
+
+    REQUESTED = "requested"
+    CREATED = "created"
+    FIRST_INSTRUCTION = "first_instruction"
+    READY = "ready"
+    STOP_REQUESTED = "stop_requested"
+    STOPPED = "stopped"
+
+
+class StartTimeline:
+    """The marks of one instance, filled in as it lives.
+
+    ``splits`` are durations told by the guest itself, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.marks: dict[Phase, float] = {}
+        self.splits: dict[str, float] = {}
+
+    def mark(self, phase: Phase, at_s: float) -> None:
+        """Record that ``phase`` was reached at ``at_s`` (host monotonic seconds)."""
+        self.marks[phase] = at_s
+
+    def between(self, first: Phase, second: Phase) -> float | None:
+        """Seconds from one mark to another, or None if either was not reached."""
+        if first in self.marks and second in self.marks:
+            return self.marks[second] - self.marks[first]
+        return None
+
+
+class Usage(Struct, frozen=True):
+    """What an instance has cost the host since it started, by the host's own accounting.
+
+    A field is None where this host cannot account for it; ``missing`` says why, by field name.
+    """
+
+    cpu_user_s: float | None
+    cpu_system_s: float | None
+    memory_peak_bytes: int | None
+    memory_current_bytes: int | None
+    io_read_bytes: int | None
+    io_write_bytes: int | None
+    cpu_throttled_s: float | None = None
+    oom_kills: int | None = None
+    missing: Mapping[str, str] = {}
+
+
+class Footprint(Struct, frozen=True):
+    """The memory and disk that an instance holds now.
+
+    ``pss_bytes`` and ``private_bytes`` are sums over its processes on the host (``smaps_rollup``);
+    ``cgroup_bytes`` is its cgroup's charge; ``disk_owned_bytes`` are blocks only it has,
+    ``disk_shared_bytes`` those it shares with others of the same image.
+    """
+
+    pss_bytes: int | None
+    private_bytes: int | None
+    cgroup_bytes: int | None
+    disk_owned_bytes: int
+    disk_shared_bytes: int
+    processes: int
+
+
+class Confound(Struct, frozen=True):
+    """Something other than isolation that may explain a difference. Recorded and shown, never hidden.
+
+    ``code`` is stable and machine-readable (``accel-tcg``); ``backend`` is empty if it concerns the host.
+    """
+
+    code: str
+    detail: str
+    backend: str = ""
+
+
+class Availability(Struct, frozen=True):
+    """Whether a backend can work here, and if not why, and how to get it."""
+
+    available: bool
+    reason: str
+    remedy: str | None = None
+
+
+class BackendDescription(Struct, frozen=True):
+    """What a backend turned out to be on this host once prepared.
+
+    ``label`` is what tables and charts call it, and holds everything that must never be left out
+    (``vm (tcg)``). ``facts`` are stored in the manifest (``accel``, versions, device models).
+    """
+
+    label: str
+    facts: Mapping[str, str] = {}
+    confounds: tuple[Confound, ...] = ()
+
+
+class Image(Struct, frozen=True):
+    """A built image on this host: ``digest`` names its content, the paths are where it lies.
+
+    ``rootfs`` is the tree that bare metal and containers use; ``disk`` is an erofs of the same tree;
+    ``kernel`` and ``initramfs`` boot a guest on it. An imported image may have no kernel.
+    ``packages`` maps package to version; ``programs`` is the search path inside the image.
+    """
+
+    digest: str
+    recipe: str
+    directory: Path
+    rootfs: Path
+    disk: Path | None
+    kernel: Path | None
+    initramfs: Path | None
+    kernel_version: str
+    packages: Mapping[str, str]
+    size_bytes: int
+
+
+class InstanceSpec(Struct, frozen=True):
+    """One instance to start. ``identifier`` is unique on this host and safe in a file name."""
+
+    identifier: str
+    image: Image
+    envelope: Envelope
+
+
+# --- the design and its results ---------------------------------------------------------------------
+
+
+class Cell(Struct, frozen=True):
+    """One point of the design. ``backend`` is its name in the suite; ``workload`` is empty for ``boot``."""
+
+    experiment: str
+    workload: str
+    params: Mapping[str, Any]
+    backend: str
+
+    @property
+    def key(self) -> str:
+        """A stable identifier of the cell within its run."""
+        return f"{self.subject}/{self.backend}"
+
+    @property
+    def subject(self) -> str:
+        """What is compared across backends: the cell without its backend."""
+        given = ",".join(f"{name}={value}" for name, value in sorted(self.params.items()))
+        return "/".join(part for part in (self.experiment, self.workload, given) if part)
+
+
+class PlannedInstance(Struct, frozen=True):
+    """One fresh instance of a cell in a block: the unit of replication, and of resuming."""
+
+    identifier: str
+    block: int
+    index: int
+    cell: Cell
+
+
+class Sample(Struct, frozen=True):
+    """One value of one metric of one iteration, as a line of ``samples.jsonl``.
+
+    ``iteration`` counts from 0; ``warmup`` iterations are kept and left out of estimates. ``raw`` names
+    the file under the run directory that holds the command's whole output, or is empty where the value
+    came from a mark or a meter.
+    """
+
+    instance: str
+    block: int
+    experiment: str
+    workload: str
+    params: Mapping[str, Any]
+    backend: str
+    metric: str
+    unit: Unit
+    value: float
+    iteration: int
+    warmup: bool
+    raw: str = ""
+
+
+class EventKind(StrEnum):
+    """What an event line tells."""
+
+    RUN_STARTED = "run_started"
+    RUN_RESUMED = "run_resumed"
+    RUN_ENDED = "run_ended"
+    INSTANCE_STARTED = "instance_started"
+    INSTANCE_DONE = "instance_done"
+    INSTANCE_FAILED = "instance_failed"
+    COMMAND = "command"
+    NOTE = "note"
+
+
+class Event(Struct, frozen=True):
+    """One line of ``events.jsonl``: what happened, when (host monotonic and UTC), to which instance."""
+
+    kind: EventKind
+    at_s: float
+    utc: str
+    instance: str = ""
+    cell: str = ""
+    message: str = ""
+    details: Mapping[str, Any] = {}
+
+
+class RunStatus(StrEnum):
+    """How a run stands."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"
+
+
+class Fact(Struct, frozen=True):
+    """One fact about the host, with where it was read. ``value`` is for people and for comparing."""
+
+    name: str
+    value: str
+    source: str
+
+
+class Manifest(Struct, frozen=True):
+    """``manifest.json``: everything about a run that is not a sample.
+
+    ``suite`` is the suite as resolved (defaults filled in). ``backends`` is keyed by the backend's name
+    in the suite; a backend that was asked for and is not available stands in ``unavailable``.
+    ``metrics`` is keyed by ``workload/metric`` or ``experiment/metric``.
+    """
+
+    schema_version: int
+    run: str
+    tare_version: str
+    status: RunStatus
+    seed: int
+    started_utc: str
+    ended_utc: str
+    suite: Mapping[str, Any]
+    envelope: Envelope
+    image: Mapping[str, Any]
+    host: tuple[Fact, ...]
+    host_summary: str
+    backends: Mapping[str, BackendDescription]
+    unavailable: Mapping[str, Availability]
+    confounds: tuple[Confound, ...]
+    metrics: Mapping[str, Metric]
+    planned_instances: int
+    command_line: tuple[str, ...] = ()
+    baseline: str = "bare-metal"

@@ -1,0 +1,98 @@
+"""The one place where host programs are started (``subprocess`` lives only here)."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from bench.errors import MissingToolError, TareError
+from bench.packages import package_of, remedy_for
+
+PLAIN_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC"}
+"""Locale and zone for every host tool whose output is read."""
+
+Popen = subprocess.Popen
+PIPE = subprocess.PIPE
+DEVNULL = subprocess.DEVNULL
+STDOUT = subprocess.STDOUT
+TimeoutExpired = subprocess.TimeoutExpired
+
+
+class ToolFailedError(TareError):
+    """A host tool ended with an error; ``stderr`` is its last output."""
+
+    def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
+        tail = "\n".join(stderr.strip().splitlines()[-12:])
+        super().__init__(f"{Path(argv[0]).name} failed with exit status {returncode}: {tail or '(no output)'}")
+        self.argv = tuple(argv)
+        self.returncode = returncode
+        self.stderr = stderr
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A host tool that ended well."""
+
+    stdout: str
+    stderr: str
+
+
+def find_tool(name: str) -> Path | None:
+    """The path of a host program, also where root's sbin folders are not in PATH; None if it is not installed."""
+    path = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
+    found = shutil.which(name, path=path)
+    return None if found is None else Path(found)
+
+
+def require_tool(name: str) -> Path:
+    """The path of a host program. Raises MissingToolError that names the package to install."""
+    path = find_tool(name)
+    if path is None:
+        package = package_of(name)
+        raise MissingToolError(
+            f"{name} is not installed" + (f" (Debian package {package})" if package else ""),
+            remedy=remedy_for([package]) if package else None,
+        )
+    return path
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: bytes = b"",
+    stdout: IO[bytes] | None = None,
+) -> Finished:
+    """Run a host tool to its end, with a plain locale.
+
+    ``argv[0]`` is looked up by ``require_tool``. Raises MissingToolError, ToolFailedError, and TareError on
+    timeout (its whole process group is killed).
+    """
+    full = [str(require_tool(argv[0])), *argv[1:]]
+    with subprocess.Popen(
+        full,
+        env={**os.environ, **PLAIN_ENVIRONMENT, **(env or {})},
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if stdout is None else stdout,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(stdin, timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+            raise TareError(f"{argv[0]} did not finish within {timeout_s:g} s and was killed") from None
+        except BaseException:
+            os.killpg(process.pid, 9)
+            process.wait()
+            raise
+    if process.returncode != 0:
+        raise ToolFailedError(argv, process.returncode, err.decode(errors="replace"))
+    return Finished((out or b"").decode(errors="replace"), err.decode(errors="replace"))

@@ -1,0 +1,98 @@
+"""Units: base SI inside, human forms only at the edges.
+
+Sizes are bytes with IEC prefixes (``512MiB``), durations are seconds. Everything stored is in the
+base unit of its metric; ``format_value`` is for display only.
+"""
+
+import math
+import re
+from enum import StrEnum
+
+
+class Unit(StrEnum):
+    """The units a metric may have, each the base unit in which values are stored."""
+
+    SECOND = "s"
+    BYTE = "B"
+    BYTES_PER_SECOND = "B/s"
+    OPERATIONS_PER_SECOND = "1/s"
+    COUNT = "1"
+    RATIO = "ratio"
+
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<prefix>[KMGT]i)?B?")
+_IEC = {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|min|m|h)?")
+_SECONDS = {None: 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``512MiB``, ``4KiB`` or ``1073741824``.
+
+    Decimal prefixes (``MB``) are refused, because half of the tools mean one thing by them and half
+    the other. Raises ValueError.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write it like 512MiB or 4KiB (powers of 1024)")
+    return round(float(match["number"]) * _IEC[match["prefix"]])
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as ``90s``, ``10m``, ``1h`` or ``250ms``. Raises ValueError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write it like 90s, 10m or 250ms")
+    return float(match["number"]) * _SECONDS[match["unit"]]
+
+
+def format_size(value: float) -> str:
+    """A size for people, with an IEC prefix and three significant digits."""
+    for prefix, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(value) >= factor:
+            return f"{_significant(value / factor)} {prefix}"
+    return f"{_significant(value)} B"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people: ``1.85 ms``, ``4.3 s``, ``2 min 05 s``."""
+    if not math.isfinite(seconds):
+        return "–"
+    if abs(seconds) >= 120:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02d} s"
+    for suffix, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if abs(seconds) >= factor:
+            return f"{_significant(seconds / factor)} {suffix}"
+    return "0 s" if seconds == 0 else f"{_significant(seconds / 1e-9)} ns"
+
+
+def format_value(value: float, unit: Unit) -> str:
+    """A value of a metric for people, with its unit."""
+    if not math.isfinite(value):
+        return "–"
+    match unit:
+        case Unit.SECOND:
+            return format_duration(value)
+        case Unit.BYTE:
+            return format_size(value)
+        case Unit.BYTES_PER_SECOND:
+            return f"{format_size(value)}/s"
+        case Unit.OPERATIONS_PER_SECOND:
+            return f"{_thousands(value)}/s"
+        case Unit.COUNT:
+            return _thousands(value)
+        case Unit.RATIO:
+            return f"{_significant(value)}×"
+
+
+def _significant(value: float) -> str:
+    """Three significant digits without an exponent."""
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else _significant(value)

@@ -1,0 +1,1 @@
+"""Reports of a run: frames, comparisons, charts, and their written forms."""

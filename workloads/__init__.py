@@ -1,0 +1,1 @@
+"""The built-in workloads, one file a tool: argv out, measurements in."""
