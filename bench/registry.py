@@ -1,0 +1,79 @@
+"""Finds plug-ins through entry points. The built-ins come through the same door as anybody's."""
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+import msgspec
+
+from bench.errors import UnavailableError, UnknownNameError
+from bench.interfaces import Backend, Reporter, Workload
+
+_Plugin = TypeVar("_Plugin")
+
+
+class PluginFailure(msgspec.Struct, frozen=True):
+    """A plug-in that is registered and cannot be used."""
+
+    name: str
+    value: str
+    reason: str
+
+
+class Plugins(Generic[_Plugin]):
+    """The plug-ins of one kind: those that load by name, and those that do not with the reason."""
+
+    def __init__(self, kind: str, loaded: Mapping[str, type[_Plugin]], failures: Mapping[str, PluginFailure]) -> None:
+        self.kind = kind
+        self.loaded = loaded
+        self.failures = failures
+
+    def get(self, name: str) -> type[_Plugin]:
+        """The class registered as ``name``.
+
+        Raises UnknownNameError with the known names, UnavailableError if it failed to load.
+        """
+        if name in self.loaded:
+            return self.loaded[name]
+        if name in self.failures:
+            failure = self.failures[name]
+            raise UnavailableError(f"the {self.kind} {name!r} ({failure.value}) cannot be loaded: {failure.reason}")
+        known = ", ".join(sorted(self.loaded)) or "none"
+        raise UnknownNameError(f"there is no {self.kind} {name!r}; there are: {known}")
+
+
+def find_backends() -> Plugins[Backend]:
+    """Every registered backend."""
+    return _load("backend", Backend)  # type: ignore[type-abstract]  # the class is only compared with, never made
+
+
+def find_workloads() -> Plugins[Workload]:
+    """Every registered workload."""
+    return _load("workload", Workload)  # type: ignore[type-abstract]  # as above
+
+
+def find_reporters() -> Plugins[Reporter]:
+    """Every registered reporter."""
+    return _load("reporter", Reporter)  # type: ignore[type-abstract]  # as above
+
+
+def _load(kind: str, base: type[_Plugin]) -> Plugins[_Plugin]:
+    loaded: dict[str, type[_Plugin]] = {}
+    failures: dict[str, PluginFailure] = {}
+    for point in entry_points(group=f"tare.{kind}s"):
+        try:
+            loaded[point.name] = _load_one(point, base)
+        except Exception as error:  # noqa: BLE001 - whatever somebody's module raises must not stop the others
+            reason = f"{type(error).__name__}: {error}"
+            failures[point.name] = PluginFailure(point.name, point.value, reason)
+    return Plugins(kind, loaded, failures)
+
+
+def _load_one(point: EntryPoint, base: type[_Plugin]) -> type[_Plugin]:
+    plugin = point.load()
+    if not (isinstance(plugin, type) and issubclass(plugin, base)):
+        raise TypeError(f"{point.value} is not a subclass of bench.interfaces.{base.__name__}")
+    missing: frozenset[str] = getattr(plugin, "__abstractmethods__", frozenset())
+    if missing:
+        raise TypeError(f"{point.value} does not implement {', '.join(sorted(missing))}")
+    return plugin

@@ -1,0 +1,241 @@
+"""A run on disk: a directory that is appended to while the run goes on, and read back afterwards.
+
+``manifest.json`` is replaced atomically; ``samples.jsonl`` and ``events.jsonl`` only ever grow, a record a line, and
+are on disk before the next instance starts; ``raw/INSTANCE/`` holds the compressed outputs of each command. A
+half-written last line, as a crash or a full disk leaves it, is dropped with a warning; everything before it counts.
+"""
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from bench.errors import RunDirectoryError, TareError
+from bench.model import SCHEMA_VERSION, Completed, Event, EventKind, Manifest, Sample
+
+MANIFEST = "manifest.json"
+SAMPLES = "samples.jsonl"
+EVENTS = "events.jsonl"
+RAW = "raw"
+
+_Record = TypeVar("_Record", Sample, Event)
+
+
+class LoadedRun(msgspec.Struct, frozen=True):
+    """A run read back. ``warnings`` say what could not be read and was left out."""
+
+    path: Path
+    manifest: Manifest
+    samples: list[Sample]
+    events: list[Event]
+    warnings: list[str]
+
+
+def attempt_of(instance: str) -> tuple[str, int]:
+    """The planned instance and the attempt in an instance's name: ``b00-1f3a~2`` is ``b00-1f3a`` measured again."""
+    planned, separator, attempt = instance.partition("~")
+    return planned, int(attempt) if separator else 1
+
+
+class RunStore:
+    """The writing side of a run directory. One process writes at a time; a lock holds that."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Open ``path`` for writing, making it if needed. Raises RunDirectoryError if another process writes to it."""
+        self.path = path
+        self.manifest = manifest
+        with _named_failures(path):
+            (path / RAW).mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+                raise RunDirectoryError(f"{path}: another tare process is writing to this run") from None
+            self.save_manifest(manifest)
+            self._samples = _open_for_append(path / SAMPLES)
+            self._events = _open_for_append(path / EVENTS)
+
+    def save_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest atomically."""
+        with _named_failures(self.path):
+            text = json.dumps(msgspec.to_builtins(manifest), indent=2, ensure_ascii=False)
+            part = self.path / f"{MANIFEST}.part"
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path / MANIFEST)
+        self.manifest = manifest
+
+    def add_sample(self, sample: Sample) -> None:
+        """Append a sample. It is on disk after the next ``sync``."""
+        with _named_failures(self.path):
+            _append(self._samples, sample)
+
+    def add_event(self, event: Event) -> None:
+        """Append an event. It is on disk after the next ``sync``."""
+        with _named_failures(self.path):
+            _append(self._events, event)
+
+    def add_raw(self, instance: str, name: str, completed: Completed) -> str:
+        """Keep a command's whole output, compressed; returns its name relative to the run directory.
+
+        Standard output is the returned file; standard error, if there was any, lies beside it.
+        """
+        with _named_failures(self.path):
+            folder = self.path / RAW / instance
+            folder.mkdir(exist_ok=True)
+            for suffix, content in (("stdout", completed.stdout), ("stderr", completed.stderr)):
+                if content or suffix == "stdout":
+                    path = folder / f"{name}.{suffix}.gz"
+                    path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
+            return f"{RAW}/{instance}/{name}.stdout.gz"
+
+    def sync(self) -> None:
+        """Wait until everything appended is on disk."""
+        with _named_failures(self.path):
+            os.fsync(self._samples)
+            os.fsync(self._events)
+
+    def close(self) -> None:
+        """Close the files and give up the lock."""
+        os.close(self._samples)
+        os.close(self._events)
+        self._lock.close()
+        (self.path / ".lock").unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_run(path: Path) -> LoadedRun:
+    """Read a run directory, finished or not.
+
+    Samples of an attempt that a later attempt of the same planned instance replaced are left out. Raises
+    RunDirectoryError if there is no run there, or one of a schema that this version does not know.
+    """
+    manifest = load_manifest(path)
+    warnings: list[str] = []
+    samples = _load_lines(path / SAMPLES, Sample, warnings)
+    events = _load_lines(path / EVENTS, Event, warnings)
+    replaced = _replaced_attempts(samples, events)
+    if replaced:
+        warnings.append(f"{len(replaced)} unfinished instances were measured again; their first samples are left out")
+    kept = [sample for sample in samples if sample.instance not in replaced]
+    return LoadedRun(path, manifest, kept, events, warnings)
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read the manifest of a run directory. Raises RunDirectoryError."""
+    file = path / MANIFEST
+    try:
+        raw = json.loads(file.read_text("utf-8"))
+        version = raw["schema_version"]
+    except FileNotFoundError:
+        raise RunDirectoryError(
+            f"{path} is not a run directory: it has no {MANIFEST}", remedy="name a folder that `tare run` made"
+        ) from None
+    except OSError as error:
+        raise RunDirectoryError(f"{file}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError):
+        raise RunDirectoryError(f"{file} is not a manifest of tare: it is damaged or something else") from None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise RunDirectoryError(
+            f"{file}: schema version {version} is newer than this tare knows ({SCHEMA_VERSION})",
+            remedy="install the version of tare that made the run, or a newer one",
+        )
+    try:
+        return msgspec.convert(raw, Manifest)
+    except msgspec.ValidationError as error:
+        raise RunDirectoryError(f"{file}: {error}") from None
+
+
+def done_instances(events: list[Event]) -> set[str]:
+    """The planned instances that have ended, well or not: a resumed run does not repeat them."""
+    ended = (EventKind.INSTANCE_DONE, EventKind.INSTANCE_FAILED)
+    return {attempt_of(event.instance)[0] for event in events if event.kind in ended}
+
+
+def _replaced_attempts(samples: list[Sample], events: list[Event]) -> set[str]:
+    latest: dict[str, int] = {}
+    started = {event.instance for event in events if event.kind is EventKind.INSTANCE_STARTED}
+    for instance in started:
+        planned, attempt = attempt_of(instance)
+        latest[planned] = max(attempt, latest.get(planned, 1))
+    replaced = set()
+    for instance in {sample.instance for sample in samples}:
+        planned, attempt = attempt_of(instance)
+        if attempt < latest.get(planned, 1):
+            replaced.add(instance)
+    return replaced
+
+
+def _load_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[_Record]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        warnings.append(f"{path.name} is missing")
+        return []
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: {error.strerror}") from None
+    whole, newline, rest = content.rpartition(b"\n")
+    if rest:
+        warnings.append(f"{path.name}: the last line was only half written ({len(rest)} bytes) and is left out")
+    decoder = msgspec.json.Decoder(kind)
+    try:
+        return decoder.decode_lines(whole + newline)
+    except msgspec.DecodeError:
+        return _load_damaged(path.name, whole, decoder, warnings)
+
+
+def _load_damaged(
+    name: str, content: bytes, decoder: msgspec.json.Decoder[_Record], warnings: list[str]
+) -> list[_Record]:
+    records = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            records.append(decoder.decode(line))
+        except msgspec.DecodeError as error:
+            warnings.append(f"{name} line {number} cannot be read and is left out: {error}")
+    return records
+
+
+def _open_for_append(path: Path) -> int:
+    """Open a file of lines, cutting off a half-written last line so that the next record starts on its own."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.ftruncate(descriptor, content.rfind(b"\n") + 1)
+    return descriptor
+
+
+def _append(descriptor: int, record: Any) -> None:
+    line = msgspec.json.encode(record) + b"\n"
+    written = os.write(descriptor, line)
+    if written != len(line):  # a full disk takes a part: the rest of the line fails loudly
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def _named_failures(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TareError(
+            f"cannot write to the run directory {path}: {reason}",
+            remedy="make room or choose another folder with --output; what was measured is kept, and "
+            "`tare run --resume` goes on from there",
+        ) from error
