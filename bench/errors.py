@@ -65,6 +65,10 @@ class RunDirectoryError(TareError):
     exit_code = ExitCode.BAD_INPUT
 
 
+class StoreError(TareError):
+    """The run directory cannot be written any more: the run ends, what was measured is kept."""
+
+
 class UnknownNameError(TareError):
     """A backend, workload, reporter or experiment that nobody registered."""
 

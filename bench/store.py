@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from bench.errors import RunDirectoryError, TareError
+from bench.errors import RunDirectoryError, StoreError
 from bench.model import SCHEMA_VERSION, Completed, Event, EventKind, Manifest, Sample
 
 MANIFEST = "manifest.json"
@@ -234,7 +234,7 @@ def _named_failures(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise TareError(
+        raise StoreError(
             f"cannot write to the run directory {path}: {reason}",
             remedy="make room or choose another folder with --output; what was measured is kept, and "
             "`tare run --resume` goes on from there",

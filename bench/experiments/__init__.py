@@ -1,0 +1,9 @@
+"""The procedures that can be run over backends, by the name a suite calls them."""
+
+from bench.experiments.base import Experiment, InstanceRun
+from bench.experiments.boot import Boot
+from bench.experiments.steady import Steady
+
+EXPERIMENTS: dict[str, type[Experiment]] = {kind.name: kind for kind in (Boot, Steady)}
+
+__all__ = ["EXPERIMENTS", "Experiment", "InstanceRun"]

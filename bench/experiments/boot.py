@@ -1,0 +1,58 @@
+"""``boot``: how long an instance takes from the request until it can execute, and to stop, phase by phase.
+
+Every mark is on the host's monotonic clock. What a guest tells about itself (firmware, kernel, init) is kept beside.
+"""
+
+from bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
+from bench.model import Command, Phase
+from bench.units import Unit
+
+CREATE = lower("boot.create", Unit.SECOND, "Requested until what isolates exists: first process, or the hypervisor's.")
+INIT = lower("boot.init", Unit.SECOND, "From then until the first user-space instruction inside: root, kernel, mounts.")
+READY = lower("boot.ready", Unit.SECOND, "From then until the harness knows that the instance can execute a command.")
+TOTAL = lower("boot.total", Unit.SECOND, "Requested until ready to execute.")
+FIRST_COMMAND = lower(
+    "boot.first_command", Unit.SECOND, "The first command in the fresh instance, /bin/true, there and back."
+)
+STOP = lower("boot.stop", Unit.SECOND, "Asked to stop until its last process and host resource were gone.")
+PSS = lower("boot.pss", Unit.BYTE, "Proportional set size of all its host processes when it was ready and idle.")
+CHARGE = lower("boot.charge", Unit.BYTE, "Memory its cgroup was charged with when it was ready and idle.")
+CPU = lower("boot.cpu", Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
+SPLITS = {
+    "guest.firmware": lower("guest.firmware", Unit.SECOND, "Firmware, as the guest tells it."),
+    "guest.kernel": lower(
+        "guest.kernel", Unit.SECOND, "Kernel until the first user-space instruction, by the guest's clock."
+    ),
+    "guest.init": lower(
+        "guest.init", Unit.SECOND, "First user-space instruction until its services run, by the guest's clock."
+    ),
+}
+
+
+class Boot(Experiment):
+    """Starts an instance, looks at it once, stops it."""
+
+    name = "boot"
+    summary = "start and stop of an instance by phase, and what it holds when idle"
+    needs_workload = False
+    metrics = (CREATE, INIT, READY, TOTAL, FIRST_COMMAND, STOP, PSS, CHARGE, CPU, *SPLITS.values())
+
+    def run(self, run: InstanceRun) -> None:
+        """One start and stop."""
+        with run.start() as instance:
+            timeline = instance.timeline
+            usage, footprint = instance.usage(), instance.footprint()
+            completed, raw = run.execute(instance, Command(("/bin/true",)), "first")
+        record_span(run, CREATE, timeline, Phase.REQUESTED, Phase.CREATED)
+        record_span(run, INIT, timeline, Phase.CREATED, Phase.FIRST_INSTRUCTION)
+        record_span(run, READY, timeline, Phase.FIRST_INSTRUCTION, Phase.READY)
+        record_span(run, TOTAL, timeline, Phase.REQUESTED, Phase.READY)
+        record_span(run, STOP, timeline, Phase.STOP_REQUESTED, Phase.STOPPED)
+        run.record(FIRST_COMMAND, completed.duration_s, raw=raw)
+        record_known(run, PSS, footprint.pss_bytes)
+        record_known(run, CHARGE, footprint.cgroup_bytes)
+        if usage.cpu_user_s is not None and usage.cpu_system_s is not None:
+            run.record(CPU, usage.cpu_user_s + usage.cpu_system_s)
+        for name, seconds in timeline.splits.items():
+            if name in SPLITS:
+                run.record(SPLITS[name], seconds)

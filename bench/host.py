@@ -1,0 +1,233 @@
+"""What host this is: the facts a reader needs to judge or repeat a result, and what disturbs it while it runs.
+
+Everything is read from files under injectable roots. A fact that this host does not tell is left out, never guessed.
+"""
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from bench.model import Confound, Fact
+
+
+class HostRoots(msgspec.Struct, frozen=True):
+    """Where to read from; tests inject other trees."""
+
+    proc: Path = Path("/proc")
+    sys: Path = Path("/sys")
+    etc: Path = Path("/etc")
+
+
+_HERE = HostRoots()
+
+
+class Pressure(msgspec.Struct, frozen=True):
+    """Counters of disturbance since boot, in seconds: CPU time stolen by a hypervisor above, and PSI stall times."""
+
+    at_s: float
+    steal_s: float
+    cpu_stall_s: float | None
+    memory_stall_s: float | None
+    io_stall_s: float | None
+
+    def since(self, earlier: "Pressure") -> dict[str, float]:
+        """What came about since an earlier reading, by name, in seconds."""
+        names = ("steal_s", "cpu_stall_s", "memory_stall_s", "io_stall_s")
+        pairs = {name: (getattr(earlier, name), getattr(self, name)) for name in names}
+        return {name: round(b - a, 6) for name, (a, b) in pairs.items() if a is not None and b is not None}
+
+
+def read_pressure(at_s: float, roots: HostRoots = _HERE) -> Pressure:
+    """The counters now; ``at_s`` is the reader's monotonic time."""
+    cpu = (_read(roots.proc / "stat") or "").partition("\n")[0].split()
+    ticks = os.sysconf("SC_CLK_TCK")
+    steal = int(cpu[8]) / ticks if len(cpu) > 8 else 0.0
+    stalls = {name: _stall(roots.proc / "pressure" / name) for name in ("cpu", "memory", "io")}
+    return Pressure(at_s, steal, stalls["cpu"], stalls["memory"], stalls["io"])
+
+
+def read_facts(storage: Path, roots: HostRoots = _HERE) -> tuple[Fact, ...]:
+    """The facts of this host; ``storage`` is the folder that instances live in."""
+    return tuple(_facts(storage, roots))
+
+
+def summarise(facts: tuple[Fact, ...]) -> str:
+    """One line about the host for the first screen of a report."""
+    known = {fact.name: fact.value for fact in facts}
+    parts = [
+        f"{known.get('cpus', '?')} CPUs {known.get('cpu model', 'of an unknown model')}",
+        known.get("memory", "memory unknown"),
+        f"Linux {known.get('kernel', '?')}",
+        known.get("distribution", ""),
+    ]
+    nested = known.get("virtualization", "none seen")
+    parts.append(
+        "not itself a virtual machine as far as it tells"
+        if nested == "none seen"
+        else f"itself a virtual machine ({nested})"
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> list[Confound]:
+    """What about this host may explain a difference other than isolation, or hide one."""
+    known = {fact.name: fact.value for fact in facts}
+    found = []
+    if known.get("virtualization", "none seen") != "none seen":
+        detail = (
+            f"This host is itself a virtual machine ({known['virtualization']}). What is called bare metal here is a "
+            "process on that machine's kernel; a guest here is nested; a neighbour can take CPU time."
+        )
+        found.append(Confound("host-virtual", detail))
+    if not set(os.sched_getaffinity(0)) - set(instance_cpus):
+        detail = "The instances have every CPU of the host, so tare itself runs beside them on the same CPUs."
+        found.append(Confound("cpus-shared-with-tare", detail))
+    if known.get("storage file system") in {"tmpfs", "ramfs"}:
+        detail = "Instances live on a memory file system: I/O figures are memory figures."
+        found.append(Confound("storage-in-memory", detail))
+    if known.get("frequency governor", "performance") != "performance":
+        detail = f"The CPU frequency governor is {known['frequency governor']}: clocks move with the load."
+        found.append(Confound("frequency-governor", detail))
+    return found
+
+
+def _facts(storage: Path, roots: HostRoots) -> Iterator[Fact]:
+    cpuinfo = _read(roots.proc / "cpuinfo") or ""
+    source = str(roots.proc / "cpuinfo")
+    yield Fact("host name", platform.node(), "uname")
+    if model := _field(cpuinfo, "model name"):
+        yield Fact("cpu model", model, source)
+    yield Fact("cpus", str(cpuinfo.count("processor\t:")), source)
+    yield Fact("virtualization", _virtualization(cpuinfo, roots), f"{source}, {roots.sys}/class/dmi/id")
+    if memory := _field(_read(roots.proc / "meminfo") or "", "MemTotal"):
+        yield Fact("memory", f"{int(memory.split()[0]) / 2**20:.1f} GiB", str(roots.proc / "meminfo"))
+    yield Fact("kernel", platform.release(), "uname")
+    yield Fact("architecture", platform.machine(), "uname")
+    release = _read(roots.etc / "os-release") or ""
+    for line in release.splitlines():
+        if line.startswith("PRETTY_NAME="):
+            yield Fact("distribution", line.partition("=")[2].strip('"'), str(roots.etc / "os-release"))
+    yield from _tunables(roots)
+    yield Fact("cgroup", _cgroup_version(roots), str(roots.proc / "self/mountinfo"))
+    yield from _storage(storage, roots)
+    yield Fact("python", platform.python_version(), "sys")
+
+
+_TUNABLES = (
+    ("frequency governor", "sys", "devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+    ("turbo disabled", "sys", "devices/system/cpu/intel_pstate/no_turbo"),
+    ("boost", "sys", "devices/system/cpu/cpufreq/boost"),
+    ("SMT", "sys", "devices/system/cpu/smt/control"),
+    ("transparent huge pages", "sys", "kernel/mm/transparent_hugepage/enabled"),
+    ("same-page merging", "sys", "kernel/mm/ksm/run"),
+    ("clock source", "sys", "devices/system/clocksource/clocksource0/current_clocksource"),
+    ("address space randomisation", "proc", "sys/kernel/randomize_va_space"),
+    ("swappiness", "proc", "sys/vm/swappiness"),
+    ("load average", "proc", "loadavg"),
+)
+
+
+# Only these: a kernel command line may hold addresses and secrets, and reports are mailed around.
+_KERNEL_PARAMETERS = (
+    "amd_pstate",
+    "cgroup",
+    "default_hugepagesz",
+    "hugepages",
+    "idle",
+    "intel_idle",
+    "intel_pstate",
+    "isolcpus",
+    "maxcpus",
+    "mitigations",
+    "nohz_full",
+    "nosmt",
+    "preempt",
+    "processor.max_cstate",
+    "psi",
+    "rcu_nocbs",
+    "swapaccount",
+    "systemd.unified_cgroup_hierarchy",
+    "transparent_hugepage",
+)
+
+
+def _tunables(roots: HostRoots) -> Iterator[Fact]:
+    for name, root, relative in _TUNABLES:
+        path = getattr(roots, root) / relative
+        if value := _read(path):
+            yield Fact(name, value.strip(), str(path))
+    given = (_read(roots.proc / "cmdline") or "").split()
+    if chosen := [word for word in given if word.startswith(_KERNEL_PARAMETERS)]:
+        yield Fact("kernel parameters", " ".join(chosen), str(roots.proc / "cmdline"))
+    for path in sorted((roots.sys / "devices/system/cpu/vulnerabilities").glob("*")):
+        value = _read(path)
+        if value and value.strip() != "Not affected":
+            yield Fact(f"mitigation {path.name}", value.strip(), str(path))
+
+
+def _virtualization(cpuinfo: str, roots: HostRoots) -> str:
+    """The hypervisor this host runs under, by what it tells; ``none seen`` where nothing does."""
+    product = " ".join(
+        (_read(roots.sys / "class/dmi/id" / name) or "").strip() for name in ("sys_vendor", "product_name")
+    ).strip()
+    known = ("QEMU", "KVM", "VMware", "VirtualBox", "Xen", "Microsoft", "Google", "Amazon", "OpenStack", "Bochs")
+    if "hypervisor" not in (_field(cpuinfo, "flags") or "").split():
+        return "none seen"
+    if any(name in product for name in known):
+        return product
+    kind = (_read(roots.sys / "hypervisor/type") or "").strip()
+    return kind or "hypervisor flag set, vendor not told"
+
+
+def _cgroup_version(roots: HostRoots) -> str:
+    kinds = set()
+    for line in (_read(roots.proc / "self/mountinfo") or "").splitlines():
+        kind = line.partition(" - ")[2].split(" ")[0]
+        if kind in {"cgroup", "cgroup2"}:
+            kinds.add(kind)
+    return {frozenset({"cgroup"}): "v1", frozenset({"cgroup2"}): "v2", frozenset({"cgroup", "cgroup2"}): "hybrid"}.get(
+        frozenset(kinds), "none"
+    )
+
+
+def _storage(storage: Path, roots: HostRoots) -> Iterator[Fact]:
+    """The file system and device below a folder, from the longest mount point that holds it."""
+    best = ("", "", "")
+    for line in (_read(roots.proc / "self/mountinfo") or "").splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split()
+        if len(fields) > 4 and right:
+            point = fields[4]
+            inside = str(storage) == point or str(storage).startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best[0]):
+                kind, device, *_ = right.split()
+                best = (point, kind, device)
+    if best[0]:
+        source = str(roots.proc / "self/mountinfo")
+        yield Fact("storage", f"{storage} on {best[2]}, mounted at {best[0]}", source)
+        yield Fact("storage file system", best[1], source)
+
+
+def _stall(path: Path) -> float | None:
+    for line in (_read(path) or "").splitlines():
+        if line.startswith("some "):
+            return int(line.rpartition("total=")[2]) / 1e6
+    return None
+
+
+def _field(text: str, name: str) -> str | None:
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and key.strip() == name:
+            return value.strip()
+    return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8", errors="replace")
+    except OSError:
+        return None

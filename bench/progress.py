@@ -1,0 +1,135 @@
+"""Shows how a run goes on: a live display in a terminal, plain lines in a file or a pipe.
+
+The time left is the sum, over the instances still to come, of what their like has taken so far in this run; before
+there is a like one, of a prior from the workload's own idea of its duration.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench.model import PlannedInstance
+from bench.suite import Suite
+from bench.units import format_duration
+
+_PRIOR_START_S = 2.0
+
+
+class TimeLeft:
+    """Estimates the seconds that the rest of a plan takes."""
+
+    def __init__(self, suite: Suite, plan: Sequence[PlannedInstance]) -> None:
+        self._left = list(plan)
+        self._seen: dict[str, list[float]] = defaultdict(list)
+        self._by_backend: dict[str, list[float]] = defaultdict(list)
+        self._prior: dict[str, float] = {}
+        for subject in suite.subjects:
+            iterations = subject.sampling.warmup + subject.sampling.iterations
+            work = subject.workload.duration_s(subject.params) * iterations if subject.workload else 0.0
+            self._prior[subject.cell("").subject] = work
+
+    def ended(self, planned: PlannedInstance, seconds: float) -> None:
+        """Take note of how long an instance took; it is the first of those left."""
+        self._left.pop(0)
+        self._seen[planned.cell.key].append(seconds)
+        overhead = max(0.0, seconds - self._prior.get(planned.cell.subject, 0.0))
+        self._by_backend[planned.cell.backend].append(overhead)
+
+    def seconds(self) -> float:
+        """The estimate now, in seconds."""
+        return sum(self._one(planned) for planned in self._left)
+
+    def _one(self, planned: PlannedInstance) -> float:
+        seen = self._seen.get(planned.cell.key)
+        if seen:
+            return sum(seen) / len(seen)
+        overheads = self._by_backend.get(planned.cell.backend)
+        overhead = sum(overheads) / len(overheads) if overheads else _PRIOR_START_S
+        return self._prior.get(planned.cell.subject, 0.0) + overhead
+
+
+class RunDisplay:
+    """The observer of a run that a person watches. Use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live: Progress | None = None
+        self._task: object = None
+        self._left: TimeLeft | None = None
+        self._blocks = 0
+        self._labels: Mapping[str, str] = {}
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def step(self, text: str) -> None:
+        """Say what is being done before or after the measuring."""
+        elapsed = time.monotonic() - self._started
+        self.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {escape(text)}", highlight=False, soft_wrap=True)
+
+    def plan(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
+        """Begin showing a plan; ``labels`` are what the backends turned out to be, by name."""
+        self._left = TimeLeft(suite, plan)
+        self._labels = labels
+        self._blocks = max((planned.block for planned in plan), default=0) + 1
+        if self.console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                TextColumn("[dim]{task.fields[left]}[/dim]"),
+                console=self.console,
+                transient=True,
+            )
+            self._live.start()
+            self._task = self._live.add_task("starting", total=len(plan), left="")
+
+    def instance_started(self, planned: PlannedInstance, position: int, total: int) -> None:
+        """Show what runs now and about how much time is left."""
+        self._position = f"[{position:{len(str(total))}}/{total}]"
+        if self._live is not None:
+            self._live.update(self._task, description=escape(self._describe(planned)), left=self._left_text())  # type: ignore[arg-type]  # rich's TaskID
+
+    def instance_ended(self, planned: PlannedInstance, failure: str | None, seconds: float) -> None:
+        """Show how it ended."""
+        if self._left is not None:
+            self._left.ended(planned, seconds)
+        if self._live is not None:
+            self._live.advance(self._task)  # type: ignore[arg-type]  # rich's TaskID
+            if failure:
+                self.console.print(f"[bold]failed[/bold]  {escape(self._describe(planned))}: {escape(failure)}")
+            return
+        result = f"failed: {failure}" if failure else format_duration(seconds)
+        line = f"{self._position} {self._describe(planned)}: {result}, {self._left_text()}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def finished(self) -> None:
+        """End the live display."""
+        self._stop()
+
+    def _describe(self, planned: PlannedInstance) -> str:
+        cell = planned.cell
+        label = self._labels.get(cell.backend, cell.backend)
+        given = " ".join(str(value) for value in cell.params.values())
+        what = " ".join(part for part in (cell.workload or cell.experiment, given) if part)
+        return f"block {planned.block + 1}/{self._blocks}  {what} on {label}"
+
+    def _left_text(self) -> str:
+        seconds = self._left.seconds() if self._left else 0.0
+        return f"about {format_duration(max(1.0, round(seconds)))} left" if seconds > 0.5 else "done"
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

@@ -1,0 +1,248 @@
+"""Executes a plan: one fresh instance after another, everything kept, no failure in one cell stopping the rest."""
+
+import contextlib
+import math
+import os
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from bench.errors import BackendError, StoreError, TareError, WorkloadError
+from bench.experiments import Experiment
+from bench.host import read_pressure
+from bench.interfaces import Backend, Instance, Workload
+from bench.model import (
+    Command,
+    Completed,
+    Envelope,
+    Event,
+    EventKind,
+    Image,
+    InstanceSpec,
+    Metric,
+    PlannedInstance,
+    Sample,
+)
+from bench.store import RunStore
+from bench.suite import Subject, Suite
+
+CLOCK_TOLERANCE = 0.05
+"""A guest's own duration may differ from the host's by this share, or by CLOCK_TOLERANCE_S, before it is flagged."""
+CLOCK_TOLERANCE_S = 0.1
+_TAIL = 4000
+
+
+class Observer(Protocol):
+    """Is told how a run goes on; the progress display is one."""
+
+    def instance_started(self, planned: PlannedInstance, position: int, total: int) -> None:
+        """The instance at ``position`` (from 1) of ``total`` begins."""
+
+    def instance_ended(self, planned: PlannedInstance, failure: str | None, seconds: float) -> None:
+        """It ended, with the reason if it failed."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a run ended: instances measured and failed, and whether it was interrupted."""
+
+    done: int
+    failed: int
+    interrupted: bool
+
+
+class Runner:
+    """Runs planned instances one after another and writes what comes out of them to the store."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        image: Image,
+        backends: Mapping[str, Backend],
+        store: RunStore,
+        observer: Observer,
+        *,
+        identity: str,
+        unavailable: Mapping[str, str],
+    ) -> None:
+        """``backends`` are prepared, by name in the suite; ``unavailable`` has the reason for those not here.
+
+        ``identity`` is unique to this process on this host, so that instances of two runs never share a name.
+        """
+        self.suite = suite
+        self.image = image
+        self.backends = backends
+        self.store = store
+        self.observer = observer
+        self.identity = identity
+        self.unavailable = unavailable
+        self._subjects = {subject.cell("").subject: subject for subject in suite.subjects}
+
+    def run(self, plan: Sequence[PlannedInstance], attempts: Mapping[str, int]) -> Outcome:
+        """Run what is planned. ``attempts`` says how often an instance was begun before, in a run that is resumed.
+
+        A KeyboardInterrupt ends the run after the live instance was stopped; everything measured is kept.
+        """
+        done = failed = 0
+        for position, planned in enumerate(plan, start=1):
+            self.observer.instance_started(planned, position, len(plan))
+            started = time.monotonic()
+            try:
+                failure = self._run_instance(planned, attempts.get(planned.identifier, 0) + 1)
+            except KeyboardInterrupt:
+                self.store.sync()
+                return Outcome(done, failed, interrupted=True)
+            done += failure is None
+            failed += failure is not None
+            self.observer.instance_ended(planned, failure, time.monotonic() - started)
+        return Outcome(done, failed, interrupted=False)
+
+    def _run_instance(self, planned: PlannedInstance, attempt: int) -> str | None:
+        """Run one instance; returns the reason if it failed."""
+        name = planned.identifier if attempt == 1 else f"{planned.identifier}~{attempt}"
+        cell = planned.cell
+        before = read_pressure(time.monotonic())
+        self._event(EventKind.INSTANCE_STARTED, name, planned)
+        failure: str | None = None
+        try:
+            if cell.backend not in self.backends:
+                raise BackendError(f"not available: {self.unavailable[cell.backend]}")  # noqa: TRY301 - as any failure
+            subject = self._subjects[cell.subject]
+            live = _LiveRun(self, planned, name, subject)
+            subject.experiment().run(live)
+        except StoreError:
+            raise
+        except (TareError, OSError) as error:
+            failure = error.message if isinstance(error, TareError) else f"{type(error).__name__}: {error}"
+            evidence = getattr(error, "evidence", "")
+            remedy = getattr(error, "remedy", None)
+            details = {"evidence": evidence, "remedy": remedy, "kind": type(error).__name__}
+            self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)
+        except Exception as error:  # noqa: BLE001 - a bug in a plug-in is a failed cell, with its traceback kept
+            failure = f"{type(error).__name__}: {error}"
+            details = {"evidence": traceback.format_exc(), "remedy": None, "kind": "bug"}
+            self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)
+        else:
+            disturbance = read_pressure(time.monotonic()).since(before)
+            load = [round(value, 2) for value in os.getloadavg()]
+            self._event(EventKind.INSTANCE_DONE, name, planned, details={**disturbance, "load": load})
+        self.store.sync()
+        return failure
+
+    def _event(
+        self,
+        kind: EventKind,
+        instance: str,
+        planned: PlannedInstance,
+        message: str = "",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.store.add_event(make_event(kind, message, instance=instance, cell=planned.cell.key, details=details))
+
+
+class _LiveRun:
+    """What an experiment gets for one planned instance (``bench.experiments.InstanceRun``)."""
+
+    def __init__(self, runner: Runner, planned: PlannedInstance, name: str, subject: Subject) -> None:
+        self._runner = runner
+        self._planned = planned
+        self._name = name
+        self._experiment: type[Experiment] = subject.experiment
+        self._warmup = subject.sampling.warmup
+        self._commands = 0
+        self.workload: Workload | None = subject.workload() if subject.workload else None
+        self.params = subject.params
+        self.envelope: Envelope = runner.suite.envelope
+        self.iterations = subject.sampling.warmup + subject.sampling.iterations
+
+    def is_warmup(self, iteration: int) -> bool:
+        return self._experiment.needs_workload and iteration < self._warmup
+
+    @contextlib.contextmanager
+    def start(self) -> Iterator[Instance]:
+        backend = self._runner.backends[self._planned.cell.backend]
+        identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}"
+        with backend.start(InstanceSpec(identifier, self._runner.image, self.envelope)) as instance:
+            yield instance
+
+    def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
+        completed = instance.execute(command)
+        self._commands += 1
+        raw = self._runner.store.add_raw(self._name, f"{self._commands:03d}-{role}", completed)
+        details = {
+            "role": role,
+            "argv": completed.argv,
+            "returncode": completed.returncode,
+            "signal": completed.signal,
+            "duration_s": completed.duration_s,
+            "guest_duration_s": completed.guest_duration_s,
+            "raw": raw,
+        }
+        self._runner._event(EventKind.COMMAND, self._name, self._planned, details=details)  # noqa: SLF001 - its own part
+        _raise_if_failed(command, completed)
+        self._check_clock(completed)
+        return completed, raw
+
+    def record(self, metric: Metric, value: float, *, iteration: int | None = None, raw: str = "") -> None:
+        if not math.isfinite(value):
+            raise WorkloadError(f"{metric.name} is {value}, which is not a number that can be compared")
+        cell = self._planned.cell
+        self._runner.store.add_sample(
+            Sample(
+                instance=self._name,
+                block=self._planned.block,
+                experiment=cell.experiment,
+                workload=cell.workload,
+                params=cell.params,
+                backend=cell.backend,
+                metric=metric.name,
+                unit=metric.unit,
+                value=value,
+                iteration=iteration or 0,
+                warmup=iteration is not None and self.is_warmup(iteration),
+                raw=raw,
+            )
+        )
+
+    def _check_clock(self, completed: Completed) -> None:
+        """The guest's clock against the host's: a difference means that one of them cannot be believed."""
+        guest = completed.guest_duration_s
+        if guest is None:
+            return
+        allowed = max(CLOCK_TOLERANCE * completed.duration_s, CLOCK_TOLERANCE_S)
+        if abs(guest - completed.duration_s) > allowed:
+            message = (
+                f"clocks disagree: {completed.argv[0]} took {completed.duration_s:.3f} s by the host's clock and "
+                f"{guest:.3f} s by the guest's"
+            )
+            self._runner._event(EventKind.NOTE, self._name, self._planned, message, {"code": "clock"})  # noqa: SLF001
+
+
+def make_event(
+    kind: EventKind, message: str = "", *, instance: str = "", cell: str = "", details: Mapping[str, Any] | None = None
+) -> Event:
+    """An event that happens now."""
+    utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Event(kind, time.monotonic(), utc, instance, cell, message, details or {})
+
+
+def _raise_if_failed(command: Command, completed: Completed) -> None:
+    if not completed.timed_out and completed.returncode == 0:
+        return
+    program = command.argv[0]
+    if completed.timed_out:
+        reason = f"{program} did not finish within {command.timeout_s:g} s and was killed"
+    elif completed.signal is not None:
+        reason = f"{program} was killed by signal {completed.signal}"
+    elif completed.returncode == 127:
+        reason = f"{program} is not in the image"
+    else:
+        reason = f"{program} failed with exit status {completed.returncode}"
+    shown = [f"$ {' '.join(command.argv)}"]
+    for name, content in (("standard output", completed.stdout), ("standard error", completed.stderr)):
+        if content.strip():
+            shown.append(f"{name} ends with:\n{content[-_TAIL:].decode(errors='replace').strip()}")
+    raise WorkloadError(reason, evidence="\n".join(shown))

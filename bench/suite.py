@@ -1,0 +1,335 @@
+"""Reads a suite: a TOML file becomes a resolved, checked value, or one message with the file and the key.
+
+A suite states the image, the envelope, the sampling policy, the backends and the experiments once, for every
+backend alike. Lists in ``params`` make one cell a value.
+"""
+
+import itertools
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from bench.errors import SuiteError, TareError, UnknownNameError
+from bench.experiments import EXPERIMENTS, Experiment
+from bench.interfaces import Backend, Workload
+from bench.model import Cell, Envelope
+from bench.registry import Plugins
+from bench.units import parse_size
+
+_T = TypeVar("_T")
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the sections of a suite file: unknown keys are refused."""
+
+
+class SuiteHead(_Section, frozen=True):
+    """``[suite]``: what the report is called and says it asks."""
+
+    name: str
+    description: str = ""
+
+
+class ImageSection(_Section, frozen=True):
+    """``[image]``: packages beyond what the workloads declare, or an image that was imported or built before."""
+
+    packages: tuple[str, ...] = ()
+    use: str = ""
+
+
+class EnvelopeSection(_Section, frozen=True):
+    """``[envelope]``: the resources of an instance. ``cpus`` is a number of CPUs, or a list of host CPU numbers."""
+
+    cpus: int | tuple[int, ...] = 1
+    memory: str = "512MiB"
+    scratch: str = "256MiB"
+    pids: int = 512
+    storage: str = ""
+
+
+class Sampling(_Section, frozen=True):
+    """``[sampling]``: blocks, fresh instances of a cell in a block, iterations in an instance, warm-ups before them."""
+
+    seed: int = 1
+    blocks: int = 5
+    instances: int = 1
+    iterations: int = 3
+    warmup: int = 1
+
+
+class BackendSection(_Section, frozen=True):
+    """``[[backend]]``: ``type`` is a registered backend, ``name`` what this suite calls it (the type unless given)."""
+
+    type: str
+    name: str = ""
+    options: Mapping[str, Any] = {}
+
+
+class ExperimentSection(_Section, frozen=True):
+    """``[[experiment]]``: a procedure, the workload it needs, and counts where they differ from ``[sampling]``."""
+
+    kind: str
+    workload: str = ""
+    params: Mapping[str, Any] = {}
+    blocks: int | None = None
+    instances: int | None = None
+    iterations: int | None = None
+    warmup: int | None = None
+
+
+class SuiteFile(_Section, frozen=True):
+    """A suite file as written."""
+
+    suite: SuiteHead
+    backend: tuple[BackendSection, ...]
+    experiment: tuple[ExperimentSection, ...]
+    image: ImageSection = ImageSection()
+    envelope: EnvelopeSection = EnvelopeSection()
+    sampling: Sampling = Sampling()
+
+
+_SECTIONS: Mapping[str, type[_Section]] = {
+    "suite": SuiteHead,
+    "image": ImageSection,
+    "envelope": EnvelopeSection,
+    "sampling": Sampling,
+    "backend": BackendSection,
+    "experiment": ExperimentSection,
+}
+
+
+class BackendChoice(msgspec.Struct, frozen=True):
+    """A backend of the suite, its class and its checked options."""
+
+    name: str
+    type: type[Backend]
+    options: Any
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """What is compared across backends: an experiment with one workload and one set of parameters.
+
+    ``params`` is a value of the workload's ``Params``; ``given`` is what the suite stated, for names and records.
+    """
+
+    experiment: type[Experiment]
+    workload: type[Workload] | None
+    params: Any
+    given: Mapping[str, Any]
+    sampling: Sampling
+
+    def cell(self, backend: str) -> Cell:
+        """The cell of this subject on one backend."""
+        return Cell(self.experiment.name, self.workload.name if self.workload else "", self.given, backend)
+
+
+class Suite(msgspec.Struct, frozen=True):
+    """A suite, resolved: every name found, every value checked, every default filled in."""
+
+    path: Path
+    head: SuiteHead
+    image: ImageSection
+    envelope: Envelope
+    storage: Path | None
+    sampling: Sampling
+    backends: tuple[BackendChoice, ...]
+    subjects: tuple[Subject, ...]
+    source: Mapping[str, Any]
+
+    def packages(self) -> tuple[str, ...]:
+        """The Debian packages that the image needs: the suite's own and the workloads'."""
+        needed = set(self.image.packages)
+        for subject in self.subjects:
+            needed.update(subject.workload.packages if subject.workload else ())
+        return tuple(sorted(needed))
+
+
+def load_suite(
+    path: Path,
+    backends: Plugins[Backend],
+    workloads: Plugins[Workload],
+    *,
+    only: Sequence[str] = (),
+    seed: int | None = None,
+) -> Suite:
+    """Read and resolve a suite. ``only`` keeps these backends, ``seed`` replaces the suite's.
+
+    Raises SuiteError with the file and the key, whatever is wrong.
+    """
+    raw = _read_toml(path)
+    file = _convert(raw, SuiteFile, path, "")
+    sampling = file.sampling if seed is None else msgspec.structs.replace(file.sampling, seed=seed)
+    _check_counts(path, "sampling", sampling)
+    envelope = _resolve_envelope(path, file.envelope)
+    choices = _resolve_backends(path, file.backend, backends, envelope)
+    unknown = sorted(set(only) - {choice.name for choice in choices})
+    if unknown:
+        names = ", ".join(choice.name for choice in choices)
+        raise SuiteError(f"{path}: backend", f"--backend {unknown[0]}: the suite has {names}")
+    return Suite(
+        path=path,
+        head=file.suite,
+        image=file.image,
+        envelope=envelope,
+        storage=Path(file.envelope.storage).expanduser() if file.envelope.storage else None,
+        sampling=sampling,
+        backends=tuple(choice for choice in choices if not only or choice.name in only),
+        subjects=tuple(_resolve_subjects(path, file.experiment, workloads, sampling, envelope)),
+        source=msgspec.to_builtins(msgspec.structs.replace(file, sampling=sampling)),
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SuiteError(str(path), "there is no such file", remedy="`tare list suites` shows the ready ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SuiteError(str(path), f"cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(str(path), f"is not TOML: {error}") from None
+
+
+def _convert(value: Any, kind: type[_T], path: Path, key: str) -> _T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$")
+        where = where.rstrip("`").lstrip(".")
+        place = ".".join(part for part in (key, where) if part) or "top level"
+        remedy = None
+        if "unknown field" in problem:
+            section = _SECTIONS.get(where.partition("[")[0], kind) if kind is SuiteFile else kind
+            known = msgspec.structs.fields(cast("type[msgspec.Struct]", section))
+            remedy = f"known keys there: {', '.join(field.encode_name for field in known) or 'none'}"
+        raise SuiteError(f"{path}: {place}", problem, remedy=remedy) from None
+
+
+def _check_counts(path: Path, key: str, sampling: Sampling) -> None:
+    for name in ("blocks", "instances", "iterations"):
+        if getattr(sampling, name) < 1:
+            raise SuiteError(f"{path}: {key}.{name}", f"must be at least 1, not {getattr(sampling, name)}")
+    if sampling.warmup < 0:
+        raise SuiteError(f"{path}: {key}.warmup", f"must be at least 0, not {sampling.warmup}")
+
+
+def _resolve_envelope(path: Path, section: EnvelopeSection) -> Envelope:
+    sizes = {}
+    for name in ("memory", "scratch"):
+        try:
+            sizes[name] = parse_size(getattr(section, name))
+        except ValueError as error:
+            raise SuiteError(f"{path}: envelope.{name}", str(error)) from None
+    if section.pids < 16:
+        raise SuiteError(f"{path}: envelope.pids", f"must be at least 16, not {section.pids}")
+    return Envelope(_choose_cpus(path, section.cpus), sizes["memory"], sizes["scratch"], section.pids)
+
+
+def _choose_cpus(path: Path, wanted: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Host CPUs for the instances: the last ones that this process may use, so that the first stay tare's own."""
+    usable = sorted(os.sched_getaffinity(0))
+    if isinstance(wanted, int):
+        if not 1 <= wanted <= len(usable):
+            raise SuiteError(f"{path}: envelope.cpus", f"asks for {wanted} CPUs; this host offers {len(usable)}")
+        return tuple(usable[-wanted:])
+    missing = sorted(set(wanted) - set(usable))
+    if missing or not wanted or len(set(wanted)) != len(wanted):
+        problem = f"CPU {missing[0]} is not usable here ({usable})" if missing else "must name each CPU once"
+        raise SuiteError(f"{path}: envelope.cpus", problem)
+    return tuple(sorted(wanted))
+
+
+def _resolve_backends(
+    path: Path, sections: Sequence[BackendSection], plugins: Plugins[Backend], envelope: Envelope
+) -> list[BackendChoice]:
+    if not sections:
+        raise SuiteError(f"{path}: backend", "the suite names no backend")
+    choices: list[BackendChoice] = []
+    for index, section in enumerate(sections):
+        key = f"backend[{index}]"
+        plugin = _look_up(plugins, section.type, f"{path}: {key}.type")
+        name = section.name or section.type
+        if any(choice.name == name for choice in choices):
+            raise SuiteError(f"{path}: {key}.name", f"{name!r} is there twice; give each its own name")
+        if envelope.memory_bytes < plugin.minimum_memory_bytes:
+            least = f"{plugin.minimum_memory_bytes // 2**20}MiB"
+            raise SuiteError(
+                f"{path}: envelope.memory",
+                f"{envelope.memory_bytes // 2**20}MiB is too little for the backend {name!r}, which needs {least}",
+                remedy=f"state at least {least}, or leave that backend out",
+            )
+        options = _convert(section.options, plugin.Options, path, f"{key}.options")
+        choices.append(BackendChoice(name, plugin, options))
+    return choices
+
+
+def _resolve_subjects(
+    path: Path,
+    sections: Sequence[ExperimentSection],
+    workloads: Plugins[Workload],
+    sampling: Sampling,
+    envelope: Envelope,
+) -> list[Subject]:
+    if not sections:
+        raise SuiteError(f"{path}: experiment", "the suite names no experiment")
+    subjects: list[Subject] = []
+    for index, section in enumerate(sections):
+        key = f"experiment[{index}]"
+        experiment = _find_experiment(path, key, section.kind)
+        own = _own_sampling(sampling, section)
+        _check_counts(path, key, own)
+        if not experiment.needs_workload:
+            if section.workload or section.params:
+                raise SuiteError(f"{path}: {key}.workload", f"the experiment {section.kind!r} runs no workload")
+            subjects.append(Subject(experiment, None, None, {}, own))
+            continue
+        if not section.workload:
+            raise SuiteError(f"{path}: {key}.workload", f"the experiment {section.kind!r} needs a workload")
+        workload = _look_up(workloads, section.workload, f"{path}: {key}.workload")
+        for given in _each_combination(section.params):
+            params = _convert(given, workload.Params, path, f"{key}.params")
+            _check_commands(path, key, workload, params, envelope)
+            subjects.append(Subject(experiment, workload, params, given, own))
+    names = [subject.cell("").key for subject in subjects]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise SuiteError(f"{path}: experiment", f"{twice.rstrip('/')} is there twice")
+    return subjects
+
+
+def _find_experiment(path: Path, key: str, kind: str) -> type[Experiment]:
+    if kind not in EXPERIMENTS:
+        known = ", ".join(sorted(EXPERIMENTS))
+        raise SuiteError(f"{path}: {key}.kind", f"there is no experiment {kind!r}; there are: {known}")
+    return EXPERIMENTS[kind]
+
+
+def _own_sampling(sampling: Sampling, section: ExperimentSection) -> Sampling:
+    given = {name: getattr(section, name) for name in ("blocks", "instances", "iterations", "warmup")}
+    return msgspec.structs.replace(sampling, **{name: value for name, value in given.items() if value is not None})
+
+
+def _each_combination(params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the values given: a list is a dimension, one cell a value."""
+    values = [value if isinstance(value, list) else [value] for value in params.values()]
+    return [dict(zip(params, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def _check_commands(path: Path, key: str, workload: type[Workload], params: Any, envelope: Envelope) -> None:
+    """Workloads are pure, so what they refuse is known before anything runs."""
+    try:
+        workload().commands(params, envelope)
+    except (TareError, ValueError) as error:
+        message = error.message if isinstance(error, TareError) else str(error)
+        raise SuiteError(f"{path}: {key}.params", message) from None
+
+
+def _look_up(plugins: Plugins[_T], name: str, place: str) -> type[_T]:
+    try:
+        return plugins.get(name)
+    except UnknownNameError as error:
+        raise SuiteError(place, error.message) from None
