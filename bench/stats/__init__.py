@@ -1,0 +1,40 @@
+"""Estimates, intervals and verdicts for two-level data: iterations in instances in blocks.
+
+The method in one paragraph. Each instance is reduced to the median of its iterations, each block to the median of its
+instances, and a backend is compared with the baseline block by block: one log ratio a block. What the host did to a
+block (drift, other load) falls on both sides of a ratio and cancels. The estimate is the centre of these log ratios,
+and the interval comes from how they differ from block to block, which holds the variation of both levels at once
+(Kalibera and Jones 2013: the top level decides). ``intervals`` says which interval and why, ``verdicts`` what follows.
+
+Importing this package imports numpy, and no more of scipy than its special functions.
+"""
+
+from bench.stats.intervals import LEVEL, MANY_BLOCKS, Interval, centre_interval
+from bench.stats.medians import CellBlocks, grouped_medians
+from bench.stats.verdicts import (
+    DEFAULT_MARGIN,
+    Comparison,
+    Verdict,
+    adjust_p_values,
+    compare,
+    control_false_discoveries,
+    judge,
+    summarise,
+)
+
+__all__ = [
+    "DEFAULT_MARGIN",
+    "LEVEL",
+    "MANY_BLOCKS",
+    "CellBlocks",
+    "Comparison",
+    "Interval",
+    "Verdict",
+    "adjust_p_values",
+    "centre_interval",
+    "compare",
+    "control_false_discoveries",
+    "grouped_medians",
+    "judge",
+    "summarise",
+]
