@@ -1,0 +1,147 @@
+"""What a backend asks of a control group, whatever its version."""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from bench.errors import BackendError
+from bench.model import Usage
+
+KILL_DEADLINE_S = 10.0
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a cgroup enforces; None leaves a resource unlimited.
+
+    ``io_device`` (``254:0``) is the block device whose I/O is accounted; v1 counts nothing for a device
+    that nobody asked about.
+    """
+
+    cpus: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+    pids_max: int | None = None
+    io_device: str | None = None
+
+
+class Cgroup(ABC):
+    """One live cgroup: a folder in each hierarchy that takes part. Made by ``start_cgroup``.
+
+    ``folders`` is what was made. A process joins by writing ``0`` into each of ``join_files``, itself and
+    while it has one thread: moving itself takes tens of microseconds, being moved by another waits for an
+    RCU grace period (7 to 15 ms after idling). ``clone_into`` is the folder for ``CLONE_INTO_CGROUP``;
+    a process made that way only has to join ``join_files_after_clone``.
+    """
+
+    folders: tuple[Path, ...]
+    join_files: tuple[Path, ...]
+    clone_into: Path | None
+    join_files_after_clone: tuple[Path, ...]
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What the processes of this cgroup, dead ones included, have used since it was made."""
+
+    @abstractmethod
+    def charge_bytes(self) -> int | None:
+        """Memory charged to it now, page cache and kernel memory included; None without a memory controller."""
+
+    @abstractmethod
+    def oom_kills(self) -> int | None:
+        """Processes that its memory limit has killed; None without a memory controller."""
+
+    @abstractmethod
+    def _set_frozen(self, *, frozen: bool) -> bool:
+        """Freeze or thaw every member; False where this kernel cannot. Returns before all have stopped."""
+
+    def members(self) -> list[int]:
+        """The host pids of its processes. Empty once it is gone."""
+        try:
+            return [int(pid) for pid in read_text(self.folders[0] / "cgroup.procs").split()]
+        except OSError:
+            return []
+
+    def threads(self) -> list[int]:
+        """The host thread ids of its processes. Empty once they are gone."""
+        found: list[int] = []
+        for pid in self.members():
+            with contextlib.suppress(OSError):
+                found += [int(folder.name) for folder in Path(f"/proc/{pid}/task").iterdir()]
+        return found
+
+    def kill(self, *, keep: Collection[int] = ()) -> None:
+        """SIGKILL every member but ``keep`` (host pids), and return when they have ended.
+
+        The cgroup is frozen meanwhile where that is possible, so that a process that forks without end
+        does not escape. Raises BackendError if some do not end within 10 s (stuck in the kernel).
+        """
+        deadline = time.monotonic() + KILL_DEADLINE_S
+        while victims := [pid for pid in self.members() if pid not in keep]:
+            frozen = self._set_frozen(frozen=True)
+            try:
+                descriptors = _signal_all([pid for pid in self.members() if pid not in keep])
+            finally:
+                if frozen:
+                    self._set_frozen(frozen=False)
+            _wait_ended(descriptors, deadline)
+            if time.monotonic() > deadline:
+                raise BackendError(
+                    f"processes {victims} in {self.folders[0]} did not end within {KILL_DEADLINE_S:g} s of SIGKILL",
+                    remedy="they are stuck inside the kernel; /proc/PID/stack tells where",
+                )
+
+
+def _signal_all(pids: list[int]) -> list[int]:
+    """SIGKILL each process; its pidfds, which keep a reused pid from being hit."""
+    descriptors = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            descriptors.append(descriptor)
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    return descriptors
+
+
+def _wait_ended(descriptors: list[int], deadline: float) -> None:
+    for descriptor in descriptors:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        os.close(descriptor)
+
+
+def read_text(path: Path) -> str:
+    """The text of a control file. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+        return b"".join(parts).decode()
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a control file in one write. Raises OSError with its path."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def parse_keyed(text: str) -> dict[str, int]:
+    """The numbers of a flat keyed control file (``cpu.stat``, ``memory.events``)."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}

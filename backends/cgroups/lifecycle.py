@@ -1,0 +1,102 @@
+"""Making and removing cgroups."""
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from backends.cgroups.interface import KILL_DEADLINE_S, Cgroup, Limits, read_text, write_text
+from backends.cgroups.layout import Layout, Version, find_layout
+from backends.cgroups.v1 import V1Cgroup
+from backends.cgroups.v2 import V2Cgroup
+from bench.errors import BackendError, UnavailableError
+from bench.ledger import Ledger, ResourceKind, remove_cgroup
+
+PREFIX = "tare-"
+
+
+@contextlib.contextmanager
+def start_cgroup(ledger: Ledger, name: str, limits: Limits, layout: Layout | None = None) -> Iterator[Cgroup]:
+    """A cgroup ``tare-<name>`` below our own in each hierarchy, with ``limits`` set.
+
+    Its folders are in the ledger before they are made. On exit whatever is left in it is killed and it is
+    removed. Raises UnavailableError where there are no cgroups, BackendError if the kernel refuses one.
+    """
+    layout = find_layout() if layout is None else layout
+    if layout.version is Version.NONE:
+        raise UnavailableError("no cgroup hierarchy is mounted", remedy="mount -t cgroup2 none /sys/fs/cgroup")
+    kind = V2Cgroup if layout.version is Version.V2 else V1Cgroup
+    cgroup = kind(layout, PREFIX + name)
+    entries = ledger.enter_all(ResourceKind.CGROUP, cgroup.folders)
+    try:
+        _make(cgroup, limits)
+        yield cgroup
+    finally:
+        stop_cgroup(cgroup)
+        ledger.strike_all(entries)
+
+
+def _make(cgroup: V1Cgroup | V2Cgroup, limits: Limits) -> None:
+    try:
+        for folder in cgroup.folders:
+            os.mkdir(folder)  # noqa: PTH102 - on the measured start path
+        cgroup.set_limits(limits)
+    except OSError as error:
+        raise BackendError(
+            f"the kernel refused a cgroup: {error.strerror}: {error.filename}",
+            remedy="check that tare runs as root, and that the limits fit those of the cgroup tare itself is in",
+        ) from error
+
+
+def stop_cgroup(cgroup: Cgroup) -> None:
+    """Kill what is left in a cgroup and remove it. Safe on one half made or already removed. Raises BackendError."""
+    if not _kill_at_once(cgroup):
+        cgroup.kill()
+    for folder in cgroup.folders:
+        try:
+            os.rmdir(folder)  # noqa: PTH106 - on the measured stop path
+        except FileNotFoundError:
+            continue
+        except OSError:
+            _remove_patiently(folder)
+
+
+def _kill_at_once(cgroup: Cgroup) -> bool:
+    """Kill by ``cgroup.kill`` (Linux 5.14) and wait until the cgroup is empty; False where that cannot be done."""
+    folder = cgroup.clone_into
+    if folder is None:
+        return False
+    try:
+        events = os.open(folder / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        write_text(folder / "cgroup.kill", "1")
+        return _wait_empty(events, folder)
+    except OSError:
+        return False
+    finally:
+        os.close(events)
+
+
+def _wait_empty(events: int, folder: Path) -> bool:
+    """Wait for ``populated 0``; the kernel raises POLLPRI on ``cgroup.events`` at each change."""
+    deadline = time.monotonic() + KILL_DEADLINE_S
+    poll = select.poll()
+    poll.register(events, select.POLLPRI)
+    while "populated 1" in os.pread(events, 4096, 0).decode():
+        if time.monotonic() > deadline:
+            stuck = read_text(folder / "cgroup.procs").split()
+            raise BackendError(f"processes {stuck} in {folder} did not end within {KILL_DEADLINE_S:g} s of SIGKILL")
+        poll.poll(1000)
+    return True
+
+
+def _remove_patiently(folder: Path) -> None:
+    """For a group with children of its own, or one whose last process the kernel has not let go of yet."""
+    try:
+        remove_cgroup(folder)
+    except OSError as error:
+        raise BackendError(f"could not remove the cgroup {folder}: {error.strerror}") from error
