@@ -1,0 +1,119 @@
+"""The guest side of an image: what goes into the initramfs. The image builder packs it, the vm backend speaks to it.
+
+For the packer, everything there is to know:
+
+- ``compile_init(target)`` compiles the guest's one program, ``/init`` (static; see init.c and command.c).
+- ``initramfs_entries(modules_dep, modules_builtin)`` says what the archive holds, in order, parents first. It is
+  pure: it takes the *text* of ``modules.dep`` (as ``depmod -b ROOT VERSION`` writes it) and ``modules.builtin``.
+- Each entry is a folder (``content`` is None), or a file whose bytes come from ``content``: an ``InitProgram``, a
+  ``ModuleFile`` (a path below ``lib/modules/VERSION``), or the bytes themselves. All belong to 0:0, with time 0.
+- Pack it as an *uncompressed* newc cpio: QEMU hands it over by DMA, while an emulated guest takes longer to decompress
+  than to copy. Module files go in as they are (Debian's are not compressed; ``UnsupportedKernelError`` otherwise).
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from bench.errors import ImageError
+from bench.process import run
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("init.c", "command.c"))
+
+WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay", "ext4")
+"""Kernel modules the guest needs, in the order in which it needs them; those built into the kernel are left out."""
+
+CONSOLE_PREFIX = "tare: "
+"""How the guest's own lines on its console begin."""
+
+IMAGE_SERIAL = "tare-image"
+SCRATCH_SERIAL = "tare-scratch"
+"""Serial numbers by which the guest tells its disks apart."""
+
+AGENT_PORT = "org.qemu.guest_agent.0"
+COMMAND_PORT = "org.tare.command.0"
+"""Names of the guest's virtio ports."""
+
+GUEST_PROGRAM = "/run/tare/guest"
+"""Where the guest finds its own program once it has entered the image's root."""
+
+PIDS_PARAMETER = "tare_pids"
+SCRATCH_PARAMETER = "tare_scratch"
+"""Parameters on the kernel's command line: the bound on processes, and whether there is a scratch disk."""
+
+
+class UnsupportedKernelError(ImageError):
+    """A kernel package that lacks a module, or has it in a form that the guest cannot load."""
+
+
+class InitProgram(msgspec.Struct, frozen=True):
+    """The bytes that ``compile_init`` made."""
+
+
+class ModuleFile(msgspec.Struct, frozen=True):
+    """The bytes of a kernel module, by its path below ``lib/modules/VERSION``."""
+
+    path: str
+
+
+class InitramfsEntry(msgspec.Struct, frozen=True):
+    """One file or folder of the initramfs. ``path`` has no leading slash; ``mode`` holds permissions only."""
+
+    path: str
+    mode: int
+    content: InitProgram | ModuleFile | bytes | None
+
+
+def compile_init(target: Path) -> None:
+    """Compile the guest's program to ``target``. Raises MissingToolError (gcc) and ToolFailedError."""
+    warnings = ("-Wall", "-Wextra", "-Werror")
+    sources = [str(source) for source in SOURCES]
+    run(["gcc", "-std=gnu11", "-Os", *warnings, "-static", "-s", "-o", str(target), *sources], timeout_s=120)
+
+
+def initramfs_entries(modules_dep: str, modules_builtin: str) -> tuple[InitramfsEntry, ...]:
+    """What the initramfs holds, for a kernel with these modules. Raises UnsupportedKernelError."""
+    modules = order_modules(modules_dep, modules_builtin, WANTED_MODULES)
+    names = [Path(module).name for module in modules]
+    order = "".join(f"{name}\n" for name in names).encode()
+    return (
+        InitramfsEntry("init", 0o755, InitProgram()),
+        InitramfsEntry("modules", 0o755, None),
+        InitramfsEntry("modules/order", 0o644, order),
+        *(
+            InitramfsEntry(f"modules/{name}", 0o644, ModuleFile(path))
+            for name, path in zip(names, modules, strict=True)
+        ),
+    )
+
+
+def order_modules(modules_dep: str, modules_builtin: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Paths of the wanted modules and all they depend on, each after what it depends on. Built-in ones are left out.
+
+    A line of ``modules.dep`` is ``path: dependency dependency``, all dependencies included, the first to load last.
+    """
+    lines = (line.partition(":") for line in modules_dep.splitlines())
+    dependencies = {path: tuple(reversed(needs.split())) for path, _, needs in lines}
+    by_name = {_name(path): path for path in dependencies}
+    built_in = {_name(line) for line in modules_builtin.splitlines()}
+    ordered: dict[str, None] = {}
+    for module in wanted:
+        if module in by_name:
+            ordered.update(dict.fromkeys((*dependencies[by_name[module]], by_name[module])))
+        elif module not in built_in:
+            raise UnsupportedKernelError(
+                f"the guest's kernel has no module {module}, and it is not built in",
+                remedy="use Debian's linux-image-cloud-amd64, or a kernel with the same virtio drivers",
+            )
+    compressed = [path for path in ordered if not path.endswith(".ko")]
+    if compressed:
+        raise UnsupportedKernelError(
+            f"the guest's kernel has compressed modules ({compressed[0]}), which the guest's init cannot load",
+            remedy="decompress them and run depmod again",
+        )
+    return tuple(ordered)
+
+
+def _name(path: str) -> str:
+    """A module's name from its file: without folder and endings, with ``_`` for ``-``."""
+    return Path(path).name.partition(".ko")[0].replace("-", "_")
