@@ -1,0 +1,110 @@
+"""The project's tasks. `nox -s quickstart` is all a newcomer needs; `nox -s tests` is what CI runs.
+
+Host packages come from bench/system-packages.toml, the one list that `tare doctor` uses too.
+"""
+
+import os
+import shutil
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "boundaries", "quick"]
+
+ROOT = Path(__file__).parent
+PACKAGES = ROOT / "bench" / "system-packages.toml"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+GROUPS = PYPROJECT["dependency-groups"]
+SBIN = ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def missing_packages(uses: set[str]) -> list[str]:
+    """The host packages of the list that these uses need and this machine lacks."""
+    listed = tomllib.loads(PACKAGES.read_text("utf-8"))["package"]
+    path = os.environ.get("PATH", os.defpath) + SBIN
+    return [
+        package["name"]
+        for package in listed
+        if uses & set(package["needed_by"])
+        and not (shutil.which(package["tool"], path=path) if "tool" in package else Path(package["file"]).exists())
+    ]
+
+
+def install_host_packages(session: nox.Session, uses: set[str]) -> None:
+    """Install what is missing, or print the exact command and stop where that is not possible."""
+    missing = missing_packages(uses)
+    if not missing:
+        return
+    command = f"apt-get install -y --no-install-recommends {' '.join(missing)}"
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        reason = "this is not root" if os.geteuid() != 0 else "this system has no apt-get"
+        session.error(f"host packages are missing and {reason}. Install them, then run this again:\n  {command}")
+    env = {"DEBIAN_FRONTEND": "noninteractive"}
+    session.run("apt-get", "update", "-q", external=True, env=env, silent=True)
+    session.run(*command.split(), "-q", external=True, env=env, silent=True)
+
+
+def install_tare(session: nox.Session, *groups: str) -> None:
+    """Install tare, editable, with its libvirt extra and the named dependency groups."""
+    needed = [requirement for group in groups for requirement in GROUPS[group]]
+    session.install("--no-compile", "-e", ".[vm]", *needed, silent=True)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """From a checkout to a report: packages, environment, image, run, report.html."""
+    if os.geteuid() != 0:
+        session.error(
+            "tare needs root to make namespaces, cgroups and an image. Run: sudo python3 -m nox -s quickstart"
+        )
+    install_host_packages(session, {"image", "vm", "native", "build"})
+    install_tare(session)
+    session.run("tare", "run", "suites/quickstart.toml", *session.posargs, success_codes=[0, 5])
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Everything: style, types, boundaries, and the whole test suite. As root, guests and browser included."""
+    install_host_packages(session, {"image", "vm", "native", "build", "benchmarks", "tests"})
+    install_tare(session, "lint", "types", "boundaries", "test")
+    check_style(session)
+    session.run("mypy")
+    session.run("lint-imports")
+    session.run("pytest", *(session.posargs or ["--durations=15"]))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style."""
+    session.install(*GROUPS["lint"], silent=True)
+    check_style(session)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types."""
+    install_tare(session, "types")
+    session.run("mypy")
+
+
+@nox.session
+def boundaries(session: nox.Session) -> None:
+    """Which module may import which."""
+    install_tare(session, "boundaries")
+    session.run("lint-imports")
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """Unit tests only: no root, no tools, no image."""
+    install_tare(session, "test")
+    session.run("pytest", "tests/unit", *session.posargs)
+
+
+def check_style(session: nox.Session) -> None:
+    """ruff, as linter and as formatter."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")

@@ -156,38 +156,65 @@ def load_suite(
     only: Sequence[str] = (),
     seed: int | None = None,
 ) -> Suite:
-    """Read and resolve a suite. ``only`` keeps these backends, ``seed`` replaces the suite's.
+    """Read and resolve a suite file. ``only`` keeps these backends, ``seed`` replaces the suite's.
 
     Raises SuiteError with the file and the key, whatever is wrong.
     """
-    raw = _read_toml(path)
+    return resolve_suite(_read_toml(path), path, backends, workloads, only=only, seed=seed)
+
+
+def resolve_suite(
+    raw: Mapping[str, Any],
+    path: Path,
+    backends: Plugins[Backend],
+    workloads: Plugins[Workload],
+    *,
+    only: Sequence[str] = (),
+    seed: int | None = None,
+) -> Suite:
+    """Resolve a suite that was read from ``path``: a file, or the manifest of a run that goes on."""
     file = _convert(raw, SuiteFile, path, "")
-    sampling = file.sampling if seed is None else msgspec.structs.replace(file.sampling, seed=seed)
-    _check_counts(path, "sampling", sampling)
+    if seed is not None:
+        file = msgspec.structs.replace(file, sampling=msgspec.structs.replace(file.sampling, seed=seed))
+    if only:
+        file = msgspec.structs.replace(file, backend=_keep(path, file.backend, only))
+    _check_counts(path, "sampling", file.sampling)
     envelope = _resolve_envelope(path, file.envelope)
-    choices = _resolve_backends(path, file.backend, backends, envelope)
-    unknown = sorted(set(only) - {choice.name for choice in choices})
-    if unknown:
-        names = ", ".join(choice.name for choice in choices)
-        raise SuiteError(f"{path}: backend", f"--backend {unknown[0]}: the suite has {names}")
     return Suite(
         path=path,
         head=file.suite,
         image=file.image,
         envelope=envelope,
-        storage=Path(file.envelope.storage).expanduser() if file.envelope.storage else None,
-        sampling=sampling,
-        backends=tuple(choice for choice in choices if not only or choice.name in only),
-        subjects=tuple(_resolve_subjects(path, file.experiment, workloads, sampling, envelope)),
-        source=msgspec.to_builtins(msgspec.structs.replace(file, sampling=sampling)),
+        storage=_resolve_storage(path, file.envelope.storage),
+        sampling=file.sampling,
+        backends=tuple(_resolve_backends(path, file.backend, backends, envelope)),
+        subjects=tuple(_resolve_subjects(path, file.experiment, workloads, file.sampling, envelope)),
+        source=msgspec.to_builtins(file),
     )
+
+
+def _keep(path: Path, sections: Sequence[BackendSection], only: Sequence[str]) -> tuple[BackendSection, ...]:
+    names = [section.name or section.type for section in sections]
+    for name in only:
+        if name not in names:
+            raise SuiteError(f"{path}: backend", f"--backend {name}: the suite has {', '.join(names)}")
+    return tuple(section for section, name in zip(sections, names, strict=True) if name in only)
+
+
+def _resolve_storage(path: Path, storage: str) -> Path | None:
+    if not storage:
+        return None
+    folder = Path(storage).expanduser()
+    if not folder.is_dir():
+        raise SuiteError(f"{path}: envelope.storage", f"{folder} is not a folder")
+    return folder
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise SuiteError(str(path), "there is no such file", remedy="`tare list suites` shows the ready ones") from None
+        raise SuiteError(str(path), "there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(str(path), f"cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:

@@ -1,0 +1,5 @@
+"""``python -m bench`` is ``tare``."""
+
+from bench.cli import main
+
+main()

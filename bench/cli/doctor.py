@@ -1,0 +1,116 @@
+"""``tare doctor``: what works here, what does not, why, and how to get it."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.errors import ExitCode, TareError
+from bench.host import host_confounds, read_facts, summarise
+from bench.image import ImageStore
+from bench.interfaces import BackendContext
+from bench.ledger import Ledger
+from bench.locations import cache_directory, ledger_directory, work_directory
+from bench.packages import HostPackage, load_packages, remedy_for
+from bench.registry import Plugins, find_backends, find_reporters, find_workloads
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing looked at. ``needed`` is False for what only some uses need; it does not change the exit code."""
+
+    name: str
+    works: bool
+    detail: str
+    remedy: str = ""
+    needed: bool = True
+
+
+def doctor_command() -> ExitCode:
+    """Look at everything, print it, and return 0 if all that is needed works, else 1."""
+    console = Console()
+    facts = read_facts(work_directory())
+    console.print(escape(summarise(facts)), soft_wrap=True)
+    checks = [*_check_host(), *_check_backends(), *_check_plugins(), _check_image()]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("", "what", "how it stands"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        mark = "works" if check.works else ("missing" if check.needed else "not here")
+        text = check.detail + (f"\nwhat to do: {check.remedy}" if check.remedy and not check.works else "")
+        table.add_row(mark if check.works else f"[bold]{mark}[/bold]", escape(check.name), escape(text))
+    console.print(table)
+    usable = tuple(sorted(os.sched_getaffinity(0)))
+    for confound in host_confounds(facts, usable[-1:]):
+        console.print(f"caveat: {escape(confound.detail)}", soft_wrap=True)
+    failed = [check for check in checks if not check.works and check.needed]
+    console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} do not work here")
+    return ExitCode.NOT_READY if failed else ExitCode.OK
+
+
+def _check_host() -> Iterator[Check]:
+    root = os.geteuid() == 0
+    yield Check("root", root, "running as root" if root else "not running as root", "run tare as root (sudo)")
+    cpus = sorted(os.sched_getaffinity(0))
+    detail = f"{len(cpus)} usable" if len(cpus) > 1 else "only one: tare itself disturbs what it measures"
+    yield Check("CPUs", len(cpus) > 1, detail, "use a host with two CPUs or more", needed=False)
+    for folder in (work_directory(), cache_directory(), ledger_directory()):
+        yield _check_folder(folder)
+    packages = load_packages()
+    missing = [package for package in packages if not package.is_present()]
+    yield from (_check_package(package, missing) for package in packages)
+
+
+def _check_folder(folder: Path) -> Check:
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".tare-"):
+            free = os.statvfs(existing)
+    except OSError as error:
+        remedy = "make it writable, or set TARE_WORK_DIR, TARE_CACHE_DIR, TARE_STATE_DIR to folders that are"
+        return Check(f"folder {folder}", works=False, detail=str(error.strerror), remedy=remedy)
+    gib = free.f_bavail * free.f_frsize / 2**30
+    return Check(f"folder {folder}", gib >= 2, f"{gib:.1f} GiB free", "make 2 GiB of room")
+
+
+def _check_package(package: HostPackage, missing: list[HostPackage]) -> Check:
+    needed = bool({"image", "vm", "native"} & set(package.needed_by))
+    what = package.tool or package.file
+    uses = ", ".join(package.needed_by)
+    detail = f"{package.why} (for: {uses})"
+    remedy = remedy_for([one.name for one in missing]) if package in missing and package is missing[0] else ""
+    return Check(what, package not in missing, detail, remedy, needed)
+
+
+def _check_backends() -> Iterator[Check]:
+    plugins = find_backends()
+    with Ledger(ledger_directory()) as ledger, tempfile.TemporaryDirectory(prefix="tare-doctor-") as folder:
+        for name, backend in sorted(plugins.loaded.items()):
+            context = BackendContext(
+                ledger, Path(folder), cache_directory(), backend.Options(), tuple(sorted(os.sched_getaffinity(0)))
+            )
+            here = backend(context).probe()
+            yield Check(f"backend {name}", here.available, here.reason, here.remedy or "")
+
+
+def _check_plugins() -> Iterator[Check]:
+    every: tuple[Plugins, ...] = (find_backends(), find_workloads(), find_reporters())  # type: ignore[type-arg]  # three kinds
+    for plugins in every:
+        for failure in plugins.failures.values():
+            name = f"{plugins.kind} {failure.name} ({failure.value})"
+            yield Check(name, works=False, detail=failure.reason, remedy="repair or uninstall that package")
+
+
+def _check_image() -> Check:
+    remedy = "nothing needs doing: `tare run` builds it; `tare image build` does so now"
+    try:
+        with Ledger(ledger_directory()) as ledger:
+            images = [entry for entry in ImageStore(cache_directory(), ledger).list() if entry.complete]
+    except TareError as error:
+        return Check("image", works=False, detail=error.message, remedy=error.remedy or "", needed=False)
+    detail = f"{len(images)} in {cache_directory()}" if images else "none in the cache yet"
+    return Check("image", bool(images), detail, remedy, needed=False)

@@ -1,0 +1,96 @@
+"""``tare exec``: one command in a fresh instance of any backend."""
+
+import contextlib
+import os
+import secrets
+import sys
+
+import typer
+
+from bench.cli.guard import complain
+from bench.errors import BackendError, ExitCode, SuiteError, UnavailableError
+from bench.image import ImageStore
+from bench.interfaces import BackendContext
+from bench.ledger import Ledger, clean, raise_if_failed
+from bench.locations import cache_directory, ledger_directory, work_directory
+from bench.model import Command, Completed, Envelope, Image, InstanceSpec
+from bench.registry import find_backends
+from bench.session import keep_off, work_folder
+from bench.units import parse_duration, parse_size
+
+
+def exec_command(name: str, argv: list[str], *, memory: str, cpus: int, image: str, timeout: str, stdin: bool) -> int:
+    """Run ``argv`` in an instance of the backend ``name``; returns the exit code to end with."""
+    backend_type = find_backends().get(name)
+    envelope, timeout_s = _envelope(memory, cpus), _seconds(timeout)
+    if envelope.memory_bytes < backend_type.minimum_memory_bytes:
+        least = backend_type.minimum_memory_bytes // 2**20
+        raise SuiteError("--memory", f"{memory} is too little for {name}, which needs {least}MiB")
+    raise_if_failed(clean(ledger_directory()))
+    housekeeping = keep_off(envelope.cpus)
+    identity = secrets.token_hex(3)
+    work = work_directory() / identity
+    with Ledger(ledger_directory()) as ledger, work_folder(ledger, work), contextlib.ExitStack() as stack:
+        context = BackendContext(ledger, work, cache_directory(), backend_type.Options(), housekeeping)
+        backend = backend_type(context)
+        here = backend.probe()
+        if not here.available:
+            raise UnavailableError(f"{name} does not work here: {here.reason}", remedy=here.remedy)
+        root = _find_image(ImageStore(cache_directory(), ledger), image)
+        stack.callback(backend.close)
+        description = backend.prepare(root, envelope)
+        if sys.stderr.isatty():
+            typer.echo(f"{description.label}, image {root.digest[:19]}", err=True)
+        try:
+            with backend.start(InstanceSpec(f"tare-{identity}-exec", root, envelope)) as instance:
+                completed = instance.execute(
+                    Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
+                )
+        except BackendError as error:
+            if error.evidence:
+                typer.echo(error.evidence, err=True)
+            raise
+    return _pass_on(completed, argv[0], timeout)
+
+
+def _find_image(images: ImageStore, wanted: str) -> Image:
+    if wanted:
+        return images.get(wanted)
+    newest = images.newest()
+    if newest is None:
+        raise UnavailableError("there is no image yet", remedy="tare image build")
+    return newest
+
+
+def _envelope(memory: str, cpus: int) -> Envelope:
+    usable = sorted(os.sched_getaffinity(0))
+    if not 1 <= cpus <= len(usable):
+        raise SuiteError("--cpus", f"asks for {cpus} CPUs; this host offers {len(usable)}")
+    try:
+        size = parse_size(memory)
+    except ValueError as error:
+        raise SuiteError("--memory", str(error)) from None
+    return Envelope(tuple(usable[-cpus:]), size, scratch_bytes=256 * 2**20, pids_max=512)
+
+
+def _seconds(timeout: str) -> float:
+    try:
+        return parse_duration(timeout)
+    except ValueError as error:
+        raise SuiteError("--timeout", str(error)) from None
+
+
+def _pass_on(completed: Completed, program: str, timeout: str) -> int:
+    sys.stdout.buffer.write(completed.stdout)
+    sys.stdout.flush()
+    sys.stderr.buffer.write(completed.stderr)
+    sys.stderr.flush()
+    if completed.timed_out:
+        complain(f"{program} did not finish within {timeout} and was killed")
+        return ExitCode.ENVIRONMENT
+    if completed.signal is not None:
+        complain(f"{program} was killed by signal {completed.signal}")
+        return 128 + completed.signal
+    if completed.returncode == 127:
+        complain(f"{program} is not in the image")
+    return completed.returncode if completed.returncode is not None else ExitCode.ENVIRONMENT

@@ -1,0 +1,73 @@
+"""Turns what the libraries raise into one clear message and a documented exit code."""
+
+import contextlib
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+
+import typer
+
+from bench.errors import ExitCode, TareError
+
+
+class Debug:
+    """Whether ``--debug`` was given: then a failure is shown with its traceback."""
+
+    enabled = False
+
+
+@contextlib.contextmanager
+def guard() -> Iterator[None]:
+    """Run the body of a command: failures are printed to standard error, signals end it once and cleanly."""
+    try:
+        with _signals():
+            yield
+    except KeyboardInterrupt:
+        complain("interrupted")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except TareError as error:
+        if Debug.enabled:
+            traceback.print_exc()
+        complain(error.message, error.remedy)
+        raise typer.Exit(error.exit_code) from None
+    except BrokenPipeError:
+        # The reader of our output went away, which is its right (`tare list | head -1`).
+        sys.stderr.close()
+        raise typer.Exit(ExitCode.OK) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception:  # noqa: BLE001 - the last resort: a bug is shown with its traceback and its own exit code
+        traceback.print_exc()
+        complain("this is a bug in tare; please report it with the lines above")
+        raise typer.Exit(ExitCode.BUG) from None
+
+
+def complain(message: str, remedy: str | None = None) -> None:
+    """One message on standard error."""
+    typer.echo(f"tare: {message}", err=True)
+    if remedy:
+        typer.echo(f"  what to do: {remedy}", err=True)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """The first ctrl-C, SIGTERM or SIGHUP interrupts; while that is being cleaned up, further ones only say so."""
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    interrupted = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            complain("still cleaning up; what is left after a kill -9 is removed by `tare clean`")
+            return
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = {name: signal.signal(name, interrupt) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,77 @@
+"""``tare list``: what a suite can name."""
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.errors import ExitCode, UnknownNameError
+from bench.experiments import EXPERIMENTS
+from bench.interfaces import Backend, Workload
+from bench.registry import Plugins, find_backends, find_reporters, find_workloads
+
+_KINDS = ("backends", "workloads", "experiments", "reporters")
+
+
+def list_command(what: str, *, verbose: bool) -> ExitCode:
+    """Print the tables asked for. Raises UnknownNameError for a kind of thing that does not exist."""
+    if what not in {*_KINDS, "all"}:
+        raise UnknownNameError(f"there is nothing called {what!r} to list; there are: {', '.join(_KINDS)}, all")
+    console = Console()
+    if what in {"backends", "all"}:
+        _print(console, "Backends", find_backends(), _backend_details if verbose else None)
+    if what in {"workloads", "all"}:
+        _print(console, "Workloads", find_workloads(), _workload_details if verbose else None)
+    if what in {"experiments", "all"}:
+        table = _table("Experiments", verbose=verbose)
+        for name, experiment in sorted(EXPERIMENTS.items()):
+            details = "\n".join(f"{metric.name} ({metric.unit}): {metric.description}" for metric in experiment.metrics)
+            table.add_row(*([name, escape(experiment.summary)] + ([escape(details)] if verbose else [])))
+        console.print(table)
+    if what in {"reporters", "all"}:
+        _print(console, "Reporters", find_reporters(), None)
+    return ExitCode.OK
+
+
+def _print(console: Console, title: str, plugins: Plugins, details: object) -> None:  # type: ignore[type-arg]  # any kind
+    table = _table(title, verbose=callable(details))
+    for name, plugin in sorted(plugins.loaded.items()):
+        row = [name, escape(plugin.summary)]
+        if callable(details):
+            row.append(escape(details(plugin)))
+        table.add_row(*row)
+    for failure in plugins.failures.values():
+        table.add_row(escape(failure.name), escape(f"cannot be loaded ({failure.value}): {failure.reason}"))
+    console.print(table)
+
+
+def _table(title: str, *, verbose: bool) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
+    if verbose:
+        table.add_column("details", overflow="fold")
+    return table
+
+
+def _backend_details(backend: type[Backend]) -> str:
+    least = f"least memory {backend.minimum_memory_bytes // 2**20}MiB"
+    return f"{least}\noptions: {_describe_fields(backend.Options)}"
+
+
+def _workload_details(workload: type[Workload]) -> str:
+    lines = [
+        f"{metric.name} ({metric.unit}, {metric.direction} is better): {metric.description}"
+        for metric in workload.metrics
+    ]
+    lines.append(f"params: {_describe_fields(workload.Params)}")
+    lines.append(f"packages: {', '.join(workload.packages) or 'none'}; licence: {workload.licence or 'not stated'}")
+    return "\n".join(lines)
+
+
+def _describe_fields(kind: type[msgspec.Struct]) -> str:
+    shown = []
+    for field in msgspec.structs.fields(kind):
+        default = "" if field.default is msgspec.NODEFAULT else f" = {field.default!r}"
+        shown.append(field.encode_name + default)
+    return ", ".join(shown) or "none"

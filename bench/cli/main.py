@@ -1,0 +1,146 @@
+"""The commands of ``tare``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.guard import Debug, guard
+from bench.errors import ExitCode
+
+app = typer.Typer(
+    name="tare",
+    help="Measure what isolation costs: the same work on bare metal, in a container and in a virtual machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `tare run` made.")]
+
+
+def main() -> None:
+    """Entry point of the ``tare`` program."""
+    from bench.cli.image import app as image_app
+
+    app.add_typer(image_app, name="image")
+    app()
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"tare {version('tarebench')}")
+        raise typer.Exit(ExitCode.OK)
+
+
+@app.callback()
+def common(
+    *,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+    Debug.enabled = debug
+
+
+@app.command()
+def run(
+    suite: Annotated[Path | None, typer.Argument(help="The suite, a TOML file.")] = None,
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run (runs/DATE-SUITE).")] = None,
+    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend; repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random order instead of the suite's.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run where it stopped.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html into the run's folder.")] = True,
+) -> None:
+    """Run a suite on every backend it names, and report."""
+    with guard():
+        from bench.cli.run import run_command
+
+        if (suite is None) == (resume is None):
+            raise typer.BadParameter("name a suite to run, or a run to --resume")
+        code = run_command(
+            suite, resume, output=output, only=tuple(backend or ()), seed=seed, as_json=as_json, report=report
+        )
+        raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    *,
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="html, text, json, pyperf, parquet or a plug-in's.")
+    ] = "html",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; - for stdout.")] = None,
+) -> None:
+    """Write a report of a run, finished or not."""
+    with guard():
+        from bench.cli.run import report_command
+
+        report_command(run, form, output)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="backends, workloads, experiments, reporters or all.")] = "all",
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Metrics, parameters, packages, licences.")] = False,
+) -> None:
+    """List what can be named in a suite, plug-ins included."""
+    with guard():
+        from bench.cli.listing import list_command
+
+        raise typer.Exit(list_command(what, verbose=verbose))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works here, what does not, why, and how to get it. Exit code 1 if anything does not."""
+    with guard():
+        from bench.cli.doctor import doctor_command
+
+        raise typer.Exit(doctor_command())
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True})
+def exec_(
+    backend: Annotated[str, typer.Argument(help="bare-metal, native, vm or a plug-in's.")],
+    command: Annotated[list[str], typer.Argument(help="The program and its arguments, after --.")],
+    *,
+    memory: Annotated[str, typer.Option(help="Memory of the instance.")] = "512MiB",
+    cpus: Annotated[int, typer.Option(help="CPUs of the instance.")] = 1,
+    image: Annotated[str, typer.Option(help="Digest prefix or name; the newest image unless given.")] = "",
+    timeout: Annotated[str, typer.Option(help="Kill the command after this time.")] = "10m",
+    stdin: Annotated[
+        bool, typer.Option("--stdin", "-i", help="Give the command this process's standard input.")
+    ] = False,
+) -> None:
+    """Run one command in a fresh instance, with its output and exit code: a quick look inside."""
+    with guard():
+        from bench.cli.exec import exec_command
+
+        code = exec_command(backend, command, memory=memory, cpus=cpus, image=image, timeout=timeout, stdin=stdin)
+        raise typer.Exit(code)
+
+
+@app.command()
+def clean() -> None:
+    """Remove what killed runs left behind. Whatever belongs to a live one is not touched."""
+    with guard():
+        from bench.ledger import clean as clean_ledger
+        from bench.ledger import raise_if_failed
+        from bench.locations import ledger_directory
+
+        cleaned = clean_ledger(ledger_directory())
+        for entry in cleaned.removed:
+            typer.echo(f"removed {entry.kind} {entry.target}")
+        raise_if_failed(cleaned)
+        if not cleaned.removed:
+            typer.echo("nothing was left behind")

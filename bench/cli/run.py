@@ -1,0 +1,106 @@
+"""``tare run`` and ``tare report``."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from bench.errors import ExitCode, RunDirectoryError, TareError
+from bench.progress import RunDisplay
+from bench.registry import find_reporters
+from bench.session import RunRequest, RunResult, resume_run, start_run
+from bench.store import load_manifest
+
+
+def run_command(
+    suite: Path | None,
+    resume: Path | None,
+    *,
+    output: Path | None,
+    only: tuple[str, ...],
+    seed: int | None,
+    as_json: bool,
+    report: bool,
+) -> ExitCode:
+    """Run or resume, then write the reports that a run always gets. Returns the exit code."""
+    console = Console(stderr=as_json, soft_wrap=not sys.stdout.isatty())
+    with RunDisplay(console) as display:
+        if resume is not None:
+            result = resume_run(resume, display)
+        elif suite is not None:
+            result = start_run(RunRequest(suite, output, only, seed), display)
+        else:
+            raise RunDirectoryError("neither a suite nor a run was named")
+        display.step("writing the report")
+    write_report(result.path, "parquet", result.path / "samples.parquet")
+    html = result.path / "report.html"
+    if report:
+        write_report(result.path, "html", html)
+    write_report(result.path, "json" if as_json else "text", Path("-"))
+    if not as_json:
+        _print_ending(console, result, html if report else None)
+    return _exit_code(result)
+
+
+def report_command(run: Path, form: str, output: Path | None) -> None:
+    """Write one form of a run's report to its usual place, a file, or standard output."""
+    load_manifest(run)
+    reporter = find_reporters().get(form)
+    if output is None:
+        output = Path("-") if form in {"text", "json"} else run / f"report{reporter.suffix}"
+        if form == "parquet":
+            output = run / "samples.parquet"
+    write_report(run, form, output)
+    if str(output) != "-":
+        typer.echo(str(output))
+
+
+def write_report(run: Path, form: str, output: Path) -> None:
+    """Write a report to a file, complete or not at all; ``-`` is standard output."""
+    reporter = find_reporters().get(form)()
+    to_stdout = str(output) == "-"
+    folder = Path(tempfile.gettempdir()) if to_stdout else output.parent
+    try:
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".tare-", suffix=reporter.suffix)
+        os.close(descriptor)
+        part = Path(name)
+        try:
+            reporter.write(run, part)
+            if to_stdout:
+                sys.stdout.write(part.read_text("utf-8"))
+                sys.stdout.flush()
+            else:
+                part.chmod(0o644)
+                part.replace(output)
+        finally:
+            part.unlink(missing_ok=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = error.filename or output
+        raise TareError(
+            f"cannot write the {form} report: {where}: {error.strerror}",
+            remedy=f"the run itself is kept; write it again with `tare report {run} --format {form} --output FILE`",
+        ) from error
+
+
+def _print_ending(console: Console, result: RunResult, html: Path | None) -> None:
+    outcome = result.outcome
+    if outcome.interrupted:
+        console.print(f"\nInterrupted after {outcome.done + outcome.failed} instances; everything measured is kept.")
+        console.print(f"Go on with: tare run --resume {result.path}", soft_wrap=True, highlight=False)
+    if outcome.failed:
+        console.print(f"\n{outcome.failed} instances failed; the report says why.")
+    if html is not None:
+        console.print(f"\nReport: {html.absolute()}", soft_wrap=True, highlight=False)
+
+
+def _exit_code(result: RunResult) -> ExitCode:
+    if result.outcome.interrupted:
+        return ExitCode.INTERRUPTED
+    if result.outcome.failed:
+        return ExitCode.FAILED_CELLS
+    return ExitCode.OK

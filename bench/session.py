@@ -1,0 +1,322 @@
+"""One execution of a suite from end to end: clean, probe, image, prepare, measure, close.
+
+Everything the command line's ``run`` does except printing; raises what it cannot go on from.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from bench.errors import CleanUpError, RunDirectoryError, TareError, UnavailableError
+from bench.host import host_confounds, read_facts, summarise
+from bench.image import ImageStore, Recipe
+from bench.interfaces import Backend, BackendContext
+from bench.ledger import Ledger, ResourceKind, clean, raise_if_failed, remove
+from bench.locations import cache_directory, ledger_directory, work_directory
+from bench.model import (
+    SCHEMA_VERSION,
+    Availability,
+    BackendDescription,
+    Confound,
+    EventKind,
+    Image,
+    Manifest,
+    Metric,
+    PlannedInstance,
+    RunStatus,
+)
+from bench.plan import make_plan
+from bench.registry import find_backends, find_workloads
+from bench.runner import Observer, Outcome, Runner, make_event
+from bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
+from bench.suite import BackendChoice, Suite, load_suite, resolve_suite
+
+BASELINE_TYPE = "bare-metal"
+
+
+class Display(Observer, Protocol):
+    """What a session tells a person."""
+
+    def step(self, text: str) -> None:
+        """Say what is being done before or after the measuring."""
+
+    def plan(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
+        """Begin showing a plan."""
+
+    def finished(self) -> None:
+        """The measuring is over."""
+
+
+class RunRequest(msgspec.Struct, frozen=True):
+    """What the user asked for. ``output`` is the folder of the run, made if missing; None means ``runs/DATE-SUITE``."""
+
+    suite: Path
+    output: Path | None = None
+    only: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+class RunResult(msgspec.Struct, frozen=True):
+    """A run that ended: where it lies and how it went."""
+
+    path: Path
+    outcome: Outcome
+    unavailable: Mapping[str, Availability]
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The backends of a run: those that are ready with what they are, and those that are not with the reason."""
+
+    ready: Mapping[str, Backend]
+    descriptions: Mapping[str, BackendDescription]
+    unavailable: Mapping[str, Availability]
+
+
+def start_run(request: RunRequest, display: Display) -> RunResult:
+    """Run a suite from its beginning. Raises TareError for what no cell can be measured without."""
+    suite = load_suite(request.suite, find_backends(), find_workloads(), only=request.only, seed=request.seed)
+    path = request.output or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{_slug(suite.head.name)}"
+    if path.exists() and any(path.iterdir()):
+        raise RunDirectoryError(f"{path} is not empty", remedy="choose another --output, or go on with it by --resume")
+    return _execute(suite, path, display, earlier=None)
+
+
+def resume_run(path: Path, display: Display) -> RunResult:
+    """Go on with a run where it stopped. Raises RunDirectoryError if this host or image is not the run's."""
+    earlier = load_run(path)
+    if earlier.manifest.status is RunStatus.COMPLETE:
+        raise RunDirectoryError(f"{path} is complete; there is nothing to resume")
+    place = path / "manifest.json"
+    suite = resolve_suite(earlier.manifest.suite, place, find_backends(), find_workloads())
+    return _execute(suite, path, display, earlier=earlier)
+
+
+def build_image(suite: Suite, ledger: Ledger, display: Display) -> Image:
+    """The image of a suite: the one it names, or the one of its packages, built if it is not in the cache."""
+    images = ImageStore(cache_directory(), ledger)
+    if suite.image.use:
+        return images.get(suite.image.use)
+    recipe = Recipe.make(suite.packages())
+    found = images.find(recipe)
+    if found is not None:
+        display.step(f"image {found.digest[:19]} is in the cache")
+        return found
+    display.step("building the image (once; it is kept in the cache)")
+    image = images.build(recipe, progress=lambda text: display.step(f"  {text}"))
+    display.step(f"image {image.digest[:19]} is built")
+    return image
+
+
+def _execute(suite: Suite, path: Path, display: Display, earlier: LoadedRun | None) -> RunResult:
+    cleaned = clean(ledger_directory())
+    for entry in cleaned.removed:
+        display.step(f"removed what a killed run left: {entry.kind} {entry.target}")
+    raise_if_failed(cleaned)
+    housekeeping = keep_off(suite.envelope.cpus)
+    identity = hashlib.sha256(f"{path.absolute()}/{os.getpid()}/{time.monotonic_ns()}".encode()).hexdigest()[:6]
+    work = (suite.storage or work_directory()) / identity
+    with Ledger(ledger_directory()) as ledger, work_folder(ledger, work), contextlib.ExitStack() as stack:
+        context = BackendContext(ledger, work, cache_directory(), None, housekeeping)
+        candidates, unavailable = _probe(suite, context)
+        image = build_image(suite, ledger, display)
+        prepared = _prepare(suite, candidates, unavailable, image, display, stack)
+        manifest = _make_manifest(suite, path, work.parent, image, prepared, earlier)
+        with RunStore(path, manifest) as store:
+            outcome = _measure(suite, image, prepared, store, display, identity, earlier)
+            status = RunStatus.INTERRUPTED if outcome.interrupted else RunStatus.COMPLETE
+            store.add_event(make_event(EventKind.RUN_ENDED, status.value))
+            store.sync()
+            store.save_manifest(msgspec.structs.replace(store.manifest, status=status, ended_utc=_now()))
+        display.step("removing what the run used")
+    return RunResult(path, outcome, prepared.unavailable)
+
+
+def _measure(
+    suite: Suite,
+    image: Image,
+    prepared: Prepared,
+    store: RunStore,
+    display: Display,
+    identity: str,
+    earlier: LoadedRun | None,
+) -> Outcome:
+    done = done_instances(earlier.events) if earlier else set()
+    attempts = Counter(
+        attempt_of(event.instance)[0]
+        for event in (earlier.events if earlier else ())
+        if event.kind is EventKind.INSTANCE_STARTED
+    )
+    plan = [planned for planned in make_plan(suite) if planned.identifier not in done]
+    kind = EventKind.RUN_RESUMED if earlier else EventKind.RUN_STARTED
+    store.add_event(make_event(kind, details={"instances": len(plan), "cpus": suite.envelope.cpus}))
+    labels = {name: description.label for name, description in prepared.descriptions.items()}
+    reasons = {name: availability.reason for name, availability in prepared.unavailable.items()}
+    runner = Runner(suite, image, prepared.ready, store, display, identity=identity, unavailable=reasons)
+    display.plan(suite, plan, labels)
+    try:
+        return runner.run(plan, attempts)
+    finally:
+        display.finished()
+
+
+def _probe(
+    suite: Suite, context: BackendContext
+) -> tuple[list[tuple[BackendChoice, Backend]], dict[str, Availability]]:
+    """Ask every backend whether it works here. Raises UnavailableError if none does."""
+    candidates, unavailable = [], {}
+    for choice in suite.backends:
+        backend = choice.type(msgspec.structs.replace(context, options=choice.options))
+        availability = backend.probe()
+        if availability.available:
+            candidates.append((choice, backend))
+        else:
+            unavailable[choice.name] = availability
+    if not candidates:
+        lines = "\n".join(f"  {name}: {here.reason}" for name, here in unavailable.items())
+        remedies = "; ".join(dict.fromkeys(here.remedy for here in unavailable.values() if here.remedy))
+        raise UnavailableError(f"no backend of the suite works here:\n{lines}", remedy=remedies or None)
+    return candidates, unavailable
+
+
+def _prepare(
+    suite: Suite,
+    candidates: Sequence[tuple[BackendChoice, Backend]],
+    unavailable: Mapping[str, Availability],
+    image: Image,
+    display: Display,
+    stack: contextlib.ExitStack,
+) -> Prepared:
+    ready: dict[str, Backend] = {}
+    descriptions: dict[str, BackendDescription] = {}
+    missing = dict(unavailable)
+    for name, here in unavailable.items():
+        display.step(f"{name} is not available: {here.reason}")
+    for choice, backend in candidates:
+        stack.callback(backend.close)
+        try:
+            description = backend.prepare(image, suite.envelope)
+        except TareError as error:
+            missing[choice.name] = Availability(available=False, reason=error.message, remedy=error.remedy)
+            display.step(f"{choice.name} is not available: {error.message}")
+            continue
+        label = description.label
+        if choice.name != choice.type.name:
+            label = f"{choice.name}: {label}"
+        ready[choice.name] = backend
+        descriptions[choice.name] = msgspec.structs.replace(description, label=label)
+        display.step(f"{label} is ready")
+    if not ready:
+        reasons = "\n".join(f"  {name}: {here.reason}" for name, here in missing.items())
+        raise UnavailableError(f"no backend of the suite could be prepared:\n{reasons}")
+    return Prepared(ready, descriptions, missing)
+
+
+def _make_manifest(
+    suite: Suite, path: Path, storage: Path, image: Image, prepared: Prepared, earlier: LoadedRun | None
+) -> Manifest:
+    facts = read_facts(storage)
+    confounds = list(host_confounds(facts, suite.envelope.cpus))
+    for name, description in prepared.descriptions.items():
+        confounds += [Confound(found.code, found.detail, name) for found in description.confounds]
+    metrics: dict[str, Metric] = {}
+    for subject in suite.subjects:
+        owner = subject.workload.name if subject.workload else subject.experiment.name
+        own = subject.workload.metrics if subject.workload else ()
+        metrics |= {f"{owner}/{metric.name}": metric for metric in (*own, *subject.experiment.metrics)}
+    baseline = next((choice.name for choice in suite.backends if choice.type.name == BASELINE_TYPE), BASELINE_TYPE)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        run=path.name,
+        tare_version=version("tarebench"),
+        status=RunStatus.RUNNING,
+        seed=suite.sampling.seed,
+        started_utc=_now(),
+        ended_utc="",
+        suite=suite.source,
+        envelope=suite.envelope,
+        image=_image_record(image),
+        host=facts,
+        host_summary=summarise(facts),
+        backends=prepared.descriptions,
+        unavailable=prepared.unavailable,
+        confounds=tuple(confounds),
+        metrics=metrics,
+        planned_instances=len(make_plan(suite)),
+        command_line=tuple(sys.argv),
+        baseline=baseline,
+    )
+    if earlier is None:
+        return manifest
+    _refuse_other_conditions(path, earlier.manifest, manifest)
+    return msgspec.structs.replace(manifest, started_utc=earlier.manifest.started_utc, run=earlier.manifest.run)
+
+
+def _refuse_other_conditions(path: Path, earlier: Manifest, now: Manifest) -> None:
+    """A run goes on only where it began: other conditions in the middle would be a confound that nobody sees."""
+    differ = []
+    names = ("host name", "cpu model", "cpus", "memory", "kernel", "storage file system")
+    before, after = ({fact.name: fact.value for fact in one.host} for one in (earlier, now))
+    differ += [
+        f"{name}: {before.get(name)} then, {after.get(name)} now"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+    if earlier.image["digest"] != now.image["digest"]:
+        differ.append(f"image: {earlier.image['digest'][:19]} then, {now.image['digest'][:19]} now")
+    if earlier.envelope != now.envelope:
+        differ.append(f"envelope: {earlier.envelope} then, {now.envelope} now")
+    for name, description in earlier.backends.items():
+        label = now.backends[name].label if name in now.backends else "not available"
+        if label != description.label:
+            differ.append(f"backend {name}: {description.label} then, {label} now")
+    if differ:
+        listed = "\n".join(f"  {line}" for line in differ)
+        raise RunDirectoryError(f"{path} cannot go on here, because these differ:\n{listed}", remedy="start a new run")
+
+
+def _image_record(image: Image) -> dict[str, object]:
+    record = {name: getattr(image, name) for name in image.__struct_fields__}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in record.items()}
+
+
+def keep_off(instance_cpus: tuple[int, ...]) -> tuple[int, ...]:
+    """Keep this process, and all it starts, off the instances' CPUs; returns the CPUs it stays on."""
+    usable = os.sched_getaffinity(0)
+    own = sorted(usable - set(instance_cpus)) or sorted(usable)
+    os.sched_setaffinity(0, own)
+    return tuple(own)
+
+
+@contextlib.contextmanager
+def work_folder(ledger: Ledger, work: Path) -> Iterator[None]:
+    """The folder that instances live in, removed on every way out that this process survives."""
+    entry = ledger.enter(ResourceKind.DIRECTORY, work)
+    try:
+        work.mkdir(parents=True)
+        yield
+    finally:
+        try:
+            remove(entry)
+        except OSError as error:
+            reason = f"{error.filename or work}: {error.strerror}"
+            raise CleanUpError(f"could not remove the work folder: {reason}", remedy="run `tare clean`") from error
+        ledger.strike(entry)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "suite"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
