@@ -224,7 +224,8 @@ class Image(Struct, frozen=True):
 
     ``rootfs`` is the tree that bare metal and containers use; ``disk`` is an erofs of the same tree;
     ``kernel`` and ``initramfs`` boot a guest on it. An imported image may have no kernel.
-    ``packages`` maps package to version; ``programs`` is the search path inside the image.
+    ``packages`` maps package to version, ``tools`` the programs that built it. ``name`` is what it was
+    called when it was looked up. ``guest_problem`` says why no guest can run on it, and is empty if one can.
     """
 
     digest: str
@@ -237,6 +238,10 @@ class Image(Struct, frozen=True):
     kernel_version: str
     packages: Mapping[str, str]
     size_bytes: int
+    name: str = ""
+    built_utc: str = ""
+    tools: Mapping[str, str] = {}
+    guest_problem: str = ""
 
 
 class InstanceSpec(Struct, frozen=True):
