@@ -259,9 +259,8 @@ static pid_t start_agent(void)
     pid_t child = vfork();
     if (child == 0) {
         char *const arguments[] = {"qemu-ga", "-m", "virtio-serial", "-p", port, "-t", "/run", NULL};
-        char *const environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
         setsid();
-        execvpe("qemu-ga", arguments, environment);
+        execvp("qemu-ga", arguments);
         _exit(127);
     }
     if (child < 0)
@@ -296,6 +295,7 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "command") == 0)
         return run_command();
     say_mark("init");
+    setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
     attach("dev", "/dev", "devtmpfs", MS_NOSUID, "mode=0755");
     attach("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "");
     listen_to_devices();
