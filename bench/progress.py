@@ -108,7 +108,9 @@ class RunDisplay:
         if self._live is not None:
             self._live.advance(self._task)  # type: ignore[arg-type]  # rich's TaskID
             if failure:
-                self.console.print(f"[bold]failed[/bold]  {escape(self._describe(planned))}: {escape(failure)}")
+                self.console.print(
+                    f"[bold]failed[/bold]  {escape(self._describe(planned))}: {escape(failure)}", highlight=False
+                )
             return
         result = f"failed: {failure}" if failure else format_duration(seconds)
         line = f"{self._position} {self._describe(planned)}: {result}, {self._left_text()}"
@@ -127,7 +129,9 @@ class RunDisplay:
 
     def _left_text(self) -> str:
         seconds = self._left.seconds() if self._left else 0.0
-        return f"about {format_duration(max(1.0, round(seconds)))} left" if seconds > 0.5 else "done"
+        if seconds < 0.5:
+            return "done"
+        return f"about {format_duration(seconds) if seconds >= 120 else f'{seconds:.0f} s'} left"
 
     def _stop(self) -> None:
         if self._live is not None:

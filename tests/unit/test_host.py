@@ -1,0 +1,101 @@
+"""Facts come from files under roots that tests can put anywhere; what a host does not tell is left out."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.host import HostRoots, host_confounds, read_facts, read_pressure, summarise
+from bench.model import Fact
+
+CPUINFO = """processor\t: 0
+model name\t: AMD EPYC
+flags\t\t: fpu vme {flag}
+
+processor\t: 1
+model name\t: AMD EPYC
+flags\t\t: fpu vme {flag}
+"""
+MOUNTS = """22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+30 22 0:25 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+31 22 0:26 / /var/tmp rw - tmpfs scratch rw
+"""
+
+
+@pytest.fixture
+def roots(tmp_path) -> HostRoots:
+    files = {
+        "proc/cpuinfo": CPUINFO.format(flag="hypervisor"),
+        "proc/meminfo": "MemTotal:       24683656 kB\nMemFree: 1 kB\n",
+        "proc/self/mountinfo": MOUNTS,
+        "proc/cmdline": "root=/dev/vda secret=hunter2 mitigations=off isolcpus=1\n",
+        "proc/stat": "cpu  10 0 20 300 4 0 5 250 0 0\ncpu0 1 2 3\n",
+        "proc/pressure/cpu": "some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\nfull avg10=0.00 total=0\n",
+        "sys/class/dmi/id/sys_vendor": "QEMU\n",
+        "sys/class/dmi/id/product_name": "Standard PC\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+        "sys/devices/system/cpu/vulnerabilities/meltdown": "Not affected\n",
+        "sys/devices/system/cpu/vulnerabilities/spectre_v2": "Mitigation: Retpolines\n",
+        "etc/os-release": 'NAME="Debian"\nPRETTY_NAME="Debian GNU/Linux 12"\n',
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    return HostRoots(tmp_path / "proc", tmp_path / "sys", tmp_path / "etc")
+
+
+def known(facts: tuple[Fact, ...]) -> dict[str, str]:
+    return {fact.name: fact.value for fact in facts}
+
+
+def test_what_the_host_tells(roots):
+    facts = known(read_facts(Path("/var/tmp/tare"), roots))
+    assert facts["cpu model"] == "AMD EPYC"
+    assert facts["cpus"] == "2"
+    assert facts["memory"] == "23.5 GiB"
+    assert facts["virtualization"] == "QEMU Standard PC"
+    assert facts["cgroup"] == "v1"
+    assert facts["storage file system"] == "tmpfs"
+    assert facts["mitigation spectre_v2"] == "Mitigation: Retpolines"
+    assert "mitigation meltdown" not in facts
+    assert "boost" not in facts
+
+
+def test_the_kernel_command_line_is_not_given_away(roots):
+    facts = known(read_facts(Path("/"), roots))
+    assert facts["kernel parameters"] == "mitigations=off isolcpus=1"
+    assert not any("hunter2" in value for value in facts.values())
+
+
+def test_a_virtual_host_says_so_on_the_first_line_and_as_a_confound(roots):
+    facts = read_facts(Path("/var/tmp/tare"), roots)
+    assert "itself a virtual machine (QEMU Standard PC)" in summarise(facts)
+    codes = {confound.code for confound in host_confounds(facts, (1,))}
+    assert {"host-virtual", "storage-in-memory", "frequency-governor"} <= codes
+
+
+def test_a_physical_host_does_not(roots):
+    (roots.proc / "cpuinfo").write_text(CPUINFO.format(flag="sse2"))
+    facts = read_facts(Path("/"), roots)
+    assert known(facts)["virtualization"] == "none seen"
+    assert "not itself a virtual machine" in summarise(facts)
+    assert "host-virtual" not in {confound.code for confound in host_confounds(facts, (1,))}
+
+
+def test_disturbance_is_a_difference_of_counters(roots):
+    before = read_pressure(1.0, roots)
+    assert before.cpu_stall_s == 1.5
+    assert before.io_stall_s is None
+    (roots.proc / "stat").write_text("cpu  10 0 20 300 4 0 5 350 0 0\n")
+    assert read_pressure(2.0, roots).since(before) == {"steal_s": 1.0, "cpu_stall_s": 0.0}
+
+
+def test_this_very_host_can_be_read():
+    facts = known(read_facts(Path("/var/tmp")))
+    assert int(facts["cpus"]) >= 1
+    assert facts["kernel"]
+
+
+def test_an_empty_host_raises_nothing(tmp_path):
+    roots = HostRoots(tmp_path, tmp_path, tmp_path)
+    assert summarise(read_facts(Path("/"), roots))
+    assert read_pressure(0.0, roots).steal_s == 0.0

@@ -1,0 +1,65 @@
+"""Plug-ins come through entry points; one that fails is listed with its reason and hides none of the others."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from bench import registry
+from bench.errors import UnavailableError, UnknownNameError
+from bench.interfaces import Workload
+
+
+def with_points(monkeypatch, *points: EntryPoint) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in points if p.group == group])
+
+
+def point(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name, value, "tare.workloads")
+
+
+def test_a_failed_load_is_listed_and_the_others_work(monkeypatch):
+    with_points(
+        monkeypatch,
+        point("good", "tests.unit.fakes:FakeWorkload"),
+        point("absent", "not_a_module:Thing"),
+        point("wrong", "tests.unit.fakes:FakeBackend"),
+        point("half", "bench.interfaces:Workload"),
+    )
+    plugins = registry.find_workloads()
+    assert list(plugins.loaded) == ["good"]
+    assert "not_a_module" in plugins.failures["absent"].reason
+    assert "not a subclass of bench.interfaces.Workload" in plugins.failures["wrong"].reason
+    assert "does not implement commands, parse" in plugins.failures["half"].reason
+    with pytest.raises(UnavailableError, match="not_a_module"):
+        plugins.get("absent")
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(monkeypatch):
+    with_points(monkeypatch, point("good", "tests.unit.fakes:FakeWorkload"))
+    with pytest.raises(UnknownNameError, match="there is no workload 'goood'; there are: good"):
+        registry.find_workloads().get("goood")
+
+
+def test_the_built_ins_are_registered_like_any_plug_in():
+    for find, expected in (
+        (registry.find_backends, {"bare-metal", "native", "vm"}),
+        (
+            registry.find_workloads,
+            {"fio", "sysbench-cpu", "sysbench-memory", "perf-syscall", "perf-sched-pipe", "stress-ng"},
+        ),
+        (registry.find_reporters, {"html", "text", "json", "parquet", "pyperf"}),
+    ):
+        plugins = find()
+        assert not plugins.failures
+        assert expected <= set(plugins.loaded)
+
+
+def test_every_workload_declares_what_its_metrics_are():
+    for name, workload in registry.find_workloads().loaded.items():
+        assert issubclass(workload, Workload)
+        assert workload.name == name
+        assert workload.licence
+        assert workload.packages
+        names = [metric.name for metric in workload.metrics]
+        assert len(set(names)) == len(names) > 0
+        assert all(metric.description.endswith(".") for metric in workload.metrics)

@@ -1,0 +1,175 @@
+"""A run directory survives whatever happens to its last line, and says what it left out."""
+
+import errno
+import gzip
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.errors import RunDirectoryError, StoreError
+from bench.model import (
+    SCHEMA_VERSION,
+    Completed,
+    Envelope,
+    Event,
+    EventKind,
+    Manifest,
+    RunStatus,
+    Sample,
+)
+from bench.store import RunStore, attempt_of, done_instances, load_run
+from bench.units import Unit
+
+MANIFEST = Manifest(
+    schema_version=SCHEMA_VERSION,
+    run="r",
+    tare_version="0",
+    status=RunStatus.RUNNING,
+    seed=1,
+    started_utc="",
+    ended_utc="",
+    suite={},
+    envelope=Envelope((1,), 2**20, 2**20, 64),
+    image={},
+    host=(),
+    host_summary="",
+    backends={},
+    unavailable={},
+    confounds=(),
+    metrics={},
+    planned_instances=2,
+)
+
+
+def sample(instance: str = "b00i00-a", value: float = 1.5, iteration: int = 0) -> Sample:
+    return Sample(instance, 0, "steady", "w", {"n": 1}, "fake", "m", Unit.SECOND, value, iteration, warmup=False)
+
+
+def event(kind: EventKind, instance: str) -> Event:
+    return Event(kind, 1.0, "", instance)
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    with RunStore(tmp_path / "run", MANIFEST) as store:
+        store.add_sample(sample())
+        store.add_event(event(EventKind.INSTANCE_DONE, "b00i00-a"))
+        store.sync()
+        store.save_manifest(msgspec.structs.replace(MANIFEST, status=RunStatus.COMPLETE))
+    run = load_run(tmp_path / "run")
+    assert run.samples == [sample()]
+    assert run.manifest.status is RunStatus.COMPLETE
+    assert done_instances(run.events) == {"b00i00-a"}
+    assert run.warnings == []
+
+
+def test_every_cut_of_the_last_line_keeps_what_was_before_it(tmp_path):
+    with RunStore(tmp_path, MANIFEST) as store:
+        store.add_sample(sample(value=1.0))
+        store.add_sample(sample(value=2.0, iteration=1))
+    whole = (tmp_path / "samples.jsonl").read_bytes()
+    first = whole.index(b"\n") + 1
+    for cut in range(first + 1, len(whole)):
+        (tmp_path / "samples.jsonl").write_bytes(whole[:cut])
+        run = load_run(tmp_path)
+        assert [one.value for one in run.samples] == [1.0]
+        assert "half written" in run.warnings[0]
+
+
+def test_writing_goes_on_after_a_half_written_line(tmp_path):
+    with RunStore(tmp_path, MANIFEST) as store:
+        store.add_sample(sample(value=1.0))
+    with (tmp_path / "samples.jsonl").open("ab") as file:
+        file.write(b'{"instance":"b0')
+    with RunStore(tmp_path, MANIFEST) as store:
+        store.add_sample(sample(value=3.0))
+    run = load_run(tmp_path)
+    assert [one.value for one in run.samples] == [1.0, 3.0]
+    assert run.warnings == []
+
+
+def test_a_damaged_line_in_the_middle_is_left_out_with_its_number(tmp_path):
+    with RunStore(tmp_path, MANIFEST) as store:
+        for value in (1.0, 2.0, 3.0):
+            store.add_sample(sample(value=value))
+    lines = (tmp_path / "samples.jsonl").read_bytes().split(b"\n")
+    lines[1] = lines[1][:20] + b"\xff\xfe"
+    (tmp_path / "samples.jsonl").write_bytes(b"\n".join(lines))
+    run = load_run(tmp_path)
+    assert [one.value for one in run.samples] == [1.0, 3.0]
+    assert "line 2" in run.warnings[0]
+
+
+def test_a_later_attempt_replaces_the_first(tmp_path):
+    with RunStore(tmp_path, MANIFEST) as store:
+        for name, value in (("b00i00-a", 1.0), ("b00i00-b", 2.0), ("b00i00-b~2", 3.0)):
+            store.add_event(event(EventKind.INSTANCE_STARTED, name))
+            store.add_sample(sample(name, value))
+    run = load_run(tmp_path)
+    assert [one.value for one in run.samples] == [1.0, 3.0]
+    assert "measured again" in run.warnings[0]
+
+
+def test_attempts_in_names():
+    assert attempt_of("b00i00-a") == ("b00i00-a", 1)
+    assert attempt_of("b00i00-a~3") == ("b00i00-a", 3)
+
+
+def test_outputs_are_kept_whole(tmp_path):
+    output = Completed(("x",), 0, None, b"\x00\xff" * 1000, b"warning", 0.0, 1.0)
+    with RunStore(tmp_path, MANIFEST) as store:
+        name = store.add_raw("b00i00-a", "001-measured", output)
+    assert gzip.decompress((tmp_path / name).read_bytes()) == output.stdout
+    assert gzip.decompress((tmp_path / name.replace("stdout", "stderr")).read_bytes()) == b"warning"
+
+
+def test_two_writers_at_once_are_refused(tmp_path):
+    with RunStore(tmp_path, MANIFEST), pytest.raises(RunDirectoryError, match="another tare process"):
+        RunStore(tmp_path, MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "is not a run directory"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        ('{"schema_version": 999}', "newer than this tare"),
+        ('{"schema_version": 1}', "missing required field"),
+    ],
+)
+def test_what_is_not_a_run_is_refused_with_the_reason(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(RunDirectoryError, match=reason):
+        load_run(tmp_path)
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
+    """os.write takes a part of the line and then nothing, as a full file system does."""
+    with RunStore(tmp_path, MANIFEST) as store:
+        store.add_sample(sample(value=1.0))
+        real = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:10]))
+        with pytest.raises(StoreError, match="No space left") as caught:
+            store.add_sample(sample(value=2.0))
+        assert "--resume" in (caught.value.remedy or "")
+        assert caught.value.__cause__.errno == errno.ENOSPC
+        monkeypatch.undo()
+        store.add_sample(sample(value=3.0))
+    run = load_run(tmp_path)
+    assert [one.value for one in run.samples] == [1.0, 3.0]
+    assert run.warnings == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Not a directory"):
+        RunStore(tmp_path / "file" / "run", MANIFEST)
+
+
+def test_the_manifest_is_replaced_whole(tmp_path):
+    with RunStore(tmp_path, MANIFEST):
+        assert not list(Path(tmp_path).glob("*.part"))

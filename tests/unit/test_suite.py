@@ -1,0 +1,141 @@
+"""A suite is read strictly: whatever is wrong, the message names the file and the key."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.errors import ExitCode, SuiteError
+from bench.suite import Suite, load_suite, resolve_suite
+from tests.unit.fakes import BACKENDS, WORKLOADS
+
+GOOD = """
+[suite]
+name = "good"
+[envelope]
+memory = "64MiB"
+[sampling]
+blocks = 2
+[[backend]]
+type = "fake"
+[[backend]]
+type = "fake"
+name = "faster"
+options = { speed = 2 }
+[[experiment]]
+kind = "boot"
+blocks = 3
+[[experiment]]
+kind = "steady"
+workload = "answer"
+params = { size = [1, 2], mode = ["fast", "slow"] }
+"""
+
+
+def load(tmp_path: Path, text: str, **options) -> Suite:
+    path = tmp_path / "suite.toml"
+    path.write_text(text)
+    return load_suite(path, BACKENDS, WORKLOADS, **options)
+
+
+def refusal(tmp_path: Path, text: str, **options) -> SuiteError:
+    with pytest.raises(SuiteError) as caught:
+        load(tmp_path, text, **options)
+    assert caught.value.exit_code is ExitCode.BAD_INPUT
+    assert str(tmp_path / "suite.toml") in caught.value.message
+    return caught.value
+
+
+def test_defaults_options_and_counts_are_resolved(tmp_path):
+    suite = load(tmp_path, GOOD)
+    assert [choice.name for choice in suite.backends] == ["fake", "faster"]
+    assert suite.backends[1].options.speed == 2
+    assert suite.envelope.memory_bytes == 64 * 2**20
+    assert suite.envelope.cpus == (max(os.sched_getaffinity(0)),)
+    assert suite.subjects[0].sampling.blocks == 3
+    assert suite.subjects[1].sampling.blocks == 2
+    assert suite.packages() == ("coreutils",)
+
+
+def test_a_list_in_params_is_a_dimension(tmp_path):
+    suite = load(tmp_path, GOOD)
+    given = [dict(subject.given) for subject in suite.subjects[1:]]
+    assert given == [{"size": size, "mode": mode} for size in (1, 2) for mode in ("fast", "slow")]
+
+
+def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_path):
+    suite = load(tmp_path, GOOD, only=("faster",), seed=99)
+    assert [choice.name for choice in suite.backends] == ["faster"]
+    again = resolve_suite(suite.source, Path("manifest.json"), BACKENDS, WORKLOADS)
+    assert again.sampling.seed == 99
+    assert [choice.name for choice in again.backends] == ["faster"]
+    assert again.subjects == suite.subjects
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "problem"),
+    [
+        (("[suite]", "[suit]"), "top level", "suit"),
+        (('memory = "64MiB"', 'memry = "64MiB"'), "envelope", "memry"),
+        (('memory = "64MiB"', 'memory = "64MB"'), "envelope.memory", "64MB"),
+        (('memory = "64MiB"', 'memory = "16MiB"'), "envelope.memory", "needs 32MiB"),
+        (('memory = "64MiB"', "cpus = 4096"), "envelope.cpus", "4096"),
+        (('memory = "64MiB"', "cpus = [4095]"), "envelope.cpus", "4095"),
+        (('memory = "64MiB"', "pids = 1"), "envelope.pids", "at least 16"),
+        (('memory = "64MiB"', 'storage = "/not/there"'), "envelope.storage", "/not/there"),
+        (("blocks = 2", "blocks = 0"), "sampling.blocks", "at least 1"),
+        (("blocks = 2", 'blocks = "two"'), "sampling.blocks", "int"),
+        (('type = "fake"\n[[', 'type = "docker"\n[['), "backend[0].type", "there are: broken, fake"),
+        (('name = "faster"', ""), "backend[1].name", "twice"),
+        (("speed = 2", "sped = 2"), "backend[1].options", "sped"),
+        (("speed = 2", 'speed = "x"'), "backend[1].options.speed", "int"),
+        (('kind = "boot"', 'kind = "reboot"'), "experiment[0].kind", "there are: boot, steady"),
+        (('kind = "boot"', 'kind = "boot"\nworkload = "answer"'), "experiment[0].workload", "runs no workload"),
+        (('workload = "answer"', ""), "experiment[1].workload", "needs a workload"),
+        (('workload = "answer"', 'workload = "foo"'), "experiment[1].workload", "there are: answer"),
+        (("size = [1, 2]", "sizes = [1, 2]"), "experiment[1].params", "sizes"),
+        (("size = [1, 2]", 'size = ["x"]'), "experiment[1].params.size", "int"),
+        (("size = [1, 2]", "size = 101"), "experiment[1].params", "at most 100"),
+        (("size = [1, 2]", "size = [1, 1]"), "experiment", "twice"),
+    ],
+)
+def test_whatever_is_wrong_is_named_with_its_key(tmp_path, change, place, problem):
+    assert change[0] in GOOD
+    error = refusal(tmp_path, GOOD.replace(*change))
+    assert error.place.endswith(f": {place}")
+    assert problem in error.message
+
+
+def test_an_unknown_key_is_answered_with_the_known_ones(tmp_path):
+    error = refusal(tmp_path, GOOD.replace('memory = "64MiB"', 'memry = "64MiB"'))
+    assert "memory" in (error.remedy or "")
+
+
+def test_bad_toml_names_the_line(tmp_path):
+    assert "line 2" in refusal(tmp_path, "\n[suite\n").message
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(SuiteError, match="no such file"):
+        load_suite(tmp_path / "none.toml", BACKENDS, WORKLOADS)
+    with pytest.raises(SuiteError, match="cannot be read"):
+        load_suite(tmp_path, BACKENDS, WORKLOADS)
+
+
+def test_only_an_unknown_backend(tmp_path):
+    assert "the suite has fake, faster" in refusal(tmp_path, GOOD, only=("vm",)).message
+
+
+def test_a_workload_that_failed_to_load_is_told_with_its_reason(tmp_path):
+    from bench.errors import UnavailableError
+
+    with pytest.raises(UnavailableError, match="No module named 'torn'"):
+        load(tmp_path, GOOD.replace('workload = "answer"', 'workload = "torn"'))
+
+
+@pytest.mark.parametrize("path", sorted(Path("suites").glob("*.toml")), ids=lambda path: path.name)
+def test_the_ready_suites_can_be_read(path):
+    from bench.registry import find_backends, find_workloads
+
+    suite = load_suite(path, find_backends(), find_workloads())
+    assert suite.head.description
