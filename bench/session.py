@@ -102,19 +102,19 @@ def resume_run(path: Path, display: Display) -> RunResult:
     return _execute(suite, path, display, earlier=earlier)
 
 
-def build_image(suite: Suite, ledger: Ledger, display: Display) -> Image:
+def find_or_build_image(suite: Suite, ledger: Ledger, display: Display) -> Image:
     """The image of a suite: the one it names, or the one of its packages, built if it is not in the cache."""
     images = ImageStore(cache_directory(), ledger)
     if suite.image.use:
         return images.get(suite.image.use)
-    recipe = Recipe.make(suite.packages())
+    recipe = Recipe.of(suite.packages())
     found = images.find(recipe)
     if found is not None:
-        display.step(f"image {found.digest[:19]} is in the cache")
+        display.step(f"image {found.digest[:12]} is in the cache")
         return found
     display.step("building the image (once; it is kept in the cache)")
     image = images.build(recipe, progress=lambda text: display.step(f"  {text}"))
-    display.step(f"image {image.digest[:19]} is built")
+    display.step(f"image {image.digest[:12]} is built")
     return image
 
 
@@ -129,7 +129,8 @@ def _execute(suite: Suite, path: Path, display: Display, earlier: LoadedRun | No
     with Ledger(ledger_directory()) as ledger, work_folder(ledger, work), contextlib.ExitStack() as stack:
         context = BackendContext(ledger, work, cache_directory(), None, housekeeping)
         candidates, unavailable = _probe(suite, context)
-        image = build_image(suite, ledger, display)
+        image = find_or_build_image(suite, ledger, display)
+        stack.enter_context(ImageStore(cache_directory(), ledger).hold(image))
         prepared = _prepare(suite, candidates, unavailable, image, display, stack)
         manifest = _make_manifest(suite, path, work.parent, image, prepared, earlier)
         with RunStore(path, manifest) as store:

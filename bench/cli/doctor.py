@@ -109,7 +109,7 @@ def _check_image() -> Check:
     remedy = "nothing needs doing: `tare run` builds it; `tare image build` does so now"
     try:
         with Ledger(ledger_directory()) as ledger:
-            images = [entry for entry in ImageStore(cache_directory(), ledger).list() if entry.complete]
+            images = [entry for entry in ImageStore(cache_directory(), ledger).list() if not entry.problem]
     except TareError as error:
         return Check("image", works=False, detail=error.message, remedy=error.remedy or "", needed=False)
     detail = f"{len(images)} in {cache_directory()}" if images else "none in the cache yet"

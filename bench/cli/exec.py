@@ -40,7 +40,7 @@ def exec_command(name: str, argv: list[str], *, memory: str, cpus: int, image: s
         stack.callback(backend.close)
         description = backend.prepare(root, envelope)
         if sys.stderr.isatty():
-            typer.echo(f"{description.label}, image {root.digest[:19]}", err=True)
+            typer.echo(f"{description.label}, image {root.digest[:12]}", err=True)
         try:
             with backend.start(InstanceSpec(f"tare-{identity}-exec", root, envelope)) as instance:
                 completed = instance.execute(
@@ -56,10 +56,10 @@ def exec_command(name: str, argv: list[str], *, memory: str, cpus: int, image: s
 def _find_image(images: ImageStore, wanted: str) -> Image:
     if wanted:
         return images.get(wanted)
-    newest = images.newest()
+    newest = next((listed for listed in images.list() if not listed.problem), None)
     if newest is None:
         raise UnavailableError("there is no image yet", remedy="tare image build")
-    return newest
+    return images.get(newest.digest)
 
 
 def _envelope(memory: str, cpus: int) -> Envelope:
