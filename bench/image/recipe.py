@@ -1,0 +1,73 @@
+"""What an image is made of, and the hash under which a finished one is found again."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from bench.errors import ImageError
+from bench.model import Struct
+
+BUILDER_VERSION = 1
+"""Raised whenever this code makes a different image of the same recipe, so that older images are not found for it."""
+
+BASE_PACKAGES = ("python3", "qemu-guest-agent", "tini")
+"""In every image: what the harness itself uses inside an instance."""
+
+DEFAULT_SUITE = "bookworm"
+
+_GUEST_FOLDER = Path(__file__).with_name("guest")
+_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]+")
+
+
+class Recipe(Struct, frozen=True):
+    """All that decides what is in an image, apart from the archive's own versions.
+
+    ``variant`` is mmdebstrap's. ``guest_version`` names the files in ``bench/image/guest``. Made by ``of``,
+    which sorts and checks.
+    """
+
+    suite: str
+    packages: tuple[str, ...]
+    architecture: str
+    variant: str
+    kernel_package: str
+    guest_version: str
+    builder_version: int = BUILDER_VERSION
+
+    @classmethod
+    def of(cls, packages: Iterable[str], *, suite: str = DEFAULT_SUITE, architecture: str = "amd64") -> "Recipe":
+        """The recipe of an image with ``packages`` beside the base. Raises ImageError for an impossible name."""
+        wanted = tuple(sorted({*packages, *BASE_PACKAGES}))
+        for name in (suite, *wanted):
+            if not _NAME.fullmatch(name):
+                raise ImageError(
+                    f"{name!r} cannot be the name of a Debian package or suite",
+                    remedy="write it as `apt-cache search` prints it: lower-case letters, digits, dots, plus and minus signs",
+                )
+        return cls(
+            suite=suite,
+            packages=wanted,
+            architecture=architecture,
+            variant="minbase",
+            kernel_package=f"linux-image-cloud-{architecture}",
+            guest_version=guest_version(),
+        )
+
+    @property
+    def hash(self) -> str:
+        """64 hexadecimal digits that differ whenever anything in the recipe does."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+def guest_version(folder: Path = _GUEST_FOLDER) -> str:
+    """A hash over the names and contents of the guest's own files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode())
+            digest.update(content)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,198 @@
+"""Makes the root file system tree with mmdebstrap, and takes out of it what differs from build to build."""
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.errors import MissingToolError
+from bench.image.failures import explain_build_failure
+from bench.image.recipe import Recipe
+from bench.image.sources import find_debian_sources
+from bench.image.tools import Progress, Runner
+from bench.process import ToolFailedError, find_tool
+
+_BUILD_TIMEOUT_S = 1800.0
+
+# dpkg syncs each file it unpacks; the finished image is synced once instead. The rest keeps out what no workload reads.
+# Written when the essential packages are already extracted: mmdebstrap would pipe each through a filter program, which
+# costs ten seconds, and what they brought is removed at the end.
+_DPKG_OPTIONS = """\
+force-unsafe-io
+path-exclude=/usr/share/man/*
+path-exclude=/usr/share/locale/*
+path-exclude=/usr/share/info/*
+path-exclude=/usr/share/lintian/*
+path-exclude=/usr/share/doc/*
+path-include=/usr/share/doc/*/copyright
+"""
+
+_REMOVED = (
+    "etc/apt/apt.conf.d/99mmdebstrap",
+    "etc/apt/sources.list",
+    "etc/apt/sources.list.d/*",
+    "etc/dpkg/dpkg.cfg.d/98tare",
+    "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    "etc/*-",
+    "etc/.pwd.lock",
+    "etc/ssh/ssh_host_*",
+    "tmp/*",
+    "usr/share/info/*",
+    "usr/share/lintian/*",
+    "usr/share/locale/*",
+    "usr/share/man/*",
+    "var/cache/apt/*",
+    "var/cache/debconf/*-old",
+    "var/cache/debconf/passwords.dat",
+    "var/cache/ldconfig/*",
+    "var/lib/apt/lists/*",
+    "var/lib/dbus/machine-id",
+    "var/lib/dpkg/*-old",
+    "var/lib/dpkg/lock*",
+    "var/lib/dpkg/triggers/Lock",
+    "var/lib/systemd/random-seed",
+    "var/tmp/*",
+)
+
+_STEPS = {
+    "running apt-get update": "reading the archive's package lists",
+    "downloading packages": "downloading the essential packages",
+    "extracting archives": "extracting the essential packages",
+    "installing essential packages": "installing the essential packages",
+    "installing remaining packages": "installing the suite's packages",
+    "cleaning package lists": "tidying the tree",
+}
+
+_PASSED_ON = re.compile(r"Acquire::(https?::[Pp]roxy|Check-Valid-Until|Check-Date|Retries|ForceIPv[46])\b.*")
+
+
+def make_tree(recipe: Recipe, tree: Path, scratch: Path, runner: Runner, progress: Progress) -> None:
+    """Build the tree of ``recipe`` at ``tree``, which does not exist yet. Raises ImageError, MissingToolError."""
+    started_s = time.time()
+    dpkg_options = scratch / "dpkg.cfg"
+    dpkg_options.write_text(_DPKG_OPTIONS)
+    arguments = [
+        f"--variant={recipe.variant}",
+        f"--include={','.join(recipe.packages)}",
+        f'--extract-hook=cp "{dpkg_options}" "$1/etc/dpkg/dpkg.cfg.d/98tare"',
+    ]
+    run_mmdebstrap(recipe, tree, arguments, scratch=scratch, runner=runner, on_line=_follow(progress))
+    tidy(tree, started_s)
+
+
+def run_mmdebstrap(
+    recipe: Recipe,
+    target: Path,
+    arguments: Sequence[str],
+    *,
+    scratch: Path,
+    runner: Runner,
+    on_line: Callable[[str], None] = lambda _line: None,
+) -> None:
+    """Run mmdebstrap for the recipe's suite with this host's archives. Raises ImageError, MissingToolError."""
+    options = scratch / "apt.conf"
+    options.write_text(
+        'APT::Install-Recommends "false";\nAcquire::Languages "none";\n' + "".join(_host_apt_settings(runner))
+    )
+    argv = ["mmdebstrap", "--mode=root", "--format=directory", f"--architectures={recipe.architecture}"]
+    argv += [f"--aptopt={options}", *arguments, recipe.suite, str(target)]
+    sources = find_debian_sources(recipe.suite)
+    if sources is not None:
+        path = scratch / "debian.sources"
+        path.write_text(sources)
+        argv.append(str(path))
+    try:
+        # Not in /tmp: what a killed mmdebstrap leaves behind then goes away with the build's folder.
+        runner.run(argv, timeout_s=_BUILD_TIMEOUT_S, on_line=on_line, env={"TMPDIR": str(scratch)})
+    except ToolFailedError as error:
+        raise explain_build_failure(error.stderr, recipe.suite) from error
+
+
+def tidy(tree: Path, started_s: float) -> None:
+    """Remove what differs from build to build or belongs to this host, and clamp the times of what was just made.
+
+    ``started_s`` is the wall-clock time when the build began: files newer than that were made by it, and get the
+    time of the newest packaged file. Packaged files keep theirs, because compiled Python files state them.
+    """
+    for pattern in _REMOVED:
+        for path in tree.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    _remove_documents(tree / "usr/share/doc")
+    for log in (tree / "var/log").rglob("*"):
+        if log.is_file() and not log.is_symlink():
+            os.truncate(log, 0)
+    (tree / "etc/machine-id").write_text("")
+    (tree / "etc/hostname").write_text("tare\n")
+    (tree / "etc/resolv.conf").unlink(missing_ok=True)
+    (tree / "etc/resolv.conf").write_text("")
+    (tree / "etc/hosts").write_text("127.0.0.1 localhost tare\n::1 localhost\n")
+    for name in ("machine-id", "hostname", "resolv.conf", "hosts"):
+        (tree / "etc" / name).chmod(0o644)
+    _clamp_times(tree, started_s)
+
+
+def installed_packages(tree: Path, runner: Runner) -> dict[str, str]:
+    """Every package installed in the tree with its version; empty if it is not a Debian tree."""
+    admin = tree / "var/lib/dpkg"
+    if not (admin / "status").is_file() or find_tool("dpkg-query") is None:
+        return {}
+    listed = runner.run(
+        [
+            "dpkg-query",
+            f"--admindir={admin}",
+            "--show",
+            "--showformat=${binary:Package} ${Version} ${db:Status-Abbrev}\n",
+        ],
+        timeout_s=60,
+    )
+    rows = (line.split() for line in listed.splitlines())
+    return {row[0].partition(":")[0]: row[1] for row in rows if len(row) == 3 and row[2].startswith("ii")}
+
+
+def _remove_documents(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.name != "copyright" and (path.is_symlink() or path.is_file()):
+            path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _clamp_times(tree: Path, started_s: float) -> None:
+    everything = [tree, *tree.rglob("*")]
+    times = {path: path.lstat().st_mtime for path in everything}
+    packaged = max((time_s for time_s in times.values() if time_s < started_s), default=0.0)
+    # The day of the last password change is the build's day.
+    shadow = tree / "etc/shadow"
+    if shadow.is_file():
+        day = str(int(packaged) // 86400)
+        rows = [line.split(":") for line in shadow.read_text().splitlines()]
+        shadow.write_text("".join(":".join([*row[:2], day, *row[3:]]) + "\n" for row in rows))
+    for path, time_s in times.items():
+        if time_s >= started_s:
+            os.utime(path, (int(packaged), int(packaged)), follow_symlinks=False)
+
+
+def _host_apt_settings(runner: Runner) -> list[str]:
+    """Proxies and tolerance for old archives from the host's apt: mmdebstrap itself reads none of its settings."""
+    try:
+        dumped = runner.run(["apt-config", "dump", "Acquire"], timeout_s=30)
+    except (MissingToolError, ToolFailedError):
+        return []
+    return [line + "\n" for line in dumped.splitlines() if _PASSED_ON.match(line)]
+
+
+def _follow(progress: Progress) -> Callable[[str], None]:
+    def on_line(line: str) -> None:
+        for begin, words in _STEPS.items():
+            if line.startswith(f"I: {begin}"):
+                progress(words)
+
+    return on_line
