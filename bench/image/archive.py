@@ -20,7 +20,6 @@ from bench.image.recipe import Recipe
 from bench.image.unpack import apply_layer, resolve
 from bench.process import require_tool
 
-
 _SEARCH_PATH = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 _AGENT = "qemu-ga"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
