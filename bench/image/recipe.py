@@ -45,7 +45,7 @@ class Recipe(Struct, frozen=True):
             if not _NAME.fullmatch(name):
                 raise ImageError(
                     f"{name!r} cannot be the name of a Debian package or suite",
-                    remedy="write it as `apt-cache search` prints it: lower-case letters, digits, dots, plus and minus signs",
+                    remedy="write it as apt prints it: lower-case letters, digits, dots, plus and minus signs",
                 )
         return cls(
             suite=suite,

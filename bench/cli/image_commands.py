@@ -1,0 +1,112 @@
+"""What the commands of ``tare image`` do."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.image import ImageStore, Listed, Recipe
+from bench.ledger import Ledger, clean
+from bench.locations import cache_directory, ledger_directory
+from bench.model import Image
+from bench.registry import find_backends, find_workloads
+from bench.suite import load_suite
+from bench.units import format_size
+
+
+def build_command(suite: Path | None, packages: tuple[str, ...], debian: str) -> None:
+    """Build or find an image and print its digest. Raises TareError."""
+    workloads = find_workloads()
+    if suite is not None:
+        wanted = set(load_suite(suite, find_backends(), workloads).packages())
+    else:
+        wanted = {package for workload in workloads.loaded.values() for package in workload.packages}
+    recipe = Recipe.of({*wanted, *packages}, suite=debian)
+    with _store() as images:
+        image = images.build(recipe, _say)
+    _print_image(image)
+
+
+def import_command(file: Path, name: str) -> None:
+    """Import an archive and print its digest. Raises TareError."""
+    with _store() as images:
+        image = images.import_archive(file, name=name, progress=_say)
+    _print_image(image)
+    if image.guest_problem:
+        typer.echo(f"the vm backend cannot use it: {image.guest_problem}", err=True)
+
+
+def list_command(*, as_json: bool) -> None:
+    """Print every image, as a table or as JSON."""
+    with _store() as images:
+        listed = images.list()
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode([_as_data(item) for item in listed])).decode())
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("digest", "names", "made (UTC)", "size", "state", "made from"):
+        table.add_column(title, overflow="fold", no_wrap=title not in {"state", "made from"})
+    for item in listed:
+        table.add_row(*(escape(text) for text in _row(item)))
+    Console().print(table if listed else "There is no image yet; `tare image build` makes one.")
+
+
+def verify_command(reference: str) -> None:
+    """Check an image in full and say that it is whole. Raises ImageError if it is not."""
+    with _store() as images:
+        image = images.verify(reference)
+    typer.echo(f"{image.digest} is as it was made")
+
+
+def remove_command(reference: str) -> None:
+    """Remove an image and say which. Raises ImageError."""
+    with _store() as images:
+        digest = images.remove(reference)
+    typer.echo(f"removed {digest}")
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[ImageStore]:
+    # What an interrupted build left takes as much room as an image; its owner is dead, so nobody misses it.
+    clean(ledger_directory())
+    with Ledger(ledger_directory()) as ledger:
+        yield ImageStore(cache_directory(), ledger)
+
+
+def _say(step: str) -> None:
+    typer.echo(step, err=True)
+
+
+def _print_image(image: Image) -> None:
+    typer.echo(f"{image.digest}  {image.name}  {format_size(image.size_bytes)}  in {image.directory}")
+
+
+def _row(item: Listed) -> tuple[str, ...]:
+    description = item.description
+    names = "\n".join(item.names)
+    if description is None:
+        return (item.digest[:12], names, "", "", item.problem, "")
+    recipe = description.recipe
+    guest = description.guest_problem and f", no guest: {description.guest_problem}"
+    return (
+        item.digest[:12],
+        names,
+        description.built_utc[:16].replace("T", " "),
+        format_size(description.size_bytes),
+        item.problem or f"complete{guest}",
+        f"{recipe.suite}: {' '.join(recipe.packages)}" if recipe else f"imported: {description.origin}",
+    )
+
+
+def _as_data(item: Listed) -> dict[str, Any]:
+    description = msgspec.to_builtins(item.description) or {}
+    for internal in ("format", "probes", "files"):
+        description.pop(internal, None)
+    named = {"digest": item.digest, "names": item.names, "directory": str(item.directory)}
+    return {**description, **named, "complete": not item.problem, "problem": item.problem}
