@@ -1,0 +1,122 @@
+"""The first process of an instance: sets it up, runs commands for the harness, and reaps orphans.
+
+Standard library only; forked from the zygote, never executed, so nothing may be imported here once the root
+has changed: it would come from the image.
+"""
+
+import _signal  # type: ignore[import-not-found]  # signal itself imports enum; typeshed has no stub for its core
+import errno
+import os
+import struct
+import sys
+import time
+
+from backends.native.operations import Operation
+from backends.native.wire import Channel, split_list
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+READY = struct.Struct("=q")
+"""First instruction, in nanoseconds of CLOCK_MONOTONIC."""
+DONE = struct.Struct("=iiqq")
+"""Exit status or -1, signal or 0, start and end in nanoseconds of CLOCK_MONOTONIC."""
+NOT_FOUND = 127
+NOT_EXECUTABLE = 126
+_IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
+
+
+def run_init(channel: Channel, operations: list[Operation]) -> None:
+    """Set up, say so, serve. Returns when the harness is gone, or after having told it of a failure."""
+    try:
+        for number, operation in enumerate(operations, 1):
+            try:
+                operation.execute()
+            except OSError as error:
+                path = os.fsdecode(error.filename or "")
+                channel.send(
+                    b"failed", f"{number}/{len(operations)} {operation.describe()}".encode(), *_tell(error, path)
+                )
+                return
+        channel.send(b"ready", READY.pack(time.monotonic_ns()))
+        sys.path.clear()
+        _serve(channel)
+    except (EOFError, BrokenPipeError):
+        return
+    except BaseException as error:  # noqa: BLE001 - an init that ends silently cannot be understood from outside
+        channel.send(b"failed", b"init", f"{type(error).__name__}: {error}".encode(), b"0", b"")
+
+
+def _tell(error: OSError, path: str) -> tuple[bytes, bytes, bytes]:
+    return (error.strerror or str(error)).encode(), str(error.errno).encode(), path.encode("utf-8", "surrogateescape")
+
+
+def _serve(channel: Channel) -> None:
+    _signal.signal(_signal.SIGCHLD, _reap)
+    while True:
+        (cwd, argv, env), descriptors = channel.receive()
+        # Waiting for the command must be what collects its status, not the handler.
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        answer = _run(os.fsdecode(cwd), split_list(argv), split_list(env), descriptors)
+        _signal.signal(_signal.SIGCHLD, _reap)
+        _reap(0, None)
+        channel.send(*answer)
+
+
+def _reap(_number: int, _frame: object) -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+def _run(cwd: str, argv: list[str], env: list[str], descriptors: list[int]) -> tuple[bytes, ...]:
+    environment = dict(pair.split("=", 1) for pair in env)
+    try:
+        try:
+            os.chdir(cwd)
+        except OSError as error:
+            return (b"no-cwd", *_tell(error, cwd))
+        try:
+            return b"done", DONE.pack(*_spawn_and_wait(argv, environment, descriptors))
+        finally:
+            os.chdir("/")
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _spawn_and_wait(argv: list[str], env: dict[str, str], descriptors: list[int]) -> tuple[int, int, int, int]:
+    program = _find(argv[0], env.get("PATH", DEFAULT_PATH))
+    # glibc's posix_spawn shares the memory until exec (CLONE_VFORK), so this process's size costs the command nothing.
+    actions = [(os.POSIX_SPAWN_DUP2, given, number) for number, given in enumerate(descriptors)]
+    started = time.monotonic_ns()
+    try:
+        pid = os.posix_spawn(
+            program, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_IGNORED_BY_PYTHON
+        )
+    except OSError as error:
+        code = NOT_FOUND if error.errno in {errno.ENOENT, errno.ENOTDIR} else NOT_EXECUTABLE
+        os.write(descriptors[2], f"tare: {argv[0]}: {error.strerror}\n".encode())
+        return code, 0, started, time.monotonic_ns()
+    while True:
+        ended_pid, status = os.waitpid(-1, 0)
+        if ended_pid == pid:
+            ended = time.monotonic_ns()
+            break
+    if os.WIFSIGNALED(status):
+        return -1, os.WTERMSIG(status), started, ended
+    return os.WEXITSTATUS(status), 0, started, ended
+
+
+def _find(name: str, path: str) -> str:
+    """The program as a shell would find it: the first executable one, else the first of that name."""
+    if "/" in name:
+        return name
+    present = ""
+    for folder in path.split(":"):
+        candidate = f"{folder or '.'}/{name}"
+        if os.path.isfile(candidate):  # noqa: PTH113 - pathlib is too much to load here
+            if os.access(candidate, os.X_OK):
+                return candidate
+            present = present or candidate
+    return present or name + "/"  # a name that is never executed relative to the working directory

@@ -1,0 +1,193 @@
+"""A live instance whose processes are the host's own: bare metal and containers."""
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from backends.cgroups.footprint import process_footprint
+from backends.cgroups.interface import Cgroup
+from backends.native.init import DONE
+from backends.native.launcher import Launched
+from backends.native.wire import Channel, join_list
+from bench.errors import BackendError, WorkloadError
+from bench.interfaces import Instance
+from bench.model import Command, Completed, Footprint, StartTimeline, Usage
+
+_CHUNK_BYTES = 1 << 20
+_KILLED_DEADLINE_S = 10.0
+BASE_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
+
+
+class ProcessInstance(Instance):
+    """Runs commands through the instance's init.
+
+    Times of a command are init's: the clock before it spawns and when the wait for it returns, on the same
+    kernel's CLOCK_MONOTONIC. stdin is a memory file, so that nothing has to feed it; stdout and stderr are
+    pipes that the calling thread empties, because memory files would count against the instance's memory
+    limit and files on disk against its I/O. A process that a command leaves behind keeps running, and what
+    it prints after the command's end is lost.
+    """
+
+    def __init__(
+        self, launched: Launched, cgroup: Cgroup, folder: Path, timeline: StartTimeline, shared_bytes: int
+    ) -> None:
+        self.timeline = timeline
+        self.pid = launched.pid
+        self.cgroup = cgroup
+        self._channel = launched.channel
+        self._folder = folder
+        self._shared_bytes = shared_bytes
+
+    def execute(self, command: Command) -> Completed:
+        """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
+        environment = {**BASE_ENVIRONMENT, **command.env}
+        fields = (
+            os.fsencode(command.cwd),
+            join_list(command.argv),
+            join_list([f"{name}={value}" for name, value in environment.items()]),
+        )
+        with contextlib.ExitStack() as stack:
+            out, out_writer = _start_pipe(stack)
+            err, err_writer = _start_pipe(stack)
+            stdin = _open_stdin(command.stdin)
+            try:
+                self._channel.send(*fields, descriptors=(stdin, out_writer, err_writer))
+            except OSError as error:
+                raise self._dead() from error
+            finally:
+                for descriptor in (stdin, out_writer, err_writer):
+                    os.close(descriptor)
+            collector = _Collector(self._channel, out, err)
+            timed_out = not collector.run(time.monotonic() + command.timeout_s)
+            if timed_out:
+                self.cgroup.kill(keep=(self.pid,))
+                if not collector.run(time.monotonic() + _KILLED_DEADLINE_S):
+                    raise BackendError("the instance does not answer after its command was killed for its timeout")
+            answer = collector.answer
+        if answer is None:
+            raise self._dead()
+        if answer[0] == b"no-cwd":
+            raise WorkloadError(f"{command.argv[0]}: working directory {command.cwd}: {answer[1].decode()}")
+        if answer[0] != b"done":
+            raise BackendError(f"the instance's init failed: {answer[2].decode()}")
+        code, number, started, ended = DONE.unpack(answer[1])
+        return Completed(
+            argv=command.argv,
+            returncode=None if number else code,
+            signal=number or None,
+            stdout=collector.output(out),
+            stderr=collector.output(err),
+            started_s=started / 1e9,
+            ended_s=ended / 1e9,
+            timed_out=timed_out,
+        )
+
+    def usage(self) -> Usage:
+        """See ``Instance.usage``."""
+        return self.cgroup.usage()
+
+    def footprint(self) -> Footprint:
+        """See ``Instance.footprint``."""
+        members = self.cgroup.members()
+        pss, private = process_footprint(members)
+        return Footprint(
+            pss_bytes=pss,
+            private_bytes=private,
+            cgroup_bytes=self.cgroup.charge_bytes(),
+            disk_owned_bytes=_allocated_bytes(self._folder),
+            disk_shared_bytes=self._shared_bytes,
+            processes=len(members),
+        )
+
+    def close(self) -> None:
+        """Let go of the channel; init ends when it notices."""
+        self._channel.close()
+
+    def _dead(self) -> BackendError:
+        kills = self.cgroup.oom_kills()
+        why = f"; its memory limit has killed {kills} processes" if kills else ""
+        return BackendError(
+            f"the instance is gone: its init (pid {self.pid}) ended{why}",
+            remedy="give the envelope more memory" if kills else None,
+            evidence=f"members left: {self.cgroup.members()}; oom kills: {kills}",
+        )
+
+
+class _Collector:
+    """Waits for init's answer and empties the command's pipes meanwhile, in one thread."""
+
+    def __init__(self, channel: Channel, *pipes: int) -> None:
+        self.answer: list[bytes] | None = None
+        self._channel = channel
+        self._parts: dict[int, list[bytes]] = {pipe: [] for pipe in pipes}
+        self._poll = select.poll()
+        for descriptor in (channel.fileno(), *pipes):
+            self._poll.register(descriptor, select.POLLIN)
+
+    def run(self, deadline: float) -> bool:
+        """Go on until init answered or is gone; False if ``deadline`` (monotonic) came first."""
+        while (left := deadline - time.monotonic()) > 0:
+            for descriptor, _ in self._poll.poll(left * 1000):
+                if descriptor == self._channel.fileno():
+                    with contextlib.suppress(EOFError):
+                        self.answer = self._channel.receive()[0]
+                    self._drain()
+                    return True
+                if not self._read(descriptor):
+                    self._poll.unregister(descriptor)
+        return False
+
+    def output(self, pipe: int) -> bytes:
+        """All that came through a pipe."""
+        return b"".join(self._parts[pipe])
+
+    def _drain(self) -> None:
+        # What the command wrote is in the pipes by now; its leftover children may hold them open for ever.
+        for pipe in self._parts:
+            while self._read(pipe):
+                pass
+
+    def _read(self, pipe: int) -> bool:
+        try:
+            part = os.read(pipe, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        self._parts[pipe].append(part)
+        return bool(part)
+
+
+def _start_pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose reading end is closed with ``stack`` and does not block."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(reader, False)
+    close: Callable[[int], None] = os.close
+    stack.callback(close, reader)
+    return reader, writer
+
+
+def _open_stdin(content: bytes) -> int:
+    if not content:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _allocated_bytes(folder: Path) -> int:
+    """Blocks allocated below a folder; what vanishes meanwhile counts nothing."""
+    total = 0
+    for parent, _, files in os.walk(folder, onerror=None):
+        for name in (*files, "."):
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512  # noqa: PTH118 - a walk over many
+    return total

@@ -1,0 +1,181 @@
+"""The harness's side of the zygote: starting it, asking it for instances, noticing that it died."""
+
+import contextlib
+import os
+import secrets
+import select
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+import backends
+from backends.native.init import READY
+from backends.native.plan import Plan
+from backends.native.wire import Channel
+from bench.errors import BackendError
+from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
+from bench.process import DEVNULL, Popen, TimeoutExpired
+
+_START_DEADLINE_S = 20.0
+_PROGRAM = Path(__file__).with_name("zygote.py")
+_IMPORT_ROOT = Path(backends.__file__).resolve().parent.parent
+
+
+class Launched(msgspec.Struct, frozen=True):
+    """An instance that is ready. ``pid`` is its init's on the host, times are CLOCK_MONOTONIC seconds."""
+
+    channel: Channel
+    pid: int
+    created_s: float
+    first_instruction_s: float
+
+
+class Zygote:
+    """A running zygote. Made by ``start_zygote``; not thread-safe."""
+
+    def __init__(self, process: "Popen[bytes]", channel: Channel, log: Path) -> None:
+        self._process = process
+        self._channel = channel
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        """Its process on the host."""
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._process.poll() is None
+
+    def launch(self, plan: Plan, cgroup_folder: Path | None) -> Launched:
+        """Make one instance and wait until it is ready.
+
+        Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
+        or end by themselves.
+        """
+        ours, theirs = socket.socketpair()
+        folder = None
+        try:
+            descriptors: tuple[int, ...] = (theirs.fileno(),)
+            if cgroup_folder is not None:
+                folder = os.open(cgroup_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                descriptors = (*descriptors, folder)
+            try:
+                self._channel.send(*plan.encode(), descriptors=descriptors)
+            except OSError as error:
+                raise self._died() from error
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            if folder is not None:
+                os.close(folder)
+        channel = Channel(ours.detach())
+        try:
+            return self._await(channel)
+        except BaseException:
+            channel.close()
+            raise
+
+    def _await(self, channel: Channel) -> Launched:
+        deadline = time.monotonic() + _START_DEADLINE_S
+        first = self._receive(channel, deadline)
+        created = self._receive(self._channel, deadline)
+        if created is None:
+            raise self._died()
+        if created[0] == b"failed":
+            _, reason, number = created
+            raise BackendError(
+                f"the kernel refused the namespaces of a new instance: clone3: {reason.decode()}",
+                remedy="see /proc/sys/user/max_*_namespaces and the memory and pids left on this host",
+                evidence=f"clone3 failed with errno {number.decode()}",
+            )
+        if first is None:
+            raise BackendError("the new instance ended before it was ready, without a word; was it killed for memory?")
+        if first[0] == b"failed":
+            raise _step_failed(first)
+        _, pid, created_ns = created
+        return Launched(channel, int(pid), int(created_ns) / 1e9, READY.unpack(first[1])[0] / 1e9)
+
+    def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
+        """One message, or None if its sender is gone."""
+        if not wait_readable(channel, deadline):
+            raise BackendError(f"no answer to the start of an instance within {_START_DEADLINE_S:g} s")
+        try:
+            return channel.receive()[0]
+        except EOFError:
+            return None
+
+    def _died(self) -> BackendError:
+        with contextlib.suppress(TimeoutExpired):
+            self._process.wait(1.0)
+        code = self._process.returncode
+        how = "no longer answers" if code is None else f"ended ({f'signal {-code}' if code < 0 else f'status {code}'})"
+        tail = self._log.read_text("utf-8", "replace")[-2000:] if self._log.exists() else ""
+        return BackendError(
+            f"the zygote that makes instances {how}; the next start gets a new one",
+            remedy="see whether something on this host kills processes (out of memory, another administrator)",
+            evidence=tail,
+        )
+
+    def close(self) -> None:
+        """End it and wait. Instances it made end with it."""
+        self._channel.close()
+        try:
+            self._process.wait(5.0)
+        except TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def start_zygote(ledger: Ledger, folder: Path, cpus: tuple[int, ...]) -> Iterator[Zygote]:
+    """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError."""
+    target = f"zygote-{os.getpid()}-{secrets.token_hex(4)}"
+    log = folder / f"{target}.log"
+    environment = {MARKER_VARIABLE: target}
+    if "LD_LIBRARY_PATH" in os.environ:  # an interpreter built with a shared library of its own
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    ours, theirs = socket.socketpair()
+    with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors:
+        arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), ",".join(map(str, cpus))]
+        process = Popen(
+            [sys.executable, "-I", "-S", str(_PROGRAM), *arguments],
+            env=environment,
+            cwd="/",
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=errors,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+        theirs.close()
+        zygote = Zygote(process, Channel(ours.detach()), log)
+        try:
+            if zygote._receive(zygote._channel, time.monotonic() + _START_DEADLINE_S) != [b"serving"]:  # noqa: SLF001 - its maker
+                raise zygote._died()  # noqa: SLF001 - its maker
+            yield zygote
+        finally:
+            zygote.close()
+
+
+def wait_readable(channel: Channel, deadline: float) -> bool:
+    """Wait until a channel has something to read, or its end; False once ``deadline`` (monotonic) has passed."""
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+
+
+def _step_failed(fields: list[bytes]) -> BackendError:
+    _, step, reason, number, path = (field.decode("utf-8", "surrogateescape") for field in fields)
+    where = f": {path}" if path and path not in step else ""
+    return BackendError(
+        f"setting up the instance failed at step {step}: {reason}{where}",
+        remedy="`tare doctor` shows what this kernel lacks",
+        evidence=f"step {step}; errno {number} ({reason}); path {path or '-'}",
+    )

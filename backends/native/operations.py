@@ -1,0 +1,406 @@
+"""Setting an instance up, as data: an ordered list of steps, each of which can be printed and carried out.
+
+Standard library only and few imports, because the zygote imports it. ``native_operations`` and
+``bare_metal_operations`` give the order; ``execute`` runs in the instance's first process, as root, in its
+new namespaces. Every step raises OSError with the path it failed on.
+"""
+
+import _socket
+import fcntl
+import os
+import struct
+from abc import ABC, abstractmethod
+
+from backends.native import syscalls
+from backends.native.plan import Plan
+
+_NOTHING = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+"""What the OCI runtimes' default profile hides; those that this kernel does not have are passed over."""
+READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+"""What the same profile makes read-only."""
+DEFAULT_CAPABILITIES = (
+    ("CHOWN", 0),
+    ("DAC_OVERRIDE", 1),
+    ("FOWNER", 3),
+    ("FSETID", 4),
+    ("KILL", 5),
+    ("SETGID", 6),
+    ("SETUID", 7),
+    ("SETPCAP", 8),
+    ("NET_BIND_SERVICE", 10),
+    ("NET_RAW", 13),
+    ("SYS_CHROOT", 18),
+    ("MKNOD", 27),
+    ("AUDIT_WRITE", 29),
+    ("SETFCAP", 31),
+)
+"""What Docker grants by default."""
+_LAST_CAPABILITY = 40
+"""CAP_CHECKPOINT_RESTORE (Linux 5.9). An older kernel refuses the ones it does not know, a newer one tells more."""
+
+
+class Operation(ABC):
+    """One step."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The step in words, as it stands in an error and in the printed list."""
+
+    @abstractmethod
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+
+    def __repr__(self) -> str:
+        return f"<{self.describe()}>"
+
+
+class JoinCgroup(Operation):
+    """Move this process into a cgroup, by writing 0 into the file that does it."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"join the cgroup by {self.file}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        write_file(self.file, b"0")
+
+
+class NewCgroupNamespace(Operation):
+    """Make the cgroups just joined the roots that this process sees.
+
+    Not a flag of clone3: the new namespace's root would be the zygote's cgroup.
+    """
+
+    def describe(self) -> str:
+        """The step in words."""
+        return "unshare the cgroup namespace"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+
+
+class SetAffinity(Operation):
+    """Pin this process. Beside the cpuset, because the zygote's own pinning is inherited and outweighs it."""
+
+    def __init__(self, cpus: tuple[int, ...]) -> None:
+        self.cpus = cpus
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"pin to CPUs {','.join(map(str, self.cpus))}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        os.sched_setaffinity(0, self.cpus)
+
+
+class MakeMountsPrivate(Operation):
+    """Keep mounts of this namespace from reaching the host's."""
+
+    def describe(self) -> str:
+        """The step in words."""
+        return "make all mounts private"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+
+class Mount(Operation):
+    """mount(2)."""
+
+    def __init__(self, kind: str, target: str, flags: int = 0, data: str = "", source: str = "") -> None:
+        self.kind = kind
+        self.target = target
+        self.flags = flags
+        self.data = data
+        self.source = source or kind
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"mount {self.kind} on {self.target}" + (f" ({self.data})" if self.data else "")
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        syscalls.mount(self.source, self.target, self.kind, self.flags, self.data)
+
+
+class Bind(Operation):
+    """Make a tree of the host appear at a place of the new root, with what is mounted below it if ``recursive``."""
+
+    def __init__(self, source: str, target: str, *, recursive: bool = False) -> None:
+        self.source = source
+        self.target = target
+        self.recursive = recursive
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"bind {self.source}{' and below' if self.recursive else ''} to {self.target}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        flags = syscalls.MS_BIND | (syscalls.MS_REC if self.recursive else 0)
+        syscalls.mount(self.source, self.target, "", flags)
+
+
+class Mask(Operation):
+    """Hide a file behind /dev/null, a folder behind an empty read-only file system. Absent: nothing to hide."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"mask {self.path}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        try:
+            syscalls.mount("/dev/null", self.path, "", syscalls.MS_BIND)
+        except FileNotFoundError:
+            return
+        except NotADirectoryError:
+            syscalls.mount("tmpfs", self.path, "tmpfs", syscalls.MS_RDONLY | _NOTHING, "size=0,nr_inodes=2")
+
+
+class MakeReadOnly(Operation):
+    """Bind a path over itself, read-only. Absent: nothing to protect."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"make {self.path} read-only"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        try:
+            syscalls.mount(self.path, self.path, "", syscalls.MS_BIND)
+        except FileNotFoundError:
+            return
+        syscalls.mount("", self.path, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _NOTHING)
+
+
+class FillDev(Operation):
+    """The device nodes, links and mount points of a container's /dev."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"make {', '.join(name for name, _, _ in _DEVICES)} and the links in {self.path}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        mask = os.umask(0)
+        for name, major, minor in _DEVICES:
+            os.mknod(f"{self.path}/{name}", 0o020666, os.makedev(major, minor))
+        os.umask(mask)
+        for name, target in _LINKS:
+            os.symlink(target, f"{self.path}/{name}")  # noqa: PTH211 - pathlib is too much to load here
+        for name in ("pts", "shm", "mqueue"):
+            os.mkdir(f"{self.path}/{name}", 0o755)  # noqa: PTH102 - likewise
+
+
+class PivotRoot(Operation):
+    """Make the new root the root, and let go of the old one."""
+
+    def __init__(self, new_root: str) -> None:
+        self.new_root = new_root
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"pivot_root to {self.new_root}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        os.chdir(self.new_root)
+        # Both arguments the same: the old root ends up mounted over the new one, needs no folder of its own,
+        # and is what "." then unmounts (pivot_root(2), "pivot_root(".", ".")").
+        syscalls.pivot_root(".", ".")
+        syscalls.umount2(".", syscalls.MNT_DETACH)
+        os.chdir("/")
+
+
+class SetHostname(Operation):
+    """The name in the new uts namespace."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"set the hostname to {self.name}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        _socket.sethostname(self.name)
+
+
+class RaiseLoopback(Operation):
+    """Bring lo up in the new network namespace; it has its addresses from the kernel."""
+
+    def describe(self) -> str:
+        """The step in words."""
+        return "bring lo up"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        siocsifflags, iff_up = 0x8914, 0x1
+        with_name = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+        try:
+            fcntl.ioctl(with_name.fileno(), siocsifflags, struct.pack("16sh22x", b"lo", iff_up))
+        finally:
+            with_name.close()
+
+
+class KeepCapabilities(Operation):
+    """Give up every capability that is not listed, for good."""
+
+    def __init__(self, keep: tuple[tuple[str, int], ...]) -> None:
+        self.keep = keep
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"keep only the capabilities {', '.join(name for name, _ in self.keep) or '(none)'}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        bits = 0
+        for _, number in self.keep:
+            bits |= 1 << number
+        for number in range(_LAST_CAPABILITY + 1):
+            if not bits >> number & 1:
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+        syscalls.capset(bits)
+
+
+class SetProcessFlag(Operation):
+    """prctl(2) with a name that says what for."""
+
+    def __init__(self, meaning: str, option: int, argument: int) -> None:
+        self.meaning = meaning
+        self.option = option
+        self.argument = argument
+
+    def describe(self) -> str:
+        """The step in words."""
+        return self.meaning
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        syscalls.prctl(self.option, self.argument)
+
+
+NATIVE_FLAGS = (
+    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
+)
+BARE_METAL_FLAGS = syscalls.CLONE_NEWNS
+
+
+def native_operations(plan: Plan) -> list[Operation]:
+    """A container: every namespace but user and time, its own /proc, /sys and /dev, few capabilities."""
+    root, dev = plan.root, f"{plan.root}/dev"
+    return [
+        *_start(plan),
+        NewCgroupNamespace(),
+        *_root(plan),
+        Mount("proc", f"{root}/proc", _NOTHING),
+        *(Mask(root + path) for path in MASKED if path.startswith("/proc/")),
+        *(MakeReadOnly(root + path) for path in READ_ONLY),
+        Mount("sysfs", f"{root}/sys", _NOTHING | syscalls.MS_RDONLY),
+        *(Mask(root + path) for path in MASKED if path.startswith("/sys/")),
+        Mount("tmpfs", dev, syscalls.MS_NOSUID | syscalls.MS_STRICTATIME, "mode=755,size=64k"),
+        FillDev(dev),
+        Mount(
+            "devpts",
+            f"{dev}/pts",
+            syscalls.MS_NOSUID | syscalls.MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        Mount("tmpfs", f"{dev}/shm", _NOTHING, "mode=1777,size=64m", source="shm"),
+        Mount("mqueue", f"{dev}/mqueue", _NOTHING),
+        PivotRoot(root),
+        SetHostname(plan.hostname),
+        RaiseLoopback(),
+        KeepCapabilities(DEFAULT_CAPABILITIES),
+        SetProcessFlag("forbid new privileges", syscalls.PR_SET_NO_NEW_PRIVS, 1),
+    ]
+
+
+def bare_metal_operations(plan: Plan) -> list[Operation]:
+    """The host itself with the image as its root: only mounts are private, /proc, /sys and /dev are the host's."""
+    return [
+        *_start(plan),
+        *_root(plan),
+        *(Bind(path, plan.root + path, recursive=True) for path in ("/proc", "/sys", "/dev")),
+        PivotRoot(plan.root),
+        SetProcessFlag("adopt orphans", syscalls.PR_SET_CHILD_SUBREAPER, 1),
+    ]
+
+
+def _start(plan: Plan) -> list[Operation]:
+    return [
+        SetProcessFlag("end with the zygote", syscalls.PR_SET_PDEATHSIG, 9),
+        *(JoinCgroup(file) for file in plan.join_files),
+        SetAffinity(plan.cpus),
+    ]
+
+
+def _root(plan: Plan) -> list[Operation]:
+    layers = "lowerdir={},upperdir={},workdir={}".format(
+        *(escape_option(path) for path in (plan.lower, plan.upper, plan.work))
+    )
+    return [
+        MakeMountsPrivate(),
+        Mount("overlay", plan.root, data=layers),
+        Bind(plan.scratch, f"{plan.root}/scratch"),
+    ]
+
+
+def escape_option(path: str) -> str:
+    """A path as an overlay mount option, in which colon and comma separate."""
+    for character in ("\\", ":", ","):
+        path = path.replace(character, "\\" + character)
+    return path
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Write a control file in one write. Raises OSError with its path."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        error.filename = path
+        raise

@@ -1,0 +1,232 @@
+"""What bare metal and containers share: probing, the zygote, an instance's folders and cgroup, start and stop."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from backends.cgroups.interface import Cgroup, Limits
+from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
+from backends.cgroups.lifecycle import start_cgroup
+from backends.native.instance import ProcessInstance
+from backends.native.launcher import Zygote, start_zygote
+from backends.native.plan import Plan
+from bench.errors import BackendError, UnavailableError
+from bench.interfaces import Backend, BackendContext, Instance
+from bench.ledger import ResourceKind
+from bench.model import (
+    SCRATCH,
+    Availability,
+    BackendDescription,
+    Confound,
+    Envelope,
+    Image,
+    InstanceSpec,
+    Phase,
+    StartTimeline,
+)
+
+_MOUNT_POINTS = ("proc", "sys", "dev")
+_CAP_SYS_ADMIN = 21
+_HOSTNAME_MAX = 64
+
+
+class _Prepared(msgspec.Struct, frozen=True):
+    """What ``prepare`` found and made. ``missing`` are mount points that the image lacks."""
+
+    image: Image
+    folder: Path
+    root: Path
+    missing: tuple[str, ...]
+    layout: Layout
+    io_device: str | None
+
+
+class HostKernelBackend(Backend):
+    """A backend whose instances are processes of the host's kernel, made by a zygote."""
+
+    style: ClassVar[str]
+    """The style of ``Plan`` that the zygote is asked for."""
+    namespaces: ClassVar[tuple[str, ...]]
+    """The namespaces it makes, by their names in ``/proc/self/ns``."""
+
+    def __init__(self, context: BackendContext) -> None:
+        super().__init__(context)
+        self._prepared: _Prepared | None = None
+        self._zygote: Zygote | None = None
+        self._zygote_stack = contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()
+
+    @abstractmethod
+    def _describe(self, layout: Layout) -> BackendDescription:
+        """The label, facts and confounds that are this backend's own."""
+
+    def probe(self) -> Availability:
+        """See ``Backend.probe``: root, overlay, the namespaces, and a cgroup hierarchy."""
+        return probe_host(self.namespaces)
+
+    def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
+        """See ``Backend.prepare``: starts the zygote, and one instance to prove that starting works."""
+        found = self.probe()
+        if not found.available:
+            raise UnavailableError(f"{self.name}: {found.reason}", remedy=found.remedy)
+        self.close()
+        layout = find_layout()
+        folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
+        self._stack.enter_context(self._start_folder(folder))
+        root = folder / "root"
+        root.mkdir()
+        missing = tuple(name for name in _MOUNT_POINTS if not (image.rootfs / name).is_dir())
+        self._prepared = _Prepared(image, folder, root, missing, layout, find_block_device(folder))
+        try:
+            with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
+                pass
+        except BaseException:
+            self.close()
+            raise
+        own = self._describe(layout)
+        facts = {"cgroups": layout.version.value, "controllers": ",".join(sorted(layout.available())), **own.facts}
+        return BackendDescription(own.label, facts, (*own.confounds, *self._unaccounted(self._prepared)))
+
+    def _unaccounted(self, prepared: _Prepared) -> tuple[Confound, ...]:
+        confounds = prepared.layout.confounds(self.name)
+        if prepared.io_device is None and prepared.layout.version is not Version.V2:
+            text = f"{prepared.folder} lies on no block device, so I/O bytes are not accounted"
+            confounds = (*confounds, Confound("io-unaccounted", text, self.name))
+        return confounds
+
+    @contextlib.contextmanager
+    def start(self, spec: InstanceSpec) -> Iterator[Instance]:
+        """See ``Backend.start``. Raises BackendError with the failing step, its errno and path."""
+        timeline = StartTimeline()
+        timeline.mark(Phase.REQUESTED, time.monotonic())
+        prepared = self._prepared
+        if prepared is None:
+            raise BackendError(f"{self.name}: start before prepare")
+        folder = prepared.folder / spec.identifier
+        try:
+            self._make_folders(folder, prepared.missing)
+            limits = Limits(
+                cpus=spec.envelope.cpus,
+                memory_bytes=spec.envelope.memory_bytes,
+                pids_max=spec.envelope.pids_max,
+                io_device=prepared.io_device,
+            )
+            with start_cgroup(self.context.ledger, spec.identifier, limits, prepared.layout) as cgroup:
+                launched = self._running_zygote().launch(self._plan(spec, prepared, folder, cgroup), cgroup.clone_into)
+                timeline.mark(Phase.CREATED, launched.created_s)
+                timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
+                timeline.mark(Phase.READY, time.monotonic())
+                instance = ProcessInstance(launched, cgroup, folder, timeline, spec.image.size_bytes)
+                try:
+                    yield instance
+                finally:
+                    timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
+                    instance.close()
+            timeline.mark(Phase.STOPPED, time.monotonic())
+        finally:
+            _remove_folder(folder)
+
+    def _make_folders(self, folder: Path, missing: tuple[str, ...]) -> None:
+        # Plain os.mkdir: this is on the measured path. No ledger entry: the backend's own folder has one.
+        try:
+            for name in (
+                "",
+                "/upper",
+                "/work",
+                "/scratch",
+                f"/upper{SCRATCH}",
+                *(f"/upper/{name}" for name in missing),
+            ):
+                os.mkdir(f"{folder}{name}", 0o755)  # noqa: PTH102 - see above
+        except OSError as error:
+            raise BackendError(
+                f"could not make the instance's folders: {error.strerror}: {error.filename}",
+                remedy=f"see that {self.context.work_directory} is writable and has space left",
+            ) from error
+
+    def _plan(self, spec: InstanceSpec, prepared: _Prepared, folder: Path, cgroup: Cgroup) -> Plan:
+        kill_file = "" if cgroup.clone_into is None else str(cgroup.clone_into / "cgroup.kill")
+        return Plan(
+            style=self.style,
+            hostname=spec.identifier[:_HOSTNAME_MAX],
+            root=str(prepared.root),
+            lower=str(spec.image.rootfs),
+            upper=f"{folder}/upper",
+            work=f"{folder}/work",
+            scratch=f"{folder}/scratch",
+            cpus=spec.envelope.cpus,
+            join_files=tuple(map(str, cgroup.join_files_after_clone)),
+            kill_file="" if "pid" in self.namespaces else kill_file,
+        )
+
+    def _running_zygote(self) -> Zygote:
+        """The zygote, or a new one if it died."""
+        if self._zygote is None or not self._zygote.is_alive():
+            self._zygote_stack.close()
+            assert self._prepared is not None
+            zygote = start_zygote(self.context.ledger, self._prepared.folder, self.context.housekeeping_cpus)
+            self._zygote = self._zygote_stack.enter_context(zygote)
+        return self._zygote
+
+    @contextlib.contextmanager
+    def _start_folder(self, folder: Path) -> Iterator[None]:
+        with self.context.ledger.holding(ResourceKind.DIRECTORY, folder):
+            folder.mkdir(parents=True)
+            try:
+                yield
+            finally:
+                _remove_folder(folder)
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        self._zygote = None
+        self._prepared = None
+        self._zygote_stack.close()
+        self._stack.close()
+
+
+def _remove_folder(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BackendError(f"could not remove an instance's files: {error.strerror}: {error.filename}") from error
+
+
+def probe_host(namespaces: tuple[str, ...], root: Path = Path("/")) -> Availability:
+    """Whether this host can make such instances; reads ``proc`` and ``sys`` below ``root``."""
+    try:
+        status = (root / "proc/self/status").read_text()
+        capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+    except (OSError, IndexError, ValueError):
+        return Availability(available=False, reason="no /proc is mounted", remedy="mount -t proc proc /proc")
+    if not capabilities >> _CAP_SYS_ADMIN & 1:
+        return Availability(
+            available=False,
+            reason="it needs root (CAP_SYS_ADMIN), for mounts, namespaces and cgroups",
+            remedy="run tare as root, for example with sudo",
+        )
+    if "\toverlay" not in (root / "proc/filesystems").read_text():
+        return Availability(available=False, reason="this kernel has no overlay file system", remedy="modprobe overlay")
+    for name in namespaces:
+        if not (root / "proc/self/ns" / name).is_symlink():
+            return Availability(available=False, reason=f"this kernel has no {name} namespaces")
+    layout = find_layout(root)
+    if layout.version is Version.NONE:
+        return Availability(
+            available=False,
+            reason="no cgroup hierarchy is mounted, so nothing can be limited or accounted",
+            remedy="mount -t cgroup2 none /sys/fs/cgroup",
+        )
+    missing = layout.missing()
+    without = f", without {', '.join(missing)}" if missing else ""
+    return Availability(available=True, reason=f"overlay and cgroups {layout.version.value}{without}")

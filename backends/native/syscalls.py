@@ -1,0 +1,137 @@
+"""The system calls that Python has no name for, under the kernel's names. No policy: that is in operations.py.
+
+Standard library only, because the zygote imports it. Everything goes through ``PyDLL``: the interpreter lock
+stays held, so that a raw ``clone3`` returns in the child with a thread state that is still valid.
+"""
+
+import ctypes
+import os
+
+CLONE_INTO_CGROUP = 0x200000000
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MS_STRICTATIME = 0x1000000
+MNT_DETACH = 0x2
+
+PR_SET_PDEATHSIG = 1
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+_SYS_CLONE3 = 435
+"""The same number on every architecture, as for all system calls since 5.1."""
+_SIGCHLD = 17
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+class _CloneArgs(ctypes.Structure):
+    """``struct clone_args`` as of Linux 5.7 (CLONE_ARGS_SIZE_VER2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("pidfd", ctypes.c_uint64),
+        ("child_tid", ctypes.c_uint64),
+        ("parent_tid", ctypes.c_uint64),
+        ("exit_signal", ctypes.c_uint64),
+        ("stack", ctypes.c_uint64),
+        ("stack_size", ctypes.c_uint64),
+        ("tls", ctypes.c_uint64),
+        ("set_tid", ctypes.c_uint64),
+        ("set_tid_size", ctypes.c_uint64),
+        ("cgroup", ctypes.c_uint64),
+    )
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_libc.syscall.argtypes = (ctypes.c_long, ctypes.POINTER(_CloneArgs), ctypes.c_size_t)
+_libc.syscall.restype = ctypes.c_long
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_libc.capset.argtypes = (ctypes.POINTER(_CapHeader), ctypes.POINTER(_CapData))
+_before_fork = ctypes.pythonapi.PyOS_BeforeFork
+_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
+_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
+for _function in (_before_fork, _after_fork_parent, _after_fork_child):
+    _function.argtypes = ()
+    _function.restype = None
+
+
+def _check(result: int, path: str | None = None) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+
+
+def clone3(flags: int, cgroup: int | None = None) -> int:
+    """Fork into new namespaces, and into the v2 cgroup open as ``cgroup``: 0 in the child, its pid in the caller.
+
+    For a process with a single thread. Raises OSError.
+    """
+    arguments = _CloneArgs(flags=flags, exit_signal=_SIGCHLD)
+    if cgroup is not None:
+        arguments.flags |= CLONE_INTO_CGROUP
+        arguments.cgroup = cgroup
+    _before_fork()
+    pid: int = _libc.syscall(_SYS_CLONE3, arguments, ctypes.sizeof(arguments))
+    if pid == 0:
+        _after_fork_child()
+        return 0
+    _after_fork_parent()
+    _check(pid)
+    return pid
+
+
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    """See mount(2). Raises OSError with ``target``."""
+    _check(_libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), flags, os.fsencode(data)), target)
+
+
+def umount2(target: str, flags: int) -> None:
+    """See umount2(2). Raises OSError with ``target``."""
+    _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """See pivot_root(2). Raises OSError with ``new_root``."""
+    _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), new_root)
+
+
+def unshare(flags: int) -> None:
+    """See unshare(2). Raises OSError."""
+    _check(_libc.unshare(flags))
+
+
+def prctl(option: int, argument: int) -> None:
+    """See prctl(2); with one argument. Raises OSError."""
+    _check(_libc.prctl(option, argument, 0, 0, 0))
+
+
+def capset(capabilities: int) -> None:
+    """Make the bit set ``capabilities`` the calling thread's effective and permitted ones; inheritable are cleared."""
+    low, high = capabilities & 0xFFFFFFFF, capabilities >> 32
+    data = (_CapData * 2)(_CapData(low, low, 0), _CapData(high, high, 0))
+    _check(_libc.capset(_CapHeader(_CAPABILITY_VERSION_3, 0), data))

@@ -1,0 +1,86 @@
+"""The process that every instance is forked from. Started once a run as ``python -I -S zygote.py FD ROOT CPUS``.
+
+Standard library only, with as little imported as possible: what is in memory here is what ``clone3`` copies, and
+a fork of the harness itself (numpy, pandas) takes more than twice as long. It answers one request at a time:
+``start`` with a Plan, the instance's end of its channel, and its v2 cgroup folder if it has one.
+"""
+
+import _signal  # type: ignore[import-not-found]  # signal itself imports enum; typeshed has no stub for its core
+import gc
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from backends.native.wire import Channel
+
+
+def main() -> None:
+    """Serve until the harness closes its end (also by dying), then leave nothing running."""
+    # Exited instances need no collecting, and their pidfds and cgroups tell the harness when they are gone.
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+    cpus = [int(cpu) for cpu in sys.argv[3].split(",") if cpu]
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    sys.path.insert(0, sys.argv[2])
+    from backends.native.wire import Channel
+
+    channel = Channel(int(sys.argv[1]))
+    kill_files: list[str] = []
+    try:
+        _serve(channel, kill_files)
+    except (EOFError, BrokenPipeError):
+        for path in kill_files:
+            _kill_cgroup(path)
+
+
+def _serve(channel: "Channel", kill_files: list[str]) -> None:
+    from backends.native import init, operations, plan, syscalls
+    from backends.native.wire import Channel
+
+    gc.collect()
+    gc.freeze()  # what is there now is never looked at again, in instances either: nothing to copy on write
+    gc.disable()
+    channel.send(b"serving")
+    while True:
+        fields, descriptors = channel.receive()
+        wanted = plan.decode_plan(fields)
+        steps = operations.native_operations if wanted.style == "native" else operations.bare_metal_operations
+        flags = operations.NATIVE_FLAGS if wanted.style == "native" else operations.BARE_METAL_FLAGS
+        cgroup = descriptors[1] if len(descriptors) > 1 else None
+        try:
+            pid = syscalls.clone3(flags, cgroup)
+        except OSError as error:
+            channel.send(b"failed", (error.strerror or "").encode(), str(error.errno).encode())
+        else:
+            if pid == 0:
+                channel.close()
+                if cgroup is not None:
+                    os.close(cgroup)
+                try:
+                    init.run_init(Channel(descriptors[0]), steps(wanted))
+                finally:
+                    os._exit(0)
+            created = time.monotonic_ns()
+            if wanted.kill_file:
+                kill_files.append(wanted.kill_file)
+            channel.send(b"created", str(pid).encode(), str(created).encode())
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _kill_cgroup(path: str) -> None:
+    """Kill an instance that the harness can no longer stop; those it has stopped have no such file any more."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+    except OSError:
+        return
+    try:
+        os.write(descriptor, b"1")
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main()
