@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -161,7 +162,7 @@ def remove(entry: Entry) -> bool:
     """Remove what an entry names; False if it was not there any more. Raises OSError."""
     match entry.kind:
         case ResourceKind.PROCESS:
-            return _kill_all(_marked(entry.target))
+            return _kill_marked(entry.target)
         case ResourceKind.CGROUP:
             return remove_cgroup(Path(entry.target))
         case ResourceKind.DIRECTORY:
@@ -217,6 +218,17 @@ def _members(group: Path) -> list[int]:
         return []
 
 
+def _kill_marked(target: str) -> bool:
+    """Kill until no marked process is left: one may fork between being found and being killed."""
+    deadline = time.monotonic() + _KILL_DEADLINE_S
+    found = False
+    while pids := [pid for pid in _marked(target) if pid != os.getpid()]:
+        found = _kill_all(pids) or found
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, f"processes {pids} do not end", target)
+    return found
+
+
 def _marked(target: str) -> list[int]:
     wanted = f"{MARKER_VARIABLE}={target}".encode()
     found = []
@@ -250,11 +262,21 @@ def _kill_all(pids: list[int]) -> bool:
 def _remove_tree(path: Path) -> bool:
     if not path.exists():
         return False
+    for mounted in _mounts_below(path):
+        # Deleting on would reach into a file system that is not ours.
+        raise OSError(errno.EBUSY, "something is still mounted there", str(mounted))
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
         return False
     return True
+
+
+def _mounts_below(path: Path) -> list[Path]:
+    """Mount points at or below ``path`` that this process sees (octal escapes of mountinfo undone)."""
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    points = [re.sub(rb"\\(\d{3})", lambda found: bytes([int(found[1], 8)]), line.split()[4]) for line in lines]
+    return [point for point in map(Path, map(os.fsdecode, points)) if point.is_relative_to(path)]
 
 
 def _read(path: Path) -> list[Entry]:

@@ -18,12 +18,13 @@ from bench.image.rootfs import installed_packages, make_tree
 from bench.image.tools import Progress, Runner
 from bench.process import ToolFailedError
 
-BUILD_TOOLS = ("mmdebstrap", "mkfs.erofs", "depmod", "dpkg-deb", "gcc")
+BUILD_TOOLS = ("mmdebstrap", "setpriv", "unshare", "mkfs.erofs", "depmod", "dpkg-deb", "gcc")
 """Host programs without which no image can be built."""
 
 _TOOL_VERSIONS = {
     "mmdebstrap": ["mmdebstrap", "--version"],
-    "mkfs.erofs": ["mkfs.erofs", "-V"],
+    # Prints its version and fails, because older ones do not know the option.
+    "mkfs.erofs": ["sh", "-c", "mkfs.erofs -V 2>&1 || true"],
     "gcc": ["gcc", "--version"],
 }
 

@@ -30,6 +30,13 @@ path-exclude=/usr/share/doc/*
 path-include=/usr/share/doc/*/copyright
 """
 
+# mmdebstrap mounts /proc, /sys and more into the tree. In namespaces of its own these go away with its processes, which
+# all go away with tare, however that ends: a later removal of the tree can never reach into a mounted file system.
+_CONFINED = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"),
+)
+
 _REMOVED = (
     "etc/apt/apt.conf.d/99mmdebstrap",
     "etc/apt/sources.list",
@@ -97,7 +104,7 @@ def run_mmdebstrap(
     options.write_text(
         'APT::Install-Recommends "false";\nAcquire::Languages "none";\n' + "".join(_host_apt_settings(runner))
     )
-    argv = ["mmdebstrap", "--mode=root", "--format=directory", f"--architectures={recipe.architecture}"]
+    argv = [*_CONFINED, "mmdebstrap", "--mode=root", "--format=directory", f"--architectures={recipe.architecture}"]
     argv += [f"--aptopt={options}", *arguments, recipe.suite, str(target)]
     sources = find_debian_sources(recipe.suite)
     if sources is not None:
