@@ -1,0 +1,225 @@
+"""Captures the real output of the workloads' commands in a built image, as the tests' data.
+
+Run as root: ``python tests/data/capture.py ROOTFS SCRATCH`` with the root file system of an image (``tare image list``)
+and an empty folder on a disk. Each command runs as its workload builds it, in a chroot over a temporary overlay in a
+mount namespace of its own. Written are ``<tool>-<version>/<name>.stdout``, byte by byte, and beside it ``<name>.toml``
+with the command line, how it ended and what it said on stderr.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from bench.model import Command, Envelope
+from bench.registry import find_workloads
+
+HERE = Path(__file__).parent
+
+INSIDE = """
+set -e
+stage=$(mktemp -d)
+trap 'umount -l "$stage"; rmdir "$stage"' EXIT
+mount -t tmpfs tmpfs "$stage"
+mkdir "$stage/upper" "$stage/work" "$stage/root"
+root=$stage/root
+mount -t overlay overlay -o "lowerdir=$ROOTFS,upperdir=$stage/upper,workdir=$stage/work" "$root"
+mount -t proc proc "$root/proc"
+mount -t sysfs -o ro sysfs "$root/sys"
+mount --rbind /dev "$root/dev"
+mkdir -p "$root/scratch"
+mount --bind "$SCRATCH" "$root/scratch"
+set +e
+env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
+    chroot "$root" "$@"
+"""
+
+
+def words(line: str) -> tuple[str, ...]:
+    return tuple(line.split())
+
+
+# workload: (tool as Debian's package, name of the capture, parameters, CPUs)
+CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
+    "sysbench-cpu": (
+        "sysbench",
+        [
+            ("cpu-1-thread", {}, 1),
+            ("cpu-2-threads", {}, 2),
+            ("cpu-2-threads-3s", {"runtime_s": 3}, 2),
+            ("cpu-small-primes", {"max_prime": 1000}, 1),
+            ("cpu-large-primes", {"max_prime": 200000}, 2),
+        ],
+    ),
+    "sysbench-memory": (
+        "sysbench",
+        [
+            ("memory-write-1-thread", {}, 1),
+            ("memory-write-2-threads", {}, 2),
+            ("memory-read-small-blocks", {"operation": "read", "block_size": "1KiB"}, 1),
+            ("memory-random-local", {"access": "rnd", "scope": "local", "block_size": "4MiB"}, 2),
+            ("memory-read-large-blocks", {"operation": "read", "block_size": "128MiB"}, 2),
+        ],
+    ),
+    "fio": (
+        "fio",
+        [
+            ("randread-psync", {}, 1),
+            ("randread-psync-2-jobs", {}, 2),
+            ("randread-libaio-depth-16", {"engine": "libaio", "io_depth": 16}, 2),
+            ("randread-tiny", {"runtime_s": 0.1, "size": "1MiB"}, 1),
+            ("randwrite-libaio", {"rw": "randwrite", "engine": "libaio", "io_depth": 4}, 1),
+            ("randrw-psync", {"rw": "randrw"}, 1),
+            ("randrw-libaio-2-jobs", {"rw": "randrw", "engine": "libaio", "io_depth": 8, "read_percent": 70}, 2),
+            ("read-1M", {"rw": "read", "block_size": "1MiB"}, 1),
+            ("read-buffered", {"rw": "read", "block_size": "128KiB", "direct": False}, 1),
+            ("randread-buffered-2-jobs", {"direct": False}, 2),
+            ("write-1M", {"rw": "write", "block_size": "1MiB"}, 1),
+            ("rw-buffered", {"rw": "rw", "direct": False, "block_size": "64KiB"}, 1),
+        ],
+    ),
+    "perf-sched-pipe": (
+        "linux-perf",
+        [
+            ("sched-pipe", {}, 1),
+            ("sched-pipe-threaded", {"threaded": True}, 2),
+            ("sched-pipe-few", {"loops": 100}, 1),
+        ],
+    ),
+    "perf-syscall": ("linux-perf", [("syscall-basic", {}, 1), ("syscall-basic-few", {"loops": 1000}, 1)]),
+    "stress-ng": (
+        "stress-ng",
+        [
+            ("cpu-1-instance", {}, 1),
+            ("cpu-2-instances", {}, 2),
+            ("matrix-2s", {"stressor": "matrix", "runtime_s": 2}, 2),
+            ("switch", {"stressor": "switch"}, 1),
+            ("hdd", {"stressor": "hdd"}, 1),
+            ("getdent-2-instances", {"stressor": "getdent"}, 2),
+            ("vm", {"stressor": "vm"}, 1),
+            ("sleep", {"stressor": "sleep"}, 1),
+            ("fork", {"stressor": "fork"}, 1),
+            ("apparmor-skipped", {"stressor": "apparmor"}, 1),
+        ],
+    ),
+}
+
+# Real outputs that are no measurement: (package, name, argv)
+REFUSED: list[tuple[str, str, tuple[str, ...]]] = [
+    ("sysbench", "refused-bad-option", ("sysbench", "cpu", "--time=0.5", "run")),
+    ("sysbench", "refused-bad-block", ("sysbench", "memory", "--memory-block-size=1000", "run")),
+    ("sysbench", "refused-no-transfer", ("sysbench", "memory", "--memory-oper=none", "--time=1", "run")),
+    (
+        "sysbench",
+        "refused-no-event-in-time",
+        ("sysbench", "cpu", "--cpu-max-prime=100000000", "--time=1", "--histogram=on", "--forced-shutdown=0", "run"),
+    ),
+    (
+        "fio",
+        "refused-no-file",
+        words(
+            "fio --name=tare --filename=/scratch/none --rw=randread --size=1M --ioengine=psync "
+            "--allow_file_create=0 --output-format=json"
+        ),
+    ),
+    (
+        "fio",
+        "refused-normal-output",
+        ("fio", "--name=tare", "--filename=/scratch/f", "--rw=randread", "--size=1M", "--ioengine=psync"),
+    ),
+    (
+        "fio",
+        "refused-two-groups",
+        words(
+            "fio --filename=/scratch/f --size=1M --ioengine=psync --output-format=json --name=one --rw=read "
+            "--name=two --rw=write"
+        ),
+    ),
+    ("linux-perf", "refused-simple-format", ("perf", "bench", "--format=simple", "sched", "pipe", "--loop", "1000")),
+    ("linux-perf", "refused-unknown-collection", ("perf", "bench", "nonsense")),
+    ("stress-ng", "refused-log-only", ("stress-ng", "--cpu", "1", "--timeout", "1s", "--metrics")),
+    (
+        "stress-ng",
+        "refused-two-stressors",
+        words("stress-ng --cpu 1 --switch 1 --timeout 1s --metrics --temp-path /scratch --yaml /proc/self/fd/1"),
+    ),
+]
+
+# fio says on stdout, before the JSON, what it changed of what was asked for.
+NOTED: list[tuple[str, str, tuple[str, ...]]] = [
+    (
+        "fio",
+        "noted-sync-engine-depth",
+        words(
+            "fio --name=tare --filename=/scratch/f --rw=randrw --bs=4096 --size=524288 "
+            "--offset_increment=524288 --numjobs=2 --group_reporting --ioengine=psync --iodepth=4 "
+            "--time_based --runtime=200ms --percentile_list=50:99:99.9 --output-format=json"
+        ),
+    ),
+]
+
+
+def run(rootfs: Path, scratch: Path, command: Command) -> subprocess.CompletedProcess[bytes]:
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ROOTFS": str(rootfs), "SCRATCH": str(scratch)}
+    return subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "bash", "-c", INSIDE, "inside", *command.argv],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=command.timeout_s + 60,
+        check=False,
+    )
+
+
+def version_of(rootfs: Path, scratch: Path, package: str) -> str:
+    argv = ("dpkg-query", "--show", "--showformat=${Version}", package)
+    return run(rootfs, scratch, Command(argv)).stdout.decode()
+
+
+def folder_of(package: str, version: str) -> Path:
+    upstream = version.partition("+")[0].partition("-")[0]
+    return HERE / f"{package.removeprefix('linux-')}-{upstream}"
+
+
+def write(folder: Path, name: str, header: dict[str, object], done: subprocess.CompletedProcess[bytes]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.stdout").write_bytes(done.stdout)
+    fields = {**header, "returncode": done.returncode, "kernel": platform.release(), "stderr": done.stderr.decode()}
+    # A JSON string or list of strings is one in TOML too.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items() if not isinstance(value, dict)]
+    params = header.get("params", {})
+    assert isinstance(params, dict)
+    lines += ["", "[params]", *(f"{key} = {json.dumps(value)}" for key, value in params.items())] if params else []
+    (folder / f"{name}.toml").write_text("\n".join(lines) + "\n", "utf-8")
+    print(f"{folder.name}/{name}: exit status {done.returncode}, {len(done.stdout)} bytes")  # noqa: T201 - a script
+
+
+def main() -> None:
+    rootfs, scratch = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    workloads = find_workloads()
+    for workload_name, (package, variants) in CAPTURES.items():
+        workload = workloads.get(workload_name)()
+        version = version_of(rootfs, scratch, package)
+        for name, given, cpus in variants:
+            envelope = Envelope(tuple(range(cpus)), 512 * 2**20, 256 * 2**20, 512)
+            commands = workload.commands(msgspec.convert(given, workload.Params), envelope)
+            for command in commands.setup:
+                run(rootfs, scratch, command).check_returncode()
+            done = run(rootfs, scratch, commands.measured)
+            for command in commands.teardown:
+                run(rootfs, scratch, command).check_returncode()
+            header = {"package": f"{package} {version}", "argv": commands.measured.argv, "workload": workload_name}
+            write(folder_of(package, version), name, {**header, "cpus": cpus, "params": given}, done)
+    for package, name, argv in (*NOTED, *REFUSED):
+        version = version_of(rootfs, scratch, package)
+        (scratch / "f").write_bytes(bytes(2**20))
+        done = run(rootfs, scratch, Command(argv))
+        (scratch / "f").unlink()
+        write(folder_of(package, version), name, {"package": f"{package} {version}", "argv": argv}, done)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What every parser here needs: the text of a command that ended well, and numbers that are worth keeping.
+
+Nothing is repaired or skipped: whatever is not exactly what a tool's known version prints is a ParseError
+that shows the text.
+"""
+
+import math
+import re
+from typing import NoReturn
+
+from bench.errors import ParseError
+from bench.model import Completed
+
+EVIDENCE_CHARACTERS = 4000
+"""How much of an offending output an error carries; the whole is in the run's raw files."""
+
+
+def read_output(tool: str, completed: Completed) -> str:
+    """What ``tool`` printed to stdout. Raises ParseError if it did not end well, or did not print UTF-8 text."""
+    if completed.timed_out or completed.returncode != 0:
+        how = _describe_end(completed)
+        text = (completed.stdout + b"\n" + completed.stderr).decode(errors="backslashreplace")
+        raise ParseError(f"{tool} {how}, so its output is no measurement", evidence=excerpt(text))
+    try:
+        text = completed.stdout.decode("utf-8")
+    except UnicodeDecodeError as error:
+        shown = excerpt(completed.stdout.decode(errors="backslashreplace"))
+        raise ParseError(f"{tool} printed bytes that are not UTF-8 text: {error.reason}", evidence=shown) from None
+    if not text.strip():
+        said = excerpt(completed.stderr.decode(errors="backslashreplace"))
+        raise ParseError(f"{tool} printed nothing to stdout", evidence=said or "(empty)")
+    return text
+
+
+def one_match(tool: str, what: str, pattern: re.Pattern[str], text: str) -> re.Match[str]:
+    """The only match of ``pattern`` in ``text``. Raises ParseError if there is none or more than one."""
+    matches = list(pattern.finditer(text))
+    if len(matches) != 1:
+        refuse(tool, f"{what} stands there {len(matches)} times instead of once", text)
+    return matches[0]
+
+
+def positive(tool: str, what: str, digits: str, text: str, *, exponent: int = 0) -> float:
+    """The number written as ``digits`` times ten to the ``exponent``. Raises ParseError unless it is finite and above 0.
+
+    The point is moved in the text, so that the float is the one nearest to what was printed: 0.015 ms is 1.5e-05 s.
+    No metric of these tools can be zero in a run that did something, and a ratio to zero says nothing.
+    """
+    value = float(f"{digits}e{exponent}")
+    if not math.isfinite(value) or value <= 0:
+        refuse(tool, f"{what} is {digits}, which no run that did something can have", text)
+    return value
+
+
+def refuse(tool: str, problem: str, text: str) -> NoReturn:
+    """Raise ParseError: what is wrong with the output of ``tool``, with the output."""
+    raise ParseError(
+        f"the output of {tool} is not what its known versions print: {problem}",
+        remedy="compare the version in the image with docs/workloads.md",
+        evidence=excerpt(text),
+    )
+
+
+def excerpt(text: str) -> str:
+    """``text`` for an error: whole if it is short, else its beginning and its end."""
+    if len(text) <= EVIDENCE_CHARACTERS:
+        return text
+    half = EVIDENCE_CHARACTERS // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters ...]\n{text[-half:]}"
+
+
+def _describe_end(completed: Completed) -> str:
+    if completed.timed_out:
+        return "did not finish in time"
+    if completed.signal is not None:
+        return f"was ended by signal {completed.signal}"
+    return f"ended with exit status {completed.returncode}"

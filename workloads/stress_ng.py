@@ -1,0 +1,169 @@
+"""stress-ng 0.15: one stressor by name, one instance a CPU, from the YAML that it writes beside its log.
+
+The log has two decimals and goes to stderr; the YAML has six and goes to the open descriptor 1 by its name under
+``/proc``, so no file is left and nothing else is on stdout.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from bench.errors import ParseError
+from bench.interfaces import Workload
+from bench.model import SCRATCH, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from bench.units import Unit
+from workloads.output import excerpt, one_match, positive, read_output, refuse
+from workloads.parameters import START_MARGIN_S, WholeSeconds
+
+_TOOL = "stress-ng"
+_LINES = re.MULTILINE | re.ASCII
+_DOCUMENT = re.compile(r"\A---\nsystem-info:\n(?: {6}\S[^\n]*\n)+\n(?P<metrics>metrics:\n.*)?\.\.\.\n*\Z", re.DOTALL)
+_VERSION = re.compile(r"^ {6}stress-ng-version: 0\.\d+\.\d+$", _LINES)
+_METRICS = re.compile(
+    r"metrics:\n {4}- stressor: (?P<stressor>[a-z0-9-]+)\n"
+    r"(?P<fields>(?: {6}[a-z0-9_/%-]+: -?(?:\d+(?:\.\d+)?|nan|inf)\n)+)\n",
+    re.ASCII | re.IGNORECASE,
+)
+_FIELD = re.compile(r"^ {6}([^:\n]+): (\S+)$", _LINES)
+
+# ``stress-ng --stressors`` of 0.15.06, less UNSAFE_STRESSORS. A name goes into an option (``--cpu``), so only known
+# ones may: ``--timeout`` is no stressor.
+STRESSORS = frozenset(
+    """
+    access af-alg affinity aio aiol apparmor alarm atomic bad-altstack bigheap binderfs branch brk bsearch cache
+    cacheline cap chattr chdir chmod chown chroot clock clone close context copy-file cpu crypt cyclic daemon dccp
+    dekker dentry dev dev-shm dir dirdeep dirmany dnotify dup dynlib efivar enosys env epoll eventfd exec exit-group
+    fallocate fanotify far-branch fault fcntl fiemap fifo file-ioctl filename flock flushcache fork forkheavy fp
+    fp-error fpunch fsize fstat full funccall funcret futex get getdent getrandom goto gpu handle hash hdd heapsort
+    hrtimers hsearch icache icmp-flood idle-page inode-flags inotify io iomix ioport ioprio io-uring ipsec-mb itimer
+    jpeg judy kcmp key kill klog kvm l1cache landlock lease link list llc-affinity loadavg locka lockbus lockf
+    lockofd longjmp loop lsearch madvise malloc matrix matrix-3d mcontend membarrier memcpy memfd memrate memthrash
+    mergesort mincore misaligned mknod mlock mmap mmapaddr mmapfixed mmapfork mmaphuge mmapmany mprotect mq mremap
+    msg msync msyncmany munmap mutex nanosleep netdev netlink-proc netlink-task nice nop null numa opcode open
+    pagemove pageswap pci personality peterson physpage pidfd ping-sock pipe pipeherd pkey plugin poll prctl
+    prefetch priv-instr procfs pthread ptrace pty qsort quota race-sched radixsort randlist ramfs rawpkt rawsock
+    rawudp rdrand readahead regs remap rename resched resources revio ring-pipe rlimit rmap rotate rseq rtc
+    schedpolicy sctp seal seccomp secretmem seek sem sem-sysv sendfile session set shellsort shm shm-sysv sigabrt
+    sigchld sigfd sigfpe sigio signal signest sigpending sigpipe sigq sigrt sigsegv sigsuspend sigtrap skiplist
+    sleep sock sockabuse sockdiag sockfd sockpair sockmany spawn sparsematrix splice stack stackmmap str stream
+    switch symlink sync-file syncload sysbadaddr syscall sysinfo sysfs tee timer timerfd tlb-shootdown tmpfs touch
+    tree tsc tsearch tun udp udp-flood umount unshare uprobe urandom userfaultfd usersyscall utime vdso vecfp
+    vecmath vecshuf vecwide verity vfork vforkmany vm vm-addr vm-rw vm-segv vm-splice wait waitcpu wcs x86cpuid
+    x86syscall xattr yield zero zlib zombie
+    """.split()  # noqa: SIM905 - 300 quoted names are no easier to read
+)
+
+UNSAFE_STRESSORS = frozenset(
+    "bad-ioctl bind-mount cpu-online memhotplug mlockmany oom-pipe rawdev reboot smi softlockup swap sysinval "
+    "watchdog".split()  # noqa: SIM905 - as above
+)
+"""Stressors that act on the kernel or the devices themselves, which bare metal and containers share with the host."""
+
+
+class StressNg(Workload):
+    """What a bogo operation is differs from stressor to stressor and from version to version: compare backends only.
+
+    Stressors that write files do so in the scratch folder.
+    """
+
+    name = "stress-ng"
+    summary = "one stressor of stress-ng by name: bogo operations a second"
+    packages = ("stress-ng",)
+    licence = "GPL-2.0-or-later"
+    metrics = (
+        Metric(
+            "bogo.operations_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Bogo operations of all instances of the stressor together in a second of real time.",
+        ),
+        Metric(
+            "bogo.operations_per_cpu_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Bogo operations in a second of CPU time (user and system) as the kernel that runs stress-ng counts it.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``stressor`` is a name from ``stress-ng --stressors``."""
+
+        stressor: str = "cpu"
+        runtime_s: WholeSeconds = 1
+
+        def __post_init__(self) -> None:
+            if self.stressor not in STRESSORS:
+                if self.stressor in UNSAFE_STRESSORS:
+                    raise ValueError(f"stressor: {self.stressor!r} can bring down the host; tare does not run it")
+                close = difflib.get_close_matches(self.stressor, STRESSORS, n=3)
+                hint = f"; did you mean {' or '.join(close)}?" if close else ", for example cpu, matrix, switch or vm"
+                raise ValueError(f"stressor: {self.stressor!r} is no stressor of stress-ng that tare runs{hint}")
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """As many instances of the stressor as there are CPUs."""
+        argv = (
+            "stress-ng",
+            f"--{params.stressor}",
+            str(len(envelope.cpus)),
+            "--timeout",
+            f"{params.runtime_s}s",
+            "--metrics",
+            "--temp-path",
+            SCRATCH,
+            "--yaml",
+            "/proc/self/fd/1",
+        )
+        return Commands(Command(argv, cwd=SCRATCH, timeout_s=2 * params.runtime_s + START_MARGIN_S))
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The two rates as printed; they have to agree with the printed operations and times."""
+        text = read_output(_TOOL, completed)
+        document = one_match(_TOOL, "the YAML document", _DOCUMENT, text)
+        one_match(_TOOL, "the version", _VERSION, text)
+        if document["metrics"] is None:
+            said = excerpt(completed.stderr.decode(errors="backslashreplace"))
+            raise ParseError(
+                "stress-ng ran no stressor here, so there is nothing to measure",
+                remedy="its own reason is in the evidence; choose a stressor that this kernel supports",
+                evidence=f"{said}\n{excerpt(text)}",
+            )
+        fields = _read_fields(document["metrics"], text)
+        return [
+            Measurement("bogo.operations_per_second", _rate(fields, "real-time", ("wall-clock-time",), text)),
+            Measurement(
+                "bogo.operations_per_cpu_second", _rate(fields, "usr-sys-time", ("user-time", "system-time"), text)
+            ),
+        ]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time: stress-ng stops by its clock."""
+        return float(params.runtime_s)
+
+
+def _read_fields(metrics: str, text: str) -> Mapping[str, str]:
+    match = _METRICS.fullmatch(metrics)
+    if match is None:
+        refuse(_TOOL, "its metrics are not those of one stressor", text)
+    pairs = _FIELD.findall(match["fields"])
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        refuse(_TOOL, "a field stands there twice", text)
+    return fields
+
+
+def _rate(fields: Mapping[str, str], name: str, times: tuple[str, ...], text: str) -> float:
+    """The rate printed as ``bogo-ops-per-second-NAME``, checked against the operations over the sum of ``times``."""
+    key = f"bogo-ops-per-second-{name}"
+    missing = next((field for field in (key, "bogo-ops", *times) if field not in fields), None)
+    if missing is not None:
+        refuse(_TOOL, f"the field {missing} is missing", text)
+    rate = positive(_TOOL, key, fields[key], text)
+    operations = positive(_TOOL, "bogo-ops", fields["bogo-ops"], text)
+    seconds = sum(float(fields[field]) for field in times)
+    # Six decimals are printed of each.
+    if not abs(rate * seconds - operations) <= 1e-6 * (rate * len(times) + seconds + 1):
+        refuse(_TOOL, f"{key} is {fields[key]}, which is not bogo-ops over {' + '.join(times)}", text)
+    return rate

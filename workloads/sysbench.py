@@ -1,0 +1,228 @@
+"""sysbench 1.0: prime numbers for the CPU, block transfers for the memory.
+
+sysbench prints latencies with two decimals of a millisecond, too coarse for events of 0.3 ms. So the mean is
+taken from the printed sum and count, and the 95th percentile from the histogram, which has three decimals
+(its buckets are 1.8 % apart); both are checked against the rounded values that sysbench prints itself.
+"""
+
+import itertools
+import math
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bench.errors import WorkloadError
+from bench.interfaces import Workload
+from bench.model import Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from bench.units import Unit, format_size, parse_size
+from workloads.output import one_match, positive, read_output, refuse
+from workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
+
+_TOOL = "sysbench"
+_LINES = re.MULTILINE | re.ASCII
+_VERSION = re.compile(r"\Asysbench 1\.\d+\.\d+\S* \([^\n]*\)\n", re.ASCII)
+_END = re.compile(r"^ +execution time \(avg/stddev\): +\d+\.\d{4}/\d+\.\d\d\n*\Z", _LINES)
+_THREADS = re.compile(r"^Number of threads: (\d+)$", _LINES)
+_EVENTS = re.compile(r"^ +total number of events: +(\d{1,15})$", _LINES)
+_LATENCIES = {
+    name: re.compile(rf"^ +{name}: +(\d+\.\d\d)$", _LINES) for name in ("min", "avg", "max", "95th percentile")
+}
+_SUM = re.compile(r"^ +sum: +(\d+\.\d\d)$", _LINES)
+_RATE = re.compile(r"^ +events per second: +(\d+\.\d\d)$", _LINES)
+_BUCKETS = re.compile(
+    r"^Latency histogram \(values are in milliseconds\)\n +value  -+ distribution -+ count\n"
+    r"((?: +\d+\.\d{3} \|\** +\d{1,15}\n)+) \n",
+    _LINES,
+)
+_BUCKET = re.compile(r"^ +(\d+\.\d{3}) \|\** +(\d{1,15})$", _LINES)
+_OPERATIONS = re.compile(r"^Total operations: (\d+) \( *(\d+\.\d\d) per second\)$", _LINES)
+_TRANSFERRED = re.compile(r"^(\d+\.\d\d) MiB transferred \((\d+\.\d\d) MiB/sec\)$", _LINES)
+
+_HALF_PRINTED_S = 0.0056e-3
+"""How far a latency that sysbench prints with two decimals of a millisecond may be from the true one.
+
+Half a hundredth, and half a thousandth for the bucket it is compared with, which was rounded too.
+"""
+
+
+class SysbenchCpu(Workload):
+    """``sysbench cpu``: every event tests all numbers up to a bound for being prime, one event at a time a thread."""
+
+    name = "sysbench-cpu"
+    summary = "integer arithmetic: prime numbers up to a bound, one thread a CPU"
+    packages = ("sysbench",)
+    licence = "GPL-2.0-or-later"
+    metrics = (
+        Metric(
+            "cpu.events_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Searches for all primes up to the bound that all threads together finished in a second.",
+        ),
+        Metric(
+            "cpu.latency.mean",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Mean time of one search, from the sum of all times and their number.",
+        ),
+        Metric(
+            "cpu.latency.p95",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Time within which 95 % of the searches finished, to the bucket of sysbench's histogram (1.8 % wide).",
+        ),
+        Metric(
+            "cpu.latency.max",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Time of the slowest search, which sysbench rounds to 0.01 ms; one interruption decides it.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``max_prime`` bounds the numbers tested: 10,000 makes events of about 0.3 ms on a current CPU."""
+
+        runtime_s: WholeSeconds = 1
+        max_prime: Annotated[int, Meta(ge=1000, le=10_000_000)] = 10_000
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """One thread on each CPU of ``envelope``."""
+        options = (f"--cpu-max-prime={params.max_prime}", "--histogram=on")
+        return Commands(_command("cpu", options, params.runtime_s, envelope))
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """See the class; counts, sums and rounded values have to agree with one another."""
+        text = read_output(_TOOL, completed)
+        _check_frame(text)
+        events = _number("the number of events", _EVENTS, text)
+        mean_s = _number("the sum of latencies", _SUM, text, exponent=-3) / events
+        _check_rounded(text, "avg", mean_s)
+        p95_s = _percentile_s(text, events, 95)
+        _check_rounded(text, "95th percentile", p95_s)
+        return [
+            Measurement("cpu.events_per_second", _number("the rate of events", _RATE, text)),
+            Measurement("cpu.latency.mean", mean_s),
+            Measurement("cpu.latency.p95", p95_s),
+            Measurement("cpu.latency.max", _number("the longest latency", _LATENCIES["max"], text, exponent=-3)),
+        ]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time: sysbench stops by its clock."""
+        return float(params.runtime_s)
+
+
+class SysbenchMemory(Workload):
+    """``sysbench memory``: reads or writes one buffer block by block.
+
+    With blocks that fit the caches this measures the caches: choose blocks well beyond the last level to
+    measure memory. Small blocks measure sysbench's two clock readings an event instead.
+    """
+
+    name = "sysbench-memory"
+    summary = "memory transfers: one buffer read or written block by block, one thread a CPU"
+    packages = ("sysbench",)
+    licence = "GPL-2.0-or-later"
+    metrics = (
+        Metric(
+            "memory.bandwidth",
+            Unit.BYTES_PER_SECOND,
+            Direction.HIGHER,
+            "Bytes that all threads together read or wrote in a second; blocks that fit the caches show the caches.",
+        ),
+        Metric(
+            "memory.operations_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Blocks that all threads together read or wrote in a second.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``scope`` global is one buffer of a block for all threads, local one for each."""
+
+        runtime_s: WholeSeconds = 1
+        block_size: Size = "1MiB"
+        operation: Literal["read", "write"] = "write"
+        access: Literal["seq", "rnd"] = "seq"
+        scope: Literal["global", "local"] = "global"
+
+        def __post_init__(self) -> None:
+            size = bounded_size("block_size", self.block_size, 1024, 64 * 2**30)
+            if size & (size - 1):
+                raise ValueError(f"block_size: sysbench takes powers of two only, not {self.block_size}")
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """One thread on each CPU. Raises WorkloadError if the buffers do not fit the memory of ``envelope``."""
+        block = parse_size(params.block_size)
+        buffers = block * (len(envelope.cpus) if params.scope == "local" else 1)
+        if buffers > envelope.memory_bytes // 2:
+            raise WorkloadError(
+                f"sysbench-memory needs {format_size(buffers)} for its buffers (block_size = {params.block_size}), "
+                f"more than half of the instance's {format_size(envelope.memory_bytes)}",
+                remedy="state a smaller block_size, or more memory in the envelope",
+            )
+        options = (
+            f"--memory-block-size={block}",
+            # Never reached: the run ends by time, so that fast and slow backends run equally long.
+            "--memory-total-size=1048576T",
+            f"--memory-oper={params.operation}",
+            f"--memory-access-mode={params.access}",
+            f"--memory-scope={params.scope}",
+        )
+        return Commands(_command("memory", options, params.runtime_s, envelope))
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """Bandwidth in bytes a second of the printed MiB a second (2^20 bytes)."""
+        text = read_output(_TOOL, completed)
+        _check_frame(text)
+        operations = one_match(_TOOL, "the number of operations", _OPERATIONS, text)
+        transferred = one_match(_TOOL, "the amount transferred", _TRANSFERRED, text)
+        if operations[1] != one_match(_TOOL, "the number of events", _EVENTS, text)[1]:
+            refuse(_TOOL, "operations and events differ in number", text)
+        return [
+            Measurement("memory.bandwidth", positive(_TOOL, "the bandwidth", transferred[2], text) * 2**20),
+            Measurement("memory.operations_per_second", positive(_TOOL, "the rate", operations[2], text)),
+        ]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time: sysbench stops by its clock."""
+        return float(params.runtime_s)
+
+
+def _command(test: str, options: tuple[str, ...], runtime_s: int, envelope: Envelope) -> Command:
+    argv = ("sysbench", test, f"--threads={len(envelope.cpus)}", f"--time={runtime_s}", *options, "run")
+    return Command(argv, timeout_s=2 * runtime_s + START_MARGIN_S)
+
+
+def _check_frame(text: str) -> None:
+    """The first and the last line: what lies between is a whole report of a version that is known."""
+    one_match(_TOOL, "the line with the version", _VERSION, text)
+    one_match(_TOOL, "the last line, `execution time`,", _END, text)
+    one_match(_TOOL, "the number of threads", _THREADS, text)
+
+
+def _number(what: str, pattern: re.Pattern[str], text: str, *, exponent: int = 0) -> float:
+    return positive(_TOOL, what, one_match(_TOOL, what, pattern, text)[1], text, exponent=exponent)
+
+
+def _check_rounded(text: str, name: str, value_s: float) -> None:
+    printed = _number(f"the latency `{name}`", _LATENCIES[name], text, exponent=-3)
+    if abs(printed - value_s) > _HALF_PRINTED_S:
+        refuse(_TOOL, f"the latency `{name}` is printed as {printed:g} s and counted as {value_s:g} s", text)
+
+
+def _percentile_s(text: str, events: float, percentile: int) -> float:
+    """The histogram's bucket that sysbench takes for ``percentile``: the same rank, one digit more. In seconds."""
+    table = one_match(_TOOL, "the latency histogram", _BUCKETS, text)[1]
+    buckets = [(digits, int(count)) for digits, count in _BUCKET.findall(table)]
+    counted = sum(count for _, count in buckets)
+    if counted != events:
+        refuse(_TOOL, f"the histogram counts {counted} events and the summary {events:.0f}", text)
+    rank = math.floor(events * percentile / 100 + 0.5)
+    seen = itertools.accumulate(count for _, count in buckets)
+    reached = next(digits for (digits, _), so_far in zip(buckets, seen, strict=True) if so_far >= rank)
+    return positive(_TOOL, "the bucket of the percentile", reached, text, exponent=-3)
