@@ -45,6 +45,10 @@ class Cgroup(ABC):
     join_files_after_clone: tuple[Path, ...]
 
     @abstractmethod
+    def set_limits(self, limits: Limits) -> None:
+        """Write the limits of a group just made. Raises OSError with the file that was refused."""
+
+    @abstractmethod
     def usage(self) -> Usage:
         """What the processes of this cgroup, dead ones included, have used since it was made."""
 

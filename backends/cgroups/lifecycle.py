@@ -24,6 +24,17 @@ def start_cgroup(ledger: Ledger, name: str, limits: Limits, layout: Layout | Non
     Its folders are in the ledger before they are made. On exit whatever is left in it is killed and it is
     removed. Raises UnavailableError where there are no cgroups, BackendError if the kernel refuses one.
     """
+    with begin_cgroup(ledger, name, layout) as cgroup:
+        complete_cgroup(cgroup, limits)
+        yield cgroup
+
+
+@contextlib.contextmanager
+def begin_cgroup(ledger: Ledger, name: str, layout: Layout | None = None) -> Iterator[Cgroup]:
+    """``start_cgroup`` as far as a process can be cloned into it: nothing but ``clone_into`` is made.
+
+    The rest, and every limit, is for ``complete_cgroup``, which can run while the kernel makes the process.
+    """
     layout = find_layout() if layout is None else layout
     if layout.version is Version.NONE:
         raise UnavailableError("no cgroup hierarchy is mounted", remedy="mount -t cgroup2 none /sys/fs/cgroup")
@@ -31,23 +42,37 @@ def start_cgroup(ledger: Ledger, name: str, limits: Limits, layout: Layout | Non
     cgroup = kind(layout, PREFIX + name)
     entries = ledger.enter_all(ResourceKind.CGROUP, cgroup.folders)
     try:
-        _make(cgroup, limits)
+        if cgroup.clone_into is not None:
+            _make(cgroup.clone_into)
         yield cgroup
     finally:
         stop_cgroup(cgroup)
         ledger.strike_all(entries)
 
 
-def _make(cgroup: V1Cgroup | V2Cgroup, limits: Limits) -> None:
+def complete_cgroup(cgroup: Cgroup, limits: Limits) -> None:
+    """Make what ``begin_cgroup`` left out, and set the limits. Raises BackendError if the kernel refuses."""
+    for folder in cgroup.folders:
+        if folder != cgroup.clone_into:
+            _make(folder)
     try:
-        for folder in cgroup.folders:
-            os.mkdir(folder)  # noqa: PTH102 - on the measured start path
         cgroup.set_limits(limits)
     except OSError as error:
-        raise BackendError(
-            f"the kernel refused a cgroup: {error.strerror}: {error.filename}",
-            remedy="check that tare runs as root, and that the limits fit those of the cgroup tare itself is in",
-        ) from error
+        raise _refused(error) from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        os.mkdir(folder)  # noqa: PTH102 - on the measured start path
+    except OSError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: OSError) -> BackendError:
+    return BackendError(
+        f"the kernel refused a cgroup: {error.strerror}: {error.filename}",
+        remedy="check that tare runs as root, and that the limits fit those of the cgroup tare itself is in",
+    )
 
 
 def stop_cgroup(cgroup: Cgroup) -> None:

@@ -25,8 +25,12 @@ _IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
 
 
 def run_init(channel: Channel, operations: list[Operation]) -> None:
-    """Set up, say so, serve. Returns when the harness is gone, or after having told it of a failure."""
+    """Set up once told to, say so, serve. Returns when the harness is gone, or after having told it of a failure.
+
+    The harness makes the cgroups while the kernel makes this process; ``go`` means that they are there.
+    """
     try:
+        channel.receive()
         for number, operation in enumerate(operations, 1):
             try:
                 operation.execute()

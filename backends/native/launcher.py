@@ -51,11 +51,10 @@ class Zygote:
         """Whether it can still be asked."""
         return self._process.poll() is None
 
-    def launch(self, plan: Plan, cgroup_folder: Path | None) -> Launched:
-        """Make one instance and wait until it is ready.
+    def request(self, plan: Plan, cgroup_folder: Path | None) -> Channel:
+        """Ask for one instance, and return at once with our end of its channel; ``launch`` comes next.
 
-        Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
-        or end by themselves.
+        The instance waits to be told that its cgroups and folders are there. Raises BackendError.
         """
         ours, theirs = socket.socketpair()
         folder = None
@@ -75,15 +74,29 @@ class Zygote:
             theirs.close()
             if folder is not None:
                 os.close(folder)
-        channel = Channel(ours.detach())
+        return Channel(ours.detach())
+
+    def launch(self, channel: Channel) -> Launched:
+        """Let the instance set itself up, and wait until it is ready.
+
+        Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
+        or end by themselves.
+        """
+        deadline = time.monotonic() + _START_DEADLINE_S
         try:
-            return self._await(channel)
+            with contextlib.suppress(OSError):  # an instance that is gone has said why, or the zygote has
+                channel.send(b"go")
+            return self._await(channel, deadline)
         except BaseException:
             channel.close()
             raise
 
-    def _await(self, channel: Channel) -> Launched:
-        deadline = time.monotonic() + _START_DEADLINE_S
+    def abandon(self, channel: Channel) -> None:
+        """Give up an instance that was asked for; it ends by itself once its channel is closed."""
+        channel.close()
+        self._receive(self._channel, time.monotonic() + _START_DEADLINE_S)
+
+    def _await(self, channel: Channel, deadline: float) -> Launched:
         first = self._receive(channel, deadline)
         created = self._receive(self._channel, deadline)
         if created is None:
@@ -105,6 +118,7 @@ class Zygote:
     def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
         """One message, or None if its sender is gone."""
         if not wait_readable(channel, deadline):
+            self._process.kill()  # its answers would be taken for those to the next request
             raise BackendError(f"no answer to the start of an instance within {_START_DEADLINE_S:g} s")
         try:
             return channel.receive()[0]
@@ -134,8 +148,11 @@ class Zygote:
 
 
 @contextlib.contextmanager
-def start_zygote(ledger: Ledger, folder: Path, cpus: tuple[int, ...]) -> Iterator[Zygote]:
-    """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError."""
+def start_zygote(ledger: Ledger, folder: Path, style: str, cpus: tuple[int, ...]) -> Iterator[Zygote]:
+    """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError.
+
+    ``style`` is one of ``operations.STYLES``; ``folder`` has a folder ``empty`` for it to mount on.
+    """
     target = f"zygote-{os.getpid()}-{secrets.token_hex(4)}"
     log = folder / f"{target}.log"
     environment = {MARKER_VARIABLE: target}
@@ -143,7 +160,7 @@ def start_zygote(ledger: Ledger, folder: Path, cpus: tuple[int, ...]) -> Iterato
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     ours, theirs = socket.socketpair()
     with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors:
-        arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), ",".join(map(str, cpus))]
+        arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), ",".join(map(str, cpus)), style, str(folder / "empty")]
         process = Popen(
             [sys.executable, "-I", "-S", str(_PROGRAM), *arguments],
             env=environment,

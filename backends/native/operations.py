@@ -6,6 +6,7 @@ new namespaces. Every step raises OSError with the path it failed on.
 """
 
 import _socket
+import errno
 import fcntl
 import os
 import struct
@@ -56,8 +57,8 @@ DEFAULT_CAPABILITIES = (
     ("SETFCAP", 31),
 )
 """What Docker grants by default."""
-_LAST_CAPABILITY = 40
-"""CAP_CHECKPOINT_RESTORE (Linux 5.9). An older kernel refuses the ones it does not know, a newer one tells more."""
+_CAPABILITIES = 64
+"""More than any kernel knows: the sets are 64 bits wide."""
 
 
 class Operation(ABC):
@@ -120,16 +121,17 @@ class SetAffinity(Operation):
         os.sched_setaffinity(0, self.cpus)
 
 
-class MakeMountsPrivate(Operation):
-    """Keep mounts of this namespace from reaching the host's."""
+class LeaveMounts(Operation):
+    """Take a copy of the mounts that follows the host's and never reaches it."""
 
     def describe(self) -> str:
         """The step in words."""
-        return "make all mounts private"
+        return "unshare the mount namespace, its mounts following the host's"
 
     def execute(self) -> None:
         """Do it. Raises OSError."""
-        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
 
 
 class Mount(Operation):
@@ -170,10 +172,11 @@ class Bind(Operation):
 
 
 class Mask(Operation):
-    """Hide a file behind /dev/null, a folder behind an empty read-only file system. Absent: nothing to hide."""
+    """Hide a file behind /dev/null, a folder behind the read-only one at ``empty``. Absent: nothing to hide."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, empty: str) -> None:
         self.path = path
+        self.empty = empty
 
     def describe(self) -> str:
         """The step in words."""
@@ -186,7 +189,7 @@ class Mask(Operation):
         except FileNotFoundError:
             return
         except NotADirectoryError:
-            syscalls.mount("tmpfs", self.path, "tmpfs", syscalls.MS_RDONLY | _NOTHING, "size=0,nr_inodes=2")
+            syscalls.mount(self.empty, self.path, "", syscalls.MS_BIND)
 
 
 class MakeReadOnly(Operation):
@@ -282,6 +285,28 @@ class RaiseLoopback(Operation):
             with_name.close()
 
 
+class BoundCapabilities(Operation):
+    """Keep programs from ever getting a capability that is not listed. The process itself keeps what it has."""
+
+    def __init__(self, keep: tuple[tuple[str, int], ...]) -> None:
+        self.keep = keep
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"bound the capabilities of programs to {', '.join(name for name, _ in self.keep) or '(none)'}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        kept = {number for _, number in self.keep}
+        for number in range(_CAPABILITIES):
+            if number not in kept:
+                try:
+                    syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:  # which says that this kernel knows no such capability
+                        raise
+
+
 class KeepCapabilities(Operation):
     """Give up every capability that is not listed, for good."""
 
@@ -297,9 +322,6 @@ class KeepCapabilities(Operation):
         bits = 0
         for _, number in self.keep:
             bits |= 1 << number
-        for number in range(_LAST_CAPABILITY + 1):
-            if not bits >> number & 1:
-                syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
         syscalls.capset(bits)
 
 
@@ -326,6 +348,18 @@ NATIVE_FLAGS = (
 BARE_METAL_FLAGS = syscalls.CLONE_NEWNS
 
 
+def zygote_operations(style: str, empty: str) -> list[Operation]:
+    """What the zygote does once, because every instance inherits it and it is not undone."""
+    once: list[Operation] = [LeaveMounts()]
+    if style == "native":
+        once += [
+            Mount("tmpfs", empty, syscalls.MS_RDONLY | _NOTHING, "size=4k,nr_inodes=2"),
+            BoundCapabilities(DEFAULT_CAPABILITIES),
+            SetProcessFlag("forbid new privileges", syscalls.PR_SET_NO_NEW_PRIVS, 1),
+        ]
+    return once
+
+
 def native_operations(plan: Plan) -> list[Operation]:
     """A container: every namespace but user and time, its own /proc, /sys and /dev, few capabilities."""
     root, dev = plan.root, f"{plan.root}/dev"
@@ -334,10 +368,10 @@ def native_operations(plan: Plan) -> list[Operation]:
         NewCgroupNamespace(),
         *_root(plan),
         Mount("proc", f"{root}/proc", _NOTHING),
-        *(Mask(root + path) for path in MASKED if path.startswith("/proc/")),
+        *(Mask(root + path, plan.empty) for path in MASKED if path.startswith("/proc/")),
         *(MakeReadOnly(root + path) for path in READ_ONLY),
         Mount("sysfs", f"{root}/sys", _NOTHING | syscalls.MS_RDONLY),
-        *(Mask(root + path) for path in MASKED if path.startswith("/sys/")),
+        *(Mask(root + path, plan.empty) for path in MASKED if path.startswith("/sys/")),
         Mount("tmpfs", dev, syscalls.MS_NOSUID | syscalls.MS_STRICTATIME, "mode=755,size=64k"),
         FillDev(dev),
         Mount(
@@ -352,7 +386,6 @@ def native_operations(plan: Plan) -> list[Operation]:
         SetHostname(plan.hostname),
         RaiseLoopback(),
         KeepCapabilities(DEFAULT_CAPABILITIES),
-        SetProcessFlag("forbid new privileges", syscalls.PR_SET_NO_NEW_PRIVS, 1),
     ]
 
 
@@ -365,6 +398,13 @@ def bare_metal_operations(plan: Plan) -> list[Operation]:
         PivotRoot(plan.root),
         SetProcessFlag("adopt orphans", syscalls.PR_SET_CHILD_SUBREAPER, 1),
     ]
+
+
+STYLES = {
+    "native": (native_operations, NATIVE_FLAGS),
+    "bare-metal": (bare_metal_operations, BARE_METAL_FLAGS),
+}
+"""The steps of an instance and the namespaces it is cloned into, by the zygote's style."""
 
 
 def _start(plan: Plan) -> list[Operation]:
@@ -380,7 +420,6 @@ def _root(plan: Plan) -> list[Operation]:
         *(escape_option(path) for path in (plan.lower, plan.upper, plan.work))
     )
     return [
-        MakeMountsPrivate(),
         Mount("overlay", plan.root, data=layers),
         Bind(plan.scratch, f"{plan.root}/scratch"),
     ]

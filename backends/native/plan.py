@@ -6,17 +6,17 @@ from backends.native.wire import join_list, split_list
 class Plan:
     """Where an instance's parts lie on the host, all absolute paths.
 
-    ``style`` is ``native`` or ``bare-metal``. ``root`` is the folder that the overlay of ``lower``, ``upper``
-    and ``work`` is mounted on; mount namespaces are private, so all instances share it. ``join_files`` are
-    written by the instance itself. ``kill_file`` is its ``cgroup.kill`` or empty.
+    ``root`` is the folder that the overlay of ``lower``, ``upper``
+    and ``work`` is mounted on; mount namespaces are private, so all instances share it. ``empty`` is a folder that
+    stays empty. ``join_files`` are written by the instance itself. ``kill_file`` is its ``cgroup.kill`` or empty.
     """
 
     def __init__(
         self,
         *,
-        style: str,
         hostname: str,
         root: str,
+        empty: str,
         lower: str,
         upper: str,
         work: str,
@@ -25,9 +25,9 @@ class Plan:
         join_files: tuple[str, ...],
         kill_file: str,
     ) -> None:
-        self.style = style
         self.hostname = hostname
         self.root = root
+        self.empty = empty
         self.lower = lower
         self.upper = upper
         self.work = work
@@ -38,18 +38,22 @@ class Plan:
 
     def encode(self) -> tuple[bytes, ...]:
         """The fields of a message."""
-        single = (self.style, self.hostname, self.root, self.lower, self.upper, self.work, self.scratch, self.kill_file)
-        return join_list(single), join_list([str(cpu) for cpu in self.cpus]), join_list(self.join_files)
+        places = (self.root, self.empty, self.lower, self.upper, self.work, self.scratch)
+        return (
+            join_list((self.hostname, *places, self.kill_file)),
+            join_list([str(cpu) for cpu in self.cpus]),
+            join_list(self.join_files),
+        )
 
 
 def decode_plan(fields: list[bytes]) -> Plan:
     """The plan of ``Plan.encode``."""
     single, cpus, join_files = (split_list(field) for field in fields)
-    style, hostname, root, lower, upper, work, scratch, kill_file = single
+    hostname, root, empty, lower, upper, work, scratch, kill_file = single
     return Plan(
-        style=style,
         hostname=hostname,
         root=root,
+        empty=empty,
         lower=lower,
         upper=upper,
         work=work,

@@ -14,7 +14,7 @@ import msgspec
 
 from backends.cgroups.interface import Cgroup, Limits
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
-from backends.cgroups.lifecycle import start_cgroup
+from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
 from backends.native.instance import ProcessInstance
 from backends.native.launcher import Zygote, start_zygote
 from backends.native.plan import Plan
@@ -43,7 +43,6 @@ class _Prepared(msgspec.Struct, frozen=True):
 
     image: Image
     folder: Path
-    root: Path
     missing: tuple[str, ...]
     layout: Layout
     io_device: str | None
@@ -53,7 +52,7 @@ class HostKernelBackend(Backend):
     """A backend whose instances are processes of the host's kernel, made by a zygote."""
 
     style: ClassVar[str]
-    """The style of ``Plan`` that the zygote is asked for."""
+    """Which of ``operations.STYLES`` its zygote makes."""
     namespaces: ClassVar[tuple[str, ...]]
     """The namespaces it makes, by their names in ``/proc/self/ns``."""
 
@@ -81,10 +80,10 @@ class HostKernelBackend(Backend):
         layout = find_layout()
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         self._stack.enter_context(self._start_folder(folder))
-        root = folder / "root"
-        root.mkdir()
+        (folder / "root").mkdir()
+        (folder / "empty").mkdir()
         missing = tuple(name for name in _MOUNT_POINTS if not (image.rootfs / name).is_dir())
-        self._prepared = _Prepared(image, folder, root, missing, layout, find_block_device(folder))
+        self._prepared = _Prepared(image, folder, missing, layout, find_block_device(folder))
         try:
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
@@ -112,15 +111,23 @@ class HostKernelBackend(Backend):
             raise BackendError(f"{self.name}: start before prepare")
         folder = prepared.folder / spec.identifier
         try:
-            self._make_folders(folder, prepared.missing)
             limits = Limits(
                 cpus=spec.envelope.cpus,
                 memory_bytes=spec.envelope.memory_bytes,
                 pids_max=spec.envelope.pids_max,
                 io_device=prepared.io_device,
             )
-            with start_cgroup(self.context.ledger, spec.identifier, limits, prepared.layout) as cgroup:
-                launched = self._running_zygote().launch(self._plan(spec, prepared, folder, cgroup), cgroup.clone_into)
+            with begin_cgroup(self.context.ledger, spec.identifier, prepared.layout) as cgroup:
+                zygote = self._running_zygote()
+                channel = zygote.request(self._plan(spec, prepared, folder, cgroup), cgroup.clone_into)
+                try:
+                    # The kernel takes a millisecond to clone the process; the rest is made meanwhile.
+                    complete_cgroup(cgroup, limits)
+                    self._make_folders(folder, prepared.missing)
+                except BaseException:
+                    zygote.abandon(channel)
+                    raise
+                launched = zygote.launch(channel)
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())
@@ -155,9 +162,9 @@ class HostKernelBackend(Backend):
     def _plan(self, spec: InstanceSpec, prepared: _Prepared, folder: Path, cgroup: Cgroup) -> Plan:
         kill_file = "" if cgroup.clone_into is None else str(cgroup.clone_into / "cgroup.kill")
         return Plan(
-            style=self.style,
             hostname=spec.identifier[:_HOSTNAME_MAX],
-            root=str(prepared.root),
+            root=str(prepared.folder / "root"),
+            empty=str(prepared.folder / "empty"),
             lower=str(spec.image.rootfs),
             upper=f"{folder}/upper",
             work=f"{folder}/work",
@@ -172,7 +179,9 @@ class HostKernelBackend(Backend):
         if self._zygote is None or not self._zygote.is_alive():
             self._zygote_stack.close()
             assert self._prepared is not None
-            zygote = start_zygote(self.context.ledger, self._prepared.folder, self.context.housekeeping_cpus)
+            zygote = start_zygote(
+                self.context.ledger, self._prepared.folder, self.style, self.context.housekeeping_cpus
+            )
             self._zygote = self._zygote_stack.enter_context(zygote)
         return self._zygote
 

@@ -22,7 +22,7 @@ MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
-MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
 MS_STRICTATIME = 0x1000000
 MNT_DETACH = 0x2
 
@@ -106,27 +106,27 @@ def clone3(flags: int, cgroup: int | None = None) -> int:
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
-    """See mount(2). Raises OSError with ``target``."""
+    """Attach a file system, or change what is attached. Raises OSError with ``target``."""
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), flags, os.fsencode(data)), target)
 
 
 def umount2(target: str, flags: int) -> None:
-    """See umount2(2). Raises OSError with ``target``."""
+    """Detach a file system. Raises OSError with ``target``."""
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    """See pivot_root(2). Raises OSError with ``new_root``."""
+    """Exchange the root file system. Raises OSError with ``new_root``."""
     _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), new_root)
 
 
 def unshare(flags: int) -> None:
-    """See unshare(2). Raises OSError."""
+    """Leave the namespaces of ``flags`` for new ones. Raises OSError."""
     _check(_libc.unshare(flags))
 
 
 def prctl(option: int, argument: int) -> None:
-    """See prctl(2); with one argument. Raises OSError."""
+    """Change an attribute of this process. Raises OSError."""
     _check(_libc.prctl(option, argument, 0, 0, 0))
 
 

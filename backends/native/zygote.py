@@ -1,4 +1,6 @@
-"""The process that every instance is forked from. Started once a run as ``python -I -S zygote.py FD ROOT CPUS``.
+"""The process that every instance is forked from.
+
+Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS STYLE EMPTY_FOLDER``.
 
 Standard library only, with as little imported as possible: what is in memory here is what ``clone3`` copies, and
 a fork of the harness itself (numpy, pandas) takes more than twice as long. It answers one request at a time:
@@ -29,16 +31,19 @@ def main() -> None:
     channel = Channel(int(sys.argv[1]))
     kill_files: list[str] = []
     try:
-        _serve(channel, kill_files)
+        _serve(channel, sys.argv[4], sys.argv[5], kill_files)
     except (EOFError, BrokenPipeError):
         for path in kill_files:
             _kill_cgroup(path)
 
 
-def _serve(channel: "Channel", kill_files: list[str]) -> None:
+def _serve(channel: "Channel", style: str, empty: str, kill_files: list[str]) -> None:
     from backends.native import init, operations, plan, syscalls
     from backends.native.wire import Channel
 
+    for operation in operations.zygote_operations(style, empty):
+        operation.execute()
+    steps, flags = operations.STYLES[style]
     gc.collect()
     gc.freeze()  # what is there now is never looked at again, in instances either: nothing to copy on write
     gc.disable()
@@ -46,8 +51,6 @@ def _serve(channel: "Channel", kill_files: list[str]) -> None:
     while True:
         fields, descriptors = channel.receive()
         wanted = plan.decode_plan(fields)
-        steps = operations.native_operations if wanted.style == "native" else operations.bare_metal_operations
-        flags = operations.NATIVE_FLAGS if wanted.style == "native" else operations.BARE_METAL_FLAGS
         cgroup = descriptors[1] if len(descriptors) > 1 else None
         try:
             pid = syscalls.clone3(flags, cgroup)
