@@ -1,0 +1,252 @@
+"""How long the native runtime takes to start a container, beside crun and beside a C program doing the same steps.
+
+The three take turns in one process, each after a pause in which the machine idles. Ours is from the call of
+``Backend.start`` until the instance can execute (limits set, everything entered in the ledger); crun's is
+`crun run` of /bin/true with the same root file system, namespaces, capabilities, masks and limits, from start to
+exit; the floor's is floor.c, up to the same point as ours.
+
+    python benchmarks/start_latency.py --rootfs DIR [--json]
+
+Needs root, crun and gcc. Leaves nothing behind; what a killed run left is removed at the next.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
+from backends.cgroups.v1 import choose_controllers
+from backends.cgroups.v2 import find_parent
+from backends.native.backend import Native
+from backends.native.operations import DEFAULT_CAPABILITIES, MASKED, READ_ONLY
+from bench.errors import ExitCode, MissingToolError, TareError
+from bench.interfaces import BackendContext, NoOptions
+from bench.ledger import Ledger, ResourceKind, clean
+from bench.model import Envelope, Image, InstanceSpec, Phase
+from bench.process import PIPE, Popen, find_tool, run
+
+HERE = Path(__file__).resolve().parent
+LEDGER = Path("/var/tmp/tare-benchmark-ledger")
+MEMORY_BYTES = 256 * 2**20
+PIDS_MAX = 256
+PAUSE_S = 0.15
+TIME_LIMIT_S = 240.0
+
+Starter = Callable[[], float]
+
+
+def main() -> int:
+    """Run, print, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rootfs", type=Path, help="root file system to start (default: tare's newest image)")
+    parser.add_argument("--rounds", type=int, default=60, help="starts of each kind (default 60)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    try:
+        result = measure(arguments.rootfs or newest_rootfs(), arguments.rounds)
+    except TareError as error:
+        print(f"start_latency: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    if arguments.json:
+        print(json.dumps(result))
+        return ExitCode.OK
+    for name, median in result["medians_s"].items():
+        print(f"{name:8} {median * 1e3:8.2f} ms")
+    for name, ratio in result["ratios"].items():
+        print(f"native / {name}: {ratio:.3f}")
+    print(f"native p99 / median: {result['p99_over_median']:.2f}")
+    return ExitCode.OK
+
+
+def newest_rootfs() -> Path:
+    """The tree of the image that was built last. Raises TareError."""
+    try:
+        from bench.image.store import newest_image
+    except ImportError:
+        raise TareError("no root file system given", remedy="give one with --rootfs DIR") from None
+    return Path(newest_image().rootfs)
+
+
+def measure(rootfs: Path, rounds: int) -> dict[str, object]:
+    """Alternate the three and compare. Raises TareError."""
+    for tool in ("crun", "gcc"):
+        if find_tool(tool) is None:
+            raise MissingToolError(f"{tool} is not installed", remedy=f"apt-get install {tool}")
+    if not (rootfs / "bin/true").exists():
+        raise TareError(f"{rootfs} has no /bin/true", remedy="give a root file system with --rootfs DIR")
+    clean(LEDGER)
+    cpu = max(os.sched_getaffinity(0))
+    times: dict[str, list[float]] = {"native": [], "crun": [], "floor": []}
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(LEDGER))
+        folder = Path(f"/var/tmp/tare-start-latency-{os.getpid()}")
+        stack.enter_context(ledger.holding(ResourceKind.DIRECTORY, folder))
+        stack.enter_context(start_folder(folder))
+        layout = find_layout()
+        starters: dict[str, Starter] = {
+            "native": stack.enter_context(start_native(ledger, folder, rootfs, cpu)),
+            "crun": stack.enter_context(start_crun(folder, rootfs, layout, cpu)),
+            "floor": stack.enter_context(start_floor(folder, rootfs, layout, cpu)),
+        }
+        deadline = time.monotonic() + TIME_LIMIT_S
+        for round_number in range(rounds):
+            for name, start in starters.items():
+                time.sleep(PAUSE_S)  # the idling is part of what is measured: it is what starts meet in practice
+                took = start()
+                if round_number:  # the first of each warms caches
+                    times[name].append(took)
+            if time.monotonic() > deadline:
+                break
+    with contextlib.suppress(OSError):  # somebody else's benchmark may be using it
+        LEDGER.rmdir()
+    return summarise(times)
+
+
+def summarise(times: dict[str, list[float]]) -> dict[str, object]:
+    """Medians, our median over the others', and our tail."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ours = sorted(times["native"])
+    return {
+        "ratios": {name: medians["native"] / medians[name] for name in ("crun", "floor")},
+        "p99_over_median": ours[min(len(ours) - 1, int(len(ours) * 0.99))] / medians["native"],
+        "medians_s": medians,
+        "starts": len(ours),
+    }
+
+
+@contextlib.contextmanager
+def start_folder(folder: Path) -> Iterator[None]:
+    """A folder that is removed with all it holds."""
+    folder.mkdir()
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name) as trash:
+        try:
+            yield
+        finally:
+            folder.rename(Path(trash) / "folder")
+
+
+@contextlib.contextmanager
+def start_native(ledger: Ledger, folder: Path, rootfs: Path, cpu: int) -> Iterator[Starter]:
+    """Our own runtime, through the contract that every backend has."""
+    image = Image("", "", rootfs.parent, rootfs, None, None, None, "", {}, 0)
+    envelope = Envelope((cpu,), MEMORY_BYTES, 2**30, PIDS_MAX)
+    others = tuple(sorted(os.sched_getaffinity(0) - {cpu}))
+    backend = Native(BackendContext(ledger, folder, folder, NoOptions(), others))
+    number = 0
+
+    def start() -> float:
+        nonlocal number
+        number += 1
+        with backend.start(InstanceSpec(f"start-{os.getpid()}-{number}", image, envelope)) as instance:
+            took = instance.timeline.between(Phase.REQUESTED, Phase.READY)
+        assert took is not None
+        return took
+
+    try:
+        backend.prepare(image, envelope)
+        yield start
+    finally:
+        backend.close()
+
+
+@contextlib.contextmanager
+def start_server(argv: list[str]) -> Iterator[Starter]:
+    """A program that answers each line with nanoseconds, after having said that it serves."""
+    with Popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asking, answers = process.stdin, process.stdout
+
+        def answer() -> str:
+            line = answers.readline().strip()
+            if not line:
+                assert process.stderr is not None
+                raise TareError(f"{argv[0]} ended: {process.stderr.read().strip()}")
+            if line.startswith("failed"):
+                raise TareError(f"{Path(argv[0]).name}: {line}")
+            return line
+
+        def start() -> float:
+            asking.write("\n")
+            asking.flush()
+            return int(answer()) / 1e9
+
+        try:
+            answer()
+            yield start
+        finally:
+            asking.close()
+            process.wait()
+
+
+@contextlib.contextmanager
+def start_floor(folder: Path, rootfs: Path, layout: Layout, cpu: int) -> Iterator[Starter]:
+    """floor.c, compiled here."""
+    program, work = folder / "floor", folder / "floor-work"
+    run(["gcc", "-O2", "-static", "-o", str(program), str(HERE / "floor.c")], timeout_s=60)
+    for below in ("root", "empty"):
+        (work / below).mkdir(parents=True)
+    if layout.version is Version.V2 and layout.unified is not None and layout.unified_root is not None:
+        groups = [f"v2={find_parent(layout.unified, layout.unified_root)}"]
+    else:
+        groups = [f"{name}={layout.controllers[name]}" for name in choose_controllers(layout)]
+        groups += [] if layout.unified is None else [f"unified={layout.unified}"]
+    device = find_block_device(folder) or ""
+    with start_server(
+        [str(program), str(rootfs), str(work), str(cpu), str(MEMORY_BYTES), str(PIDS_MAX), device, *groups]
+    ) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def start_crun(folder: Path, rootfs: Path, layout: Layout, cpu: int) -> Iterator[Starter]:
+    """crun, in the mount namespace it needs."""
+    bundle = folder / "bundle"
+    for below in ("rootfs", "upper", "work", "scratch", "state"):
+        (bundle / below).mkdir(parents=True)
+    run(["crun", "spec"], timeout_s=10, cwd=bundle)
+    config = bundle / "config.json"
+    config.write_text(json.dumps(like_ours(json.loads(config.read_text()), bundle, cpu)))
+    detach = [str(layout.unified_root)] if layout.version is Version.HYBRID else []
+    crun = str(find_tool("crun"))
+    arguments = [str(bundle), str(rootfs), str(bundle / "upper"), str(bundle / "work"), crun, *detach]
+    with start_server([sys.executable, str(HERE / "crun_server.py"), *arguments]) as start:
+        yield start
+
+
+def like_ours(config: dict[str, object], bundle: Path, cpu: int) -> dict[str, object]:
+    """The template of crun itself with the capabilities, masks, mounts and limits that our containers have."""
+    spec: dict[str, object] = json.loads(json.dumps(config))
+    capabilities = [f"CAP_{name}" for name, _ in DEFAULT_CAPABILITIES]
+    process, linux, mounts = spec["process"], spec["linux"], spec["mounts"]
+    assert isinstance(process, dict)
+    assert isinstance(linux, dict)
+    assert isinstance(mounts, list)
+    process.update(terminal=False, args=["/bin/true"], noNewPrivileges=True)
+    process.pop("rlimits", None)
+    process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), capabilities)
+    spec["root"] = {"path": "rootfs", "readonly": False}
+    scratch = {"destination": "/scratch", "type": "bind", "source": str(bundle / "scratch"), "options": ["bind"]}
+    spec["mounts"] = [mount for mount in mounts if mount["destination"] != "/sys/fs/cgroup"] + [scratch]
+    linux.update(
+        maskedPaths=list(MASKED),
+        readonlyPaths=list(READ_ONLY),
+        namespaces=[{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
+        resources={
+            "memory": {"limit": MEMORY_BYTES, "swap": MEMORY_BYTES},
+            "pids": {"limit": PIDS_MAX},
+            "cpu": {"cpus": str(cpu)},
+        },
+    )
+    return spec
+
+
+if __name__ == "__main__":
+    sys.exit(main())
