@@ -123,7 +123,8 @@ def _make(root: Path, path: Path, member: tarfile.TarInfo, tar: tarfile.TarFile)
         _create(root, path, member, tar)
     if member.islnk():
         return
-    os.chown(path, member.uid, member.gid, follow_symlinks=False)
+    if os.geteuid() == 0:
+        os.chown(path, member.uid, member.gid, follow_symlinks=False)
     if not member.issym():
         path.chmod(stat.S_IMODE(member.mode))
     for name, value in member.pax_headers.items():

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.errors import ImageError
+from bench.image import Recipe
+from bench.image.recipe import BASE_PACKAGES, guest_version
+
+
+def test_order_and_repetition_of_packages_do_not_matter() -> None:
+    assert Recipe.of(["fio", "sysbench"]).hash == Recipe.of(["sysbench", "fio", "fio"]).hash
+
+
+def test_every_image_has_what_the_harness_uses() -> None:
+    assert set(BASE_PACKAGES) <= set(Recipe.of([]).packages)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"suite": "trixie"},
+        {"packages": ("fio",)},
+        {"architecture": "arm64"},
+        {"variant": "apt"},
+        {"kernel_package": "linux-image-amd64"},
+        {"guest_version": "0"},
+        {"builder_version": 99},
+    ],
+)
+def test_every_field_is_in_the_hash(change: dict[str, object]) -> None:
+    recipe = Recipe.of(["sysbench"])
+    assert msgspec.structs.replace(recipe, **change).hash != recipe.hash
+
+
+@pytest.mark.parametrize("name", ["", "--hook-dir=/tmp", "fio,sysbench", "Fio", "fio sysbench", "x"])
+def test_impossible_names_are_refused(name: str) -> None:
+    with pytest.raises(ImageError, match="cannot be the name"):
+        Recipe.of([name])
+
+
+def test_the_guest_version_follows_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "init.c").write_text("int main;")
+    first = guest_version(tmp_path)
+    assert guest_version(tmp_path) == first
+    (tmp_path / "init.c").write_text("int main; ")
+    second = guest_version(tmp_path)
+    (tmp_path / "init.c").rename(tmp_path / "main.c")
+    assert len({first, second, guest_version(tmp_path)}) == 3
+
+
+def test_compiled_python_is_not_part_of_the_guest_version(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").write_text("")
+    first = guest_version(tmp_path)
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__pycache__/x.pyc").write_bytes(b"\0")
+    assert guest_version(tmp_path) == first
