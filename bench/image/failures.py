@@ -19,9 +19,14 @@ class ImageBuildError(ImageError):
     exit_code = ExitCode.ENVIRONMENT
 
 
+_NOISE = re.compile(r"received signal|mmdebstrap failed to run|^Reading package lists")
+"""Lines that say nothing beyond that mmdebstrap has failed."""
+
+
 def explain_build_failure(output: str, suite: str) -> ImageError:
     """The error for a failed mmdebstrap, from what it and apt printed (their English messages)."""
-    tail = "\n".join(f"    {line}" for line in output.strip().splitlines()[-8:]) or "    (no output)"
+    told = [line for line in output.splitlines() if line.strip() and not _NOISE.search(line)]
+    tail = "\n".join(f"    {line}" for line in told[-8:]) or "    (no output)"
     if "No space left on device" in output:
         return ImageBuildError(f"the disk became full while the image was built:\n{tail}", remedy=_FULL_REMEDY)
     unknown = sorted(set(re.findall(r"Unable to locate package (\S+)", output)))
@@ -33,7 +38,7 @@ def explain_build_failure(output: str, suite: str) -> ImageError:
         )
     if re.search(
         r"Temporary failure resolving|Could not resolve|Could not connect|Network is unreachable|Connection refused"
-        r"|Connection timed out|Unable to connect|Failed to fetch",
+        r"|Connection timed out|Unable to connect|Failed to fetch|does not have a Release file",
         output,
     ):
         return ImageBuildError(

@@ -12,11 +12,13 @@ from bench.image.rootfs import run_mmdebstrap
 from bench.image.tools import Runner
 from bench.process import ToolFailedError
 
+# A package that does not exist is noticed here in seconds, while the tree's own build would come to it at its end.
 # The metapackage depends on the package of the current version, which is the one that holds the kernel. Runs in
 # mmdebstrap, whose apt knows the suite's packages even where the host's apt does not.
 _FETCH = """\
 set -eu
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+apt-get install --simulate -qq "$TARE_KERNEL_PACKAGE" $TARE_PACKAGES >/dev/null
 package=$(apt-cache depends --important "$TARE_KERNEL_PACKAGE" | sed -n 's/^ *Depends: \\(linux-image-[^ ]*\\)$/\\1/p')
 cd "$TARE_KERNEL_FOLDER"
 apt-get -o APT::Sandbox::User=root download "${package:-$TARE_KERNEL_PACKAGE}"
@@ -41,7 +43,7 @@ def fetch_kernel(recipe: Recipe, folder: Path, runner: Runner) -> Kernel:
     downloaded = folder / "downloaded"
     downloaded.mkdir()
     hook = (
-        f"--customize-hook=TARE_KERNEL_PACKAGE={recipe.kernel_package} "
+        f'--customize-hook=TARE_KERNEL_PACKAGE={recipe.kernel_package} TARE_PACKAGES="{" ".join(recipe.packages)}" '
         f'TARE_KERNEL_FOLDER="{downloaded}" sh "{script}" "$1"'
     )
     run_mmdebstrap(recipe, folder / "apt", ["--variant=custom", hook], scratch=folder, runner=runner)
