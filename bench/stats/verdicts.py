@@ -65,6 +65,8 @@ def compare(
     counts = (len(shared), int(ours.instances.sum()), int(ours.iterations.sum()))
     if len(shared) == 0:
         return _undecided(counts, "no block holds both: no ratio", margin, level)
+    if not (ours.values.any() or theirs.values.any()):
+        return _undecided(counts, "0 on both sides", margin, level)
     if min(ours.values.min(), theirs.values.min()) <= 0:
         return _undecided(counts, "a value of 0: no ratio", margin, level)
     interval = centre_interval(np.log(ours.values) - np.log(theirs.values), level=level, seed=seed)

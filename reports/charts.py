@@ -1,0 +1,264 @@
+"""The charts of a report as Vega-Lite, once for the browser and once as SVG for paper and for no script.
+
+Colours are CSS variables of the page, so both forms follow light and dark by themselves. Every chart is points with
+intervals; bars only show parts of a whole. Charts have no title and no legend of their own: the page sets them in
+text, where they wrap, print and can be read aloud.
+"""
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from bench.model import Direction, Metric
+from bench.units import Unit
+from reports.analysis import CellResult, Row
+from reports.foreign import one_line
+from reports.svg import compact_svg
+
+if TYPE_CHECKING:
+    import altair as alt
+
+PHASES = (("boot.create", "create", 1.0), ("boot.init", "init", 0.58), ("boot.ready", "ready", 0.26))
+"""The parts of a start, in order, with the strength in which they are drawn."""
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+MOST_POINTS = 150
+"""Iterations drawn for one cell; of more, evenly spaced quantiles stand for all."""
+MOST_INSTANCES = 100
+STATIC_WIDTH = 640
+LOG_SPREAD = 8.0
+
+_LANE_ITERATION, _LANE_INSTANCE, _LANE_INTERVAL = 0.45, -0.1, -0.6
+_ROW_HEIGHT = 50
+
+
+class Chart(msgspec.Struct, frozen=True):
+    """A chart in both forms. ``spec`` is Vega-Lite for the browser, ``svg`` the same picture without script."""
+
+    spec: dict[str, Any]
+    svg: str
+
+
+class Scale(msgspec.Struct, frozen=True):
+    """How values are shown on an axis: divided by ``factor`` and called ``unit``."""
+
+    factor: float
+    unit: str
+
+
+def accent(place: int) -> str:
+    """The colour of the backend at ``place``, as the page defines it."""
+    return f"var(--backend-{place % len(SHAPES)})"
+
+
+def display_scale(unit: Unit, typical: float) -> Scale:
+    """The prefix in which a typical value is easy to read."""
+    steps: tuple[tuple[float, str], ...]
+    match unit:
+        case Unit.SECOND:
+            steps = ((1.0, "seconds"), (1e-3, "milliseconds"), (1e-6, "microseconds"), (1e-9, "nanoseconds"))
+        case Unit.BYTE:
+            steps = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes"))
+        case Unit.BYTES_PER_SECOND:
+            steps = ((2.0**30, "GiB/s"), (2.0**20, "MiB/s"), (2.0**10, "KiB/s"), (1.0, "bytes/s"))
+        case Unit.OPERATIONS_PER_SECOND:
+            steps = ((1e6, "million per second"), (1e3, "thousand per second"), (1.0, "per second"))
+        case _:
+            steps = ((1.0, "ratio" if unit is Unit.RATIO else "count"),)
+    size = abs(typical)
+    factor, name = next((step for step in steps if size >= step[0]), steps[-1] if size > 0 else steps[0])
+    return Scale(factor, name)
+
+
+def distribution_charts(row: Row, identifier: str) -> list[tuple[str, Chart]]:
+    """Where the values of a metric lie, by backend: the interval, below it instances strong and iterations light.
+
+    Where backends lie so far apart that one axis shows no spread, a second picture shows each around its own typical
+    value. Each comes with the words that say which it is (empty for the only one). ``identifier`` is unique within
+    the page.
+    """
+    values = [float(value) for cell in row.cells for value in cell.points.instance_medians]
+    every = [float(value) for cell in row.cells for value in cell.points.iterations]
+    far_apart = min(every) > 0 and max(values) / min(values) > LOG_SPREAD
+    if not far_apart:
+        scale = display_scale(row.metric.unit, max(values, key=abs))
+        axis = _value_axis(f"{scale.unit}  ({_better(row.metric)})")
+        return [("", _distribution(row, axis, [scale.factor] * len(row.cells), scale.unit, identifier))]
+    scale = display_scale(row.metric.unit, math.sqrt(min(values) * max(values)))
+    axis = _log_axis(row, scale)
+    level = _distribution(row, axis, [scale.factor] * len(row.cells), scale.unit, identifier)
+    axis = _value_axis("of its own typical value")
+    spread = _distribution(row, axis, [cell.estimate.centre for cell in row.cells], "of typical", f"{identifier}-s")
+    return [("Level", level), ("Spread of each around its own typical value", spread)]
+
+
+def _distribution(row: Row, x: "alt.X", divisors: list[float], unit: str, identifier: str) -> Chart:
+    import altair as alt
+
+    labels = [short_label(cell) for cell in row.cells]
+    y = alt.Y("b:N", sort=labels, title=None, axis=alt.Axis(labelLimit=110, ticks=False, domain=False, labelPadding=8))
+    places = [cell.backend.place for cell in row.cells]
+    color = alt.Color("b:N", legend=None, scale=alt.Scale(domain=labels, range=[accent(place) for place in places]))
+    shapes = [SHAPES[place % len(SHAPES)] for place in places]
+    shape = alt.Shape("b:N", legend=None, scale=alt.Scale(domain=labels, range=shapes))
+    position: dict[str, Any] = {"x": x, "y": y, "yOffset": alt.YOffset("o:Q", scale=alt.Scale(domain=[-1, 1]))}
+    look: dict[str, Any] = {"color": color, "shape": shape}
+    tooltip = [alt.Tooltip("b:N", title="backend"), alt.Tooltip("n:N", title="instance")]
+    tooltip.append(alt.Tooltip("v:Q", title=unit))
+    light: dict[str, Any] = {"filled": True, "size": 16, "opacity": 0.32, "aria": False}
+    strong: dict[str, Any] = {"filled": True, "size": 62, "opacity": 0.95, "stroke": "var(--paper)", "aria": False}
+    line: dict[str, Any] = {"color": "var(--ink)", "aria": False}
+    layers = {
+        "iterations": _chart("iterations").mark_point(**light).encode(**position, **look),
+        "instances": _chart("instances")
+        .mark_point(**strong, strokeWidth=0.8)
+        .encode(**position, **look, tooltip=tooltip),
+        "intervals": _chart("intervals").mark_rule(**line, strokeWidth=2).encode(**position, x2="h:Q"),
+        "centres": _chart("centres").mark_tick(**line, thickness=2, height=11).encode(**position),
+    }
+    data = _distribution_data(row, labels, divisors)
+    drawn = alt.layer(*(layer for name, layer in layers.items() if data[name]))
+    chart = drawn.properties(width="container", height=_ROW_HEIGHT * len(labels))
+    return _finished(chart, {name: rows for name, rows in data.items() if rows}, identifier)
+
+
+def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) -> Chart:
+    """One backend's start as a bar of its parts. ``phases`` are names with seconds, as in ``PHASES``."""
+    import altair as alt
+
+    strengths = {name: strength for _, name, strength in PHASES}
+    scale = display_scale(Unit.SECOND, sum(seconds for _, seconds in phases))
+    rows, start = [], 0.0
+    for name, seconds in phases:
+        end = start + seconds / scale.factor
+        rows.append({"p": name, "s": start, "e": end, "v": f"{seconds / scale.factor:.3g} {scale.unit}"})
+        start = end
+    bars = _chart("phases").mark_bar(height=22, color=accent(place), aria=False)
+    chart = bars.encode(
+        x=alt.X("s:Q", title=scale.unit, axis=alt.Axis(tickCount=6, grid=True), scale=alt.Scale(nice=True, zero=True)),
+        x2="e:Q",
+        opacity=alt.Opacity(
+            "p:O", legend=None, scale=alt.Scale(domain=list(strengths), range=[strengths[name] for name in strengths])
+        ),
+        tooltip=[alt.Tooltip("p:N", title="phase"), alt.Tooltip("v:N", title="time")],
+    )
+    return _finished(chart.properties(width="container", height=30), {"phases": rows}, identifier)
+
+
+def short_label(cell: CellResult) -> str:
+    """A backend's label as an axis can hold it: one line, at most 40 characters."""
+    return one_line(cell.backend.label, 40)
+
+
+_Rows = list[dict[str, Any]]
+
+
+def _distribution_data(row: Row, labels: list[str], divisors: list[float]) -> dict[str, _Rows]:
+    """The rows of each layer: ``b`` backend, ``v`` value, ``o`` lane, ``n`` instance, ``h`` upper bound."""
+    data: dict[str, _Rows] = {"iterations": [], "instances": [], "intervals": [], "centres": []}
+    for cell, label, divisor in zip(row.cells, labels, divisors, strict=True):
+        iterations, instances = _thinned(cell, divisor)
+        if cell.n_iterations > cell.n_instances:
+            data["iterations"].extend(
+                {"b": label, "v": value, "o": _jitter(place, _LANE_ITERATION)} for place, value in enumerate(iterations)
+            )
+        data["instances"].extend(
+            {"b": label, "v": value, "o": _jitter(place, _LANE_INSTANCE), "n": name}
+            for place, (name, value) in enumerate(instances)
+        )
+        found, lane = cell.estimate, {"b": label, "o": _LANE_INTERVAL}
+        data["centres"].append({**lane, "v": _rounded(found.centre / divisor)})
+        if found.low is not None and found.high is not None:
+            low, high = _rounded(found.low / divisor), _rounded(found.high / divisor)
+            data["intervals"].append({**lane, "v": low, "h": high})
+    return data
+
+
+def _chart(dataset: str) -> "alt.Chart":
+    import altair as alt
+
+    return alt.Chart(alt.NamedData(name=dataset))
+
+
+def _better(metric: Metric) -> str:
+    return "← better" if metric.direction is Direction.LOWER else "better →"
+
+
+def _value_axis(title: str) -> "alt.X":
+    import altair as alt
+
+    share = title.startswith("of ")
+    axis = alt.Axis(tickCount=5, labelOverlap="greedy", labelSeparation=6, format="~%" if share else "~")
+    return alt.X("v:Q", title=title, scale=alt.Scale(zero=False, nice=True, padding=12), axis=axis)
+
+
+def _log_axis(row: Row, scale: Scale) -> "alt.X":
+    """A log axis that is named at powers of ten, and between them only where there are few."""
+    import altair as alt
+
+    ends = [value for cell in row.cells for value in (cell.estimate.low, cell.estimate.high) if value]
+    values = [float(value) for cell in row.cells for value in cell.points.iterations if value > 0]
+    low, high = min(*values, *ends) / scale.factor / 1.3, max(*values, *ends) / scale.factor * 1.3
+    decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    ticks = [decade * step for decade in decades for step in steps if low <= decade * step <= high]
+    axis = alt.Axis(values=ticks, format=",~g" if max(ticks, default=1) < 1e6 else "~s", labelOverlap="greedy")
+    title = f"{scale.unit}, log scale  ({_better(row.metric)})"
+    return alt.X("v:Q", title=title, scale=alt.Scale(type="log", domain=[low, high]), axis=axis)
+
+
+def _thinned(cell: CellResult, divisor: float) -> tuple[list[float], list[tuple[str, float]]]:
+    """At most so many iterations and instances as can be told apart, as quantiles of all of them."""
+    import numpy as np
+
+    iterations = np.asarray(cell.points.iterations, dtype=float)
+    if len(iterations) > MOST_POINTS:
+        iterations = np.quantile(iterations, np.linspace(0, 1, MOST_POINTS))
+    instances = list(zip(cell.points.instance_names, np.asarray(cell.points.instance_medians).tolist(), strict=True))
+    if len(instances) > MOST_INSTANCES:
+        instances.sort(key=lambda entry: entry[1])
+        chosen = np.linspace(0, len(instances) - 1, MOST_INSTANCES).round().astype(int)
+        instances = [instances[index] for index in chosen]
+    shown = [_rounded(value / divisor) for value in iterations.tolist()]
+    return shown, [(one_line(name, 60), _rounded(value / divisor)) for name, value in instances]
+
+
+def _jitter(place: int, lane: float) -> float:
+    """A fixed scatter around a lane (golden ratio), so that equal values do not hide one another."""
+    return round(lane + 0.2 * ((place * 0.618034) % 1 - 0.5), 3)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _finished(chart: Any, data: dict[str, _Rows], identifier: str) -> Chart:
+    # The tests validate each kind of chart against the schema; doing it for every chart would cost 0.3 s a time.
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    del spec["$schema"]  # an address: the page names no host
+    spec.pop("config", None)
+    spec["datasets"] = data
+    return Chart(spec, _static(spec, identifier))
+
+
+def chart_config() -> dict[str, Any]:
+    """How all charts look: Vega-Lite's ``config``, once for the page."""
+    text = {"labelColor": "var(--quiet)", "titleColor": "var(--quiet)", "labelFontSize": 12, "titleFontSize": 12}
+    axis = {**text, "titleFontWeight": "normal", "gridColor": "var(--hairline)", "domainColor": "var(--rule)"}
+    return {
+        "background": "transparent",
+        "font": "inherit",
+        "view": {"stroke": None},
+        "axis": {**axis, "tickColor": "var(--rule)", "titlePadding": 8},
+        "axisY": {"labelColor": "var(--ink)", "grid": False},
+        "aria": False,
+    }
+
+
+def _static(spec: dict[str, Any], identifier: str) -> str:
+    import vl_convert
+
+    fixed = {**spec, "config": chart_config(), "width": STATIC_WIDTH - 130}
+    return compact_svg(vl_convert.vegalite_to_svg(json.dumps(fixed)), identifier)

@@ -1,0 +1,252 @@
+"""The first screen in words: what was compared, what has to be kept in mind, what came out."""
+
+from collections import Counter
+
+import msgspec
+
+from bench.model import RunStatus
+from bench.stats import Verdict
+from bench.units import format_value
+from reports.analysis import Analysis, Backend, CellResult, Row, Subject
+from reports.wording import as_large, describe, format_range, format_ratio, is_cost, percent, plural
+
+FEW_BLOCKS = 4
+"""Below this, Student's t makes intervals so wide that only large differences can be told."""
+
+
+class Caveat(msgspec.Struct, frozen=True):
+    """Something to keep in mind. ``code`` is stable; the weight is 3 if results are missing, 2 if they may mislead."""
+
+    code: str
+    text: str
+    weight: int = 1
+
+
+def question(analysis: Analysis) -> str:
+    """What was compared, in one sentence."""
+    others = [backend.label for backend in analysis.backends if not backend.is_baseline]
+    subjects = [subject.title for subject in analysis.subjects]
+    kinds = list(dict.fromkeys(title for title in subjects if title != "boot"))
+    work = plural(len(kinds), "workload") if kinds else ""
+    what = " and ".join(part for part in ("start and stop" if "boot" in subjects else "", work) if part)
+    if analysis.baseline is None:
+        return f"{_listed(others) or 'Nothing'}, measured side by side: {what or 'nothing was measured'}."
+    return f"{_listed(others) or 'Nothing'} against {analysis.baseline.label}: {what or 'nothing was measured'}."
+
+
+def suite_title(analysis: Analysis) -> str:
+    """The suite's name, as the run's manifest has it."""
+    suite = analysis.manifest.suite
+    head = suite.get("suite")
+    name = head.get("name") if isinstance(head, dict) else suite.get("name")
+    return str(name or analysis.manifest.run)
+
+
+def host_virtualization(analysis: Analysis) -> str | None:
+    """What the host itself runs in, or None if it is not known to be a virtual machine."""
+    for fact in analysis.manifest.host:
+        if fact.name == "virtualization":
+            value = fact.value.strip()
+            return value if value.lower() not in ("", "none", "unknown", "no") else None
+    return None
+
+
+def caveats(analysis: Analysis) -> list[Caveat]:
+    """What limits the results, the weightiest first."""
+    found = [*_about_the_run(analysis), *_about_backends(analysis), *_about_blocks(analysis)]
+    virtual = host_virtualization(analysis)
+    if virtual is not None:
+        text = f"The host is itself a virtual machine ({virtual}): its bare metal is not a machine's bare metal."
+        found.append(Caveat("host-virtual", text, 2))
+    known = {caveat.text for caveat in found}
+    for confound in _confounds(analysis):
+        if confound.text not in known:
+            known.add(confound.text)
+            found.append(confound)
+    return sorted(found, key=lambda caveat: -caveat.weight)
+
+
+def findings(analysis: Analysis, *, limit: int = 3) -> list[str]:
+    """The most important findings as sentences built from verdicts, at most ``limit``."""
+    if not analysis.subjects:
+        return ["Nothing was measured in this run."]
+    if analysis.baseline is None:
+        return [f"{analysis.manifest.baseline} was not measured in this run, so no ratio can be given."]
+    start = _start_finding(analysis)
+    others = [backend for backend in analysis.backends if not backend.is_baseline]
+    work = [sentence for backend in others if (sentence := _work_finding(analysis, backend))]
+    cost = _memory_finding(analysis)
+    sentences = [
+        sentence for sentence in (*work[: limit - 1 if start else limit], start, *work[limit - 1 :], cost) if sentence
+    ]
+    return list(dict.fromkeys(sentences))[:limit] or ["No backend has anything that can be compared with the baseline."]
+
+
+def _start_finding(analysis: Analysis) -> str | None:
+    """One sentence over all backends' time to start."""
+    for subject in analysis.subjects:
+        for row in subject.rows:
+            if subject.experiment == "boot" and row.metric.name == "boot.total":
+                return _value_finding(row, "Ready to execute after")
+    return None
+
+
+def _memory_finding(analysis: Analysis) -> str | None:
+    for name in ("boot.pss", "host.memory_peak"):
+        for subject in analysis.subjects:
+            for row in subject.rows:
+                if row.metric.name == name:
+                    return _value_finding(row, f"{describe(row.metric)}:")
+    return None
+
+
+def _value_finding(row: Row, opening: str) -> str | None:
+    base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
+    if base is None or len(row.cells) < 2:
+        return None
+    parts = [f"{format_value(base.estimate.centre, row.metric.unit)} on {base.backend.label}"]
+    for cell in row.cells:
+        found = cell.comparison
+        if found is None:
+            continue
+        value = format_value(cell.estimate.centre, row.metric.unit)
+        parts.append(f"{value} on {cell.backend.label} ({_ratio_words(cell)})")
+    return f"{opening} {_listed(parts)}."
+
+
+def _ratio_words(cell: CellResult) -> str:
+    found = cell.comparison
+    if found is None or found.ratio is None:
+        return "no ratio"
+    if found.verdict_adjusted is Verdict.EQUIVALENT:
+        return f"equivalent within {percent(found.margin)}"
+    if found.verdict_adjusted is Verdict.INCONCLUSIVE:
+        return "inconclusive"
+    return f"{format_ratio(found.ratio)}, {percent(found.level)} interval {format_range(found.low, found.high)}"
+
+
+def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
+    """How a backend did in the workloads' own metrics of speed, and where it differed most."""
+    own = [
+        (subject, row, cell)
+        for subject, row, cell, found in analysis.comparisons
+        if cell.backend == backend
+        and subject.experiment != "boot"
+        and row.is_workload_metric
+        and not is_cost(row.metric)
+        and found.ratio is not None
+    ]
+    if not own or analysis.baseline is None:
+        return None
+    counts = Counter(cell.comparison.verdict_adjusted for _, _, cell in own if cell.comparison is not None)
+    sentence = _tally(backend.label, analysis.baseline.label, counts, analysis.margin)
+    differing = [entry for entry in own if _differs(entry[2])]
+    if not differing:
+        return sentence + "."
+    subject, row, cell = max(differing, key=lambda entry: _size(entry[2]))
+    return f"{sentence}. {_extreme(subject, row, cell, alone=len(differing) == 1)}."
+
+
+def _tally(label: str, baseline: str, counts: Counter[Verdict], margin: float) -> str:
+    measures = plural(counts.total(), "speed measure") + " of the workloads"
+    words = {
+        Verdict.SLOWER: ("is slower than", "slower"),
+        Verdict.FASTER: ("is faster than", "faster"),
+        Verdict.EQUIVALENT: ("is equivalent to", "equivalent"),
+        Verdict.INCONCLUSIVE: ("cannot be told from", "inconclusive"),
+    }
+    within = f" within {percent(margin)}"
+    present = [verdict for verdict in words if counts[verdict]]
+    if len(present) == 1:
+        every = "the one" if counts.total() == 1 else "all"
+        suffix = within if present[0] is Verdict.EQUIVALENT else ""
+        return f"{label} {words[present[0]][0]} {baseline}{suffix} in {every} {measures.removeprefix('1 ')}"
+    tally = [
+        f"{words[verdict][1]}{within if verdict is Verdict.EQUIVALENT else ''} in {counts[verdict]}"
+        for verdict in present
+    ]
+    return f"{label} against {baseline}, in {measures}: {_listed(tally)}"
+
+
+def _extreme(subject: Subject, row: Row, cell: CellResult, *, alone: bool) -> str:
+    found = cell.comparison
+    assert found is not None
+    which = "The difference" if alone else "The largest difference"
+    size = f"{format_ratio(found.ratio)} {as_large(row.metric)}"
+    return f"{which}: {size} in {subject.title} {row.metric.name} ({format_range(found.low, found.high)})"
+
+
+def _differs(cell: CellResult) -> bool:
+    return cell.comparison is not None and cell.comparison.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER)
+
+
+def _size(cell: CellResult) -> float:
+    """How much worse or better, as a factor from 1 up, whatever the metric's direction."""
+    ratio = cell.comparison.ratio if cell.comparison is not None else None
+    return 1.0 if not ratio else max(ratio, 1 / ratio)
+
+
+def _about_the_run(analysis: Analysis) -> list[Caveat]:
+    manifest, found = analysis.manifest, []
+    if manifest.status is not RunStatus.COMPLETE:
+        measured = len({sample.instance for sample in analysis.run.samples})
+        word = "was interrupted" if manifest.status is RunStatus.INTERRUPTED else "has not ended, or was killed"
+        text = f"The run {word}: {measured} of {manifest.planned_instances} planned instances are in this report."
+        found.append(Caveat("run-incomplete", text, 3))
+    if analysis.baseline is None and analysis.subjects:
+        text = f"The baseline {manifest.baseline} was not measured: there are values, but no ratios and no verdicts."
+        found.append(Caveat("no-baseline", text, 3))
+    found.extend(Caveat("data", f"{warning[:1].upper()}{warning[1:]}.", 2) for warning in analysis.run.warnings)
+    if analysis.failures:
+        cells = list(dict.fromkeys(event.cell for event in analysis.failures))
+        text = (
+            f"{plural(len(analysis.failures), 'instance')} failed, in {plural(len(cells), 'cell')}; "
+            "see Failures for the reasons."
+        )
+        found.append(Caveat("failures", text, 3))
+    return found
+
+
+def _about_backends(analysis: Analysis) -> list[Caveat]:
+    manifest, found = analysis.manifest, []
+    for name, availability in manifest.unavailable.items():
+        text = f"{name} was asked for and is not available here: {availability.reason.rstrip('.')}."
+        found.append(Caveat("unavailable", text, 3))
+    measured = {cell.backend.name for subject in analysis.subjects for row in subject.rows for cell in row.cells}
+    found.extend(
+        Caveat("no-samples", f"{backend.label} has no measurement that counts in this run.", 3)
+        for backend in analysis.backends
+        if backend.name not in measured and backend.name not in manifest.unavailable and not backend.is_baseline
+    )
+    return found
+
+
+def _about_blocks(analysis: Analysis) -> list[Caveat]:
+    counts = [found.n_blocks for _, _, _, found in analysis.comparisons if found.ratio is not None]
+    if not counts:
+        return []
+    single = sum(count == 1 for count in counts)
+    found = []
+    if single:
+        text = f"{single} of {len(counts)} ratios come from one block: they have no interval and no verdict."
+        found.append(Caveat("one-block", text, 3))
+    if single < len(counts) and min(count for count in counts if count > 1) < FEW_BLOCKS:
+        text = f"Some intervals rest on fewer than {FEW_BLOCKS} blocks and are therefore wide; more blocks narrow them."
+        found.append(Caveat("few-blocks", text, 2))
+    return found
+
+
+def _confounds(analysis: Analysis) -> list[Caveat]:
+    labels = {backend.name: backend.label for backend in analysis.backends}
+    manifest, found = analysis.manifest, []
+    described = [confound for one in manifest.backends.values() for confound in one.confounds]
+    for confound in (*described, *manifest.confounds):
+        opening = f"{labels.get(confound.backend, confound.backend)}: " if confound.backend else ""
+        weight = 2 if confound.code.startswith("accel") else 1
+        found.append(Caveat(confound.code, f"{opening}{confound.detail.rstrip('.')}.", weight))
+    return found
+
+
+def _listed(parts: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""

@@ -1,0 +1,86 @@
+"""The report as one HTML file that needs nothing else: no network, no second file, and no script to be read."""
+
+import base64
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.errors import TareError
+from bench.interfaces import Reporter
+from bench.store import load_run
+from reports.foreign import readable
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+class HtmlReporter(Reporter):
+    """One self-contained page: verdicts first, then figures, then everything needed to doubt them."""
+
+    name = "html"
+    summary = "one HTML file to read and to mail, which needs no network"
+    suffix = ".html"
+
+    def write(self, run: Path, output: Path) -> None:
+        """Write the page. Raises RunDirectoryError, TareError if the file cannot be written."""
+        from reports.analysis import analyse
+
+        text = render_page(analyse(load_run(run)))
+        try:
+            output.write_text(text, "utf-8")
+        except OSError as error:
+            raise TareError(f"cannot write the report {output}: {error.strerror}") from error
+
+
+def render_page(analysis: Any) -> str:
+    """The page of an ``Analysis``."""
+    import jinja2
+
+    from reports.page import page_context
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    context = page_context(analysis)
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        **context,
+        style=(TEMPLATES / "report.css").read_text("utf-8"),
+        script=(TEMPLATES / "report.js").read_text("utf-8"),
+        engine=_packed(_engine()),
+        charts=_packed(json.dumps(_specs(context), separators=(",", ":"))),
+    )
+
+
+def _finalize(value: object) -> object:
+    """Every text that the template shows passes here, before it is escaped."""
+    from markupsafe import Markup
+
+    return readable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _specs(context: dict[str, Any]) -> dict[str, Any]:
+    from reports.charts import chart_config
+
+    rows = [row for subject in context["subjects"] for row in subject.rows]
+    charts = {name: chart.spec for row in rows for _, name, chart in row.charts}
+    if context["phases"] is not None:
+        charts |= {bar.identifier: bar.chart.spec for bar in context["phases"].bars}
+    return {"config": chart_config(), "charts": charts}
+
+
+def _engine() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def _packed(text: str) -> str:
+    """Compressed, in letters that are safe inside a script element. The browser unpacks it (DecompressionStream)."""
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode("ascii")

@@ -1,0 +1,95 @@
+"""Durations as pyperf's JSON, for ``pyperf show``, ``compare_to``, ``hist`` and ``check``."""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import TareError
+from bench.interfaces import Reporter
+from bench.model import Manifest, Sample
+from bench.store import LoadedRun, load_run
+from bench.units import Unit
+from reports.foreign import one_line
+from reports.frames import params_text
+
+if TYPE_CHECKING:
+    import pyperf
+
+_EXPORTED = ("command.duration", "instance.", "boot.", "guest.")
+
+
+class PyperfReporter(Reporter):
+    """One benchmark for each duration of each cell; an instance is what pyperf calls a run, an iteration a value.
+
+    Only durations above 0 can be told in pyperf's format: other metrics are left out.
+    """
+
+    name = "pyperf"
+    summary = "durations for pyperf compare_to, hist and check (JSON)"
+    suffix = ".pyperf.json"
+
+    def write(self, run: Path, output: Path) -> None:
+        """Write the suite. Raises RunDirectoryError, TareError if there is no duration or no room."""
+        import pyperf
+
+        benchmarks = list(_benchmarks(load_run(run)))
+        if not benchmarks:
+            raise TareError(f"{run}: there is no duration in this run, so there is nothing for pyperf")
+        try:
+            _dump(pyperf.BenchmarkSuite(benchmarks), output)
+        except OSError as error:
+            raise TareError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _dump(suite: "pyperf.BenchmarkSuite", output: Path) -> None:
+    # pyperf decides by the name whether to compress; a file object spares it the guess.
+    if output.suffix == ".gz":
+        with gzip.open(output, "wt", encoding="utf-8") as file:
+            suite.dump(file)
+        return
+    with output.open("w", encoding="utf-8") as file:
+        suite.dump(file)
+
+
+def _benchmarks(run: LoadedRun) -> "Iterator[pyperf.Benchmark]":
+    import pyperf
+
+    grouped: dict[tuple[str, ...], dict[str, list[Sample]]] = {}
+    for sample in run.samples:
+        if sample.unit is Unit.SECOND and sample.metric.startswith(_EXPORTED):
+            key = (sample.experiment, sample.workload, params_text(sample.params), sample.metric, sample.backend)
+            grouped.setdefault(key, {}).setdefault(sample.instance, []).append(sample)
+    for cell, instances in grouped.items():
+        runs = [one for samples in instances.values() if (one := _run(run.manifest, cell, samples)) is not None]
+        if runs:
+            yield pyperf.Benchmark(runs)
+
+
+def _run(manifest: Manifest, key: tuple[str, ...], samples: list[Sample]) -> "pyperf.Run | None":
+    import pyperf
+
+    ordered = sorted(samples, key=lambda sample: sample.iteration)
+    values = [sample.value for sample in ordered if not sample.warmup and sample.value > 0]
+    warmups = [(1, sample.value) for sample in ordered if sample.warmup and sample.value > 0]
+    if not values:
+        return None
+    return pyperf.Run(values, warmups=warmups, metadata=_metadata(manifest, key, samples[0]), collect_metadata=False)
+
+
+def _metadata(manifest: Manifest, key: tuple[str, ...], sample: Sample) -> dict[str, Any]:
+    experiment, workload, _, metric, backend = key
+    given = ",".join(f"{name}={value}" for name, value in sorted(sample.params.items()))
+    label = manifest.backends[backend].label if backend in manifest.backends else backend
+    parts = (label, experiment, workload, given, metric)
+    return {
+        "name": "/".join(one_line(part) for part in parts if part),
+        "unit": "second",
+        "loops": 1,
+        "inner_loops": 1,
+        "date": manifest.started_utc.removesuffix("Z").replace("T", " ") or "unknown",
+        "tare_run": one_line(manifest.run),
+        "tare_backend": one_line(label),
+        "tare_image": one_line(str(manifest.image.get("digest", ""))) or "unknown",
+        "tare_block": sample.block,
+    }

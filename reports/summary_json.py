@@ -1,0 +1,96 @@
+"""The results of a run as one JSON object, for programs: what ``tare run --json`` prints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.errors import TareError
+from bench.interfaces import Reporter
+from bench.store import LoadedRun, load_run
+
+SUMMARY_VERSION = 1
+
+
+class JsonReporter(Reporter):
+    """Ratios, intervals, verdicts, findings and caveats as one JSON object."""
+
+    name = "json"
+    summary = "ratios, intervals, verdicts and caveats as one JSON object"
+    suffix = ".json"
+
+    def write(self, run: Path, output: Path) -> None:
+        """Write the object. Raises RunDirectoryError, TareError if the file cannot be written."""
+        text = json.dumps(summarise_run(load_run(run)), indent=2, ensure_ascii=False)
+        try:
+            output.write_text(text + "\n", "utf-8")
+        except OSError as error:
+            raise TareError(f"cannot write {output}: {error.strerror}") from error
+
+
+def summarise_run(run: LoadedRun) -> dict[str, Any]:
+    """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
+    from reports import findings
+    from reports.analysis import analyse
+
+    analysis = analyse(run)
+    manifest = analysis.manifest
+    return {
+        "summary_version": SUMMARY_VERSION,
+        "run": manifest.run,
+        "directory": str(run.path),
+        "suite": findings.suite_title(analysis),
+        "status": str(manifest.status),
+        "seed": manifest.seed,
+        "started_utc": manifest.started_utc,
+        "ended_utc": manifest.ended_utc,
+        "host": {fact.name: fact.value for fact in manifest.host},
+        "host_virtualization": findings.host_virtualization(analysis),
+        "baseline": analysis.baseline.name if analysis.baseline is not None else None,
+        "margin": analysis.margin,
+        "backends": {
+            backend.name: {
+                "label": backend.label,
+                "facts": dict(manifest.backends[backend.name].facts) if backend.name in manifest.backends else {},
+                "available": backend.name not in manifest.unavailable,
+            }
+            for backend in analysis.backends
+        },
+        "findings": findings.findings(analysis),
+        "caveats": [msgspec.to_builtins(caveat) for caveat in findings.caveats(analysis)],
+        "results": _results(analysis),
+        "failures": [
+            {"instance": event.instance, "cell": event.cell, "message": event.message, "at_utc": event.utc}
+            for event in analysis.failures
+        ],
+        "warnings": run.warnings,
+    }
+
+
+def _results(analysis: Any) -> list[dict[str, Any]]:
+    results = []
+    for subject in analysis.subjects:
+        for row in subject.rows:
+            for cell in row.cells:
+                found = cell.comparison
+                results.append(
+                    {
+                        "experiment": subject.experiment,
+                        "workload": subject.workload,
+                        "params": dict(subject.params),
+                        "metric": row.metric.name,
+                        "unit": str(row.metric.unit),
+                        "direction": str(row.metric.direction),
+                        "backend": cell.backend.name,
+                        "label": cell.backend.label,
+                        "value": cell.estimate.centre,
+                        "value_low": cell.estimate.low,
+                        "value_high": cell.estimate.high,
+                        "blocks": cell.n_blocks,
+                        "instances": cell.n_instances,
+                        "iterations": cell.n_iterations,
+                        "comparison": None if found is None else msgspec.to_builtins(found),
+                    }
+                )
+    return results

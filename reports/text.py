@@ -1,0 +1,175 @@
+"""The report for a terminal: the same ratios, intervals, verdicts and caveats as the page."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bench.errors import TareError
+from bench.interfaces import Reporter
+from bench.stats import Verdict
+from bench.store import LoadedRun, load_run
+from bench.units import format_value
+from reports.foreign import one_line, readable
+
+if TYPE_CHECKING:
+    from reports.analysis import Analysis, CellResult, Row
+
+FILE_WIDTH = 120
+_STYLES = {Verdict.FASTER: "bold cyan", Verdict.SLOWER: "bold red", Verdict.EQUIVALENT: "", Verdict.INCONCLUSIVE: "dim"}
+
+
+class TextReporter(Reporter):
+    """Findings, caveats and the table of ratios as plain text."""
+
+    name = "text"
+    summary = "findings, caveats and ratios as plain text"
+    suffix = ".txt"
+
+    def write(self, run: Path, output: Path) -> None:
+        """Write the text. Raises RunDirectoryError, TareError if the file cannot be written."""
+        loaded = load_run(run)
+        try:
+            with output.open("w", encoding="utf-8") as file:
+                Console(file=file, width=FILE_WIDTH, color_system=None).print(render_text(loaded))
+        except OSError as error:
+            raise TareError(f"cannot write the report {output}: {error.strerror}") from error
+
+
+def render_text(run: LoadedRun) -> RenderableType:
+    """The report of a run as something rich can print."""
+    from reports.analysis import analyse
+
+    analysis = analyse(run)
+    parts = _opening(analysis)
+    if analysis.subjects:
+        parts.extend(_ratio_tables(analysis))
+    parts.extend(_failures(analysis))
+    return Group(*parts)
+
+
+def _opening(analysis: "Analysis") -> list[RenderableType]:
+    from reports import findings
+
+    manifest = analysis.manifest
+    virtual = findings.host_virtualization(analysis)
+    host = readable(manifest.host_summary) + (f", itself a virtual machine ({readable(virtual)})" if virtual else "")
+    parts: list[RenderableType] = [
+        Text(one_line(findings.suite_title(analysis), 100), style="bold"),
+        Text(findings.question(analysis)),
+        Text(host, style="dim"),
+        Text(),
+    ]
+    parts.extend(Text(f"{number}. {text}") for number, text in enumerate(findings.findings(analysis), start=1))
+    caveats = findings.caveats(analysis)
+    if caveats:
+        parts += [Text(), Text("To keep in mind", style="bold")]
+        parts.extend(
+            Text(
+                f"- {readable(caveat.text)}", style="bold" if caveat.weight > 2 else "" if caveat.weight > 1 else "dim"
+            )
+            for caveat in caveats
+        )
+    parts.append(Text())
+    return parts
+
+
+def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
+    """A table a subject, all with the same columns, so that the eye can go down them."""
+    baseline = analysis.baseline
+    make = _values if baseline is None else _compared
+    subjects = [(subject, [line for row in subject.rows for line in make(row)]) for subject in analysis.subjects]
+    names = (
+        ("", "backend", "value", "95 % interval")
+        if baseline is None
+        else ("", one_line(baseline.label, 24), "backend", "value", "ratio", "95 % interval", "verdict")
+    )
+    widths = [
+        max(len(name), *(cell_len(line[place].plain) for _, lines in subjects for line in lines if place < len(line)))
+        for place, name in enumerate(names)
+    ]
+    for subject, lines in subjects:
+        yield Text.assemble((subject.title, "bold"), f"  {subject.params_line}" if subject.params else "")
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        for name, width in zip(names, widths, strict=True):
+            justify: JustifyMethod = "left" if name in ("", "backend", "verdict") else "right"
+            table.add_column(name, justify=justify, min_width=min(width, 40), overflow="fold")
+        for line in lines:
+            table.add_row(*line)
+        yield table
+        yield Text()
+
+
+def _compared(row: "Row") -> list[list[Text]]:
+    from reports.wording import format_range, format_ratio
+
+    unit = row.metric.unit
+    base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
+    name = one_line(row.metric.name, 40)
+    value = format_value(base.estimate.centre, unit) if base is not None else "–"
+    lines = []
+    for cell in row.cells:
+        if cell.backend.is_baseline:
+            continue
+        found = cell.comparison
+        lines.append(
+            [
+                Text(f"  {name}"),
+                Text(value),
+                Text(one_line(cell.backend.label, 24)),
+                Text(format_value(cell.estimate.centre, unit)),
+                Text(format_ratio(found.ratio) if found is not None else "–"),
+                Text(format_range(found.low, found.high) if found is not None else "–"),
+                _verdict(row, cell),
+            ]
+        )
+        name = value = ""
+    return lines or [[Text(f"  {name}"), Text(value)]]
+
+
+def _values(row: "Row") -> list[list[Text]]:
+    from reports.wording import format_value_range
+
+    unit = row.metric.unit
+    return [
+        [
+            Text(f"  {one_line(row.metric.name, 40)}" if place == 0 else ""),
+            Text(one_line(cell.backend.label, 24)),
+            Text(format_value(cell.estimate.centre, unit)),
+            Text(format_value_range(cell.estimate.low, cell.estimate.high, unit)),
+        ]
+        for place, cell in enumerate(row.cells)
+    ]
+
+
+def _verdict(row: "Row", cell: "CellResult") -> Text:
+    from reports.wording import verdict_mark, verdict_word
+
+    found = cell.comparison
+    if found is None:
+        return Text("nothing to compare with", style="dim")
+    if found.low is None:
+        return Text(found.note, style="dim")
+    word = verdict_word(row.metric, found.verdict)
+    text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict])
+    if found.verdict is not found.verdict_adjusted:
+        text.append(" (not after correction)", style="dim")
+    return text
+
+
+def _failures(analysis: "Analysis") -> list[RenderableType]:
+    from reports.page import failure_views
+
+    views = failure_views(analysis)
+    if not views:
+        return []
+    parts: list[RenderableType] = [Text("Failures", style="bold")]
+    for view in views:
+        parts.append(Text(f"- {one_line(view.cell)} ({view.count}×): {readable(view.message)}"))
+        evidence = [line for line in readable(view.evidence).strip().splitlines() if line.strip()]
+        parts.extend(Text(f"    {line}", style="dim") for line in evidence[-3:])
+    return parts

@@ -1,0 +1,131 @@
+"""The sentences and words of a report: one home, so that page, terminal and JSON say the same."""
+
+import math
+
+from bench.model import Direction, Metric
+from bench.stats import Comparison, Verdict
+from bench.units import Unit, format_value
+from reports.analysis import CellResult, Row
+
+_COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO)
+_MARKS = {"faster": "↑", "slower": "↓", "more": "↑", "less": "↓", "better": "↑", "worse": "↓", "equivalent": "="}
+
+
+def format_ratio(ratio: float | None) -> str:
+    """A ratio with three significant digits and ×: ``8.84×``, ``1,230×``, ``0.0123×``."""
+    if ratio is None or not math.isfinite(ratio):
+        return "–"
+    return f"{ratio:,.0f}×" if ratio >= 100 else f"{_three_digits(ratio)}×"
+
+
+def format_range(low: float | None, high: float | None) -> str:
+    """An interval of ratios: ``8.69–8.98×``; a dash where there is none."""
+    if low is None or high is None:
+        return "–"
+    return f"{format_ratio(low).removesuffix('×')}–{format_ratio(high)}"
+
+
+def format_value_range(low: float | None, high: float | None, unit: Unit) -> str:
+    """An interval of values, each with its unit; a dash where there is none."""
+    if low is None or high is None:
+        return "–"
+    return f"{format_value(low, unit)} – {format_value(high, unit)}"
+
+
+def percent(margin: float) -> str:
+    """A margin for people: ``2 %``."""
+    return f"{margin * 100:g} %"
+
+
+def verdict_word(metric: Metric, verdict: Verdict) -> str:
+    """The word for a verdict on this metric: what is a cost is less or more, not faster or slower."""
+    if verdict in (Verdict.EQUIVALENT, Verdict.INCONCLUSIVE):
+        return str(verdict)
+    better = verdict is Verdict.FASTER
+    if is_cost(metric):
+        if metric.direction is Direction.LOWER:
+            return "less" if better else "more"
+        return "better" if better else "worse"
+    return str(verdict)
+
+
+def verdict_mark(word: str) -> str:
+    """A sign beside a verdict's word; none for what is inconclusive."""
+    return _MARKS.get(word, "")
+
+
+def is_cost(metric: Metric) -> bool:
+    """Whether a metric counts what is used, not how long or how fast."""
+    return metric.unit in _COST or metric.name in ("host.cpu", "boot.cpu")
+
+
+def direction_words(metric: Metric) -> str:
+    """Which way is better."""
+    return "lower is better" if metric.direction is Direction.LOWER else "higher is better"
+
+
+def as_large(metric: Metric) -> str:
+    """How a ratio of this metric is said: 8.8× *as long*."""
+    if is_cost(metric):
+        return "as much"
+    return "as long" if metric.unit is Unit.SECOND else "the rate"
+
+
+def describe(metric: Metric) -> str:
+    """The metric's description without its full stop."""
+    return metric.description.rstrip(". ")
+
+
+def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
+    """What one comparison says, in one sentence without its full stop."""
+    found = cell.comparison
+    label = cell.backend.label
+    if found is None:
+        return f"{label} is what the others are compared with"
+    if found.ratio is None:
+        return f"{label}: no ratio to {baseline} ({found.note.removesuffix(': no ratio')})"
+    size = f"{format_ratio(found.ratio)} {as_large(row.metric)} as {baseline}".replace("rate as", "rate of")
+    if found.low is None:
+        return f"{label}: {size} in the only block, so without an interval and without a verdict"
+    interval = f"{interval_words(found)} {format_range(found.low, found.high)}"
+    match found.verdict:
+        case Verdict.EQUIVALENT:
+            return f"{label} is equivalent to {baseline} within {percent(found.margin)} ({interval})"
+        case Verdict.INCONCLUSIVE:
+            return f"{label}: inconclusive, {size} ({interval})"
+        case _:
+            return f"{label}: {size} ({interval}), {verdict_word(row.metric, found.verdict)}"
+
+
+def interval_words(found: Comparison) -> str:
+    """What the interval is called."""
+    return f"{percent(found.level)} interval"
+
+
+def figure_sentence(row: Row, baseline: str | None) -> str:
+    """The sentence that a chart supports, and its text alternative."""
+    if all(cell.estimate.centre == 0 for cell in row.cells):
+        return "0 on every backend." if len(row.cells) > 1 else f"0 on {row.cells[0].backend.label}."
+    compared = [cell for cell in row.cells if cell.comparison is not None]
+    if baseline is None or not compared:
+        values = "; ".join(_value_words(cell, row) for cell in row.cells)
+        return f"{values}. Not compared: the baseline was not measured." if baseline is None else f"{values}."
+    return "; ".join(comparison_sentence(row, cell, baseline) for cell in compared) + "."
+
+
+def _value_words(cell: CellResult, row: Row) -> str:
+    found, unit = cell.estimate, row.metric.unit
+    interval = f" (95 % interval {format_value_range(found.low, found.high, unit)})" if found.low is not None else ""
+    return f"{cell.backend.label}: {format_value(found.centre, unit)}{interval}"
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """A count with its noun: ``1 instance``, ``3 instances``."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _three_digits(value: float) -> str:
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
