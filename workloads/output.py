@@ -14,6 +14,8 @@ from bench.model import Completed
 EVIDENCE_CHARACTERS = 4000
 """How much of an offending output an error carries; the whole is in the run's raw files."""
 
+_DECIMAL = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+
 
 def read_output(tool: str, completed: Completed) -> str:
     """What ``tool`` printed to stdout. Raises ParseError if it did not end well, or did not print UTF-8 text."""
@@ -41,12 +43,12 @@ def one_match(tool: str, what: str, pattern: re.Pattern[str], text: str) -> re.M
 
 
 def positive(tool: str, what: str, digits: str, text: str, *, exponent: int = 0) -> float:
-    """The number written as ``digits`` times ten to the ``exponent``. Raises ParseError unless it is finite and above 0.
+    """The number written as ``digits`` times ten to the ``exponent``. Raises ParseError unless it is finite and not 0.
 
     The point is moved in the text, so that the float is the one nearest to what was printed: 0.015 ms is 1.5e-05 s.
     No metric of these tools can be zero in a run that did something, and a ratio to zero says nothing.
     """
-    value = float(f"{digits}e{exponent}")
+    value = float(f"{digits}e{exponent}") if _DECIMAL.fullmatch(digits) else math.nan
     if not math.isfinite(value) or value <= 0:
         refuse(tool, f"{what} is {digits}, which no run that did something can have", text)
     return value

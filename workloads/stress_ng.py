@@ -5,6 +5,7 @@ The log has two decimals and goes to stderr; the YAML has six and goes to the op
 """
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 
@@ -56,8 +57,9 @@ STRESSORS = frozenset(
 )
 
 UNSAFE_STRESSORS = frozenset(
-    "bad-ioctl bind-mount cpu-online memhotplug mlockmany oom-pipe rawdev reboot smi softlockup swap sysinval "
-    "watchdog".split()  # noqa: SIM905 - as above
+    """
+    bad-ioctl bind-mount cpu-online memhotplug mlockmany oom-pipe rawdev reboot smi softlockup swap sysinval watchdog
+    """.split()  # noqa: SIM905 - as above
 )
 """Stressors that act on the kernel or the devices themselves, which bare metal and containers share with the host."""
 
@@ -163,7 +165,8 @@ def _rate(fields: Mapping[str, str], name: str, times: tuple[str, ...], text: st
     rate = positive(_TOOL, key, fields[key], text)
     operations = positive(_TOOL, "bogo-ops", fields["bogo-ops"], text)
     seconds = sum(float(fields[field]) for field in times)
-    # Six decimals are printed of each.
-    if not abs(rate * seconds - operations) <= 1e-6 * (rate * len(times) + seconds + 1):
+    # Six decimals are printed of the rate and of each time.
+    allowed = 1e-6 * len(times) + seconds * 1e-6 / rate
+    if not math.isfinite(seconds) or not abs(operations / rate - seconds) <= allowed:
         refuse(_TOOL, f"{key} is {fields[key]}, which is not bogo-ops over {' + '.join(times)}", text)
     return rate

@@ -1,0 +1,209 @@
+"""Broken output of every kind: a parser answers with valid measurements or with ParseError, and with nothing else."""
+
+import json
+import math
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench.errors import ParseError
+from bench.interfaces import Workload
+from bench.model import Completed, Measurement
+from tests.unit.workload_captures import WORKLOADS, Capture, completed, identify, load, measured
+
+# No deadline: the machine is shared, and how long an example takes is not what is tested.
+calm = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+names = pytest.mark.parametrize("name", WORKLOADS)
+NASTY = ["nan", "-nan", "inf", "-inf", "-1.00", "0", "0.00", "1e999", "1,5", "٣.٥٠", "", "0x10", "None", "9" * 5000]
+
+
+def attempt(workload: Workload, attempted: Completed) -> list[Measurement] | None:
+    """The measurements, or None for a refusal that shows the text. Anything else fails the test."""
+    refusal = None
+    try:
+        found = workload.parse(attempted)
+    except ParseError as error:
+        refusal = error
+    if refusal is not None:
+        assert refusal.message
+        assert refusal.evidence
+        return None
+    declared = {metric.name for metric in workload.metrics}
+    assert found
+    assert all(m.metric in declared and math.isfinite(m.value) and m.value > 0 for m in found)
+    return found
+
+
+@names
+@calm
+@given(stdout=st.binary(max_size=300), stderr=st.binary(max_size=50), returncode=st.sampled_from([0, 1, None]))
+def test_random_bytes_are_refused(name: str, stdout: bytes, stderr: bytes, returncode: int | None) -> None:
+    assert attempt(WORKLOADS[name], completed(stdout, stderr, returncode)) is None
+
+
+@names
+@calm
+@given(text=st.text(max_size=300))
+def test_random_text_is_refused(name: str, text: str) -> None:
+    assert attempt(WORKLOADS[name], completed(text.encode(errors="surrogatepass"))) is None
+
+
+@names
+def test_every_truncation_is_refused(name: str) -> None:
+    """Anything cut off before the last character that is no white space."""
+    for capture in measured(name):
+        whole = len(capture.stdout.rstrip())
+        step = max(1, whole // 200)
+        for length in [*range(0, whole, step), *range(max(0, whole - 40), whole)]:
+            cut = completed(capture.stdout[:length])
+            # sysbench's and perf's last line may lose a digit and still be a line: the end of the line is missing.
+            assert attempt(WORKLOADS[name], cut) is None, (capture.name, length)
+
+
+@names
+@calm
+@given(data=st.data())
+def test_mutations_give_valid_values_or_a_refusal(name: str, data: st.DataObject) -> None:
+    capture = data.draw(st.sampled_from(measured(name)))
+    raw = bytearray(capture.stdout)
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(raw) - 1))
+        length = data.draw(st.integers(0, 12))
+        raw[position : position + length] = data.draw(st.binary(max_size=12))
+    attempt(WORKLOADS[name], completed(bytes(raw)))
+
+
+@names
+@calm
+@given(data=st.data())
+def test_lines_lost_doubled_or_swapped_give_valid_values_or_a_refusal(name: str, data: st.DataObject) -> None:
+    lines = data.draw(st.sampled_from(measured(name))).stdout.split(b"\n")
+    indices = data.draw(st.lists(st.integers(0, len(lines) - 1), min_size=1, max_size=3))
+    for index in indices:
+        here = min(index, len(lines) - 1)
+        match data.draw(st.sampled_from(["drop", "double", "swap"])):
+            case "drop" if len(lines) > 1:
+                del lines[here]
+            case "double":
+                lines.insert(here, lines[here])
+            case _:
+                lines[here], lines[0] = lines[0], lines[here]
+    attempt(WORKLOADS[name], completed(b"\n".join(lines)))
+
+
+# The numbers that end up in metrics: none may be replaced by nonsense, and none may be missing.
+DECISIVE = {
+    "sysbench-cpu": (
+        "cpu-1-thread",
+        [r"events per second: +(\S+)", r" sum: +(\S+)", r" max: +(\S+)", r"95th.*: +(\S+)"],
+    ),
+    "sysbench-memory": ("memory-write-1-thread", [r"operations: (\d+)", r"\((\S+) per second", r"\((\S+) MiB/sec"]),
+    "perf-sched-pipe": ("sched-pipe", [r"(\S+) usecs/op", r"(\S+) ops/sec"]),
+    "perf-syscall": ("syscall-basic", [r"(\S+) usecs/op", r"(\S+) ops/sec"]),
+    "stress-ng": ("cpu-1-instance", [r"real-time: (\S+)", r"sys-time: (\S+)", r"bogo-ops: (\S+)", r"wall-.*: (\S+)"]),
+    "fio": (
+        "randread-psync",
+        [r'"iops" : (\S+),', r'"bw_bytes" : (\S+),', r'"mean" : ([1-9]\S+),', r'"99.900000" : (\S+)'],
+    ),
+}
+
+
+@names
+@pytest.mark.parametrize("nasty", NASTY, ids=[value[:8] or "empty" for value in NASTY])
+def test_nonsense_in_place_of_a_decisive_number_is_refused(name: str, nasty: str) -> None:
+    capture_name, patterns = DECISIVE[name]
+    capture = next(c for c in measured(name) if c.name == capture_name)
+    for pattern in patterns:
+        match = re.search(pattern, capture.text)
+        assert match, pattern
+        changed = capture.text[: match.start(1)] + nasty + capture.text[match.end(1) :]
+        if name == "fio" and pattern.startswith('"mean"'):
+            changed = re.sub(r'("clat_ns" : \{[^}]*?"mean" : )[1-9][^,]*', rf"\g<1>{nasty}", capture.text, count=1)
+        assert changed != capture.text
+        assert attempt(WORKLOADS[name], completed(changed.encode())) is None, (pattern, nasty)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Prozessorgeschwindigkeit: 3294,37 Ereignisse/s", "events per second:  3.294,37", "events per second:  ٣٢٩٤.٣٧"],
+)
+def test_localised_sysbench_output_is_refused(line: str) -> None:
+    text = load("sysbench-1.0.20", "cpu-1-thread").text
+    changed = re.sub(r"events per second: +\S+", line, text)
+    assert attempt(WORKLOADS["sysbench-cpu"], completed(changed.encode())) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("sysbench-cpu", "total number of events:  ", "total number of events:  1"),
+        ("sysbench-cpu", "avg: ", "avg: 9"),
+        ("sysbench-memory", "Total operations: ", "Total operations: 1"),
+        ("perf-sched-pipe", " usecs/op", "1 usecs/op"),
+        ("perf-sched-pipe", " ops/sec", "0 ops/sec"),
+        ("stress-ng", "      wall-clock-time: ", "      wall-clock-time: 1"),
+        ("stress-ng", "      user-time: ", "      user-time: 1"),
+        ("fio", '"total_ios" : 1', '"total_ios" : 2'),
+        ("fio", '"error" : 0', '"error" : 5'),
+        ("fio", "fio-3.33", "fio-2.1"),
+        ("fio", '"jobname"', '"name"  : NaN, "jobname"'),
+    ],
+)
+def test_figures_that_contradict_one_another_are_refused(name: str, old: str, new: str) -> None:
+    refused = 0
+    for capture in measured(name):
+        if old in capture.text:
+            refused += 1
+            changed = capture.text.replace(old, new, 1)
+            assert attempt(WORKLOADS[name], completed(changed.encode())) is None, capture.name
+    assert refused
+
+
+@pytest.mark.parametrize("capture", measured(), ids=identify)
+def test_a_command_that_did_not_end_well_is_never_a_measurement(capture: Capture) -> None:
+    workload = WORKLOADS[capture.header["workload"]]
+    for ended in ({"returncode": 1}, {"returncode": None, "signal": 9}, {"timed_out": True}):
+        assert attempt(workload, msgspec.structs.replace(capture.completed, **ended)) is None
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [path, *(leaf for key, child in items for leaf in _leaves(child, (*path, key)))]
+    return [path]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@calm
+@given(data=st.data())
+def test_fio_json_with_any_value_replaced(data: st.DataObject) -> None:
+    report = json.loads(load("fio-3.33", "randrw-psync").text)
+    path = data.draw(st.sampled_from(_leaves(report)[1:]))
+    target = report
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = data.draw(JSON)
+    attempt(WORKLOADS["fio"], completed(json.dumps(report, indent=2).encode()))
+
+
+def test_deep_json_is_refused() -> None:
+    deep = b"{\n" + b'"a":[' * 100_000
+    assert attempt(WORKLOADS["fio"], completed(deep)) is None
+
+
+def test_evidence_stays_readable() -> None:
+    with pytest.raises(ParseError) as caught:
+        WORKLOADS["fio"].parse(completed(b"beginning" + b"x" * 1_000_000 + b"end"))
+    assert len(caught.value.evidence) < 5000
+    assert caught.value.evidence.startswith("beginning")
+    assert caught.value.evidence.endswith("end")

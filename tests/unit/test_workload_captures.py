@@ -1,0 +1,132 @@
+"""The parsers on real outputs of the tools, and the declarations that go with them."""
+
+import math
+import re
+
+import msgspec
+import pytest
+
+from bench.errors import ParseError
+from bench.interfaces import Workload
+from bench.model import SCRATCH
+from bench.units import Unit
+from tests.unit.workload_captures import WORKLOADS, Capture, captures, completed, envelope, identify, load, measured
+
+EXPECTED = {"fio", "perf-sched-pipe", "perf-syscall", "stress-ng", "sysbench-cpu", "sysbench-memory"}
+
+
+def values(workload: str, capture: Capture) -> dict[str, float]:
+    return {m.metric: m.value for m in WORKLOADS[workload].parse(capture.completed)}
+
+
+def test_every_built_in_workload_is_registered_under_its_own_name() -> None:
+    assert {name: workload.name for name, workload in WORKLOADS.items()} == {name: name for name in EXPECTED}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
+def test_declarations_say_what_a_reader_needs(workload: Workload) -> None:
+    names = [metric.name for metric in workload.metrics]
+    assert len(set(names)) == len(names)
+    assert workload.packages
+    assert workload.licence
+    assert workload.summary
+    for metric in workload.metrics:
+        assert re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(\.9)?", metric.name), metric.name
+        assert metric.description.endswith(".")
+        assert metric.unit in (Unit.SECOND, Unit.BYTES_PER_SECOND, Unit.OPERATIONS_PER_SECOND)
+
+
+@pytest.mark.parametrize("capture", measured(), ids=identify)
+def test_a_real_output_gives_declared_finite_positive_values(capture: Capture) -> None:
+    workload = WORKLOADS[capture.header["workload"]]
+    found = workload.parse(capture.completed)
+    names = [measurement.metric for measurement in found]
+    assert found
+    assert len(set(names)) == len(names)
+    assert set(names) <= {metric.name for metric in workload.metrics}
+    assert all(math.isfinite(measurement.value) and measurement.value > 0 for measurement in found)
+
+
+@pytest.mark.parametrize("capture", [c for c in captures() if "workload" in c.header], ids=identify)
+def test_captures_were_made_by_the_commands_that_the_workloads_build_today(capture: Capture) -> None:
+    workload = WORKLOADS[capture.header["workload"]]
+    params = msgspec.convert(capture.header.get("params", {}), workload.Params)
+    assert list(workload.commands(params, capture.envelope).measured.argv) == capture.header["argv"]
+
+
+def test_every_metric_is_seen_in_a_real_output() -> None:
+    for name, workload in WORKLOADS.items():
+        seen = {metric for capture in measured(name) for metric in values(name, capture)}
+        assert seen == {metric.name for metric in workload.metrics}
+
+
+@pytest.mark.parametrize(
+    "capture", [c for c in captures() if c.name.startswith("refused") or c.name == "apparmor-skipped"], ids=identify
+)
+def test_real_outputs_that_are_no_measurement_are_refused_with_the_text(capture: Capture) -> None:
+    tool = capture.tool.rpartition("-")[0]
+    tried = [workload for name, workload in WORKLOADS.items() if name.startswith(tool)]
+    assert tried
+    for workload in tried:
+        with pytest.raises(ParseError) as caught:
+            workload.parse(capture.completed)
+        assert caught.value.message
+        said = capture.text.strip() or capture.header["stderr"].strip()
+        assert said[:60] in caught.value.evidence
+
+
+def test_a_skipped_stressor_is_explained_by_what_stress_ng_said() -> None:
+    with pytest.raises(ParseError) as caught:
+        WORKLOADS["stress-ng"].parse(load("stress-ng-0.15.06", "apparmor-skipped").completed)
+    assert "apparmor stressor will be skipped" in caught.value.evidence
+
+
+def test_stress_ng_without_metrics_is_explained_by_its_log() -> None:
+    text = load("stress-ng-0.15.06", "cpu-1-instance").text
+    bare = re.sub(r"metrics:.*?(?=\.\.\.)", "", text, flags=re.DOTALL)
+    with pytest.raises(ParseError, match="ran no stressor") as caught:
+        WORKLOADS["stress-ng"].parse(completed(bare.encode(), b"stress-ng: error: it was not possible\n"))
+    assert "it was not possible" in caught.value.evidence
+
+
+def test_notes_before_fio_json_are_read_over_and_nothing_else_is() -> None:
+    noted = load("fio-3.33", "noted-sync-engine-depth")
+    assert noted.text.startswith("note: both iodepth")
+    found = values("fio", noted)
+    assert {name.partition(".")[0] for name in found} == {"read", "write"}
+    assert found == {m.metric: m.value for m in WORKLOADS["fio"].parse(completed(b"fio: a remark\n" + noted.stdout))}
+    with pytest.raises(ParseError, match="stands before the JSON"):
+        WORKLOADS["fio"].parse(completed(b"Segmentation fault\n" + noted.stdout))
+
+
+@pytest.mark.parametrize("capture", measured("fio"), ids=identify)
+def test_fio_reports_the_directions_that_were_asked_for(capture: Capture) -> None:
+    rw = capture.header.get("params", {}).get("rw", "randread").removeprefix("rand")
+    expected = {"rw": {"read", "write"}}.get(rw, {rw})
+    assert {name.partition(".")[0] for name in values("fio", capture)} == expected
+
+
+def test_known_values_of_one_capture_each() -> None:
+    """Read off the captured files by eye; the recomputing test covers the rest."""
+    assert values("sysbench-cpu", load("sysbench-1.0.20", "cpu-1-thread"))["cpu.events_per_second"] == 3294.37
+    assert values("perf-sched-pipe", load("perf-6.1.192", "sched-pipe")) == {
+        "pipe.operations_per_second": 122359.0,
+        "pipe.time_per_operation": 8.17265e-06,
+    }
+    assert values("stress-ng", load("stress-ng-0.15.06", "hdd")) == {
+        "bogo.operations_per_second": 8740.519687,
+        "bogo.operations_per_cpu_second": 12579.847319,
+    }
+    fio = values("fio", load("fio-3.33", "randread-psync"))
+    assert (fio["read.iops"], fio["read.latency.p99.9"]) == (12156.843157, 0.004079616)
+    memory = values("sysbench-memory", load("sysbench-1.0.20", "memory-write-1-thread"))
+    assert memory["memory.bandwidth"] == 17279.37 * 2**20
+
+
+def test_the_scratch_folder_is_where_files_go() -> None:
+    fio = WORKLOADS["fio"]
+    commands = fio.commands(fio.Params(), envelope())
+    assert all(f"--filename={SCRATCH}/" in " ".join(c.argv) for c in (*commands.setup, commands.measured))
+    stress = WORKLOADS["stress-ng"]
+    argv = stress.commands(stress.Params(), envelope()).measured.argv
+    assert argv[argv.index("--temp-path") + 1] == SCRATCH

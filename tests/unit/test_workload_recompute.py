@@ -1,0 +1,128 @@
+"""Every metric of every capture computed again by another way, and compared exactly.
+
+The parsers use anchored patterns, floats and JSON. Here the text is cut into fields at white space, as awk would, and
+the arithmetic is decimal; fio's report is reduced to paths and values without a JSON parser.
+"""
+
+import re
+from collections import defaultdict
+from decimal import Decimal
+from math import floor
+
+import pytest
+
+from tests.unit.workload_captures import WORKLOADS, Capture, identify, measured
+
+
+def last_field(text: str, start: str) -> Decimal:
+    """The last field of the line that starts with ``start``."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
+    return Decimal(line.split()[-1])
+
+
+def sysbench_cpu(text: str) -> dict[str, Decimal | float]:
+    rows = [line.split() for line in text.splitlines() if " |" in line and not line.strip().startswith("value")]
+    # value, bar (may be empty but for "|"), count
+    events = sum(int(row[-1]) for row in rows)
+    assert events == last_field(text, "total number of events:")
+    rank = floor(events * 0.95 + 0.5)
+    every = [row[0] for row in rows for _ in range(int(row[-1]))]
+    return {
+        "cpu.events_per_second": last_field(text, "events per second:"),
+        "cpu.latency.mean": float(last_field(text, "sum:") / 1000) / events,
+        "cpu.latency.p95": Decimal(every[rank - 1]) / 1000,
+        "cpu.latency.max": last_field(text, "max:") / 1000,
+    }
+
+
+def sysbench_memory(text: str) -> dict[str, Decimal | float]:
+    fields = text.replace("(", " ").replace(")", " ").split()
+    return {
+        "memory.bandwidth": float(fields[fields.index("MiB/sec") - 1]) * 1024 * 1024,
+        "memory.operations_per_second": Decimal(fields[fields.index("second") - 2]),
+    }
+
+
+def perf(text: str) -> dict[str, Decimal | float]:
+    fields = text.split()
+    prefix = "pipe" if "sched/pipe" in text else "syscall"
+    return {
+        f"{prefix}.operations_per_second": Decimal(fields[fields.index("ops/sec") - 1]),
+        f"{prefix}.time_per_operation": Decimal(fields[fields.index("usecs/op") - 1]) / 10**6,
+    }
+
+
+def stress_ng(text: str) -> dict[str, Decimal | float]:
+    return {
+        "bogo.operations_per_second": last_field(text, "bogo-ops-per-second-real-time:"),
+        "bogo.operations_per_cpu_second": last_field(text, "bogo-ops-per-second-usr-sys-time:"),
+    }
+
+
+def flatten(text: str) -> dict[str, str]:
+    """Paths and values of an indented JSON object: ``jobs/read/clat_ns/percentile/99.000000``."""
+    path: list[str] = []
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        opened = re.match(r'\s*(?:"([^"]+)" : )?[{\[]$', line)
+        given = re.match(r'\s*"([^"]+)" : (.*?),?$', line)
+        if opened:
+            path.append(opened[1] or "")
+        elif re.match(r"\s*[}\]],?$", line):
+            path.pop()
+        elif given:
+            values["/".join(part for part in [*path, given[1]] if part)] = given[2]
+    return values
+
+
+def fio(text: str) -> dict[str, Decimal | float]:
+    values = flatten(text)
+    found: dict[str, Decimal | float] = {}
+    for direction in ("read", "write"):
+        base = f"jobs/{direction}"
+        if values[f"{base}/total_ios"] == "0":
+            continue
+        found[f"{direction}.iops"] = Decimal(values[f"{base}/iops"])
+        found[f"{direction}.bandwidth"] = Decimal(values[f"{base}/bw_bytes"])
+        found[f"{direction}.latency.mean"] = float(values[f"{base}/clat_ns/mean"]) / 10**9
+        for name, key in (("p50", "50.000000"), ("p99", "99.000000"), ("p99.9", "99.900000")):
+            found[f"{direction}.latency.{name}"] = Decimal(values[f"{base}/clat_ns/percentile/{key}"]) / 10**9
+    return found
+
+
+RECOMPUTE = {
+    "sysbench-cpu": sysbench_cpu,
+    "sysbench-memory": sysbench_memory,
+    "perf-sched-pipe": perf,
+    "perf-syscall": perf,
+    "stress-ng": stress_ng,
+    "fio": fio,
+}
+
+
+@pytest.mark.parametrize("capture", measured(), ids=identify)
+def test_another_way_gives_the_same_numbers(capture: Capture) -> None:
+    workload = capture.header["workload"]
+    parsed = {m.metric: m.value for m in WORKLOADS[workload].parse(capture.completed)}
+    again = {name: float(value) for name, value in RECOMPUTE[workload](capture.text).items()}
+    assert parsed == again
+
+
+def _fio_plausible(values: dict[str, str], direction: str) -> bool:
+    """IOPS, bytes and run time of one direction tell the same story."""
+    base = f"jobs/{direction}"
+    ios, runtime_ms = int(values[f"{base}/total_ios"]), int(values[f"{base}/runtime"])
+    return abs(float(values[f"{base}/iops"]) * runtime_ms / 1000 - ios) <= 1
+
+
+@pytest.mark.parametrize("capture", measured("fio"), ids=identify)
+def test_fio_figures_agree_with_its_own_counts(capture: Capture) -> None:
+    values = flatten(capture.text)
+    parsed = defaultdict(float, {m.metric: m.value for m in WORKLOADS["fio"].parse(capture.completed)})
+    for direction in ("read", "write"):
+        if f"{direction}.iops" in parsed:
+            assert _fio_plausible(values, direction)
+            block = int(values[f"jobs/{direction}/io_bytes"]) / int(values[f"jobs/{direction}/total_ios"])
+            assert parsed[f"{direction}.bandwidth"] == pytest.approx(parsed[f"{direction}.iops"] * block, rel=1e-6)
+            assert parsed[f"{direction}.latency.p50"] <= parsed[f"{direction}.latency.p99"]
+            assert parsed[f"{direction}.latency.p99"] <= parsed[f"{direction}.latency.p99.9"]
