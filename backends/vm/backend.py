@@ -1,0 +1,198 @@
+"""The ``vm`` backend: guests through libvirt, on KVM where a guest was seen to boot under it, else emulated."""
+
+import contextlib
+import os
+import platform
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import msgspec
+
+from backends.cgroups.layout import Version, find_block_device, find_layout
+from backends.vm import accel, connection, emulator
+from backends.vm.disks import SHARED_MODE, choose_scratch_mode, make_scratch_template
+from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator
+from backends.vm.guest import Ground, start_guest
+from backends.vm.instance import VmInstance
+from bench.errors import BackendError, UnavailableError
+from bench.interfaces import Backend, BackendContext, Instance
+from bench.ledger import ResourceKind
+from bench.model import (
+    Availability,
+    BackendDescription,
+    Confound,
+    Envelope,
+    Image,
+    InstanceSpec,
+    Phase,
+    StartTimeline,
+)
+from bench.packages import load_packages, remedy_for
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``accel``: ``kvm`` is refused where no guest boots under it; ``auto`` then emulates, and says so."""
+
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+
+
+class VirtualMachine(Backend):
+    """Each instance is a libvirt domain that boots the image's kernel on the image's disk."""
+
+    name = "vm"
+    summary = "guests through libvirt (QEMU; KVM where it works, else emulated)"
+    Options = Options
+    minimum_memory_bytes: ClassVar[int] = 96 * 2**20
+
+    def __init__(self, context: BackendContext) -> None:
+        super().__init__(context)
+        self._cache = context.cache_directory / "vm"
+        self._ground: Ground | None = None
+        self._stack = contextlib.ExitStack()
+
+    def probe(self) -> Availability:
+        """See ``Backend.probe``."""
+        packages = [
+            package.name for package in load_packages() if "vm" in package.needed_by and not package.is_present()
+        ]
+        if packages:
+            return Availability(
+                available=False, reason=f"not installed: {', '.join(packages)}", remedy=remedy_for(packages)
+            )
+        if not connection.have_library():
+            missing = [package.name for package in load_packages() if "build" in package.needed_by]
+            return Availability(
+                available=False,
+                reason="libvirt-python is not installed",
+                remedy=f"pip install 'tarebench[vm]' (it is compiled: {remedy_for(missing)})",
+            )
+        if os.geteuid() != 0:
+            return Availability(
+                available=False, reason="needs root, for QEMU's cgroup and libvirt's driver", remedy="run tare as root"
+            )
+        if find_layout().version is Version.NONE:
+            return Availability(
+                available=False,
+                reason="no cgroup hierarchy is mounted",
+                remedy="mount -t cgroup2 none /sys/fs/cgroup",
+            )
+        return Availability(available=True, reason=accel.known_outcome(self._cache))
+
+    def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
+        """See ``Backend.prepare``: finds QEMU, proves KVM, opens libvirt, formats the scratch disk to copy."""
+        found = self.probe()
+        if not found.available:
+            raise UnavailableError(f"{self.name}: {found.reason}", remedy=found.remedy)
+        if image.kernel is None or image.initramfs is None or image.disk is None:
+            raise UnavailableError(
+                f"{self.name}: image {image.digest} has no kernel, and a guest needs one",
+                remedy="build the image with `tare image build`, or leave this backend out of the suite",
+            )
+        self.close()
+        try:
+            self._ground = ground = self._lay_ground(image, envelope)
+        except BaseException:
+            self.close()
+            raise
+        return self._describe(ground)
+
+    def _lay_ground(self, image: Image, envelope: Envelope) -> Ground:
+        ledger = self.context.ledger
+        assert image.kernel is not None
+        assert image.initramfs is not None
+        qemu = emulator.find_emulator(self._cache)
+        acceleration = accel.decide(
+            self.context.options.accel, qemu, image.kernel, image.initramfs, cache=self._cache, ledger=ledger
+        )
+        capabilities = self._cache / "capabilities"
+        libvirt = self._stack.enter_context(connection.start_connection(ledger, capabilities))
+        libvirt.learn(qemu.wrapper, acceleration.accelerator, capabilities)
+        folder = self.context.work_directory / f"vm-{secrets.token_hex(4)}"
+        self._stack.enter_context(ledger.holding(ResourceKind.DIRECTORY, folder))
+        self._stack.callback(shutil.rmtree, folder)
+        folder.mkdir(parents=True)
+        template = folder / "scratch-template.raw"
+        make_scratch_template(template, envelope.scratch_bytes)
+        return Ground(
+            connection=libvirt,
+            emulator=qemu,
+            acceleration=acceleration,
+            image=image,
+            folder=folder,
+            template=template,
+            scratch_mode=choose_scratch_mode(folder),
+            layout=find_layout(),
+            io_device=find_block_device(folder),
+        )
+
+    @contextlib.contextmanager
+    def start(self, spec: InstanceSpec) -> Iterator[Instance]:
+        """See ``Backend.start``. Raises BackendError with the last lines of the guest's console."""
+        timeline = StartTimeline()
+        timeline.mark(Phase.REQUESTED, time.monotonic())
+        if self._ground is None:
+            raise BackendError(f"{self.name}: start before prepare")
+        with start_guest(self._ground, spec, self.context.ledger, timeline) as running:
+            yield VmInstance(running, self._ground, timeline)
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        self._ground = None
+        self._stack.close()
+
+    def _describe(self, ground: Ground) -> BackendDescription:
+        accelerator = ground.acceleration.accelerator
+        facts = {
+            "accel": accelerator.value,
+            "accel_reason": ground.acceleration.reason,
+            "qemu": ground.emulator.version,
+            "libvirt": ground.connection.version,
+            "connection": "qemu:///embed",
+            "machine": MACHINE,
+            "cpu_model": CPU_MODE[accelerator],
+            "pinning": "a vCPU on each of the envelope's CPUs; QEMU's other threads on all of them and no other",
+            "image_disk": f"virtio-blk,raw,read-only,{SHARED_MODE}",
+            "scratch_disk": f"virtio-blk,raw,{ground.scratch_mode},iothread",
+            "root": "overlay of a tmpfs on erofs",
+            "network": "lo only",
+            "guest_kernel": ground.image.kernel_version,
+        }
+        if accelerator is Accelerator.TCG:
+            facts["tcg_tb_cache"] = f"{TB_CACHE_MIB} MiB"
+        return BackendDescription(f"vm ({accelerator.value})", facts, tuple(self._confounds(ground)))
+
+    def _confounds(self, ground: Ground) -> Iterator[Confound]:
+        if ground.acceleration.accelerator is Accelerator.TCG:
+            yield Confound(
+                "accel-tcg",
+                "the guest is emulated in software, not virtualized: CPU work is several times slower than under KVM "
+                f"({ground.acceleration.reason})",
+                self.name,
+            )
+        if ground.image.kernel_version != platform.release():
+            yield Confound(
+                "other-kernel",
+                f"the guest runs Linux {ground.image.kernel_version}, the host {platform.release()}",
+                self.name,
+            )
+        yield Confound(
+            "other-root",
+            "the guest's root is a tmpfs over erofs; elsewhere it is an overlay on the host's disk",
+            self.name,
+        )
+        yield Confound(
+            "guest-memory",
+            "the envelope's memory is the guest's RAM: its kernel takes a part, what is changed in its root another, "
+            "and what QEMU needs beside it is charged but not limited",
+            self.name,
+        )
+        if ground.scratch_mode.cache != "none":
+            yield Confound(
+                "scratch-cached",
+                "the work directory's file system has no direct I/O, so the scratch disk goes through two page caches",
+                self.name,
+            )
+        yield from ground.layout.confounds(self.name)

@@ -1,0 +1,108 @@
+"""The guest's disks on the host: how they are opened, and the scratch disk that each instance gets fresh."""
+
+import mmap
+import os
+from pathlib import Path
+
+import msgspec
+
+from bench.errors import BackendError, TareError
+from bench.process import run
+
+_CHUNK = 1 << 20
+
+
+class DiskMode(msgspec.Struct, frozen=True):
+    """How QEMU opens a disk: ``cache`` and ``io`` by libvirt's names."""
+
+    cache: str
+    io: str
+
+    def __str__(self) -> str:
+        return f"cache={self.cache},io={self.io}"
+
+
+SHARED_MODE = DiskMode("writeback", "threads")
+"""The image's disk, which is read only: through the host's page cache, so that all guests share what one has read."""
+DIRECT_MODE = DiskMode("none", "native")
+BUFFERED_MODE = DiskMode("writeback", "threads")
+
+
+def choose_scratch_mode(folder: Path) -> DiskMode:
+    """Past the host's page cache and with native asynchronous I/O, if the file system of ``folder`` can do that."""
+    file = folder / "direct-io"
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        file.unlink(missing_ok=True)
+        return BUFFERED_MODE
+    try:
+        with mmap.mmap(-1, 4096) as aligned:
+            os.write(descriptor, aligned)
+    except OSError:
+        return BUFFERED_MODE
+    finally:
+        os.close(descriptor)
+        file.unlink()
+    return DIRECT_MODE
+
+
+def make_scratch_template(target: Path, size_bytes: int) -> None:
+    """A raw disk with an empty ext4, holding only the blocks that are not zero. Raises BackendError.
+
+    Everything is initialised here, so that no kernel thread of the guest goes on with it during a measurement.
+    """
+    full = target.with_name(f"{target.name}.full")
+    with full.open("wb") as file:
+        file.truncate(size_bytes)
+    options = ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"]
+    try:
+        run(["mkfs.ext4", *options, str(full)], timeout_s=120)
+        _copy_without_zeros(full, target)
+    except (TareError, OSError) as error:
+        raise BackendError(
+            f"could not make a scratch disk of {size_bytes} bytes: {error}",
+            remedy="an ext4 file system needs some 4 MiB; see also that the work directory has space left",
+        ) from error
+    finally:
+        full.unlink(missing_ok=True)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file's data and leave its holes. Raises OSError."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        writer.truncate(size)
+        end = 0
+        while end < size and (at := _next_data(reader.fileno(), end)) is not None:
+            end = os.lseek(reader.fileno(), at, os.SEEK_HOLE)
+            while at < end:
+                at += os.copy_file_range(reader.fileno(), writer.fileno(), end - at, at, at)
+
+
+def allocated_bytes(path: Path) -> int:
+    """The blocks a file has on disk."""
+    return path.stat().st_blocks * 512
+
+
+def _next_data(descriptor: int, at: int) -> int | None:
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError:  # ENXIO: only a hole is left
+        return None
+
+
+def _copy_without_zeros(source: Path, target: Path) -> None:
+    zeros = bytes(4096)
+    with source.open("rb") as reader, target.open("xb") as writer:
+        writer.truncate(os.fstat(reader.fileno()).st_size)
+        at: int | None = 0
+        while at is not None and (at := _next_data(reader.fileno(), at)) is not None:
+            chunk = os.pread(reader.fileno(), _CHUNK, at)
+            if not chunk:
+                return
+            for start in range(0, len(chunk), len(zeros)):
+                block = chunk[start : start + len(zeros)]
+                if block != zeros:
+                    os.pwrite(writer.fileno(), block, at + start)
+            at += len(chunk)

@@ -1,0 +1,214 @@
+"""One guest from its request to its end: starts it, waits for it phase by phase, stops it."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from backends.cgroups.interface import Cgroup, Limits
+from backends.cgroups.layout import Layout
+from backends.cgroups.lifecycle import start_cgroup
+from backends.vm.accel import Acceleration
+from backends.vm.connection import Connection, Domain
+from backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
+from backends.vm.domain_xml import Disk, Guest, domain_xml
+from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
+from backends.vm.watch import Watch, start_watch
+from bench.errors import BackendError
+from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
+from bench.model import Image, InstanceSpec, Phase, StartTimeline
+
+BOOT_DEADLINE_S = 90.0
+"""From QEMU's existence to the last mark of init. Under emulation on a busy host a boot takes some 10 s."""
+AGENT_DEADLINE_S = 30
+KILL_DEADLINE_S = 20.0
+
+KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
+"""No self-tests of ciphers at each boot (0.5 s under emulation); a panic ends the guest at once, after its message."""
+
+IMAGE_SERIAL = "tare-image"
+SCRATCH_SERIAL = "tare-scratch"
+AGENT_PORT = "org.qemu.guest_agent.0"
+COMMAND_PORT = "org.tare.command.0"
+"""Names that the guest's init knows (bench/image/guest, where a test compares them)."""
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What all guests of a run stand on: made once by ``prepare``.
+
+    ``folder`` is below the work directory, ``template`` the scratch disk to copy, ``scratch_mode`` how QEMU opens it.
+    """
+
+    connection: Connection
+    emulator: Emulator
+    acceleration: Acceleration
+    image: Image
+    folder: Path
+    template: Path
+    scratch_mode: DiskMode
+    layout: Layout
+    io_device: str | None
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A guest that is ready."""
+
+    cgroup: Cgroup
+    domain: Domain
+    watch: Watch
+    scratch: Path
+    failure: Callable[[str], BackendError]
+
+
+@contextlib.contextmanager
+def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: StartTimeline) -> Iterator[Running]:
+    """A guest that has answered; on exit its QEMU, its cgroup and its files are gone. Raises BackendError."""
+    name = spec.identifier
+    limits = Limits(cpus=spec.envelope.cpus, io_device=ground.io_device)
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(_start_scratch(ground, name))
+        # The sockets' paths have to be short.
+        sockets = stack.enter_context(_start_folder(ground.connection.root / f"i{time.monotonic_ns():x}"))
+        marker = f"vm-{name}"
+        stack.enter_context(ledger.holding(ResourceKind.PROCESS, marker))
+        watch = stack.enter_context(start_watch(sockets))
+        with contextlib.ExitStack() as live:
+            cgroup = live.enter_context(start_cgroup(ledger, name, limits, ground.layout))
+            guest = _describe(ground, spec, scratch, watch, cgroup, marker)
+            failure = _failure_of(ground, watch, guest)
+            try:
+                domain = stack.enter_context(_start_domain(ground, guest, watch, failure))
+                _await_ready(domain, watch, timeline, failure)
+                yield Running(cgroup, domain, watch, scratch, failure)
+            finally:
+                timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
+                if not watch.kill(time.monotonic() + KILL_DEADLINE_S):
+                    raise BackendError(f"QEMU (pid {watch.pid}) did not end within {KILL_DEADLINE_S:g} s of SIGKILL")
+        timeline.mark(Phase.STOPPED, time.monotonic())
+
+
+def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, cgroup: Cgroup, marker: str) -> Guest:
+    image, envelope = ground.image, spec.envelope
+    assert image.disk is not None
+    assert image.kernel is not None
+    assert image.initramfs is not None
+    shared, private = SHARED_MODE, ground.scratch_mode
+    return Guest(
+        name=spec.identifier,
+        accelerator=ground.acceleration.accelerator,
+        emulator=ground.emulator.wrapper,
+        cpus=envelope.cpus,
+        memory_bytes=envelope.memory_bytes,
+        kernel=image.kernel,
+        initramfs=image.initramfs,
+        kernel_arguments=(*KERNEL_ARGUMENTS, f"tare_pids={envelope.pids_max}", "tare_scratch=1"),
+        disks=(
+            Disk(image.disk, "vda", IMAGE_SERIAL, shared.cache, shared.io, read_only=True),
+            Disk(scratch, "vdb", SCRATCH_SERIAL, private.cache, private.io, io_thread=1),
+        ),
+        console_socket=watch.console_socket,
+        command_socket=watch.command_socket,
+        agent_socket=watch.console_socket.with_name("agent"),
+        command_port=COMMAND_PORT,
+        agent_port=AGENT_PORT,
+        environment={
+            MARKER_VARIABLE: marker,
+            JOIN_VARIABLE: "\n".join(map(str, cgroup.join_files)),
+            BORN_VARIABLE: str(watch.born_fifo),
+        },
+    )
+
+
+@contextlib.contextmanager
+def _start_domain(
+    ground: Ground, guest: Guest, watch: Watch, failure: Callable[[str], BackendError]
+) -> Iterator[Domain]:
+    domain = ground.connection.start_domain(guest.name, domain_xml(guest), watch.on_agent)
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(domain)
+        except BackendError as error:
+            raise failure(error.message) from error
+        yield running
+
+
+def _await_ready(domain: Domain, watch: Watch, timeline: StartTimeline, failure: Callable[[str], BackendError]) -> None:
+    """Wait for every phase of a start and mark it. Raises BackendError with the console's last lines."""
+    deadline = time.monotonic() + BOOT_DEADLINE_S
+
+    def ready() -> bool:
+        return "ready" in watch.marks and watch.agent_connected and watch.command_port is not None
+
+    if not watch.wait(ready, deadline):
+        raise failure(f"the guest did not start: {watch.failure or _missing(watch)}")
+    try:
+        domain.ask_agent("guest-ping", timeout_s=AGENT_DEADLINE_S)
+    except BackendError as error:
+        raise failure(f"the guest did not start: {error.message}") from error
+    timeline.mark(Phase.READY, time.monotonic())
+    init, last = watch.marks["init"], watch.marks["ready"]
+    assert watch.born_s is not None
+    timeline.mark(Phase.CREATED, watch.born_s)
+    timeline.mark(Phase.FIRST_INSTRUCTION, init.host_s)
+    timeline.splits["guest.kernel"] = init.guest_s
+    timeline.splits["guest.init"] = last.guest_s - init.guest_s
+
+
+def _missing(watch: Watch) -> str:
+    """What had not come when the time was up."""
+    if "init" not in watch.marks:
+        what = "its kernel did not reach user space"
+    elif "ready" not in watch.marks:
+        what = "its init did not finish"
+    else:
+        what = "its guest agent did not open its port"
+    return f"{what} within {BOOT_DEADLINE_S:g} s"
+
+
+def _failure_of(ground: Ground, watch: Watch, guest: Guest) -> Callable[[str], BackendError]:
+    """Makes errors about a guest, with what its console and QEMU said last."""
+
+    def failure(message: str) -> BackendError:
+        said = {"console": watch.console_tail(), "QEMU": ground.connection.log_tail(guest.name)}
+        evidence = "\n".join(f"--- {who} ---\n{text}" for who, text in said.items() if text)
+        return BackendError(message, remedy=_remedy(message, said["console"]), evidence=evidence)
+
+    return failure
+
+
+def _remedy(message: str, console: str) -> str | None:
+    text = f"{message}\n{console}"
+    if "Out of memory" in text or "System is deadlocked on memory" in text or "Initramfs unpacking failed" in text:
+        return "give the envelope more memory: the guest's kernel lives in it too"
+    if "mounting /lower" in text:
+        return (
+            "the image's disk is damaged: remove the image and build it again (`tare image remove`, `tare image build`)"
+        )
+    return None
+
+
+@contextlib.contextmanager
+def _start_scratch(ground: Ground, name: str) -> Iterator[Path]:
+    """An instance's folder with its fresh scratch disk. The folder above is in the ledger."""
+    with _start_folder(ground.folder / name) as folder:
+        scratch = folder / "scratch.raw"
+        try:
+            copy_sparse(ground.template, scratch)
+        except OSError as error:
+            raise BackendError(
+                f"could not make the scratch disk: {error.strerror}: {error.filename or scratch}",
+                remedy="see that the work directory has space left",
+            ) from error
+        yield scratch
+
+
+@contextlib.contextmanager
+def _start_folder(folder: Path) -> Iterator[Path]:
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

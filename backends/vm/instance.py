@@ -1,0 +1,71 @@
+"""A live guest."""
+
+import time
+
+from backends.cgroups.footprint import process_footprint
+from backends.vm.commands import CommandPort, GuestSilentError
+from backends.vm.disks import allocated_bytes
+from backends.vm.guest import AGENT_DEADLINE_S, Ground, Running
+from bench.errors import BackendError
+from bench.interfaces import Instance
+from bench.model import Command, Completed, Footprint, StartTimeline, Usage
+
+_GUEST_PROGRAM = "/run/tare/guest"
+_KILL_DEADLINE_S = 20.0
+
+
+class VmInstance(Instance):
+    """Runs commands through the guest agent, which starts a helper that then speaks over a port of its own.
+
+    ``Completed.started_s`` is when the host heard, from the process that was about to become the program, that
+    it would; ``ended_s`` when it heard that the program had ended. The guest waits until the host's QEMU has
+    taken each of these messages, so that they lie just outside the program's run.
+    """
+
+    def __init__(self, running: Running, ground: Ground, timeline: StartTimeline) -> None:
+        self.timeline = timeline
+        self._running = running
+        self._ground = ground
+        assert running.watch.command_port is not None
+        self._port = CommandPort(running.watch.command_port, running.watch.failed)
+
+    def execute(self, command: Command) -> Completed:
+        """See ``Instance.execute``. A guest that does not answer is destroyed."""
+        self._refuse_failed()
+        try:
+            self._running.domain.ask_agent(
+                "guest-exec", {"path": _GUEST_PROGRAM, "arg": ["command"]}, timeout_s=AGENT_DEADLINE_S
+            )
+            return self._port.run(command)
+        except GuestSilentError as error:
+            raise self._destroyed(str(error)) from error
+        except BackendError as error:
+            raise self._destroyed(error.message) from error
+
+    def usage(self) -> Usage:
+        """See ``Instance.usage``."""
+        return self._running.cgroup.usage()
+
+    def footprint(self) -> Footprint:
+        """See ``Instance.footprint``."""
+        members = self._running.cgroup.members()
+        pss, private = process_footprint(members)
+        disk = self._ground.image.disk
+        return Footprint(
+            pss_bytes=pss,
+            private_bytes=private,
+            cgroup_bytes=self._running.cgroup.charge_bytes(),
+            disk_owned_bytes=allocated_bytes(self._running.scratch),
+            disk_shared_bytes=0 if disk is None else allocated_bytes(disk),
+            processes=len(members),
+        )
+
+    def _refuse_failed(self) -> None:
+        if self._running.watch.failure is not None:
+            raise self._running.failure(f"the guest is gone: {self._running.watch.failure}")
+
+    def _destroyed(self, reason: str) -> BackendError:
+        cause = self._running.watch.failure
+        error = self._running.failure(f"{reason}: {cause}" if cause else f"{reason}; it was destroyed")
+        self._running.watch.kill(time.monotonic() + _KILL_DEADLINE_S)
+        return error

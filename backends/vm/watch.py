@@ -1,0 +1,243 @@
+"""Watches one guest from the host: a thread that stamps what its console and its QEMU tell, as they tell it."""
+
+import contextlib
+import os
+import re
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+_TAIL_LINES = 40
+_READ_BYTES = 65536
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """The guest's init reached ``name``: on the host's clock, and on the guest's (seconds since its kernel began)."""
+
+    name: str
+    host_s: float
+    guest_s: float
+
+
+_MARK = re.compile(r"tare: (?P<name>\w+) (?P<seconds>\d+\.\d+)$")
+_FAILED = re.compile(r"tare: failed (?P<reason>.+)")
+_PANIC = re.compile(r"(?P<reason>Kernel panic - not syncing.*)")
+
+
+def parse_line(line: str, host_s: float) -> Mark | str | None:
+    """What a line of the console means: a mark, the reason why this guest is of no use, or nothing to us."""
+    if match := _MARK.match(line):
+        return Mark(match["name"], host_s, float(match["seconds"]))
+    if match := _FAILED.match(line):
+        return f"the guest gave up: {match['reason']}"
+    if match := _PANIC.search(line):
+        return f"the guest's kernel panicked: {match['reason']}"
+    return None
+
+
+class Watch:
+    """What is known about one guest. Made by ``start_watch``; waiting is for one thread.
+
+    ``born_s`` is when QEMU existed, with its ``pid``; ``marks`` are init's; ``failure`` says why the guest is
+    of no use, if it is. ``failed`` is an eventfd that becomes readable with ``failure``, for polling.
+    ``agent_connected`` says whether the guest agent has opened its port.
+    ``command_port`` is the host's end of the guest's command port once QEMU has connected to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.console_socket = folder / "console"
+        self.command_socket = folder / "command"
+        self.born_fifo = folder / "born"
+        self.born_s: float | None = None
+        self.pid: int | None = None
+        self.marks: dict[str, Mark] = {}
+        self.failure: str | None = None
+        self.gone = False
+        self.agent_connected = False
+        self.command_port: socket.socket | None = None
+        self.failed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._pidfd: int | None = None
+        self._changed = threading.Condition()
+        self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._unfinished = b""
+
+    def wait(self, condition: Callable[[], bool], deadline_s: float) -> bool:
+        """Wait until ``condition`` holds, the guest failed or ``deadline_s`` (monotonic) came; whether it holds."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: condition() or self.failure is not None, max(0.0, deadline_s - time.monotonic())
+            )
+            return condition()
+
+    def kill(self, deadline_s: float) -> bool:
+        """SIGKILL QEMU and wait until it is gone; whether it is. Nothing to do if it was never born."""
+        with self._changed:
+            if self._pidfd is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            elif self.pid is None:
+                return True
+            self._changed.wait_for(lambda: self.gone, max(0.0, deadline_s - time.monotonic()))
+            return self.gone
+
+    def console_tail(self) -> str:
+        """The last lines that the guest wrote to its console."""
+        with self._changed:
+            unfinished = self._unfinished.decode(errors="replace").strip()
+            return "\n".join([*self._lines, *([unfinished] if unfinished else [])])
+
+    def on_born(self, pid: int, at_s: float) -> int | None:
+        """QEMU exists. Returns a pidfd for it, or None if it is gone again."""
+        with self._changed:
+            self.pid, self.born_s = pid, at_s
+            with contextlib.suppress(ProcessLookupError):
+                self._pidfd = os.pidfd_open(pid)
+            self._changed.notify_all()
+        if self._pidfd is None:
+            self.on_gone()
+        return self._pidfd
+
+    def on_gone(self) -> None:
+        """QEMU ended. It is our child if libvirt started it while we adopted orphans, and would stay a zombie."""
+        with contextlib.suppress(ChildProcessError):
+            if self.pid is not None:
+                os.waitpid(self.pid, os.WNOHANG)
+        with self._changed:
+            self.gone = True
+            self._fail("QEMU ended")
+
+    def on_console(self, data: bytes, at_s: float) -> None:
+        """The guest wrote to its console."""
+        with self._changed:
+            *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+            for raw in lines:
+                line = raw.decode(errors="replace").rstrip("\r")
+                if line:
+                    self._lines.append(line)
+                match parse_line(line, at_s):
+                    case Mark() as mark:
+                        self.marks[mark.name] = mark
+                    case str(reason):
+                        self._fail(reason)
+            self._changed.notify_all()
+
+    def on_agent(self) -> None:
+        """The guest agent opened its port. Called by libvirt's event loop."""
+        with self._changed:
+            self.agent_connected = True
+            self._changed.notify_all()
+
+    def on_command_port(self, connection: socket.socket) -> None:
+        """QEMU connected to the command port's socket."""
+        with self._changed:
+            self.command_port = connection
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close what is open. After the thread has ended."""
+        for descriptor in (self.failed, self._pidfd):
+            if descriptor is not None:
+                os.close(descriptor)
+        if self.command_port is not None:
+            self.command_port.close()
+
+    def _fail(self, reason: str) -> None:
+        if self.failure is None:
+            self.failure = reason
+            os.eventfd_write(self.failed, 1)
+        self._changed.notify_all()
+
+
+@contextlib.contextmanager
+def start_watch(folder: Path) -> Iterator[Watch]:
+    """A watch with its fifo and sockets in ``folder`` (short: a socket's path has at most 107 bytes)."""
+    watch = Watch(folder)
+    with contextlib.ExitStack() as stack:
+        stack.callback(watch.close)
+        os.mkfifo(watch.born_fifo, 0o600)
+        # Open for writing too, so that it neither ends when QEMU has written nor keeps QEMU waiting.
+        born = os.open(watch.born_fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        stack.callback(os.close, born)
+        console = stack.enter_context(_listen(watch.console_socket))
+        command = stack.enter_context(_listen(watch.command_socket))
+        stop = os.eventfd(0, os.EFD_CLOEXEC)
+        stack.callback(os.close, stop)
+        loop = _Loop(watch, born, console, command, stop)
+        thread = threading.Thread(target=loop.run, name=f"watch {folder.name}", daemon=True)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(os.eventfd_write, stop, 1)
+        yield watch
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(1)
+    return listener
+
+
+class _Loop:
+    """The thread's body: one selector over everything that one guest can tell."""
+
+    def __init__(self, watch: Watch, born: int, console: socket.socket, command: socket.socket, stop: int) -> None:
+        self._watch = watch
+        self._born = born
+        self._console = console
+        self._command = command
+        self._closing = contextlib.ExitStack()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(born, selectors.EVENT_READ, self._read_born)
+        self._selector.register(console, selectors.EVENT_READ, self._accept_console)
+        self._selector.register(command, selectors.EVENT_READ, self._accept_command)
+        self._selector.register(stop, selectors.EVENT_READ, None)
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        with self._selector, self._closing:
+            while True:
+                events = self._selector.select()
+                now = time.monotonic()
+                for key, _ in events:
+                    if key.data is None:
+                        return
+                    key.data(now)
+
+    def _read_born(self, now: float) -> None:
+        pid = int(os.read(self._born, 64))
+        pidfd = self._watch.on_born(pid, now)
+        self._selector.unregister(self._born)
+        if pidfd is not None:
+            self._selector.register(pidfd, selectors.EVENT_READ, lambda _: self._end(pidfd))
+
+    def _end(self, pidfd: int) -> None:
+        self._selector.unregister(pidfd)
+        self._watch.on_gone()
+
+    def _accept_console(self, _: float) -> None:
+        connection, _address = self._console.accept()
+        self._closing.callback(connection.close)
+        self._selector.unregister(self._console)
+        self._selector.register(connection, selectors.EVENT_READ, lambda now: self._read_console(connection, now))
+
+    def _read_console(self, connection: socket.socket, now: float) -> None:
+        try:
+            data = connection.recv(_READ_BYTES)
+        except ConnectionResetError:
+            data = b""
+        if data:
+            self._watch.on_console(data, now)
+        else:
+            self._selector.unregister(connection)
+
+    def _accept_command(self, _: float) -> None:
+        connection, _address = self._command.accept()
+        self._selector.unregister(self._command)
+        self._watch.on_command_port(connection)
