@@ -55,7 +55,7 @@ def read_facts(storage: Path, roots: HostRoots = _HERE) -> tuple[Fact, ...]:
 
 
 def summarise(facts: tuple[Fact, ...]) -> str:
-    """One line about the host for the first screen of a report."""
+    """One line about the host for the first screen of a report; what it runs under is a fact and a confound of its own."""
     known = {fact.name: fact.value for fact in facts}
     parts = [
         f"{known.get('cpus', '?')} CPUs {known.get('cpu model', 'of an unknown model')}",
@@ -63,12 +63,6 @@ def summarise(facts: tuple[Fact, ...]) -> str:
         f"Linux {known.get('kernel', '?')}",
         known.get("distribution", ""),
     ]
-    nested = known.get("virtualization", "none seen")
-    parts.append(
-        "not itself a virtual machine as far as it tells"
-        if nested == "none seen"
-        else f"itself a virtual machine ({nested})"
-    )
     return ", ".join(part for part in parts if part)
 
 

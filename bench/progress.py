@@ -123,7 +123,7 @@ class RunDisplay:
     def _describe(self, planned: PlannedInstance) -> str:
         cell = planned.cell
         label = self._labels.get(cell.backend, cell.backend)
-        given = " ".join(str(value) for value in cell.params.values())
+        given = " ".join(f"{name}={value}" for name, value in cell.params.items())
         what = " ".join(part for part in (cell.workload or cell.experiment, given) if part)
         return f"block {planned.block + 1}/{self._blocks}  {what} on {label}"
 
