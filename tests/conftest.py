@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 
 import pytest
 
@@ -10,34 +9,44 @@ from bench.errors import TareError
 from bench.image import ImageStore, Recipe
 from bench.image.build import BUILD_TOOLS
 from bench.ledger import Ledger
-from bench.locations import cache_directory
+from bench.locations import cache_directory, ledger_directory
 from bench.model import Image
 from bench.process import find_tool
+from bench.registry import find_workloads
 
 
 def workload_packages() -> set[str]:
     """The Debian packages of every registered workload."""
-    return {package for point in entry_points(group="tare.workloads") for package in point.load().packages}
+    workloads = find_workloads()
+    assert not workloads.failures, workloads.failures
+    return {package for workload in workloads.loaded.values() for package in workload.packages}
 
 
 @pytest.fixture(scope="session")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+def image() -> Iterator[Image]:
     """The image with every workload's packages, in the real cache: found there, or built once for all tests."""
-    with Ledger(tmp_path_factory.mktemp("image-ledger")) as ledger:
+    # The real ledger too, so that `tare clean` knows what a killed test run left in the real cache. Closed before the
+    # tests run: they open ledgers of their own.
+    with Ledger(ledger_directory()) as ledger:
         images = ImageStore(cache_directory(), ledger)
-        recipe = Recipe.of(workload_packages())
-        found = images.find(recipe)
-        if found is None:
-            if os.geteuid() != 0:
-                pytest.skip("no image in the cache, and building one needs root")
-            missing = [tool for tool in BUILD_TOOLS if find_tool(tool) is None]
-            if missing:
-                pytest.skip(f"no image in the cache, and building one needs {', '.join(missing)}")
-            try:
-                found = images.build(recipe)
-            except TareError as error:
-                if "archive cannot be reached" in error.message:
-                    pytest.skip(f"no image in the cache, and building one needs the Debian archive: {error.message}")
-                raise
-        with images.hold(found):
-            yield found
+        found = _find_or_build(images)
+    with images.hold(found):
+        yield found
+
+
+def _find_or_build(images: ImageStore) -> Image:
+    recipe = Recipe.of(workload_packages())
+    found = images.find(recipe)
+    if found is not None:
+        return found
+    if os.geteuid() != 0:
+        pytest.skip("no image in the cache, and building one needs root")
+    missing = [tool for tool in BUILD_TOOLS if find_tool(tool) is None]
+    if missing:
+        pytest.skip(f"no image in the cache, and building one needs {', '.join(missing)}")
+    try:
+        return images.build(recipe)
+    except TareError as error:
+        if "archive cannot be reached" in error.message:
+            pytest.skip(f"no image in the cache, and building one needs the Debian archive: {error.message}")
+        raise

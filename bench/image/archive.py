@@ -4,7 +4,6 @@ Formats: OCI image-layout.md and manifest.md (v1.1); for docker the ``manifest.j
 `podman save` write.
 """
 
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from bench.image import stored
 from bench.image.build import BUILD_TOOLS, Workspace, finish, with_kernel
 from bench.image.kernel import Kernel
 from bench.image.manifest import hash_file
-from bench.image.recipe import Recipe
+from bench.image.recipe import Recipe, host_architecture
 from bench.image.unpack import apply_layer, resolve
 from bench.process import require_tool
 
 _SEARCH_PATH = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 _AGENT = "qemu-ga"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _DEEPEST_INDEX = 4
 
 
@@ -92,7 +90,7 @@ def _choose(descriptors: list[Any]) -> Any:
     """The one image of an index, or the one for this machine of several."""
     if len(descriptors) == 1:
         return descriptors[0]
-    machine = _ARCHITECTURES.get(platform.machine(), platform.machine())
+    machine = host_architecture()
     fitting = []
     for descriptor in descriptors:
         wanted = descriptor.get("platform") or {}

@@ -1,6 +1,7 @@
 """What an image is made of, and the hash under which a finished one is found again."""
 
 import hashlib
+import platform
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +14,11 @@ from bench.model import Struct
 BUILDER_VERSION = 1
 """Raised whenever this code makes a different image of the same recipe, so that older images are not found for it."""
 
-BASE_PACKAGES = ("python3", "qemu-guest-agent", "tini")
-"""In every image: what the harness itself uses inside an instance."""
+BASE_PACKAGES = (
+    *("python3", "qemu-guest-agent", "tini"),  # for the harness itself
+    *("fio", "iperf3", "linux-perf", "redis", "stress-ng", "sysbench"),
+)
+"""In every image. With the tools of all built-in workloads, suites that need no more share one image."""
 
 DEFAULT_SUITE = "bookworm"
 
@@ -38,7 +42,7 @@ class Recipe(Struct, frozen=True):
     builder_version: int = BUILDER_VERSION
 
     @classmethod
-    def of(cls, packages: Iterable[str], *, suite: str = DEFAULT_SUITE, architecture: str = "amd64") -> "Recipe":
+    def of(cls, packages: Iterable[str], *, suite: str = DEFAULT_SUITE) -> "Recipe":
         """The recipe of an image with ``packages`` beside the base. Raises ImageError for an impossible name."""
         wanted = tuple(sorted({*packages, *BASE_PACKAGES}))
         for name in (suite, *wanted):
@@ -47,6 +51,7 @@ class Recipe(Struct, frozen=True):
                     f"{name!r} cannot be the name of a Debian package or suite",
                     remedy="write it as apt prints it: lower-case letters, digits, dots, plus and minus signs",
                 )
+        architecture = host_architecture()
         return cls(
             suite=suite,
             packages=wanted,
@@ -60,6 +65,12 @@ class Recipe(Struct, frozen=True):
     def hash(self) -> str:
         """64 hexadecimal digits that differ whenever anything in the recipe does."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+def host_architecture() -> str:
+    """Debian's name for this machine's architecture; the machine's own where Debian's is not known here."""
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
 
 
 def guest_version(folder: Path = _GUEST_FOLDER) -> str:

@@ -18,7 +18,7 @@ from bench.image.build import Workspace
 from bench.image.manifest import digest_of, hash_file, list_tree
 from bench.ledger import Ledger, clean
 
-RECIPE = Recipe.of(["fio"])
+RECIPE = Recipe.of(["nginx"])
 
 
 def tiny_parts(recipe: Recipe, workspace: Workspace) -> stored.Description:
@@ -218,7 +218,7 @@ def test_of_two_builds_at_once_the_second_gets_the_first_ones(
 def test_two_recipes_with_the_same_content_share_one_image(images: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     first = images.build(RECIPE)
     monkeypatch.setattr(store, "build_parts", lambda _recipe, workspace: tiny_parts(RECIPE, workspace))
-    other = Recipe.of(["sysbench"])
+    other = Recipe.of(["mariadb-server"])
     second = images.build(other)
     assert second.digest == first.digest
     (listed,) = images.list()
@@ -273,7 +273,7 @@ def test_without_root_only_a_finished_image_is_given(images: ImageStore, monkeyp
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert images.build(RECIPE) == built
     with pytest.raises(PrivilegeError, match="needs root") as caught:
-        images.build(Recipe.of(["sysbench"]))
+        images.build(Recipe.of(["mariadb-server"]))
     assert "sudo" in str(caught.value.remedy)
 
 
