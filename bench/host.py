@@ -55,7 +55,7 @@ def read_facts(storage: Path, roots: HostRoots = _HERE) -> tuple[Fact, ...]:
 
 
 def summarise(facts: tuple[Fact, ...]) -> str:
-    """One line about the host for the first screen of a report; what it runs under is a fact and a confound of its own."""
+    """One line about the host; what it runs under is a fact and a confound of its own."""
     known = {fact.name: fact.value for fact in facts}
     parts = [
         f"{known.get('cpus', '?')} CPUs {known.get('cpu model', 'of an unknown model')}",
