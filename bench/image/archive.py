@@ -28,7 +28,6 @@ def import_parts(file: Path, workspace: Workspace) -> stored.Description:
     """Unpack ``file`` into ``workspace.image``, add a kernel if it can be a guest, describe it. Raises ImageError."""
     workspace.image.mkdir()
     tree = workspace.image / stored.ROOTFS
-    problem = ""
     kernel: Kernel | None = None
     workspace.progress(f"unpacking {file.name}")
     make_imported_tree(file, tree, workspace.scratch("archive"))
@@ -45,6 +44,7 @@ def make_imported_tree(file: Path, tree: Path, scratch: Path) -> None:
     """Make ``tree`` of the archive ``file``, whichever of the three kinds it is. Raises ImageError."""
     outer = scratch / "outer"
     outer.mkdir()
+    outer.chmod(0o755)
     apply_layer(outer, file)
     if (outer / "manifest.json").is_file() and not (outer / "usr").exists():
         layers = _docker_layers(outer)
@@ -55,7 +55,8 @@ def make_imported_tree(file: Path, tree: Path, scratch: Path) -> None:
         if not any((tree / name).exists() for name in ("bin", "usr", "sbin")):
             raise ImageError(f"{file.name} holds no root file system: there is no bin, sbin or usr in it")
         return
-    tree.mkdir(mode=0o755)
+    tree.mkdir()
+    tree.chmod(0o755)
     for layer in layers:
         apply_layer(tree, layer)
     shutil.rmtree(outer)

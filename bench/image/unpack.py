@@ -113,8 +113,16 @@ def _place(root: Path, member: tarfile.TarInfo) -> Path:
     if path != root and not parent.is_dir():
         if parent.exists():
             raise ImageError(f"the archive has {member.name!r} below something that is not a folder")
-        parent.mkdir(parents=True)
+        _make_missing(root, parent)
     return path
+
+
+def _make_missing(root: Path, folder: Path) -> None:
+    """Make a folder that the archive does not name itself, and those above it, whatever the umask."""
+    for path in reversed([folder, *folder.parents]):
+        if path.is_relative_to(root) and not path.is_dir():
+            path.mkdir()
+            path.chmod(0o755)
 
 
 def _make(root: Path, path: Path, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:

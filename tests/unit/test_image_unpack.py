@@ -212,6 +212,15 @@ def test_extended_attributes_arrive(tmp_path: Path, root: Path) -> None:
     assert os.getxattr(root / "x", "user.tare") == b"value"
 
 
+def test_folders_that_the_archive_does_not_name_are_open_whatever_the_umask(tmp_path: Path, root: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        apply_layer(root, tar(tmp_path / "layer", [("a/b/c", b"")]))
+    finally:
+        os.umask(before)
+    assert {(root / path).stat().st_mode & 0o777 for path in ("a", "a/b")} == {0o755}
+
+
 def test_resolve_stays_inside(tmp_path: Path) -> None:
     (tmp_path / "abs").symlink_to("/etc")
     (tmp_path / "up").symlink_to("../../..")
