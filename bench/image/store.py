@@ -27,7 +27,7 @@ from bench.ledger import remove as remove_resource
 from bench.model import Image
 from bench.process import require_tool
 
-_NEEDED_BYTES = 1_500_000_000
+_NEEDED_BYTES = 1_000_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
@@ -184,7 +184,7 @@ class ImageStore:
         try:
             folder.mkdir(parents=True)
             if label != "remove":
-                require_space(folder, _NEEDED_BYTES)
+                require_space(self._building, _NEEDED_BYTES)
             yield Workspace(folder, runner, progress)
         finally:
             runner.stop()
