@@ -29,6 +29,12 @@ class VmInstance(Instance):
         assert running.watch.command_port is not None
         self._port = CommandPort(running.watch.command_port, running.watch.failed)
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process on the host."""
+        assert self._running.watch.pid is not None
+        return self._running.watch.pid
+
     def execute(self, command: Command) -> Completed:
         """See ``Instance.execute``. A guest that does not answer is destroyed."""
         self._refuse_failed()

@@ -1,0 +1,253 @@
+"""How long the vm backend takes until a guest can execute, beside the same guest started by hand.
+
+The two take turns in one process, in random order. Ours is the timeline's requested to ready. By hand is
+`qemu-system-x86_64` with the same kernel, initramfs, disks, devices and CPUs, from its start until its guest agent has
+answered and its init has finished; its scratch disk is copied before the clock starts.
+
+    python benchmarks/vm_start.py [--image NAME] [--rounds N] [--json]
+
+Needs root, QEMU, libvirt and an image (`tare image build`). Leaves nothing behind; what a killed run left is removed
+at the next. With --json, `ratios` maps `qemu-by-hand` to our median over its; `teardown_s` is our median from asked
+to gone, `resident_bytes` what our QEMU holds when the guest is ready, with a guest of 256 MiB.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import select
+import shutil
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from backends.cgroups.footprint import parse_rollup
+from backends.vm.backend import Options, VirtualMachine
+from backends.vm.disks import DiskMode, choose_scratch_mode, copy_sparse, make_scratch_template
+from backends.vm.domain_xml import TB_CACHE_MIB
+from backends.vm.emulator import PROGRAM
+from backends.vm.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, KERNEL_ARGUMENTS, SCRATCH_SERIAL
+from backends.vm.instance import VmInstance
+from bench.errors import ExitCode, TareError
+from bench.image import ImageStore
+from bench.interfaces import BackendContext
+from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, clean
+from bench.locations import cache_directory
+from bench.model import Envelope, Image, InstanceSpec, Phase
+from bench.process import DEVNULL, Popen, require_tool
+
+BASE = Path("/var/tmp/tare-vm-start")
+MEMORY_BYTES = 256 * 2**20
+SCRATCH_BYTES = 256 * 2**20
+PIDS_MAX = 512
+DEADLINE_S = 60.0
+
+
+def main() -> int:
+    """Run, print, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", default="", help="name or digest of the image (default: the newest)")
+    parser.add_argument("--rounds", type=int, default=12, help="starts of each kind (default 12)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    try:
+        result = measure(arguments.image, max(2, arguments.rounds))
+    except TareError as error:
+        print(f"vm_start: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    if arguments.json:
+        print(json.dumps(result))
+        return ExitCode.OK
+    for name, median in result["medians_s"].items():
+        print(f"{name:13} {median:7.3f} s")
+    print(f"vm / qemu-by-hand: {result['ratios']['qemu-by-hand']:.3f} ({result['accel']}: {result['accel_reason']})")
+    print(f"teardown {result['teardown_s'] * 1e3:.0f} ms, resident {result['resident_bytes'] / 2**20:.0f} MiB")
+    return ExitCode.OK
+
+
+def measure(reference: str, rounds: int) -> dict[str, Any]:
+    """Alternate the two and compare. Raises TareError."""
+    clean(BASE / "ledger")
+    folder = BASE / str(os.getpid())
+    envelope = Envelope((max(os.sched_getaffinity(0)),), MEMORY_BYTES, SCRATCH_BYTES, PIDS_MAX)
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(BASE / "ledger"))
+        stack.enter_context(ledger.holding(ResourceKind.DIRECTORY, folder))
+        stack.enter_context(start_folder(folder))
+        image = find_image(reference, ledger)
+        backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), Options(), ()))
+        stack.callback(backend.close)
+        facts = backend.prepare(image, envelope).facts
+        by_hand = ByHand(ledger, folder, image, envelope, facts["accel"])
+        times: dict[str, list[float]] = {"vm": [], "qemu-by-hand": []}
+        teardowns, resident = [], []
+        for number in range(rounds):
+            kinds = list(times)
+            random.shuffle(kinds)
+            for kind in kinds:
+                if kind == "vm":
+                    took, teardown, held = start_ours(
+                        backend, InstanceSpec(f"start-{os.getpid()}-{number}", image, envelope)
+                    )
+                    teardowns.append(teardown)
+                    resident.append(held)
+                else:
+                    took = by_hand.start()
+                times[kind].append(took)
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first warms caches
+    return {
+        "ratios": {"qemu-by-hand": medians["vm"] / medians["qemu-by-hand"]},
+        "teardown_s": statistics.median(teardowns),
+        "resident_bytes": round(statistics.median(resident)),
+        "accel": facts["accel"],
+        "accel_reason": facts["accel_reason"],
+        "medians_s": medians,
+        "times_s": times,
+    }
+
+
+def start_ours(backend: VirtualMachine, spec: InstanceSpec) -> tuple[float, float, int]:
+    """One start by the backend: seconds to ready, seconds to stop, resident bytes of its QEMU."""
+    with backend.start(spec) as instance:
+        assert isinstance(instance, VmInstance)
+        held = parse_rollup(Path(f"/proc/{instance.pid}/smaps_rollup").read_text())["Rss"]
+    timeline = instance.timeline
+    took = timeline.between(Phase.REQUESTED, Phase.READY)
+    teardown = timeline.between(Phase.STOP_REQUESTED, Phase.STOPPED)
+    assert took is not None
+    assert teardown is not None
+    return took, teardown, held
+
+
+class ByHand:
+    """The same guest with a QEMU command line."""
+
+    def __init__(self, ledger: Ledger, folder: Path, image: Image, envelope: Envelope, accel: str) -> None:
+        self._ledger = ledger
+        self._folder = folder / "by-hand"
+        self._folder.mkdir()
+        self._image = image
+        self._cpus = envelope.cpus
+        self._accel = accel
+        self._mode = choose_scratch_mode(self._folder)
+        self._template = self._folder / "template.raw"
+        make_scratch_template(self._template, envelope.scratch_bytes)
+
+    def start(self) -> float:
+        """Seconds from QEMU's start until the agent has answered and init has finished. Raises TareError."""
+        scratch = self._folder / "scratch.raw"
+        scratch.unlink(missing_ok=True)
+        copy_sparse(self._template, scratch)
+        marker = f"vm-start-{os.getpid()}"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._ledger.holding(ResourceKind.PROCESS, marker))
+            listeners = {
+                name: stack.enter_context(listen(self._folder / name)) for name in ("console", "agent", "command")
+            }
+            argv = [
+                "taskset",
+                "-c",
+                ",".join(map(str, self._cpus)),
+                str(require_tool(PROGRAM)),
+                *self._options(scratch),
+            ]
+            began = time.monotonic()
+            environment = {**os.environ, MARKER_VARIABLE: marker}
+            process = stack.enter_context(Popen(argv, env=environment, stdin=DEVNULL, stdout=DEVNULL))
+            stack.callback(process.kill)
+            return await_ready(stack, listeners, began + DEADLINE_S) - began
+
+    def _options(self, scratch: Path) -> list[str]:
+        cpu = "host,migratable=off" if self._accel == "kvm" else "max"
+        accel = "kvm" if self._accel == "kvm" else f"tcg,tb-size={TB_CACHE_MIB}"
+        arguments = [*KERNEL_ARGUMENTS, f"tare_pids={PIDS_MAX}", "tare_scratch=1"]
+        options = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-cpu", cpu]
+        options += ["-accel", accel, "-m", f"{MEMORY_BYTES // 2**20}", "-smp", str(len(self._cpus))]
+        options += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+        options += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs)]
+        options += ["-append", " ".join(arguments)]
+        for name in ("console", "agent", "command"):
+            options += ["-chardev", f"socket,id={name},path={self._folder / name}"]
+        options += ["-serial", "chardev:console", "-device", "virtio-serial-pci"]
+        options += ["-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
+        options += ["-device", f"virtserialport,chardev=command,name={COMMAND_PORT}"]
+        options += ["-drive", f"if=none,id=image,format=raw,readonly=on,file={self._image.disk}"]
+        options += ["-device", f"virtio-blk-pci,drive=image,serial={IMAGE_SERIAL}"]
+        options += [
+            "-object",
+            "iothread,id=io",
+            "-drive",
+            f"if=none,id=scratch,format=raw,file={scratch},{cached(self._mode)}",
+        ]
+        return [*options, "-device", f"virtio-blk-pci,drive=scratch,serial={SCRATCH_SERIAL},iothread=io"]
+
+
+def cached(mode: DiskMode) -> str:
+    """A disk mode as QEMU writes it."""
+    return f"cache={mode.cache},aio={mode.io}"
+
+
+def await_ready(stack: contextlib.ExitStack, listeners: dict[str, socket.socket], deadline: float) -> float:
+    """When (monotonic) the agent had answered and init had finished. Raises TareError."""
+    console, agent, _ = [accept(stack, listener, deadline) for listener in listeners.values()]
+    agent.sendall(b'{"execute":"guest-ping"}\n')
+    said = {console: b"", agent: b""}
+    while b"tare: ready" not in said[console] or b'"return"' not in said[agent]:
+        readable = select.select(list(said), [], [], max(0.0, deadline - time.monotonic()))[0]
+        chunks = {connection: connection.recv(65536) for connection in readable}
+        if not chunks or b"" in chunks.values() or b"tare: failed" in said[console]:
+            raise TareError(f"the guest by hand did not start: {said[console].decode(errors='replace')[-2000:]}")
+        for connection, chunk in chunks.items():
+            said[connection] += chunk
+    return time.monotonic()
+
+
+def accept(stack: contextlib.ExitStack, listener: socket.socket, deadline: float) -> socket.socket:
+    """The connection that QEMU makes. Raises TareError if it makes none."""
+    listener.settimeout(max(0.1, deadline - time.monotonic()))
+    try:
+        return stack.enter_context(listener.accept()[0])
+    except TimeoutError:
+        raise TareError("QEMU by hand did not start") from None
+
+
+@contextlib.contextmanager
+def listen(path: Path) -> Iterator[socket.socket]:
+    """A listening Unix socket that is removed at the end."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        try:
+            yield listener
+        finally:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def start_folder(folder: Path) -> Iterator[None]:
+    """A folder that is removed at the end."""
+    folder.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+
+
+def find_image(reference: str, ledger: Ledger) -> Image:
+    """The image asked for, or the newest that has a kernel. Raises TareError."""
+    store = ImageStore(cache_directory(), ledger)
+    if reference:
+        return store.get(reference)
+    for listed in store.list():
+        if not listed.problem and (image := store.get(listed.digest)).kernel is not None:
+            return image
+    raise TareError("there is no image with a kernel", remedy="tare image build")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
