@@ -1,5 +1,6 @@
 """The documents say what the code is. ``python -m tests.unit.test_workload_docs`` writes the generated parts."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ def render_values(field: dict[str, Any]) -> str:
     return str(field.get("description", "a name"))
 
 
+def render_default(field: dict[str, Any]) -> str:
+    default = field["default"]
+    return json.dumps(default) if isinstance(default, bool) else str(default)
+
+
 def render_workload(workload: Workload) -> str:
     lines = [
         f"## {workload.name}",
@@ -39,7 +45,7 @@ def render_workload(workload: Workload) -> str:
     ]
     _, schemas = msgspec.json.schema_components([workload.Params])
     for name, field in schemas[workload.Params.__name__]["properties"].items():
-        lines.append(f"| `{name}` | {render_values(field)} | `{str(field['default']).lower()}` |")
+        lines.append(f"| `{name}` | {render_values(field)} | `{render_default(field)}` |")
     lines += ["", "| metric | unit | better | meaning |", "| --- | --- | --- | --- |"]
     lines += [f"| `{m.name}` | {m.unit} | {m.direction} | {m.description} |" for m in workload.metrics]
     return "\n".join(lines)
