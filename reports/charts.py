@@ -27,7 +27,8 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 MOST_POINTS = 150
 """Iterations drawn for one cell; of more, evenly spaced quantiles stand for all."""
 MOST_INSTANCES = 100
-STATIC_WIDTH = 640
+STATIC_WIDTH = 460
+STATIC_PHASE_WIDTH = 900
 LOG_SPREAD = 8.0
 
 _LANE_ITERATION, _LANE_INSTANCE, _LANE_INTERVAL = 0.45, -0.1, -0.6
@@ -144,7 +145,9 @@ def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) ->
         ),
         tooltip=[alt.Tooltip("p:N", title="phase"), alt.Tooltip("v:N", title="time")],
     )
-    return _finished(chart.properties(width="container", height=30), {"phases": rows}, identifier)
+    return _finished(
+        chart.properties(width="container", height=30), {"phases": rows}, identifier, width=STATIC_PHASE_WIDTH
+    )
 
 
 def short_label(cell: CellResult) -> str:
@@ -190,7 +193,8 @@ def _value_axis(title: str) -> "alt.X":
     import altair as alt
 
     share = title.startswith("of ")
-    axis = alt.Axis(tickCount=5, labelOverlap="greedy", labelSeparation=6, format="~%" if share else "~")
+    form: dict[str, Any] = {"format": "~%"} if share else {}
+    axis = alt.Axis(tickCount=5, labelOverlap="greedy", labelSeparation=6, **form)
     return alt.X("v:Q", title=title, scale=alt.Scale(zero=False, nice=True, padding=12), axis=axis)
 
 
@@ -234,13 +238,13 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _finished(chart: Any, data: dict[str, _Rows], identifier: str) -> Chart:
+def _finished(chart: Any, data: dict[str, _Rows], identifier: str, *, width: int = STATIC_WIDTH - 110) -> Chart:
     # The tests validate each kind of chart against the schema; doing it for every chart would cost 0.3 s a time.
     spec: dict[str, Any] = chart.to_dict(validate=False)
     del spec["$schema"]  # an address: the page names no host
     spec.pop("config", None)
     spec["datasets"] = data
-    return Chart(spec, _static(spec, identifier))
+    return Chart(spec, _static(spec, identifier, width))
 
 
 def chart_config() -> dict[str, Any]:
@@ -257,8 +261,8 @@ def chart_config() -> dict[str, Any]:
     }
 
 
-def _static(spec: dict[str, Any], identifier: str) -> str:
+def _static(spec: dict[str, Any], identifier: str, width: int) -> str:
     import vl_convert
 
-    fixed = {**spec, "config": chart_config(), "width": STATIC_WIDTH - 130}
+    fixed = {**spec, "config": chart_config(), "width": width}
     return compact_svg(vl_convert.vegalite_to_svg(json.dumps(fixed)), identifier)

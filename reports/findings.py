@@ -8,7 +8,8 @@ from bench.model import RunStatus
 from bench.stats import Verdict
 from bench.units import format_value
 from reports.analysis import Analysis, Backend, CellResult, Row, Subject
-from reports.wording import as_large, describe, format_range, format_ratio, is_cost, percent, plural
+from reports.foreign import one_line
+from reports.wording import as_large, format_range, format_ratio, is_cost, percent, plural
 
 FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
@@ -24,7 +25,12 @@ class Caveat(msgspec.Struct, frozen=True):
 
 def question(analysis: Analysis) -> str:
     """What was compared, in one sentence."""
-    others = [backend.label for backend in analysis.backends if not backend.is_baseline]
+    measured = {cell.backend.name for subject in analysis.subjects for row in subject.rows for cell in row.cells}
+    others = [
+        backend.label
+        for backend in analysis.backends
+        if not backend.is_baseline and (backend.name in measured or not measured)
+    ]
     subjects = [subject.title for subject in analysis.subjects]
     kinds = list(dict.fromkeys(title for title in subjects if title != "boot"))
     work = plural(len(kinds), "workload") if kinds else ""
@@ -39,7 +45,7 @@ def suite_title(analysis: Analysis) -> str:
     suite = analysis.manifest.suite
     head = suite.get("suite")
     name = head.get("name") if isinstance(head, dict) else suite.get("name")
-    return str(name or analysis.manifest.run)
+    return one_line(str(name or analysis.manifest.run))
 
 
 def host_virtualization(analysis: Analysis) -> str | None:
@@ -71,7 +77,8 @@ def findings(analysis: Analysis, *, limit: int = 3) -> list[str]:
     if not analysis.subjects:
         return ["Nothing was measured in this run."]
     if analysis.baseline is None:
-        return [f"{analysis.manifest.baseline} was not measured in this run, so no ratio can be given."]
+        missing = f"{one_line(analysis.manifest.baseline)} was not measured in this run, so no ratio can be given."
+        return [sentence for sentence in (missing, _start_finding(analysis)) if sentence]
     start = _start_finding(analysis)
     others = [backend for backend in analysis.backends if not backend.is_baseline]
     work = [sentence for backend in others if (sentence := _work_finding(analysis, backend))]
@@ -92,25 +99,22 @@ def _start_finding(analysis: Analysis) -> str | None:
 
 
 def _memory_finding(analysis: Analysis) -> str | None:
-    for name in ("boot.pss", "host.memory_peak"):
-        for subject in analysis.subjects:
-            for row in subject.rows:
-                if row.metric.name == name:
-                    return _value_finding(row, f"{describe(row.metric)}:")
+    words = {"boot.pss": "Memory of an idle instance:", "host.memory_peak": "Peak memory, charged to the instance:"}
+    rows = [row for subject in analysis.subjects for row in subject.rows]
+    for name, opening in words.items():
+        row = next((row for row in rows if row.metric.name == name), None)
+        if row is not None:
+            return _value_finding(row, opening)
     return None
 
 
 def _value_finding(row: Row, opening: str) -> str | None:
-    base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
-    if base is None or len(row.cells) < 2:
+    if len(row.cells) < 2:
         return None
-    parts = [f"{format_value(base.estimate.centre, row.metric.unit)} on {base.backend.label}"]
+    parts = []
     for cell in row.cells:
-        found = cell.comparison
-        if found is None:
-            continue
-        value = format_value(cell.estimate.centre, row.metric.unit)
-        parts.append(f"{value} on {cell.backend.label} ({_ratio_words(cell)})")
+        value = f"{format_value(cell.estimate.centre, row.metric.unit)} on {cell.backend.label}"
+        parts.append(value if cell.comparison is None else f"{value} ({_ratio_words(cell)})")
     return f"{opening} {_listed(parts)}."
 
 
@@ -120,8 +124,10 @@ def _ratio_words(cell: CellResult) -> str:
         return "no ratio"
     if found.verdict_adjusted is Verdict.EQUIVALENT:
         return f"equivalent within {percent(found.margin)}"
+    if found.low is None:
+        return f"{format_ratio(found.ratio)} in the only block"
     if found.verdict_adjusted is Verdict.INCONCLUSIVE:
-        return "inconclusive"
+        return f"{format_ratio(found.ratio)}, inconclusive"
     return f"{format_ratio(found.ratio)}, {percent(found.level)} interval {format_range(found.low, found.high)}"
 
 
@@ -138,6 +144,8 @@ def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
     ]
     if not own or analysis.baseline is None:
         return None
+    if all(cell.comparison is not None and cell.comparison.n_blocks == 1 for _, _, cell in own):
+        return f"{backend.label}: no verdict on speed, because every ratio comes from one block."
     counts = Counter(cell.comparison.verdict_adjusted for _, _, cell in own if cell.comparison is not None)
     sentence = _tally(backend.label, analysis.baseline.label, counts, analysis.margin)
     differing = [entry for entry in own if _differs(entry[2])]
@@ -196,7 +204,7 @@ def _about_the_run(analysis: Analysis) -> list[Caveat]:
     if analysis.baseline is None and analysis.subjects:
         text = f"The baseline {manifest.baseline} was not measured: there are values, but no ratios and no verdicts."
         found.append(Caveat("no-baseline", text, 3))
-    found.extend(Caveat("data", f"{warning[:1].upper()}{warning[1:]}.", 2) for warning in analysis.run.warnings)
+    found.extend(Caveat("data", f"{warning.rstrip('.')}.", 2) for warning in analysis.run.warnings)
     if analysis.failures:
         cells = list(dict.fromkeys(event.cell for event in analysis.failures))
         text = (
@@ -228,7 +236,8 @@ def _about_blocks(analysis: Analysis) -> list[Caveat]:
     single = sum(count == 1 for count in counts)
     found = []
     if single:
-        text = f"{single} of {len(counts)} ratios come from one block: they have no interval and no verdict."
+        which = f"All {single}" if single == len(counts) else f"{single} of {len(counts)}"
+        text = f"{which} ratios come from one block: they have no interval and no verdict."
         found.append(Caveat("one-block", text, 3))
     if single < len(counts) and min(count for count in counts if count > 1) < FEW_BLOCKS:
         text = f"Some intervals rest on fewer than {FEW_BLOCKS} blocks and are therefore wide; more blocks narrow them."

@@ -1,6 +1,7 @@
 """The report as one HTML file that needs nothing else: no network, no second file, and no script to be read."""
 
 import base64
+import functools
 import gzip
 import json
 from pathlib import Path
@@ -52,7 +53,7 @@ def render_page(analysis: Any) -> str:
         **context,
         style=(TEMPLATES / "report.css").read_text("utf-8"),
         script=(TEMPLATES / "report.js").read_text("utf-8"),
-        engine=_packed(_engine()),
+        engine=_packed_engine(),
         charts=_packed(json.dumps(_specs(context), separators=(",", ":"))),
     )
 
@@ -74,11 +75,12 @@ def _specs(context: dict[str, Any]) -> dict[str, Any]:
     return {"config": chart_config(), "charts": charts}
 
 
-def _engine() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
+@functools.cache
+def _packed_engine() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, packed. Bundling takes seconds: once a process."""
     import vl_convert
 
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return _packed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def _packed(text: str) -> str:

@@ -1,0 +1,222 @@
+"""Estimates, intervals and verdicts on small cases whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as reference
+
+from bench.model import Direction
+from bench.stats import (
+    MANY_BLOCKS,
+    CellBlocks,
+    Verdict,
+    adjust_p_values,
+    centre_interval,
+    compare,
+    control_false_discoveries,
+    grouped_medians,
+    judge,
+    summarise,
+)
+from bench.stats.intervals import RESAMPLES, bootstrap_centres, expanded_tail, trimmed_mean
+
+LOWER, HIGHER = Direction.LOWER, Direction.HIGHER
+
+
+def blocks_of(*values: float, first: int = 0) -> CellBlocks:
+    count = len(values)
+    return CellBlocks(
+        np.arange(first, first + count), np.array(values, dtype=float), np.full(count, 2), np.full(count, 10)
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(-1e6, 1e6)), min_size=1))
+def test_grouped_medians_are_numpys(pairs):
+    groups = np.array([group for group, _ in pairs])
+    values = np.array([value for _, value in pairs])
+    medians = grouped_medians(values, groups, 6)
+    for group in range(6):
+        own = values[groups == group]
+        if len(own):
+            assert medians[group] == pytest.approx(np.median(own))
+        else:
+            assert math.isnan(medians[group])
+
+
+def test_blocks_are_medians_of_instance_medians():
+    # Block 7: instance 1 has median 2 (of 1, 2, 9), instance 2 has 10. Block 3: one instance with median 5.
+    cell = CellBlocks.from_samples(
+        values=np.array([1.0, 9.0, 2.0, 10.0, 4.0, 6.0]),
+        instances=np.array([1, 1, 1, 2, 9, 9]),
+        blocks=np.array([7, 7, 7, 7, 3, 3]),
+    )
+    assert cell.blocks.tolist() == [3, 7]
+    assert cell.values.tolist() == [5.0, 6.0]
+    assert cell.instances.tolist() == [1, 2]
+    assert cell.iterations.tolist() == [2, 4]
+
+
+def test_t_interval_is_scipys():
+    values = np.array([0.1, 0.4, 0.2, 0.35, 0.3])
+    found = centre_interval(values)
+    expected = reference.ttest_1samp(values, 0.0)
+    low, high = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.method == "t over 5 blocks"
+
+
+def test_bootstrap_agrees_with_scipys_on_one_level():
+    random = np.random.default_rng(5)
+    values = 0.3 + 0.02 * random.standard_t(3, 24)
+    found = centre_interval(values, seed=11)
+    tail = expanded_tail(len(values), 0.95)
+    theirs = reference.bootstrap(
+        (values,),
+        lambda sample, axis: reference.trim_mean(sample, 0.2, axis=axis),
+        confidence_level=1 - 2 * tail,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(3),
+    ).confidence_interval
+    # As ratios: what the report shows.
+    assert math.exp(found.low) == pytest.approx(math.exp(theirs.low), rel=0.01)
+    assert math.exp(found.high) == pytest.approx(math.exp(theirs.high), rel=0.01)
+    width = theirs.high - theirs.low
+    assert found.high - found.low == pytest.approx(width, rel=0.05)
+    assert found.centre == pytest.approx(reference.trim_mean(values, 0.2))
+
+
+def test_expanded_tail_reaches_students_t():
+    # For a normal sample the expanded percentile interval is as wide as Student's t with the n-1 variance.
+    for n in (4, 12, 40):
+        quantile = -reference.norm.ppf(expanded_tail(n, 0.95))
+        assert quantile * math.sqrt((n - 1) / n) == pytest.approx(reference.t.ppf(0.975, n - 1))
+
+
+def test_bootstrap_p_value_is_yuens():
+    values = 0.05 + 0.1 * np.random.default_rng(1).standard_normal(20)
+    n, cut = 20, 4
+    theirs = reference.mstats.trimmed_stde(values, limits=(0.2, 0.2), inclusive=(True, True))
+    statistic = trimmed_mean(values) / theirs
+    expected = 2 * reference.t.sf(abs(statistic), n - 2 * cut - 1)
+    assert centre_interval(values).p_value == pytest.approx(expected, rel=1e-6)
+
+
+def test_same_seed_same_interval():
+    values = np.random.default_rng(2).standard_normal(30)
+    assert centre_interval(values, seed=4) == centre_interval(values, seed=4)
+    assert centre_interval(values, seed=4) != centre_interval(values, seed=5)
+
+
+def test_chunked_bootstrap_of_many_blocks_has_all_resamples():
+    values = np.random.default_rng(2).standard_normal(2500)
+    centres = bootstrap_centres(values, seed=1)
+    assert len(centres) == RESAMPLES
+    assert centres.std() == pytest.approx(reference.mstats.trimmed_stde(values, (0.2, 0.2)).item(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "direction", "verdict"),
+    [
+        (1.5, 1.4, 1.6, LOWER, Verdict.SLOWER),
+        (1.5, 1.4, 1.6, HIGHER, Verdict.FASTER),
+        (0.5, 0.4, 0.6, LOWER, Verdict.FASTER),
+        (0.5, 0.4, 0.6, HIGHER, Verdict.SLOWER),
+        (1.0, 0.99, 1.01, LOWER, Verdict.EQUIVALENT),
+        (1.01, 1.005, 1.015, LOWER, Verdict.EQUIVALENT),  # a difference, too small to matter
+        (1.0, 0.9, 1.1, LOWER, Verdict.INCONCLUSIVE),
+        (1.015, 1.001, 1.029, LOWER, Verdict.INCONCLUSIVE),  # a difference, but does it matter?
+        (1.03, 1.001, 1.06, LOWER, Verdict.SLOWER),
+        (5.0, None, None, LOWER, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_judge(ratio, low, high, direction, verdict):
+    assert judge(ratio, low, high, direction, 0.02) is verdict
+
+
+def test_margin_is_the_same_factor_both_ways():
+    assert judge(1 / 1.02, 1 / 1.02, 1.02, LOWER, 0.02) is Verdict.EQUIVALENT
+    assert judge(0.98, 0.98, 1.0, LOWER, 0.02) is Verdict.INCONCLUSIVE  # 0.98 is beyond 1/1.02
+
+
+def test_drift_of_the_host_cancels():
+    drift = np.exp(np.linspace(0, 1, 6))
+    base = blocks_of(*(2.0 * drift))
+    ours = blocks_of(*(3.0 * drift))
+    found = compare(ours, base, direction=LOWER)
+    assert found.ratio == pytest.approx(1.5)
+    assert found.low == pytest.approx(1.5)
+    assert found.verdict is Verdict.SLOWER
+    assert (found.n_blocks, found.n_instances, found.n_iterations) == (6, 12, 60)
+
+
+def test_only_blocks_with_both_sides_count():
+    found = compare(blocks_of(2, 2, 2, first=2), blocks_of(1, 1, 1, 1), direction=LOWER)
+    assert found.n_blocks == 2
+    assert found.ratio == pytest.approx(2)
+
+
+def test_one_block_gives_no_interval_and_no_verdict():
+    found = compare(blocks_of(50.0), blocks_of(1.0), direction=LOWER)
+    assert found.ratio == pytest.approx(50)
+    assert (found.low, found.high, found.p_value) == (None, None, None)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.note == "one block: no interval"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "note"),
+    [
+        (blocks_of(0, 0), blocks_of(0, 0), "0 on both sides"),
+        (blocks_of(1, 0), blocks_of(1, 1), "a value of 0: no ratio"),
+        (blocks_of(1, 1), blocks_of(1, 1, first=5), "no block holds both: no ratio"),
+    ],
+)
+def test_no_ratio_says_why(ours, theirs, note):
+    found = compare(ours, theirs, direction=LOWER)
+    assert (found.ratio, found.note, found.verdict) == (None, note, Verdict.INCONCLUSIVE)
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=MANY_BLOCKS - 1))
+def test_swapping_sides_turns_the_ratio_over(values):
+    ones = blocks_of(*[1.0] * len(values))
+    forward = compare(blocks_of(*values), ones, direction=LOWER)
+    back = compare(ones, blocks_of(*values), direction=LOWER)
+    assert forward.ratio == pytest.approx(1 / back.ratio)
+    assert forward.low == pytest.approx(1 / back.high)
+    opposite = {Verdict.FASTER: Verdict.SLOWER, Verdict.SLOWER: Verdict.FASTER}
+    assert forward.verdict is opposite.get(back.verdict, back.verdict)
+
+
+def test_own_values_with_zeros_are_summarised_without_logarithms():
+    assert summarise(blocks_of(0, 0, 3)).centre == pytest.approx(1.0)
+    assert summarise(blocks_of(1, 4)).centre == pytest.approx(2.0)
+
+
+def test_q_values_are_scipys():
+    p_values = np.random.default_rng(1).uniform(size=40) ** 3
+    assert adjust_p_values(p_values) == pytest.approx(reference.false_discovery_control(p_values))
+    assert adjust_p_values([]).tolist() == []
+
+
+def test_differences_by_chance_do_not_survive_many_comparisons():
+    random = np.random.default_rng(8)
+    given_ratios = [1.0] * 60 + [2.0] * 5
+    found = [
+        compare(
+            blocks_of(*np.exp(math.log(ratio) + 0.05 * random.standard_normal(5))),
+            blocks_of(*np.exp(0.05 * random.standard_normal(5))),
+            direction=LOWER,
+        )
+        for ratio in given_ratios
+    ]
+    adjusted = control_false_discoveries([*found, compare(blocks_of(1.0), blocks_of(1.0), direction=LOWER)])
+    by_chance = [one for one in adjusted[:60] if one.verdict in (Verdict.FASTER, Verdict.SLOWER)]
+    assert by_chance, "this seed has false alarms before the correction"
+    assert sum(one.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER) for one in adjusted[:60]) < len(by_chance)
+    assert all(one.verdict_adjusted is Verdict.SLOWER for one in adjusted[60:65])
+    assert adjusted[65].p_value is None
