@@ -36,7 +36,7 @@ def guard() -> Iterator[None]:
         # The reader of our output went away, which is its right (`tare list | head -1`).
         sys.stderr.close()
         raise typer.Exit(ExitCode.OK) from None
-    except (typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except Exception:  # noqa: BLE001 - the last resort: a bug is shown with its traceback and its own exit code
         traceback.print_exc()
