@@ -28,10 +28,11 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
     """A tar file for reading from front to back, whatever compresses it. Raises ImageError, MissingToolError."""
     with path.open("rb") as file:
-        magic = file.read(4)
-        file.seek(0)
+        is_zstd = file.read(len(_ZSTD_MAGIC)) == _ZSTD_MAGIC
+    # Opened anew: zstd is given the descriptor, and reads on from where that stands.
+    with path.open("rb") as file:
         try:
-            if magic == _ZSTD_MAGIC:
+            if is_zstd:
                 with _zstd(file) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
                     yield tar
             else:
@@ -47,8 +48,13 @@ def _zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
         assert process.stdout is not None
         try:
             yield process.stdout
-        finally:
+            while process.stdout.read(1 << 20):
+                pass
+        except BaseException:
             process.kill()
+            raise
+    if process.returncode != 0:
+        raise EOFError("zstd says that its data is damaged")
 
 
 def resolve(root: Path, path: str, *, follow_last: bool = False) -> Path:

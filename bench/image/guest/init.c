@@ -260,6 +260,7 @@ static pid_t start_agent(void)
     if (child == 0) {
         char *const arguments[] = {"qemu-ga", "-m", "virtio-serial", "-p", port, "-t", "/run", NULL};
         setsid();
+        write_file("/proc/self/oom_score_adj", "-1000"); /* a command's hunger must not cost the guest its agent */
         execvp("qemu-ga", arguments);
         _exit(127);
     }
