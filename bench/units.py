@@ -20,9 +20,9 @@ class Unit(StrEnum):
     RATIO = "ratio"
 
 
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<prefix>[KMGT]i)?B?")
+_SIZE = re.compile(r"(?P<number>\d{1,30}(?:\.\d{1,30})?)\s*(?P<prefix>[KMGT]i)?B?", re.ASCII)
 _IEC = {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|min|m|h)?")
+_DURATION = re.compile(r"(?P<number>\d{1,30}(?:\.\d{1,30})?)\s*(?P<unit>ms|s|min|m|h)?", re.ASCII)
 _SECONDS = {None: 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -35,7 +35,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size; write it like 512MiB or 4KiB (powers of 1024)")
-    return round(float(match["number"]) * _IEC[match["prefix"]])
+    # In whole numbers, because a float holds only 53 bits of a count of bytes.
+    whole, _, decimals = match["number"].partition(".")
+    denominator = 10 ** len(decimals)
+    return (2 * int(whole + decimals) * _IEC[match["prefix"]] + denominator) // (2 * denominator)
 
 
 def parse_duration(text: str) -> float:
@@ -48,8 +51,11 @@ def parse_duration(text: str) -> float:
 
 def format_size(value: float) -> str:
     """A size for people, with an IEC prefix and three significant digits."""
+    if not math.isfinite(value):
+        return "–"
     for prefix, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(value) >= factor:
+        # 1023.9 KiB is already shown in the next prefix: as 1.00 MiB, not as 1024 KiB.
+        if abs(value) >= factor * (1 - 1 / 2048):
             return f"{_significant(value / factor)} {prefix}"
     return f"{_significant(value)} B"
 
@@ -58,11 +64,11 @@ def format_duration(seconds: float) -> str:
     """A duration for people: ``1.85 ms``, ``4.3 s``, ``2 min 05 s``."""
     if not math.isfinite(seconds):
         return "–"
-    if abs(seconds) >= 120:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest:02d} s"
+    if abs(seconds) >= 119.5:
+        minutes, rest = divmod(round(abs(seconds)), 60)
+        return f"{'-' if seconds < 0 else ''}{minutes} min {rest:02d} s"
     for suffix, factor in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if abs(seconds) >= factor:
+        if abs(seconds) >= factor * 0.9995:
             return f"{_significant(seconds / factor)} {suffix}"
     return "0 s" if seconds == 0 else f"{_significant(seconds / 1e-9)} ns"
 
@@ -90,9 +96,10 @@ def _significant(value: float) -> str:
     """Three significant digits without an exponent."""
     if value == 0:
         return "0"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{decimals}f}"
+    # The exponent after rounding: 9.999 is 10.0, not 10.00.
+    exponent = int(f"{value:.2e}".partition("e")[2])
+    return f"{value:.{max(0, 2 - exponent)}f}"
 
 
 def _thousands(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else _significant(value)
+    return f"{value:,.0f}" if abs(value) >= 999.5 else _significant(value)
