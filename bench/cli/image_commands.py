@@ -7,9 +7,6 @@ from typing import Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from bench.image import ImageStore, Listed, Recipe
 from bench.ledger import Ledger, clean
@@ -43,18 +40,16 @@ def import_command(file: Path, name: str) -> None:
 
 
 def list_command(*, as_json: bool) -> None:
-    """Print every image, as a table or as JSON."""
+    """Print every image, as text or as JSON."""
     with _store() as images:
         listed = images.list()
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode([_as_data(item) for item in listed])).decode())
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("digest", "names", "made (UTC)", "size", "state", "made from"):
-        table.add_column(title, overflow="fold", no_wrap=title not in {"state", "made from"})
     for item in listed:
-        table.add_row(*(escape(text) for text in _row(item)))
-    Console().print(table if listed else "There is no image yet; `tare image build` makes one.")
+        typer.echo(_describe(item))
+    if not listed:
+        typer.echo("There is no image yet; `tare image build` makes one.")
 
 
 def verify_command(reference: str) -> None:
@@ -87,21 +82,24 @@ def _print_image(image: Image) -> None:
     typer.echo(f"{image.digest}  {image.name}  {format_size(image.size_bytes)}  in {image.directory}")
 
 
-def _row(item: Listed) -> tuple[str, ...]:
+def _describe(item: Listed) -> str:
+    """A line that can be cut into columns, and a line on where the image comes from."""
     description = item.description
-    names = "\n".join(item.names)
+    names = " ".join(item.names) or "-"
     if description is None:
-        return (item.digest[:12], names, "", "", item.problem, "")
+        return f"{item.digest[:12] or '-':12}  {names}\n    {item.problem}"
     recipe = description.recipe
-    guest = description.guest_problem and f", no guest: {description.guest_problem}"
-    return (
-        item.digest[:12],
-        names,
-        description.built_utc[:16].replace("T", " "),
-        format_size(description.size_bytes),
-        item.problem or f"complete{guest}",
-        f"{recipe.suite}: {' '.join(recipe.packages)}" if recipe else f"imported: {description.origin}",
-    )
+    made = description.built_utc[:16].replace("T", " ")
+    size = format_size(description.size_bytes)
+    lines = [
+        f"{item.digest[:12]}  {names:20}  {made}  {size:>8}  kernel {description.kernel_version or 'none'}",
+        f"    {recipe.suite}: {' '.join(recipe.packages)}" if recipe else f"    imported: {description.origin}",
+    ]
+    if item.problem:
+        lines.append(f"    {item.problem}")
+    elif description.guest_problem:
+        lines.append(f"    no guest: {description.guest_problem}")
+    return "\n".join(lines)
 
 
 def _as_data(item: Listed) -> dict[str, Any]:
