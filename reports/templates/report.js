@@ -55,9 +55,7 @@
   // A saved picture has no page around it: colours become values, and it brings its own ground.
   const standalone = (svg) => {
     const page = getComputedStyle(document.documentElement);
-    const copy = svg.cloneNode(true);
-    copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-    const text = new XMLSerializer().serializeToString(copy);
+    const text = new XMLSerializer().serializeToString(svg);
     const ground = `<rect width="100%" height="100%" fill="${page.getPropertyValue("--paper").trim()}"/>`;
     return text
       .replace(/var\((--[a-z0-9-]+)\)/g, (_, name) => page.getPropertyValue(name).trim())

@@ -1,0 +1,262 @@
+"""Each form of report on each kind of run: it is made, it is complete, and nothing in it acts."""
+
+import base64
+import gzip
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import altair as alt
+import pandas as pd
+import pyperf
+import pytest
+
+from bench.errors import RunDirectoryError, TareError
+from bench.model import RunStatus
+from bench.registry import find_reporters
+from bench.store import load_run
+from reports.analysis import analyse
+from reports.charts import distribution_charts, phase_chart
+from reports.html import HtmlReporter
+from reports.parquet import ParquetReporter
+from reports.pyperf_json import PyperfReporter
+from reports.summary_json import JsonReporter
+from reports.text import TextReporter
+from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
+
+SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=3)
+RECIPES = {
+    "normal": SMALL,
+    "failed": replace(SMALL, failing=("vm",)),
+    "interrupted": replace(SMALL, blocks=2, status=RunStatus.INTERRUPTED, half_written=True),
+    "no-baseline": replace(SMALL, backends=("native", "vm")),
+    "one-block": replace(SMALL, blocks=1),
+    "empty": replace(SMALL, failing=SMALL.backends),
+    "hostile": hostile_recipe(),
+}
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests ask for."""
+
+    VOID = frozenset(("meta", "link", "br", "img", "path", "use", "rect", "circle", "line"))
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements = []
+        self.text = []
+        self.open = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: write_run(folder / name, recipe) for name, recipe in RECIPES.items()}
+
+
+@pytest.fixture(scope="module")
+def pages(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    texts = {}
+    for name, run in runs.items():
+        HtmlReporter().write(run, folder / f"{name}.html")
+        texts[name] = (folder / f"{name}.html").read_text("utf-8")
+    return texts
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_page_is_whole_and_stands_alone(pages, name):
+    html = pages[name]
+    page = Page(html)
+    assert page.open == []
+    assert len(html) < 2_000_000
+    assert "http:" not in html
+    assert "https:" not in html
+    for tag, attributes in page.elements:
+        assert "src" not in attributes, tag
+        if tag == "a":
+            assert attributes["href"].startswith("#")
+        if tag in ("link", "use"):
+            assert attributes["href"].startswith(("#", "data:"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_page_is_accessible_in_its_structure(pages, name):
+    page = Page(pages[name])
+    identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    for attributes in page.all("a"):
+        assert attributes["href"].removeprefix("#") in identifiers
+    assert all(attributes.get("scope") in ("col", "row", "rowgroup") for attributes in page.all("th"))
+    assert len(page.all("h1")) == 1
+    for _, attributes in page.elements:
+        if attributes.get("role") == "img":
+            assert attributes["aria-label"].strip()
+        if "aria-labelledby" in attributes:
+            assert attributes["aria-labelledby"] in identifiers
+
+
+def test_page_says_what_matters_first(pages):
+    page = Page(pages["normal"])
+    text = " ".join(" ".join(page.text).split())
+    order = ["quickstart", "itself a virtual machine (firecracker)", "Findings", "To keep in mind", "Every metric as"]
+    start = text.index("What isolation costs")
+    places = [text.index(part, start) for part in order]
+    assert places == sorted(places)
+    assert "vm (tcg)" in text
+    assert "Kalibera" in text
+
+
+def test_no_colour_and_no_arrow_for_what_is_inconclusive(pages):
+    html = pages["normal"]
+    assert '<span class="verdict inconclusive">inconclusive</span>' in html
+    assert "class='dot undecided'" in html
+
+
+def test_failures_are_on_the_page_with_their_evidence(pages):
+    text = " ".join(Page(pages["failed"]).text)
+    assert "the guest did not answer within 60 s" in text
+    assert "Kernel panic - not syncing: no init found" in text
+
+
+def test_interrupted_and_one_block_are_said(pages):
+    assert "The run was interrupted" in pages["interrupted"]
+    assert "one block: no interval" in pages["one-block"]
+    assert "there are values, but no ratios and no verdicts" in pages["no-baseline"]
+    assert "Nothing was measured" in pages["empty"]
+
+
+def test_hostile_names_are_text(pages):
+    html = pages["hostile"]
+    page = Page(html)
+    # Ours: the two packed texts and the one that draws.
+    assert len(page.all("script")) == 3
+    text = "".join(page.text)
+    for name in HOSTILE:
+        assert name.replace("\r\n", "\n") in text or " ".join(name.split()) in text
+    assert "{{ 7*7 }}" in text
+
+
+def test_embedded_charts_can_be_unpacked(pages):
+    html = pages["hostile"]
+    packed = html.split('id="charts">', 1)[1].split("</script>", 1)[0]
+    specs = json.loads(gzip.decompress(base64.b64decode(packed)))
+    drawn = {attributes["data-chart"] for _, attributes in Page(html).elements if "data-chart" in attributes}
+    assert set(specs["charts"]) == drawn
+
+
+def test_charts_follow_the_schema(runs):
+    analysis = analyse(load_run(runs["normal"]))
+    charts = [chart for row in analysis.subjects[1].rows[:4] for _, chart in distribution_charts(row, "x")]
+    charts.append(phase_chart([("create", 0.1), ("init", 2.0), ("ready", 0.3)], 1, "y"))
+    assert len(charts) > 4  # one of them far enough apart for a second picture
+    for chart in charts:
+        alt.Chart.from_dict({"$schema": alt.SCHEMA_URL, **chart.spec})
+        assert chart.svg.startswith("<svg ")
+        assert "var(--" in chart.svg
+
+
+def test_many_values_are_thinned_to_what_can_be_seen(tmp_path):
+    run = write_run(tmp_path / "run", replace(SMALL, blocks=2, iterations=2000))
+    row = analyse(load_run(run)).subjects[1].rows[0]
+    for _, chart in distribution_charts(row, "x"):
+        assert len(json.dumps(chart.spec)) < 60_000
+        assert len(chart.svg) < 60_000
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_text_holds_the_same_ratios_and_caveats(runs, name, tmp_path):
+    TextReporter().write(runs[name], tmp_path / "report.txt")
+    text = (tmp_path / "report.txt").read_text("utf-8")
+    assert "\x1b" not in text
+    assert "To keep in mind" in text
+    if name == "normal":
+        analysis = analyse(load_run(runs[name]))
+        found = next(one for *_, cell, one in analysis.comparisons if cell.backend.name == "vm")
+        assert f"{found.ratio:,.0f}×" in text
+        assert "vm (tcg)" in text
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_summary_holds_the_same_results(runs, name, tmp_path):
+    JsonReporter().write(runs[name], tmp_path / "summary.json")
+    summary = json.loads((tmp_path / "summary.json").read_text("utf-8"))
+    analysis = analyse(load_run(runs[name]))
+    compared = [one["comparison"] for one in summary["results"] if one["comparison"] is not None]
+    assert [one["ratio"] for one in compared] == [one.ratio for *_, one in analysis.comparisons]
+    assert {one["verdict"] for one in compared} <= {"faster", "slower", "equivalent", "inconclusive"}
+    assert summary["status"] == str(analysis.manifest.status)
+
+
+def test_parquet_is_every_sample(runs, tmp_path):
+    ParquetReporter().write(runs["normal"], tmp_path / "samples.parquet")
+    frame = pd.read_parquet(tmp_path / "samples.parquet")
+    samples = load_run(runs["normal"]).samples
+    assert len(frame) == len(samples)
+    assert frame["value"].tolist() == [sample.value for sample in samples]
+    assert frame["warmup"].sum() == sum(sample.warmup for sample in samples)
+    assert json.loads(frame["params"].iloc[-1]) == dict(samples[-1].params)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.parquet"]
+
+
+def test_parquet_of_an_empty_run_has_the_same_columns(runs, tmp_path):
+    ParquetReporter().write(runs["empty"], tmp_path / "empty.parquet")
+    ParquetReporter().write(runs["normal"], tmp_path / "normal.parquet")
+    empty, normal = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("empty", "normal"))
+    assert empty.columns.tolist() == normal.columns.tolist()
+    assert len(empty) == 0
+
+
+def test_pyperf_reads_the_durations(runs, tmp_path):
+    output = tmp_path / "run.pyperf.json"
+    PyperfReporter().write(runs["normal"], output)
+    suite = pyperf.BenchmarkSuite.load(str(output))
+    bench = suite.get_benchmark("vm (tcg)/steady/sysbench-cpu/max_prime=10000,threads=1/command.duration")
+    expected = [
+        sample.value
+        for sample in load_run(runs["normal"]).samples
+        if sample.metric == "command.duration" and sample.backend == "vm" and not sample.warmup
+    ]
+    assert list(bench.get_values()) == pytest.approx(expected)
+    assert bench.get_nrun() == 5
+    assert "bare-metal/boot/boot.total" in suite.get_benchmark_names()
+
+
+def test_pyperf_of_a_run_without_durations_says_so(runs, tmp_path):
+    with pytest.raises(TareError, match="no duration"):
+        PyperfReporter().write(runs["empty"], tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("reporter", [HtmlReporter, TextReporter, JsonReporter, ParquetReporter, PyperfReporter])
+def test_what_is_not_a_run_is_refused(reporter, tmp_path):
+    with pytest.raises(RunDirectoryError, match="not a run directory"):
+        reporter().write(tmp_path, tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_written_is_one_message(runs, tmp_path):
+    for reporter in (HtmlReporter, TextReporter, JsonReporter, ParquetReporter, PyperfReporter):
+        with pytest.raises(TareError, match="cannot write"):
+            reporter().write(runs["normal"], tmp_path / "missing" / "out.x")
+
+
+def test_every_form_is_registered():
+    found = find_reporters()
+    assert {"html", "json", "parquet", "pyperf", "text"} <= set(found.loaded)
