@@ -16,6 +16,7 @@ import re
 import select
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -70,38 +71,102 @@ class Cleaned(msgspec.Struct, frozen=True):
     failed: tuple[tuple[Entry, str], ...]
 
 
+class _Book:
+    """The ledger file of this process in one folder: one descriptor and one numbering, however often it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.users = 0
+        self.lock = threading.Lock()
+        left = path.read_bytes() if path.exists() else b""
+        self.open = {entry.number: entry for entry in _decode(left)}
+        self._next = max(self.open, default=0) + 1
+        self._torn = bool(left) and not left.endswith(b"\n")
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def enter(self, kind: ResourceKind, targets: Sequence[str]) -> tuple[Entry, ...]:
+        with self.lock:
+            entries = tuple(Entry(number, kind, target) for number, target in enumerate(targets, self._next))
+            self._next += len(entries)
+            self._write([_Line(entry.number, kind, entry.target) for entry in entries])
+            if kind in _OUTLIVES_REBOOT:
+                os.fsync(self._fd)
+            self.open.update((entry.number, entry) for entry in entries)
+        return entries
+
+    def strike(self, entries: Sequence[Entry]) -> None:
+        with self.lock:
+            gone = [entry.number for entry in entries if self.open.pop(entry.number, None) is not None]
+            self._write([_Line(number) for number in gone])
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        if not self.open:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self, lines: Sequence[_Line]) -> None:
+        data = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        if not data:
+            return
+        if self._torn:
+            data = b"\n" + data
+        # On a full disk less may be written than asked for: what follows must not be joined to the half of a line.
+        self._torn = True
+        if os.write(self._fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._torn = False
+
+
+_books: dict[Path, _Book] = {}
+_books_lock = threading.Lock()
+
+
 class Ledger:
-    """The entries of this process. Use as a context manager; closing it with nothing open removes the file."""
+    """The entries of this process. Use as a context manager; closing it with nothing open removes the file.
+
+    A process may open its ledger in a folder more than once, also from several threads: the entries are shared, and
+    the file goes with the last to close.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = folder / f"{_boot_id()}-{os.getpid()}-{_start_time(os.getpid())}.jsonl"
-        # One process may open its ledger more than once (nested harnesses in tests): numbers go on.
-        self._open = {entry.number: entry for entry in _read(self.path)} if self.path.exists() else {}
-        self._next = max(self._open, default=0) + 1
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._closed = False
+        with _books_lock:
+            if self.path not in _books:
+                _books[self.path] = _Book(self.path)
+            self._book = _books[self.path]
+            self._book.users += 1
 
     def enter(self, kind: ResourceKind, target: str | Path) -> Entry:
-        """Enter a thing that is about to be made. Written when this returns, and on disk if it outlives a reboot."""
+        """Enter a thing that is about to be made. Written when this returns, and on disk if it outlives a reboot.
+
+        Raises CleanUpError if it cannot be written: then the thing must not be made.
+        """
         return self.enter_all(kind, (target,))[0]
 
     def enter_all(self, kind: ResourceKind, targets: Sequence[str | Path]) -> tuple[Entry, ...]:
-        """Enter several things of one kind at one write."""
-        entries = tuple(Entry(number, kind, str(target)) for number, target in enumerate(targets, self._next))
-        self._next += len(entries)
-        self._write([_Line(entry.number, kind, entry.target) for entry in entries])
-        if kind in _OUTLIVES_REBOOT:
-            os.fsync(self._fd)
-        self._open.update((entry.number, entry) for entry in entries)
-        return entries
+        """Enter several things of one kind at one write. Raises CleanUpError as ``enter``."""
+        try:
+            return self._book.enter(kind, [str(target) for target in targets])
+        except OSError as error:
+            raise CleanUpError(
+                f"the ledger {self.path} cannot be written ({error.strerror}), so nothing more is started",
+                remedy="make room on that disk, or set TARE_STATE_DIR to a folder on another",
+            ) from error
 
     def strike(self, entry: Entry) -> None:
         """Strike out a thing that is gone."""
         self.strike_all((entry,))
 
     def strike_all(self, entries: Sequence[Entry]) -> None:
-        """Strike out several things at one write. Not fsynced: at worst ``clean`` looks for what is gone."""
-        self._write([_Line(entry.number) for entry in entries if self._open.pop(entry.number, None) is not None])
+        """Strike out several things at one write. Neither fsynced nor insisted on.
+
+        At worst ``clean`` looks for what is gone.
+        """
+        with contextlib.suppress(OSError):
+            self._book.strike(entries)
 
     @contextlib.contextmanager
     def holding(self, kind: ResourceKind, target: str | Path) -> Iterator[Entry]:
@@ -114,26 +179,26 @@ class Ledger:
         self.strike(entry)
 
     def entries(self) -> tuple[Entry, ...]:
-        """What is entered and not struck out."""
-        return tuple(self._open.values())
+        """What this process has entered in this folder and not struck out."""
+        with self._book.lock:
+            return tuple(self._book.open.values())
 
     def close(self) -> None:
-        """Close the file, and remove it if everything entered is gone."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            if not self._open:
-                self.path.unlink(missing_ok=True)
+        """Close the file, and remove it if everything entered is gone. Safe to call more than once."""
+        with _books_lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._book.users -= 1
+            if self._book.users == 0:
+                del _books[self.path]
+                self._book.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _write(self, lines: Sequence[_Line]) -> None:
-        if lines:
-            os.write(self._fd, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def clean(folder: Path) -> Cleaned:
@@ -182,11 +247,14 @@ def remove_cgroup(path: Path) -> bool:
     if not path.is_dir():
         return False
     groups = [path, *(folder for folder in path.rglob("*") if folder.is_dir())]
+    if os.getpid() in (pid for group in groups for pid in _members(group)):
+        raise OSError(errno.EBUSY, "this process is in it itself", str(path))
+    # From the top: a frozen parent keeps its children frozen, and a frozen process does not die.
+    for group in groups:
+        _write_if_there(group / "freezer.state", "THAWED")
+    _write_if_there(path / "cgroup.kill", "1")
     deadline = time.monotonic() + _KILL_DEADLINE_S
     for group in reversed(groups):
-        thaw = group / "freezer.state"
-        if thaw.exists():
-            thaw.write_text("THAWED")
         while pids := _members(group):
             _kill_all(pids)
             if time.monotonic() > deadline:
@@ -194,6 +262,16 @@ def remove_cgroup(path: Path) -> bool:
     for group in reversed(groups):
         _remove_empty_cgroup(group, deadline)
     return True
+
+
+def _write_if_there(file: Path, text: str) -> None:
+    # Help only: a kernel that refuses it leaves processes behind, which is seen and said below.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file, os.O_WRONLY)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
 
 
 def _remove_empty_cgroup(group: Path, deadline: float) -> None:
@@ -214,7 +292,7 @@ def _remove_empty_cgroup(group: Path, deadline: float) -> None:
 def _members(group: Path) -> list[int]:
     try:
         return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
-    except (FileNotFoundError, OSError):
+    except OSError:
         return []
 
 
@@ -240,35 +318,47 @@ def _marked(target: str) -> list[int]:
     return found
 
 
+_BATCH = 256
+"""How many processes are killed at a time: each holds a descriptor, of which a process may have but 1,024."""
+
+
 def _kill_all(pids: list[int]) -> bool:
     """SIGKILL each process and wait until each is gone; a pidfd keeps a reused pid from being hit."""
-    descriptors = []
-    for pid in pids:
-        if pid == os.getpid():
-            continue
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(pid)
-            descriptors.append(descriptor)
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     deadline = time.monotonic() + _KILL_DEADLINE_S
-    for descriptor in descriptors:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        os.close(descriptor)
-    return bool(descriptors)
+    found = False
+    for first in range(0, len(pids), _BATCH):
+        with contextlib.ExitStack() as stack:
+            descriptors = []
+            for pid in pids[first : first + _BATCH]:
+                if pid == os.getpid():
+                    continue
+                with contextlib.suppress(ProcessLookupError):
+                    descriptor = os.pidfd_open(pid)
+                    stack.callback(os.close, descriptor)
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                    descriptors.append(descriptor)
+            for descriptor in descriptors:
+                poll = select.poll()
+                poll.register(descriptor, select.POLLIN)
+                poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            found = found or bool(descriptors)
+    return found
 
 
 def _remove_tree(path: Path) -> bool:
     if not path.exists():
         return False
+    deadline = time.monotonic() + _KILL_DEADLINE_S
     for mounted in _mounts_below(path):
         # Deleting on would reach into a file system that is not ours.
         raise OSError(errno.EBUSY, "something is still mounted there", str(mounted))
-    try:
-        shutil.rmtree(path)
-    except FileNotFoundError:
-        return False
+    while path.exists():
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            # Somebody else, such as a second `tare clean`, removes or still fills it: what is left is still ours.
+            if error.errno not in {errno.ENOENT, errno.ENOTEMPTY} or time.monotonic() > deadline:
+                raise
     return True
 
 
@@ -280,12 +370,16 @@ def _mounts_below(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> list[Entry]:
-    """The entries of a ledger file that are not struck out; a half-written last line counts as not written."""
+    return _decode(path.read_bytes())
+
+
+def _decode(data: bytes) -> list[Entry]:
+    """The entries of a ledger file that are not struck out; a half-written line counts as not written."""
     entries: dict[int, Entry] = {}
-    for text in path.read_bytes().split(b"\n"):
+    for text in data.split(b"\n"):
         try:
             line = msgspec.json.decode(text, type=_Line)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             continue
         if line.kind is None:
             entries.pop(line.entry, None)
@@ -294,14 +388,22 @@ def _read(path: Path) -> list[Entry]:
     return list(entries.values())
 
 
+_LEDGER_NAME = re.compile(r"(?P<boot>[0-9a-f-]{36})-(?P<pid>\d{1,10})-(?P<started>\d{1,20})", re.ASCII)
+
+
 def _is_alive(path: Path) -> bool:
-    """Whether the owner named by a ledger file still runs (same boot, same pid, same start time)."""
-    boot, pid, started = path.stem.rsplit("-", 2)
-    if boot != _boot_id():
+    """Whether the owner named by a ledger file still runs (same boot, same pid, same start time).
+
+    A file that is not named like a ledger belongs to somebody else: it is left alone like a live owner's.
+    """
+    name = _LEDGER_NAME.fullmatch(path.stem)
+    if name is None:
+        return True
+    if name["boot"] != _boot_id():
         return False
     try:
-        return _start_time(int(pid)) == int(started)
-    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return _start_time(int(name["pid"])) == int(name["started"])
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -311,8 +413,9 @@ def _boot_id() -> str:
 
 def _start_time(pid: int) -> int:
     """Clock ticks after boot at which a process started: field 22 of /proc/PID/stat. A zombie counts as gone."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    if fields[0] in "ZX":
+    # As bytes: a program may put anything into its name.
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    if fields[0] in b"ZX":
         raise ProcessLookupError(pid)
     return int(fields[19])
 

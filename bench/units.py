@@ -37,7 +37,7 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is not a size; write it like 512MiB or 4KiB (powers of 1024)")
     # In whole numbers, because a float holds only 53 bits of a count of bytes.
     whole, _, decimals = match["number"].partition(".")
-    denominator = 10 ** len(decimals)
+    denominator: int = 10 ** len(decimals)
     return (2 * int(whole + decimals) * _IEC[match["prefix"]] + denominator) // (2 * denominator)
 
 
