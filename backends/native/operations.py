@@ -16,7 +16,7 @@ from backends.native import syscalls
 from backends.native.plan import Plan
 
 _NOTHING = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-_DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -156,10 +156,11 @@ class Mount(Operation):
 class Bind(Operation):
     """Make a tree of the host appear at a place of the new root, with what is mounted below it if ``recursive``."""
 
-    def __init__(self, source: str, target: str, *, recursive: bool = False) -> None:
+    def __init__(self, source: str, target: str, *, recursive: bool = False, flags: int = 0) -> None:
         self.source = source
         self.target = target
         self.recursive = recursive
+        self.flags = flags
 
     def describe(self) -> str:
         """The step in words."""
@@ -169,6 +170,8 @@ class Bind(Operation):
         """Do it. Raises OSError."""
         flags = syscalls.MS_BIND | (syscalls.MS_REC if self.recursive else 0)
         syscalls.mount(self.source, self.target, "", flags)
+        if self.flags:  # which the kernel takes only from a remount
+            syscalls.mount("", self.target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | self.flags)
 
 
 class Mask(Operation):
@@ -212,21 +215,24 @@ class MakeReadOnly(Operation):
 
 
 class FillDev(Operation):
-    """The device nodes, links and mount points of a container's /dev."""
+    """The devices, links and mount points of a container's /dev.
+
+    The devices are the host's own, bound there: every file system that the container can write to is mounted
+    nodev, so that CAP_MKNOD, which Docker grants, opens no other device, without a devices controller.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def describe(self) -> str:
         """The step in words."""
-        return f"make {', '.join(name for name, _, _ in _DEVICES)} and the links in {self.path}"
+        return f"bind {', '.join(_DEVICES)} and make the links in {self.path}"
 
     def execute(self) -> None:
         """Do it. Raises OSError."""
-        mask = os.umask(0)
-        for name, major, minor in _DEVICES:
-            os.mknod(f"{self.path}/{name}", 0o020666, os.makedev(major, minor))
-        os.umask(mask)
+        for name in _DEVICES:
+            os.mknod(f"{self.path}/{name}")
+            syscalls.mount(f"/dev/{name}", f"{self.path}/{name}", "", syscalls.MS_BIND)
         for name, target in _LINKS:
             os.symlink(target, f"{self.path}/{name}")  # noqa: PTH211 - pathlib is too much to load here
         for name in ("pts", "shm", "mqueue"):
@@ -366,13 +372,13 @@ def native_operations(plan: Plan) -> list[Operation]:
     return [
         *_start(plan),
         NewCgroupNamespace(),
-        *_root(plan),
+        *_root(plan, syscalls.MS_NODEV),
         Mount("proc", f"{root}/proc", _NOTHING),
         *(Mask(root + path, plan.empty) for path in MASKED if path.startswith("/proc/")),
         *(MakeReadOnly(root + path) for path in READ_ONLY),
         Mount("sysfs", f"{root}/sys", _NOTHING | syscalls.MS_RDONLY),
         *(Mask(root + path, plan.empty) for path in MASKED if path.startswith("/sys/")),
-        Mount("tmpfs", dev, syscalls.MS_NOSUID | syscalls.MS_STRICTATIME, "mode=755,size=64k"),
+        Mount("tmpfs", dev, syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_STRICTATIME, "mode=755,size=64k"),
         FillDev(dev),
         Mount(
             "devpts",
@@ -393,7 +399,7 @@ def bare_metal_operations(plan: Plan) -> list[Operation]:
     """The host itself with the image as its root: only mounts are private, /proc, /sys and /dev are the host's."""
     return [
         *_start(plan),
-        *_root(plan),
+        *_root(plan, 0),
         *(Bind(path, plan.root + path, recursive=True) for path in ("/proc", "/sys", "/dev")),
         PivotRoot(plan.root),
         SetProcessFlag("adopt orphans", syscalls.PR_SET_CHILD_SUBREAPER, 1),
@@ -415,13 +421,13 @@ def _start(plan: Plan) -> list[Operation]:
     ]
 
 
-def _root(plan: Plan) -> list[Operation]:
+def _root(plan: Plan, flags: int) -> list[Operation]:
     layers = "lowerdir={},upperdir={},workdir={}".format(
         *(escape_option(path) for path in (plan.lower, plan.upper, plan.work))
     )
     return [
-        Mount("overlay", plan.root, data=layers),
-        Bind(plan.scratch, f"{plan.root}/scratch"),
+        Mount("overlay", plan.root, flags, layers),
+        Bind(plan.scratch, f"{plan.root}/scratch", flags=flags),
     ]
 
 

@@ -1,0 +1,182 @@
+"""What is written into a cgroup's files and read out of them, on folders that look like one."""
+
+import pytest
+
+from backends.cgroups.footprint import parse_rollup, process_footprint
+from backends.cgroups.interface import Limits, parse_keyed
+from backends.cgroups.layout import Layout, Version
+from backends.cgroups.v1 import V1Cgroup, choose_controllers, parse_service_bytes
+from backends.cgroups.v2 import V2Cgroup, enable_controllers, find_parent, parse_io_stat
+
+LIMITS = Limits(cpus=(1, 3), memory_bytes=2**28, pids_max=99, io_device="254:0")
+
+
+def fill(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+
+
+def v1_layout(root, *controllers, unified=True):
+    return Layout(
+        Version.HYBRID if unified else Version.V1,
+        {name: root / name for name in controllers},
+        root / "unified" if unified else None,
+    )
+
+
+def test_v1_takes_part_in_few_hierarchies_where_the_unified_tree_does_the_rest(tmp_path):
+    every = ("cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "freezer", "devices", "name=systemd")
+    assert choose_controllers(v1_layout(tmp_path, *every)) == ("pids", "memory", "cpuset", "cpu", "blkio")
+    assert {"cpuacct", "freezer"} < set(choose_controllers(v1_layout(tmp_path, *every, unified=False)))
+
+
+def test_v1_joins(tmp_path):
+    cgroup = V1Cgroup(v1_layout(tmp_path, "pids", "memory"), "tare-x")
+    assert cgroup.clone_into == tmp_path / "unified/tare-x"
+    assert cgroup.join_files_after_clone == (tmp_path / "pids/tare-x/tasks", tmp_path / "memory/tare-x/tasks")
+    assert cgroup.join_files == (tmp_path / "unified/tare-x/cgroup.procs", *cgroup.join_files_after_clone)
+
+
+def test_v1_controllers_mounted_together_share_a_folder(tmp_path):
+    both = tmp_path / "cpu,cpuacct"
+    layout = Layout(Version.V1, {"cpu": both, "cpuacct": both}, None)
+    assert V1Cgroup(layout, "tare-x").folders == (both / "tare-x",)
+
+
+def test_v1_limits(tmp_path):
+    fill(tmp_path / "cpuset", {"cpuset.mems": "0-1\n", "cpuset.cpus": "0-7\n"})
+    for name, files in {
+        "cpuset/tare-x": ("cpuset.mems", "cpuset.cpus"),
+        "memory/tare-x": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
+        "pids/tare-x": ("pids.max",),
+        "blkio/tare-x": ("blkio.throttle.read_bps_device",),
+    }.items():
+        fill(tmp_path / name, dict.fromkeys(files, ""))
+    V1Cgroup(v1_layout(tmp_path, "cpuset", "memory", "pids", "blkio"), "tare-x").set_limits(LIMITS)
+    assert (tmp_path / "cpuset/tare-x/cpuset.cpus").read_text() == "1,3"
+    assert (tmp_path / "cpuset/tare-x/cpuset.mems").read_text() == "0-1\n"
+    assert (tmp_path / "memory/tare-x/memory.limit_in_bytes").read_text() == str(2**28)
+    assert (tmp_path / "memory/tare-x/memory.memsw.limit_in_bytes").read_text() == str(2**28)
+    assert (tmp_path / "pids/tare-x/pids.max").read_text() == "99"
+    assert (tmp_path / "blkio/tare-x/blkio.throttle.read_bps_device").read_text().startswith("254:0 ")
+
+
+def test_v1_without_swap_accounting(tmp_path):
+    fill(tmp_path / "memory/tare-x", {"memory.limit_in_bytes": ""})
+    V1Cgroup(v1_layout(tmp_path, "memory"), "tare-x").set_limits(LIMITS)
+    assert (tmp_path / "memory/tare-x/memory.limit_in_bytes").read_text() == str(2**28)
+
+
+def test_v1_refusal_names_the_file(tmp_path):
+    (tmp_path / "pids/tare-x").mkdir(parents=True)
+    with pytest.raises(OSError) as raised:
+        V1Cgroup(v1_layout(tmp_path, "pids"), "tare-x").set_limits(LIMITS)
+    assert raised.value.filename == str(tmp_path / "pids/tare-x/pids.max")
+
+
+def test_v1_usage(tmp_path):
+    fill(tmp_path / "unified/tare-x", {"cpu.stat": "usage_usec 30\nuser_usec 2500000\nsystem_usec 500000\n"})
+    fill(tmp_path / "cpu/tare-x", {"cpu.stat": "nr_periods 3\nnr_throttled 1\nthrottled_time 2000000000\n"})
+    memory = {
+        "memory.usage_in_bytes": "4096\n",
+        "memory.max_usage_in_bytes": "8192\n",
+        "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
+    }
+    fill(tmp_path / "memory/tare-x", memory)
+    usage = V1Cgroup(v1_layout(tmp_path, "cpu", "memory"), "tare-x").usage()
+    assert (usage.cpu_user_s, usage.cpu_system_s, usage.cpu_throttled_s) == (2.5, 0.5, 2.0)
+    assert (usage.memory_current_bytes, usage.memory_peak_bytes, usage.oom_kills) == (4096, 8192, 3)
+    assert usage.io_read_bytes is None
+    assert set(usage.missing) == {"io_read_bytes", "io_write_bytes"}
+
+
+def test_v1_usage_without_a_unified_tree_counts_ticks(tmp_path):
+    fill(tmp_path / "cpuacct/tare-x", {"cpuacct.stat": "user 250\nsystem 50\n"})
+    usage = V1Cgroup(v1_layout(tmp_path, "cpuacct", unified=False), "tare-x").usage()
+    assert (usage.cpu_user_s, usage.cpu_system_s) == (2.5, 0.5)
+    assert {"memory_peak_bytes", "cpu_throttled_s"} <= set(usage.missing)
+
+
+def test_v1_io_is_missing_where_no_rule_makes_the_kernel_count(tmp_path):
+    stat = "254:0 Read 10\n254:0 Write 20\n254:0 Sync 30\nTotal 30\n"
+    files = {"blkio.throttle.io_service_bytes_recursive": stat, "blkio.throttle.read_bps_device": ""}
+    fill(tmp_path / "unified/tare-x", {"cpu.stat": "user_usec 0\nsystem_usec 0\n"})
+    fill(tmp_path / "blkio/tare-x", files)
+    cgroup = V1Cgroup(v1_layout(tmp_path, "blkio"), "tare-x")
+    assert cgroup.usage().io_read_bytes is None
+    fill(tmp_path / "blkio/tare-x", {"blkio.throttle.read_bps_device": "254:0 18446744073709551614\n"})
+    assert (cgroup.usage().io_read_bytes, cgroup.usage().io_write_bytes) == (10, 20)
+
+
+def test_service_bytes_of_several_devices():
+    text = "8:0 Read 1\n8:0 Write 2\n254:0 Read 10\n254:0 Write 20\n254:0 Total 30\nTotal 33\n"
+    assert parse_service_bytes(text) == (11, 22)
+    assert parse_service_bytes("Total 0\n") == (0, 0)
+
+
+def test_v2_limits_and_usage(tmp_path):
+    top = tmp_path / "cg"
+    fill(
+        top, {"cgroup.controllers": "cpu cpuset io memory pids", "cgroup.subtree_control": "cpu cpuset io memory pids"}
+    )
+    files = {
+        "cpuset.cpus": "",
+        "memory.max": "",
+        "memory.swap.max": "",
+        "pids.max": "",
+        "cpu.stat": "usage_usec 3\nuser_usec 2000000\nsystem_usec 1000000\nthrottled_usec 500000\n",
+        "memory.peak": "100\n",
+        "memory.current": "50\n",
+        "memory.events": "low 0\noom 2\noom_kill 1\n",
+        "io.stat": "254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n8:0 rbytes=1 wbytes=1\n",
+    }
+    fill(top / "tare-x", files)
+    cgroup = V2Cgroup(Layout(Version.V2, {}, top, top), "tare-x")
+    cgroup.set_limits(LIMITS)
+    written = [
+        (top / "tare-x" / name).read_text() for name in ("cpuset.cpus", "memory.max", "memory.swap.max", "pids.max")
+    ]
+    assert written == ["1,3", str(2**28), "0", "99"]
+    usage = cgroup.usage()
+    assert (usage.cpu_user_s, usage.cpu_system_s, usage.cpu_throttled_s) == (2.0, 1.0, 0.5)
+    assert (usage.memory_peak_bytes, usage.memory_current_bytes, usage.oom_kills) == (100, 50, 1)
+    assert (usage.io_read_bytes, usage.io_write_bytes) == (4097, 8193)
+    assert cgroup.join_files_after_clone == ()
+
+
+def test_v2_says_what_is_missing(tmp_path):
+    top = tmp_path / "cg"
+    fill(top, {"cgroup.controllers": "", "cgroup.subtree_control": ""})
+    fill(top / "tare-x", {"cpu.stat": "user_usec 0\nsystem_usec 0\n"})
+    cgroup = V2Cgroup(Layout(Version.V2, {}, top, top), "tare-x")
+    cgroup.set_limits(LIMITS)
+    usage = cgroup.usage()
+    assert usage.memory_peak_bytes is usage.io_read_bytes is usage.cpu_throttled_s is usage.oom_kills is None
+    assert set(usage.missing) == {"memory_peak_bytes", "io_read_bytes", "io_write_bytes", "cpu_throttled_s"}
+
+
+def test_v2_goes_up_to_where_controllers_are_handed_on(tmp_path):
+    top = tmp_path / "cg"
+    own = top / "user.slice/session.scope"
+    fill(top, {"cgroup.controllers": "cpu io memory pids", "cgroup.subtree_control": "memory pids"})
+    fill(top / "user.slice", {"cgroup.controllers": "memory pids", "cgroup.subtree_control": "memory pids"})
+    fill(own, {"cgroup.controllers": "memory pids"})  # no subtree_control: nothing can be handed on from here
+    assert find_parent(own, top) == top / "user.slice"
+    assert enable_controllers(own) == -1
+
+
+def test_io_stat_and_keyed_files():
+    assert parse_io_stat("") == (0, 0)
+    assert parse_io_stat("254:0\n") == (0, 0)
+    assert parse_keyed("a 1\nb x\n\nc 2 3\nd 4\n") == {"a": 1, "d": 4}
+
+
+def test_footprint_of_processes(tmp_path):
+    rollup = "5600-7fff ---p 00000000 00:00 0 [rollup]\nRss: 300 kB\nPss: 200 kB\nPrivate_Clean: 10 kB\n"
+    rollup += "Private_Dirty: 90 kB\n"
+    for pid in (7, 8):
+        fill(tmp_path / str(pid), {"smaps_rollup": rollup})
+    assert process_footprint([7, 8, 9], tmp_path) == (400 * 1024, 200 * 1024)
+    assert process_footprint([9], tmp_path) == (None, None)
+    assert parse_rollup(rollup)["Rss"] == 300 * 1024

@@ -1,0 +1,61 @@
+"""Whether a host can make instances, told from a copy of its /proc."""
+
+import pytest
+
+from backends.native.runtime import probe_host
+
+MOUNTS = "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+
+
+@pytest.fixture
+def host(tmp_path):
+    own = tmp_path / "proc/self"
+    (own / "ns").mkdir(parents=True)
+    for name in ("mnt", "pid", "net"):
+        (own / "ns" / name).symlink_to(f"{name}:[1]")
+    (own / "status").write_text("Name:\tpython\nCapEff:\t000001fffeffffff\n")
+    (own / "mountinfo").write_text(MOUNTS)
+    (own / "cgroup").write_text("0::/\n")
+    (tmp_path / "proc/filesystems").write_text("nodev\tsysfs\nnodev\toverlay\n\text4\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpu cpuset io memory pids")
+    return tmp_path
+
+
+def test_available(host):
+    found = probe_host(("mnt", "pid"), host)
+    assert found.available
+    assert "v2" in found.reason
+
+
+def test_a_missing_controller_is_told_and_no_obstacle(host):
+    (host / "sys/fs/cgroup/cgroup.controllers").write_text("cpu memory pids")
+    found = probe_host(("mnt",), host)
+    assert found.available
+    assert "without cpuset, io" in found.reason
+
+
+def test_no_root(host):
+    (host / "proc/self/status").write_text("CapEff:\t0000000000000000\n")
+    found = probe_host(("mnt",), host)
+    assert not found.available
+    assert "root" in found.reason
+    assert "sudo" in found.remedy
+
+
+def test_no_overlay(host):
+    (host / "proc/filesystems").write_text("nodev\tsysfs\n\text4\n")
+    assert probe_host(("mnt",), host).remedy == "modprobe overlay"
+
+
+def test_no_namespace(host):
+    assert "time namespaces" in probe_host(("mnt", "time"), host).reason
+
+
+def test_no_cgroups(host):
+    (host / "proc/self/mountinfo").write_text("")
+    assert "cgroup" in probe_host(("mnt",), host).reason
+
+
+def test_no_proc(tmp_path):
+    assert not probe_host(("mnt",), tmp_path).available
