@@ -20,6 +20,10 @@ class HostPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool: str = ""
     file: str = ""
 
+    def __post_init__(self) -> None:
+        if bool(self.tool) == bool(self.file):
+            raise ValueError(f"{self.name}: give either the tool or the file by which it is recognised")
+
     def is_present(self) -> bool:
         """Whether its program or file is here."""
         if self.tool:
@@ -39,7 +43,7 @@ def load_packages() -> tuple[HostPackage, ...]:
 
 def package_of(tool: str) -> str | None:
     """The Debian package that brings ``tool``, or None if the list does not know it."""
-    return next((package.name for package in load_packages() if package.tool == tool), None)
+    return next((package.name for package in load_packages() if tool and package.tool == tool), None)
 
 
 def remedy_for(names: Sequence[str]) -> str:

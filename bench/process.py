@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,20 @@ class ToolFailedError(TareError):
 
     def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
         tail = "\n".join(stderr.strip().splitlines()[-12:])
-        super().__init__(f"{Path(argv[0]).name} failed with exit status {returncode}: {tail or '(no output)'}")
+        how = (
+            f"failed with exit status {returncode}" if returncode >= 0 else f"was ended by {_signal_name(-returncode)}"
+        )
+        super().__init__(f"{Path(argv[0]).name} {how}: {tail or '(no output)'}")
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -70,27 +81,31 @@ def run(
 ) -> Finished:
     """Run a host tool to its end, with a plain locale.
 
-    ``argv[0]`` is looked up by ``require_tool``. Raises MissingToolError, ToolFailedError, and TareError on
-    timeout (its whole process group is killed).
+    ``argv[0]`` is looked up by ``require_tool``. Raises MissingToolError, ToolFailedError, and TareError if it cannot
+    be started or on timeout (its whole process group is killed).
     """
     full = [str(require_tool(argv[0])), *argv[1:]]
-    with subprocess.Popen(
-        full,
-        env={**os.environ, **PLAIN_ENVIRONMENT, **(env or {})},
-        cwd=cwd,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE if stdout is None else stdout,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
+    try:
+        started = subprocess.Popen(
+            full,
+            env={**os.environ, **PLAIN_ENVIRONMENT, **(env or {})},
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise TareError(f"{argv[0]} cannot be started: {error.strerror} ({error.filename or full[0]})") from error
+    with started as process:
         try:
             out, err = process.communicate(stdin, timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise TareError(f"{argv[0]} did not finish within {timeout_s:g} s and was killed") from None
         except BaseException:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
     if process.returncode != 0:
