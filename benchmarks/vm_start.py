@@ -189,7 +189,7 @@ class ByHand:
 
 def cached(mode: DiskMode) -> str:
     """A disk mode as QEMU writes it."""
-    return f"cache={mode.cache},aio={mode.io}"
+    return f"cache={mode.cache},aio={mode.io},werror=report,rerror=report"
 
 
 def await_ready(stack: contextlib.ExitStack, listeners: dict[str, socket.socket], deadline: float) -> float:

@@ -86,9 +86,9 @@ class VirtualMachine(Backend):
         found = self.probe()
         if not found.available:
             raise UnavailableError(f"{self.name}: {found.reason}", remedy=found.remedy)
-        if image.kernel is None or image.initramfs is None or image.disk is None:
+        if image.guest_problem or image.kernel is None or image.initramfs is None or image.disk is None:
             raise UnavailableError(
-                f"{self.name}: image {image.digest} has no kernel, and a guest needs one",
+                f"{self.name}: {image.guest_problem or f'image {image.digest} has no kernel, and a guest needs one'}",
                 remedy="build the image with `tare image build`, or leave this backend out of the suite",
             )
         self.close()

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import sys
@@ -29,6 +30,7 @@ from typing import Any
 
 from backends.native import syscalls
 from backends.vm.domain_xml import MACHINE, Accelerator
+from backends.vm.emulator import JOIN_VARIABLE
 from bench.errors import BackendError, UnavailableError
 from bench.ledger import Ledger, ResourceKind
 
@@ -46,6 +48,20 @@ namespaces = []
 _MS_SLAVE = 1 << 19
 _LOG = "libvirt.log"
 _NOTICE_DEADLINE_S = 5.0
+
+
+_LIBVIRT_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:")
+_LOG_LINES = 12
+
+
+def parse_log(text: str) -> str:
+    """What QEMU itself said last in libvirt's log of it, which also holds its command line and libvirt's remarks."""
+    said = [
+        line
+        for line in text.splitlines()
+        if not line.endswith("\\") and not line.startswith(("-", "/")) and not _LIBVIRT_LINE.match(line)
+    ]
+    return "\n".join([line for line in said if not line.startswith(JOIN_VARIABLE)][-_LOG_LINES:])
 
 
 def have_library() -> bool:
@@ -94,11 +110,9 @@ class Connection:
     def log_tail(self, name: str) -> str:
         """The last lines of QEMU's own output."""
         try:
-            text = (self.root / f"log/qemu/{name}.log").read_text(errors="replace")
+            return parse_log((self.root / f"log/qemu/{name}.log").read_text(errors="replace"))
         except OSError:
             return ""
-        # It begins with the command line, an option a line.
-        return "\n".join([line for line in text.splitlines() if not line.endswith("\\")][-12:])
 
     def close(self) -> None:
         """Close the connection; running domains stay."""
@@ -188,9 +202,9 @@ def _open(ledger: Ledger, cache: Path) -> Connection:
         # Short, because libvirt puts sockets deep below it and a socket's path has at most 107 bytes.
         root = _embedded.root = Path(f"/run/tare-libvirt-{os.getpid()}-{secrets.token_hex(3)}")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ledger.holding(ResourceKind.DIRECTORY, root))
+        stack.enter_context(_entered(ledger, ResourceKind.DIRECTORY, root))
         # Processes by which libvirt finds out what QEMU can do carry this mark (emulator.py).
-        stack.enter_context(ledger.holding(ResourceKind.PROCESS, root))
+        stack.enter_context(_entered(ledger, ResourceKind.PROCESS, root))
         _make_root(root)
         stack.callback(_remove_root, root)
         _copy_new(cache, _capabilities(root))
@@ -199,6 +213,17 @@ def _open(ledger: Ledger, cache: Path) -> Connection:
         stack.callback(connection.close)
         _embedded.closing = stack.pop_all()
     return connection
+
+
+@contextlib.contextmanager
+def _entered(ledger: Ledger, kind: ResourceKind, root: Path) -> Iterator[None]:
+    """A ledger entry, struck out on every way out on which the root folder was removed."""
+    entry = ledger.enter(kind, root)
+    try:
+        yield
+    finally:
+        if not root.exists():
+            ledger.strike(entry)
 
 
 def _make_root(root: Path) -> None:

@@ -15,7 +15,7 @@ QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU_NAMESPACE)
 
 MACHINE = "q35"
-TB_CACHE_MIB = 64
+TB_CACHE_MIB = 48
 """Bound on TCG's cache of translated code. Unbounded it takes 300 MB of host memory and is no faster."""
 SLOW_QUERY = "cpu-unavailable-features"
 """A QEMU capability that libvirt is told not to use: with it, it asks for some 400 CPU properties one by one while the
@@ -140,7 +140,11 @@ def _add_devices(domain: ET.Element, guest: Guest) -> None:
 
 def _add_disk(devices: ET.Element, disk: Disk) -> None:
     element = ET.SubElement(devices, "disk", type="file", device="disk")
-    driver = ET.SubElement(element, "driver", name="qemu", type="raw", cache=disk.cache, io=disk.io)
+    # A full host disk is an I/O error in the guest, as it is elsewhere; QEMU's own choice is to pause the guest.
+    policy = {"error_policy": "report"}
+    driver = ET.SubElement(
+        element, "driver", {"name": "qemu", "type": "raw", "cache": disk.cache, "io": disk.io, **policy}
+    )
     if disk.io_thread:
         driver.set("iothread", str(disk.io_thread))
     ET.SubElement(element, "source", file=str(disk.path))

@@ -29,6 +29,8 @@ KILL_DEADLINE_S = 20.0
 KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
 """No self-tests of ciphers at each boot (0.5 s under emulation); a panic ends the guest at once, after its message."""
 
+_RESET = "its machine reset or QEMU ended before the kernel had said anything"
+
 IMAGE_SERIAL = "tare-image"
 SCRATCH_SERIAL = "tare-scratch"
 AGENT_PORT = "org.qemu.guest_agent.0"
@@ -72,10 +74,9 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
         scratch = stack.enter_context(_start_scratch(ground, name))
         # The sockets' paths have to be short.
         sockets = stack.enter_context(_start_folder(ground.connection.root / f"i{time.monotonic_ns():x}"))
-        marker = f"vm-{name}"
-        stack.enter_context(ledger.holding(ResourceKind.PROCESS, marker))
         watch = stack.enter_context(start_watch(sockets))
-        with contextlib.ExitStack() as live:
+        marker = f"vm-{name}"
+        with _entered(ledger, marker, watch), contextlib.ExitStack() as live:
             cgroup = live.enter_context(start_cgroup(ledger, name, limits, ground.layout))
             guest = _describe(ground, spec, scratch, watch, cgroup, marker)
             failure = _failure_of(ground, watch, guest)
@@ -90,8 +91,19 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
         timeline.mark(Phase.STOPPED, time.monotonic())
 
 
+@contextlib.contextmanager
+def _entered(ledger: Ledger, marker: str, watch: Watch) -> Iterator[None]:
+    """An entry for QEMU, struck out on every way out on which QEMU is gone."""
+    entry = ledger.enter(ResourceKind.PROCESS, marker)
+    try:
+        yield
+    finally:
+        if watch.gone or watch.pid is None:
+            ledger.strike(entry)
+
+
 def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, cgroup: Cgroup, marker: str) -> Guest:
-    image, envelope = ground.image, spec.envelope
+    image, envelope = spec.image, spec.envelope
     assert image.disk is not None
     assert image.kernel is not None
     assert image.initramfs is not None
@@ -143,7 +155,7 @@ def _await_ready(domain: Domain, watch: Watch, timeline: StartTimeline, failure:
         return "ready" in watch.marks and watch.agent_connected and watch.command_port is not None
 
     if not watch.wait(ready, deadline):
-        raise failure(f"the guest did not start: {watch.failure or _missing(watch)}")
+        raise failure(f"the guest did not start: {_why_not(watch)}")
     try:
         domain.ask_agent("guest-ping", timeout_s=AGENT_DEADLINE_S)
     except BackendError as error:
@@ -157,8 +169,12 @@ def _await_ready(domain: Domain, watch: Watch, timeline: StartTimeline, failure:
     timeline.splits["guest.init"] = last.guest_s - init.guest_s
 
 
-def _missing(watch: Watch) -> str:
-    """What had not come when the time was up."""
+def _why_not(watch: Watch) -> str:
+    """Why a guest is not ready: what failed, or what had not come when the time was up."""
+    if watch.gone and not watch.console_tail():
+        return _RESET
+    if watch.failure is not None:
+        return watch.failure
     if "init" not in watch.marks:
         what = "its kernel did not reach user space"
     elif "ready" not in watch.marks:
@@ -183,6 +199,8 @@ def _remedy(message: str, console: str) -> str | None:
     text = f"{message}\n{console}"
     if "Out of memory" in text or "System is deadlocked on memory" in text or "Initramfs unpacking failed" in text:
         return "give the envelope more memory: the guest's kernel lives in it too"
+    if _RESET in text:
+        return "give the envelope more memory, for a kernel that does not fit ends like this; or build the image again"
     if "mounting /lower" in text:
         return (
             "the image's disk is damaged: remove the image and build it again (`tare image remove`, `tare image build`)"

@@ -12,6 +12,7 @@ from bench.model import Command, Completed, Footprint, StartTimeline, Usage
 
 _GUEST_PROGRAM = "/run/tare/guest"
 _KILL_DEADLINE_S = 20.0
+_CAUSE_DEADLINE_S = 0.5
 
 
 class VmInstance(Instance):
@@ -42,11 +43,12 @@ class VmInstance(Instance):
             self._running.domain.ask_agent(
                 "guest-exec", {"path": _GUEST_PROGRAM, "arg": ["command"]}, timeout_s=AGENT_DEADLINE_S
             )
+        except BackendError as error:
+            raise self._destroyed(error.message) from error
+        try:
             return self._port.run(command)
         except GuestSilentError as error:
             raise self._destroyed(str(error)) from error
-        except BackendError as error:
-            raise self._destroyed(error.message) from error
 
     def usage(self) -> Usage:
         """See ``Instance.usage``."""
@@ -71,7 +73,10 @@ class VmInstance(Instance):
             raise self._running.failure(f"the guest is gone: {self._running.watch.failure}")
 
     def _destroyed(self, reason: str) -> BackendError:
-        cause = self._running.watch.failure
+        watch = self._running.watch
+        # Its end is told by another thread than its silence.
+        watch.wait(lambda: watch.failure is not None, time.monotonic() + _CAUSE_DEADLINE_S)
+        cause = watch.failure
         error = self._running.failure(f"{reason}: {cause}" if cause else f"{reason}; it was destroyed")
-        self._running.watch.kill(time.monotonic() + _KILL_DEADLINE_S)
+        watch.kill(time.monotonic() + _KILL_DEADLINE_S)
         return error

@@ -1,0 +1,329 @@
+"""Real guests: what goes wrong with them is one clear error with evidence, and leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from backends.cgroups.layout import find_layout
+from backends.vm import accel
+from backends.vm.backend import Options, VirtualMachine
+from bench.errors import BackendError, UnavailableError
+from bench.interfaces import BackendContext
+from bench.ledger import Ledger, clean
+from bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
+from bench.process import run
+
+pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
+
+CPUS = tuple(sorted(os.sched_getaffinity(0)))[-2:]
+ENVELOPE = Envelope(CPUS[-1:], 192 * 2**20, 64 * 2**20, 64)
+
+
+def make_backend(ledger, work, cache, **options):
+    backend = VirtualMachine(BackendContext(ledger, work, cache, Options(**options), ()))
+    found = backend.probe()
+    if not found.available:
+        pytest.skip(f"vm is not available here: {found.reason}")
+    return backend
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory):
+    with Ledger(tmp_path_factory.mktemp("ledger")) as ledger:
+        yield ledger
+
+
+@pytest.fixture(scope="module")
+def backend(ledger, cache, image, tmp_path_factory):
+    backend = make_backend(ledger, tmp_path_factory.mktemp("work"), cache)
+    backend.prepare(image, ENVELOPE)
+    yield backend
+    backend.close()
+    assert ledger.entries() == ()
+
+
+class Guests:
+    """Starts guests, each with a name of its own, and sees to it that each leaves nothing."""
+
+    def __init__(self, backend, image):
+        self.backend = backend
+        self.image = image
+        self.count = 0
+
+    def start(self, *, image=None, **envelope):
+        self.count += 1
+        name = f"vmtest-{os.getpid()}-{self.count}"
+        wanted = msgspec.structs.replace(ENVELOPE, **envelope)
+        return self.backend.start(InstanceSpec(name, image or self.image, wanted))
+
+
+@pytest.fixture
+def guests(backend, image, ledger):
+    before = ledger.entries()
+    guests = Guests(backend, image)
+    yield guests
+    assert ledger.entries() == before
+    assert_nothing_left(f"vmtest-{os.getpid()}-")
+
+
+@pytest.fixture(scope="module")
+def live(backend, image):
+    """One guest for all that does not harm it, on two CPUs where there are two."""
+    name = f"vmlive-{os.getpid()}"
+    with backend.start(InstanceSpec(name, image, msgspec.structs.replace(ENVELOPE, cpus=CPUS))) as instance:
+        yield instance
+
+
+def assert_nothing_left(name):
+    layout = find_layout()
+    roots = {folder for folder in (layout.unified, *layout.controllers.values()) if folder is not None}
+    assert [folder for root in roots for folder in root.glob(f"tare-{name}*")] == []
+    assert [pid for pid, line in command_lines() if name in line and "qemu-system" in line] == []
+
+
+def command_lines():
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                yield int(process.name), (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+
+
+def shell(script, **more):
+    return Command(("sh", "-c", script), **more)
+
+
+def test_acceleration_is_what_was_proved(ledger, cache, backend, image, tmp_path):
+    outcome = accel.known_outcome(cache / "vm")
+    strict = make_backend(ledger, tmp_path, cache, accel="kvm")
+    if outcome.startswith("accel kvm"):
+        description = strict.prepare(image, ENVELOPE)
+        strict.close()
+        assert description.label == "vm (kvm)"
+        return
+    # Here /dev/kvm may well exist and open: it is the guest that did not boot that counts.
+    assert outcome.startswith("accel tcg (")
+    with pytest.raises(UnavailableError, match="no guest boots under KVM here: "):
+        strict.prepare(image, ENVELOPE)
+    lenient = make_backend(ledger, tmp_path, cache)
+    description = lenient.prepare(image, ENVELOPE)
+    lenient.close()
+    assert description.label == "vm (tcg)"
+    assert description.facts["accel"] == "tcg"
+    assert f"({description.facts['accel_reason']})" in outcome
+    assert "accel-tcg" in [confound.code for confound in description.confounds]
+
+
+def test_the_timeline_is_whole_and_agrees_with_the_guest(live):
+    marks, splits = live.timeline.marks, live.timeline.splits
+    assert marks[Phase.REQUESTED] < marks[Phase.CREATED] < marks[Phase.FIRST_INSTRUCTION] < marks[Phase.READY]
+    # The guest's clock starts with its kernel, after QEMU and the firmware.
+    assert 0 < splits["guest.kernel"] < live.timeline.between(Phase.CREATED, Phase.FIRST_INSTRUCTION) + 0.05
+    assert 0 < splits["guest.init"] < live.timeline.between(Phase.FIRST_INSTRUCTION, Phase.READY) + 0.05
+
+
+def test_output_larger_than_the_guest_agent_can_carry(live):
+    done = live.execute(shell("head -c 20000000 /dev/zero; echo end >&2"))
+    assert (len(done.stdout), done.stderr) == (20_000_000, b"end\n")
+
+
+def test_guest_and_host_agree_on_a_duration(live):
+    done = live.execute(Command(("sleep", "1")))
+    assert done.guest_duration_s == pytest.approx(done.duration_s, abs=0.1)
+
+
+def test_processes_are_bounded(live):
+    done = live.execute(shell("for i in $(seq 100); do sleep 1 & done; wait", timeout_s=30))
+    assert done.returncode != 0
+    assert b"fork" in done.stderr
+    live.execute(Command(("sleep", "1.2")))
+
+
+def test_orphans_are_reaped(live):
+    live.execute(shell("for i in 1 2 3; do (sh -c 'sleep 0.2 & exit 0'); done; sleep 0.6"))
+    states = live.execute(shell("cat /proc/[0-9]*/stat | grep -c ') Z '")).stdout
+    assert states == b"0\n"
+
+
+def test_vcpus_have_a_cpu_each_and_nothing_leaves_the_envelope(live):
+    names = {}
+    for task in Path(f"/proc/{live.pid}/task").iterdir():
+        affinity = os.sched_getaffinity(int(task.name))
+        assert affinity <= set(CPUS)
+        names[(task / "comm").read_text().strip()] = affinity
+    vcpus = [affinity for name, affinity in sorted(names.items()) if name.startswith("CPU ")]
+    assert not vcpus or vcpus == [{cpu} for cpu in CPUS]  # named only where libvirt asks QEMU to name threads
+
+
+def test_qemu_was_born_in_its_cgroup(live):
+    used = live.usage()
+    spent = sum(map(int, Path(f"/proc/{live.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    seconds = spent / os.sysconf("SC_CLK_TCK")
+    # All that the process ever used, its first steps included; its own counters tick in hundredths.
+    assert used.cpu_user_s + used.cpu_system_s >= seconds - 0.1
+    assert live.pid in live._running.cgroup.members()
+
+
+def test_too_little_memory(guests):
+    with pytest.raises(BackendError, match="did not start") as caught, guests.start(memory_bytes=48 * 2**20):
+        pass
+    assert "more memory" in caught.value.remedy
+
+
+def test_a_damaged_disk(guests, image, tmp_path):
+    damaged = tmp_path / "disk"
+    damaged.write_bytes(os.urandom(1 << 20))
+    broken = msgspec.structs.replace(image, disk=damaged)
+    with pytest.raises(BackendError, match="mounting /lower: Invalid argument") as caught, guests.start(image=broken):
+        pass
+    assert "superblock" in caught.value.evidence
+    assert "build it again" in caught.value.remedy
+
+
+def test_a_damaged_initramfs(guests, image, tmp_path):
+    damaged = tmp_path / "initramfs"
+    damaged.write_bytes(os.urandom(1 << 16))
+    broken = msgspec.structs.replace(image, initramfs=damaged)
+    with pytest.raises(BackendError, match="the guest's kernel panicked") as caught, guests.start(image=broken):
+        pass
+    assert "Kernel panic - not syncing" in caught.value.evidence
+
+
+def test_a_file_that_is_no_kernel(guests, image, tmp_path):
+    damaged = tmp_path / "vmlinuz"
+    damaged.write_bytes(os.urandom(1 << 20))
+    broken = msgspec.structs.replace(image, kernel=damaged)
+    with pytest.raises(BackendError, match="libvirt could not start the guest") as caught, guests.start(image=broken):
+        pass
+    assert "kernel" in caught.value.evidence
+
+
+def test_a_panic_in_the_middle(guests):
+    with guests.start() as instance:
+        with pytest.raises(BackendError, match="kernel panicked") as caught:
+            instance.execute(shell("echo c > /proc/sysrq-trigger; sleep 60"))
+        assert "sysrq" in caught.value.evidence
+        with pytest.raises(BackendError, match="the guest is gone"):
+            instance.execute(Command(("true",)))
+
+
+def test_a_guest_agent_that_is_killed(guests):
+    with guests.start() as instance:
+        instance.execute(shell("kill -9 $(grep -l qemu-ga /proc/[0-9]*/comm | cut -d/ -f3)"))
+        instance._running.watch.wait(lambda: False, time.monotonic() + 10)
+        with pytest.raises(BackendError, match="the guest agent was ended by signal 9"):
+            instance.execute(Command(("true",)))
+
+
+def test_qemu_killed_in_the_middle(guests):
+    with guests.start() as instance:
+        killer = threading.Timer(0.5, os.kill, (instance.pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(BackendError, match="QEMU ended"):
+            instance.execute(Command(("sleep", "60")))
+        killer.join()
+
+
+def test_a_guest_that_hangs_is_destroyed(guests, monkeypatch):
+    monkeypatch.setattr("backends.vm.instance.AGENT_DEADLINE_S", 1)
+    with guests.start() as instance:
+        pid = instance.pid
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(BackendError, match=r"destroyed|QEMU ended"):
+            instance.execute(Command(("true",)))
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_full_disk_under_the_guest_is_an_error_inside(ledger, cache, image, tmp_path):
+    run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(tmp_path)], timeout_s=10)
+    try:
+        backend = make_backend(ledger, tmp_path, cache)
+        description = backend.prepare(image, ENVELOPE)
+        with backend.start(InstanceSpec(f"vmtest-{os.getpid()}-full", image, ENVELOPE)) as instance:
+            done = instance.execute(shell(f"dd if=/dev/zero of={SCRATCH}/big bs=1M count=48 && sync -f {SCRATCH}"))
+            assert done.returncode != 0
+            assert instance.execute(Command(("true",))).returncode == 0
+        backend.close()
+    finally:
+        run(["umount", str(tmp_path)], timeout_s=10)
+    assert "scratch_disk" in description.facts
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+import msgspec
+from backends.vm.backend import Options, VirtualMachine
+from bench.interfaces import BackendContext
+from bench.ledger import Ledger
+from bench.model import Command, Envelope, Image, InstanceSpec
+folder, cache, image, envelope, name = sys.argv[1:]
+image = msgspec.json.decode(image, type=Image, dec_hook=lambda _, text: Path(text))
+envelope = msgspec.json.decode(envelope, type=Envelope)
+with Ledger(Path(folder) / "ledger") as ledger:
+    backend = VirtualMachine(BackendContext(ledger, Path(folder) / "work", Path(cache), Options(), ()))
+    backend.prepare(image, envelope)
+    print("prepared", flush=True)
+    with backend.start(InstanceSpec(name, image, envelope)) as instance:
+        print("ready", instance.execute(Command(("echo", "hello"))).stdout.decode().strip(), flush=True)
+        sys.stdin.read()
+    backend.close()
+"""
+
+
+@pytest.fixture
+def child(cache, image, backend, tmp_path):
+    """Starts another process that starts a guest; its stdin's end stops it."""
+    name = f"vmchild-{os.getpid()}"
+    given = [msgspec.json.encode(value, enc_hook=str).decode() for value in (image, ENVELOPE)]
+    argv = [sys.executable, "-c", CHILD, str(tmp_path), str(cache), *given, name]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        if process.poll() is None:
+            process.kill()
+    clean(tmp_path / "ledger")
+    assert_nothing_left(name)
+
+
+def test_two_tares_at_once(child, live):
+    assert child.stdout.readline() == "prepared\n"
+    assert child.stdout.readline() == "ready hello\n"
+    assert live.execute(Command(("echo", "here"))).stdout == b"here\n"
+    child.stdin.close()
+    assert child.wait(timeout=60) == 0
+    assert live.execute(Command(("echo", "still"))).stdout == b"still\n"
+
+
+@pytest.mark.parametrize("moment", ["while libvirt starts QEMU", "while it boots", "when it is ready"])
+def test_a_killed_tare_leaves_nothing_after_cleaning(child, tmp_path, moment):
+    name = f"vmchild-{os.getpid()}"
+    assert child.stdout.readline() == "prepared\n"
+    match moment:
+        case "while libvirt starts QEMU":
+            time.sleep(0.03)
+        case "while it boots":
+            time.sleep(1.0)
+            assert [line for _, line in command_lines() if f"guest={name}" in line]
+        case _:
+            assert child.stdout.readline() == "ready hello\n"
+    child.kill()
+    child.wait()
+    cleaned = clean(tmp_path / "ledger")
+    assert cleaned.failed == ()
+    assert_nothing_left(name)
+    assert list((tmp_path / "work").iterdir()) == []
+    assert list((tmp_path / "ledger").iterdir()) == []
+    assert list(Path("/run").glob(f"tare-libvirt-{child.pid}-*")) == []

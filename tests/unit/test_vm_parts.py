@@ -1,0 +1,131 @@
+"""The small parts around a guest: QEMU's wrapper, the scratch disk, the names that host and guest share."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from backends.vm import guest, instance
+from backends.vm.disks import allocated_bytes, copy_sparse, make_scratch_template
+from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, parse_version
+from bench.errors import BackendError
+from bench.image import guest as guest_side
+from bench.ledger import MARKER_VARIABLE
+from bench.process import find_tool
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def test_host_and_guest_use_the_same_names():
+    names = ("AGENT_PORT", "COMMAND_PORT", "IMAGE_SERIAL", "SCRATCH_SERIAL")
+    assert all(getattr(guest, name) == getattr(guest_side, name) for name in names)
+    assert guest_side.GUEST_PROGRAM == instance._GUEST_PROGRAM
+    sources = "".join(source.read_text() for source in guest_side.SOURCES)
+    named = [*(getattr(guest_side, name) for name in names), guest_side.PIDS_PARAMETER, guest_side.SCRATCH_PARAMETER]
+    assert all(f'"{name}"' in sources for name in named)
+
+
+def test_modules_come_after_what_they_need():
+    dep = "k/a.ko: k/b.ko k/c-d.ko\nk/b.ko: k/c-d.ko\nk/c-d.ko:\nk/other.ko:\n"
+    assert guest_side.order_modules(dep, "", ("a",)) == ("k/c-d.ko", "k/b.ko", "k/a.ko")
+    assert guest_side.order_modules(dep, "", ("c_d", "a")) == ("k/c-d.ko", "k/b.ko", "k/a.ko")
+
+
+def test_built_in_modules_are_left_out_and_missing_ones_refused():
+    assert guest_side.order_modules("", "kernel/fs/ext4/ext4.ko\n", ("ext4",)) == ()
+    with pytest.raises(guest_side.UnsupportedKernelError, match="no module erofs"):
+        guest_side.order_modules("", "", ("erofs",))
+    with pytest.raises(guest_side.UnsupportedKernelError, match="compressed modules"):
+        guest_side.order_modules("k/a.ko.xz:\n", "", ("a",))
+
+
+def test_version_of_qemu():
+    printed = (DATA / "qemu-7.2.22/version.txt").read_text()
+    assert parse_version(printed) == "7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)"
+    assert parse_version("QEMU emulator version 9.1.0\n") == "9.1.0"
+
+
+@pytest.fixture
+def fake_qemu(tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "qemu-system-x86_64"
+    program.parent.mkdir()
+    script = '#!/bin/sh\n[ "$1" != --version ] || { echo QEMU emulator version 1.2.3; exit; }\n'
+    program.write_text(f'{script}echo "$$ ${MARKER_VARIABLE} $*"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program
+
+
+def test_the_wrapper_joins_reports_and_becomes_qemu(fake_qemu, tmp_path):
+    emulator = find_emulator(tmp_path / "cache")
+    assert (emulator.program, emulator.version) == (fake_qemu, "1.2.3")
+    joined, born = [tmp_path / "with space", tmp_path / "b"], tmp_path / "born"
+    environment = {JOIN_VARIABLE: "\n".join(map(str, joined)), BORN_VARIABLE: str(born), MARKER_VARIABLE: "mine"}
+    done = subprocess.run([emulator.wrapper, "-a", "b c"], env=environment, capture_output=True, text=True, check=True)
+    assert [file.read_text() for file in joined] == ["0\n", "0\n"]
+    assert done.stdout == f"{born.read_text().strip()} mine -a b c\n"
+
+
+def test_a_probing_qemu_carries_a_mark_too(fake_qemu, tmp_path):
+    wrapper = find_emulator(tmp_path / "cache").wrapper
+    argv = [wrapper, "-pidfile", "/run/x/lib/qemu/qmp-Ab12/qmp.pid"]
+    done = subprocess.run(argv, env={}, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[1] == "/run/x"
+
+
+def test_a_cgroup_that_cannot_be_joined_stops_qemu(fake_qemu, tmp_path):
+    wrapper = find_emulator(tmp_path / "cache").wrapper
+    done = subprocess.run([wrapper], env={JOIN_VARIABLE: "/no/such/folder/file"}, capture_output=True, check=False)
+    assert done.returncode != 0
+    assert done.stdout == b""
+
+
+def test_another_qemu_gets_another_wrapper_and_the_same_the_same(fake_qemu, tmp_path):
+    first = find_emulator(tmp_path / "cache").wrapper
+    written = first.stat().st_ctime_ns
+    assert find_emulator(tmp_path / "cache").wrapper == first
+    assert first.stat().st_ctime_ns == written
+    with fake_qemu.open("a") as file:
+        file.write("# newer\n")
+    assert find_emulator(tmp_path / "cache").wrapper != first
+
+
+def test_a_sparse_copy_is_the_same_and_as_small(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as file:
+        file.truncate(64 << 20)
+        for at in (0, 10 << 20, (64 << 20) - 4096):
+            file.seek(at)
+            file.write(os.urandom(4096))
+    copy_sparse(source, target)
+    assert target.read_bytes() == source.read_bytes()
+    assert allocated_bytes(target) <= allocated_bytes(source) + 65536
+
+
+def test_a_copy_of_nothing_but_a_hole(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as file:
+        file.truncate(1 << 20)
+    copy_sparse(source, target)
+    assert target.read_bytes() == bytes(1 << 20)
+
+
+@pytest.mark.tools
+def test_the_scratch_template_is_a_sound_and_small_ext4(tmp_path):
+    if find_tool("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 (e2fsprogs) is not installed")
+    template = tmp_path / "template"
+    make_scratch_template(template, 256 << 20)
+    assert template.stat().st_size == 256 << 20
+    assert allocated_bytes(template) < 2 << 20
+    subprocess.run([find_tool("e2fsck"), "-fn", template], check=True, capture_output=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["template"]
+
+
+@pytest.mark.tools
+def test_a_scratch_disk_that_is_too_small_is_refused(tmp_path):
+    if find_tool("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 (e2fsprogs) is not installed")
+    with pytest.raises(BackendError, match="could not make a scratch disk of 65536 bytes"):
+        make_scratch_template(tmp_path / "template", 65536)

@@ -1,0 +1,131 @@
+"""What a guest's console and its QEMU tell, and how it is stamped."""
+
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from backends.vm.connection import parse_log
+from backends.vm.guest import _remedy, _why_not
+from backends.vm.watch import Mark, Watch, parse_line, start_watch
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def told(tmp_path):
+    watch = Watch(tmp_path)
+    yield watch
+    watch.close()
+
+
+def lines_of(name):
+    return (DATA / "qemu-7.2.22" / name).read_bytes()
+
+
+def test_marks_of_a_good_start(told):
+    told.on_console(lines_of("console-good.txt"), 10.0)
+    assert [(mark.name, mark.host_s) for mark in told.marks.values()] == [
+        ("init", 10.0),
+        ("agent", 10.0),
+        ("ready", 10.0),
+    ]
+    seconds = [mark.guest_s for mark in told.marks.values()]
+    assert seconds == sorted(seconds)
+    assert told.failure is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_lines_in_pieces_are_the_same_lines(told, size):
+    content = lines_of("console-good.txt")
+    for at in range(0, len(content), size):
+        told.on_console(content[at : at + size], float(at))
+    assert list(told.marks) == ["init", "agent", "ready"]
+    # A mark is stamped when its line is whole.
+    assert told.marks["init"].host_s >= content.index(b"\n", content.index(b"init")) - size
+
+
+def test_a_damaged_disk(told):
+    told.on_console(lines_of("console-damaged-disk.txt"), 1.0)
+    assert told.failure == "the guest gave up: mounting /lower: Invalid argument"
+    assert "build it again" in _remedy(told.failure, told.console_tail())
+
+
+def test_too_little_memory(told):
+    told.on_console(lines_of("console-too-little-memory.txt"), 1.0)
+    assert told.failure.startswith("the guest's kernel panicked: Kernel panic - not syncing: System is deadlocked")
+    assert "more memory" in _remedy(told.failure, told.console_tail())
+
+
+def test_the_first_failure_is_the_one_that_counts(told):
+    told.on_console(lines_of("console-damaged-disk.txt"), 1.0)
+    told.on_gone()
+    assert "gave up" in told.failure
+    assert os.eventfd_read(told.failed) == 1
+
+
+def test_a_silent_end_is_named(told):
+    told.on_gone()
+    assert "before the kernel had said anything" in _why_not(told)
+    assert "more memory" in _remedy(_why_not(told), "")
+
+
+def test_what_did_not_come_is_named(told):
+    assert "did not reach user space" in _why_not(told)
+    told.on_console(b"tare: init 1.0\n", 1.0)
+    assert "init did not finish" in _why_not(told)
+    told.on_console(b"tare: ready 1.0\n", 1.0)
+    assert "did not open its port" in _why_not(told)
+
+
+@pytest.mark.parametrize("line", ["", "hello", "tare:", "tare: init", "tare: init x", "not tare: init 1.0"])
+def test_other_lines_mean_nothing(line):
+    assert parse_line(line, 1.0) is None
+
+
+def test_a_line_that_is_a_mark():
+    assert parse_line("tare: init 2.300001", 5.0) == Mark("init", 5.0, 2.300001)
+
+
+def test_the_tail_is_bounded(told):
+    told.on_console(b"".join(b"line %d\r\n" % number for number in range(1000)) + b"unfinished", 1.0)
+    tail = told.console_tail().splitlines()
+    assert tail[-2:] == ["line 999", "unfinished"]
+    assert len(tail) <= 41
+
+
+def test_a_process_is_followed_from_birth_to_end(tmp_path):
+    with start_watch(tmp_path) as watch, subprocess.Popen(["sleep", "100"]) as process:
+        before = time.monotonic()
+        with socket.socket(socket.AF_UNIX) as console:
+            console.connect(str(watch.console_socket))
+            watch.born_fifo.write_text(f"{process.pid}\n")
+            console.sendall(b"tare: init 1.5\n")
+            assert watch.wait(lambda: watch.born_s is not None and "init" in watch.marks, before + 10)
+            assert watch.pid == process.pid
+            assert before <= watch.born_s <= time.monotonic()
+            assert watch.kill(time.monotonic() + 10)
+        assert watch.gone
+        assert not watch.wait(lambda: False, time.monotonic() + 10), "a failed guest is not waited for"
+        process.returncode = -9  # the watch reaped it
+
+
+def test_one_that_was_never_born_needs_no_killing(tmp_path):
+    with start_watch(tmp_path) as watch:
+        assert watch.kill(time.monotonic())
+
+
+def test_waiting_ends_at_its_deadline(tmp_path):
+    with start_watch(tmp_path) as watch:
+        assert not watch.wait(lambda: False, time.monotonic() + 0.05)
+
+
+def test_the_log_is_reduced_to_what_qemu_said():
+    reset = parse_log((DATA / "libvirt-9.0.0/qemu-reset.log").read_text())
+    assert len(reset.splitlines()) == 1
+    assert "terminating on signal 15" in reset
+    refused = parse_log((DATA / "libvirt-9.0.0/qemu-bad-kernel.log").read_text())
+    assert refused == "qemu: linux kernel too old to load a ram disk"
