@@ -142,7 +142,8 @@ def test_ctrl_c_while_a_tool_runs_kills_it(tmp_path: Path) -> None:
     code = f"""
 from bench.process import run
 try:
-    run(["sh", "-c", "sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"], timeout_s=60)
+    # Reading its stdin first, the tool says that it is ready only once `run` waits for it.
+    run(["sh", "-c", "read go; sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"], timeout_s=60, stdin=b"go\\n")
 except KeyboardInterrupt:
     print("interrupted")
 """
