@@ -143,7 +143,8 @@ def test_ctrl_c_while_a_tool_runs_kills_it(tmp_path: Path) -> None:
 from bench.process import run
 try:
     # Reading its stdin first, the tool says that it is ready only once `run` waits for it.
-    run(["sh", "-c", "read go; sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"], timeout_s=60, stdin=b"go\\n")
+    script = "read go; sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"
+    run(["sh", "-c", script], timeout_s=60, stdin=b"go\\n")
 except KeyboardInterrupt:
     print("interrupted")
 """
