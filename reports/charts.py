@@ -81,8 +81,8 @@ def distribution_charts(row: Row, identifier: str) -> list[tuple[str, Chart]]:
     the page.
     """
     values = [float(value) for cell in row.cells for value in cell.points.instance_medians]
-    every = [float(value) for cell in row.cells for value in cell.points.iterations]
-    far_apart = min(every) > 0 and max(values) / min(values) > LOG_SPREAD
+    least = min(float(cell.points.iterations.min()) for cell in row.cells)
+    far_apart = least > 0 and max(values) / min(values) > LOG_SPREAD
     if not far_apart:
         scale = display_scale(row.metric.unit, max(values, key=abs))
         axis = _value_axis(f"{scale.unit}  ({_better(row.metric)})")
@@ -203,8 +203,9 @@ def _log_axis(row: Row, scale: Scale) -> "alt.X":
     import altair as alt
 
     ends = [value for cell in row.cells for value in (cell.estimate.low, cell.estimate.high) if value]
-    values = [float(value) for cell in row.cells for value in cell.points.iterations if value > 0]
-    low, high = min(*values, *ends) / scale.factor / 1.3, max(*values, *ends) / scale.factor * 1.3
+    for cell in row.cells:
+        ends += [float(cell.points.iterations.min()), float(cell.points.iterations.max())]
+    low, high = min(ends) / scale.factor / 1.3, max(ends) / scale.factor * 1.3
     decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     steps = (1, 2, 5) if high / low < 300 else (1,)
     ticks = [decade * step for decade in decades for step in steps if low <= decade * step <= high]

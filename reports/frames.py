@@ -1,7 +1,8 @@
 """A run's samples as one flat pandas frame: a row a sample."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from bench.store import LoadedRun
@@ -21,12 +22,10 @@ def sample_frame(run: LoadedRun) -> "pd.DataFrame":
 
     samples = run.samples
     columns: dict[str, Any] = {
-        name: pd.Categorical([getattr(sample, name) for sample in samples])
-        for name in TEXT_COLUMNS
-        if name not in ("params", "unit")
+        name: _category(map(attrgetter(name), samples)) for name in TEXT_COLUMNS if name not in ("params", "unit")
     }
-    columns["params"] = pd.Categorical(_params_texts(run))
-    columns["unit"] = pd.Categorical([str(sample.unit) for sample in samples])
+    columns["params"] = _category(_params_texts(run))
+    columns["unit"] = _category(sample.unit.value for sample in samples)
     columns["block"] = pd.Series([sample.block for sample in samples], dtype="int64")
     columns["iteration"] = pd.Series([sample.iteration for sample in samples], dtype="int64")
     columns["value"] = pd.Series([sample.value for sample in samples], dtype="float64")
@@ -40,14 +39,22 @@ def params_text(params: Mapping[str, Any]) -> str:
     return json.dumps(params, sort_keys=True, ensure_ascii=False)
 
 
-def _params_texts(run: LoadedRun) -> list[str]:
+def _category(texts: Iterable[str]) -> "pd.Categorical":
+    """A column of few different texts. Numbered here, as pandas would first copy a million texts to Arrow."""
+    import numpy as np
+    import pandas as pd
+
+    numbers: dict[str, int] = {}
+    codes = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), dtype=np.int32)
+    return pd.Categorical.from_codes(codes, categories=pd.Index(list(numbers), dtype="str"))
+
+
+def _params_texts(run: LoadedRun) -> Iterator[str]:
     # A cell's parameters repeat in each of its samples: the text is made once for each instance.
     known: dict[tuple[str, str], str] = {}
-    texts = []
     for sample in run.samples:
         key = (sample.instance, sample.workload)
         text = known.get(key)
         if text is None:
             text = known[key] = params_text(sample.params)
-        texts.append(text)
-    return texts
+        yield text

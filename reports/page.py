@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from bench.model import Event, EventKind
-from bench.stats import Verdict
+from bench.stats import MANY_BLOCKS, Verdict
 from bench.units import Unit, format_duration, format_size, format_value
 from reports import findings
 from reports.analysis import Analysis, Backend, CellResult, Row, Subject
@@ -152,6 +152,7 @@ def page_context(analysis: Analysis) -> dict[str, Any]:
         "margin": percent(analysis.margin),
         "comparisons": len([one for *_, one in analysis.comparisons if one.p_value is not None]),
         "downgraded": sum(one.verdict is not one.verdict_adjusted for *_, one in analysis.comparisons),
+        "many_blocks": MANY_BLOCKS,
         "warmup_samples": analysis.warmup_samples,
         "sample_count": len(analysis.run.samples),
     }
@@ -216,10 +217,10 @@ def failure_views(analysis: Analysis) -> list[FailureView]:
 
 def command_views(events: list[Event]) -> list[CommandView]:
     """The commands that were run, equal ones together, in the order of their first run."""
-    grouped: dict[tuple[str, str], list[Event]] = {}
+    grouped: dict[tuple[tuple[str, ...], str], list[Event]] = {}
     for event in events:
         if event.kind is EventKind.COMMAND:
-            argv = shlex.join(str(word) for word in event.details.get("argv") or ())
+            argv = tuple(event.details.get("argv") or ())
             grouped.setdefault((argv, str(event.details.get("role") or "")), []).append(event)
     views = []
     for (argv, role), runs in list(grouped.items())[:MOST_COMMANDS]:
@@ -231,7 +232,7 @@ def command_views(events: list[Event]) -> list[CommandView]:
         spread = f"{format_duration(durations[0])} – {format_duration(durations[-1])}" if durations else "–"
         failed = sum(event.details.get("returncode") != 0 for event in runs)
         words = ", ".join(f"{name} {count}" for name, count in counts.items())
-        views.append(CommandView(argv, role, words, spread, failed))
+        views.append(CommandView(shlex.join(map(str, argv)), role, words, spread, failed))
     return views
 
 

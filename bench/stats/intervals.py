@@ -2,9 +2,9 @@
 
 Which interval was chosen by simulation with known truth (``docs/decisions/0050-intervals.md``):
 
-- up to 11 blocks, the mean with Student's t. A bootstrap of four or five values cannot know the tails of what they
+- up to 15 blocks, the mean with Student's t. A bootstrap of four or five values cannot know the tails of what they
   came from: its percentile interval covers 85 to 93 % where it says 95, even expanded.
-- from 12 blocks, the mean trimmed by 20 % on each side with a percentile bootstrap over blocks (Wilcox 2012, ch. 4),
+- from 16 blocks, the mean trimmed by 20 % on each side with a percentile bootstrap over blocks (Wilcox 2012, ch. 4),
   its quantiles expanded for the narrowness of small samples (Hesterberg 2015, section 3.2). One block in ten that went
   astray does not move it, and skewness does not spoil its coverage as it does that of t.
 
@@ -22,7 +22,7 @@ import numpy as np
 from bench.stats.medians import Floats, Integers
 
 LEVEL = 0.95
-MANY_BLOCKS = 12
+MANY_BLOCKS = 16
 TRIMMED = 0.2
 RESAMPLES = 4000
 _CHUNK = 4_000_000

@@ -36,6 +36,7 @@ WORLDS = [
     World("heavy", 0.03, 0.02, 3.0),
     World("skewed", 0.03, 0.02),
     World("skewed", 0.005, 0.05, 3.0),
+    World("skewed", 0.03, 0.02, 3.0),
 ]
 
 
