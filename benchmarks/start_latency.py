@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypedDict
 
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
 from backends.cgroups.v1 import choose_controllers
@@ -27,8 +28,10 @@ from backends.cgroups.v2 import find_parent
 from backends.native.backend import Native
 from backends.native.operations import DEFAULT_CAPABILITIES, MASKED, READ_ONLY
 from bench.errors import ExitCode, MissingToolError, TareError
+from bench.image import ImageStore
 from bench.interfaces import BackendContext, NoOptions
 from bench.ledger import Ledger, ResourceKind, clean
+from bench.locations import cache_directory
 from bench.model import Envelope, Image, InstanceSpec, Phase
 from bench.process import PIPE, Popen, find_tool, run
 
@@ -40,6 +43,15 @@ PAUSE_S = 0.15
 TIME_LIMIT_S = 240.0
 
 Starter = Callable[[], float]
+
+
+class Result(TypedDict):
+    """What `--json` prints."""
+
+    ratios: dict[str, float]
+    p99_over_median: float
+    medians_s: dict[str, float]
+    starts: int
 
 
 def main() -> int:
@@ -67,14 +79,16 @@ def main() -> int:
 
 def newest_rootfs() -> Path:
     """The tree of the image that was built last. Raises TareError."""
-    try:
-        from bench.image.store import newest_image
-    except ImportError:
-        raise TareError("no root file system given", remedy="give one with --rootfs DIR") from None
-    return Path(newest_image().rootfs)
+    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder)) as ledger:
+        for listed in ImageStore(cache_directory(), ledger).list():
+            if listed.description is not None and (listed.directory / "rootfs").is_dir():
+                return listed.directory / "rootfs"
+    raise TareError(
+        "there is no image yet", remedy="run `tare image build`, or give a root file system with --rootfs DIR"
+    )
 
 
-def measure(rootfs: Path, rounds: int) -> dict[str, object]:
+def measure(rootfs: Path, rounds: int) -> Result:
     """Alternate the three and compare. Raises TareError."""
     for tool in ("crun", "gcc"):
         if find_tool(tool) is None:
@@ -109,7 +123,7 @@ def measure(rootfs: Path, rounds: int) -> dict[str, object]:
     return summarise(times)
 
 
-def summarise(times: dict[str, list[float]]) -> dict[str, object]:
+def summarise(times: dict[str, list[float]]) -> Result:
     """Medians, our median over the others', and our tail."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     ours = sorted(times["native"])

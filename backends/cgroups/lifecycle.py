@@ -21,8 +21,9 @@ PREFIX = "tare-"
 def start_cgroup(ledger: Ledger, name: str, limits: Limits, layout: Layout | None = None) -> Iterator[Cgroup]:
     """A cgroup ``tare-<name>`` below our own in each hierarchy, with ``limits`` set.
 
-    Its folders are in the ledger before they are made. On exit whatever is left in it is killed and it is
-    removed. Raises UnavailableError where there are no cgroups, BackendError if the kernel refuses one.
+    A name that begins with ``tare-`` is taken as it is. Its folders are in the ledger before they are made. On
+    exit whatever is left in it is killed and it is removed. Raises UnavailableError where there are no cgroups,
+    BackendError if the kernel refuses one.
     """
     with begin_cgroup(ledger, name, layout) as cgroup:
         complete_cgroup(cgroup, limits)
@@ -39,7 +40,7 @@ def begin_cgroup(ledger: Ledger, name: str, layout: Layout | None = None) -> Ite
     if layout.version is Version.NONE:
         raise UnavailableError("no cgroup hierarchy is mounted", remedy="mount -t cgroup2 none /sys/fs/cgroup")
     kind = V2Cgroup if layout.version is Version.V2 else V1Cgroup
-    cgroup = kind(layout, PREFIX + name)
+    cgroup = kind(layout, name if name.startswith(PREFIX) else PREFIX + name)
     entries = ledger.enter_all(ResourceKind.CGROUP, cgroup.folders)
     try:
         if cgroup.clone_into is not None:

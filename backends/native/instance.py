@@ -48,6 +48,8 @@ class ProcessInstance(Instance):
     def execute(self, command: Command) -> Completed:
         """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
         environment = {**BASE_ENVIRONMENT, **command.env}
+        if any("\0" in text for text in (*command.argv, *environment, *environment.values())):
+            raise WorkloadError(f"{command.argv[0]!r}: an argument or environment variable holds a NUL character")
         fields = (
             os.fsencode(command.cwd),
             join_list(command.argv),
@@ -65,11 +67,7 @@ class ProcessInstance(Instance):
                 for descriptor in (stdin, out_writer, err_writer):
                     os.close(descriptor)
             collector = _Collector(self._channel, out, err)
-            timed_out = not collector.run(time.monotonic() + command.timeout_s)
-            if timed_out:
-                self.cgroup.kill(keep=(self.pid,))
-                if not collector.run(time.monotonic() + _KILLED_DEADLINE_S):
-                    raise BackendError("the instance does not answer after its command was killed for its timeout")
+            timed_out = self._wait(collector, command.timeout_s)
             answer = collector.answer
         if answer is None:
             raise self._dead()
@@ -88,6 +86,19 @@ class ProcessInstance(Instance):
             ended_s=ended / 1e9,
             timed_out=timed_out,
         )
+
+    def _wait(self, collector: "_Collector", timeout_s: float) -> bool:
+        """Wait for the end of a command, and see to it that there is one. Whether it had to be killed."""
+        try:
+            ended = collector.run(time.monotonic() + timeout_s)
+            if not ended:
+                self.cgroup.kill(keep=(self.pid,))
+                collector.run_out(time.monotonic() + _KILLED_DEADLINE_S)
+        except BaseException:
+            # An answer that nobody waits for any more (ctrl-C) would be taken for the next command's.
+            self._channel.close()
+            raise
+        return not ended
 
     def usage(self) -> Usage:
         """See ``Instance.usage``."""
@@ -143,6 +154,11 @@ class _Collector:
                 if not self._read(descriptor):
                     self._poll.unregister(descriptor)
         return False
+
+    def run_out(self, deadline: float) -> None:
+        """``run`` for a command that was killed. Raises BackendError if init does not tell of its end."""
+        if not self.run(deadline):
+            raise BackendError("the instance does not answer after its command was killed for its timeout")
 
     def output(self, pipe: int) -> bytes:
         """All that came through a pipe."""

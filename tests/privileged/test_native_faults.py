@@ -59,6 +59,24 @@ def test_working_directory_that_is_not_there(backend, image):
         assert instance.execute(Command(("true",))).returncode == 0
 
 
+def test_nul_in_an_argument(backend, image):
+    with backend.start(spec("nul", image)) as instance, pytest.raises(WorkloadError, match="NUL"):
+        instance.execute(Command(("echo", "a\0b")))
+
+
+def test_an_interrupted_command_ends_with_its_instance(backend, image):
+    with backend.start(spec("interrupt", image)) as instance:
+        previous = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                instance.execute(Command(("sleep", "30")))
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        with pytest.raises(BackendError):
+            instance.execute(Command(("true",)))
+
+
 def test_the_zygote_dies_while_an_instance_lives(backend, image):
     with backend.start(spec("orphan", image)) as instance:
         os.kill(backend._zygote.pid, signal.SIGKILL)
