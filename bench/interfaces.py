@@ -126,7 +126,10 @@ class Workload(ABC):
 
     @abstractmethod
     def commands(self, params: Any, envelope: Envelope) -> Commands:
-        """The commands for ``params`` (a value of ``Params``) within ``envelope``."""
+        """The commands for ``params`` (a value of ``Params``) within ``envelope``.
+
+        Called when the suite is read, too: raises WorkloadError or ValueError, with the key, for what does not fit.
+        """
 
     @abstractmethod
     def parse(self, completed: Completed) -> list[Measurement]:

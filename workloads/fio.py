@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import WorkloadError
+from bench.errors import ParseError, WorkloadError
 from bench.interfaces import Workload
 from bench.model import SCRATCH, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
 from bench.units import Unit, format_size, parse_size
-from workloads.output import read_output, refuse
+from workloads.output import excerpt, read_output, refuse
 from workloads.parameters import START_MARGIN_S, Seconds, Size, bounded_size
 
 _TOOL = "fio"
@@ -231,6 +231,12 @@ def _read_direction(job: Mapping[str, Any], direction: str, text: str) -> list[M
             refuse(_TOOL, f"{direction}.{'.'.join(keys)} is {value!r}", text)
         return float(value)
 
+    if _get(job, text, direction, "total_ios") == 0:
+        raise ParseError(
+            f"fio finished not one {direction} within its run time, so there is nothing to measure",
+            remedy="raise runtime_s, or lower block_size",
+            evidence=excerpt(text),
+        )
     if number("total_ios") != number("clat_ns", "N"):
         refuse(_TOOL, f"it has latencies for other than the {direction}s it counts", text)
     return [

@@ -99,6 +99,14 @@ def test_notes_before_fio_json_are_read_over_and_nothing_else_is() -> None:
         WORKLOADS["fio"].parse(completed(b"Segmentation fault\n" + noted.stdout))
 
 
+def test_a_direction_in_which_nothing_finished_is_told_plainly() -> None:
+    """Seen in an emulated guest on a busy host: one read in a second, and not one write."""
+    text = load("fio-3.33", "randread-psync").text.replace('"rw" : "randread"', '"rw" : "randrw"')
+    with pytest.raises(ParseError, match="finished not one write within its run time") as caught:
+        WORKLOADS["fio"].parse(completed(text.encode()))
+    assert "runtime_s" in str(caught.value.remedy)
+
+
 @pytest.mark.parametrize("capture", measured("fio"), ids=identify)
 def test_fio_reports_the_directions_that_were_asked_for(capture: Capture) -> None:
     rw = capture.header.get("params", {}).get("rw", "randread").removeprefix("rand")
