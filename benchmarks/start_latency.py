@@ -173,7 +173,8 @@ def start_native(ledger: Ledger, folder: Path, rootfs: Path, cpu: int) -> Iterat
 @contextlib.contextmanager
 def start_server(argv: list[str]) -> Iterator[Starter]:
     """A program that answers each line with nanoseconds, after having said that it serves."""
-    with Popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True) as process:
+    # In a session of its own, so that ctrl-C lets it finish the container at hand, and remove it.
+    with Popen(argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         asking, answers = process.stdin, process.stdout
