@@ -54,6 +54,11 @@ def main() -> int:
     except TareError as error:
         print(f"bare_metal_overhead: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    finally:
+        with contextlib.suppress(OSError):  # not there, or another benchmark uses it
+            LEDGER.rmdir()
     if arguments.json:
         print(json.dumps(result))
     else:
@@ -81,8 +86,6 @@ def compare(rootfs: Path, rounds: int, seconds: int) -> dict[str, dict[str, floa
             pair = (("bare-metal", ours), ("by-hand", by_hand))
             for name, measure in pair if number % 2 else reversed(pair):
                 rates[name].append(measure())
-    with contextlib.suppress(OSError):  # somebody else's benchmark may be using it
-        LEDGER.rmdir()
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {"ratios": {"by-hand": medians["bare-metal"] / medians["by-hand"]}, "medians_per_s": medians}
 

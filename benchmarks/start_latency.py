@@ -66,6 +66,11 @@ def main() -> int:
     except TareError as error:
         print(f"start_latency: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    finally:
+        with contextlib.suppress(OSError):  # not there, or another benchmark uses it
+            LEDGER.rmdir()
     if arguments.json:
         print(json.dumps(result))
         return ExitCode.OK
@@ -118,8 +123,6 @@ def measure(rootfs: Path, rounds: int) -> Result:
                     times[name].append(took)
             if time.monotonic() > deadline:
                 break
-    with contextlib.suppress(OSError):  # somebody else's benchmark may be using it
-        LEDGER.rmdir()
     return summarise(times)
 
 
