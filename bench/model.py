@@ -16,6 +16,12 @@ from bench.units import Unit
 SCHEMA_VERSION = 1
 SCRATCH = "/scratch"
 """Where an instance finds its scratch folder, on the suite's storage, whatever the backend."""
+BASE_ENVIRONMENT: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
+"""The environment of every command, whatever the backend; ``Command.env`` adds to it."""
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):

@@ -14,15 +14,10 @@ from backends.native.launcher import Launched
 from backends.native.wire import Channel, join_list
 from bench.errors import BackendError, WorkloadError
 from bench.interfaces import Instance
-from bench.model import Command, Completed, Footprint, StartTimeline, Usage
+from bench.model import BASE_ENVIRONMENT, Command, Completed, Footprint, StartTimeline, Usage
 
 _CHUNK_BYTES = 1 << 20
 _KILLED_DEADLINE_S = 10.0
-BASE_ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/root",
-    "LANG": "C.UTF-8",
-}
 
 
 class ProcessInstance(Instance):

@@ -12,9 +12,8 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from backends.native.instance import BASE_ENVIRONMENT
 from bench.errors import BackendError, WorkloadError
-from bench.model import Command, Completed
+from bench.model import BASE_ENVIRONMENT, Command, Completed
 
 _HEADER = struct.Struct("<cI")
 _COUNTS = struct.Struct("<3I")
