@@ -90,6 +90,8 @@ def distribution_charts(row: Row, identifier: str) -> list[tuple[str, Chart]]:
     scale = display_scale(row.metric.unit, math.sqrt(min(values) * max(values)))
     axis = _log_axis(row, scale)
     level = _distribution(row, axis, [scale.factor] * len(row.cells), scale.unit, identifier)
+    if all(cell.points.iterations.min() == cell.points.iterations.max() for cell in row.cells):
+        return [("", level)]
     axis = _value_axis("of its own typical value")
     spread = _distribution(row, axis, [cell.estimate.centre for cell in row.cells], "of typical", f"{identifier}-s")
     return [("Level", level), ("Spread of each around its own typical value", spread)]

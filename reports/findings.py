@@ -14,6 +14,10 @@ from reports.wording import as_large, format_range, format_ratio, is_cost, perce
 FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
 
+_HOST_VIRTUAL = "host-virtual"
+_WEIGHTY = ("accel", _HOST_VIRTUAL, "other-kernel")
+"""Beginnings of the codes of confounds that belong on the first screen."""
+
 
 class Caveat(msgspec.Struct, frozen=True):
     """Something to keep in mind. ``code`` is stable; the weight is 3 if results are missing, 2 if they may mislead."""
@@ -53,22 +57,19 @@ def host_virtualization(analysis: Analysis) -> str | None:
     for fact in analysis.manifest.host:
         if fact.name == "virtualization":
             value = fact.value.strip()
-            return value if value.lower() not in ("", "none", "unknown", "no") else None
+            return None if value.lower().startswith(("none", "unknown")) or not value else value
     return None
 
 
 def caveats(analysis: Analysis) -> list[Caveat]:
     """What limits the results, the weightiest first."""
     found = [*_about_the_run(analysis), *_about_backends(analysis), *_about_blocks(analysis)]
+    # The harness lists a backend's confounds with the host's too: each is said once.
+    found.extend(dict.fromkeys(_confounds(analysis)))
     virtual = host_virtualization(analysis)
-    if virtual is not None:
+    if virtual is not None and all(caveat.code != _HOST_VIRTUAL for caveat in found):
         text = f"The host is itself a virtual machine ({virtual}): its bare metal is not a machine's bare metal."
-        found.append(Caveat("host-virtual", text, 2))
-    known = {caveat.text for caveat in found}
-    for confound in _confounds(analysis):
-        if confound.text not in known:
-            known.add(confound.text)
-            found.append(confound)
+        found.append(Caveat(_HOST_VIRTUAL, text, 2))
     return sorted(found, key=lambda caveat: -caveat.weight)
 
 
@@ -251,7 +252,7 @@ def _confounds(analysis: Analysis) -> list[Caveat]:
     described = [confound for one in manifest.backends.values() for confound in one.confounds]
     for confound in (*described, *manifest.confounds):
         opening = f"{labels.get(confound.backend, confound.backend)}: " if confound.backend else ""
-        weight = 2 if confound.code.startswith("accel") else 1
+        weight = 2 if confound.code.startswith(_WEIGHTY) else 1
         found.append(Caveat(confound.code, f"{opening}{confound.detail.rstrip('.')}.", weight))
     return found
 

@@ -9,7 +9,8 @@ from reports.analysis import Subject
 
 WIDTH, HEIGHT = 190, 20
 _PADDING = 12
-_LABEL_SPACE = 34
+_LETTER = 6.4
+_GAP = 7.0
 _NICE = (0.5, 0.8, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 5.0)
 
 
@@ -60,10 +61,14 @@ class Forest(msgspec.Struct, frozen=True):
         wanted += [*(factor for factor in _NICE)]
         chosen: list[float] = []
         for tick in wanted:
-            inside = self.low <= tick <= self.high
-            if inside and all(abs(self._x(tick) - self._x(other)) >= _LABEL_SPACE for other in chosen):
+            if self.low <= tick <= self.high and all(self._apart(tick, other) for other in chosen):
                 chosen.append(tick)
         return sorted(chosen)
+
+    def _apart(self, one: float, other: float) -> bool:
+        """Whether the labels of two ticks stand side by side with a gap."""
+        letters = len(_tick_label(one)) + len(_tick_label(other))
+        return abs(self._x(one) - self._x(other)) >= _LETTER * letters / 2 + _GAP
 
 
 def forest_of(subject: Subject, margin: float) -> Forest:

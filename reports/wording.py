@@ -26,9 +26,9 @@ def format_range(low: float | None, high: float | None) -> str:
 
 
 def format_value_range(low: float | None, high: float | None, unit: Unit) -> str:
-    """An interval of values, each with its unit; a dash where there is none."""
+    """An interval of values, each with its unit; empty where there is none."""
     if low is None or high is None:
-        return "–"
+        return ""
     return f"{format_value(low, unit)} – {format_value(high, unit)}"
 
 
@@ -86,7 +86,7 @@ def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
         return f"{label}: no ratio to {baseline} ({found.note.removesuffix(': no ratio')})"
     size = f"{format_ratio(found.ratio)} {as_large(row.metric)} as {baseline}".replace("rate as", "rate of")
     if found.low is None:
-        return f"{label}: {size} in the only block, so without an interval and without a verdict"
+        return f"{label}: {size} in the only block (no interval, no verdict)"
     interval = f"{interval_words(found)} {format_range(found.low, found.high)}"
     match found.verdict:
         case Verdict.EQUIVALENT:

@@ -292,7 +292,7 @@ def _manifest(recipe: Recipe) -> Manifest:
     for subject in recipe.subjects:
         for metric in (*(entry[0] for entry in subject.metrics), *STEADY_METRICS):
             metrics[f"{subject.workload}/{metric.name}"] = metric
-    virtualization = "firecracker" if recipe.virtual_host else "none"
+    virtualization = "firecracker" if recipe.virtual_host else "none seen"
     host = (
         Fact("hostname", HOSTILE[0] if hostile else "bench-7", "/proc/sys/kernel/hostname"),
         Fact("cpu.model", HOSTILE[1] if hostile else "AMD EPYC 7B13", "/proc/cpuinfo"),

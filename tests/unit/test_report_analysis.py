@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from bench.model import Direction, Metric, RunStatus
@@ -94,6 +95,15 @@ def test_an_unavailable_backend_is_named_with_its_reason(analysed):
     analysis = analysed(replace(QUICK, backends=("bare-metal", "native"), missing=("vm",)))
     texts = [caveat.text for caveat in caveats(analysis)]
     assert "vm was asked for and is not available here: libvirt-python is not installed." in texts
+
+
+def test_a_confound_that_is_recorded_twice_is_said_once(analysed):
+    analysis = analysed()
+    confounds = (*analysis.manifest.confounds, *analysis.manifest.backends["vm"].confounds)
+    run = msgspec.structs.replace(
+        analysis.run, manifest=msgspec.structs.replace(analysis.manifest, confounds=confounds)
+    )
+    assert codes(msgspec.structs.replace(analysis, run=run)).count("accel-tcg") == 1
 
 
 def test_an_interrupted_run_with_half_a_line(analysed):
