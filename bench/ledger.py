@@ -36,7 +36,8 @@ _KILL_DEADLINE_S = 10.0
 class ResourceKind(StrEnum):
     """What can be left behind.
 
-    ``process``: every process with ``TARE_RESOURCE=<target>`` in its environment. ``cgroup``: the absolute
+    ``process``: every process with ``TARE_RESOURCE=<target>`` in its environment; one that forks faster than /proc can
+    be read is certain to be caught by a cgroup only. ``cgroup``: the absolute
     path of a cgroup folder of ours; its processes are ours too and are killed. ``directory`` and ``file``:
     absolute paths of ours, removed with all they hold.
     """
@@ -308,14 +309,39 @@ def _kill_marked(target: str) -> bool:
 
 
 def _marked(target: str) -> list[int]:
+    """The processes marked with ``target``.
+
+    One may have forked and ended between being listed and being looked at, and its child is not in that listing. So
+    "none" is believed only of a pass in which no process ended unseen; zombies and kernel threads, whose environment is
+    empty for good, count once.
+    """
     wanted = f"{MARKER_VARIABLE}={target}".encode()
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with contextlib.suppress(OSError):
-                if wanted in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
-    return found
+    deadline = time.monotonic() + _KILL_DEADLINE_S
+    unseen_before: set[int] = set()
+    while True:
+        found, unseen = _look_for(wanted)
+        if found or unseen <= unseen_before or time.monotonic() > deadline:
+            return found
+        unseen_before = unseen
+
+
+def _look_for(variable: bytes) -> tuple[list[int], set[int]]:
+    """One pass over all processes: those with ``variable`` in their environment, and those that showed none at all."""
+    found, unseen = [], set()
+    for name in os.listdir("/proc"):  # noqa: PTH208 - a few hundred names, many times: no paths are needed
+        if not name.isdigit():
+            continue
+        try:
+            environment = Path(f"/proc/{name}/environ").read_bytes()
+        except PermissionError:
+            continue
+        except OSError:
+            environment = b""
+        if not environment:
+            unseen.add(int(name))
+        elif variable in environment.split(b"\0"):
+            found.append(int(name))
+    return found, unseen
 
 
 _BATCH = 256

@@ -75,17 +75,18 @@ SLEEPER = """
     signal.pause()
 """
 
-# Twenty processes, each of which forks and leaves again and again.
+# Twenty processes, each of which forks and leaves again and again, though not for ever.
 FORKERS = """
     import os, signal
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for _ in range(20):
         if os.fork() == 0:
             os.setsid()
-            while True:
+            for _ in range(20_000):
                 if os.fork():
                     signal.sigtimedwait([signal.SIGUSR1], 0.003)
                     os._exit(0)
+            os._exit(0)
     print("ready", flush=True)
     signal.pause()
 """
