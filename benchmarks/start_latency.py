@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
+from backends.cgroups.delegation import prepare_parent
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
 from backends.cgroups.v1 import choose_controllers
-from backends.cgroups.v2 import find_parent
 from backends.native.backend import Native
 from backends.native.operations import DEFAULT_CAPABILITIES, MASKED, READ_ONLY
 from bench.errors import ExitCode, MissingToolError, TareError
@@ -212,7 +212,7 @@ def start_floor(folder: Path, rootfs: Path, layout: Layout, cpu: int) -> Iterato
     for below in ("root", "empty"):
         (work / below).mkdir(parents=True)
     if layout.version is Version.V2 and layout.unified is not None and layout.unified_root is not None:
-        groups = [f"v2={find_parent(layout.unified, layout.unified_root)}"]
+        groups = [f"v2={prepare_parent(layout.unified, layout.unified_root)}"]
     else:
         groups = [f"{name}={layout.controllers[name]}" for name in choose_controllers(layout)]
         groups += [] if layout.unified is None else [f"unified={layout.unified}"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from backends.cgroups.delegation import find_handed_on, find_parent
 from bench.model import Confound
 
 WANTED = ("cpu", "cpuset", "memory", "pids")
@@ -45,24 +46,28 @@ class Layout(msgspec.Struct, frozen=True):
     unified_root: Path | None = None
 
     def available(self) -> frozenset[str]:
-        """The controllers that a new child of ours can have."""
-        if self.version is not Version.V2 or self.unified is None:
+        """The controllers that a new child of ours can have. Changes nothing: the kernel may still refuse some."""
+        if self.version is not Version.V2 or self.unified is None or self.unified_root is None:
             return frozenset(self.controllers)
-        try:
-            return frozenset((self.unified / "cgroup.controllers").read_text().split())
-        except OSError:
-            return frozenset()
+        return find_parent(self.unified, self.unified_root)[1]
 
-    def missing(self) -> tuple[str, ...]:
-        """The controllers that an envelope needs and this host does not give."""
+    def granted(self) -> frozenset[str]:
+        """The controllers that a child of ours has, once the first was made and the kernel has refused what it does."""
+        if self.version is not Version.V2 or self.unified is None or self.unified_root is None:
+            return frozenset(self.controllers)
+        return find_handed_on(find_parent(self.unified, self.unified_root)[0])
+
+    def missing(self, given: frozenset[str] | None = None) -> tuple[str, ...]:
+        """The controllers that an envelope needs and are not among ``given`` (by default, ``available``)."""
         io = "io" if self.version is Version.V2 else "blkio"
-        return tuple(name for name in (*WANTED, io) if name not in self.available())
+        have = self.available() if given is None else given
+        return tuple(name for name in (*WANTED, io) if name not in have)
 
-    def confounds(self, backend: str) -> tuple[Confound, ...]:
-        """What ``backend`` cannot enforce or account for here."""
+    def confounds(self, backend: str, given: frozenset[str] | None = None) -> tuple[Confound, ...]:
+        """What ``backend`` cannot enforce or account for here; ``given`` as in ``missing``."""
         return tuple(
             Confound(f"no-{name}-controller", f"no {name} cgroup controller, so not {_NEEDED_FOR[name]}", backend)
-            for name in self.missing()
+            for name in self.missing(given)
         )
 
 

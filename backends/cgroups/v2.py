@@ -1,20 +1,20 @@
 """A cgroup of the unified hierarchy (v2)."""
 
 import contextlib
-from pathlib import Path
 
+from backends.cgroups.delegation import prepare_parent
 from backends.cgroups.interface import Cgroup, Limits, parse_keyed, read_text, write_text
-from backends.cgroups.layout import WANTED, Layout
+from backends.cgroups.layout import Layout
 from bench.model import Usage
 
 
 class V2Cgroup(Cgroup):
-    """One folder below the nearest cgroup that may hand its controllers on."""
+    """One folder below our own cgroup or the nearest above that can hand controllers on, which it is made to do."""
 
     def __init__(self, layout: Layout, name: str) -> None:
         if layout.unified is None or layout.unified_root is None:
             raise ValueError("no v2 hierarchy in this layout")
-        folder = find_parent(layout.unified, layout.unified_root) / name
+        folder = prepare_parent(layout.unified, layout.unified_root) / name
         self.folders = (folder,)
         self.clone_into = folder
         self.join_files = (folder / "cgroup.procs",)
@@ -97,31 +97,3 @@ def parse_io_stat(text: str) -> tuple[int, int]:
         read += int(values.get("rbytes", 0))
         written += int(values.get("wbytes", 0))
     return read, written
-
-
-def find_parent(own: Path, top: Path) -> Path:
-    """The cgroup, ours or the nearest above, that hands on the most of the wanted controllers.
-
-    A v2 cgroup with processes in it hands on none (the root excepted), and ours usually has some: the
-    shell that started us. Enables controllers where that is allowed.
-    """
-    ancestors = [own, *(folder for folder in own.parents if folder.is_relative_to(top))]
-    best, most = own, -1
-    for folder in ancestors:
-        handed_on = enable_controllers(folder)
-        if handed_on > most:
-            best, most = folder, handed_on
-    return best
-
-
-def enable_controllers(folder: Path) -> int:
-    """Hand the wanted controllers on to children of ``folder`` where it can; how many of them children get."""
-    wanted = {*WANTED, "io"}
-    try:
-        available = set(read_text(folder / "cgroup.controllers").split())
-        for name in sorted(wanted & available - set(read_text(folder / "cgroup.subtree_control").split())):
-            with contextlib.suppress(OSError):  # EBUSY: it has processes; EACCES: not ours to change
-                write_text(folder / "cgroup.subtree_control", f"+{name}")
-        return len(wanted & set(read_text(folder / "cgroup.subtree_control").split()))
-    except OSError:
-        return -1

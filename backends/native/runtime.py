@@ -91,11 +91,12 @@ class HostKernelBackend(Backend):
             self.close()
             raise
         own = self._describe(layout)
-        facts = {"cgroups": layout.version.value, "controllers": ",".join(sorted(layout.available())), **own.facts}
+        facts = {"cgroups": layout.version.value, "controllers": ",".join(sorted(layout.granted())), **own.facts}
         return BackendDescription(own.label, facts, (*own.confounds, *self._unaccounted(self._prepared)))
 
     def _unaccounted(self, prepared: _Prepared) -> tuple[Confound, ...]:
-        confounds = prepared.layout.confounds(self.name)
+        # Asked after the proof instance, which has made the kernel hand on what it will.
+        confounds = prepared.layout.confounds(self.name, prepared.layout.granted())
         if prepared.io_device is None and prepared.layout.version is not Version.V2:
             text = f"{prepared.folder} lies on no block device, so I/O bytes are not accounted"
             confounds = (*confounds, Confound("io-unaccounted", text, self.name))

@@ -191,8 +191,9 @@ def cgroups_of(identifier):
     layout = find_layout()
     folders = dict.fromkeys([layout.unified, *layout.controllers.values()])
     roots = [folder for folder in folders if folder is not None]
-    if layout.unified_root is not None:
-        roots.append(layout.unified_root)
+    if layout.unified is not None and layout.unified_root is not None:
+        # On v2 only, an instance's cgroup is below the nearest of these that can hand controllers on.
+        roots += [folder for folder in layout.unified.parents if folder.is_relative_to(layout.unified_root)]
     return [found for root in dict.fromkeys(roots) for found in sorted(root.glob(f"tare-*{identifier}*"))]
 
 

@@ -58,11 +58,13 @@ def test_v1_only(tmp_path):
 def test_v2(tmp_path):
     mounts = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
     host = make_host(tmp_path, mounts, "0::/user.slice/a\n", ["sys/fs/cgroup/user.slice/a"])
-    (host / "sys/fs/cgroup/user.slice/a/cgroup.controllers").write_text("cpu memory pids\n")
+    (host / "sys/fs/cgroup/cgroup.controllers").write_text("cpu memory pids\n")
+    (host / "sys/fs/cgroup/cgroup.subtree_control").write_text("memory\n")
     layout = find_layout(host)
     assert layout.version is Version.V2
     assert layout.unified == host / "sys/fs/cgroup/user.slice/a"
     assert layout.missing() == ("cpuset", "io")
+    assert layout.granted() == {"memory"}, "cpu and pids can be enabled, and are not yet"
 
 
 def test_a_named_hierarchy_beside_v2_is_v2(tmp_path):

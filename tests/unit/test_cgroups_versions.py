@@ -6,7 +6,7 @@ from backends.cgroups.footprint import parse_rollup, process_footprint
 from backends.cgroups.interface import Limits, parse_keyed
 from backends.cgroups.layout import Layout, Version
 from backends.cgroups.v1 import V1Cgroup, choose_controllers, parse_service_bytes
-from backends.cgroups.v2 import V2Cgroup, enable_controllers, find_parent, parse_io_stat
+from backends.cgroups.v2 import V2Cgroup, parse_io_stat
 
 LIMITS = Limits(cpus=(1, 3), memory_bytes=2**28, pids_max=99, io_device="254:0")
 
@@ -154,16 +154,6 @@ def test_v2_says_what_is_missing(tmp_path):
     usage = cgroup.usage()
     assert usage.memory_peak_bytes is usage.io_read_bytes is usage.cpu_throttled_s is usage.oom_kills is None
     assert set(usage.missing) == {"memory_peak_bytes", "io_read_bytes", "io_write_bytes", "cpu_throttled_s"}
-
-
-def test_v2_goes_up_to_where_controllers_are_handed_on(tmp_path):
-    top = tmp_path / "cg"
-    own = top / "user.slice/session.scope"
-    fill(top, {"cgroup.controllers": "cpu io memory pids", "cgroup.subtree_control": "memory pids"})
-    fill(top / "user.slice", {"cgroup.controllers": "memory pids", "cgroup.subtree_control": "memory pids"})
-    fill(own, {"cgroup.controllers": "memory pids"})  # no subtree_control: nothing can be handed on from here
-    assert find_parent(own, top) == top / "user.slice"
-    assert enable_controllers(own) == -1
 
 
 def test_io_stat_and_keyed_files():

@@ -19,6 +19,7 @@ def host(tmp_path):
     (tmp_path / "proc/filesystems").write_text("nodev\tsysfs\nnodev\toverlay\n\text4\n")
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/cgroup.controllers").write_text("cpu cpuset io memory pids")
+    (tmp_path / "sys/fs/cgroup/cgroup.subtree_control").write_text("")
     return tmp_path
 
 
