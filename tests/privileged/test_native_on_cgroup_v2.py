@@ -1,0 +1,124 @@
+"""``native`` and ``bare-metal`` on a host with cgroups v2 only: a guest with Debian's kernel, which runs our own tests.
+
+The host that runs this may have v1 hierarchies. What is shipped into the guest is this checkout, its contract and
+privileged tests, and what they import from the running environment.
+"""
+
+import io
+import os
+import re
+import sys
+import tarfile
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+import pytest
+
+from backends.vm.backend import Options, VirtualMachine
+from bench.interfaces import BackendContext
+from bench.ledger import Ledger
+from bench.model import Command, Envelope, InstanceSpec
+
+pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+ENVELOPE = Envelope(tuple(sorted(os.sched_getaffinity(0)))[-2:], 896 * 2**20, 512 * 2**20, 8192)
+SUITE_DEADLINE_S = 600
+"""Emulated, both runs take a minute on a quiet machine; others may be at work on this one."""
+
+SHIPPED_TESTS = (
+    "tests/contract/conftest.py",
+    "tests/contract/fake_backend.py",
+    "tests/contract/test_backend_contract.py",
+    "tests/privileged/host_kernel.py",
+    "tests/privileged/test_bare_metal.py",
+    "tests/privileged/test_native_cgroups.py",
+)
+PREPARE = """\
+set -e
+mkdir -p /scratch/tare
+tar -x -C /scratch/tare
+mount -t erofs -o ro "/dev/$(grep -l '^tare-image$' /sys/block/*/serial | cut -d/ -f4)" /mnt
+stat -f -c %T /sys/fs/cgroup
+python3 -c 'import platform; print(platform.release())'
+"""
+RUN = """\
+cd /scratch/tare
+export PYTHONPATH=/scratch/tare/site
+exec python3 -m pytest -p no:cacheprovider -q -rsfE --durations=8 --basetemp=/scratch/tmp "$@"
+"""
+IN_ROOT = "echo 0 > /sys/fs/cgroup/cgroup.procs\n"
+
+
+def requirements(name: str, seen: dict[str, Distribution]) -> dict[str, Distribution]:
+    """A distribution and all that it needs on this interpreter, extras and other platforms left out."""
+    if name not in seen:
+        seen[name] = found = distribution(name)
+        for line in found.requires or ():
+            needed, _, condition = line.partition(";")
+            if not condition:
+                requirements(re.split(r"[^\w.-]", needed)[0].lower(), seen)
+    return seen
+
+
+def pack() -> bytes:
+    """The checkout, the tests and their dependencies as a tar."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name in ("bench", "backends", "pyproject.toml", "tarebench.egg-info"):
+            tar.add(CHECKOUT / name, name)
+        for name in SHIPPED_TESTS:
+            tar.add(CHECKOUT / name, name)
+        tar.add(HERE / "in_guest/image_fixture.py", "tests/conftest.py")
+        tar.add(HERE / "in_guest/v2_checks.py", "tests/privileged/test_native_v2.py")
+        found: dict[str, Distribution] = {}
+        for name in ("msgspec", "platformdirs", "pytest", "pluggy", "iniconfig", "packaging", "pygments"):
+            requirements(name, found)
+        for dist in found.values():
+            for file in dist.files or ():
+                path = Path(str(dist.locate_file(file)))
+                if ".." not in file.parts and path.is_file():
+                    tar.add(path, f"site/{file}")
+    return packed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def guest(image, tmp_path_factory):
+    if sys.version_info[:2] != (3, 11):
+        have = ".".join(map(str, sys.version_info[:2]))
+        pytest.skip(f"the guest has Python 3.11 and this is {have}: msgspec's compiled module would not load there")
+    folder = tmp_path_factory.mktemp("v2")
+    with Ledger(folder / "ledger") as ledger:
+        backend = VirtualMachine(BackendContext(ledger, folder / "work", folder / "cache", Options(), ()))
+        found = backend.probe()
+        if not found.available:
+            pytest.skip(f"vm is not available here: {found.reason}")
+        try:
+            backend.prepare(image, ENVELOPE)
+            with backend.start(InstanceSpec(f"cgroup2-{os.getpid()}", image, ENVELOPE)) as instance:
+                done = instance.execute(Command(("sh", "-c", PREPARE), stdin=pack(), timeout_s=300))
+                assert done.returncode == 0, done.stderr.decode()
+                assert done.stdout.decode().splitlines()[0] == "cgroup2fs"
+                yield instance
+        finally:
+            backend.close()
+
+
+@pytest.mark.parametrize(
+    ("where", "tests"),
+    [("leaf", ["tests"]), ("root", ["tests/privileged/test_native_v2.py"])],
+)
+def test_suite_passes_on_v2(guest, where, tests):
+    """tare in a leaf, where the no-internal-processes rule keeps our own group from handing on; and in the root."""
+    script = (IN_ROOT if where == "root" else "") + RUN
+    done = guest.execute(
+        Command(("sh", "-c", script, "sh", "-k", "native or bare", *tests), timeout_s=SUITE_DEADLINE_S)
+    )
+    told = done.stdout.decode(errors="replace") + done.stderr.decode(errors="replace")
+    assert not done.timed_out
+    assert done.returncode == 0, told
+    skipped = [line for line in told.splitlines() if line.startswith("SKIPPED")]
+    assert all("v1 without a v2 tree" in line for line in skipped), skipped
+    left = guest.execute(Command(("sh", "-c", "find /sys/fs/cgroup -name 'tare-*'")))
+    assert left.stdout == b""
