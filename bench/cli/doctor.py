@@ -16,7 +16,7 @@ from bench.image import ImageStore
 from bench.interfaces import BackendContext
 from bench.ledger import Ledger
 from bench.locations import cache_directory, ledger_directory, work_directory
-from bench.packages import HostPackage, load_packages, remedy_for
+from bench.packages import load_packages, remedy_for
 from bench.registry import Plugins, find_backends, find_reporters, find_workloads
 
 
@@ -35,7 +35,7 @@ def doctor_command() -> ExitCode:
     console = Console()
     facts = read_facts(work_directory())
     console.print(escape(summarise(facts)), soft_wrap=True)
-    checks = [*_check_host(), *_check_backends(), *_check_plugins(), _check_image()]
+    checks = [*_check_host(), *_check_backends(), _check_image(), *_check_plugins(), *_check_packages()]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("", "what", "how it stands"):
         table.add_column(column, overflow="fold")
@@ -60,9 +60,6 @@ def _check_host() -> Iterator[Check]:
     yield Check("CPUs", len(cpus) > 1, detail, "use a host with two CPUs or more", needed=False)
     for folder in (work_directory(), cache_directory(), ledger_directory()):
         yield _check_folder(folder)
-    packages = load_packages()
-    missing = [package for package in packages if not package.is_present()]
-    yield from (_check_package(package, missing) for package in packages)
 
 
 def _check_folder(folder: Path) -> Check:
@@ -77,13 +74,16 @@ def _check_folder(folder: Path) -> Check:
     return Check(f"folder {folder}", gib >= 2, f"{gib:.1f} GiB free", "make 2 GiB of room")
 
 
-def _check_package(package: HostPackage, missing: list[HostPackage]) -> Check:
-    needed = bool({"image", "vm", "native"} & set(package.needed_by))
-    what = package.tool or package.file
-    uses = ", ".join(package.needed_by)
-    detail = f"{package.why} (for: {uses})"
-    remedy = remedy_for([one.name for one in missing]) if package in missing and package is missing[0] else ""
-    return Check(what, package not in missing, detail, remedy, needed)
+def _check_packages() -> Iterator[Check]:
+    """The host's packages; the command that installs all that is missing stands beside the first of them."""
+    packages = load_packages()
+    missing = [package for package in packages if not package.is_present()]
+    remedy = remedy_for([package.name for package in missing])
+    for package in packages:
+        needed = bool({"image", "vm", "native"} & set(package.needed_by))
+        detail = f"{package.why} (for: {', '.join(package.needed_by)})"
+        first = package in missing[:1]
+        yield Check(f"package {package.name}", package not in missing, detail, remedy if first else "", needed)
 
 
 def _check_backends() -> Iterator[Check]:
