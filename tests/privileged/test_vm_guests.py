@@ -1,5 +1,6 @@
 """Real guests: what goes wrong with them is one clear error with evidence, and leaves nothing behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -222,7 +223,9 @@ def test_a_panic_in_the_middle(guests):
 
 def test_a_guest_agent_that_is_killed(guests):
     with guests.start() as instance:
-        instance.execute(shell("kill -9 $(grep -l qemu-ga /proc/[0-9]*/comm | cut -d/ -f3)"))
+        # The guest gives up at once: whether the killer is seen to end before that is chance.
+        with contextlib.suppress(BackendError):
+            instance.execute(shell("kill -9 $(grep -l qemu-ga /proc/[0-9]*/comm | cut -d/ -f3)"))
         instance._running.watch.wait(lambda: False, time.monotonic() + 10)
         with pytest.raises(BackendError, match="the guest agent was ended by signal 9"):
             instance.execute(Command(("true",)))
