@@ -73,7 +73,12 @@ def tests(session: nox.Session) -> None:
     check_style(session)
     session.run("mypy")
     session.run("lint-imports")
-    session.run("pytest", *(session.posargs or ["--durations=15"]))
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    # Unit tests share nothing, so they share the CPUs; instances want theirs to themselves.
+    session.run("pytest", "tests/unit", "--numprocesses=logical", "--quiet")
+    session.run("pytest", "tests", "--ignore=tests/unit", "--durations=15")
 
 
 @nox.session
