@@ -73,7 +73,7 @@ def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> l
     if known.get("virtualization", "none seen") != "none seen":
         detail = (
             f"This host is itself a virtual machine ({known['virtualization']}). What is called bare metal here is a "
-            "process on that machine's kernel; a guest here is nested; a neighbour can take CPU time."
+            "process on that machine's kernel, a guest under KVM would be nested, and a neighbour can take CPU time."
         )
         found.append(Confound("host-virtual", detail))
     if not set(os.sched_getaffinity(0)) - set(instance_cpus):

@@ -15,8 +15,12 @@ FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
 
 _HOST_VIRTUAL = "host-virtual"
+_EMULATED = "accel-tcg"
 _WEIGHTY = ("accel", _HOST_VIRTUAL, "other-kernel")
 """Beginnings of the codes of confounds that belong on the first screen."""
+
+
+_Compared = tuple[Subject, Row, CellResult]
 
 
 class Caveat(msgspec.Struct, frozen=True):
@@ -133,7 +137,7 @@ def _ratio_words(cell: CellResult) -> str:
 
 
 def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
-    """How a backend did in the workloads' own metrics of speed, and where it differed most."""
+    """How a backend did in the workloads' own metrics of speed, and in the leading one of each."""
     own = [
         (subject, row, cell)
         for subject, row, cell, found in analysis.comparisons
@@ -149,11 +153,8 @@ def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
         return f"{backend.label}: no verdict on speed, because every ratio comes from one block."
     counts = Counter(cell.comparison.verdict_adjusted for _, _, cell in own if cell.comparison is not None)
     sentence = _tally(backend.label, analysis.baseline.label, counts, analysis.margin)
-    differing = [entry for entry in own if _differs(entry[2])]
-    if not differing:
-        return sentence + "."
-    subject, row, cell = max(differing, key=lambda entry: _size(entry[2]))
-    return f"{sentence}. {_extreme(subject, row, cell, alone=len(differing) == 1)}."
+    leading = [f"{subject.title} {row.metric.name} {_leading_words(row, cell)}" for subject, row, cell in _leading(own)]
+    return f"{sentence}. By workload: {'; '.join(leading)}."
 
 
 def _tally(label: str, baseline: str, counts: Counter[Verdict], margin: float) -> str:
@@ -162,12 +163,15 @@ def _tally(label: str, baseline: str, counts: Counter[Verdict], margin: float) -
         Verdict.SLOWER: ("is slower than", "slower"),
         Verdict.FASTER: ("is faster than", "faster"),
         Verdict.EQUIVALENT: ("is equivalent to", "equivalent"),
-        Verdict.INCONCLUSIVE: ("cannot be told from", "inconclusive"),
+        Verdict.INCONCLUSIVE: ("", "undecided"),
     }
     within = f" within {percent(margin)}"
     present = [verdict for verdict in words if counts[verdict]]
     if len(present) == 1:
         every = "the one" if counts.total() == 1 else "all"
+        if present[0] is Verdict.INCONCLUSIVE:
+            neither = f"neither a difference nor equality{within} is shown"
+            return f"{label} against {baseline}: undecided in {every} {measures.removeprefix('1 ')} ({neither})"
         suffix = within if present[0] is Verdict.EQUIVALENT else ""
         return f"{label} {words[present[0]][0]} {baseline}{suffix} in {every} {measures.removeprefix('1 ')}"
     tally = [
@@ -177,22 +181,19 @@ def _tally(label: str, baseline: str, counts: Counter[Verdict], margin: float) -
     return f"{label} against {baseline}, in {measures}: {_listed(tally)}"
 
 
-def _extreme(subject: Subject, row: Row, cell: CellResult, *, alone: bool) -> str:
+def _leading(own: list[_Compared]) -> list[_Compared]:
+    """The first metric that each workload declares: chosen beforehand, where the largest difference would be luck."""
+    first: dict[str, _Compared] = {}
+    for entry in own:
+        first.setdefault(f"{entry[0].title} {entry[0].params_line}", entry)
+    return list(first.values())
+
+
+def _leading_words(row: Row, cell: CellResult) -> str:
     found = cell.comparison
     assert found is not None
-    which = "The difference" if alone else "The largest difference"
     size = f"{format_ratio(found.ratio)} {as_large(row.metric)}"
-    return f"{which}: {size} in {subject.title} {row.metric.name} ({format_range(found.low, found.high)})"
-
-
-def _differs(cell: CellResult) -> bool:
-    return cell.comparison is not None and cell.comparison.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER)
-
-
-def _size(cell: CellResult) -> float:
-    """How much worse or better, as a factor from 1 up, whatever the metric's direction."""
-    ratio = cell.comparison.ratio if cell.comparison is not None else None
-    return 1.0 if not ratio else max(ratio, 1 / ratio)
+    return size if found.low is None else f"{size} ({format_range(found.low, found.high)})"
 
 
 def _about_the_run(analysis: Analysis) -> list[Caveat]:
@@ -252,7 +253,7 @@ def _confounds(analysis: Analysis) -> list[Caveat]:
     described = [confound for one in manifest.backends.values() for confound in one.confounds]
     for confound in (*described, *manifest.confounds):
         opening = f"{labels.get(confound.backend, confound.backend)}: " if confound.backend else ""
-        weight = 2 if confound.code.startswith(_WEIGHTY) else 1
+        weight = 3 if confound.code == _EMULATED else 2 if confound.code.startswith(_WEIGHTY) else 1
         found.append(Caveat(confound.code, f"{opening}{confound.detail.rstrip('.')}.", weight))
     return found
 

@@ -4,6 +4,7 @@ import base64
 import functools
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def render_page(analysis: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
     context = page_context(analysis)
     template = environment.get_template("report.html.j2")
     return template.render(
@@ -63,6 +65,13 @@ def _finalize(value: object) -> object:
     from markupsafe import Markup
 
     return readable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _breakable(name: str) -> object:
+    """A name that may be broken after its dots and underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([._])", r"\1<wbr>", escape(readable(name))))  # noqa: S704 - escaped, then only <wbr> added
 
 
 def _specs(context: dict[str, Any]) -> dict[str, Any]:

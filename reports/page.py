@@ -25,6 +25,7 @@ from reports.wording import (
     format_range,
     format_ratio,
     format_value_range,
+    is_cost,
     percent,
     plural,
     verdict_mark,
@@ -252,13 +253,19 @@ def _cell_view(row: Row, cell: CellResult, forest: Forest) -> CellView:
         value_range=format_value_range(cell.estimate.low, cell.estimate.high, unit),
         ratio="1×" if cell.backend.is_baseline else format_ratio(found.ratio if found is not None else None),
         ratio_range=format_range(found.low, found.high) if found is not None else "",
-        verdict=str(verdict) if has_verdict else "none",
+        verdict=_style(row, verdict) if has_verdict else "none",
         word=word,
         mark=verdict_mark(word),
         note=_note(cell),
         counts=counts,
         forest=forest.line(found, cell.backend.place),
     )
+
+
+def _style(row: Row, verdict: Verdict) -> str:
+    """The class of a verdict. What is used up has no good side: an instance that reads less may just be slower."""
+    differs = verdict in (Verdict.FASTER, Verdict.SLOWER)
+    return "differs" if differs and is_cost(row.metric) else str(verdict)
 
 
 def _note(cell: CellResult) -> str:
@@ -324,7 +331,7 @@ def _design_line(analysis: Analysis) -> str:
     return (
         f"{plural(blocks, 'block')}, {plural(instances, 'instance')} of "
         f"{analysis.manifest.planned_instances:,} planned, "
-        f"{plural(len(samples), 'sample')}, seed {analysis.manifest.seed}"
+        f"seed {analysis.manifest.seed}"
     )
 
 

@@ -18,7 +18,7 @@ class Native(HostKernelBackend):
 
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
         return BackendDescription(
-            label="native",
+            label="native (container)",
             facts={
                 "namespaces": ",".join(self.namespaces),
                 "root": "overlay",
@@ -33,5 +33,6 @@ class Native(HostKernelBackend):
                     "deployed containers usually have a seccomp filter, which makes system calls slower; this has none",
                     self.name,
                 ),
+                Confound("own-network", "its network namespace holds lo only; bare metal has the host's", self.name),
             ),
         )

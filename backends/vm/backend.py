@@ -168,14 +168,15 @@ class VirtualMachine(Backend):
         if ground.acceleration.accelerator is Accelerator.TCG:
             yield Confound(
                 "accel-tcg",
-                "the guest is emulated in software, not virtualized: CPU work is several times slower than under KVM "
-                f"({ground.acceleration.reason})",
+                "no hardware virtualization was measured: the guest's processor is emulated in software (TCG), so its "
+                f"figures say nothing about a guest under KVM ({ground.acceleration.reason})",
                 self.name,
             )
         if ground.image.kernel_version != platform.release():
             yield Confound(
                 "other-kernel",
-                f"the guest runs Linux {ground.image.kernel_version}, the host {platform.release()}",
+                f"the guest runs Linux {ground.image.kernel_version}, the host {platform.release()}: a part of any "
+                "difference may be the kernel's",
                 self.name,
             )
         yield Confound(
@@ -187,6 +188,18 @@ class VirtualMachine(Backend):
             "guest-memory",
             "the envelope's memory is the guest's RAM: its kernel takes a part, what is changed in its root another, "
             "and what QEMU needs beside it is charged but not limited",
+            self.name,
+        )
+        yield Confound(
+            "storage-path",
+            f"/scratch is a file system of the guest's own on virtio-blk (raw, {ground.scratch_mode}); elsewhere it is "
+            "a folder of the host's",
+            self.name,
+        )
+        yield Confound(
+            "cpus-shared-with-hypervisor",
+            "QEMU's main loop and its I/O thread run on the same CPUs as the guest's vCPUs, so that the guest gets no "
+            "CPU that the others do not have",
             self.name,
         )
         if ground.scratch_mode.cache != "none":
