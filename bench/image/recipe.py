@@ -76,8 +76,9 @@ def host_architecture() -> str:
 def guest_version(folder: Path = _GUEST_FOLDER) -> str:
     """A hash over the names and contents of the guest's own files."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix != ".pyc":
+    for path in sorted(folder.iterdir()):
+        # Only sources: caches that tools leave in a checkout must not make another image of it.
+        if path.suffix in {".c", ".h", ".py"}:
             content = path.read_bytes()
             digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode())
             digest.update(content)
