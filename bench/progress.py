@@ -12,6 +12,7 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from bench.model import PlannedInstance
 from bench.suite import Suite
@@ -84,11 +85,12 @@ class RunDisplay:
         if self.console.is_terminal:
             self._live = Progress(
                 SpinnerColumn(),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                TextColumn("[dim]{task.fields[left]}[/dim]"),
+                BarColumn(bar_width=16, table_column=Column(min_width=16)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TimeElapsedColumn(table_column=Column(no_wrap=True)),
+                TextColumn("[dim]{task.fields[left]}[/dim]", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+                expand=True,
                 console=self.console,
                 transient=True,
             )
