@@ -113,6 +113,16 @@ class WorkloadError(TareError):
         self.evidence = evidence
 
 
+class OutputTooLargeError(WorkloadError):
+    """A command printed more than can be kept; without a limit one in a loop would take the host's memory."""
+
+    def __init__(self, program: str, limit_bytes: int) -> None:
+        super().__init__(
+            f"{program} printed more than {limit_bytes // 2**20} MiB and was ended",
+            remedy="let it print less, or write to a file in the scratch folder",
+        )
+
+
 class ParseError(WorkloadError):
     """A tool's output is not what its parser knows; ``evidence`` is the offending text."""
 

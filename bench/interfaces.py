@@ -60,7 +60,8 @@ class Instance(ABC):
 
         stdin, stdout and stderr are binary and of any size. A program that does not exist ends with
         returncode 127, one that is not executable with 126. On timeout the whole process tree of the
-        command is killed and the instance stays usable. Raises BackendError if the instance itself failed.
+        command is killed and the instance stays usable. Raises BackendError if the instance itself failed, and
+        WorkloadError if the command printed more than ``MAX_OUTPUT_BYTES``; the instance is of no use then.
         """
 
     @abstractmethod

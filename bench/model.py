@@ -22,6 +22,8 @@ BASE_ENVIRONMENT: Mapping[str, str] = {
     "LANG": "C.UTF-8",
 }
 """The environment of every command, whatever the backend; ``Command.env`` adds to it."""
+MAX_OUTPUT_BYTES = 2**30
+"""The most a command may print, standard output and error together: output is kept whole, in memory until it ended."""
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):

@@ -12,9 +12,9 @@ from backends.cgroups.interface import Cgroup
 from backends.native.init import DONE
 from backends.native.launcher import Launched
 from backends.native.wire import Channel, join_list
-from bench.errors import BackendError, WorkloadError
+from bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from bench.interfaces import Instance
-from bench.model import BASE_ENVIRONMENT, Command, Completed, Footprint, StartTimeline, Usage
+from bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, Footprint, StartTimeline, Usage
 
 _CHUNK_BYTES = 1 << 20
 _KILLED_DEADLINE_S = 10.0
@@ -61,7 +61,7 @@ class ProcessInstance(Instance):
             finally:
                 for descriptor in (stdin, out_writer, err_writer):
                     os.close(descriptor)
-            collector = _Collector(self._channel, out, err)
+            collector = _Collector(command.argv[0], self._channel, out, err)
             timed_out = self._wait(collector, command.timeout_s)
             answer = collector.answer
         if answer is None:
@@ -129,8 +129,10 @@ class ProcessInstance(Instance):
 class _Collector:
     """Waits for init's answer and empties the command's pipes meanwhile, in one thread."""
 
-    def __init__(self, channel: Channel, *pipes: int) -> None:
+    def __init__(self, program: str, channel: Channel, *pipes: int) -> None:
         self.answer: list[bytes] | None = None
+        self._program = program
+        self._bytes = 0
         self._channel = channel
         self._parts: dict[int, list[bytes]] = {pipe: [] for pipe in pipes}
         self._poll = select.poll()
@@ -171,6 +173,9 @@ class _Collector:
         except BlockingIOError:
             return False
         self._parts[pipe].append(part)
+        self._bytes += len(part)
+        if self._bytes > MAX_OUTPUT_BYTES:
+            raise OutputTooLargeError(self._program, MAX_OUTPUT_BYTES)
         return bool(part)
 
 

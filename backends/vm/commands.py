@@ -12,8 +12,8 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from bench.errors import BackendError, WorkloadError
-from bench.model import BASE_ENVIRONMENT, Command, Completed
+from bench.errors import BackendError, OutputTooLargeError, WorkloadError
+from bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed
 
 _HEADER = struct.Struct("<cI")
 _COUNTS = struct.Struct("<3I")
@@ -73,6 +73,7 @@ class Conversation:
         self._send = send
         self._stdin = memoryview(command.stdin)
         self._output: dict[bytes, list[bytes]] = {b"O": [], b"E": []}
+        self._bytes = 0
         self._failure: tuple[bytes, int] | None = None
         self._guest_started_ns = 0
         self._end = (-1, 0, 0)
@@ -85,6 +86,9 @@ class Conversation:
                 (self._guest_started_ns,) = _TIME.unpack(payload)
             case b"O" | b"E":
                 self._output[kind].append(payload)
+                self._bytes += len(payload)
+                if self._bytes > MAX_OUTPUT_BYTES:
+                    raise OutputTooLargeError(self.command.argv[0], MAX_OUTPUT_BYTES)
             case b"W":
                 self._feed(*_WELCOME.unpack(payload))
             case b"F":

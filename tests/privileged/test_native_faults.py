@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.errors import BackendError, WorkloadError
+from bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from bench.ledger import Ledger, clean
 from bench.model import Command, Phase
 from bench.process import PIPE, Popen
@@ -200,3 +200,12 @@ def test_nothing_survives_a_killed_harness(name, image, tmp_path):
     assert {entry.kind.value for entry in cleaned.removed} >= {"cgroup", "directory"}
     assert list((tmp_path / "work").iterdir()) == []
     assert list((tmp_path / "ledger").iterdir()) == []
+
+
+def test_a_command_that_prints_without_end_is_ended(backend, image, monkeypatch):
+    monkeypatch.setattr("backends.native.instance.MAX_OUTPUT_BYTES", 8 * 2**20)
+    with (
+        pytest.raises(OutputTooLargeError, match="cat printed more than 8 MiB"),
+        backend.start(spec("endless", image)) as instance,
+    ):
+        instance.execute(Command(("cat", "/dev/zero")))

@@ -15,7 +15,7 @@ import pytest
 from backends.cgroups.layout import find_layout
 from backends.vm import accel
 from backends.vm.backend import Options, VirtualMachine
-from bench.errors import BackendError, UnavailableError
+from bench.errors import BackendError, OutputTooLargeError, UnavailableError
 from bench.interfaces import BackendContext
 from bench.ledger import Ledger, clean
 from bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
@@ -330,3 +330,9 @@ def test_a_killed_tare_leaves_nothing_after_cleaning(child, tmp_path, moment):
     assert list((tmp_path / "work").iterdir()) == []
     assert list((tmp_path / "ledger").iterdir()) == []
     assert list(Path("/run").glob(f"tare-libvirt-{child.pid}-*")) == []
+
+
+def test_a_command_that_prints_without_end_is_ended(guests, monkeypatch):
+    monkeypatch.setattr("backends.vm.commands.MAX_OUTPUT_BYTES", 8 * 2**20)
+    with pytest.raises(OutputTooLargeError, match="cat printed more than 8 MiB"), guests.start() as instance:
+        instance.execute(Command(("cat", "/dev/zero")))
