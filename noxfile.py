@@ -58,11 +58,9 @@ def install_tare(session: nox.Session, *groups: str) -> None:
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """From a checkout to a report: packages, environment, image, run, report.html."""
-    if os.geteuid() != 0:
-        session.error(
-            "tare needs root to make namespaces, cgroups and an image. Run: sudo python3 -m nox -s quickstart"
-        )
     install_host_packages(session, {"image", "vm", "native", "build"})
+    if os.geteuid() != 0:
+        session.error("tare needs root to make namespaces, cgroups and an image: run the same command as root")
     install_tare(session)
     session.run("tare", "run", "suites/quickstart.toml", *session.posargs, success_codes=[0, 5])
 
