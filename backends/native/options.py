@@ -1,0 +1,45 @@
+"""What a suite may choose about a container: each field is a dimension of the comparison."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Seccomp(StrEnum):
+    """The system-call filter: equal in intent to Docker's default, or none."""
+
+    DEFAULT = "default"
+    NONE = "none"
+
+
+class Capabilities(StrEnum):
+    """The capabilities a container keeps: those that Docker grants, or none."""
+
+    DEFAULT = "default"
+    NONE = "none"
+
+
+class Upper(StrEnum):
+    """Where the writable layer of the root lies: on the suite's storage, or in memory."""
+
+    DISK = "disk"
+    TMPFS = "tmpfs"
+
+
+class Network(StrEnum):
+    """``none``: lo only. ``host``: the host's own. ``veth``: a pair into a namespace that tare made."""
+
+    NONE = "none"
+    HOST = "host"
+    VETH = "veth"
+
+
+class NativeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[backend.options]`` of ``native``."""
+
+    seccomp: Seccomp = Seccomp.DEFAULT
+    capabilities: Capabilities = Capabilities.DEFAULT
+    user_namespace: bool = False
+    time_namespace: bool = False
+    upper: Upper = Upper.DISK
+    network: Network = Network.NONE
