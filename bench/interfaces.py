@@ -15,6 +15,7 @@ from bench.ledger import Ledger
 from bench.model import (
     Availability,
     BackendDescription,
+    Category,
     Command,
     Commands,
     Completed,
@@ -115,7 +116,9 @@ class Workload(ABC):
     """Builds the commands to run and parses their output. Pure: executes nothing, touches no file.
 
     ``packages`` are the Debian packages that the image needs for it. ``metrics`` declares every metric
-    that ``parse`` can return.
+    that ``parse`` can return, the one that says most first. ``category`` is the section of the report that it stands
+    in. ``fixed_time`` says that the measured command takes the time it was told to, so that how long it took is no
+    result.
     """
 
     name: ClassVar[str]
@@ -123,6 +126,8 @@ class Workload(ABC):
     metrics: ClassVar[tuple[Metric, ...]]
     packages: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = ""
+    category: ClassVar[Category] = Category.APPLICATION
+    fixed_time: ClassVar[bool] = False
     Params: ClassVar[type[msgspec.Struct]] = NoOptions
 
     @abstractmethod

@@ -40,6 +40,24 @@ class Direction(StrEnum):
     HIGHER = "higher"
 
 
+class Category(StrEnum):
+    """What a workload loads, and so the section of a report that it stands in."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+    KERNEL = "kernel"
+    STORAGE = "storage"
+    NETWORK = "network"
+    APPLICATION = "application"
+
+
+class WorkloadTraits(Struct, frozen=True):
+    """What a report has to know of a workload. ``fixed_time``: its command takes the time it was told to take."""
+
+    category: Category
+    fixed_time: bool
+
+
 class Metric(Struct, frozen=True):
     """One measurable quantity.
 
@@ -360,7 +378,8 @@ class Manifest(Struct, frozen=True):
 
     ``suite`` is the suite as resolved (defaults filled in). ``backends`` is keyed by the backend's name
     in the suite; a backend that was asked for and is not available stands in ``unavailable``.
-    ``metrics`` is keyed by ``workload/metric`` or ``experiment/metric``.
+    ``metrics`` is keyed by ``workload/metric`` or ``experiment/metric``, ``workloads`` by the workload's name; it is
+    empty in runs from before there were traits.
     """
 
     schema_version: int
@@ -382,3 +401,4 @@ class Manifest(Struct, frozen=True):
     planned_instances: int
     command_line: tuple[str, ...] = ()
     baseline: str = "bare-metal"
+    workloads: Mapping[str, WorkloadTraits] = {}

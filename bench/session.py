@@ -35,6 +35,7 @@ from bench.model import (
     Metric,
     PlannedInstance,
     RunStatus,
+    WorkloadTraits,
 )
 from bench.plan import make_plan
 from bench.registry import find_backends, find_workloads
@@ -256,6 +257,11 @@ def _make_manifest(
         planned_instances=len(make_plan(suite)),
         command_line=tuple(sys.argv),
         baseline=baseline,
+        workloads={
+            one.name: WorkloadTraits(one.category, one.fixed_time)
+            for subject in suite.subjects
+            if (one := subject.workload) is not None
+        },
     )
     if earlier is None:
         return manifest

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from bench.errors import ParseError, WorkloadError
 from bench.interfaces import Workload
-from bench.model import SCRATCH, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
 from bench.units import Unit, format_size, parse_size
 from workloads.output import excerpt, read_output, refuse
 from workloads.parameters import START_MARGIN_S, Seconds, Size, bounded_size
@@ -82,6 +82,8 @@ class Fio(Workload):
     summary = "storage: random or sequential reads and writes of a file in the scratch folder"
     packages = ("fio",)
     licence = "GPL-2.0-only"
+    category = Category.STORAGE
+    fixed_time = True
     metrics = (*_declare("read", "read"), *_declare("write", "written"))
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from bench.interfaces import Workload
-from bench.model import Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
 from bench.units import Unit
 from workloads.output import positive, read_output, refuse
 from workloads.parameters import START_MARGIN_S
@@ -48,6 +48,7 @@ class SchedPipe(Workload):
     summary = "context switches: two tasks hand a token to and fro over pipes"
     packages = ("linux-perf",)
     licence = "GPL-2.0-only"
+    category = Category.KERNEL
     metrics = (
         Metric(
             "pipe.operations_per_second",
@@ -93,6 +94,7 @@ class Syscall(Workload):
     summary = "system calls: getppid() in a loop, on one CPU"
     packages = ("linux-perf",)
     licence = "GPL-2.0-only"
+    category = Category.KERNEL
     metrics = (
         Metric(
             "syscall.operations_per_second",

@@ -13,7 +13,7 @@ import msgspec
 
 from bench.errors import ParseError
 from bench.interfaces import Workload
-from bench.model import SCRATCH, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
 from bench.units import Unit
 from workloads.output import excerpt, one_match, positive, read_output, refuse
 from workloads.parameters import START_MARGIN_S, WholeSeconds
@@ -74,6 +74,8 @@ class StressNg(Workload):
     summary = "one stressor of stress-ng by name: bogo operations a second"
     packages = ("stress-ng",)
     licence = "GPL-2.0-or-later"
+    category = Category.CPU
+    fixed_time = True
     metrics = (
         Metric(
             "bogo.operations_per_second",

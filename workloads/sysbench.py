@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from bench.errors import WorkloadError
 from bench.interfaces import Workload
-from bench.model import Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
 from bench.units import Unit, format_size, parse_size
 from workloads.output import one_match, positive, read_output, refuse
 from workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
@@ -54,6 +54,8 @@ class SysbenchCpu(Workload):
     summary = "integer arithmetic: prime numbers up to a bound, one thread a CPU"
     packages = ("sysbench",)
     licence = "GPL-2.0-or-later"
+    category = Category.CPU
+    fixed_time = True
     metrics = (
         Metric(
             "cpu.events_per_second",
@@ -125,6 +127,8 @@ class SysbenchMemory(Workload):
     summary = "memory transfers: one buffer read or written block by block, one thread a CPU"
     packages = ("sysbench",)
     licence = "GPL-2.0-or-later"
+    category = Category.MEMORY
+    fixed_time = True
     metrics = (
         Metric(
             "memory.bandwidth",
