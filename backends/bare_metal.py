@@ -1,10 +1,12 @@
 """The ``bare-metal`` backend: the host itself, with the image as its root."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from backends.cgroups.layout import Layout
+from backends.native.plan import Settings
 from backends.native.runtime import HostKernelBackend
-from bench.model import BackendDescription
+from bench.model import BackendDescription, Envelope
 
 
 class BareMetal(HostKernelBackend):
@@ -18,6 +20,9 @@ class BareMetal(HostKernelBackend):
     summary = "the host itself, with the image as its root"
     style = "bare-metal"
     namespaces: ClassVar[tuple[str, ...]] = ("mnt",)
+
+    def _settings(self, folder: Path, envelope: Envelope, missing: tuple[str, ...]) -> Settings:  # noqa: ARG002 - no options
+        return Settings(style="bare-metal", root=str(folder / "root"), empty=str(folder / "empty"))
 
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
         return BackendDescription(

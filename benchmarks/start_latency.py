@@ -26,10 +26,12 @@ from backends.cgroups.delegation import prepare_parent
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
 from backends.cgroups.v1 import choose_controllers
 from backends.native.backend import Native
-from backends.native.operations import DEFAULT_CAPABILITIES, MASKED, READ_ONLY
+from backends.native.options import NativeOptions
+from backends.native.order import MASKED, READ_ONLY
+from backends.native.privileges import DEFAULT_CAPABILITIES
 from bench.errors import ExitCode, MissingToolError, TareError
 from bench.image import ImageStore
-from bench.interfaces import BackendContext, NoOptions
+from bench.interfaces import BackendContext
 from bench.ledger import Ledger, ResourceKind, clean
 from bench.locations import cache_directory
 from bench.model import Envelope, Image, InstanceSpec, Phase
@@ -155,7 +157,7 @@ def start_native(ledger: Ledger, folder: Path, rootfs: Path, cpu: int) -> Iterat
     image = Image("", "", rootfs.parent, rootfs, None, None, None, "", {}, 0)
     envelope = Envelope((cpu,), MEMORY_BYTES, 2**30, PIDS_MAX)
     others = tuple(sorted(os.sched_getaffinity(0) - {cpu}))
-    backend = Native(BackendContext(ledger, folder, folder, NoOptions(), others))
+    backend = Native(BackendContext(ledger, folder, folder, NativeOptions(), others))
     number = 0
 
     def start() -> float:

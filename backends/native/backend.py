@@ -1,11 +1,14 @@
 """The ``native`` backend: containers by tare's own runtime."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from backends.cgroups.layout import Layout
-from backends.native.operations import DEFAULT_CAPABILITIES
+from backends.native.options import Capabilities, NativeOptions
+from backends.native.plan import Settings
+from backends.native.privileges import DEFAULT_CAPABILITIES
 from backends.native.runtime import HostKernelBackend
-from bench.model import BackendDescription, Confound
+from bench.model import BackendDescription, Confound, Envelope
 
 
 class Native(HostKernelBackend):
@@ -13,8 +16,25 @@ class Native(HostKernelBackend):
 
     name = "native"
     summary = "containers by tare's own runtime (namespaces, cgroups, overlay)"
+    Options = NativeOptions
     style = "native"
     namespaces: ClassVar[tuple[str, ...]] = ("mnt", "pid", "net", "uts", "ipc", "cgroup")
+
+    @property
+    def options(self) -> NativeOptions:
+        """What the suite chose."""
+        assert isinstance(self.context.options, NativeOptions)
+        return self.context.options
+
+    def _settings(self, folder: Path, envelope: Envelope, missing: tuple[str, ...]) -> Settings:  # noqa: ARG002 - soon
+        granted = DEFAULT_CAPABILITIES if self.options.capabilities is Capabilities.DEFAULT else ()
+        return Settings(
+            style=self.style,
+            root=str(folder / "root"),
+            empty=str(folder / "empty"),
+            network=self.options.network,
+            capabilities=tuple(number for _, number in granted),
+        )
 
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
         return BackendDescription(

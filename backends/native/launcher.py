@@ -14,7 +14,7 @@ import msgspec
 
 import backends
 from backends.native.init import READY
-from backends.native.plan import Plan
+from backends.native.plan import Plan, Settings
 from backends.native.wire import Channel
 from bench.errors import BackendError
 from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
@@ -148,11 +148,8 @@ class Zygote:
 
 
 @contextlib.contextmanager
-def start_zygote(ledger: Ledger, folder: Path, style: str, cpus: tuple[int, ...]) -> Iterator[Zygote]:
-    """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError.
-
-    ``style`` is one of ``operations.STYLES``; ``folder`` has a folder ``empty`` for it to mount on.
-    """
+def start_zygote(ledger: Ledger, folder: Path, settings: Settings, cpus: tuple[int, ...]) -> Iterator[Zygote]:
+    """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError."""
     target = f"zygote-{os.getpid()}-{secrets.token_hex(4)}"
     log = folder / f"{target}.log"
     environment = {MARKER_VARIABLE: target}
@@ -160,7 +157,7 @@ def start_zygote(ledger: Ledger, folder: Path, style: str, cpus: tuple[int, ...]
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     ours, theirs = socket.socketpair()
     with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors:
-        arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), ",".join(map(str, cpus)), style, str(folder / "empty")]
+        arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), ",".join(map(str, cpus))]
         process = Popen(
             [sys.executable, "-I", "-S", str(_PROGRAM), *arguments],
             env=environment,
@@ -174,6 +171,8 @@ def start_zygote(ledger: Ledger, folder: Path, style: str, cpus: tuple[int, ...]
         theirs.close()
         zygote = Zygote(process, Channel(ours.detach()), log)
         try:
+            with contextlib.suppress(OSError):  # one that is gone is noticed next
+                zygote._channel.send(*settings.encode())  # noqa: SLF001 - its maker
             if zygote._receive(zygote._channel, time.monotonic() + _START_DEADLINE_S) != [b"serving"]:  # noqa: SLF001 - its maker
                 raise zygote._died()  # noqa: SLF001 - its maker
             yield zygote

@@ -1,19 +1,17 @@
-"""Setting an instance up, as data: an ordered list of steps, each of which can be printed and carried out.
+"""The steps of setting an instance up, as data: each can be printed and carried out.
 
-Standard library only and few imports, because the zygote imports it. ``native_operations`` and
-``bare_metal_operations`` give the order; ``execute`` runs in the instance's first process, as root, in its
+Standard library only and few imports, because the zygote imports it. ``order.py`` puts them in order, what takes
+privileges away is in ``privileges.py``. ``execute`` runs in the instance's first process, in its
 new namespaces. Every step raises OSError with the path it failed on.
 """
 
 import _socket
-import errno
 import fcntl
 import os
 import struct
 from abc import ABC, abstractmethod
 
 from backends.native import syscalls
-from backends.native.plan import Plan
 
 _NOTHING = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -24,41 +22,6 @@ _LINKS = (
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 )
-MASKED = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
-"""What the OCI runtimes' default profile hides; those that this kernel does not have are passed over."""
-READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-"""What the same profile makes read-only."""
-DEFAULT_CAPABILITIES = (
-    ("CHOWN", 0),
-    ("DAC_OVERRIDE", 1),
-    ("FOWNER", 3),
-    ("FSETID", 4),
-    ("KILL", 5),
-    ("SETGID", 6),
-    ("SETUID", 7),
-    ("SETPCAP", 8),
-    ("NET_BIND_SERVICE", 10),
-    ("NET_RAW", 13),
-    ("SYS_CHROOT", 18),
-    ("MKNOD", 27),
-    ("AUDIT_WRITE", 29),
-    ("SETFCAP", 31),
-)
-"""What Docker grants by default."""
-_CAPABILITIES = 64
-"""More than any kernel knows: the sets are 64 bits wide."""
 
 
 class Operation(ABC):
@@ -289,146 +252,6 @@ class RaiseLoopback(Operation):
             fcntl.ioctl(with_name.fileno(), siocsifflags, struct.pack("16sh22x", b"lo", iff_up))
         finally:
             with_name.close()
-
-
-class BoundCapabilities(Operation):
-    """Keep programs from ever getting a capability that is not listed. The process itself keeps what it has."""
-
-    def __init__(self, keep: tuple[tuple[str, int], ...]) -> None:
-        self.keep = keep
-
-    def describe(self) -> str:
-        """The step in words."""
-        return f"bound the capabilities of programs to {', '.join(name for name, _ in self.keep) or '(none)'}"
-
-    def execute(self) -> None:
-        """Do it. Raises OSError."""
-        kept = {number for _, number in self.keep}
-        for number in range(_CAPABILITIES):
-            if number not in kept:
-                try:
-                    syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
-                except OSError as error:
-                    if error.errno != errno.EINVAL:  # which says that this kernel knows no such capability
-                        raise
-
-
-class KeepCapabilities(Operation):
-    """Give up every capability that is not listed, for good."""
-
-    def __init__(self, keep: tuple[tuple[str, int], ...]) -> None:
-        self.keep = keep
-
-    def describe(self) -> str:
-        """The step in words."""
-        return f"keep only the capabilities {', '.join(name for name, _ in self.keep) or '(none)'}"
-
-    def execute(self) -> None:
-        """Do it. Raises OSError."""
-        bits = 0
-        for _, number in self.keep:
-            bits |= 1 << number
-        syscalls.capset(bits)
-
-
-class SetProcessFlag(Operation):
-    """prctl(2) with a name that says what for."""
-
-    def __init__(self, meaning: str, option: int, argument: int) -> None:
-        self.meaning = meaning
-        self.option = option
-        self.argument = argument
-
-    def describe(self) -> str:
-        """The step in words."""
-        return self.meaning
-
-    def execute(self) -> None:
-        """Do it. Raises OSError."""
-        syscalls.prctl(self.option, self.argument)
-
-
-NATIVE_FLAGS = (
-    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
-)
-BARE_METAL_FLAGS = syscalls.CLONE_NEWNS
-
-
-def zygote_operations(style: str, empty: str) -> list[Operation]:
-    """What the zygote does once, because every instance inherits it and it is not undone."""
-    once: list[Operation] = [LeaveMounts()]
-    if style == "native":
-        once += [
-            Mount("tmpfs", empty, syscalls.MS_RDONLY | _NOTHING, "size=4k,nr_inodes=2"),
-            BoundCapabilities(DEFAULT_CAPABILITIES),
-            SetProcessFlag("forbid new privileges", syscalls.PR_SET_NO_NEW_PRIVS, 1),
-        ]
-    return once
-
-
-def native_operations(plan: Plan) -> list[Operation]:
-    """A container: every namespace but user and time, its own /proc, /sys and /dev, few capabilities."""
-    root, dev = plan.root, f"{plan.root}/dev"
-    return [
-        *_start(plan),
-        NewCgroupNamespace(),
-        *_root(plan, syscalls.MS_NODEV),
-        Mount("proc", f"{root}/proc", _NOTHING),
-        *(Mask(root + path, plan.empty) for path in MASKED if path.startswith("/proc/")),
-        *(MakeReadOnly(root + path) for path in READ_ONLY),
-        Mount("sysfs", f"{root}/sys", _NOTHING | syscalls.MS_RDONLY),
-        *(Mask(root + path, plan.empty) for path in MASKED if path.startswith("/sys/")),
-        Mount("tmpfs", dev, syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_STRICTATIME, "mode=755,size=64k"),
-        FillDev(dev),
-        Mount(
-            "devpts",
-            f"{dev}/pts",
-            syscalls.MS_NOSUID | syscalls.MS_NOEXEC,
-            "newinstance,ptmxmode=0666,mode=0620,gid=5",
-        ),
-        Mount("tmpfs", f"{dev}/shm", _NOTHING, "mode=1777,size=64m", source="shm"),
-        Mount("mqueue", f"{dev}/mqueue", _NOTHING),
-        PivotRoot(root),
-        SetHostname(plan.hostname),
-        RaiseLoopback(),
-        KeepCapabilities(DEFAULT_CAPABILITIES),
-    ]
-
-
-def bare_metal_operations(plan: Plan) -> list[Operation]:
-    """The host itself with the image as its root: only mounts are private, /proc, /sys and /dev are the host's."""
-    return [
-        *_start(plan),
-        *_root(plan, 0),
-        *(Bind(path, plan.root + path, recursive=True) for path in ("/proc", "/sys", "/dev")),
-        PivotRoot(plan.root),
-        SetProcessFlag("adopt orphans", syscalls.PR_SET_CHILD_SUBREAPER, 1),
-    ]
-
-
-STYLES = {
-    "native": (native_operations, NATIVE_FLAGS),
-    "bare-metal": (bare_metal_operations, BARE_METAL_FLAGS),
-}
-"""The steps of an instance and the namespaces it is cloned into, by the zygote's style."""
-
-
-def _start(plan: Plan) -> list[Operation]:
-    return [
-        SetProcessFlag("end with the zygote", syscalls.PR_SET_PDEATHSIG, 9),
-        *(JoinCgroup(file) for file in plan.join_files),
-        SetAffinity(plan.cpus),
-    ]
-
-
-def _root(plan: Plan, flags: int) -> list[Operation]:
-    layers = "lowerdir={},upperdir={},workdir={}".format(
-        *(escape_option(path) for path in (plan.lower, plan.upper, plan.work))
-    )
-    return [
-        Mount("overlay", plan.root, flags, layers),
-        Bind(plan.scratch, f"{plan.root}/scratch", flags=flags),
-    ]
 
 
 def escape_option(path: str) -> str:

@@ -1,22 +1,106 @@
-"""What the zygote is told about one instance."""
+"""What the zygote is told: once about all its instances (Settings), and about each of them (Plan).
+
+Standard library only, because the zygote imports it.
+"""
 
 from backends.native.wire import join_list, split_list
 
+IdMap = tuple[tuple[int, int, int], ...]
+"""Ranges of identities as user_namespaces(7) writes them: (first inside, first outside, how many)."""
+
+_SEPARATOR = " "
+
+
+class Settings:
+    """What all instances of one zygote have in common; all paths are absolute.
+
+    ``style`` is one of ``order.STYLES``. ``root`` is the folder that the overlay is mounted on; mount namespaces are
+    private, so all instances share it. ``empty`` is a folder that stays empty, ``memory`` one to mount the tmpfs on
+    that holds the upper layer, of ``memory_bytes`` (0: the upper layer is on disk, where the Plan says).
+    ``capabilities`` are the numbers of those that are kept. ``inherited_filter`` and ``own_filter`` are seccomp
+    programs, empty for none: see ``seccomp.Filters``. ``uid_map`` and ``gid_map`` are empty for no user namespace.
+    ``time_offsets_s`` are those of the monotonic and the boot clock, None for no time namespace.
+    ``mount_points`` are made in an upper layer in memory; on disk the harness makes them.
+    """
+
+    def __init__(
+        self,
+        *,
+        style: str,
+        root: str,
+        empty: str,
+        memory: str = "",
+        memory_bytes: int = 0,
+        mount_points: tuple[str, ...] = (),
+        network: str = "none",
+        capabilities: tuple[int, ...] = (),
+        inherited_filter: bytes = b"",
+        own_filter: bytes = b"",
+        uid_map: IdMap = (),
+        gid_map: IdMap = (),
+        time_offsets_s: tuple[int, int] | None = None,
+    ) -> None:
+        self.style = style
+        self.root = root
+        self.empty = empty
+        self.memory = memory
+        self.memory_bytes = memory_bytes
+        self.mount_points = mount_points
+        self.network = network
+        self.capabilities = capabilities
+        self.inherited_filter = inherited_filter
+        self.own_filter = own_filter
+        self.uid_map = uid_map
+        self.gid_map = gid_map
+        self.time_offsets_s = time_offsets_s
+
+    def encode(self) -> tuple[bytes, ...]:
+        """The fields of a message."""
+        return (
+            join_list((self.style, self.root, self.empty, self.memory, str(self.memory_bytes), self.network)),
+            join_list(self.mount_points),
+            _numbers(self.capabilities),
+            self.inherited_filter,
+            self.own_filter,
+            _numbers([number for line in self.uid_map for number in line]),
+            _numbers([number for line in self.gid_map for number in line]),
+            _numbers(self.time_offsets_s or ()),
+        )
+
+
+def decode_settings(fields: list[bytes]) -> Settings:
+    """The settings of ``Settings.encode``."""
+    single, mount_points, capabilities, inherited_filter, own_filter, uid_map, gid_map, offsets = fields
+    style, root, empty, memory, memory_bytes, network = split_list(single)
+    times = _split_numbers(offsets)
+    return Settings(
+        style=style,
+        root=root,
+        empty=empty,
+        memory=memory,
+        memory_bytes=int(memory_bytes),
+        mount_points=tuple(split_list(mount_points)),
+        network=network,
+        capabilities=_split_numbers(capabilities),
+        inherited_filter=inherited_filter,
+        own_filter=own_filter,
+        uid_map=_split_map(uid_map),
+        gid_map=_split_map(gid_map),
+        time_offsets_s=(times[0], times[1]) if times else None,
+    )
+
 
 class Plan:
-    """Where an instance's parts lie on the host, all absolute paths.
+    """One instance, all paths absolute.
 
-    ``root`` is the folder that the overlay of ``lower``, ``upper``
-    and ``work`` is mounted on; mount namespaces are private, so all instances share it. ``empty`` is a folder that
-    stays empty. ``join_files`` are written by the instance itself. ``kill_file`` is its ``cgroup.kill`` or empty.
+    The root is an overlay of ``lower``, ``upper`` and ``work``. ``join_files`` are written by the instance itself.
+    ``kill_file`` is its ``cgroup.kill`` or empty.
     """
 
     def __init__(
         self,
         *,
         hostname: str,
-        root: str,
-        empty: str,
         lower: str,
         upper: str,
         work: str,
@@ -26,8 +110,6 @@ class Plan:
         kill_file: str,
     ) -> None:
         self.hostname = hostname
-        self.root = root
-        self.empty = empty
         self.lower = lower
         self.upper = upper
         self.work = work
@@ -38,27 +120,34 @@ class Plan:
 
     def encode(self) -> tuple[bytes, ...]:
         """The fields of a message."""
-        places = (self.root, self.empty, self.lower, self.upper, self.work, self.scratch)
-        return (
-            join_list((self.hostname, *places, self.kill_file)),
-            join_list([str(cpu) for cpu in self.cpus]),
-            join_list(self.join_files),
-        )
+        places = (self.lower, self.upper, self.work, self.scratch)
+        return join_list((self.hostname, *places, self.kill_file)), _numbers(self.cpus), join_list(self.join_files)
 
 
 def decode_plan(fields: list[bytes]) -> Plan:
     """The plan of ``Plan.encode``."""
-    single, cpus, join_files = (split_list(field) for field in fields)
-    hostname, root, empty, lower, upper, work, scratch, kill_file = single
+    single, cpus, join_files = fields
+    hostname, lower, upper, work, scratch, kill_file = split_list(single)
     return Plan(
         hostname=hostname,
-        root=root,
-        empty=empty,
         lower=lower,
         upper=upper,
         work=work,
         scratch=scratch,
-        cpus=tuple(map(int, cpus)),
-        join_files=tuple(join_files),
+        cpus=_split_numbers(cpus),
+        join_files=tuple(split_list(join_files)),
         kill_file=kill_file,
     )
+
+
+def _numbers(numbers: tuple[int, ...] | list[int]) -> bytes:
+    return _SEPARATOR.join(map(str, numbers)).encode()
+
+
+def _split_numbers(field: bytes) -> tuple[int, ...]:
+    return tuple(map(int, field.split()))
+
+
+def _split_map(field: bytes) -> IdMap:
+    numbers = _split_numbers(field)
+    return tuple((numbers[at], numbers[at + 1], numbers[at + 2]) for at in range(0, len(numbers), 3))

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 import msgspec
 
-from backends.cgroups.interface import Cgroup, Limits
+from backends.cgroups.interface import Cgroup, limits_of
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
 from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
 from backends.native.instance import ProcessInstance
 from backends.native.launcher import Zygote, start_zygote
-from backends.native.plan import Plan
+from backends.native.plan import Plan, Settings
 from bench.errors import BackendError, UnavailableError
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import ResourceKind
@@ -43,6 +43,7 @@ class _Prepared(msgspec.Struct, frozen=True):
 
     image: Image
     folder: Path
+    settings: Settings
     missing: tuple[str, ...]
     layout: Layout
     io_device: str | None
@@ -52,7 +53,7 @@ class HostKernelBackend(Backend):
     """A backend whose instances are processes of the host's kernel, made by a zygote."""
 
     style: ClassVar[str]
-    """Which of ``operations.STYLES`` its zygote makes."""
+    """Which of ``order.STYLES`` its zygote makes."""
     namespaces: ClassVar[tuple[str, ...]]
     """The namespaces it makes, by their names in ``/proc/self/ns``."""
 
@@ -66,6 +67,10 @@ class HostKernelBackend(Backend):
     @abstractmethod
     def _describe(self, layout: Layout) -> BackendDescription:
         """The label, facts and confounds that are this backend's own."""
+
+    @abstractmethod
+    def _settings(self, folder: Path, envelope: Envelope, missing: tuple[str, ...]) -> Settings:
+        """What all its instances have in common, below ``folder``; ``missing`` are mount points the image lacks."""
 
     def probe(self) -> Availability:
         """See ``Backend.probe``: root, overlay, the namespaces, and a cgroup hierarchy."""
@@ -83,7 +88,9 @@ class HostKernelBackend(Backend):
         (folder / "root").mkdir()
         (folder / "empty").mkdir()
         missing = tuple(name for name in _MOUNT_POINTS if not (image.rootfs / name).is_dir())
-        self._prepared = _Prepared(image, folder, missing, layout, find_block_device(folder))
+        self._prepared = _Prepared(
+            image, folder, self._settings(folder, envelope, missing), missing, layout, find_block_device(folder)
+        )
         try:
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
@@ -112,15 +119,10 @@ class HostKernelBackend(Backend):
             raise BackendError(f"{self.name}: start before prepare")
         folder = prepared.folder / spec.identifier
         try:
-            limits = Limits(
-                cpus=spec.envelope.cpus,
-                memory_bytes=spec.envelope.memory_bytes,
-                pids_max=spec.envelope.pids_max,
-                io_device=prepared.io_device,
-            )
+            limits = limits_of(spec.envelope, prepared.io_device)
             with begin_cgroup(self.context.ledger, spec.identifier, prepared.layout) as cgroup:
                 zygote = self._running_zygote()
-                channel = zygote.request(self._plan(spec, prepared, folder, cgroup), cgroup.clone_into)
+                channel = zygote.request(self._plan(spec, folder, cgroup), cgroup.clone_into)
                 try:
                     # The kernel takes a millisecond to clone the process; the rest is made meanwhile.
                     complete_cgroup(cgroup, limits)
@@ -160,12 +162,10 @@ class HostKernelBackend(Backend):
                 remedy=f"see that {self.context.work_directory} is writable and has space left",
             ) from error
 
-    def _plan(self, spec: InstanceSpec, prepared: _Prepared, folder: Path, cgroup: Cgroup) -> Plan:
+    def _plan(self, spec: InstanceSpec, folder: Path, cgroup: Cgroup) -> Plan:
         kill_file = "" if cgroup.clone_into is None else str(cgroup.clone_into / "cgroup.kill")
         return Plan(
             hostname=spec.identifier[:_HOSTNAME_MAX],
-            root=str(prepared.folder / "root"),
-            empty=str(prepared.folder / "empty"),
             lower=str(spec.image.rootfs),
             upper=f"{folder}/upper",
             work=f"{folder}/work",
@@ -181,7 +181,7 @@ class HostKernelBackend(Backend):
             self._zygote_stack.close()
             assert self._prepared is not None
             zygote = start_zygote(
-                self.context.ledger, self._prepared.folder, self.style, self.context.housekeeping_cpus
+                self.context.ledger, self._prepared.folder, self._prepared.settings, self.context.housekeeping_cpus
             )
             self._zygote = self._zygote_stack.enter_context(zygote)
         return self._zygote

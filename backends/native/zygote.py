@@ -1,6 +1,6 @@
 """The process that every instance is forked from.
 
-Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS STYLE EMPTY_FOLDER``.
+Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS``; the first message is the Settings.
 
 Standard library only, with as little imported as possible: what is in memory here is what ``clone3`` copies, and
 a fork of the harness itself (numpy, pandas) takes more than twice as long. It answers one request at a time:
@@ -31,19 +31,20 @@ def main() -> None:
     channel = Channel(int(sys.argv[1]))
     kill_files: list[str] = []
     try:
-        _serve(channel, sys.argv[4], sys.argv[5], kill_files)
+        _serve(channel, kill_files)
     except (EOFError, BrokenPipeError):
         for path in kill_files:
             _kill_cgroup(path)
 
 
-def _serve(channel: "Channel", style: str, empty: str, kill_files: list[str]) -> None:
-    from backends.native import init, operations, plan, syscalls
+def _serve(channel: "Channel", kill_files: list[str]) -> None:
+    from backends.native import init, order, plan, syscalls
     from backends.native.wire import Channel
 
-    for operation in operations.zygote_operations(style, empty):
+    settings = plan.decode_settings(channel.receive()[0])
+    for operation in order.zygote_operations(settings):
         operation.execute()
-    steps, flags = operations.STYLES[style]
+    flags = order.clone_flags(settings)
     gc.collect()
     gc.freeze()  # what is there now is never looked at again, in instances either: nothing to copy on write
     gc.disable()
@@ -62,7 +63,7 @@ def _serve(channel: "Channel", style: str, empty: str, kill_files: list[str]) ->
                 if cgroup is not None:
                     os.close(cgroup)
                 try:
-                    init.run_init(Channel(descriptors[0]), steps(wanted))
+                    init.run_init(Channel(descriptors[0]), order.instance_operations(settings, wanted))
                 finally:
                     os._exit(0)
             created = time.monotonic_ns()

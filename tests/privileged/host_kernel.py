@@ -5,13 +5,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from backends.bare_metal import BareMetal
 from backends.cgroups.layout import find_layout
 from backends.native.backend import Native
 from backends.native.runtime import HostKernelBackend
-from bench.interfaces import BackendContext, NoOptions
+from bench.interfaces import BackendContext
 from bench.ledger import Ledger
 from bench.model import Envelope, Image, InstanceSpec
 
@@ -20,11 +21,14 @@ ENVELOPE = Envelope((max(os.sched_getaffinity(0)),), 256 * 2**20, 2**28, 200)
 
 
 @contextlib.contextmanager
-def start_backend(name: str, image: Image, folder: Path, ledger: Ledger) -> Iterator[HostKernelBackend]:
+def start_backend(
+    name: str, image: Image, folder: Path, ledger: Ledger, options: msgspec.Struct | None = None
+) -> Iterator[HostKernelBackend]:
     """A prepared backend, on all CPUs but the envelope's."""
     folder.mkdir(exist_ok=True)
     others = tuple(sorted(os.sched_getaffinity(0) - set(ENVELOPE.cpus)))
-    backend = BACKENDS[name](BackendContext(ledger, folder, folder, NoOptions(), others))
+    kind = BACKENDS[name]
+    backend = kind(BackendContext(ledger, folder, folder, options or kind.Options(), others))
     found = backend.probe()
     if not found.available:
         pytest.skip(f"{name} is not available here: {found.reason}")
