@@ -1,4 +1,4 @@
-"""What host this is: the facts a reader needs to judge or repeat a result, and what disturbs it while it runs.
+"""What host this is: the facts a reader needs to judge or repeat a result.
 
 Everything is read from files under injectable roots. A fact that this host does not tell is left out, never guessed.
 """
@@ -22,31 +22,6 @@ class HostRoots(msgspec.Struct, frozen=True):
 
 
 _HERE = HostRoots()
-
-
-class Pressure(msgspec.Struct, frozen=True):
-    """Counters of disturbance since boot, in seconds: CPU time stolen by a hypervisor above, and PSI stall times."""
-
-    at_s: float
-    steal_s: float
-    cpu_stall_s: float | None
-    memory_stall_s: float | None
-    io_stall_s: float | None
-
-    def since(self, earlier: "Pressure") -> dict[str, float]:
-        """What came about since an earlier reading, by name, in seconds."""
-        names = ("steal_s", "cpu_stall_s", "memory_stall_s", "io_stall_s")
-        pairs = {name: (getattr(earlier, name), getattr(self, name)) for name in names}
-        return {name: round(b - a, 6) for name, (a, b) in pairs.items() if a is not None and b is not None}
-
-
-def read_pressure(at_s: float, roots: HostRoots = _HERE) -> Pressure:
-    """The counters now; ``at_s`` is the reader's monotonic time."""
-    cpu = (_read(roots.proc / "stat") or "").partition("\n")[0].split()
-    ticks = os.sysconf("SC_CLK_TCK")
-    steal = int(cpu[8]) / ticks if len(cpu) > 8 else 0.0
-    stalls = {name: _stall(roots.proc / "pressure" / name) for name in ("cpu", "memory", "io")}
-    return Pressure(at_s, steal, stalls["cpu"], stalls["memory"], stalls["io"])
 
 
 def read_facts(storage: Path, roots: HostRoots = _HERE) -> tuple[Fact, ...]:
@@ -203,13 +178,6 @@ def _storage(storage: Path, roots: HostRoots) -> Iterator[Fact]:
         source = str(roots.proc / "self/mountinfo")
         yield Fact("storage", f"{storage} on {best[2]}, mounted at {best[0]}", source)
         yield Fact("storage file system", best[1], source)
-
-
-def _stall(path: Path) -> float | None:
-    for line in (_read(path) or "").splitlines():
-        if line.startswith("some "):
-            return int(line.rpartition("total=")[2]) / 1e6
-    return None
 
 
 def _field(text: str, name: str) -> str | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +10,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from bench.disturbance import DisturbanceMeter
 from bench.errors import BackendError, StoreError, TareError, WorkloadError
 from bench.experiments import Experiment
-from bench.host import read_pressure
 from bench.interfaces import Backend, Instance, Workload
 from bench.model import (
     Command,
@@ -26,6 +25,7 @@ from bench.model import (
     Metric,
     PlannedInstance,
     Sample,
+    Usage,
 )
 from bench.store import RunStore
 from bench.suite import Subject, Suite
@@ -104,14 +104,14 @@ class Runner:
         """Run one instance; returns the reason if it failed."""
         name = planned.identifier if attempt == 1 else f"{planned.identifier}~{attempt}"
         cell = planned.cell
-        before = read_pressure(time.monotonic())
         self._event(EventKind.INSTANCE_STARTED, name, planned)
+        meter = DisturbanceMeter(self.suite.envelope.cpus)
         failure: str | None = None
         try:
             if cell.backend not in self.backends:
                 raise BackendError(f"not available: {self.unavailable[cell.backend]}")  # noqa: TRY301 - as any failure
             subject = self._subjects[cell.subject]
-            live = _LiveRun(self, planned, name, subject)
+            live = _LiveRun(self, planned, name, subject, meter)
             subject.experiment().run(live)
         except StoreError:
             raise
@@ -120,15 +120,14 @@ class Runner:
             evidence = getattr(error, "evidence", "")
             remedy = getattr(error, "remedy", None)
             details = {"evidence": evidence, "remedy": remedy, "kind": type(error).__name__}
+            details["disturbance"] = meter.result()
             self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)
         except Exception as error:  # noqa: BLE001 - a bug in a plug-in is a failed cell, with its traceback kept
             failure = f"{type(error).__name__}: {error}"
             details = {"evidence": traceback.format_exc(), "remedy": None, "kind": "bug"}
             self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)
         else:
-            disturbance = read_pressure(time.monotonic()).since(before)
-            load = [round(value, 2) for value in os.getloadavg()]
-            self._event(EventKind.INSTANCE_DONE, name, planned, details={**disturbance, "load": load})
+            self._event(EventKind.INSTANCE_DONE, name, planned, details={"disturbance": meter.result()})
         self.store.sync()
         return failure
 
@@ -146,10 +145,13 @@ class Runner:
 class _LiveRun:
     """What an experiment gets for one planned instance (``bench.experiments.InstanceRun``)."""
 
-    def __init__(self, runner: Runner, planned: PlannedInstance, name: str, subject: Subject) -> None:
+    def __init__(
+        self, runner: Runner, planned: PlannedInstance, name: str, subject: Subject, meter: DisturbanceMeter
+    ) -> None:
         self._runner = runner
         self._planned = planned
         self._name = name
+        self._meter = meter
         self._experiment: type[Experiment] = subject.experiment
         self._warmup = subject.sampling.warmup
         self._commands = 0
@@ -166,7 +168,10 @@ class _LiveRun:
         backend = self._runner.backends[self._planned.cell.backend]
         identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}"
         with backend.start(InstanceSpec(identifier, self._runner.image, self.envelope)) as instance:
-            yield instance
+            try:
+                yield instance
+            finally:
+                self._meter.instance_ends(_usage_of(instance))
 
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         completed = instance.execute(command)
@@ -219,6 +224,14 @@ class _LiveRun:
                 f"{guest:.3f} s by the guest's"
             )
             self._runner._event(EventKind.NOTE, self._name, self._planned, message, {"code": "clock"})  # noqa: SLF001
+
+
+def _usage_of(instance: Instance) -> Usage | None:
+    """What it cost, or None if it is too broken to tell: a failing instance must fail with its own reason."""
+    try:
+        return instance.usage()
+    except Exception:  # noqa: BLE001 - whatever is wrong shows where the experiment asks for it
+        return None
 
 
 def make_event(

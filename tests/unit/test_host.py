@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.host import HostRoots, host_confounds, read_facts, read_pressure, summarise
+from bench.host import HostRoots, host_confounds, read_facts, summarise
 from bench.model import Fact
 
 CPUINFO = """processor\t: 0
@@ -80,14 +80,6 @@ def test_a_physical_host_does_not(roots):
     assert "host-virtual" not in {confound.code for confound in host_confounds(facts, (1,))}
 
 
-def test_disturbance_is_a_difference_of_counters(roots):
-    before = read_pressure(1.0, roots)
-    assert before.cpu_stall_s == 1.5
-    assert before.io_stall_s is None
-    (roots.proc / "stat").write_text("cpu  10 0 20 300 4 0 5 350 0 0\n")
-    assert read_pressure(2.0, roots).since(before) == {"steal_s": 1.0, "cpu_stall_s": 0.0}
-
-
 def test_this_very_host_can_be_read():
     facts = known(read_facts(Path("/var/tmp")))
     assert int(facts["cpus"]) >= 1
@@ -97,4 +89,3 @@ def test_this_very_host_can_be_read():
 def test_an_empty_host_raises_nothing(tmp_path):
     roots = HostRoots(tmp_path, tmp_path, tmp_path)
     assert summarise(read_facts(Path("/"), roots))
-    assert read_pressure(0.0, roots).steal_s == 0.0
