@@ -1,0 +1,1 @@
+"""What instances cost a host, from the ramps that ``density`` measured."""

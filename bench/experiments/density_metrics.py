@@ -1,0 +1,87 @@
+"""What ``density`` measures. ``iteration`` of each sample is the population: how many instances lived then.
+
+Those of a start belong to the instance that made the population what it is. Totals are over all live instances.
+"""
+
+from bench.experiments.base import lower
+from bench.model import Direction, Metric
+from bench.units import Unit
+
+START = lower("density.start", Unit.SECOND, "Requested until ready, of the instance that made the population so large.")
+CREATE = lower("density.create", Unit.SECOND, "Its part until what isolates exists: first process, or hypervisor's.")
+INIT = lower("density.init", Unit.SECOND, "Its part from then until the first user-space instruction inside.")
+READY = lower("density.ready", Unit.SECOND, "Its part from then until it can execute a command.")
+
+AT = lower("density.at", Unit.SECOND, "When memory was read, since the ramp began.")
+MEMORY_AVAILABLE = Metric(
+    "density.memory_available",
+    Unit.BYTE,
+    Direction.HIGHER,
+    "The host's MemAvailable, at each step; settled where density.settle stands.",
+)
+SLAB = lower(
+    "density.slab", Unit.BYTE, "The host's kernel objects that it cannot give back (SUnreclaim), at each step."
+)
+KERNEL_OTHER = lower(
+    "density.kernel_other", Unit.BYTE, "The host's kernel stacks, page tables and per-CPU memory, at each step."
+)
+CPU_STALL = lower("density.cpu_stall", Unit.SECOND, "Time in which something waited for a CPU (PSI) during the step.")
+MEMORY_STALL = lower("density.memory_stall", Unit.SECOND, "Time in which something waited for memory, likewise.")
+IO_STALL = lower("density.io_stall", Unit.SECOND, "Time in which something waited for I/O, likewise.")
+SETTLE = lower(
+    "density.settle", Unit.SECOND, "How long memory took to stop changing before it was read, where awaited."
+)
+
+SAMPLED = Metric(
+    "density.sampled",
+    Unit.COUNT,
+    Direction.HIGHER,
+    "Instances whose own meters were read; totals are scaled from them.",
+)
+PSS = lower("density.pss", Unit.BYTE, "Proportional set size of all instances' host processes, from those sampled.")
+RSS = lower("density.rss", Unit.BYTE, "Their resident size, pages that several share counted each time, likewise.")
+PRIVATE = lower("density.private", Unit.BYTE, "Their memory that nobody shares, likewise.")
+CHARGE = lower("density.charge", Unit.BYTE, "Memory that the instances' cgroups are charged with, likewise.")
+DISK_OWNED = lower("density.disk_owned", Unit.BYTE, "Disk blocks that single instances own, likewise.")
+DISK_SHARED = lower("density.disk_shared", Unit.BYTE, "Disk blocks of the image, which all instances share: once.")
+IDLE_CPU = lower(
+    "density.idle_cpu",
+    Unit.RATIO,
+    "CPUs that the instances keep busy without being asked anything, from those sampled.",
+)
+KSM = Metric(
+    "density.ksm_sharing",
+    Unit.BYTE,
+    Direction.HIGHER,
+    "Memory that same-page merging saves on the host, where it is on.",
+)
+
+THROUGHPUT = Metric(
+    "density.throughput", Unit.OPERATIONS_PER_SECOND, Direction.HIGHER, "What all instances did together, all loaded."
+)
+BYTE_THROUGHPUT = Metric(
+    "density.byte_throughput", Unit.BYTES_PER_SECOND, Direction.HIGHER, "The same for a workload that moves bytes."
+)
+LATENCY = lower(
+    "density.latency_p99", Unit.SECOND, "The workload's p99 latency, median over the instances, all loaded."
+)
+LATENCY_WORST = lower("density.latency_p99_worst", Unit.SECOND, "The same of the instance that had the worst.")
+DURATION = lower("density.duration", Unit.SECOND, "The workload's command, median over the instances, all loaded.")
+
+POPULATION = Metric("density.population", Unit.COUNT, Direction.HIGHER, "Instances alive at once when the ramp ended.")
+DEAD = lower("density.dead", Unit.COUNT, "Of these, those that no longer executed a command at the end.")
+RAMP = lower("density.ramp", Unit.SECOND, "First request to last ready, without the waits for memory to settle.")
+STOP_ALL = lower("density.stop_all", Unit.SECOND, "Until the last instance was gone, one after another.")
+MEMORY_KEPT = lower(
+    "density.memory_kept", Unit.BYTE, "MemAvailable that had not come back when it settled after the last instance."
+)
+MEMORY_RETURN = lower("density.memory_return", Unit.SECOND, "How long it took to settle after the last instance.")
+
+START_PHASES = (CREATE, INIT, READY)
+TOTALS = (PSS, RSS, PRIVATE, CHARGE, DISK_OWNED)
+ALL = (
+    *(START, *START_PHASES, AT, MEMORY_AVAILABLE, SLAB, KERNEL_OTHER, CPU_STALL, MEMORY_STALL, IO_STALL, SETTLE),
+    *(SAMPLED, *TOTALS, DISK_SHARED, IDLE_CPU, KSM),
+    *(THROUGHPUT, BYTE_THROUGHPUT, LATENCY, LATENCY_WORST, DURATION),
+    *(POPULATION, DEAD, RAMP, STOP_ALL, MEMORY_KEPT, MEMORY_RETURN),
+)
