@@ -53,6 +53,7 @@ class CellResult(msgspec.Struct, frozen=True):
     """One metric on one backend. ``estimate`` is in the metric's unit; ``comparison`` is None for the baseline."""
 
     backend: Backend
+    blocks: CellBlocks
     estimate: Interval
     n_blocks: int
     n_instances: int
@@ -241,6 +242,7 @@ def _cells(
         cells.append(
             CellResult(
                 backend=backend,
+                blocks=table.blocks,
                 estimate=summarise(table.blocks, seed=manifest.seed),
                 n_blocks=len(table.blocks.blocks),
                 n_instances=int(table.blocks.instances.sum()),
