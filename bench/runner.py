@@ -155,8 +155,10 @@ class _LiveRun:
         self._experiment: type[Experiment] = subject.experiment
         self._warmup = subject.sampling.warmup
         self._commands = 0
+        self._starts = 0
         self.workload: Workload | None = subject.workload() if subject.workload else None
         self.params = subject.params
+        self.options = subject.options
         self.envelope: Envelope = runner.suite.envelope
         self.iterations = subject.sampling.warmup + subject.sampling.iterations
 
@@ -164,10 +166,13 @@ class _LiveRun:
         return self._experiment.needs_workload and iteration < self._warmup
 
     @contextlib.contextmanager
-    def start(self) -> Iterator[Instance]:
+    def start(self, envelope: Envelope | None = None) -> Iterator[Instance]:
         backend = self._runner.backends[self._planned.cell.backend]
-        identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}"
-        with backend.start(InstanceSpec(identifier, self._runner.image, self.envelope)) as instance:
+        self._starts += 1
+        number = "" if self._starts == 1 else f"-{self._starts}"
+        identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}{number}"
+        spec = InstanceSpec(identifier, self._runner.image, self.envelope if envelope is None else envelope)
+        with backend.start(spec) as instance:
             try:
                 yield instance
             finally:
@@ -175,6 +180,9 @@ class _LiveRun:
 
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         completed = instance.execute(command)
+        return completed, self.keep(command, completed, role)
+
+    def keep(self, command: Command, completed: Completed, role: str) -> str:
         self._commands += 1
         raw = self._runner.store.add_raw(self._name, f"{self._commands:03d}-{role}", completed)
         details = {
@@ -189,7 +197,10 @@ class _LiveRun:
         self._runner._event(EventKind.COMMAND, self._name, self._planned, details=details)  # noqa: SLF001 - its own part
         _raise_if_failed(command, completed)
         self._check_clock(completed)
-        return completed, raw
+        return raw
+
+    def note(self, message: str, details: Mapping[str, Any]) -> None:
+        self._runner._event(EventKind.NOTE, self._name, self._planned, message, details)  # noqa: SLF001 - its own part
 
     def record(self, metric: Metric, value: float, *, iteration: int | None = None, raw: str = "") -> None:
         if not math.isfinite(value):

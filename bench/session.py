@@ -235,7 +235,9 @@ def _make_manifest(
     for subject in suite.subjects:
         owner = subject.workload.name if subject.workload else subject.experiment.name
         own = subject.workload.metrics if subject.workload else ()
-        metrics |= {f"{owner}/{metric.name}": metric for metric in (*own, *subject.experiment.metrics)}
+        metrics |= {
+            f"{owner}/{metric.name}": metric for metric in (*own, *subject.experiment.metrics_with(subject.workload))
+        }
     baseline = next((choice.name for choice in suite.backends if choice.type.name == BASELINE_TYPE), BASELINE_TYPE)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

@@ -15,7 +15,7 @@ import msgspec
 
 from bench.errors import SuiteError, TareError, UnknownNameError
 from bench.experiments import EXPERIMENTS, Experiment
-from bench.interfaces import Backend, Workload
+from bench.interfaces import Backend, NoOptions, Workload
 from bench.model import Cell, Envelope
 from bench.registry import Plugins
 from bench.units import parse_size
@@ -75,6 +75,7 @@ class ExperimentSection(_Section, frozen=True):
     kind: str
     workload: str = ""
     params: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
     blocks: int | None = None
     instances: int | None = None
     iterations: int | None = None
@@ -113,7 +114,8 @@ class BackendChoice(msgspec.Struct, frozen=True):
 class Subject(msgspec.Struct, frozen=True):
     """What is compared across backends: an experiment with one workload and one set of parameters.
 
-    ``params`` is a value of the workload's ``Params``; ``given`` is what the suite stated, for names and records.
+    ``params`` is a value of the workload's ``Params`` and ``options`` one of the experiment's ``Options``; ``given`` is
+    what the suite stated of both, for names and records.
     """
 
     experiment: type[Experiment]
@@ -121,6 +123,7 @@ class Subject(msgspec.Struct, frozen=True):
     params: Any
     given: Mapping[str, Any]
     sampling: Sampling
+    options: Any = NoOptions()
 
     def cell(self, backend: str) -> Cell:
         """The cell of this subject on one backend."""
@@ -309,18 +312,21 @@ def _resolve_subjects(
         experiment = _find_experiment(path, key, section.kind)
         own = _own_sampling(sampling, section)
         _check_counts(path, key, own)
-        if not experiment.needs_workload:
-            if section.workload or section.params:
-                raise SuiteError(f"{path}: {key}.workload", f"the experiment {section.kind!r} runs no workload")
-            subjects.append(Subject(experiment, None, None, {}, own))
+        choices = [
+            (options, _convert(options, experiment.Options, path, f"{key}.options"))
+            for options in _each_combination(section.options)
+        ]
+        workload = _find_workload(path, key, section, experiment, workloads)
+        if workload is None:
+            subjects += [Subject(experiment, None, None, chosen, own, options) for chosen, options in choices]
             continue
-        if not section.workload:
-            raise SuiteError(f"{path}: {key}.workload", f"the experiment {section.kind!r} needs a workload")
-        workload = _look_up(workloads, section.workload, f"{path}: {key}.workload")
+        _refuse_shared_names(path, key, section)
         for given in _each_combination(section.params):
             params = _convert(given, workload.Params, path, f"{key}.params")
             _check_commands(path, key, workload, params, envelope)
-            subjects.append(Subject(experiment, workload, params, given, own))
+            subjects += [
+                Subject(experiment, workload, params, {**given, **chosen}, own, options) for chosen, options in choices
+            ]
     names = [subject.cell("").key for subject in subjects]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -333,6 +339,27 @@ def _find_experiment(path: Path, key: str, kind: str) -> type[Experiment]:
         known = ", ".join(sorted(EXPERIMENTS))
         raise SuiteError(f"{path}: {key}.kind", f"there is no experiment {kind!r}; there are: {known}")
     return EXPERIMENTS[kind]
+
+
+def _find_workload(
+    path: Path, key: str, section: ExperimentSection, experiment: type[Experiment], workloads: Plugins[Workload]
+) -> type[Workload] | None:
+    if section.workload:
+        if not (experiment.needs_workload or experiment.takes_workload):
+            raise SuiteError(f"{path}: {key}.workload", f"the experiment {section.kind!r} runs no workload")
+        return _look_up(workloads, section.workload, f"{path}: {key}.workload")
+    if experiment.needs_workload:
+        raise SuiteError(f"{path}: {key}.workload", f"the experiment {section.kind!r} needs a workload")
+    if section.params:
+        raise SuiteError(f"{path}: {key}.params", "no workload is named that they could be for")
+    return None
+
+
+def _refuse_shared_names(path: Path, key: str, section: ExperimentSection) -> None:
+    """Both stand in a cell's name and records, where they have to be told apart."""
+    shared = sorted(set(section.params) & set(section.options))
+    if shared:
+        raise SuiteError(f"{path}: {key}.options", f"{shared[0]!r} is also a parameter of the workload")
 
 
 def _own_sampling(sampling: Sampling, section: ExperimentSection) -> Sampling:

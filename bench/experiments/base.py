@@ -1,10 +1,13 @@
 """What an experiment is, and what the runner gives it for one instance."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
-from bench.interfaces import Instance, Workload
+import msgspec
+
+from bench.interfaces import Instance, NoOptions, Workload
 from bench.model import Command, Completed, Direction, Envelope, Metric, Phase, StartTimeline
 from bench.units import Unit
 
@@ -12,25 +15,39 @@ from bench.units import Unit
 class InstanceRun(Protocol):
     """One planned instance, as the runner offers it to an experiment.
 
-    ``iterations`` counts the warm-ups too; ``is_warmup`` tells them apart.
+    ``iterations`` counts the warm-ups too; ``is_warmup`` tells them apart. ``options`` is a value of the
+    experiment's ``Options``.
     """
 
     workload: Workload | None
     params: Any
+    options: Any
     envelope: Envelope
     iterations: int
 
     def is_warmup(self, iteration: int) -> bool:
         """Whether this iteration is a warm-up: kept, flagged, left out of estimates."""
 
-    def start(self) -> AbstractContextManager[Instance]:
-        """Start the instance. Leaving the context stops it."""
+    def start(self, envelope: Envelope | None = None) -> AbstractContextManager[Instance]:
+        """Start an instance, in ``envelope`` where it is not the suite's. Leaving the context stops it.
+
+        May be called again while earlier ones live, from one thread.
+        """
 
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         """Run a command, keep its whole output, and return how it ended with the name of the kept output.
 
         Raises WorkloadError if it failed or timed out.
         """
+
+    def keep(self, command: Command, completed: Completed, role: str) -> str:
+        """Keep what ``Instance.execute`` returned elsewhere, as ``execute`` does; returns the name of the output.
+
+        Raises WorkloadError if it failed or timed out. For one thread, whichever ran the command.
+        """
+
+    def note(self, message: str, details: Mapping[str, Any]) -> None:
+        """Keep an observation that is no number, as an event; ``details`` has a stable ``code``."""
 
     def record(self, metric: Metric, value: float, *, iteration: int | None = None, raw: str = "") -> None:
         """Keep a value of a metric, of one iteration or (None) of the instance as a whole.
@@ -42,13 +59,21 @@ class InstanceRun(Protocol):
 class Experiment(ABC):
     """A procedure that turns one fresh instance into samples.
 
-    ``metrics`` are the metrics that the experiment itself measures, beside the workload's.
+    ``metrics`` are the metrics that the experiment itself measures, beside the workload's. Where ``needs_workload``
+    is False, ``takes_workload`` says whether it can do with one. ``Options`` is what a suite can choose about it.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs_workload: ClassVar[bool]
+    takes_workload: ClassVar[bool] = False
     metrics: ClassVar[tuple[Metric, ...]]
+    Options: ClassVar[type[msgspec.Struct]] = NoOptions
+
+    @classmethod
+    def metrics_with(cls, workload: type[Workload] | None) -> tuple[Metric, ...]:  # noqa: ARG003 - few depend on it
+        """``metrics``, and those that follow from the workload's."""
+        return cls.metrics
 
     @abstractmethod
     def run(self, run: InstanceRun) -> None:
