@@ -51,9 +51,14 @@ class BackendContext(msgspec.Struct, frozen=True):
 
 
 class Instance(ABC):
-    """One live isolated environment. Made by ``Backend.start``; not thread-safe."""
+    """One live isolated environment. Made by ``Backend.start``; not thread-safe.
+
+    ``address`` is its IPv4 address where the backend gives each instance one of its own; instances of one backend
+    reach one another there. None where they have no network, or the host's.
+    """
 
     timeline: StartTimeline
+    address: str | None = None
 
     @abstractmethod
     def execute(self, command: Command) -> Completed:

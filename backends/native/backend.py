@@ -1,14 +1,29 @@
 """The ``native`` backend: containers by tare's own runtime."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from backends.cgroups.layout import Layout
-from backends.native.options import Capabilities, NativeOptions
+from backends.native.options import Capabilities, NativeOptions, Network
 from backends.native.plan import Settings
 from backends.native.privileges import DEFAULT_CAPABILITIES
 from backends.native.runtime import HostKernelBackend
 from bench.model import BackendDescription, Confound, Envelope
+
+if TYPE_CHECKING:
+    from backends.native.network import VethNetwork
+
+_NETWORKS = {
+    Network.NONE: "lo only",
+    Network.HOST: "the host's",
+    Network.VETH: "lo, and a veth pair into a bridge in a network namespace of tare's",
+}
+_OWN_NETWORK = {
+    Network.NONE: "its network namespace holds lo only; bare metal has the host's",
+    Network.VETH: "its network is a veth pair and a bridge that tare made; bare metal has the host's",
+}
 
 
 class Native(HostKernelBackend):
@@ -36,13 +51,24 @@ class Native(HostKernelBackend):
             capabilities=tuple(number for _, number in granted),
         )
 
+    @contextlib.contextmanager
+    def _start_network(self) -> Iterator["VethNetwork | None"]:
+        if self.options.network is not Network.VETH:
+            yield None
+            return
+        from backends.native.network import start_network
+
+        with start_network() as network:
+            yield network
+
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
+        own_network = self.options.network is not Network.HOST
         return BackendDescription(
             label="native (container)",
             facts={
-                "namespaces": ",".join(self.namespaces),
+                "namespaces": ",".join(name for name in self.namespaces if name != "net" or own_network),
                 "root": "overlay",
-                "network": "lo only",
+                "network": _NETWORKS[self.options.network],
                 "capabilities": ",".join(name for name, _ in DEFAULT_CAPABILITIES),
                 "no_new_privs": "yes",
                 "seccomp": "none",
@@ -53,6 +79,6 @@ class Native(HostKernelBackend):
                     "deployed containers usually have a seccomp filter, which makes system calls slower; this has none",
                     self.name,
                 ),
-                Confound("own-network", "its network namespace holds lo only; bare metal has the host's", self.name),
+                *([Confound("own-network", _OWN_NETWORK[self.options.network], self.name)] if own_network else []),
             ),
         )

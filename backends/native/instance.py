@@ -34,6 +34,7 @@ class ProcessInstance(Instance):
         self, launched: Launched, cgroup: Cgroup, folder: Path, timeline: StartTimeline, shared_bytes: int
     ) -> None:
         self.timeline = timeline
+        self.address = launched.address
         self.pid = launched.pid
         self.cgroup = cgroup
         self._channel = launched.channel

@@ -7,7 +7,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -26,12 +26,17 @@ _IMPORT_ROOT = Path(backends.__file__).resolve().parent.parent
 
 
 class Launched(msgspec.Struct, frozen=True):
-    """An instance that is ready. ``pid`` is its init's on the host, times are CLOCK_MONOTONIC seconds."""
+    """An instance that is ready. ``pid`` is its init's on the host, times are CLOCK_MONOTONIC seconds.
+
+    ``address`` is what ``connect`` returned, ``connect_s`` how long it took (a duration).
+    """
 
     channel: Channel
     pid: int
     created_s: float
     first_instruction_s: float
+    address: str | None = None
+    connect_s: float | None = None
 
 
 class Zygote:
@@ -76,17 +81,18 @@ class Zygote:
                 os.close(folder)
         return Channel(ours.detach())
 
-    def launch(self, channel: Channel) -> Launched:
+    def launch(self, channel: Channel, connect: Callable[[int], str] | None = None) -> Launched:
         """Let the instance set itself up, and wait until it is ready.
 
-        Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
+        ``connect`` is called meanwhile with the pid of its first process, and returns the address that it has on a
+        network. Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
         or end by themselves.
         """
         deadline = time.monotonic() + _START_DEADLINE_S
         try:
             with contextlib.suppress(OSError):  # an instance that is gone has said why, or the zygote has
                 channel.send(b"go")
-            return self._await(channel, deadline)
+            return self._await(channel, deadline, connect)
         except BaseException:
             channel.close()
             raise
@@ -96,8 +102,7 @@ class Zygote:
         channel.close()
         self._receive(self._channel, time.monotonic() + _START_DEADLINE_S)
 
-    def _await(self, channel: Channel, deadline: float) -> Launched:
-        first = self._receive(channel, deadline)
+    def _await(self, channel: Channel, deadline: float, connect: Callable[[int], str] | None) -> Launched:
         created = self._receive(self._channel, deadline)
         if created is None:
             raise self._died()
@@ -108,12 +113,25 @@ class Zygote:
                 remedy="see /proc/sys/user/max_*_namespaces and the memory and pids left on this host",
                 evidence=f"clone3 failed with errno {number.decode()}",
             )
+        _, pid, created_ns = created
+        address, began = None, time.monotonic()
+        if connect is not None:
+            try:
+                address = connect(int(pid))
+            except BackendError:
+                # It may be gone because a step failed, and what it says about that explains more.
+                first = self._receive(channel, deadline)
+                if first is not None and first[0] == b"failed":
+                    raise _step_failed(first) from None
+                raise
+        connect_s = None if address is None else time.monotonic() - began
+        first = self._receive(channel, deadline)
         if first is None:
             raise BackendError("the new instance ended before it was ready, without a word; was it killed for memory?")
         if first[0] == b"failed":
             raise _step_failed(first)
-        _, pid, created_ns = created
-        return Launched(channel, int(pid), int(created_ns) / 1e9, READY.unpack(first[1])[0] / 1e9)
+        first_instruction_s = READY.unpack(first[1])[0] / 1e9
+        return Launched(channel, int(pid), int(created_ns) / 1e9, first_instruction_s, address, connect_s)
 
     def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
         """One message, or None if its sender is gone."""

@@ -49,7 +49,9 @@ STYLES = ("native", "bare-metal")
 
 def clone_flags(settings: Settings) -> int:
     """The namespaces that ``clone3`` makes with the process. The cgroup namespace is made later, in the cgroups."""
-    return _NATIVE_FLAGS if settings.style == "native" else syscalls.CLONE_NEWNS
+    if settings.style != "native":
+        return syscalls.CLONE_NEWNS
+    return _NATIVE_FLAGS & ~syscalls.CLONE_NEWNET if settings.network == "host" else _NATIVE_FLAGS
 
 
 def zygote_operations(settings: Settings) -> list[Operation]:
@@ -93,7 +95,7 @@ def native_operations(settings: Settings, plan: Plan) -> list[Operation]:
         Mount("mqueue", f"{dev}/mqueue", _NOTHING),
         PivotRoot(root),
         SetHostname(plan.hostname),
-        RaiseLoopback(),
+        *(() if settings.network == "host" else (RaiseLoopback(),)),
         KeepCapabilities(settings.capabilities),
     ]
 

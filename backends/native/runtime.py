@@ -8,7 +8,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -34,6 +34,9 @@ from bench.model import (
 )
 
 _MOUNT_POINTS = ("proc", "sys", "dev")
+if TYPE_CHECKING:
+    from backends.native.network import VethNetwork
+
 _CAP_SYS_ADMIN = 21
 _HOSTNAME_MAX = 64
 
@@ -64,6 +67,7 @@ class HostKernelBackend(Backend):
         self._zygote_stack = contextlib.ExitStack()
         self._stack = contextlib.ExitStack()
 
+        self._network: VethNetwork | None = None
     @abstractmethod
     def _describe(self, layout: Layout) -> BackendDescription:
         """The label, facts and confounds that are this backend's own."""
@@ -73,6 +77,11 @@ class HostKernelBackend(Backend):
         """What all its instances have in common, below ``folder``; ``missing`` are mount points the image lacks."""
 
     def probe(self) -> Availability:
+    @contextlib.contextmanager
+    def _start_network(self) -> "Iterator[VethNetwork | None]":
+        """What every new instance is connected to, if to anything."""
+        yield None
+
         """See ``Backend.probe``: root, overlay, the namespaces, and a cgroup hierarchy."""
         return probe_host(self.namespaces)
 
@@ -93,6 +102,7 @@ class HostKernelBackend(Backend):
         )
         try:
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
+            self._network = self._stack.enter_context(self._start_network())
                 pass
         except BaseException:
             self.close()
@@ -120,7 +130,10 @@ class HostKernelBackend(Backend):
         folder = prepared.folder / spec.identifier
         try:
             limits = limits_of(spec.envelope, prepared.io_device)
-            with begin_cgroup(self.context.ledger, spec.identifier, prepared.layout) as cgroup:
+            with (
+                begin_cgroup(self.context.ledger, spec.identifier, prepared.layout) as cgroup,
+                contextlib.ExitStack() as port,
+            ):
                 zygote = self._running_zygote()
                 channel = zygote.request(self._plan(spec, folder, cgroup), cgroup.clone_into)
                 try:
@@ -130,7 +143,9 @@ class HostKernelBackend(Backend):
                 except BaseException:
                     zygote.abandon(channel)
                     raise
-                launched = zygote.launch(channel)
+                network = self._network
+                connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
+                launched = zygote.launch(channel, connect)
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())
@@ -141,6 +156,8 @@ class HostKernelBackend(Backend):
                     timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
                     instance.close()
             timeline.mark(Phase.STOPPED, time.monotonic())
+                if launched.connect_s is not None:
+                    timeline.splits["network"] = launched.connect_s
         finally:
             _remove_folder(folder)
 
@@ -206,6 +223,7 @@ class HostKernelBackend(Backend):
 def _remove_folder(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
+        self._network = None
     except FileNotFoundError:
         return
     except OSError as error:

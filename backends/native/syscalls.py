@@ -70,6 +70,7 @@ _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 _libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.capset.argtypes = (ctypes.POINTER(_CapHeader), ctypes.POINTER(_CapData))
 _before_fork = ctypes.pythonapi.PyOS_BeforeFork
@@ -123,6 +124,11 @@ def pivot_root(new_root: str, put_old: str) -> None:
 def unshare(flags: int) -> None:
     """Leave the namespaces of ``flags`` for new ones. Raises OSError."""
     _check(_libc.unshare(flags))
+
+
+def setns(namespace: int, kind: int) -> None:
+    """Move the calling thread into the namespace open as ``namespace``, of the CLONE_NEW* ``kind``. Raises OSError."""
+    _check(_libc.setns(namespace, kind))
 
 
 def prctl(option: int, argument: int) -> None:

@@ -1,0 +1,174 @@
+"""The network modes of containers: what connects them, and that nothing of it stays or touches the host's own."""
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from backends.native.network import GATEWAY, SUBNET
+from backends.native.options import NativeOptions, Network
+from bench.ledger import Ledger, clean
+from bench.model import Command
+from bench.process import PIPE, Popen
+from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
+
+pytestmark = [pytest.mark.root, pytest.mark.image]
+
+CONNECT = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 10).recv(99).decode())"
+SERVE = """
+import os, socket, sys
+server = socket.create_server(("", 0))
+if os.fork():
+    print(server.getsockname()[1])
+else:
+    os.close(1)
+    client, peer = server.accept()
+    client.send(f"hello {peer[0]}".encode())
+"""
+
+
+def links():
+    return sorted(name for _, name in socket.if_nameindex())
+
+
+@pytest.fixture(scope="module")
+def veth(image, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("veth")
+    before = links()
+    options = NativeOptions(network=Network.VETH)
+    with Ledger(folder / "ledger") as ledger, start_backend("native", image, folder / "w", ledger, options) as backend:
+        yield backend
+    assert links() == before, "the host's own network is not ours to change"
+
+
+def python(instance, script, *arguments):
+    done = instance.execute(Command(("python3", "-c", script, *arguments)))
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()
+
+
+def test_containers_reach_one_another(veth, image):
+    with veth.start(spec("one", image)) as one, veth.start(spec("two", image)) as two:
+        assert one.address != two.address
+        port = python(one, SERVE)
+        assert python(two, CONNECT, one.address, port) == f"hello {two.address}"
+        assert one.timeline.splits["network"] > 0
+
+
+def test_containers_reach_a_server_of_tares(veth, image):
+    server = veth._network.run_inside(lambda: socket.create_server((GATEWAY, 0)))
+
+    def serve():
+        client, (address, _) = server.accept()
+        with client:
+            client.send(f"hello {address}".encode())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with server, veth.start(spec("client", image)) as instance:
+        assert python(instance, CONNECT, GATEWAY, str(server.getsockname()[1])) == f"hello {instance.address}"
+        thread.join()
+
+
+def test_a_container_has_its_pair_and_nothing_of_the_host(veth, image):
+    with veth.start(spec("links", image)) as instance:
+        names = python(instance, "import socket; print(*[name for _, name in socket.if_nameindex()])").split()
+        assert {"lo", "eth0"} <= set(names)
+        assert "tare0" not in names
+        assert inside_links(veth) == {"tare0", "veth" + "-".join(instance.address.split(".")[2:])}
+        # Only the subnet is routed: there is no way out to the host or beyond.
+        done = instance.execute(Command(("cat", "/proc/net/route")))
+        routes = [line.split()[:2] for line in done.stdout.decode().splitlines()[1:]]
+        assert routes == [["eth0", f"{socket.ntohl(int(SUBNET.network_address)):08X}"]]
+
+
+def test_a_stopped_container_leaves_no_link(veth, image):
+    with veth.start(spec("gone", image)) as instance:
+        address = instance.address
+    deadline = time.monotonic() + 20
+    while inside_links(veth) != {"tare0"}:
+        assert time.monotonic() < deadline, inside_links(veth)
+        time.sleep(0.05)  # the kernel takes namespaces apart when it has time
+    assert veth._network._used == set()
+    with veth.start(spec("next", image)) as instance:
+        assert instance.address != address, "the kernel may not have let go of it yet"
+
+
+def inside_links(backend):
+    """Links of tare's namespace that are ours; a kernel may put devices of its own (tunl0) into every namespace."""
+    names = backend._network.run_inside(socket.if_nameindex)
+    return {name for _, name in names if name.startswith(("tare", "veth"))}
+
+
+def test_host_mode_shares_the_hosts_network(image, tmp_path):
+    options = NativeOptions(network=Network.HOST)
+    with Ledger(tmp_path / "ledger") as ledger, start_backend("native", image, tmp_path, ledger, options) as backend:
+        description = backend.prepare(image, ENVELOPE)
+        assert description.facts["network"] == "the host's"
+        assert "net" not in description.facts["namespaces"].split(",")
+        assert "own-network" not in {confound.code for confound in description.confounds}
+        with backend.start(spec("host", image)) as instance:
+            assert instance.address is None
+            seen = instance.execute(Command(("readlink", "/proc/self/ns/net"))).stdout.decode().strip()
+            assert seen == str(Path("/proc/self/ns/net").readlink())
+
+
+def test_veth_is_a_fact_and_a_confound(veth, image):
+    described = veth._describe(veth._prepared.layout)
+    assert "veth" in described.facts["network"]
+    assert [confound.code for confound in described.confounds].count("own-network") == 1
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from backends.native.options import NativeOptions, Network
+from bench.ledger import Ledger
+from bench.model import Image
+from tests.privileged.host_kernel import spec, start_backend
+rootfs, folder = sys.argv[1:]
+image = Image("", "", Path(rootfs), Path(rootfs), None, None, None, "", {}, 0)
+options = NativeOptions(network=Network.VETH)
+with (
+    Ledger(Path(folder) / "ledger") as ledger,
+    start_backend("native", image, Path(folder) / "work", ledger, options) as backend,
+    backend.start(spec("victim", image)) as instance,
+):
+    print(instance.pid, backend._network.run_inside(lambda: os.readlink("/proc/thread-self/ns/net")), flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_nothing_survives_a_killed_harness(image, tmp_path):
+    before = links()
+    with Popen([sys.executable, "-c", KILLED, str(image.rootfs), str(tmp_path)], stdout=PIPE, text=True) as process:
+        pid, tares = process.stdout.readline().split()
+        theirs = str(Path(f"/proc/{pid}/ns/net").readlink())
+        init = os.pidfd_open(int(pid))
+        process.send_signal(signal.SIGKILL)
+    poll = select.poll()
+    poll.register(init, select.POLLIN)
+    assert poll.poll(10_000)
+    os.close(init)
+    assert clean(tmp_path / "ledger").failed == ()
+    assert list((tmp_path / "ledger").iterdir()) == []
+    assert links() == before
+    assert holders({theirs, tares}) == []
+
+
+def holders(namespaces):
+    """Processes in one of these network namespaces: none means that the kernel has taken or takes them apart."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/task/*"):
+        try:
+            if str((process / "ns/net").readlink()) in namespaces:
+                found.append(process)
+        except OSError:
+            continue
+    return found
