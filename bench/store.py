@@ -11,21 +11,23 @@ import fcntl
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from bench.errors import RunDirectoryError, StoreError
+from bench.lines import read_lines
 from bench.model import SCHEMA_VERSION, Completed, Event, EventKind, Manifest, Sample
+
+if TYPE_CHECKING:
+    from bench.samples import SampleTable
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
 EVENTS = "events.jsonl"
 RAW = "raw"
-
-_Record = TypeVar("_Record", Sample, Event)
 
 
 class LoadedRun(msgspec.Struct, frozen=True):
@@ -33,7 +35,7 @@ class LoadedRun(msgspec.Struct, frozen=True):
 
     path: Path
     manifest: Manifest
-    samples: list[Sample]
+    samples: "SampleTable"
     events: list[Event]
     warnings: list[str]
 
@@ -125,15 +127,17 @@ def load_run(path: Path) -> LoadedRun:
     Samples of an attempt that a later attempt of the same planned instance replaced are left out. Raises
     RunDirectoryError if there is no run there, or one of a schema that this version does not know.
     """
+    from bench.samples import SampleTable
+
     manifest = load_manifest(path)
     warnings: list[str] = []
-    samples = _load_lines(path / SAMPLES, Sample, warnings)
-    events = _load_lines(path / EVENTS, Event, warnings)
-    replaced = _replaced_attempts(samples, events)
+    samples = SampleTable.read(path / SAMPLES, warnings)
+    events: list[Event] = []
+    read_lines(path / EVENTS, Event, events.extend, warnings)
+    replaced = _replaced_attempts(samples.distinct("instance"), events)
     if replaced:
         warnings.append(f"{len(replaced)} unfinished instances were measured again; their first samples are left out")
-    kept = [sample for sample in samples if sample.instance not in replaced]
-    return LoadedRun(path, manifest, kept, events, warnings)
+    return LoadedRun(path, manifest, samples.without(replaced), events, warnings)
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -167,48 +171,18 @@ def done_instances(events: list[Event]) -> set[str]:
     return {attempt_of(event.instance)[0] for event in events if event.kind in ended}
 
 
-def _replaced_attempts(samples: list[Sample], events: list[Event]) -> set[str]:
+def _replaced_attempts(measured: Iterable[str], events: list[Event]) -> set[str]:
     latest: dict[str, int] = {}
     started = {event.instance for event in events if event.kind is EventKind.INSTANCE_STARTED}
     for instance in started:
         planned, attempt = attempt_of(instance)
         latest[planned] = max(attempt, latest.get(planned, 1))
     replaced = set()
-    for instance in {sample.instance for sample in samples}:
+    for instance in measured:
         planned, attempt = attempt_of(instance)
         if attempt < latest.get(planned, 1):
             replaced.add(instance)
     return replaced
-
-
-def _load_lines(path: Path, kind: type[_Record], warnings: list[str]) -> list[_Record]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        warnings.append(f"{path.name} is missing")
-        return []
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: {error.strerror}") from None
-    whole, newline, rest = content.rpartition(b"\n")
-    if rest:
-        warnings.append(f"{path.name}: the last line was only half written ({len(rest)} bytes) and is left out")
-    decoder = msgspec.json.Decoder(kind)
-    try:
-        return decoder.decode_lines(whole + newline)
-    except msgspec.DecodeError:
-        return _load_damaged(path.name, whole, decoder, warnings)
-
-
-def _load_damaged(
-    name: str, content: bytes, decoder: msgspec.json.Decoder[_Record], warnings: list[str]
-) -> list[_Record]:
-    records = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        try:
-            records.append(decoder.decode(line))
-        except msgspec.DecodeError as error:
-            warnings.append(f"{name} line {number} cannot be read and is left out: {error}")
-    return records
 
 
 def _open_for_append(path: Path) -> int:

@@ -135,7 +135,7 @@ def analyse(run: LoadedRun, *, margin: float = DEFAULT_MARGIN) -> Analysis:
         subjects=_with_adjusted_verdicts(subjects),
         failures=[event for event in run.events if event.kind is EventKind.INSTANCE_FAILED],
         margin=margin,
-        warmup_samples=sum(sample.warmup for sample in run.samples),
+        warmup_samples=int(run.samples.numbers["warmup"].sum()),
     )
 
 
@@ -150,7 +150,7 @@ class _Table(msgspec.Struct, frozen=True):
 
 def _backends(run: LoadedRun) -> list[Backend]:
     manifest = run.manifest
-    seen = dict.fromkeys((*manifest.backends, *manifest.unavailable, *(sample.backend for sample in run.samples)))
+    seen = dict.fromkeys((*manifest.backends, *manifest.unavailable, *run.samples.distinct("backend")))
     names = sorted(seen, key=lambda name: name != manifest.baseline)
     # Place 0 is the baseline's even where it is missing, so that a backend keeps its colour from run to run.
     first = 0 if names and names[0] == manifest.baseline else 1

@@ -199,7 +199,7 @@ def _leading_words(row: Row, cell: CellResult) -> str:
 def _about_the_run(analysis: Analysis) -> list[Caveat]:
     manifest, found = analysis.manifest, []
     if manifest.status is not RunStatus.COMPLETE:
-        measured = len({sample.instance for sample in analysis.run.samples})
+        measured = len(analysis.run.samples.distinct("instance"))
         word = "was interrupted" if manifest.status is RunStatus.INTERRUPTED else "has not ended, or was killed"
         text = f"The run {word}: {measured} of {manifest.planned_instances} planned instances are in this report."
         found.append(Caveat("run-incomplete", text, 3))

@@ -327,7 +327,7 @@ def _envelope_lines(analysis: Analysis) -> list[tuple[str, str]]:
 
 def _design_line(analysis: Analysis) -> str:
     samples = analysis.run.samples
-    blocks, instances = len({sample.block for sample in samples}), len({sample.instance for sample in samples})
+    blocks, instances = len(samples.distinct("block")), len(samples.distinct("instance"))
     return (
         f"{plural(blocks, 'block')}, {plural(instances, 'instance')} of "
         f"{analysis.manifest.planned_instances:,} planned, "
