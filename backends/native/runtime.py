@@ -33,10 +33,10 @@ from bench.model import (
     StartTimeline,
 )
 
-_MOUNT_POINTS = ("proc", "sys", "dev")
 if TYPE_CHECKING:
     from backends.native.network import VethNetwork
 
+_MOUNT_POINTS = ("proc", "sys", "dev")
 _CAP_SYS_ADMIN = 21
 _HOSTNAME_MAX = 64
 
@@ -66,8 +66,8 @@ class HostKernelBackend(Backend):
         self._zygote: Zygote | None = None
         self._zygote_stack = contextlib.ExitStack()
         self._stack = contextlib.ExitStack()
-
         self._network: VethNetwork | None = None
+
     @abstractmethod
     def _describe(self, layout: Layout) -> BackendDescription:
         """The label, facts and confounds that are this backend's own."""
@@ -76,12 +76,12 @@ class HostKernelBackend(Backend):
     def _settings(self, folder: Path, envelope: Envelope, missing: tuple[str, ...]) -> Settings:
         """What all its instances have in common, below ``folder``; ``missing`` are mount points the image lacks."""
 
-    def probe(self) -> Availability:
     @contextlib.contextmanager
     def _start_network(self) -> "Iterator[VethNetwork | None]":
         """What every new instance is connected to, if to anything."""
         yield None
 
+    def probe(self) -> Availability:
         """See ``Backend.probe``: root, overlay, the namespaces, and a cgroup hierarchy."""
         return probe_host(self.namespaces)
 
@@ -101,8 +101,8 @@ class HostKernelBackend(Backend):
             image, folder, self._settings(folder, envelope, missing), missing, layout, find_block_device(folder)
         )
         try:
-            with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
             self._network = self._stack.enter_context(self._start_network())
+            with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
         except BaseException:
             self.close()
@@ -149,6 +149,8 @@ class HostKernelBackend(Backend):
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())
+                if launched.connect_s is not None:
+                    timeline.splits["network"] = launched.connect_s
                 instance = ProcessInstance(launched, cgroup, folder, timeline, spec.image.size_bytes)
                 try:
                     yield instance
@@ -156,8 +158,6 @@ class HostKernelBackend(Backend):
                     timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
                     instance.close()
             timeline.mark(Phase.STOPPED, time.monotonic())
-                if launched.connect_s is not None:
-                    timeline.splits["network"] = launched.connect_s
         finally:
             _remove_folder(folder)
 
@@ -216,6 +216,7 @@ class HostKernelBackend(Backend):
         """See ``Backend.close``."""
         self._zygote = None
         self._prepared = None
+        self._network = None
         self._zygote_stack.close()
         self._stack.close()
 
@@ -223,7 +224,6 @@ class HostKernelBackend(Backend):
 def _remove_folder(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
-        self._network = None
     except FileNotFoundError:
         return
     except OSError as error:
