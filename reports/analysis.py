@@ -41,12 +41,17 @@ class Backend(msgspec.Struct, frozen=True):
 
 
 class Points(msgspec.Struct, frozen=True):
-    """The values behind a cell: every iteration with the number of its instance, and each instance's median."""
+    """The values behind a cell: every iteration with its number and its instance's, and each instance's median.
+
+    ``blocks`` holds each block's value, as comparisons take it.
+    """
 
     iterations: Any
+    iteration_numbers: Any
     instance_of: Any
     instance_medians: Any
     instance_names: list[str]
+    blocks: CellBlocks
 
 
 class CellResult(msgspec.Struct, frozen=True):
@@ -182,9 +187,12 @@ def _cell_tables(run: LoadedRun) -> dict[tuple[_SubjectKey, str, str], _Table]:
         blocks = np.empty(len(names), dtype=np.int64)
         blocks[instance_of] = group["block"].to_numpy()
         categories = group["instance"].cat.categories
+        by_block = CellBlocks.from_instances(medians, blocks, np.bincount(instance_of, minlength=len(names)))
+        instance_names = [str(categories[code]) for code in names]
+        numbers = group["iteration"].to_numpy()
         tables[((experiment, workload, params), metric, backend)] = _Table(
-            CellBlocks.from_instances(medians, blocks, np.bincount(instance_of, minlength=len(names))),
-            Points(values, instance_of, medians, [str(categories[code]) for code in names]),
+            by_block,
+            Points(values, numbers, instance_of, medians, instance_names, by_block),
             Unit(group["unit"].iloc[0]),
         )
     return tables
