@@ -87,12 +87,23 @@ class Envelope(Struct, frozen=True):
     ``cpus`` are host CPU numbers; an instance is pinned to exactly these, with all it costs the host.
     ``memory_bytes`` is the memory limit of a container and the memory of a guest. ``scratch_bytes`` is
     the size of the scratch folder where the backend has to reserve it. ``pids_max`` bounds processes.
+
+    ``swap_bytes`` may be swapped out beside the memory, where the host has swap. ``cpu_quota`` is CPU time per time
+    (0.5: half a CPU), ``cpu_weight`` the share when CPUs are short, from 1 to 10000 as in cgroups v2, where 100 is
+    usual. The I/O rates hold for the block device under the suite's storage. None: not limited.
     """
 
     cpus: tuple[int, ...]
     memory_bytes: int
     scratch_bytes: int
     pids_max: int
+    swap_bytes: int = 0
+    cpu_quota: float | None = None
+    cpu_weight: int | None = None
+    io_read_bytes_per_s: int | None = None
+    io_write_bytes_per_s: int | None = None
+    io_read_ops_per_s: int | None = None
+    io_write_ops_per_s: int | None = None
 
 
 class Command(Struct, frozen=True):
@@ -114,6 +125,9 @@ class Completed(Struct, frozen=True):
     ``returncode`` is the exit status, or None if ``signal`` (its number) ended it. ``started_s`` and
     ``ended_s`` are host-monotonic and bracket the program's own run as closely as the backend can see
     it; ``guest_duration_s`` is the instance's own idea of the duration where it has a clock of its own.
+
+    ``oom_kills`` processes of the instance were killed by its memory limit while the command ran, and its limit on
+    processes refused one ``pids_refused`` times, as far as the backend can tell.
     """
 
     argv: tuple[str, ...]
@@ -125,6 +139,8 @@ class Completed(Struct, frozen=True):
     ended_s: float
     timed_out: bool = False
     guest_duration_s: float | None = None
+    oom_kills: int = 0
+    pids_refused: int = 0
 
     @property
     def duration_s(self) -> float:
@@ -185,6 +201,10 @@ class Usage(Struct, frozen=True):
     """What an instance has cost the host since it started, by the host's own accounting.
 
     A field is None where this host cannot account for it; ``missing`` says why, by field name.
+
+    A CPU quota is dealt out in periods, of which ``cpu_throttled_periods`` had it used up. ``memory_file_bytes`` is
+    the page cache in ``memory_current_bytes``. The ``*_pressure_s`` are seconds in which some process of it waited for
+    the resource (PSI). ``pids_refused`` counts processes that its limit on them refused.
     """
 
     cpu_user_s: float | None
@@ -195,6 +215,15 @@ class Usage(Struct, frozen=True):
     io_write_bytes: int | None
     cpu_throttled_s: float | None = None
     oom_kills: int | None = None
+    cpu_periods: int | None = None
+    cpu_throttled_periods: int | None = None
+    memory_file_bytes: int | None = None
+    io_read_operations: int | None = None
+    io_write_operations: int | None = None
+    cpu_pressure_s: float | None = None
+    memory_pressure_s: float | None = None
+    io_pressure_s: float | None = None
+    pids_refused: int | None = None
     missing: Mapping[str, str] = {}
 
 

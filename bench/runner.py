@@ -14,6 +14,7 @@ from bench.disturbance import DisturbanceMeter
 from bench.errors import BackendError, StoreError, TareError, WorkloadError
 from bench.experiments import Experiment
 from bench.interfaces import Backend, Instance, Workload
+from bench.limits_met import LimitsMet, raise_if_failed
 from bench.model import (
     Command,
     Completed,
@@ -33,7 +34,6 @@ from bench.suite import Subject, Suite
 CLOCK_TOLERANCE = 0.05
 """A guest's own duration may differ from the host's by this share, or by CLOCK_TOLERANCE_S, before it is flagged."""
 CLOCK_TOLERANCE_S = 0.1
-_TAIL = 4000
 
 
 class Observer(Protocol):
@@ -106,12 +106,13 @@ class Runner:
         cell = planned.cell
         self._event(EventKind.INSTANCE_STARTED, name, planned)
         meter = DisturbanceMeter(self.suite.envelope.cpus)
+        limits_met = LimitsMet()
         failure: str | None = None
         try:
             if cell.backend not in self.backends:
                 raise BackendError(f"not available: {self.unavailable[cell.backend]}")  # noqa: TRY301 - as any failure
             subject = self._subjects[cell.subject]
-            live = _LiveRun(self, planned, name, subject, meter)
+            live = _LiveRun(self, planned, name, subject, meter, limits_met)
             subject.experiment().run(live)
         except StoreError:
             raise
@@ -120,6 +121,7 @@ class Runner:
             evidence = getattr(error, "evidence", "")
             remedy = getattr(error, "remedy", None)
             details = {"evidence": evidence, "remedy": remedy, "kind": type(error).__name__}
+            details["usage"] = limits_met.totals
             details["disturbance"] = meter.result()
             self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)
         except Exception as error:  # noqa: BLE001 - a bug in a plug-in is a failed cell, with its traceback kept
@@ -127,7 +129,12 @@ class Runner:
             details = {"evidence": traceback.format_exc(), "remedy": None, "kind": "bug"}
             self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)
         else:
-            self._event(EventKind.INSTANCE_DONE, name, planned, details={"disturbance": meter.result()})
+            self._event(
+                EventKind.INSTANCE_DONE,
+                name,
+                planned,
+                details={"disturbance": meter.result(), "usage": limits_met.totals},
+            )
         self.store.sync()
         return failure
 
@@ -146,12 +153,19 @@ class _LiveRun:
     """What an experiment gets for one planned instance (``bench.experiments.InstanceRun``)."""
 
     def __init__(
-        self, runner: Runner, planned: PlannedInstance, name: str, subject: Subject, meter: DisturbanceMeter
+        self,
+        runner: Runner,
+        planned: PlannedInstance,
+        name: str,
+        subject: Subject,
+        meter: DisturbanceMeter,
+        limits_met: LimitsMet,
     ) -> None:
         self._runner = runner
         self._planned = planned
         self._name = name
         self._meter = meter
+        self._limits_met = limits_met
         self._experiment: type[Experiment] = subject.experiment
         self._warmup = subject.sampling.warmup
         self._commands = 0
@@ -160,6 +174,7 @@ class _LiveRun:
         self.params = subject.params
         self.options = subject.options
         self.envelope: Envelope = runner.suite.envelope
+        self._given = self.envelope
         self.iterations = subject.sampling.warmup + subject.sampling.iterations
 
     def is_warmup(self, iteration: int) -> bool:
@@ -172,11 +187,14 @@ class _LiveRun:
         number = "" if self._starts == 1 else f"-{self._starts}"
         identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}{number}"
         spec = InstanceSpec(identifier, self._runner.image, self.envelope if envelope is None else envelope)
+        self._given = spec.envelope
         with backend.start(spec) as instance:
             try:
                 yield instance
             finally:
-                self._meter.instance_ends(_usage_of(instance))
+                usage = _usage_of(instance)
+                self._meter.instance_ends(usage)
+                self._limits_met.add(usage)
 
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         completed = instance.execute(command)
@@ -195,7 +213,7 @@ class _LiveRun:
             "raw": raw,
         }
         self._runner._event(EventKind.COMMAND, self._name, self._planned, details=details)  # noqa: SLF001 - its own part
-        _raise_if_failed(command, completed)
+        raise_if_failed(command, completed, self._given)
         self._check_clock(completed)
         return raw
 
@@ -251,22 +269,3 @@ def make_event(
     """An event that happens now."""
     utc = datetime.now(UTC).isoformat(timespec="milliseconds")
     return Event(kind, time.monotonic(), utc, instance, cell, message, details or {})
-
-
-def _raise_if_failed(command: Command, completed: Completed) -> None:
-    if not completed.timed_out and completed.returncode == 0:
-        return
-    program = command.argv[0]
-    if completed.timed_out:
-        reason = f"{program} did not finish within {command.timeout_s:g} s and was killed"
-    elif completed.signal is not None:
-        reason = f"{program} was killed by signal {completed.signal}"
-    elif completed.returncode == 127:
-        reason = f"{program} is not in the image"
-    else:
-        reason = f"{program} failed with exit status {completed.returncode}"
-    shown = [f"$ {' '.join(command.argv)}"]
-    for name, content in (("standard output", completed.stdout), ("standard error", completed.stderr)):
-        if content.strip():
-            shown.append(f"{name} ends with:\n{content[-_TAIL:].decode(errors='replace').strip()}")
-    raise WorkloadError(reason, evidence="\n".join(shown))

@@ -49,6 +49,13 @@ class EnvelopeSection(_Section, frozen=True):
     scratch: str = "256MiB"
     pids: int = 512
     storage: str = ""
+    swap: str = "0"
+    cpu_quota: float | None = None
+    cpu_weight: int | None = None
+    io_read_bytes_per_s: str | None = None
+    io_write_bytes_per_s: str | None = None
+    io_read_ops_per_s: int | None = None
+    io_write_ops_per_s: int | None = None
 
 
 class Sampling(_Section, frozen=True):
@@ -247,16 +254,52 @@ def _check_counts(path: Path, key: str, sampling: Sampling) -> None:
         raise SuiteError(f"{path}: {key}.warmup", f"must be at least 0, not {sampling.warmup}")
 
 
+_LEAST_QUOTA = 0.01
+_MOST_WEIGHT = 10_000
+_LEAST_BYTES_PER_S = 4096
+"""A page a second: at less an instance cannot even read its programs."""
+
+
 def _resolve_envelope(path: Path, section: EnvelopeSection) -> Envelope:
-    sizes = {}
-    for name in ("memory", "scratch"):
-        try:
-            sizes[name] = parse_size(getattr(section, name))
-        except ValueError as error:
-            raise SuiteError(f"{path}: envelope.{name}", str(error)) from None
     if section.pids < 16:
         raise SuiteError(f"{path}: envelope.pids", f"must be at least 16, not {section.pids}")
-    return Envelope(_choose_cpus(path, section.cpus), sizes["memory"], sizes["scratch"], section.pids)
+    cpus = _choose_cpus(path, section.cpus)
+    quota, weight = section.cpu_quota, section.cpu_weight
+    if quota is not None and not _LEAST_QUOTA <= quota <= len(cpus):
+        problem = f"must be from {_LEAST_QUOTA:g} to {len(cpus)}, the envelope's CPUs, not {quota:g}"
+        raise SuiteError(f"{path}: envelope.cpu_quota", problem)
+    if weight is not None and not 1 <= weight <= _MOST_WEIGHT:
+        raise SuiteError(f"{path}: envelope.cpu_weight", f"must be from 1 to {_MOST_WEIGHT}, not {weight}")
+    return Envelope(
+        cpus,
+        _envelope_size(path, "memory", section.memory),
+        _envelope_size(path, "scratch", section.scratch),
+        section.pids,
+        swap_bytes=_envelope_size(path, "swap", section.swap),
+        cpu_quota=quota,
+        cpu_weight=weight,
+        io_read_bytes_per_s=_io_rate(path, "io_read_bytes_per_s", section.io_read_bytes_per_s),
+        io_write_bytes_per_s=_io_rate(path, "io_write_bytes_per_s", section.io_write_bytes_per_s),
+        io_read_ops_per_s=_io_rate(path, "io_read_ops_per_s", section.io_read_ops_per_s),
+        io_write_ops_per_s=_io_rate(path, "io_write_ops_per_s", section.io_write_ops_per_s),
+    )
+
+
+def _envelope_size(path: Path, key: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise SuiteError(f"{path}: envelope.{key}", str(error)) from None
+
+
+def _io_rate(path: Path, key: str, given: str | int | None) -> int | None:
+    """A rate of bytes (a size as text) or of operations."""
+    if given is None:
+        return None
+    rate, least = (given, 1) if isinstance(given, int) else (_envelope_size(path, key, given), _LEAST_BYTES_PER_S)
+    if rate < least:
+        raise SuiteError(f"{path}: envelope.{key}", f"must be at least {least} a second, not {given}")
+    return rate
 
 
 def _choose_cpus(path: Path, wanted: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -12,22 +12,56 @@ from pathlib import Path
 import msgspec
 
 from bench.errors import BackendError
-from bench.model import Usage
+from bench.model import Envelope, Usage
 
 KILL_DEADLINE_S = 10.0
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """What a cgroup enforces; None leaves a resource unlimited.
+CPU_PERIOD_US = 100_000
+"""The span over which a CPU quota holds, as the kernel and every container engine have it by default."""
 
-    ``io_device`` (``254:0``) is the block device whose I/O is accounted; v1 counts nothing for a device
-    that nobody asked about.
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a cgroup enforces; None leaves a resource unlimited. Fields named as in ``Envelope`` mean the same.
+
+    ``swap_bytes`` is beside ``memory_bytes``, and nothing where only that is given. ``io_device`` (``254:0``) is the
+    block device that is accounted and throttled; v1 counts nothing for a device that nobody asked about.
     """
 
     cpus: tuple[int, ...] = ()
     memory_bytes: int | None = None
     pids_max: int | None = None
     io_device: str | None = None
+    swap_bytes: int | None = None
+    cpu_quota: float | None = None
+    cpu_weight: int | None = None
+    io_read_bytes_per_s: int | None = None
+    io_write_bytes_per_s: int | None = None
+    io_read_ops_per_s: int | None = None
+    io_write_ops_per_s: int | None = None
+
+    def io_rates(self) -> dict[str, int]:
+        """The rates at which I/O is throttled, by field, where there are any."""
+        rates = {name: getattr(self, name) for name in IO_RATES}
+        return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+IO_RATES = ("io_read_bytes_per_s", "io_write_bytes_per_s", "io_read_ops_per_s", "io_write_ops_per_s")
+
+
+def limits_of(envelope: Envelope, io_device: str | None) -> Limits:
+    """All that an envelope limits, for processes of the host's own kernel."""
+    rates = {name: getattr(envelope, name) for name in IO_RATES}
+    return Limits(
+        cpus=envelope.cpus,
+        memory_bytes=envelope.memory_bytes,
+        pids_max=envelope.pids_max,
+        io_device=io_device,
+        swap_bytes=envelope.swap_bytes,
+        cpu_quota=envelope.cpu_quota,
+        cpu_weight=envelope.cpu_weight,
+        **rates,
+    )
 
 
 class Cgroup(ABC):
@@ -45,8 +79,11 @@ class Cgroup(ABC):
     join_files_after_clone: tuple[Path, ...]
 
     @abstractmethod
-    def set_limits(self, limits: Limits) -> None:
-        """Write the limits of a group just made. Raises OSError with the file that was refused."""
+    def set_limits(self, limits: Limits) -> dict[str, str]:
+        """Write the limits of a group just made. Raises OSError with the file that was refused.
+
+        Returns those that nothing here can enforce: field of ``Limits`` to the reason.
+        """
 
     @abstractmethod
     def usage(self) -> Usage:
@@ -59,6 +96,10 @@ class Cgroup(ABC):
     @abstractmethod
     def oom_kills(self) -> int | None:
         """Processes that its memory limit has killed; None without a memory controller."""
+
+    @abstractmethod
+    def pids_refused(self) -> int | None:
+        """How often its limit on processes has refused one; None without a pids controller."""
 
     @abstractmethod
     def _set_frozen(self, *, frozen: bool) -> bool:
@@ -149,3 +190,20 @@ def parse_keyed(text: str) -> dict[str, int]:
     """The numbers of a flat keyed control file (``cpu.stat``, ``memory.events``)."""
     pairs = (line.split() for line in text.splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def read_stall_s(file: Path) -> float | None:
+    """Seconds in which some process was held up, of a pressure file; None where the kernel keeps none."""
+    try:
+        text = read_text(file)
+    except OSError:  # absent, or EOPNOTSUPP where PSI is compiled in and switched off
+        return None
+    return parse_stall_s(text)
+
+
+def parse_stall_s(text: str) -> float | None:
+    """The total of the line ``some`` of a pressure file, in seconds."""
+    for line in text.splitlines():
+        if line.startswith("some "):
+            return int(line.rpartition("total=")[2]) / 1e6
+    return None

@@ -51,13 +51,16 @@ def begin_cgroup(ledger: Ledger, name: str, layout: Layout | None = None) -> Ite
         ledger.strike_all(entries)
 
 
-def complete_cgroup(cgroup: Cgroup, limits: Limits) -> None:
-    """Make what ``begin_cgroup`` left out, and set the limits. Raises BackendError if the kernel refuses."""
+def complete_cgroup(cgroup: Cgroup, limits: Limits) -> dict[str, str]:
+    """Make what ``begin_cgroup`` left out, and set the limits. Raises BackendError if the kernel refuses.
+
+    Returns those that are not enforced, and why, as ``Cgroup.set_limits`` does.
+    """
     for folder in cgroup.folders:
         if folder != cgroup.clone_into:
             _make(folder)
     try:
-        cgroup.set_limits(limits)
+        return cgroup.set_limits(limits)
     except OSError as error:
         raise _refused(error) from error
 

@@ -40,6 +40,7 @@ class ProcessInstance(Instance):
         self._channel = launched.channel
         self._folder = folder
         self._shared_bytes = shared_bytes
+        self._met: dict[str, int] = {}
 
     def execute(self, command: Command) -> Completed:
         """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
@@ -81,7 +82,15 @@ class ProcessInstance(Instance):
             started_s=started / 1e9,
             ended_s=ended / 1e9,
             timed_out=timed_out,
+            **self._limits_met(),
         )
+
+    def _limits_met(self) -> dict[str, int]:
+        """What the instance's limits have done since this was last asked."""
+        now = {"oom_kills": self.cgroup.oom_kills() or 0, "pids_refused": self.cgroup.pids_refused() or 0}
+        since = {name: count - self._met.get(name, 0) for name, count in now.items()}
+        self._met = now
+        return since
 
     def _wait(self, collector: "_Collector", timeout_s: float) -> bool:
         """Wait for the end of a command, and see to it that there is one. Whether it had to be killed."""

@@ -15,6 +15,7 @@ import msgspec
 from backends.cgroups.interface import Cgroup, limits_of
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
 from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
+from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.native.instance import ProcessInstance
 from backends.native.launcher import Zygote, start_zygote
 from backends.native.plan import Plan, Settings
@@ -104,12 +105,13 @@ class HostKernelBackend(Backend):
             self._network = self._stack.enter_context(self._start_network())
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
+            unaccounted = (*self._unaccounted(self._prepared), *self._unlimited(self._prepared, envelope))
         except BaseException:
             self.close()
             raise
         own = self._describe(layout)
         facts = {"cgroups": layout.version.value, "controllers": ",".join(sorted(layout.granted())), **own.facts}
-        return BackendDescription(own.label, facts, (*own.confounds, *self._unaccounted(self._prepared)))
+        return BackendDescription(own.label, facts, (*own.confounds, *unaccounted))
 
     def _unaccounted(self, prepared: _Prepared) -> tuple[Confound, ...]:
         # Asked after the proof instance, which has made the kernel hand on what it will.
@@ -118,6 +120,11 @@ class HostKernelBackend(Backend):
             text = f"{prepared.folder} lies on no block device, so I/O bytes are not accounted"
             confounds = (*confounds, Confound("io-unaccounted", text, self.name))
         return confounds
+
+    def _unlimited(self, prepared: _Prepared, envelope: Envelope) -> Iterator[Confound]:
+        limits = limits_of(envelope, prepared.io_device)
+        unenforced = try_limits(self.context.ledger, limits, prepared.layout)
+        yield from limit_confounds(self.name, limits, unenforced, prepared.layout.version)
 
     @contextlib.contextmanager
     def start(self, spec: InstanceSpec) -> Iterator[Instance]:

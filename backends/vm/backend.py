@@ -12,10 +12,11 @@ from typing import ClassVar, Literal
 import msgspec
 
 from backends.cgroups.layout import Version, find_block_device, find_layout
+from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.vm import accel, connection, emulator
 from backends.vm.disks import SHARED_MODE, choose_scratch_mode, make_scratch_template
 from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator
-from backends.vm.guest import Ground, start_guest
+from backends.vm.guest import Ground, guest_limits, start_guest
 from backends.vm.instance import VmInstance
 from bench.errors import BackendError, UnavailableError
 from bench.interfaces import Backend, BackendContext, Instance
@@ -97,7 +98,15 @@ class VirtualMachine(Backend):
         except BaseException:
             self.close()
             raise
-        return self._describe(ground)
+        limits = guest_limits(envelope, ground.io_device)
+        try:
+            unenforced = try_limits(self.context.ledger, limits, ground.layout)
+        except BaseException:
+            self.close()
+            raise
+        own = self._describe(ground)
+        confounds = limit_confounds(self.name, limits, unenforced, ground.layout.version)
+        return msgspec.structs.replace(own, confounds=(*own.confounds, *confounds))
 
     def _lay_ground(self, image: Image, envelope: Envelope) -> Ground:
         ledger = self.context.ledger

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from backends.cgroups.interface import Cgroup, Limits
+from backends.cgroups.interface import Cgroup, Limits, limits_of
 from backends.cgroups.layout import Layout
 from backends.cgroups.lifecycle import start_cgroup
 from backends.vm.accel import Acceleration
@@ -19,7 +19,7 @@ from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
 from backends.vm.watch import Watch, start_watch
 from bench.errors import BackendError
 from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
-from bench.model import Image, InstanceSpec, Phase, StartTimeline
+from bench.model import Envelope, Image, InstanceSpec, Phase, StartTimeline
 
 BOOT_DEADLINE_S = 90.0
 """From QEMU's existence to the last mark of init. Under emulation on a busy host a boot takes some 10 s."""
@@ -65,11 +65,16 @@ class Running(msgspec.Struct, frozen=True):
     failure: Callable[[str], BackendError]
 
 
+def guest_limits(envelope: Envelope, io_device: str | None) -> Limits:
+    """What QEMU's cgroup enforces: CPUs, their time and I/O. Memory and processes are limited by the guest itself."""
+    return msgspec.structs.replace(limits_of(envelope, io_device), memory_bytes=None, pids_max=None)
+
+
 @contextlib.contextmanager
 def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: StartTimeline) -> Iterator[Running]:
     """A guest that has answered; on exit its QEMU, its cgroup and its files are gone. Raises BackendError."""
     name = spec.identifier
-    limits = Limits(cpus=spec.envelope.cpus, io_device=ground.io_device)
+    limits = guest_limits(spec.envelope, ground.io_device)
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(_start_scratch(ground, name))
         # The sockets' paths have to be short.

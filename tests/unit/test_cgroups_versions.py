@@ -1,14 +1,27 @@
 """What is written into a cgroup's files and read out of them, on folders that look like one."""
 
+import msgspec
 import pytest
 
 from backends.cgroups.footprint import parse_rollup, process_footprint
-from backends.cgroups.interface import Limits, parse_keyed
+from backends.cgroups.interface import Limits, parse_keyed, parse_stall_s
 from backends.cgroups.layout import Layout, Version
-from backends.cgroups.v1 import V1Cgroup, choose_controllers, parse_service_bytes
+from backends.cgroups.unenforced import limit_confounds
+from backends.cgroups.v1 import V1Cgroup, choose_controllers, parse_serviced
 from backends.cgroups.v2 import V2Cgroup, parse_io_stat
 
 LIMITS = Limits(cpus=(1, 3), memory_bytes=2**28, pids_max=99, io_device="254:0")
+
+
+MORE_LIMITS = msgspec.structs.replace(
+    LIMITS, cpu_quota=0.5, cpu_weight=400, io_read_bytes_per_s=2**20, io_write_ops_per_s=50
+)
+STALL = "some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"
+
+
+def assert_missing_is_told(usage):
+    absent = {name for name in usage.__struct_fields__ if getattr(usage, name) is None}
+    assert absent == set(usage.missing)
 
 
 def fill(folder, files):
@@ -68,6 +81,59 @@ def test_v1_without_swap_accounting(tmp_path):
     assert (tmp_path / "memory/tare-x/memory.limit_in_bytes").read_text() == str(2**28)
 
 
+def test_v1_limits_on_time_and_io(tmp_path):
+    throttles = ("read_bps", "write_bps", "read_iops", "write_iops")
+    fill(tmp_path / "cpu/tare-x", dict.fromkeys(("cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us"), ""))
+    fill(tmp_path / "blkio/tare-x", dict.fromkeys([f"blkio.throttle.{name}_device" for name in throttles], ""))
+    cgroup = V1Cgroup(v1_layout(tmp_path, "cpu", "blkio"), "tare-x")
+    unenforced = cgroup.set_limits(MORE_LIMITS)
+    assert set(unenforced) == {"cpus", "memory_bytes", "pids_max"}
+    names = ("cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us")
+    assert [(tmp_path / "cpu/tare-x" / name).read_text() for name in names] == ["4096", "50000", "100000"]
+    written = [(tmp_path / f"blkio/tare-x/blkio.throttle.{name}_device").read_text() for name in throttles]
+    assert written == ["254:0 1048576", "", "", "254:0 50"]
+
+
+def test_v1_limits_that_are_not_enforced_are_told(tmp_path):
+    fill(tmp_path / "cpu/tare-x", {"cpu.shares": ""})
+    fill(tmp_path / "memory/tare-x", {"memory.limit_in_bytes": ""})
+    fill(tmp_path / "blkio/tare-x", {})
+    cgroup = V1Cgroup(v1_layout(tmp_path, "cpu", "memory", "blkio"), "tare-x")
+    unenforced = cgroup.set_limits(msgspec.structs.replace(MORE_LIMITS, io_device=None, swap_bytes=0))
+    assert "bandwidth" in unenforced["cpu_quota"]
+    assert "swapaccount=1" in unenforced["swap_bytes"]
+    assert "no block device" in unenforced["io_read_bytes_per_s"] == unenforced["io_write_ops_per_s"]
+    assert "cpu_weight" not in unenforced
+    found = {
+        c.code for c in limit_confounds("native", MORE_LIMITS, unenforced, Version.HYBRID, host(tmp_path, swap=True))
+    }
+    assert found == {
+        "no-limit-cpu_quota",
+        "no-limit-swap",
+        "no-limit-io_read_bytes_per_s",
+        "no-limit-io_write_ops_per_s",
+        "io-limit-direct-only",
+    }
+    calm = [
+        c.code for c in limit_confounds("native", LIMITS, {"swap_bytes": "x"}, Version.V2, host(tmp_path, swap=False))
+    ]
+    assert calm == []
+
+
+def host(root, *, swap):
+    lines = "Filename Type Size Used Priority\n" + ("/dev/zram0 partition 100 0 -2\n" if swap else "")
+    fill(root / "proc", {"swaps": lines})
+    return root
+
+
+def test_v2_limits_that_are_not_enforced_are_told(tmp_path):
+    fill(tmp_path, {"cgroup.controllers": "", "cgroup.subtree_control": ""})
+    (tmp_path / "tare-x").mkdir()
+    unenforced = V2Cgroup(Layout(Version.V2, {}, tmp_path, tmp_path), "tare-x").set_limits(MORE_LIMITS)
+    names = {"cpus", "memory_bytes", "swap_bytes", "pids_max", "cpu_quota", "cpu_weight"}
+    assert set(unenforced) == names | {"io_read_bytes_per_s", "io_write_ops_per_s"}
+
+
 def test_v1_refusal_names_the_file(tmp_path):
     (tmp_path / "pids/tare-x").mkdir(parents=True)
     with pytest.raises(OSError) as raised:
@@ -80,6 +146,7 @@ def test_v1_usage(tmp_path):
     fill(tmp_path / "cpu/tare-x", {"cpu.stat": "nr_periods 3\nnr_throttled 1\nthrottled_time 2000000000\n"})
     memory = {
         "memory.usage_in_bytes": "4096\n",
+        "memory.stat": "cache 1\ntotal_cache 2048\n",
         "memory.max_usage_in_bytes": "8192\n",
         "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
     }
@@ -88,7 +155,8 @@ def test_v1_usage(tmp_path):
     assert (usage.cpu_user_s, usage.cpu_system_s, usage.cpu_throttled_s) == (2.5, 0.5, 2.0)
     assert (usage.memory_current_bytes, usage.memory_peak_bytes, usage.oom_kills) == (4096, 8192, 3)
     assert usage.io_read_bytes is None
-    assert set(usage.missing) == {"io_read_bytes", "io_write_bytes"}
+    assert set(usage.missing) >= {"io_read_bytes", "io_write_bytes", "pids_refused", "cpu_pressure_s"}
+    assert_missing_is_told(usage)
 
 
 def test_v1_usage_without_a_unified_tree_counts_ticks(tmp_path):
@@ -96,6 +164,7 @@ def test_v1_usage_without_a_unified_tree_counts_ticks(tmp_path):
     usage = V1Cgroup(v1_layout(tmp_path, "cpuacct", unified=False), "tare-x").usage()
     assert (usage.cpu_user_s, usage.cpu_system_s) == (2.5, 0.5)
     assert {"memory_peak_bytes", "cpu_throttled_s"} <= set(usage.missing)
+    assert_missing_is_told(usage)
 
 
 def test_v1_io_is_missing_where_no_rule_makes_the_kernel_count(tmp_path):
@@ -111,8 +180,8 @@ def test_v1_io_is_missing_where_no_rule_makes_the_kernel_count(tmp_path):
 
 def test_service_bytes_of_several_devices():
     text = "8:0 Read 1\n8:0 Write 2\n254:0 Read 10\n254:0 Write 20\n254:0 Total 30\nTotal 33\n"
-    assert parse_service_bytes(text) == (11, 22)
-    assert parse_service_bytes("Total 0\n") == (0, 0)
+    assert parse_serviced(text) == (11, 22)
+    assert parse_serviced("Total 0\n") == (0, 0)
 
 
 def test_v2_limits_and_usage(tmp_path):
@@ -125,15 +194,24 @@ def test_v2_limits_and_usage(tmp_path):
         "memory.max": "",
         "memory.swap.max": "",
         "pids.max": "",
-        "cpu.stat": "usage_usec 3\nuser_usec 2000000\nsystem_usec 1000000\nthrottled_usec 500000\n",
+        "cpu.max": "",
+        "cpu.weight": "",
+        "io.max": "",
+        "cpu.stat": "usage_usec 3\nuser_usec 2000000\nsystem_usec 1000000\nnr_periods 7\nnr_throttled 3\n"
+        "throttled_usec 500000\n",
         "memory.peak": "100\n",
         "memory.current": "50\n",
         "memory.events": "low 0\noom 2\noom_kill 1\n",
+        "memory.stat": "anon 10\nfile 40\n",
+        "pids.events": "max 5\n",
+        **{f"{name}.pressure": STALL for name in ("cpu", "memory", "io")},
         "io.stat": "254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n8:0 rbytes=1 wbytes=1\n",
     }
     fill(top / "tare-x", files)
     cgroup = V2Cgroup(Layout(Version.V2, {}, top, top), "tare-x")
-    cgroup.set_limits(LIMITS)
+    assert cgroup.set_limits(MORE_LIMITS) == {}
+    assert (top / "tare-x/io.max").read_text() == "254:0 rbps=1048576 wiops=50"
+    assert [(top / "tare-x" / name).read_text() for name in ("cpu.max", "cpu.weight")] == ["50000 100000", "400"]
     written = [
         (top / "tare-x" / name).read_text() for name in ("cpuset.cpus", "memory.max", "memory.swap.max", "pids.max")
     ]
@@ -142,6 +220,11 @@ def test_v2_limits_and_usage(tmp_path):
     assert (usage.cpu_user_s, usage.cpu_system_s, usage.cpu_throttled_s) == (2.0, 1.0, 0.5)
     assert (usage.memory_peak_bytes, usage.memory_current_bytes, usage.oom_kills) == (100, 50, 1)
     assert (usage.io_read_bytes, usage.io_write_bytes) == (4097, 8193)
+    assert (usage.io_read_operations, usage.io_write_operations) == (1, 2)
+    assert (usage.cpu_periods, usage.cpu_throttled_periods) == (7, 3)
+    assert (usage.memory_file_bytes, usage.pids_refused) == (40, 5)
+    assert (usage.cpu_pressure_s, usage.memory_pressure_s, usage.io_pressure_s) == (1.5, 1.5, 1.5)
+    assert usage.missing == {}
     assert cgroup.join_files_after_clone == ()
 
 
@@ -153,12 +236,14 @@ def test_v2_says_what_is_missing(tmp_path):
     cgroup.set_limits(LIMITS)
     usage = cgroup.usage()
     assert usage.memory_peak_bytes is usage.io_read_bytes is usage.cpu_throttled_s is usage.oom_kills is None
-    assert set(usage.missing) == {"memory_peak_bytes", "io_read_bytes", "io_write_bytes", "cpu_throttled_s"}
+    assert_missing_is_told(usage)
 
 
 def test_io_stat_and_keyed_files():
-    assert parse_io_stat("") == (0, 0)
-    assert parse_io_stat("254:0\n") == (0, 0)
+    nothing = {"rbytes": 0, "wbytes": 0, "rios": 0, "wios": 0}
+    assert parse_io_stat("") == nothing
+    assert parse_io_stat("254:0\n") == nothing
+    assert parse_stall_s("full avg10=0.00 total=1\n") is None
     assert parse_keyed("a 1\nb x\n\nc 2 3\nd 4\n") == {"a": 1, "d": 4}
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import Command, Completed, EventKind
+from bench.model import Command, Completed, EventKind, Usage
 from bench.plan import make_plan
 from bench.runner import Outcome, Runner
 from bench.store import LoadedRun, RunStore, done_instances, load_run
 from bench.suite import Suite, resolve_suite
-from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, BrokenBackend, FakeBackend
+from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, BrokenBackend, FakeBackend, FakeInstance
 from tests.unit.test_store import MANIFEST
 
 
@@ -99,6 +99,10 @@ def end(command: Command, **change) -> Completed:
     [
         ({"returncode": 3, "stderr": b"no such device"}, "failed with exit status 3"),
         ({"returncode": 127}, "is not in the image"),
+        ({"returncode": 126}, "cannot be executed"),
+        ({"returncode": None, "signal": 9, "oom_kills": 1}, "answer was killed by the 512 MiB memory limit"),
+        ({"returncode": 137, "oom_kills": 1}, "137; one of its processes had been killed by the 512 MiB memory limit"),
+        ({"returncode": 1, "pids_refused": 7}, "exit status 1; the limit of 512 processes was reached 7 times"),
         ({"returncode": None, "signal": 9}, "killed by signal 9"),
         ({"returncode": None, "signal": 9, "timed_out": True}, "did not finish within 60 s"),
         ({"stdout": b"garbage"}, "no value"),
@@ -116,6 +120,15 @@ def test_a_command_that_goes_wrong_fails_the_cell_with_what_it_printed(tmp_path,
     if change.get("stderr"):
         assert "no such device" in failed[0].details["evidence"]
     assert backend.live == 0
+
+
+def test_the_last_event_of_an_instance_tells_what_limits_it_met(tmp_path, monkeypatch):
+    met = Usage(1.0, 1.0, 1, 1, None, None, cpu_throttled_s=0.5, cpu_pressure_s=0.25, oom_kills=1)
+    monkeypatch.setattr(FakeInstance, "usage", lambda _: met)
+    _, loaded = run(tmp_path, {"fake": FakeBackend()})
+    done = [event for event in loaded.events if event.kind is EventKind.INSTANCE_DONE]
+    assert done
+    assert all(e.details["usage"] == {"cpu_throttled_s": 0.5, "cpu_pressure_s": 0.25, "oom_kills": 1} for e in done)
 
 
 def test_a_bug_in_a_plug_in_is_a_failed_cell_with_its_traceback(tmp_path):

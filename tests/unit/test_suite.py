@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench.errors import ExitCode, SuiteError
+from bench.model import Envelope
 from bench.suite import Suite, load_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
@@ -57,6 +59,22 @@ def test_defaults_options_and_counts_are_resolved(tmp_path):
     assert suite.packages() == ("coreutils",)
 
 
+def test_limits_beyond_cpus_and_memory(tmp_path):
+    asked = 'swap = "1MiB"\ncpu_quota = 0.5\ncpu_weight = 50\nio_read_bytes_per_s = "8MiB"\nio_write_ops_per_s = 100'
+    envelope = load(tmp_path, GOOD.replace('memory = "64MiB"', f'memory = "64MiB"\n{asked}')).envelope
+    assert (envelope.swap_bytes, envelope.cpu_quota, envelope.cpu_weight) == (2**20, 0.5, 50)
+    assert (envelope.io_read_bytes_per_s, envelope.io_write_ops_per_s) == (8 * 2**20, 100)
+    before = load(tmp_path, GOOD).envelope
+    assert (before.swap_bytes, before.cpu_quota, before.cpu_weight, before.io_write_bytes_per_s) == (
+        0,
+        None,
+        None,
+        None,
+    )
+    older = {name: getattr(before, name) for name in ("cpus", "memory_bytes", "scratch_bytes", "pids_max")}
+    assert msgspec.convert(older, Envelope) == before, "runs of before there were such limits stay readable"
+
+
 def test_a_list_in_params_is_a_dimension(tmp_path):
     suite = load(tmp_path, GOOD)
     given = [dict(subject.given) for subject in suite.subjects[1:]]
@@ -83,6 +101,16 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (('memory = "64MiB"', "cpus = [4095]"), "envelope.cpus", "4095"),
         (('memory = "64MiB"', "pids = 1"), "envelope.pids", "at least 16"),
         (('memory = "64MiB"', 'storage = "/not/there"'), "envelope.storage", "/not/there"),
+        (('memory = "64MiB"', 'swap = "-1"'), "envelope.swap", "-1"),
+        (('memory = "64MiB"', "cpu_quota = 0"), "envelope.cpu_quota", "from 0.01 to 1"),
+        (('memory = "64MiB"', "cpu_quota = 1.5"), "envelope.cpu_quota", "the envelope's CPUs, not 1.5"),
+        (('memory = "64MiB"', 'cpu_quota = "half"'), "envelope.cpu_quota", "str"),
+        (('memory = "64MiB"', "cpu_weight = 0"), "envelope.cpu_weight", "from 1 to 10000"),
+        (('memory = "64MiB"', "cpu_weight = 10001"), "envelope.cpu_weight", "from 1 to 10000"),
+        (('memory = "64MiB"', 'io_read_bytes_per_s = "1MB"'), "envelope.io_read_bytes_per_s", "1MB"),
+        (('memory = "64MiB"', 'io_write_bytes_per_s = "1KiB"'), "envelope.io_write_bytes_per_s", "at least 4096"),
+        (('memory = "64MiB"', "io_read_ops_per_s = 0"), "envelope.io_read_ops_per_s", "at least 1"),
+        (('memory = "64MiB"', "io_write_ops_per_s = -5"), "envelope.io_write_ops_per_s", "at least 1"),
         (("blocks = 2", "blocks = 0"), "sampling.blocks", "at least 1"),
         (("blocks = 2", 'blocks = "two"'), "sampling.blocks", "int"),
         (('type = "fake"\n[[', 'type = "docker"\n[['), "backend[0].type", "there are: broken, fake"),

@@ -1,0 +1,89 @@
+"""The limits that an instance ran into, and how they show in the reason of a failure."""
+
+import signal
+
+from bench.errors import WorkloadError
+from bench.model import Command, Completed, Envelope, Usage
+from bench.units import format_size
+
+LIMIT_FIELDS = (
+    "cpu_throttled_s",
+    "cpu_periods",
+    "cpu_throttled_periods",
+    "oom_kills",
+    "pids_refused",
+    "cpu_pressure_s",
+    "memory_pressure_s",
+    "io_pressure_s",
+)
+"""The fields of Usage that tell of limits met and of waiting for what is limited."""
+_TAIL = 4000
+
+
+class LimitsMet:
+    """Adds up, over the instances of one cell, what stands as ``usage`` in the event that ends it."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+
+    def add(self, usage: Usage | None) -> None:
+        """Add an instance's usage at its end; what its host does not tell is left out."""
+        for field in LIMIT_FIELDS if usage is not None else ():
+            value = getattr(usage, field)
+            if value is not None:
+                self.totals[field] = round(self.totals.get(field, 0) + value, 6)
+
+
+def raise_if_failed(command: Command, completed: Completed, envelope: Envelope) -> None:
+    """Raises WorkloadError for a command that did not end with 0: why, the limits it met, and its last words."""
+    if not completed.timed_out and completed.returncode == 0:
+        return
+    shown = [f"$ {' '.join(command.argv)}"]
+    for name, content in (("standard output", completed.stdout), ("standard error", completed.stderr)):
+        if content.strip():
+            shown.append(f"{name} ends with:\n{content[-_TAIL:].decode(errors='replace').strip()}")
+    reason = _reason(command, completed, envelope) + _limits(completed, envelope)
+    remedy = "give the envelope more memory" if completed.oom_kills else None
+    raise WorkloadError(reason, remedy=remedy, evidence="\n".join(shown))
+
+
+def _reason(command: Command, completed: Completed, envelope: Envelope) -> str:
+    program = command.argv[0]
+    if completed.timed_out:
+        return f"{program} did not finish within {command.timeout_s:g} s and was killed"
+    if _killed_for_memory(completed):
+        return f"{program} was killed by the {_memory(envelope)} memory limit"
+    if completed.signal is not None:
+        return f"{program} was killed by signal {completed.signal}"
+    if completed.returncode == 127:
+        return f"{program} is not in the image"
+    if completed.returncode == 126:
+        return f"{program} is in the image and cannot be executed"
+    return f"{program} failed with exit status {completed.returncode}"
+
+
+def _limits(completed: Completed, envelope: Envelope) -> str:
+    """The limits that a failed command met and that its end does not tell of: they may be why it failed."""
+    told = ""
+    if completed.oom_kills and not _killed_for_memory(completed):
+        processes = "one of its processes" if completed.oom_kills == 1 else f"{completed.oom_kills} of its processes"
+        told += f"; {processes} had been killed by the {_memory(envelope)} memory limit"
+    if completed.pids_refused:
+        times = "once" if completed.pids_refused == 1 else f"{completed.pids_refused} times"
+        told += f"; the limit of {envelope.pids_max} processes was reached {times}"
+    return told
+
+
+def _killed_for_memory(completed: Completed) -> bool:
+    return bool(completed.oom_kills) and completed.signal == signal.SIGKILL and not completed.timed_out
+
+
+def _memory(envelope: Envelope) -> str:
+    size = _as_stated(envelope.memory_bytes)
+    return f"{size} (and {_as_stated(envelope.swap_bytes)} of swap)" if envelope.swap_bytes else size
+
+
+def _as_stated(size: int) -> str:
+    """As a suite states it, ``64 MiB`` rather than the ``64.0 MiB`` of a measured size."""
+    whole, rest = divmod(size, 2**20)
+    return format_size(size) if rest else f"{whole} MiB"
