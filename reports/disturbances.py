@@ -1,0 +1,219 @@
+"""Flags on what the host counted while instances lived: steal, other load, pressure, frequency, heat, clocks.
+
+An instance is flagged where it stands out from its cell: by the modified z-score of Iglewicz and Hoaglin (1993, beyond
+3.5, with the larger of the run's and the cell's own median absolute deviation), and by an absolute floor, as on a quiet
+host trifles stand out. What only others can cause is also flagged above a level of its own, even if every instance has
+it. ``disturbances`` adds the flags on the order of values.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from bench.disturbance import Disturbance, disturbance_of
+from bench.model import EventKind
+from bench.store import LoadedRun
+from reports.flags import CellName, Flag, FlagKind, make_flag
+from reports.frames import params_text
+from reports.order import order_flags
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Z_LIMIT = 3.5
+"""Iglewicz and Hoaglin 1993: a modified z-score beyond it is an outlier."""
+_MIN_INSTANCES = 3
+_SCALE = 1.4826
+"""The median absolute deviation times this is the standard deviation of normal values."""
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    """When a quantity stands out: by ``floor`` above (``sign`` -1: below) the cell's median, or beyond ``level``.
+
+    ``seconds`` is the least amount of time that has to be behind a share, as counters have ticks. A ``relative`` floor
+    is a share of the median.
+    """
+
+    kind: FlagKind
+    quantity: Callable[[Disturbance], float | None]
+    text: str
+    floor: float
+    level: float | None = None
+    seconds: float = 0.0
+    sign: int = 1
+    relative: bool = False
+
+
+def disturbances(run: LoadedRun, frame: "pd.DataFrame | None" = None) -> list[Flag]:
+    """Every flag of a run, by kind; works on runs that are empty or interrupted. ``frame`` is its ``sample_frame``."""
+    found = [*_host_flags(run), *order_flags(run, frame)]
+    return sorted(found, key=lambda flag: (list(FlagKind).index(flag.kind), flag.workload, flag.backend))
+
+
+def _of_cpus(seconds: Callable[[Disturbance], float | None]) -> Callable[[Disturbance], float | None]:
+    def share(one: Disturbance) -> float | None:
+        value = seconds(one)
+        return None if value is None or one.span_s <= 0 or one.cpus == 0 else value / (one.span_s * one.cpus)
+
+    return share
+
+
+def _of_time(seconds: Callable[[Disturbance], float | None]) -> Callable[[Disturbance], float | None]:
+    def share(one: Disturbance) -> float | None:
+        value = seconds(one)
+        return None if value is None or one.span_s <= 0 else value / one.span_s
+
+    return share
+
+
+_RULES = (
+    _Rule(
+        FlagKind.STEAL,
+        _of_cpus(lambda one: one.steal_s),
+        "the hypervisor above took up to {value:.1%} of the envelope's CPU time",
+        floor=0.01,
+        level=0.05,
+        seconds=0.05,
+    ),
+    _Rule(
+        FlagKind.OTHER_LOAD,
+        _of_cpus(lambda one: one.other_s),
+        "other work than the instance's took up to {value:.1%} of the envelope's CPU time",
+        floor=0.05,
+        level=0.2,
+        seconds=0.05,
+    ),
+    _Rule(
+        FlagKind.CPU_PRESSURE,
+        _of_time(lambda one: one.cpu_stall_s),
+        "some task on the host waited for a CPU during up to {value:.0%} of the time",
+        floor=0.1,
+        seconds=0.05,
+    ),
+    _Rule(
+        FlagKind.MEMORY_PRESSURE,
+        _of_time(lambda one: one.memory_stall_s),
+        "some task on the host waited for memory during up to {value:.1%} of the time",
+        floor=0.02,
+        seconds=0.05,
+    ),
+    _Rule(
+        FlagKind.IO_PRESSURE,
+        _of_time(lambda one: one.io_stall_s),
+        "some task on the host waited for storage during up to {value:.0%} of the time",
+        floor=0.1,
+        seconds=0.05,
+    ),
+    _Rule(
+        FlagKind.FREQUENCY,
+        lambda one: one.frequency_hz,
+        "the envelope's CPUs ran as slowly as {value_ghz:.2f} GHz",
+        floor=0.03,
+        sign=-1,
+        relative=True,
+    ),
+    _Rule(
+        FlagKind.THROTTLING,
+        lambda one: None if one.throttles is None else float(one.throttles),
+        "the envelope's CPUs were slowed down for heat, up to {value:.0f} times",
+        floor=0,
+        level=0,
+    ),
+    _Rule(
+        FlagKind.CLOCK_STEP,
+        lambda one: abs(one.clock_step_s),
+        "the host's wall clock was set by up to {value:.3f} s; tare's own durations are not moved by that, those a "
+        "tool takes from the wall clock are",
+        floor=0.001,
+        level=0.001,
+    ),
+    _Rule(
+        FlagKind.CLOCK_SOURCE,
+        lambda one: float(bool(one.clock_source)),
+        "the kernel changed its clock source: reading the time costs more or less than before",
+        floor=0,
+        level=0,
+    ),
+)
+
+
+def _host_flags(run: LoadedRun) -> Iterator[Flag]:
+    cells = _disturbances_by_cell(run)
+    for rule in _RULES:
+        known = {
+            cell: [(name, one, value) for name, one in each.items() if (value := rule.quantity(one)) is not None]
+            for cell, each in cells.items()
+        }
+        known = {cell: each for cell, each in known.items() if each}
+        usual = {cell: float(np.median([value for *_, value in each])) for cell, each in known.items()}
+        enough = {cell: each for cell, each in known.items() if len(each) >= _MIN_INSTANCES}
+        deviations = [abs(value - usual[cell]) for cell, each in enough.items() for *_, value in each]
+        of_run = float(np.median(deviations)) if deviations else 0.0
+        for cell, each in known.items():
+            of_cell = float(np.median([abs(value - usual[cell]) for *_, value in each]))
+            scale = _SCALE * max(of_run, of_cell)
+            standing_out = [
+                (name, value)
+                for name, one, value in each
+                if _stands_out(rule, one, value, usual[cell], scale if cell in enough else None)
+            ]
+            if standing_out:
+                yield _host_flag(rule, cell, standing_out, len(each), usual[cell])
+
+
+def _stands_out(rule: _Rule, one: Disturbance, value: float, usual: float, scale: float | None) -> bool:
+    """``scale`` is None where there are too few instances to stand out from."""
+    if rule.level is not None and value > rule.level and value * one.span_s >= rule.seconds:
+        return True
+    if scale is None:
+        return False
+    excess = rule.sign * (value - usual)
+    floor = rule.floor * (usual if rule.relative else 1.0)
+    return excess > max(floor, Z_LIMIT * scale) and excess * one.span_s >= rule.seconds
+
+
+def _host_flag(
+    rule: _Rule, cell: CellName, standing_out: Sequence[tuple[str, float]], n_instances: int, usual: float
+) -> Flag:
+    worst = max((value for _, value in standing_out), key=lambda value: rule.sign * value)
+    n = len(standing_out)
+    text = rule.text.format(value=worst, value_ghz=worst / 1e9)
+    among = (
+        "the only instance"
+        if n_instances == 1
+        else f"{'all ' if n == n_instances else f'{n} of '}{n_instances} instances"
+    )
+    sentence = f"In {among} {text}"
+    if n < n_instances and rule.level != 0 and rule.kind is not FlagKind.CLOCK_STEP:
+        shown = f"{usual / 1e9:.2f} GHz" if rule.kind is FlagKind.FREQUENCY else f"{usual:.1%}"
+        sentence += f"; {shown} is usual here"
+    return make_flag(
+        cell,
+        kind=rule.kind,
+        instances=tuple(name for name, _ in standing_out),
+        n_instances=n_instances,
+        value=worst,
+        usual=usual,
+        sentence=f"{sentence}.",
+    )
+
+
+def _disturbances_by_cell(run: LoadedRun) -> dict[CellName, dict[str, Disturbance]]:
+    """Of the instances that gave samples."""
+    cells: dict[str, CellName] = {}
+    for place in np.unique(run.samples.texts["instance"].codes, return_index=True)[1].tolist():
+        sample = run.samples[place]
+        params = params_text(sample.params)
+        cells[sample.instance] = CellName(sample.experiment, sample.workload, params, sample.backend)
+    started: dict[str, float] = {}
+    found: dict[CellName, dict[str, Disturbance]] = {}
+    for event in run.events:
+        if event.kind is EventKind.INSTANCE_STARTED:
+            started[event.instance] = event.at_s
+        elif event.kind in (EventKind.INSTANCE_DONE, EventKind.INSTANCE_FAILED) and event.instance in cells:
+            told = disturbance_of(event, started.get(event.instance))
+            if told is not None:
+                found.setdefault(cells[event.instance], {})[event.instance] = told
+    return found

@@ -1,0 +1,99 @@
+"""Flags on the order of values: serial correlation of iterations within instances, drift of a cell over the blocks.
+
+The tests are those of ``bench.stats.series``; false discoveries are controlled over all of a run's tests (Benjamini and
+Hochberg 1995), and an effect has to be large enough to matter to anybody.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from bench.stats import adjust_p_values
+from bench.stats.medians import CellBlocks, grouped_medians
+from bench.stats.series import SeriesTest, drift, serial_correlation
+from bench.store import LoadedRun
+from reports.flags import CellName, Flag, FlagKind, make_flag
+from reports.foreign import one_line
+from reports.frames import sample_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FALSE_DISCOVERIES = 0.05
+SMALLEST_CORRELATION = 0.2
+SMALLEST_DRIFT = 0.02
+
+
+class _Tested(NamedTuple):
+    kind: FlagKind
+    cell: CellName
+    metric: str
+    test: SeriesTest
+    n_instances: int
+
+
+def order_flags(run: LoadedRun, frame: "pd.DataFrame | None" = None) -> Iterator[Flag]:
+    """Every flag on the order of a run's values; ``frame`` is its ``sample_frame``."""
+    tested = list(_order_tests(run, frame))
+    if not tested:
+        return
+    q_values = adjust_p_values([one.test.p_value for one in tested]).tolist()
+    kept: dict[tuple[FlagKind, CellName], list[tuple[_Tested, float]]] = {}
+    for one, q in zip(tested, q_values, strict=True):
+        smallest = SMALLEST_DRIFT if one.kind is FlagKind.DRIFT else SMALLEST_CORRELATION
+        if q <= FALSE_DISCOVERIES and abs(one.test.size) >= smallest:
+            kept.setdefault((one.kind, one.cell), []).append((one, q))
+    for (kind, cell), each in kept.items():
+        each.sort(key=lambda entry: -abs(entry[0].test.size))
+        worst, q = each[0]
+        yield make_flag(
+            cell,
+            kind=kind,
+            metrics=tuple(one.metric for one, _ in each),
+            n_instances=worst.n_instances,
+            value=worst.test.size,
+            q_value=q,
+            sentence=_order_sentence(worst, len(each) - 1),
+        )
+
+
+def _order_tests(run: LoadedRun, frame: "pd.DataFrame | None") -> Iterator[_Tested]:
+    """Every test of order that the run's samples allow, warm-up left out."""
+    if not run.samples:
+        return
+    samples = sample_frame(run) if frame is None else frame
+    samples = samples[~samples["warmup"]]
+    keys = ["experiment", "workload", "params", "backend", "metric"]
+    for key, group in samples.groupby(keys, sort=False, observed=True):
+        experiment, workload, params, backend, metric = (str(part) for part in key)
+        cell = CellName(experiment, workload, params, backend)
+        values = group["value"].to_numpy()
+        names, instances = np.unique(group["instance"].cat.codes.to_numpy(), return_inverse=True)
+        n = len(names)
+        block_of = np.empty(n, dtype=np.int64)
+        block_of[instances] = group["block"].to_numpy()
+        medians = grouped_medians(values, instances, n)
+        blocks = CellBlocks.from_instances(medians, block_of, np.bincount(instances, minlength=n))
+        tests = {
+            FlagKind.AUTOCORRELATION: serial_correlation(values, instances, seed=run.manifest.seed),
+            FlagKind.DRIFT: drift(blocks.values),
+        }
+        yield from (_Tested(kind, cell, metric, test, n) for kind, test in tests.items() if test is not None)
+
+
+def _order_sentence(worst: _Tested, others: int) -> str:
+    name = one_line(worst.metric, 60)
+    also = f" (and {others} more metric{'s' if others > 1 else ''})" if others else ""
+    size = worst.test.size
+    if worst.kind is FlagKind.DRIFT:
+        way = "up" if size > 0 else "down"
+        return (
+            f"{name}{also} drifted {way} by {abs(size):.0%} from the first block to the last; a drift that all "
+            "backends share cancels in the ratios, the typical value alone does not hold for the whole run."
+        )
+    how = "like the one before it" if size > 0 else "unlike the one before it"
+    return (
+        f"Iterations of {name}{also} are {how} (rank correlation {size:+.2f}): they tell less than their number "
+        "suggests; intervals rest on blocks and are not changed by it."
+    )
