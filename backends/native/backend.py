@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from backends.cgroups.layout import Layout
-from backends.native.options import Capabilities, NativeOptions, Network
+from backends.native.options import Capabilities, NativeOptions, Network, Seccomp
 from backends.native.plan import Settings
 from backends.native.privileges import DEFAULT_CAPABILITIES
 from backends.native.runtime import HostKernelBackend
-from bench.model import BackendDescription, Confound, Envelope
+from backends.native.seccomp import INTENT, Filters, compile_filters, probe_seccomp
+from bench.interfaces import BackendContext
+from bench.model import Availability, BackendDescription, Confound, Envelope
 
 if TYPE_CHECKING:
     from backends.native.network import VethNetwork
@@ -24,6 +26,8 @@ _OWN_NETWORK = {
     Network.NONE: "its network namespace holds lo only; bare metal has the host's",
     Network.VETH: "its network is a veth pair and a bridge that tare made; bare metal has the host's",
 }
+_NO_SECCOMP = "deployed containers usually have a seccomp filter, which makes system calls slower; this has none"
+_NO_FILTERS = Filters(b"", b"", 0)
 
 
 class Native(HostKernelBackend):
@@ -35,20 +39,38 @@ class Native(HostKernelBackend):
     style = "native"
     namespaces: ClassVar[tuple[str, ...]] = ("mnt", "pid", "net", "uts", "ipc", "cgroup")
 
+    def __init__(self, context: BackendContext) -> None:
+        super().__init__(context)
+        self._filters = _NO_FILTERS
+
     @property
     def options(self) -> NativeOptions:
         """What the suite chose."""
         assert isinstance(self.context.options, NativeOptions)
         return self.context.options
 
+    def probe(self) -> Availability:
+        """See ``Backend.probe``: what every such backend needs, and what the options ask for."""
+        found = super().probe()
+        if found.available and self.options.seccomp is Seccomp.DEFAULT:
+            filters = probe_seccomp()
+            return found if filters.available else filters
+        return found
+
+    def _capabilities(self) -> dict[str, int]:
+        return dict(DEFAULT_CAPABILITIES if self.options.capabilities is Capabilities.DEFAULT else ())
+
     def _settings(self, folder: Path, envelope: Envelope, missing: tuple[str, ...]) -> Settings:  # noqa: ARG002 - soon
-        granted = DEFAULT_CAPABILITIES if self.options.capabilities is Capabilities.DEFAULT else ()
+        capabilities = tuple(self._capabilities().values())
+        self._filters = compile_filters(capabilities) if self.options.seccomp is Seccomp.DEFAULT else _NO_FILTERS
         return Settings(
             style=self.style,
             root=str(folder / "root"),
             empty=str(folder / "empty"),
             network=self.options.network,
-            capabilities=tuple(number for _, number in granted),
+            capabilities=capabilities,
+            inherited_filter=self._filters.inherited,
+            own_filter=self._filters.own,
         )
 
     @contextlib.contextmanager
@@ -63,22 +85,20 @@ class Native(HostKernelBackend):
 
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
         own_network = self.options.network is not Network.HOST
+        filtered = self.options.seccomp is Seccomp.DEFAULT
         return BackendDescription(
             label="native (container)",
             facts={
                 "namespaces": ",".join(name for name in self.namespaces if name != "net" or own_network),
                 "root": "overlay",
                 "network": _NETWORKS[self.options.network],
-                "capabilities": ",".join(name for name, _ in DEFAULT_CAPABILITIES),
+                "capabilities": ",".join(self._capabilities()) or "none",
                 "no_new_privs": "yes",
-                "seccomp": "none",
+                "seccomp": f"default (Docker's intent, {self._filters.allowed} calls allowed)" if filtered else "none",
+                **({"seccomp follows": INTENT} if filtered else {}),
             },
             confounds=(
-                Confound(
-                    "no-seccomp",
-                    "deployed containers usually have a seccomp filter, which makes system calls slower; this has none",
-                    self.name,
-                ),
+                *([] if filtered else [Confound("no-seccomp", _NO_SECCOMP, self.name)]),
                 *([Confound("own-network", _OWN_NETWORK[self.options.network], self.name)] if own_network else []),
             ),
         )

@@ -22,7 +22,7 @@ from backends.native.operations import (
     escape_option,
 )
 from backends.native.plan import Plan, Settings
-from backends.native.privileges import BoundCapabilities, KeepCapabilities, SetProcessFlag
+from backends.native.privileges import BoundCapabilities, FilterSystemCalls, KeepCapabilities, SetProcessFlag
 
 _NOTHING = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 MASKED = (
@@ -63,6 +63,8 @@ def zygote_operations(settings: Settings) -> list[Operation]:
             BoundCapabilities(settings.capabilities),
             SetProcessFlag("forbid new privileges", syscalls.PR_SET_NO_NEW_PRIVS, 1),
         ]
+        if settings.inherited_filter:
+            once.append(FilterSystemCalls("all that an instance and its set-up may call", settings.inherited_filter))
     return once
 
 
@@ -97,6 +99,7 @@ def native_operations(settings: Settings, plan: Plan) -> list[Operation]:
         SetHostname(plan.hostname),
         *(() if settings.network == "host" else (RaiseLoopback(),)),
         KeepCapabilities(settings.capabilities),
+        *_last_filter(settings),
     ]
 
 
@@ -109,6 +112,12 @@ def bare_metal_operations(settings: Settings, plan: Plan) -> list[Operation]:
         PivotRoot(settings.root),
         SetProcessFlag("adopt orphans", syscalls.PR_SET_CHILD_SUBREAPER, 1),
     ]
+
+
+def _last_filter(settings: Settings) -> list[Operation]:
+    if not settings.own_filter:
+        return []
+    return [FilterSystemCalls("no longer what the set-up alone may call", settings.own_filter)]
 
 
 def _start(plan: Plan) -> list[Operation]:

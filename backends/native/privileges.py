@@ -8,24 +8,27 @@ import errno
 from backends.native import syscalls
 from backends.native.operations import Operation
 
-DEFAULT_CAPABILITIES = (
-    ("CHOWN", 0),
-    ("DAC_OVERRIDE", 1),
-    ("FOWNER", 3),
-    ("FSETID", 4),
-    ("KILL", 5),
-    ("SETGID", 6),
-    ("SETUID", 7),
-    ("SETPCAP", 8),
-    ("NET_BIND_SERVICE", 10),
-    ("NET_RAW", 13),
-    ("SYS_CHROOT", 18),
-    ("MKNOD", 27),
-    ("AUDIT_WRITE", 29),
-    ("SETFCAP", 31),
+CAPABILITIES = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
+            *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER"),
+            *("SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
+            *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL"),
+            *("SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ"),
+            *("PERFMON", "BPF", "CHECKPOINT_RESTORE"),
+        )
+    )
+}
+"""Their numbers by their names without CAP_, as of Linux 5.9."""
+_DOCKER_GRANTS = (
+    *("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE"),
+    *("NET_RAW", "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP"),
 )
+DEFAULT_CAPABILITIES = tuple((name, CAPABILITIES[name]) for name in _DOCKER_GRANTS)
 """What Docker grants by default."""
-_NAMES = {number: name for name, number in DEFAULT_CAPABILITIES}
+_NAMES = {number: name for name, number in CAPABILITIES.items()}
 _CAPABILITIES = 64
 """More than any kernel knows: the sets are 64 bits wide."""
 
@@ -84,6 +87,22 @@ class SetProcessFlag(Operation):
     def execute(self) -> None:
         """Do it. Raises OSError."""
         syscalls.prctl(self.option, self.argument)
+
+
+class FilterSystemCalls(Operation):
+    """Install a seccomp program, which cannot be taken off again. ``meaning`` says which part of the profile it is."""
+
+    def __init__(self, meaning: str, program: bytes) -> None:
+        self.meaning = meaning
+        self.program = program
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"filter system calls: {self.meaning} ({len(self.program) // 8} instructions)"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        syscalls.install_filter(self.program)
 
 
 def _name(capabilities: tuple[int, ...]) -> str:

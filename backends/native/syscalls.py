@@ -30,6 +30,8 @@ PR_SET_PDEATHSIG = 1
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
 
 _SYS_CLONE3 = 435
 """The same number on every architecture, as for all system calls since 5.1."""
@@ -62,6 +64,15 @@ class _CapHeader(ctypes.Structure):
 class _CapData(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
+
+class _FilterProgram(ctypes.Structure):
+    """``struct sock_fprog``."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+_INSTRUCTION_BYTES = 8
+"""``struct sock_filter``."""
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.argtypes = (ctypes.c_long, ctypes.POINTER(_CloneArgs), ctypes.c_size_t)
@@ -131,9 +142,9 @@ def setns(namespace: int, kind: int) -> None:
     _check(_libc.setns(namespace, kind))
 
 
-def prctl(option: int, argument: int) -> None:
+def prctl(option: int, argument: int, second: int = 0) -> None:
     """Change an attribute of this process. Raises OSError."""
-    _check(_libc.prctl(option, argument, 0, 0, 0))
+    _check(_libc.prctl(option, argument, second, 0, 0))
 
 
 def capset(capabilities: int) -> None:
@@ -141,3 +152,12 @@ def capset(capabilities: int) -> None:
     low, high = capabilities & 0xFFFFFFFF, capabilities >> 32
     data = (_CapData * 2)(_CapData(low, low, 0), _CapData(high, high, 0))
     _check(_libc.capset(_CapHeader(_CAPABILITY_VERSION_3, 0), data))
+
+
+def install_filter(program: bytes) -> None:
+    """Add a seccomp filter (whole ``struct sock_filter`` values) to this thread, for good. Raises OSError.
+
+    Needs no_new_privs or CAP_SYS_ADMIN.
+    """
+    described = _FilterProgram(len(program) // _INSTRUCTION_BYTES, program)
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(described))

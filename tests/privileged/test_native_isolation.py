@@ -1,5 +1,6 @@
 """What a container sees and may do, against what the common runtimes give."""
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -40,6 +41,29 @@ def test_capabilities_are_dockers(container):
     assert {values[name] for name in ("CapPrm", "CapEff", "CapBnd")} == {"00000000a80425fb"}
     assert values["CapInh"] == values["CapAmb"] == "0" * 16
     assert values["NoNewPrivs"] == "1"
+
+
+def test_seccomp_holds_for_init_and_commands(container):
+    for process in ("1", "self"):
+        status = output(container, f"grep Seccomp: /proc/{process}/status")
+        assert status.split() == ["Seccomp:", "2"]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "answer"),
+    [
+        ("libc.unshare(0x10000000)", errno.EPERM),  # CLONE_NEWUSER, which anybody may without a filter
+        ("libc.syscall(425, 1, ctypes.byref(ctypes.create_string_buffer(120)))", errno.EPERM),  # io_uring_setup
+        ("libc.syscall(435, ctypes.byref(ctypes.create_string_buffer(88)), 88)", errno.ENOSYS),  # clone3
+        ("libc.syscall(1000)", errno.ENOSYS),
+        ("libc.personality(0x0040000)", errno.EPERM),
+        ("libc.socket(40, 1, 0)", errno.EPERM),  # AF_VSOCK
+        ("libc.socket(1, 1, 0)", 0),
+    ],
+)
+def test_seccomp_answers_as_dockers(container, attempt, answer):
+    script = f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint({attempt} < 0 and ctypes.get_errno())"
+    assert int(container.execute(Command(("python3", "-c", script))).stdout.replace(b"False", b"0")) == answer
 
 
 def test_sees_only_its_own_processes(container):

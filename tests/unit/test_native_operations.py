@@ -74,6 +74,15 @@ def test_capabilities_go_last_because_the_steps_need_them():
     assert type(native_steps()[-1]) is privileges.KeepCapabilities
 
 
+def test_the_filter_goes_after_everything_it_forbids():
+    filtered = native_steps(own_filter=b"12345678", inherited_filter=b"1234567887654321")
+    assert type(filtered[-1]) is privileges.FilterSystemCalls
+    assert type(filtered[-2]) is privileges.KeepCapabilities
+    once = order.zygote_operations(make_settings(inherited_filter=b"1234567887654321"))
+    assert [type(step) for step in once[-2:]] == [privileges.SetProcessFlag, privileges.FilterSystemCalls]
+    assert not [step for step in order.zygote_operations(make_settings()) if type(step) is privileges.FilterSystemCalls]
+
+
 def test_docker_default_capabilities():
     bits = sum(1 << number for _, number in privileges.DEFAULT_CAPABILITIES)
     assert bits == 0xA80425FB  # what /proc/self/status shows in a container of Docker's
