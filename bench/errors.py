@@ -23,6 +23,8 @@ class ExitCode(IntEnum):
     """The run finished, and at least one cell failed."""
     ENVIRONMENT = 6
     """The machine refused something in the middle: full disk, failed build, failed clean-up."""
+    NOT_COMPARABLE = 7
+    """`tare compare` was given runs whose conditions differ."""
     BUG = 70
     """An error inside tare."""
     INTERRUPTED = 130
@@ -63,6 +65,12 @@ class RunDirectoryError(TareError):
     """A run directory that cannot be read or continued."""
 
     exit_code = ExitCode.BAD_INPUT
+
+
+class NotComparableError(TareError):
+    """Two runs were made under different conditions, so that their difference says nothing about what is compared."""
+
+    exit_code = ExitCode.NOT_COMPARABLE
 
 
 class StoreError(TareError):

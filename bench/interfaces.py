@@ -156,13 +156,38 @@ class Workload(ABC):
         return 1.0
 
 
+class ComparisonRequest(msgspec.Struct, frozen=True):
+    """What ``tare compare`` was asked: ratios are always the second over the first.
+
+    Two runs if ``second`` is given. Else two ``backends`` of the run ``first``, or two values of a ``parameter`` in it:
+    its name, the first value, the second. ``allowed`` are conditions that may differ between two runs (see
+    ``bench.comparability``). ``margin`` replaces the runs' own.
+    """
+
+    first: Path
+    second: Path | None = None
+    backends: tuple[str, str] | None = None
+    parameter: tuple[str, str, str] | None = None
+    allowed: tuple[str, ...] = ()
+    margin: float | None = None
+
+
 class Reporter(ABC):
-    """Writes one form of a run's report."""
+    """Writes one form of a run's report, and of a comparison if ``compares``."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     suffix: ClassVar[str]
+    compares: ClassVar[bool] = False
 
     @abstractmethod
     def write(self, run: Path, output: Path) -> None:
         """Write the report of the run directory ``run`` to the file ``output``. Raises RunDirectoryError."""
+
+    def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
+        """Write a comparison to the file ``output``, if this form ``compares``.
+
+        Raises RunDirectoryError, NotComparableError with the conditions that differ, UnknownNameError for a backend,
+        parameter or condition that is not there.
+        """
+        raise NotImplementedError(f"{self.name} writes no comparison of {request.first} to {output}")

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from bench.errors import TareError
-from bench.interfaces import Reporter
+from bench.interfaces import ComparisonRequest, Reporter
 from bench.store import LoadedRun, load_run
 
 SUMMARY_VERSION = 1
@@ -19,20 +19,35 @@ class JsonReporter(Reporter):
     name = "json"
     summary = "ratios, intervals, verdicts and caveats as one JSON object"
     suffix = ".json"
+    compares = True
 
     def write(self, run: Path, output: Path) -> None:
         """Write the object. Raises RunDirectoryError, TareError if the file cannot be written."""
-        text = json.dumps(summarise_run(load_run(run)), indent=2, ensure_ascii=False)
-        try:
-            output.write_text(text + "\n", "utf-8")
-        except OSError as error:
-            raise TareError(f"cannot write {output}: {error.strerror}") from error
+        _dump(output, summarise_run(load_run(run)))
+
+    def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
+        """See ``Reporter.write_comparison``."""
+        from reports.compare import compare_request
+
+        comparison = compare_request(request)
+        _dump(
+            output, {"summary_version": SUMMARY_VERSION, **msgspec.to_builtins(comparison), "tally": comparison.tally}
+        )
+
+
+def _dump(output: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    try:
+        output.write_text(text + "\n", "utf-8")
+    except OSError as error:
+        raise TareError(f"cannot write {output}: {error.strerror}") from error
 
 
 def summarise_run(run: LoadedRun) -> dict[str, Any]:
     """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
     from reports import findings
     from reports.analysis import analyse
+    from reports.claims import judge
 
     analysis = analyse(run)
     manifest = analysis.manifest
@@ -60,6 +75,7 @@ def summarise_run(run: LoadedRun) -> dict[str, Any]:
         "findings": findings.findings(analysis),
         "caveats": [msgspec.to_builtins(caveat) for caveat in findings.caveats(analysis)],
         "results": _results(analysis),
+        "claims": [msgspec.to_builtins(claim) for claim in judge(analysis)],
         "failures": [
             {"instance": event.instance, "cell": event.cell, "message": event.message, "at_utc": event.utc}
             for event in analysis.failures

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.errors import TareError
-from bench.interfaces import Reporter
+from bench.interfaces import ComparisonRequest, Reporter
 from bench.stats import Verdict
 from bench.store import LoadedRun, load_run
 from bench.units import format_value
@@ -29,15 +29,26 @@ class TextReporter(Reporter):
     name = "text"
     summary = "findings, caveats and ratios as plain text"
     suffix = ".txt"
+    compares = True
 
     def write(self, run: Path, output: Path) -> None:
         """Write the text. Raises RunDirectoryError, TareError if the file cannot be written."""
-        loaded = load_run(run)
-        try:
-            with output.open("w", encoding="utf-8") as file:
-                Console(file=file, width=FILE_WIDTH, color_system=None).print(render_text(loaded))
-        except OSError as error:
-            raise TareError(f"cannot write the report {output}: {error.strerror}") from error
+        _print_to(output, render_text(load_run(run)))
+
+    def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
+        """See ``Reporter.write_comparison``."""
+        from reports.compare import compare_request
+        from reports.compare_text import render_comparison
+
+        _print_to(output, render_comparison(compare_request(request)))
+
+
+def _print_to(output: Path, content: RenderableType) -> None:
+    try:
+        with output.open("w", encoding="utf-8") as file:
+            Console(file=file, width=FILE_WIDTH, color_system=None).print(content)
+    except OSError as error:
+        raise TareError(f"cannot write the report {output}: {error.strerror}") from error
 
 
 def render_text(run: LoadedRun) -> RenderableType:
@@ -49,6 +60,7 @@ def render_text(run: LoadedRun) -> RenderableType:
     if analysis.subjects:
         parts.extend(_ratio_tables(analysis))
     parts.extend(_failures(analysis))
+    parts.extend(_claims(analysis))
     return Group(*parts)
 
 
@@ -172,4 +184,25 @@ def _failures(analysis: "Analysis") -> list[RenderableType]:
         parts.append(Text(f"- {one_line(view.cell)} ({view.count}×): {readable(view.message)}"))
         evidence = [line for line in readable(view.evidence).strip().splitlines() if line.strip()]
         parts.extend(Text(f"    {line}", style="dim") for line in evidence[-3:])
+    return parts
+
+
+_CLAIM_STYLES = {"held": "bold cyan", "did not hold": "bold red"}
+
+
+def _claims(analysis: "Analysis") -> list[RenderableType]:
+    """The claims that this run decides, with the figures; of the others only their number."""
+    from reports.claims import ClaimVerdict, judge
+
+    results = judge(analysis)
+    shown = [one for one in results if one.verdict is not ClaimVerdict.NOT_MEASURED]
+    if not shown:
+        return []
+    parts: list[RenderableType] = [Text("Claims of the field", style="bold")]
+    for one in shown:
+        parts.append(Text.assemble("- ", (one.verdict.value, _CLAIM_STYLES.get(one.verdict, "")), f": {one.statement}"))
+        parts.append(Text(f"    {one.reason}", style="dim"))
+    left_out = len(results) - len(shown)
+    if left_out:
+        parts.append(Text(f"- {left_out} more are not measured here; the page says why", style="dim"))
     return parts

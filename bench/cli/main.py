@@ -76,7 +76,12 @@ def report(
     run: RunFolder,
     *,
     form: Annotated[
-        str, typer.Option("--format", "-f", help="html, text, json, pyperf, parquet or a plug-in's.")
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="html, text, json, markdown, junit, csv, parquet, pyperf, openmetrics or a plug-in's.",
+        ),
     ] = "html",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; - for stdout.")] = None,
 ) -> None:
@@ -85,6 +90,47 @@ def report(
         from bench.cli.run import report_command
 
         report_command(run, form, output)
+
+
+@app.command()
+def compare(
+    run: RunFolder,
+    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="A second run.", show_default=False)] = None,
+    *,
+    backends: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Two backends of RUN, by their names in the suite.")
+    ] = None,
+    by: Annotated[
+        tuple[str, str, str] | None,
+        typer.Option(metavar="PARAM A B", help="Two values of a workload's parameter in RUN."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD",
+            help="A condition, or a group, that may differ between two runs: it is printed as a confound. Repeatable.",
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0, help="Ratios up to 1 + MARGIN make no difference (the run's own).")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="text, json, markdown or a plug-in's.")] = "text",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; - for stdout.")] = Path("-"),
+) -> None:
+    """Compare two runs, or two backends or two values of a parameter in one run: ratios are the second over the first.
+
+    Runs made under different conditions are refused (exit code 7) with what differs. Examples: tare compare
+    runs/monday runs/tuesday; tare compare runs/monday --backends native vm; tare compare runs/monday --by block_size
+    4KiB 64KiB.
+    """
+    with guard():
+        from bench.cli.compare import compare_command
+        from bench.interfaces import ComparisonRequest
+
+        if sum(one is not None for one in (other, backends, by)) != 1:
+            raise typer.BadParameter("name a second run, or --backends A B, or --by PARAM A B")
+        request = ComparisonRequest(run, other, backends, by, tuple(allow or ()), margin)
+        compare_command(request, form, output)
 
 
 @app.command("list")

@@ -1,0 +1,40 @@
+"""``tare compare``."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import typer
+
+from bench.errors import TareError, UnknownNameError
+from bench.interfaces import ComparisonRequest, Reporter
+from bench.registry import find_reporters
+
+
+def compare_command(request: ComparisonRequest, form: str, output: Path) -> None:
+    """Write a comparison to a file, or to standard output for ``-``."""
+    reporter = find_reporters().get(form)
+    if not reporter.compares:
+        known = ", ".join(sorted(name for name, one in find_reporters().loaded.items() if one.compares))
+        raise UnknownNameError(f"the form {form!r} has no comparison; these have: {known}")
+    if str(output) != "-":
+        _write_whole(reporter, request, output)
+        typer.echo(str(output))
+        return
+    with tempfile.TemporaryDirectory(prefix="tare-compare-") as folder:
+        part = Path(folder) / f"comparison{reporter.suffix}"
+        reporter().write_comparison(request, part)
+        sys.stdout.write(part.read_text("utf-8"))
+        sys.stdout.flush()
+
+
+def _write_whole(reporter: type[Reporter], request: ComparisonRequest, output: Path) -> None:
+    """Complete or not at all."""
+    part = output.with_name(f".{output.name}.part")
+    try:
+        reporter().write_comparison(request, part)
+        part.replace(output)
+    except OSError as error:
+        raise TareError(f"cannot write {output}: {error.strerror}", remedy="choose another --output") from error
+    finally:
+        part.unlink(missing_ok=True)

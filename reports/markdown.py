@@ -1,0 +1,180 @@
+"""Markdown for a pull request: a run's findings, ratios, caveats and claims, or a comparison. GitHub's dialect."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import TareError
+from bench.interfaces import ComparisonRequest, Reporter
+from bench.model import Metric
+from bench.stats import Comparison
+from bench.store import LoadedRun, load_run
+from bench.units import format_value
+from reports.foreign import one_line
+
+if TYPE_CHECKING:
+    from reports.analysis import Analysis, CellResult, Row
+    from reports.compare import Line, RunComparison
+
+MOST_ROWS = 200
+"""A pull request's comment holds 65,536 characters: what is left out is said."""
+_ACTIVE = re.compile(r"[\\`*_\[\]<>#|~$@&]|:(?=//)|:(?=[\w+-]+:)|(?<=www)\.|(?<=GH)-", re.IGNORECASE)
+_NAME_WIDTH = 100
+
+
+class MarkdownReporter(Reporter):
+    """Findings, caveats, a table of ratios and the claims as Markdown."""
+
+    name = "markdown"
+    summary = "findings, ratios and caveats for a pull request (Markdown)"
+    suffix = ".md"
+    compares = True
+
+    def write(self, run: Path, output: Path) -> None:
+        """Write the text. Raises RunDirectoryError, TareError if the file cannot be written."""
+        _write(output, render_markdown(load_run(run)))
+
+    def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
+        """See ``Reporter.write_comparison``."""
+        from reports.compare import compare_request
+
+        _write(output, render_comparison(compare_request(request)))
+
+
+def escape(text: str, most: int = _NAME_WIDTH) -> str:
+    """A foreign text on one line, in which nothing is markup, a link, a mention or a reference to an issue.
+
+    Characters that could act inside a line are written as references, which Markdown takes as text in every place.
+    """
+    return _ACTIVE.sub(lambda match: f"&#{ord(match[0])};", one_line(text, most))
+
+
+def render_markdown(run: LoadedRun) -> str:
+    """The report of a run."""
+    from reports import findings
+    from reports.analysis import analyse
+
+    analysis = analyse(run)
+    lines = [f"### tare: {escape(findings.suite_title(analysis))}", "", escape(findings.question(analysis), 400), ""]
+    lines += [f"{number}. {escape(text, 600)}" for number, text in enumerate(findings.findings(analysis), start=1)]
+    weighty = [caveat for caveat in findings.caveats(analysis) if caveat.weight > 1]
+    lines += (
+        ["", "**To keep in mind**", "", *(f"- {escape(caveat.text, 600)}" for caveat in weighty)] if weighty else []
+    )
+    lines += ["", *_ratios(analysis), *_claims(analysis), *_environment(analysis)]
+    return "\n".join(lines) + "\n"
+
+
+def render_comparison(comparison: "RunComparison") -> str:
+    """A comparison: what differs stands open, everything else is folded away."""
+    first, second = escape(comparison.first), escape(comparison.second)
+    how = "block by block" if comparison.is_paired else "blocks of either run as independent samples"
+    lines = [
+        f"### tare: {second} against {first}",
+        "",
+        f"{escape(comparison.tally)}. Ratios are {second} over {first},",
+    ]
+    lines[-1] += f" {how}; intervals are at 95 %."
+    if comparison.confounds:
+        lines += ["", "**Confounds: these conditions differ and were allowed to**", ""]
+        lines += [f"- {escape(str(one), 600)}" for one in comparison.confounds]
+    if comparison.notes:
+        lines += ["", "**To keep in mind**", "", *(f"- {escape(note, 600)}" for note in comparison.notes)]
+    calm = ("equivalent", "inconclusive")
+    for title, kept in (
+        ("Differences", [line for line in comparison.lines if line.word not in calm]),
+        ("No difference found", [line for line in comparison.lines if line.word in calm]),
+    ):
+        table = _compared_table(kept, first, second)
+        lines += ["", *_folded(f"{title} ({len(kept)})", table, is_open=title == "Differences")] if kept else []
+    return "\n".join(lines) + "\n"
+
+
+def _compared_table(lines: "Sequence[Line]", first: str, second: str) -> list[str]:
+    has_backends = any(line.backend for line in lines)
+    head = ["metric", *(["backend"] if has_backends else []), first, second, "ratio", "interval", "verdict"]
+    rows = []
+    for line in lines:
+        unit = line.metric.unit
+        cells = [escape(f"{line.title} {line.metric.name}"), *([escape(line.backend)] if has_backends else [])]
+        cells += [escape(format_value(side.centre, unit)) for side in (line.first, line.second)]
+        rows.append([*cells, *_found(line.metric, line.found)])
+    return _table(head, rows, words=2 if has_backends else 1)
+
+
+def _ratios(analysis: "Analysis") -> list[str]:
+    """The workloads' own metrics openly, what the harness measured around them folded away."""
+    if analysis.baseline is None:
+        return []
+    own: list[list[str]] = []
+    around: list[list[str]] = []
+    for subject in analysis.subjects:
+        for row in subject.rows:
+            title = f"{subject.title} {subject.params_line}".strip()
+            (own if row.is_workload_metric else around).extend(_row(title, row, cell) for cell in _compared(row))
+    head = ["metric", "backend", escape(analysis.baseline.label), "value", "ratio", "interval", "verdict"]
+    lines = _table(head, own) if own else []
+    return lines + (["", *_folded(f"Around them ({len(around)})", _table(head, around))] if around else [])
+
+
+def _compared(row: "Row") -> "Iterator[tuple[CellResult, CellResult | None]]":
+    base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
+    yield from ((cell, base) for cell in row.cells if cell.comparison is not None)
+
+
+def _row(title: str, row: "Row", pair: "tuple[CellResult, CellResult | None]") -> list[str]:
+    cell, base = pair
+    assert cell.comparison is not None
+    unit = row.metric.unit
+    value = "–" if base is None else escape(format_value(base.estimate.centre, unit))
+    cells = [escape(f"{title} {row.metric.name}"), escape(cell.backend.label), value]
+    return [*cells, escape(format_value(cell.estimate.centre, unit)), *_found(row.metric, cell.comparison)]
+
+
+def _found(metric: Metric, found: Comparison) -> list[str]:
+    from reports.wording import format_range, format_ratio, verdict_mark, verdict_word
+
+    if found.low is None:
+        return [format_ratio(found.ratio), "–", escape(found.note)]
+    word = verdict_word(metric, found.verdict_adjusted)
+    shown = f"{verdict_mark(word)} **{word}**" if verdict_mark(word) not in ("", "=") else word
+    if found.verdict is not found.verdict_adjusted:
+        shown += f" ({verdict_word(metric, found.verdict)} before correction)"
+    return [format_ratio(found.ratio), format_range(found.low, found.high), shown]
+
+
+def _claims(analysis: "Analysis") -> list[str]:
+    from reports.claims import judge
+
+    rows = [[escape(one.statement, 200), one.verdict.value, escape(one.reason, 1000)] for one in judge(analysis)]
+    return ["", *_folded("Claims of the field", _table(["claim", "here", "why"], rows, words=3))]
+
+
+def _environment(analysis: "Analysis") -> list[str]:
+    manifest = analysis.manifest
+    margins = sorted({found.margin for *_, found in analysis.comparisons})
+    margin = ", ".join(f"{margin * 100:g} %" for margin in margins)
+    about = [f"run {escape(manifest.run)}", f"host {escape(manifest.host_summary, 200)}"]
+    about += [f"image {escape(str(manifest.image.get('digest', '?'))[:19])}", f"tare {escape(manifest.tare_version)}"]
+    return ["", f"<sub>{'; '.join(about)}{f'; margin {margin}' if margin else ''}; 95 % intervals.</sub>"]
+
+
+def _table(head: list[str], rows: list[list[str]], words: int = 2) -> list[str]:
+    """A table; the first ``words`` columns and the last are words, the others numbers."""
+    last = len(head) - 1
+    rule = ["---" if place < words or place == last else "--:" for place in range(len(head))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows[:MOST_ROWS])]
+    left_out = len(rows) - MOST_ROWS
+    return [*lines, *(["", f"{left_out} more rows are in the other forms of this report."] if left_out > 0 else [])]
+
+
+def _folded(title: str, lines: list[str], *, is_open: bool = False) -> list[str]:
+    return [f"<details{' open' if is_open else ''}><summary>{title}</summary>", "", *lines, "", "</details>"]
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(text, "utf-8")
+    except OSError as error:
+        raise TareError(f"cannot write the report {output}: {error.strerror}") from error
