@@ -317,12 +317,29 @@ def _phase_times(row: Row, bars: list[PhaseBar]) -> tuple[str, str, list[tuple[s
 
 def _envelope_lines(analysis: Analysis) -> list[tuple[str, str]]:
     envelope = analysis.manifest.envelope
+    asked = {
+        "Swap": format_size(envelope.swap_bytes) if envelope.swap_bytes else None,
+        "CPU quota": None if envelope.cpu_quota is None else f"{envelope.cpu_quota:g} CPUs",
+        "CPU weight": envelope.cpu_weight,
+        "Read at most": _rates(envelope.io_read_bytes_per_s, envelope.io_read_ops_per_s),
+        "Written at most": _rates(envelope.io_write_bytes_per_s, envelope.io_write_ops_per_s),
+    }
     return [
         ("CPUs", ", ".join(str(cpu) for cpu in envelope.cpus)),
         ("Memory", format_size(envelope.memory_bytes)),
         ("Scratch folder", format_size(envelope.scratch_bytes)),
         ("Most processes", f"{envelope.pids_max:,}"),
+        *((name, str(value)) for name, value in asked.items() if value is not None),
     ]
+
+
+def _rates(bytes_per_s: int | None, ops_per_s: int | None) -> str | None:
+    rates = []
+    if bytes_per_s is not None:
+        rates.append(f"{format_size(bytes_per_s)}/s")
+    if ops_per_s is not None:
+        rates.append(f"{ops_per_s:,} operations/s")
+    return ", ".join(rates) or None
 
 
 def _design_line(analysis: Analysis) -> str:

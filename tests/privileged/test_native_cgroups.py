@@ -2,19 +2,20 @@
 
 import os
 import signal
+import sys
 import time
 
 import msgspec
 import pytest
 
 from backends.cgroups.interface import Limits
-from backends.cgroups.layout import Version, find_layout
+from backends.cgroups.layout import Version, find_block_device, find_layout
 from backends.cgroups.lifecycle import start_cgroup
 from backends.native import runtime
 from bench.errors import BackendError, UnavailableError
 from bench.ledger import Ledger, ResourceKind
 from bench.model import Command
-from bench.process import DEVNULL, Popen
+from bench.process import DEVNULL, PIPE, Popen
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = pytest.mark.root
@@ -70,11 +71,94 @@ def test_members_are_limited_accounted_killed_and_removed(layout, ledger):
     assert ledger.entries() == ()
 
 
+def test_time_and_io_are_limited_and_accounted(layout, ledger, tmp_path):
+    device = find_block_device(tmp_path)
+    if device is None:
+        pytest.skip(f"{tmp_path} lies on no block device")
+    limits = msgspec.structs.replace(
+        LIMITS, cpu_quota=0.2, cpu_weight=50, io_device=device, io_write_bytes_per_s=2**20, io_read_ops_per_s=500
+    )
+    writes = f"dd if=/dev/zero of={tmp_path}/io bs=64k count=12 oflag=direct 2>/dev/null; "
+    with start_cgroup(ledger, f"rates-{os.getpid()}", limits, layout) as cgroup:
+        began = time.monotonic()
+        process = start_inside(cgroup, f"{writes} while :; do :; done")
+        wait_for(lambda: cgroup.usage().io_write_operations >= 12)
+        assert time.monotonic() - began > 0.5, "768 KiB at 1 MiB a second"
+        wait_for(lambda: cgroup.usage().cpu_throttled_periods >= 2)
+        usage = cgroup.usage()
+        assert usage.io_write_bytes >= 12 * 2**16
+        assert usage.cpu_periods >= usage.cpu_throttled_periods
+        assert usage.cpu_throttled_s > 0
+        assert usage.memory_file_bytes is not None
+        if layout.version is not Version.V1:
+            assert usage.missing == {}
+            assert usage.io_pressure_s > 0.2
+            assert usage.cpu_pressure_s > 0
+        else:
+            assert set(usage.missing) == {"cpu_pressure_s", "memory_pressure_s", "io_pressure_s"}
+        weights = [folder / name for folder in cgroup.folders for name in ("cpu.shares", "cpu.weight")]
+        assert [file.read_text().strip() for file in weights if file.exists()] in (["512"], ["50"])
+    process.wait(10)
+
+
+V1_ONLY = """
+import os, sys
+from pathlib import Path
+from backends.cgroups.layout import find_layout
+from backends.native import syscalls
+from bench.ledger import Ledger
+from bench.model import Command, Image
+from tests.privileged.host_kernel import spec, start_backend
+rootfs, folder = sys.argv[1:]
+syscalls.unshare(syscalls.CLONE_NEWNS)
+syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
+syscalls.umount2(str(find_layout().unified_root), 0)
+image = Image("", "", Path(rootfs), Path(rootfs), None, None, None, "", {}, 0)
+folder = Path(folder)
+with Ledger(folder / "ledger") as ledger, start_backend("native", image, folder / "work", ledger) as backend:
+    with backend.start(spec("v1-only", image)) as instance:
+        done = instance.execute(Command(("sh", "-c", "setsid sleep 100 & sleep 100"), timeout_s=0.5))
+        assert done.timed_out and instance.cgroup.members() == [instance.pid]
+        print(find_layout().version, instance.cgroup.clone_into, instance.usage().cpu_user_s is not None)
+"""
+
+
+@pytest.mark.image
+def test_a_host_that_mounts_no_v2_tree(image, tmp_path):
+    found = find_layout()
+    if found.version is not Version.HYBRID:
+        pytest.skip(f"the v2 tree can be unmounted on a hybrid host only; this one has {found.version.value}")
+    argv = [sys.executable, "-c", V1_ONLY, str(image.rootfs), str(tmp_path)]
+    with Popen(argv, stdout=PIPE, stderr=PIPE, text=True) as process:
+        told, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert told.split() == ["v1", "None", "True"]
+
+
+@pytest.mark.image
+def test_an_envelope_that_this_host_cannot_enforce_is_told(image, layout, tmp_path, monkeypatch):
+    without = {name: folder for name, folder in layout.controllers.items() if name not in {"cpu", "blkio"}}
+    if not without:
+        pytest.skip("a v1 controller can be left out where there are v1 controllers")
+    fewer = msgspec.structs.replace(layout, controllers=without)
+    monkeypatch.setattr(runtime, "find_layout", lambda *_: fewer)
+    asked = msgspec.structs.replace(ENVELOPE, cpu_quota=0.5, cpu_weight=50, io_write_bytes_per_s=2**20)
+    with Ledger(tmp_path / "ledger") as ledger, start_backend("native", image, tmp_path / "work", ledger) as backend:
+        confounds = {confound.code: confound.detail for confound in backend.prepare(image, asked).confounds}
+        assert set(confounds) >= {"no-cpu-controller", "no-blkio-controller", "io-limit-direct-only"}
+        for key in ("cpu_quota", "cpu_weight", "io_write_bytes_per_s"):
+            assert f"the limit {key} is not enforced: no " in confounds[f"no-limit-{key}"]
+        with backend.start(spec("fewer", image, asked)) as instance:
+            assert instance.execute(Command(("true",))).returncode == 0
+    assert list((tmp_path / "work").iterdir()) == []
+
+
 def test_a_fork_bomb_does_not_escape(layout, ledger):
     with start_cgroup(ledger, f"bomb-{os.getpid()}", LIMITS, layout) as cgroup:
         process = start_inside(cgroup, "f() { while :; do f & done; }; f 2>/dev/null")
         wait_for(lambda: len(cgroup.members()) >= 15)
         assert len(cgroup.members()) <= 20
+        wait_for(lambda: cgroup.pids_refused() > 0)
     process.wait(10)
     assert not any(folder.exists() for folder in cgroup.folders)
 
