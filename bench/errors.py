@@ -101,6 +101,12 @@ class UnavailableError(TareError):
     exit_code = ExitCode.MISSING
 
 
+class UnsupportedError(TareError):
+    """Something that a backend does not offer on any host."""
+
+    exit_code = ExitCode.MISSING
+
+
 class BackendError(TareError):
     """A backend could not start, use or stop an instance. The cell fails, the run goes on.
 
@@ -133,6 +139,10 @@ class OutputTooLargeError(WorkloadError):
 
 class ParseError(WorkloadError):
     """A tool's output is not what its parser knows; ``evidence`` is the offending text."""
+
+
+class TuningError(TareError):
+    """A setting of the host could not be changed or restored."""
 
 
 class CleanUpError(TareError):

@@ -7,10 +7,11 @@ A plug-in registers a class in the entry-point group ``tare.backends``, ``tare.w
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
+from bench.errors import UnsupportedError
 from bench.ledger import Ledger
 from bench.model import (
     Availability,
@@ -50,6 +51,20 @@ class BackendContext(msgspec.Struct, frozen=True):
     housekeeping_cpus: tuple[int, ...]
 
 
+class Terminal(Protocol):
+    """The user's terminal, in raw mode: what is typed goes to the instance as it is."""
+
+    def size(self) -> bytes:
+        """Its size as a ``struct winsize``, which a terminal inside begins with."""
+
+    def relay(self, pty: int, ended: int) -> None:
+        """Pass bytes both ways between the user and the master side ``pty`` of a terminal, and sizes to it.
+
+        Until the descriptor ``ended`` is readable; what is left in ``pty`` is passed on first. Returns earlier if the
+        user's terminal is gone.
+        """
+
+
 class Instance(ABC):
     """One live isolated environment. Made by ``Backend.start``; not thread-safe.
 
@@ -69,6 +84,15 @@ class Instance(ABC):
         command is killed and the instance stays usable. Raises BackendError if the instance itself failed, and
         WorkloadError if the command printed more than ``MAX_OUTPUT_BYTES``; the instance is of no use then.
         """
+
+    def interact(self, command: Command, terminal: Terminal) -> Completed:
+        """Run ``command`` on a terminal inside, relayed to the user's ``terminal``, to its end; without a timeout.
+
+        Optional: backends that have it say so by ``Backend.interactive``. What it prints is not kept. Raises
+        UnsupportedError, or what ``execute`` raises.
+        """
+        del command, terminal
+        raise UnsupportedError("this backend's instances have no terminal", remedy="use `tare exec`")
 
     @abstractmethod
     def usage(self) -> Usage:
@@ -90,6 +114,8 @@ class Backend(ABC):
     summary: ClassVar[str]
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     minimum_memory_bytes: ClassVar[int] = 16 * 2**20
+    interactive: ClassVar[bool] = False
+    """Whether its instances have ``interact``."""
 
     def __init__(self, context: BackendContext) -> None:
         self.context = context

@@ -12,6 +12,7 @@ import sys
 import time
 
 from backends.native.operations import Operation
+from backends.native.terminal import give_terminal
 from backends.native.wire import Channel, split_list
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -56,10 +57,18 @@ def _tell(error: OSError, path: str) -> tuple[bytes, bytes, bytes]:
 def _serve(channel: Channel) -> None:
     _signal.signal(_signal.SIGCHLD, _reap)
     while True:
-        (cwd, argv, env), descriptors = channel.receive()
+        (cwd, argv, env, *size), descriptors = channel.receive()
+        terminal = ""
+        if size:
+            try:
+                terminal, other = give_terminal(channel, size[0])
+            except OSError as error:
+                channel.send(b"no-terminal", *_tell(error, os.fsdecode(error.filename or "")))
+                continue
+            descriptors = [other]
         # Waiting for the command must be what collects its status, not the handler.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-        answer = _run(os.fsdecode(cwd), split_list(argv), split_list(env), descriptors)
+        answer = _run(os.fsdecode(cwd), split_list(argv), split_list(env), descriptors, terminal)
         _signal.signal(_signal.SIGCHLD, _reap)
         _reap(0, None)
         channel.send(*answer)
@@ -73,7 +82,7 @@ def _reap(_number: int, _frame: object) -> None:
         return
 
 
-def _run(cwd: str, argv: list[str], env: list[str], descriptors: list[int]) -> tuple[bytes, ...]:
+def _run(cwd: str, argv: list[str], env: list[str], descriptors: list[int], terminal: str) -> tuple[bytes, ...]:
     environment = dict(pair.split("=", 1) for pair in env)
     try:
         try:
@@ -81,7 +90,7 @@ def _run(cwd: str, argv: list[str], env: list[str], descriptors: list[int]) -> t
         except OSError as error:
             return (b"no-cwd", *_tell(error, cwd))
         try:
-            return b"done", DONE.pack(*_spawn_and_wait(argv, environment, descriptors))
+            return b"done", DONE.pack(*_spawn_and_wait(argv, environment, descriptors, terminal))
         finally:
             os.chdir("/")
     finally:
@@ -89,10 +98,18 @@ def _run(cwd: str, argv: list[str], env: list[str], descriptors: list[int]) -> t
             os.close(descriptor)
 
 
-def _spawn_and_wait(argv: list[str], env: dict[str, str], descriptors: list[int]) -> tuple[int, int, int, int]:
+def _spawn_and_wait(
+    argv: list[str], env: dict[str, str], descriptors: list[int], terminal: str
+) -> tuple[int, int, int, int]:
     program = _find(argv[0], env.get("PATH", DEFAULT_PATH))
     # glibc's posix_spawn shares the memory until exec (CLONE_VFORK), so this process's size costs the command nothing.
-    actions = [(os.POSIX_SPAWN_DUP2, given, number) for number, given in enumerate(descriptors)]
+    actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]]
+    if terminal:
+        # It becomes the controlling terminal because the leader of a new session opens it.
+        actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
+        actions += [(os.POSIX_SPAWN_DUP2, 0, number) for number in (1, 2)]
+    else:
+        actions = [(os.POSIX_SPAWN_DUP2, given, number) for number, given in enumerate(descriptors)]
     started = time.monotonic_ns()
     try:
         pid = os.posix_spawn(
@@ -100,7 +117,7 @@ def _spawn_and_wait(argv: list[str], env: dict[str, str], descriptors: list[int]
         )
     except OSError as error:
         code = NOT_FOUND if error.errno in {errno.ENOENT, errno.ENOTDIR} else NOT_EXECUTABLE
-        os.write(descriptors[2], f"tare: {argv[0]}: {error.strerror}\n".encode())
+        os.write(descriptors[-1], f"tare: {argv[0]}: {error.strerror}\n".encode())
         return code, 0, started, time.monotonic_ns()
     while True:
         ended_pid, status = os.waitpid(-1, 0)

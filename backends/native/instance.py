@@ -10,10 +10,10 @@ from pathlib import Path
 from backends.cgroups.footprint import process_footprint
 from backends.cgroups.interface import Cgroup
 from backends.native.init import DONE
-from backends.native.launcher import Launched
+from backends.native.launcher import Launched, wait_readable
 from backends.native.wire import Channel, join_list
 from bench.errors import BackendError, OutputTooLargeError, WorkloadError
-from bench.interfaces import Instance
+from bench.interfaces import Instance, Terminal
 from bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, Footprint, StartTimeline, Usage
 
 _CHUNK_BYTES = 1 << 20
@@ -44,14 +44,7 @@ class ProcessInstance(Instance):
 
     def execute(self, command: Command) -> Completed:
         """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
-        environment = {**BASE_ENVIRONMENT, **command.env}
-        if any("\0" in text for text in (*command.argv, *environment, *environment.values())):
-            raise WorkloadError(f"{command.argv[0]!r}: an argument or environment variable holds a NUL character")
-        fields = (
-            os.fsencode(command.cwd),
-            join_list(command.argv),
-            join_list([f"{name}={value}" for name, value in environment.items()]),
-        )
+        fields = _request(command)
         with contextlib.ExitStack() as stack:
             out, out_writer = _start_pipe(stack)
             err, err_writer = _start_pipe(stack)
@@ -68,11 +61,7 @@ class ProcessInstance(Instance):
             answer = collector.answer
         if answer is None:
             raise self._dead()
-        if answer[0] == b"no-cwd":
-            raise WorkloadError(f"{command.argv[0]}: working directory {command.cwd}: {answer[1].decode()}")
-        if answer[0] != b"done":
-            raise BackendError(f"the instance's init failed: {answer[2].decode()}")
-        code, number, started, ended = DONE.unpack(answer[1])
+        code, number, started, ended = _read_answer(command, answer)
         return Completed(
             argv=command.argv,
             returncode=None if number else code,
@@ -105,6 +94,33 @@ class ProcessInstance(Instance):
             raise
         return not ended
 
+    def interact(self, command: Command, terminal: Terminal) -> Completed:
+        """See ``Instance.interact``: on a pseudo-terminal of the instance's own devpts."""
+        try:
+            try:
+                self._channel.send(*_request(command), terminal.size())
+                answer, descriptors = self._channel.receive()
+                if descriptors:
+                    self._relay(terminal, descriptors[0])
+                    answer, _ = self._channel.receive()
+            except (EOFError, OSError) as error:
+                raise self._dead() from error
+        except BaseException:
+            self._channel.close()
+            raise
+        code, number, started, ended = _read_answer(command, answer)
+        status = None if number else code
+        return Completed(command.argv, status, number or None, b"", b"", started / 1e9, ended / 1e9)
+
+    def _relay(self, terminal: Terminal, master: int) -> None:
+        """Pass everything on until the command has ended, or until it should, because the user's terminal is gone."""
+        try:
+            terminal.relay(master, self._channel.fileno())
+        finally:
+            os.close(master)  # which hangs up on whatever still has the other side
+        if not wait_readable(self._channel, time.monotonic() + _KILLED_DEADLINE_S):
+            raise BackendError("the program goes on although its terminal is gone")
+
     def usage(self) -> Usage:
         """See ``Instance.usage``."""
         return self.cgroup.usage()
@@ -134,6 +150,30 @@ class ProcessInstance(Instance):
             remedy="give the envelope more memory" if kills else None,
             evidence=f"members left: {self.cgroup.members()}; oom kills: {kills}",
         )
+
+
+def _request(command: Command) -> tuple[bytes, bytes, bytes]:
+    """What init is told about a command. Raises WorkloadError for what cannot be passed to any program."""
+    environment = {**BASE_ENVIRONMENT, **command.env}
+    if any("\0" in text for text in (*command.argv, *environment, *environment.values())):
+        raise WorkloadError(f"{command.argv[0]!r}: an argument or environment variable holds a NUL character")
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    return os.fsencode(command.cwd), join_list(command.argv), join_list(variables)
+
+
+def _read_answer(command: Command, answer: list[bytes]) -> tuple[int, int, int, int]:
+    """The fields of ``DONE``. Raises WorkloadError or BackendError if the command was not run."""
+    if answer[0] == b"no-cwd":
+        raise WorkloadError(f"{command.argv[0]}: working directory {command.cwd}: {answer[1].decode()}")
+    if answer[0] == b"no-terminal":
+        raise BackendError(
+            f"the instance has no terminal to give: {answer[1].decode()}: {os.fsdecode(answer[3])}",
+            remedy="see /proc/sys/kernel/pty, and that the host has /dev/ptmx",
+        )
+    if answer[0] != b"done":
+        raise BackendError(f"the instance's init failed: {answer[2].decode()}")
+    code, number, started, ended = DONE.unpack(answer[1])
+    return code, number, started, ended
 
 
 class _Collector:

@@ -56,6 +56,7 @@ class _Prepared(msgspec.Struct, frozen=True):
 class HostKernelBackend(Backend):
     """A backend whose instances are processes of the host's kernel, made by a zygote."""
 
+    interactive = True
     style: ClassVar[str]
     """Which of ``order.STYLES`` its zygote makes."""
     namespaces: ClassVar[tuple[str, ...]]

@@ -4,13 +4,14 @@ import contextlib
 import os
 import secrets
 import sys
+from collections.abc import Iterator
 
 import typer
 
 from bench.cli.guard import complain
 from bench.errors import BackendError, ExitCode, SuiteError, UnavailableError
 from bench.image import ImageStore
-from bench.interfaces import BackendContext
+from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import Ledger, clean, raise_if_failed
 from bench.locations import cache_directory, ledger_directory, work_directory
 from bench.model import Command, Completed, Envelope, Image, InstanceSpec
@@ -21,8 +22,20 @@ from bench.units import parse_duration, parse_size
 
 def exec_command(name: str, argv: list[str], *, memory: str, cpus: int, image: str, timeout: str, stdin: bool) -> int:
     """Run ``argv`` in an instance of the backend ``name``; returns the exit code to end with."""
-    backend_type = find_backends().get(name)
-    envelope, timeout_s = _envelope(memory, cpus), _seconds(timeout)
+    timeout_s = _seconds(timeout)
+    with start_instance(find_backends().get(name), memory=memory, cpus=cpus, image=image) as (instance, _):
+        completed = instance.execute(
+            Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
+        )
+    return _pass_on(completed, argv[0], timeout)
+
+
+@contextlib.contextmanager
+def start_instance(
+    backend_type: type[Backend], *, memory: str, cpus: int, image: str
+) -> Iterator[tuple[Instance, Image]]:
+    """A fresh instance with all that it needs, as the command line gives it; everything is undone on exit."""
+    name, envelope = backend_type.name, _envelope(memory, cpus)
     if envelope.memory_bytes < backend_type.minimum_memory_bytes:
         least = backend_type.minimum_memory_bytes // 2**20
         raise SuiteError("--memory", f"{memory} is too little for {name}, which needs {least}MiB")
@@ -43,14 +56,11 @@ def exec_command(name: str, argv: list[str], *, memory: str, cpus: int, image: s
             typer.echo(f"{description.label}, image {root.digest[:12]}", err=True)
         try:
             with backend.start(InstanceSpec(f"tare-{identity}-exec", root, envelope)) as instance:
-                completed = instance.execute(
-                    Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
-                )
+                yield instance, root
         except BackendError as error:
             if error.evidence:
                 typer.echo(error.evidence, err=True)
             raise
-    return _pass_on(completed, argv[0], timeout)
 
 
 def _find_image(images: ImageStore, wanted: str) -> Image:

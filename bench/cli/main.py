@@ -176,6 +176,22 @@ def exec_(
         raise typer.Exit(code)
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def shell(
+    backend: Annotated[str, typer.Argument(help="bare-metal, native or a plug-in's.")],
+    command: Annotated[list[str] | None, typer.Argument(help="Another program than the shell, after --.")] = None,
+    *,
+    memory: Annotated[str, typer.Option(help="Memory of the instance.")] = "512MiB",
+    cpus: Annotated[int, typer.Option(help="CPUs of the instance.")] = 1,
+    image: Annotated[str, typer.Option(help="Digest prefix or name; the newest image unless given.")] = "",
+) -> None:
+    """A shell in a fresh instance, on this terminal; ends with the shell's exit code."""
+    with guard():
+        from bench.cli.shell import shell_command
+
+        raise typer.Exit(shell_command(backend, tuple(command or ()), memory=memory, cpus=cpus, image=image))
+
+
 @app.command()
 def clean() -> None:
     """Remove what killed runs left behind. Whatever belongs to a live one is not touched."""
