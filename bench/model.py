@@ -232,7 +232,8 @@ class Footprint(Struct, frozen=True):
 
     ``pss_bytes`` and ``private_bytes`` are sums over its processes on the host (``smaps_rollup``);
     ``cgroup_bytes`` is its cgroup's charge; ``disk_owned_bytes`` are blocks only it has,
-    ``disk_shared_bytes`` those it shares with others of the same image.
+    ``disk_shared_bytes`` those it shares with others of the same image. ``rss_bytes`` counts a page that several
+    processes share once for each.
     """
 
     pss_bytes: int | None
@@ -241,6 +242,7 @@ class Footprint(Struct, frozen=True):
     disk_owned_bytes: int
     disk_shared_bytes: int
     processes: int
+    rss_bytes: int | None = None
 
 
 class Confound(Struct, frozen=True):

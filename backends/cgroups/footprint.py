@@ -5,19 +5,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def process_footprint(pids: Iterable[int], proc: Path = Path("/proc")) -> tuple[int | None, int | None]:
-    """(PSS, private) bytes summed over processes by ``smaps_rollup``; None if no process let itself be read.
+def process_footprint(pids: Iterable[int], proc: Path = Path("/proc")) -> tuple[int | None, int | None, int | None]:
+    """(PSS, private, RSS) bytes summed over processes by ``smaps_rollup``; None if no process let itself be read.
 
     A process that ends meanwhile counts nothing. A kernel without ``smaps_rollup`` (before 4.14) gives None.
     """
-    pss = private = readable = 0
+    pss = private = rss = readable = 0
     for pid in pids:
         with contextlib.suppress(OSError):
             fields = parse_rollup((proc / str(pid) / "smaps_rollup").read_text())
             pss += fields["Pss"]
             private += fields["Private_Clean"] + fields["Private_Dirty"] + fields.get("Private_Hugetlb", 0)
+            rss += fields["Rss"]
             readable += 1
-    return (pss, private) if readable else (None, None)
+    return (pss, private, rss) if readable else (None, None, None)
 
 
 def parse_rollup(text: str) -> dict[str, int]:

@@ -128,7 +128,7 @@ class ProcessInstance(Instance):
     def footprint(self) -> Footprint:
         """See ``Instance.footprint``."""
         members = self.cgroup.members()
-        pss, private = process_footprint(members)
+        pss, private, rss = process_footprint(members)
         return Footprint(
             pss_bytes=pss,
             private_bytes=private,
@@ -136,6 +136,7 @@ class ProcessInstance(Instance):
             disk_owned_bytes=_allocated_bytes(self._folder),
             disk_shared_bytes=self._shared_bytes,
             processes=len(members),
+            rss_bytes=rss,
         )
 
     def close(self) -> None:

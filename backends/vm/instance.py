@@ -57,7 +57,7 @@ class VmInstance(Instance):
     def footprint(self) -> Footprint:
         """See ``Instance.footprint``."""
         members = self._running.cgroup.members()
-        pss, private = process_footprint(members)
+        pss, private, rss = process_footprint(members)
         disk = self._ground.image.disk
         return Footprint(
             pss_bytes=pss,
@@ -66,6 +66,7 @@ class VmInstance(Instance):
             disk_owned_bytes=allocated_bytes(self._running.scratch),
             disk_shared_bytes=0 if disk is None else allocated_bytes(disk),
             processes=len(members),
+            rss_bytes=rss,
         )
 
     def _refuse_failed(self) -> None:

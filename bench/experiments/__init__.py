@@ -2,8 +2,9 @@
 
 from bench.experiments.base import Experiment, InstanceRun
 from bench.experiments.boot import Boot
+from bench.experiments.density import Density
 from bench.experiments.steady import Steady
 
-EXPERIMENTS: dict[str, type[Experiment]] = {kind.name: kind for kind in (Boot, Steady)}
+EXPERIMENTS: dict[str, type[Experiment]] = {kind.name: kind for kind in (Boot, Density, Steady)}
 
 __all__ = ["EXPERIMENTS", "Experiment", "InstanceRun"]

@@ -92,7 +92,7 @@ def record_span(run: InstanceRun, metric: Metric, timeline: StartTimeline, first
         run.record(metric, seconds)
 
 
-def record_known(run: InstanceRun, metric: Metric, value: float | None) -> None:
+def record_known(run: InstanceRun, metric: Metric, value: float | None, *, iteration: int | None = None) -> None:
     """Record a value that the host may not be able to tell; None is left out, the reason stands in the confounds."""
     if value is not None:
-        run.record(metric, value)
+        run.record(metric, value, iteration=iteration)

@@ -70,7 +70,7 @@ DURATION = lower("density.duration", Unit.SECOND, "The workload's command, media
 
 POPULATION = Metric("density.population", Unit.COUNT, Direction.HIGHER, "Instances alive at once when the ramp ended.")
 DEAD = lower("density.dead", Unit.COUNT, "Of these, those that no longer executed a command at the end.")
-RAMP = lower("density.ramp", Unit.SECOND, "First request to last ready, without the waits for memory to settle.")
+RAMP = lower("density.ramp", Unit.SECOND, "First request to last ready, without the time of loaded steps.")
 STOP_ALL = lower("density.stop_all", Unit.SECOND, "Until the last instance was gone, one after another.")
 MEMORY_KEPT = lower(
     "density.memory_kept", Unit.BYTE, "MemAvailable that had not come back when it settled after the last instance."

@@ -252,6 +252,6 @@ def test_footprint_of_processes(tmp_path):
     rollup += "Private_Dirty: 90 kB\n"
     for pid in (7, 8):
         fill(tmp_path / str(pid), {"smaps_rollup": rollup})
-    assert process_footprint([7, 8, 9], tmp_path) == (400 * 1024, 200 * 1024)
-    assert process_footprint([9], tmp_path) == (None, None)
+    assert process_footprint([7, 8, 9], tmp_path) == (400 * 1024, 200 * 1024, 600 * 1024)
+    assert process_footprint([9], tmp_path) == (None, None, None)
     assert parse_rollup(rollup)["Rss"] == 300 * 1024

@@ -1,0 +1,306 @@
+"""What one more instance costs, by regression over ramps, with an interval.
+
+A ramp is read once a step, and each reading holds all that came before it: errors of one step stay in all later ones.
+The straight line of ordinary least squares takes them for independent, and its interval is far too narrow. The model
+here is of the differences between successive readings,
+
+    y[k] - y[k-1] = cost * (n[k] - n[k-1]) + drift * (t[k] - t[k-1]) + own[k] + host[k] + error[k] - error[k-1]
+
+with ``own`` the instances' differences from one another (variance grows with the instances between two readings),
+``host`` what else the host does (variance grows with the time between them), and ``error`` that of a reading, which
+the next difference takes back. The three variances are not known. Each point of a grid of their ratios is weighted by
+its restricted likelihood (REML), and the interval is that of the mixture: it is as wide as not knowing them makes it.
+
+A single jump of the host (another program took 200 MiB) is a step: a difference that stands out by its externally
+studentised residual at 1 % after Bonferroni. It gets a parameter of its own, and is told.
+
+What this covers in simulations with known truth is in ``docs/decisions/0081-cost-of-an-instance.md``.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.stats import LEVEL, centre_interval
+
+Floats = NDArray[np.float64]
+
+MANY_RAMPS = 5
+"""From so many ramps on, the interval is of how the ramps differ."""
+LEAST_READINGS = 4
+_STEP_LEVEL = 0.01
+_MOST_STEPS = 5
+_RATIOS = np.concatenate(([0.0], np.geomspace(1e-3, 1e4, 15)))
+_HOST_RATIOS = np.concatenate(([0.0], np.geomspace(1e-2, 1e4, 7)))
+_EXACT = 1e-12
+
+
+class Ramp(msgspec.Struct, frozen=True):
+    """Readings of one quantity in the order in which they were taken: the population then, the time, the value.
+
+    The reading before the first instance is one of them, with a population of 0.
+    """
+
+    population: Floats
+    at_s: Floats
+    values: Floats
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A jump that no instance explains, between two readings of ramp ``ramp``."""
+
+    ramp: int
+    population_before: int
+    population_after: int
+    size: float
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What one more instance costs, in the unit of the readings, with its interval.
+
+    ``base`` is what there was before the first instance, by the fit. ``low`` and ``high`` are None where there are
+    too few readings. ``drift_per_s`` is None where time passed only as instances were started.
+    """
+
+    per_instance: float
+    low: float | None
+    high: float | None
+    base: float
+    drift_per_s: float | None
+    ramps: int
+    readings: int
+    largest_population: int
+    steps: tuple[Step, ...]
+    method: str
+
+    def at(self, population: float) -> float:
+        """The fitted value at a population."""
+        return self.base + self.per_instance * population
+
+
+class _Differences(msgspec.Struct, frozen=True):
+    """The differences of all ramps below one another; ``first`` marks those that begin a ramp."""
+
+    y: Floats
+    n: Floats
+    t: Floats
+    ramp: NDArray[np.int64]
+    first: NDArray[np.bool_]
+    before: Floats
+    after: Floats
+
+
+class _Fit(msgspec.Struct, frozen=True):
+    """At each point of the grid: the coefficients, the standard error of the first, the scale, the weight."""
+
+    coefficients: Floats
+    error: Floats
+    scale: Floats
+    weight: Floats
+    freedom: int
+
+
+def fit_cost(ramps: Sequence[Ramp], *, level: float = LEVEL) -> Cost:
+    """Fit the cost of an instance over one or more ramps. Raises ValueError if no population ever changed."""
+    told = [ramp for ramp in ramps if len(ramp.values) > 1 and np.ptp(ramp.population) > 0]
+    if not told:
+        raise ValueError("there is no ramp: the population never changed")
+    scale = max(float(np.ptp(ramp.values)) for ramp in told) or 1.0
+    differences = _differences(told, scale)
+    drifting = [bool((differences.n[differences.ramp == number] == 0).sum() >= 2) for number in range(len(told))]
+    columns = _columns(differences, drifting)
+    fit, steps = _fit_with_steps(differences, columns)
+    estimate = float((fit.weight[:, None] * fit.coefficients).sum(axis=0)[0])
+    low, high, method = _interval(fit, estimate, level)
+    if len(told) > 1:
+        estimate, low, high, method = _across(told, estimate, low, high, level)
+    means = (fit.weight[:, None] * fit.coefficients).sum(axis=0)
+    drifts = means[1 : 1 + sum(drifting)]
+    return Cost(
+        per_instance=estimate * scale,
+        low=None if low is None else low * scale,
+        high=None if high is None else high * scale,
+        base=_base(told, estimate * scale, drifting, drifts * scale),
+        drift_per_s=float(drifts.mean()) * scale if len(drifts) else None,
+        ramps=len(told),
+        readings=sum(len(ramp.values) for ramp in told),
+        largest_population=int(max(ramp.population.max() for ramp in told)),
+        steps=tuple(
+            Step(int(differences.ramp[k]), int(differences.before[k]), int(differences.after[k]), float(size) * scale)
+            for k, size in steps
+        ),
+        method=method,
+    )
+
+
+def _differences(ramps: Sequence[Ramp], scale: float) -> _Differences:
+    def joined(parts: list[Floats]) -> Floats:
+        return np.concatenate(parts).astype(np.float64)
+
+    lengths = [len(ramp.values) - 1 for ramp in ramps]
+    first = np.zeros(sum(lengths), dtype=np.bool_)
+    first[np.concatenate(([0], np.cumsum(lengths)[:-1]))] = True
+    return _Differences(
+        y=joined([np.diff(ramp.values / scale) for ramp in ramps]),
+        n=joined([np.diff(ramp.population) for ramp in ramps]),
+        t=joined([np.diff(ramp.at_s) for ramp in ramps]),
+        ramp=np.repeat(np.arange(len(ramps)), lengths),
+        first=first,
+        before=joined([ramp.population[:-1] for ramp in ramps]),
+        after=joined([ramp.population[1:] for ramp in ramps]),
+    )
+
+
+def _columns(differences: _Differences, drifting: Sequence[bool]) -> Floats:
+    """The cost's column, then one of the drift of each ramp that stood still for a while."""
+    drifts = [np.where(differences.ramp == number, differences.t, 0.0) for number, yes in enumerate(drifting) if yes]
+    return np.stack([differences.n, *drifts], axis=1)
+
+
+def _fit_with_steps(differences: _Differences, columns: Floats) -> tuple[_Fit, list[tuple[int, float]]]:
+    found: list[int] = []
+    most = min(_MOST_STEPS, len(differences.y) // 10)
+    while True:
+        dummies = np.zeros((len(differences.y), len(found)))
+        dummies[found, range(len(found))] = 1.0
+        design = np.concatenate((columns, dummies), axis=1)
+        fit = _fit(differences, design)
+        if len(found) >= most or (step := _find_step(differences, design, fit)) is None:
+            break
+        found.append(step)
+    means = (fit.weight[:, None] * fit.coefficients).sum(axis=0)
+    sizes = means[columns.shape[1] :]
+    return fit, list(zip(found, sizes.tolist(), strict=True))
+
+
+def _grid() -> tuple[Floats, Floats]:
+    own, host = np.meshgrid(_RATIOS, _HOST_RATIOS, indexing="ij")
+    return own.reshape(-1), host.reshape(-1)
+
+
+def _variances(differences: _Differences, own: Floats, host: Floats) -> tuple[Floats, Floats]:
+    """The diagonal (differences by grid) and the one beside it, in units of a reading's variance."""
+    n, t = np.abs(differences.n), np.abs(differences.t)
+    diagonal = 2.0 + own * (n / (n.mean() or 1.0))[:, None] + host * (t / (t.mean() or 1.0))[:, None]
+    beside = np.where(differences.first, 0.0, -1.0)
+    return diagonal, beside
+
+
+def _fit(differences: _Differences, design: Floats) -> _Fit:
+    """Generalised least squares at every point of the grid at once, by the LDL' of a tridiagonal matrix."""
+    own, host = _grid()
+    diagonal, beside = _variances(differences, own, host)
+    rows, width = len(differences.y), design.shape[1]
+    data = np.concatenate((design, differences.y[:, None]), axis=1)
+    products = np.zeros((len(own), width + 1, width + 1))
+    log_determinant = np.zeros(len(own))
+    pivot, whitened = np.ones(len(own)), np.zeros((len(own), width + 1))
+    for k in range(rows):
+        factor = beside[k] / pivot
+        pivot = diagonal[k] - factor * beside[k]
+        whitened = data[k] - factor[:, None] * whitened
+        products += whitened[:, :, None] * whitened[:, None, :] / pivot[:, None, None]
+        log_determinant += np.log(pivot)
+    information, cross = products[:, :width, :width], products[:, :width, width]
+    inverse = np.linalg.pinv(information, hermitian=True)
+    coefficients = np.einsum("gij,gj->gi", inverse, cross)
+    residual = np.maximum(products[:, width, width] - np.einsum("gi,gi->g", coefficients, cross), 0.0)
+    freedom = max(rows - width, 1)
+    residual = np.maximum(residual, _EXACT)
+    _, log_information = np.linalg.slogdet(information)
+    likelihood = -0.5 * (log_determinant + log_information + freedom * np.log(residual))
+    weight = np.exp(likelihood - likelihood.max())
+    scale = np.sqrt(residual / freedom)
+    error = scale * np.sqrt(np.maximum(inverse[:, 0, 0], 0.0))
+    return _Fit(coefficients, error, scale, weight / weight.sum(), rows - width)
+
+
+def _find_step(differences: _Differences, design: Floats, fit: _Fit) -> int | None:
+    """The difference that stands out most, if it does, where the variances are likeliest."""
+    from scipy.special import stdtr
+
+    freedom = fit.freedom
+    best = int(np.argmax(fit.weight))
+    if freedom < 3 or fit.scale[best] ** 2 * freedom <= _EXACT:
+        return None
+    own, host = _grid()
+    diagonal, beside = _variances(differences, own[best : best + 1], host[best : best + 1])
+    covariance = np.diag(diagonal[:, 0]) + np.diag(beside[1:], 1) + np.diag(beside[1:], -1)
+    inverse = np.linalg.inv(covariance)
+    half = inverse @ design
+    projection = inverse - half @ np.linalg.pinv(design.T @ half, hermitian=True) @ half.T
+    own_variance = np.diag(projection).copy()
+    usable = own_variance > 1e-9 * own_variance.max()
+    own_variance[~usable] = 1.0
+    inside = np.where(usable, projection @ differences.y / np.sqrt(own_variance) / fit.scale[best], 0.0)
+    left = np.maximum(freedom - inside**2, 1e-12)
+    outside = np.abs(inside) * np.sqrt((freedom - 1) / left)
+    step = int(np.argmax(outside))
+    p_value = 2 * float(stdtr(freedom - 1, -float(outside[step]))) * len(differences.y)
+    return step if p_value < _STEP_LEVEL else None
+
+
+def _interval(fit: _Fit, estimate: float, level: float) -> tuple[float | None, float | None, str]:
+    """The quantiles of the mixture of Student's t over the grid."""
+    if fit.freedom < LEAST_READINGS - 2:
+        return None, None, f"{fit.freedom} degrees of freedom: no interval"
+    method = f"REML over {fit.freedom} degrees of freedom"
+    if float(fit.error.max()) <= math.sqrt(_EXACT):
+        return estimate, estimate, method
+    tail = (1 - level) / 2
+    return _quantile(fit, tail), _quantile(fit, 1 - tail), method
+
+
+def _quantile(fit: _Fit, probability: float) -> float:
+    from scipy.special import stdtr
+
+    centres, errors = fit.coefficients[:, 0], np.maximum(fit.error, 1e-300)
+    counted = fit.weight > 1e-9
+    reach = 1e3 * float(errors[counted].max())
+    low, high = float(centres[counted].min()) - reach, float(centres[counted].max()) + reach
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = float((fit.weight * stdtr(fit.freedom, (middle - centres) / errors)).sum())
+        low, high = (middle, high) if below < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _across(
+    ramps: Sequence[Ramp], pooled: float, low: float | None, high: float | None, level: float
+) -> tuple[float, float | None, float | None, str]:
+    """The interval over several ramps: wider where they differ by more than each one's own interval allows."""
+    scale = max(float(np.ptp(ramp.values)) for ramp in ramps) or 1.0
+    single = [fit_cost([ramp], level=level) for ramp in ramps]
+    centres = np.array([cost.per_instance / scale for cost in single])
+    if len(ramps) >= MANY_RAMPS:
+        interval = centre_interval(centres, level=level)
+        return interval.centre, interval.low, interval.high, f"{interval.method}, one ramp each"
+    halves = np.array([math.nan if c.high is None or c.low is None else (c.high - c.low) / 2 / scale for c in single])
+    if low is None or high is None or not np.isfinite(halves).all():
+        return pooled, None, None, "ramps too short for an interval"
+    errors = np.maximum(halves / 2, 1e-12)
+    excess = float((((centres - pooled) / errors) ** 2).sum()) / (len(ramps) - 1)
+    wider = math.sqrt(max(1.0, excess))
+    return (
+        pooled,
+        pooled - (pooled - low) * wider,
+        pooled + (high - pooled) * wider,
+        f"REML over {len(ramps)} ramps, {wider:.2g} times as wide for how they differ",
+    )
+
+
+def _base(ramps: Sequence[Ramp], slope: float, drifting: Sequence[bool], drifts: Floats) -> float:
+    """What there was before the first instance: the mean over the ramps of the readings less what the fit explains."""
+    bases, number = [], 0
+    for ramp, yes in zip(ramps, drifting, strict=True):
+        drift = float(drifts[number]) if yes else 0.0
+        number += yes
+        empty = ramp.population == 0
+        # Before the first instance the readings say it themselves; what errors add up to on the ramp is not part of it.
+        chosen = empty if empty.any() else np.ones(len(ramp.values), dtype=np.bool_)
+        rest = ramp.values - slope * ramp.population - drift * (ramp.at_s - ramp.at_s[0])
+        bases.append(float(rest[chosen].mean()))
+    return float(np.mean(bases))

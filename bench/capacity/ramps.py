@@ -1,0 +1,167 @@
+"""The ramps of a run: read from its samples, fitted, and reconciled into what an instance costs and where it goes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from bench.capacity.cost import LEAST_READINGS, Cost, Floats, Ramp, fit_cost
+from bench.capacity.start import StartTrend, fit_start
+from bench.model import Event, EventKind, Sample
+
+_AVAILABLE = "density.memory_available"
+_AT = "density.at"
+_START = "density.start"
+
+HOST_METERS: Mapping[str, str] = {"slab": "density.slab", "kernel_other": "density.kernel_other"}
+"""Read for the whole host at each step."""
+INSTANCE_METERS: Mapping[str, str] = {
+    "pss": "density.pss",
+    "rss": "density.rss",
+    "private": "density.private",
+    "charge": "density.charge",
+    "disk": "density.disk_owned",
+    "idle_cpu": "density.idle_cpu",
+}
+"""Read for some of the instances now and then, and scaled to all."""
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """How one ramp ended, as its note says; ``dead`` instances did not answer at the end."""
+
+    instance: str
+    population: int
+    reason: str
+    message: str
+    resource: str
+    remedy: str
+    dead: int
+
+
+class DensityCell(msgspec.Struct, frozen=True):
+    """The ramps of one subject on one backend: ``cell`` without the backend, and the readings by metric.
+
+    A reading of a metric is (population, value), in the order in which it was taken.
+    """
+
+    backend: str
+    workload: str
+    params: Mapping[str, object]
+    ramps: tuple[Mapping[str, tuple[tuple[int, float], ...]], ...]
+    endings: tuple[Ending, ...]
+
+    def ramps_of(self, metric: str, *, sign: float = 1.0) -> list[Ramp]:
+        """The readings of ``metric`` as ramps; where not each has its time, they count as equally far apart."""
+        found = []
+        for readings in self.ramps:
+            own = list(readings.get(metric, ()))
+            times = [value for _, value in readings.get(_AT, ())]
+            if not own:
+                continue
+            at_s = times if len(times) == len(own) else list(range(len(own)))
+            population, values = (np.array(column, dtype=np.float64) for column in zip(*own, strict=True))
+            found.append(Ramp(population, np.array(at_s, dtype=np.float64), sign * values))
+        return found
+
+    @property
+    def population(self) -> int:
+        """The largest population of its ramps."""
+        return max((ending.population for ending in self.endings), default=0)
+
+
+class InstanceCost(msgspec.Struct, frozen=True):
+    """What one more instance costs the host, by each meter; None where this host has no such meter.
+
+    ``memory`` is by MemAvailable, which sees all there is. What it sees beyond the processes' PSS is ``kernel``: the
+    objects, stacks and page tables that the kernel keeps for an instance, of which ``slab`` and ``kernel_other`` are
+    counted by name. ``shared`` is the part of RSS that PSS divides among those that share it.
+    """
+
+    memory: Cost | None
+    pss: Cost | None
+    rss: Cost | None
+    private: Cost | None
+    charge: Cost | None
+    slab: Cost | None
+    kernel_other: Cost | None
+    disk: Cost | None
+    idle_cpu: Cost | None
+    start: StartTrend | None
+
+    @property
+    def kernel(self) -> float | None:
+        """Memory of an instance that no process maps: MemAvailable's figure less PSS's."""
+        return None if self.memory is None or self.pss is None else self.memory.per_instance - self.pss.per_instance
+
+    @property
+    def shared(self) -> float | None:
+        """Memory of an instance that it only maps because others do too: RSS's figure less PSS's."""
+        return None if self.rss is None or self.pss is None else self.rss.per_instance - self.pss.per_instance
+
+
+def find_density(samples: Iterable[Sample], events: Iterable[Event]) -> list[DensityCell]:
+    """The density cells of a run, in the order in which they began."""
+    readings: dict[tuple[str, str, str], dict[str, dict[str, list[tuple[int, float]]]]] = {}
+    params: dict[tuple[str, str, str], Mapping[str, object]] = {}
+    for sample in samples:
+        if sample.experiment != "density":
+            continue
+        key = (sample.backend, sample.workload, repr(sorted(sample.params.items())))
+        params[key] = sample.params
+        ramp = readings.setdefault(key, {}).setdefault(sample.instance, {})
+        ramp.setdefault(sample.metric, []).append((sample.iteration, sample.value))
+    endings = {ending.instance: ending for ending in _endings(events)}
+    return [
+        DensityCell(
+            backend=backend,
+            workload=workload,
+            params=params[backend, workload, given],
+            ramps=tuple({metric: tuple(own) for metric, own in ramp.items()} for ramp in ramps.values()),
+            endings=tuple(endings[name] for name in ramps if name in endings),
+        )
+        for (backend, workload, given), ramps in readings.items()
+    ]
+
+
+def _endings(events: Iterable[Event]) -> Iterable[Ending]:
+    dead: dict[str, int] = {}
+    for event in events:
+        if event.kind is not EventKind.NOTE:
+            continue
+        code = event.details.get("code")
+        if code == "density-dead":
+            dead[event.instance] = int(event.details["dead"])
+        elif code == "density-stop":
+            details = event.details
+            yield Ending(
+                instance=event.instance,
+                population=int(details["population"]),
+                reason=str(details["reason"]),
+                message=str(details["message"]),
+                resource=str(details["resource"]),
+                remedy=str(details["remedy"]),
+                dead=dead.get(event.instance, 0),
+            )
+
+
+def cost_of(cell: DensityCell) -> InstanceCost:
+    """Fit every meter of a cell."""
+    by_meter = {name: _fit(cell.ramps_of(metric)) for name, metric in {**HOST_METERS, **INSTANCE_METERS}.items()}
+    starts = [
+        (np.array([n for n, _ in own], dtype=np.float64), np.array([value for _, value in own]))
+        for ramp in cell.ramps
+        if (own := ramp.get(_START))
+    ]
+    return InstanceCost(
+        memory=_fit(cell.ramps_of(_AVAILABLE, sign=-1.0)), start=fit_start(starts) if starts else None, **by_meter
+    )
+
+
+def _fit(ramps: Sequence[Ramp]) -> Cost | None:
+    """The cost by one meter, or None if it was not read often enough for a line."""
+    told = [ramp for ramp in ramps if len(ramp.values) >= 2 and _varies(ramp.population)]
+    return fit_cost(told) if sum(len(ramp.values) for ramp in told) >= min(LEAST_READINGS, 2) else None
+
+
+def _varies(values: Floats) -> bool:
+    return bool(np.ptp(values) > 0)

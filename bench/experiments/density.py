@@ -1,0 +1,313 @@
+"""``density``: instances are started beside one another until something says stop, and the host is read meanwhile.
+
+All of them stay alive until the end, when each has to execute a command. A failure ends the ramp with what it has: the
+reason, and the resource that ran out where the error tells it, is a note of the run with the code ``density-stop``.
+"""
+
+import contextlib
+import time
+from enum import StrEnum
+
+import msgspec
+
+from bench.errors import BackendError, StoreError, TareError, WorkloadError
+from bench.experiments import density_metrics as metrics
+from bench.experiments.base import Experiment, InstanceRun, record_known
+from bench.experiments.density_exhausted import find_exhausted
+from bench.experiments.density_load import Load
+from bench.experiments.density_meters import (
+    HostMemory,
+    Settled,
+    Stalls,
+    Watched,
+    default_floor,
+    many_files,
+    read_memory,
+    settle,
+)
+from bench.experiments.density_options import DensityOptions
+from bench.interfaces import Instance
+from bench.model import Command, Phase
+from bench.units import format_duration, format_size, parse_duration
+
+SLOW_STARTS = 3
+"""So many starts in a row have to be above the limit: one alone may be the host's doing."""
+IDLE_S = 0.5
+"""CPU use is told of intervals of at least this length: a shorter one may hold little but the end of a start."""
+_CHECK = Command(("/bin/true",), timeout_s=60.0)
+_TOLD = 5
+
+
+class StopReason(StrEnum):
+    """Why a ramp ended."""
+
+    COUNT = "count"
+    MEMORY_FLOOR = "memory-floor"
+    START_LIMIT = "start-limit"
+    OBJECTIVE = "objective"
+    FAILURE = "failure"
+    DIED = "died"
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The end of a ramp. ``resource`` is what ran out, and is empty where nothing did or nobody can tell."""
+
+    reason: StopReason
+    message: str
+    resource: str = ""
+    remedy: str = ""
+    evidence: str = ""
+
+
+class Density(Experiment):
+    """Ramps the population up, checks it, takes it down."""
+
+    name = "density"
+    summary = "instances beside one another until something runs out, and what each costs the host"
+    needs_workload = False
+    takes_workload = True
+    metrics = metrics.ALL
+    Options = DensityOptions
+
+    def run(self, run: InstanceRun) -> None:
+        """One ramp. Raises BackendError if not a single instance started."""
+        with many_files():
+            _Ramp(run).run()
+
+
+class _Ramp:
+    def __init__(self, run: InstanceRun) -> None:
+        self._run = run
+        self._options: DensityOptions = run.options
+        self._load = None if run.workload is None else Load(run, run.workload, self._options)
+        self._instances: list[Instance] = []
+        self._watched = Watched()
+        self._stalls = Stalls()
+        self._loaded_s = 0.0
+        self._slow = 0
+        self._first_s = self._last_s = 0.0
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def _population(self) -> int:
+        return len(self._instances)
+
+    def run(self) -> None:
+        before = self._settle()
+        self._baseline = before.readings[-1]
+        self._began_s = before.readings[0].at_s
+        self._floor = self._options.floor_bytes or default_floor(self._baseline.total)
+        self._keep(before)
+        with self._stack:
+            stop = self._climb()
+            if not self._instances:
+                raise BackendError(
+                    f"no instance could be started: {stop.message}", remedy=stop.remedy or None, evidence=stop.evidence
+                )
+            self._run.record(metrics.RAMP, self._last_s - self._first_s - self._loaded_s)
+            self._keep(self._settle())
+            self._read_instances()
+            self._check(stop)
+            stopping = time.monotonic()
+        self._run.record(metrics.STOP_ALL, time.monotonic() - stopping)
+        self._record_return()
+
+    def _climb(self) -> Stop:
+        """Start instances until something says stop."""
+        self._first_s = time.monotonic()
+        memory = self._baseline
+        while self._population < self._options.count:
+            if stop := self._below_floor(memory):
+                return stop
+            self._pace()
+            try:
+                if stop := self._start_one():
+                    return stop
+                if self._population % self._options.batch == 0 or self._population == self._options.count:
+                    memory = self._read_host()
+                if self._is_due() and (stop := self._measure()):
+                    return stop
+            except StoreError:
+                raise
+            except (TareError, OSError) as error:
+                return _failure(error, self._population)
+        return Stop(StopReason.COUNT, f"all {self._options.count} instances were started")
+
+    def _below_floor(self, memory: HostMemory) -> Stop | None:
+        """Whether one more instance, as dear as those before it, would leave too little."""
+        started = self._population
+        each = max(0.0, (self._baseline.available - memory.available) / started) if started else 0.0
+        if memory.available - each >= self._floor:
+            return None
+        return Stop(
+            StopReason.MEMORY_FLOOR,
+            f"{format_size(memory.available)} of memory are available, an instance takes {format_size(each)}, and "
+            f"{format_size(self._floor)} are to stay free",
+            resource="memory",
+            remedy="state a lower memory_floor, or add memory to the host",
+        )
+
+    def _pace(self) -> None:
+        """Wait for this instance's turn, where a rate is stated."""
+        if self._options.rate:
+            due = self._first_s + self._population / self._options.rate
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def _start_one(self) -> Stop | None:
+        instance = self._stack.enter_context(self._run.start())
+        self._instances.append(instance)
+        self._last_s = time.monotonic()
+        timeline, number = instance.timeline, self._population
+        total = timeline.between(Phase.REQUESTED, Phase.READY)
+        marks = (Phase.REQUESTED, Phase.CREATED, Phase.FIRST_INSTRUCTION, Phase.READY)
+        for metric, first, second in zip(metrics.START_PHASES, marks, marks[1:], strict=False):
+            seconds = timeline.between(first, second)
+            if seconds is not None:
+                self._run.record(metric, seconds, iteration=number)
+        if total is not None:
+            self._run.record(metrics.START, total, iteration=number)
+        if self._load is not None:
+            self._load.begin(instance)
+        return self._too_slow(total)
+
+    def _too_slow(self, start_s: float | None) -> Stop | None:
+        limit = self._options.start_limit_s
+        if limit is None or start_s is None:
+            return None
+        self._slow = self._slow + 1 if start_s > limit else 0
+        if self._slow < SLOW_STARTS:
+            return None
+        return Stop(
+            StopReason.START_LIMIT,
+            f"{SLOW_STARTS} starts in a row took longer than {format_duration(limit)}, the last "
+            f"{format_duration(start_s)}",
+            resource="start latency",
+        )
+
+    def _is_due(self) -> bool:
+        return self._population == 1 or self._population % self._options.every == 0
+
+    def _measure(self) -> Stop | None:
+        """The meters of the instances themselves, and the workload in all of them."""
+        if stop := self._read_instances():
+            return stop
+        if self._load is None:
+            return None
+        began = time.monotonic()
+        worst = self._load.measure(self._instances)
+        self._watched.begin_idle(self._instances)
+        self._loaded_s += time.monotonic() - began
+        objective = self._options.objective_s
+        if objective is None or worst is None or worst <= objective:
+            return None
+        return Stop(
+            StopReason.OBJECTIVE,
+            f"the worst p99 was {format_duration(worst)}, the objective is {format_duration(objective)}",
+            resource="service latency",
+        )
+
+    def _read_host(self) -> HostMemory:
+        """What is cheap to read, and so read at every step."""
+        memory = read_memory()
+        self._record_memory(memory)
+        stalls = self._stalls.since_last()
+        pairs = (("cpu", metrics.CPU_STALL), ("memory", metrics.MEMORY_STALL), ("io", metrics.IO_STALL))
+        for name, metric in pairs:
+            record_known(self._run, metric, stalls.get(name), iteration=self._population)
+        return memory
+
+    def _record_memory(self, memory: HostMemory) -> None:
+        number = self._population
+        self._run.record(metrics.AT, memory.at_s - self._began_s, iteration=number)
+        self._run.record(metrics.MEMORY_AVAILABLE, memory.available, iteration=number)
+        self._run.record(metrics.SLAB, memory.slab, iteration=number)
+        self._run.record(metrics.KERNEL_OTHER, memory.kernel_other, iteration=number)
+        record_known(self._run, metrics.KSM, memory.ksm_saved, iteration=number)
+
+    def _read_instances(self) -> Stop | None:
+        """PSS and the like of those watched, scaled to all."""
+        number = self._population
+        idle = self._watched.idle_cpus(self._instances, IDLE_S)
+        record_known(self._run, metrics.IDLE_CPU, None if idle is None else idle * number, iteration=number)
+        read = self._watched.footprints(self._instances)
+        self._run.record(metrics.SAMPLED, len(read), iteration=number)
+        for metric, field in zip(
+            metrics.TOTALS,
+            ("pss_bytes", "rss_bytes", "private_bytes", "cgroup_bytes", "disk_owned_bytes"),
+            strict=True,
+        ):
+            values = [value for _, footprint in read if (value := getattr(footprint, field)) is not None]
+            if values:
+                self._run.record(metric, sum(values) / len(values) * number, iteration=number)
+        self._run.record(
+            metrics.DISK_SHARED, max(footprint.disk_shared_bytes for _, footprint in read), iteration=number
+        )
+        dead = [place + 1 for place, footprint in read if footprint.processes == 0]
+        if not dead:
+            return None
+        return Stop(StopReason.DIED, f"instance {dead[0]} of {number} died: it has no process left")
+
+    def _settle(self) -> Settled:
+        settled = settle(parse_duration(self._options.settle_interval), parse_duration(self._options.settle_deadline))
+        if not settled.steady:
+            self._run.note(
+                f"with {self._population} instances, memory still changed after {format_duration(settled.waited_s)}",
+                {"code": "density-unsettled", "population": self._population},
+            )
+        return settled
+
+    def _keep(self, settled: Settled) -> None:
+        for memory in settled.readings:
+            self._record_memory(memory)
+        self._run.record(metrics.SETTLE, settled.waited_s, iteration=self._population)
+
+    def _check(self, stop: Stop) -> None:
+        """Each instance has to execute a command; then the end of the ramp is told."""
+        dead: list[str] = []
+        for number, instance in enumerate(self._instances, start=1):
+            try:
+                completed = instance.execute(_CHECK)
+            except (BackendError, WorkloadError) as error:
+                dead.append(f"instance {number}: {error.message}")
+            else:
+                if completed.returncode != 0:
+                    dead.append(f"instance {number}: /bin/true ended with {completed.returncode}")
+        population = self._population
+        self._run.record(metrics.POPULATION, population)
+        self._run.record(metrics.DEAD, len(dead))
+        if dead:
+            told = "\n".join(dead[:_TOLD])
+            self._run.note(
+                f"{len(dead)} of {population} instances were dead at the end; {dead[0]}",
+                {"code": "density-dead", "dead": len(dead), "evidence": told},
+            )
+        details = {"code": "density-stop", "population": population, **msgspec.to_builtins(stop)}
+        self._run.note(f"the ramp ended with {population} instances: {stop.message}", details)
+
+    def _record_return(self) -> None:
+        """What the host has back once all are gone, and when."""
+        population = self._population
+        self._instances.clear()
+        after = self._settle()
+        self._run.record(metrics.MEMORY_KEPT, self._baseline.available - after.readings[-1].available)
+        self._run.record(metrics.MEMORY_RETURN, after.waited_s)
+        if not after.steady:
+            self._run.note(
+                f"{population} instances were stopped, and the host's memory was not back after "
+                f"{format_duration(after.waited_s)}",
+                {"code": "density-not-returned", "population": population},
+            )
+
+
+def _failure(error: TareError | OSError, population: int) -> Stop:
+    """A ramp that ended because something failed, with what ran out where that can be told."""
+    message = error.message if isinstance(error, TareError) else f"{type(error).__name__}: {error}"
+    exhausted = find_exhausted(error)
+    remedy = getattr(error, "remedy", None) or ""
+    return Stop(
+        StopReason.FAILURE,
+        f"after {population} instances: {message}",
+        resource="" if exhausted is None else exhausted.resource,
+        remedy=remedy if exhausted is None else exhausted.remedy,
+        evidence=getattr(error, "evidence", ""),
+    )

@@ -1,0 +1,104 @@
+"""All live instances at work at once: the workload's command in each, started together."""
+
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import msgspec
+
+from bench.errors import WorkloadError
+from bench.experiments import density_metrics as metrics
+from bench.experiments.base import InstanceRun
+from bench.experiments.density_options import DensityOptions
+from bench.interfaces import Instance, Workload
+from bench.model import Completed, Direction, Metric
+from bench.units import Unit
+
+_RATES = {Unit.OPERATIONS_PER_SECOND: metrics.THROUGHPUT, Unit.BYTES_PER_SECOND: metrics.BYTE_THROUGHPUT}
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    """What a metric has to be, to be chosen."""
+
+    units: frozenset[Unit]
+    direction: Direction
+    ending: str
+
+    def fits(self, metric: Metric) -> bool:
+        """Whether a metric is of this kind."""
+        return metric.unit in self.units and metric.direction is self.direction
+
+
+_LATENCY = _Kind(frozenset({Unit.SECOND}), Direction.LOWER, "p99")
+_RATE = _Kind(frozenset(_RATES), Direction.HIGHER, "")
+
+
+class Load:
+    """The workload of a ramp, in every instance of it.
+
+    The command runs in a thread for each instance, as an instance serves one thread at a time. An interrupt waits for
+    the commands that run, which their own timeouts bound.
+    """
+
+    def __init__(self, run: InstanceRun, workload: Workload, options: DensityOptions) -> None:
+        self._run = run
+        self._workload = workload
+        self._commands = workload.commands(run.params, run.envelope)
+        self.latency = _choose(workload, options.latency, "latency", _LATENCY)
+        self.throughput = _choose(workload, options.throughput, "throughput", _RATE)
+        if options.objective and self.latency is None:
+            raise WorkloadError(
+                f"an objective is stated, and {workload.name} measures no p99 latency",
+                remedy="leave the objective out, or choose one of its metrics by the option latency",
+            )
+
+    def begin(self, instance: Instance) -> None:
+        """What the workload wants done once in an instance: files laid out, a service started."""
+        for command in self._commands.setup:
+            self._run.execute(instance, command, "setup")
+
+    def measure(self, instances: Sequence[Instance]) -> float | None:
+        """Run the command once in all of them together, and record; the worst p99, if the workload tells one.
+
+        Raises BackendError or WorkloadError if it fails in any.
+        """
+        population = len(instances)
+        together = Barrier(population)
+
+        def execute(instance: Instance) -> Completed:
+            together.wait()
+            return instance.execute(self._commands.measured)
+
+        with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
+            finished = list(threads.map(execute, instances))
+        values: dict[str, list[float]] = {}
+        for completed in finished:
+            self._run.keep(self._commands.measured, completed, f"loaded-{population}")
+            for measurement in self._workload.parse(completed):
+                values.setdefault(measurement.metric, []).append(measurement.value)
+        self._run.record(
+            metrics.DURATION, statistics.median(completed.duration_s for completed in finished), iteration=population
+        )
+        if self.throughput is not None and self.throughput.name in values:
+            self._run.record(_RATES[self.throughput.unit], sum(values[self.throughput.name]), iteration=population)
+        if self.latency is None or self.latency.name not in values:
+            return None
+        latencies = values[self.latency.name]
+        self._run.record(metrics.LATENCY, statistics.median(latencies), iteration=population)
+        self._run.record(metrics.LATENCY_WORST, max(latencies), iteration=population)
+        return max(latencies)
+
+
+def _choose(workload: Workload, name: str, option: str, kind: _Kind) -> Metric | None:
+    """The metric that was named, or the first of its kind."""
+    fitting = [metric for metric in workload.metrics if kind.fits(metric)]
+    if not name:
+        return next((metric for metric in fitting if metric.name.endswith(kind.ending)), None)
+    for metric in fitting:
+        if metric.name == name:
+            return metric
+    known = ", ".join(metric.name for metric in fitting) or "none"
+    raise WorkloadError(
+        f"{option}: {workload.name} has no such metric {name!r}", remedy=f"choose one of its own: {known}"
+    )

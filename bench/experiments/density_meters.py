@@ -1,0 +1,186 @@
+"""The host's memory, when it has stopped changing, and the meters of the instances that a ramp watches."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from bench.disturbance import read_stalls
+from bench.errors import BackendError
+from bench.interfaces import Instance
+from bench.model import Footprint
+
+WATCHED = 8
+"""How many instances have their own meters read: a PSS costs the kernel a walk over all their pages."""
+HOLD = 3
+"""How many of the readings taken while memory was steady are kept: they tell its noise, and its drift."""
+_WINDOW = 4
+_PAGES_PER_CPU = 2**20
+"""The kernel counts pages per CPU and adds up now and then: smaller changes than this say nothing."""
+
+
+class HostMemory(msgspec.Struct, frozen=True):
+    """The host's memory at a moment, in bytes; ``at_s`` is CLOCK_MONOTONIC.
+
+    ``kernel_other`` are kernel stacks, page tables and per-CPU memory. ``ksm_saved`` is None where same-page merging
+    is off or not there.
+    """
+
+    at_s: float
+    total: int
+    available: int
+    slab: int
+    kernel_other: int
+    ksm_saved: int | None
+
+
+_FILES = {"proc": Path("/proc"), "ksm": Path("/sys/kernel/mm/ksm")}
+_KERNEL_OTHER = ("KernelStack", "PageTables", "SecPageTables", "Percpu")
+
+
+def read_memory(proc: Path = _FILES["proc"], ksm: Path = _FILES["ksm"]) -> HostMemory:
+    """``/proc/meminfo``, and what same-page merging saves. Raises BackendError where there is no MemAvailable."""
+    fields = {}
+    for line in (proc / "meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if len(words) == 2 and words[1] == "kB":
+            fields[name] = int(words[0]) * 1024
+    if "MemAvailable" not in fields:
+        raise BackendError("this kernel does not tell MemAvailable, so no memory can be planned with")
+    return HostMemory(
+        at_s=time.monotonic(),
+        total=fields["MemTotal"],
+        available=fields["MemAvailable"],
+        slab=fields.get("SUnreclaim", 0),
+        kernel_other=sum(fields.get(name, 0) for name in _KERNEL_OTHER),
+        ksm_saved=_read_ksm(ksm),
+    )
+
+
+def _read_ksm(folder: Path) -> int | None:
+    try:
+        if (folder / "run").read_text().strip() != "1":
+            return None
+        return int((folder / "pages_sharing").read_text()) * resource.getpagesize()
+    except (OSError, ValueError):
+        return None
+
+
+def default_floor(total_bytes: int) -> int:
+    """The MemAvailable under which no instance is started: a tenth of the memory, and 1 GiB at least."""
+    return max(total_bytes // 10, 2**30)
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """Memory that was waited for. ``steady`` is False if it was still changing when the time was up."""
+
+    readings: tuple[HostMemory, ...]
+    waited_s: float
+    steady: bool
+
+
+def settle(
+    interval_s: float,
+    deadline_s: float,
+    read: Callable[[], HostMemory] = read_memory,
+    pause: Callable[[float], None] = time.sleep,
+) -> Settled:
+    """Read memory every ``interval_s`` until it has stopped changing, or ``deadline_s`` have passed.
+
+    The kernel tells nobody when it has given memory back, so it has to be asked. Memory has stopped changing when what
+    its last readings went up or down together is no more than they scatter, or no more than the kernel's own counting
+    errs.
+    """
+    readings = [read()]
+    began = readings[0].at_s
+    while True:
+        pause(interval_s)
+        readings.append(read())
+        steady = len(readings) >= _WINDOW and is_steady([reading.available for reading in readings[-_WINDOW:]])
+        waited_s = readings[-1].at_s - began
+        if steady or waited_s >= deadline_s:
+            return Settled(tuple(readings[-HOLD:]), waited_s, steady)
+
+
+def is_steady(values: Sequence[float]) -> bool:
+    """Whether equally spaced readings go neither up nor down beyond what they scatter about their line."""
+    count = len(values)
+    middle = (count - 1) / 2
+    mean = sum(values) / count
+    slope = sum((k - middle) * (value - mean) for k, value in enumerate(values))
+    slope /= sum((k - middle) ** 2 for k in range(count))
+    scatter = sum((value - mean - slope * (k - middle)) ** 2 for k, value in enumerate(values)) / (count - 2)
+    return bool(abs(slope) * (count - 1) <= max(2 * scatter**0.5, _PAGES_PER_CPU))
+
+
+class Stalls:
+    """Pressure (PSI) since it was last asked, in seconds by resource; what this kernel does not tell is left out."""
+
+    def __init__(self) -> None:
+        self._last = read_stalls()
+
+    def since_last(self) -> dict[str, float]:
+        """The stalls since the last call."""
+        now = read_stalls()
+        found = {name: seconds - self._last[name] for name, seconds in now.items() if name in self._last}
+        self._last = now
+        return found
+
+
+class Watched:
+    """Reads the meters of some of the live instances, spread over them by age, the oldest and the newest among them."""
+
+    def __init__(self) -> None:
+        self._cpu: dict[int, tuple[float, float]] = {}
+
+    def choose(self, population: int) -> list[int]:
+        """The places (from 0, by age) of those to read."""
+        count = min(population, WATCHED)
+        if count < 2:
+            return list(range(count))
+        return sorted({round(k * (population - 1) / (count - 1)) for k in range(count)})
+
+    def footprints(self, instances: Sequence[Instance]) -> list[tuple[int, Footprint]]:
+        """The footprints of those chosen, by their places."""
+        return [(place, instances[place].footprint()) for place in self.choose(len(instances))]
+
+    def idle_cpus(self, instances: Sequence[Instance], least_s: float) -> float | None:
+        """CPUs that an instance kept busy since it was last read, on average; None if none was read ``least_s`` ago."""
+        rates = []
+        for place in sorted({*self._cpu, *self.choose(len(instances))}):
+            now = self._read(instances[place])
+            before = self._cpu.get(place)
+            if now is None:
+                continue
+            if before is not None and now[1] - before[1] >= least_s:
+                rates.append((now[0] - before[0]) / (now[1] - before[1]))
+            elif before is not None:
+                continue
+            self._cpu[place] = now
+        return sum(rates) / len(rates) if rates else None
+
+    def begin_idle(self, instances: Sequence[Instance]) -> None:
+        """What the instances use is told from now on only: before, they were asked something."""
+        readings = {place: self._read(instances[place]) for place in self.choose(len(instances))}
+        self._cpu = {place: reading for place, reading in readings.items() if reading is not None}
+
+    def _read(self, instance: Instance) -> tuple[float, float] | None:
+        usage = instance.usage()
+        if usage.cpu_user_s is None or usage.cpu_system_s is None:
+            return None
+        return usage.cpu_user_s + usage.cpu_system_s, time.monotonic()
+
+
+@contextmanager
+def many_files() -> Iterator[None]:
+    """As many open files as this process may have: each live instance keeps some of them open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
