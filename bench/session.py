@@ -233,11 +233,7 @@ def _make_manifest(
         confounds += [Confound(found.code, found.detail, name) for found in description.confounds]
     metrics: dict[str, Metric] = {}
     for subject in suite.subjects:
-        owner = subject.workload.name if subject.workload else subject.experiment.name
-        own = subject.workload.metrics if subject.workload else ()
-        metrics |= {
-            f"{owner}/{metric.name}": metric for metric in (*own, *subject.experiment.metrics_with(subject.workload))
-        }
+        metrics |= {f"{subject.owner}/{metric.name}": metric for metric in subject.metrics}
     baseline = next((choice.name for choice in suite.backends if choice.type.name == BASELINE_TYPE), BASELINE_TYPE)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

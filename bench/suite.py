@@ -4,6 +4,7 @@ A suite states the image, the envelope, the sampling policy, the backends and th
 backend alike. Lists in ``params`` make one cell a value.
 """
 
+import difflib
 import itertools
 import os
 import tomllib
@@ -16,9 +17,10 @@ import msgspec
 from bench.errors import SuiteError, TareError, UnknownNameError
 from bench.experiments import EXPERIMENTS, Experiment
 from bench.interfaces import Backend, NoOptions, Workload
-from bench.model import Cell, Envelope
+from bench.model import Cell, Envelope, Metric
 from bench.registry import Plugins
-from bench.units import parse_size
+from bench.settings import DEFAULT_MARGIN, quantiles_of
+from bench.units import parse_duration, parse_size
 
 _T = TypeVar("_T")
 
@@ -59,13 +61,33 @@ class EnvelopeSection(_Section, frozen=True):
 
 
 class Sampling(_Section, frozen=True):
-    """``[sampling]``: blocks, fresh instances of a cell in a block, iterations in an instance, warm-ups before them."""
+    """``[sampling]``: blocks, fresh instances of a cell in a block, iterations in an instance, warm-ups before them.
+
+    With a ``precision`` (0 or None: without), ``blocks`` is the least, and more follow until the leading metric of each
+    cell is known so exactly, ``max_time`` of measuring is spent, or ``max_blocks`` were run.
+    """
 
     seed: int = 1
     blocks: int = 5
     instances: int = 1
     iterations: int = 3
     warmup: int = 1
+    precision: float | None = None
+    max_time: str = "10m"
+    max_blocks: int | None = None
+
+
+class ReportSection(_Section, frozen=True):
+    """``[report]``: the margin inside which two values are equivalent, for metrics that have none of their own."""
+
+    margin: float = DEFAULT_MARGIN
+
+
+class MetricSection(_Section, frozen=True):
+    """``[metric."fio/read.iops"]``: a metric's own margin, and quantiles to estimate beside its median."""
+
+    margin: float | None = None
+    quantile: float | tuple[float, ...] = ()
 
 
 class BackendSection(_Section, frozen=True):
@@ -87,6 +109,8 @@ class ExperimentSection(_Section, frozen=True):
     instances: int | None = None
     iterations: int | None = None
     warmup: int | None = None
+    precision: float | None = None
+    max_blocks: int | None = None
 
 
 class SuiteFile(_Section, frozen=True):
@@ -98,6 +122,8 @@ class SuiteFile(_Section, frozen=True):
     image: ImageSection = ImageSection()
     envelope: EnvelopeSection = EnvelopeSection()
     sampling: Sampling = Sampling()
+    report: ReportSection = ReportSection()
+    metric: Mapping[str, MetricSection] = {}
 
 
 _SECTIONS: Mapping[str, type[_Section]] = {
@@ -105,6 +131,8 @@ _SECTIONS: Mapping[str, type[_Section]] = {
     "image": ImageSection,
     "envelope": EnvelopeSection,
     "sampling": Sampling,
+    "report": ReportSection,
+    "metric": MetricSection,
     "backend": BackendSection,
     "experiment": ExperimentSection,
 }
@@ -135,6 +163,17 @@ class Subject(msgspec.Struct, frozen=True):
     def cell(self, backend: str) -> Cell:
         """The cell of this subject on one backend."""
         return Cell(self.experiment.name, self.workload.name if self.workload else "", self.given, backend)
+
+    @property
+    def owner(self) -> str:
+        """What its metrics are called after: the workload, or the experiment where there is none."""
+        return self.workload.name if self.workload else self.experiment.name
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All that it measures: the workload's own metrics first."""
+        own = self.workload.metrics if self.workload else ()
+        return (*own, *self.experiment.metrics_with(self.workload))
 
 
 class Suite(msgspec.Struct, frozen=True):
@@ -190,6 +229,8 @@ def resolve_suite(
         file = msgspec.structs.replace(file, backend=_keep(path, file.backend, only))
     _check_counts(path, "sampling", file.sampling)
     envelope = _resolve_envelope(path, file.envelope)
+    subjects = tuple(_resolve_subjects(path, file.experiment, workloads, file.sampling, envelope))
+    _check_metrics(path, file, subjects)
     return Suite(
         path=path,
         head=file.suite,
@@ -198,7 +239,7 @@ def resolve_suite(
         storage=_resolve_storage(path, file.envelope.storage),
         sampling=file.sampling,
         backends=tuple(_resolve_backends(path, file.backend, backends, envelope)),
-        subjects=tuple(_resolve_subjects(path, file.experiment, workloads, file.sampling, envelope)),
+        subjects=subjects,
         source=msgspec.to_builtins(file),
     )
 
@@ -252,6 +293,42 @@ def _check_counts(path: Path, key: str, sampling: Sampling) -> None:
             raise SuiteError(f"{path}: {key}.{name}", f"must be at least 1, not {getattr(sampling, name)}")
     if sampling.warmup < 0:
         raise SuiteError(f"{path}: {key}.warmup", f"must be at least 0, not {sampling.warmup}")
+    _check_precision(path, key, sampling)
+
+
+def _check_precision(path: Path, key: str, sampling: Sampling) -> None:
+    precision, most = sampling.precision, sampling.max_blocks
+    if precision is not None and not 0 <= precision < 1:
+        problem = f"must be a share such as 0.02, or 0 for a fixed number of blocks, not {precision:g}"
+        raise SuiteError(f"{path}: {key}.precision", problem)
+    if most is not None and most < sampling.blocks:
+        raise SuiteError(f"{path}: {key}.max_blocks", f"must be at least {sampling.blocks}, as many as blocks")
+    if most is not None and not precision:
+        raise SuiteError(f"{path}: {key}.max_blocks", "has a meaning only together with a precision")
+    try:
+        seconds = parse_duration(sampling.max_time)
+    except ValueError as error:
+        raise SuiteError(f"{path}: {key}.max_time", str(error)) from None
+    if seconds <= 0:
+        raise SuiteError(f"{path}: {key}.max_time", "must be more than 0")
+
+
+def _check_metrics(path: Path, file: SuiteFile, subjects: Sequence[Subject]) -> None:
+    """Every metric that the suite says something about is one that its experiments measure."""
+    if not 0 <= file.report.margin < 1:
+        raise SuiteError(f"{path}: report.margin", f"must be a share such as 0.02, not {file.report.margin:g}")
+    known = {f"{subject.owner}/{metric.name}": metric.name for subject in subjects for metric in subject.metrics}
+    for name, section in file.metric.items():
+        place = f'{path}: metric."{name}"'
+        if name not in known and name not in known.values():
+            close = difflib.get_close_matches(name, [*known, *known.values()], n=3)
+            listed = ", ".join(close or dict.fromkeys(known.values()))
+            raise SuiteError(place, "nothing in this suite measures that", remedy=f"measured are: {listed}")
+        if section.margin is not None and not 0 <= section.margin < 1:
+            raise SuiteError(f"{place}.margin", f"must be a share such as 0.05, not {section.margin:g}")
+        for quantile in quantiles_of(section.quantile):
+            if not 0 < quantile < 1:
+                raise SuiteError(f"{place}.quantile", f"must lie between 0 and 1, not {quantile:g}")
 
 
 _LEAST_QUOTA = 0.01
@@ -406,7 +483,8 @@ def _refuse_shared_names(path: Path, key: str, section: ExperimentSection) -> No
 
 
 def _own_sampling(sampling: Sampling, section: ExperimentSection) -> Sampling:
-    given = {name: getattr(section, name) for name in ("blocks", "instances", "iterations", "warmup")}
+    names = ("blocks", "instances", "iterations", "warmup", "precision", "max_blocks")
+    given = {name: getattr(section, name) for name in names}
     return msgspec.structs.replace(sampling, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -4,15 +4,19 @@ The method in one paragraph. Each instance is reduced to the median of its itera
 instances, and a backend is compared with the baseline block by block: one log ratio a block. What the host did to a
 block (drift, other load) falls on both sides of a ratio and cancels. The estimate is the centre of these log ratios,
 and the interval comes from how they differ from block to block, which holds the variation of both levels at once
-(Kalibera and Jones 2013: the top level decides). ``intervals`` says which interval and why, ``verdicts`` what follows.
+(Kalibera and Jones 2013: the top level decides). ``intervals`` says which interval and why, ``verdicts`` what follows,
+``warmup`` which iterations do not count, ``noise`` what the host could have shown at all, ``precision`` how far a
+cell is from the precision asked for.
 
 Importing this package imports numpy, and no more of scipy than its special functions.
 """
 
+from bench.settings import DEFAULT_MARGIN
 from bench.stats.intervals import LEVEL, MANY_BLOCKS, Interval, centre_interval
 from bench.stats.medians import CellBlocks, grouped_medians
+from bench.stats.noise import NoiseFloor, NoiseSource, detectable_ratio, noise_floor
+from bench.stats.precision import Precision, Standing, precision_of
 from bench.stats.verdicts import (
-    DEFAULT_MARGIN,
     Comparison,
     Verdict,
     adjust_p_values,
@@ -21,6 +25,7 @@ from bench.stats.verdicts import (
     judge,
     summarise,
 )
+from bench.stats.warmup import WarmUp, find_warm_up
 
 __all__ = [
     "DEFAULT_MARGIN",
@@ -29,12 +34,21 @@ __all__ = [
     "CellBlocks",
     "Comparison",
     "Interval",
+    "NoiseFloor",
+    "NoiseSource",
+    "Precision",
+    "Standing",
     "Verdict",
+    "WarmUp",
     "adjust_p_values",
     "centre_interval",
     "compare",
     "control_false_discoveries",
+    "detectable_ratio",
+    "find_warm_up",
     "grouped_medians",
     "judge",
+    "noise_floor",
+    "precision_of",
     "summarise",
 ]

@@ -8,11 +8,9 @@ import msgspec
 import numpy as np
 
 from bench.model import Direction
+from bench.settings import DEFAULT_MARGIN
 from bench.stats.intervals import LEVEL, Interval, centre_interval
 from bench.stats.medians import CellBlocks, Floats
-
-DEFAULT_MARGIN = 0.02
-"""Ratios from 1/1.02 to 1.02 make no difference to anybody, unless the suite says otherwise."""
 
 
 class Verdict(StrEnum):

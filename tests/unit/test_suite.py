@@ -8,6 +8,7 @@ import pytest
 
 from bench.errors import ExitCode, SuiteError
 from bench.model import Envelope
+from bench.settings import MetricSettings, settings_of
 from bench.suite import Suite, load_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
@@ -125,6 +126,19 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (("size = [1, 2]", 'size = ["x"]'), "experiment[1].params.size", "int"),
         (("size = [1, 2]", "size = 101"), "experiment[1].params", "at most 100"),
         (("size = [1, 2]", "size = [1, 1]"), "experiment", "twice"),
+        (("blocks = 2", "blocks = 2\nprecision = 2"), "sampling.precision", "a share such as 0.02"),
+        (("blocks = 2", 'blocks = 2\nmax_time = "soon"'), "sampling.max_time", "soon"),
+        (("blocks = 2", 'blocks = 2\nmax_time = "0s"'), "sampling.max_time", "more than 0"),
+        (("blocks = 2", "blocks = 2\nmax_blocks = 9"), "sampling.max_blocks", "together with a precision"),
+        (("blocks = 2", "blocks = 2\nprecision = 0.1\nmax_blocks = 1"), "sampling.max_blocks", "at least 2"),
+        (("[sampling]", "[report]\nmargin = 2\n[sampling]"), "report.margin", "a share such as 0.02"),
+        (("[sampling]", "[metric.answer]\nmargin = 0.1\n[sampling]"), 'metric."answer"', "nothing in this suite"),
+        (('"slow"] }', '"slow"] }\n[metric."answer.value"]\nmargin = 1'), 'metric."answer.value".margin', "a share"),
+        (
+            ('"slow"] }', '"slow"] }\n[metric."answer.value"]\nquantile = 1'),
+            'metric."answer.value".quantile',
+            "between",
+        ),
     ],
 )
 def test_whatever_is_wrong_is_named_with_its_key(tmp_path, change, place, problem):
@@ -137,6 +151,30 @@ def test_whatever_is_wrong_is_named_with_its_key(tmp_path, change, place, proble
 def test_an_unknown_key_is_answered_with_the_known_ones(tmp_path):
     error = refusal(tmp_path, GOOD.replace('memory = "64MiB"', 'memry = "64MiB"'))
     assert "memory" in (error.remedy or "")
+
+
+def test_a_metric_s_own_settings_reach_whoever_reads_the_manifest(tmp_path):
+    stated = """
+[report]
+margin = 0.03
+[metric."answer.value"]
+quantile = 0.9
+[metric."answer/answer.value"]
+margin = 0.05
+[metric."boot.total"]
+quantile = [0.99, 0.5]
+"""
+    source = load(tmp_path, GOOD + stated).source
+    assert settings_of(source, "answer", "answer.value") == MetricSettings(0.05, (0.9,))
+    assert settings_of(source, "other", "answer.value") == MetricSettings(0.03, (0.9,))
+    assert settings_of(source, "boot", "boot.total") == MetricSettings(0.03, (0.5, 0.99))
+    assert settings_of(source, "boot", "boot.total", margin=0.1).margin == 0.1
+    assert settings_of({"name": "from before"}, "boot", "boot.total") == MetricSettings()
+
+
+def test_an_unknown_metric_is_answered_with_the_close_ones(tmp_path):
+    error = refusal(tmp_path, GOOD + '[metric."answer/answer.valu"]\nmargin = 0.1')
+    assert "answer/answer.value" in (error.remedy or "")
 
 
 def test_bad_toml_names_the_line(tmp_path):

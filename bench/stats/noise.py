@@ -1,0 +1,130 @@
+"""The noise floor: what a run says of bare metal against itself, and the smallest difference it could have shown.
+
+Where the suite runs the baseline's type twice (two backends of one type with the same options), that is the A/A
+comparison, paired by block as any other. Otherwise the baseline's own blocks are split at random: neighbouring blocks
+are paired, so that slow drift cancels as it does within a block, and chance decides which of a pair is A. A host whose
+level jumps from block to block then looks noisier than its ratios are, as such jumps fall on both sides of a ratio in
+one block: the floor is an upper bound. It costs no extra measurement.
+"""
+
+import functools
+import math
+from enum import StrEnum
+
+import msgspec
+import numpy as np
+
+from bench.model import Direction
+from bench.settings import DEFAULT_MARGIN
+from bench.stats.intervals import LEVEL
+from bench.stats.medians import CellBlocks, Floats
+from bench.stats.verdicts import Comparison, compare
+
+POWER = 0.9
+
+
+class NoiseSource(StrEnum):
+    """What was compared with what."""
+
+    TWIN = "twin"
+    SPLIT = "split"
+
+
+class NoiseFloor(msgspec.Struct, frozen=True):
+    """One metric's A/A comparison.
+
+    ``comparison`` is A against B; a verdict of faster or slower is a false alarm. ``noise`` is the standard deviation
+    of the log ratio of two blocks that measured the same. ``detectable`` is the smallest ratio above 1 that this run,
+    with its ``n_blocks``, would have called a difference with probability ``POWER``. None: too few blocks to say.
+    """
+
+    source: NoiseSource
+    comparison: Comparison
+    n_blocks: int
+    noise: float | None
+    detectable: float | None
+
+
+def noise_floor(
+    baseline: CellBlocks,
+    twin: CellBlocks | None = None,
+    *,
+    direction: Direction,
+    margin: float = DEFAULT_MARGIN,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> NoiseFloor:
+    """The noise floor of one metric from the baseline's blocks, or from it and its ``twin``. Never raises."""
+    if twin is not None:
+        found = compare(twin, baseline, direction=direction, margin=margin, level=level, seed=seed)
+        shared = np.intersect1d(twin.blocks, baseline.blocks)
+        noise = _spread(_logs(twin.at(shared), baseline.at(shared)))
+        n_blocks = len(shared)
+        source = NoiseSource.TWIN
+    else:
+        a, b = split_blocks(baseline, seed=seed)
+        found = compare(a, b, direction=direction, margin=margin, level=level, seed=seed)
+        n_blocks = len(baseline.blocks)
+        noise = _neighbours(baseline)
+        source = NoiseSource.SPLIT
+    detectable = None if noise is None else detectable_ratio(noise, n_blocks, margin=margin, level=level)
+    return NoiseFloor(source, found, n_blocks, noise, detectable)
+
+
+def split_blocks(cell: CellBlocks, *, seed: int = 0) -> tuple[CellBlocks, CellBlocks]:
+    """Blocks split in two: of each two neighbours one to each side, as a coin falls. An odd one is left out."""
+    pairs = len(cell.blocks) // 2
+    coins = np.random.default_rng((seed, len(cell.blocks))).integers(0, 2, pairs)
+    order = np.argsort(cell.blocks)
+    first = order[2 * np.arange(pairs) + coins]
+    second = order[2 * np.arange(pairs) + 1 - coins]
+    numbers = np.arange(pairs)
+    a, b = (
+        CellBlocks(numbers, cell.values[side], cell.instances[side], cell.iterations[side]) for side in (first, second)
+    )
+    return a, b
+
+
+def detectable_ratio(
+    noise: float, n_blocks: int, *, margin: float = DEFAULT_MARGIN, level: float = LEVEL, power: float = POWER
+) -> float | None:
+    """The smallest ratio that ``n_blocks`` blocks with this ``noise`` call a difference with probability ``power``.
+
+    Both conditions of ``judge`` count: the interval must lie beyond 1 (power of the t test, by the noncentral t), and
+    the ratio beyond the margin. None below 2 blocks.
+    """
+    from scipy.special import ndtri
+
+    if n_blocks < 2:
+        return None
+    error = noise / math.sqrt(n_blocks)
+    significant = _noncentrality(n_blocks - 1, level, power) * error
+    relevant = math.log(1 + margin) + float(ndtri(power)) * error
+    return math.exp(min(max(significant, relevant), 700.0))
+
+
+@functools.lru_cache(maxsize=256)
+def _noncentrality(df: int, level: float, power: float) -> float:
+    """By how many standard errors a mean must differ for a t test to see it with probability ``power``."""
+    from scipy.special import nctdtrinc, stdtrit
+
+    critical = float(stdtrit(df, (1 + level) / 2))
+    return float(nctdtrinc(df, 1 - power, critical))
+
+
+def _neighbours(cell: CellBlocks) -> float | None:
+    """The spread of log ratios of neighbouring blocks, from all neighbours: their mean is 0 without drift."""
+    if len(cell.values) < 3 or cell.values.min() <= 0:
+        return None
+    steps = np.diff(np.log(cell.values[np.argsort(cell.blocks)]))
+    return float(math.sqrt((steps**2).mean()))
+
+
+def _logs(one: CellBlocks, other: CellBlocks) -> Floats | None:
+    if not len(one.values) or min(one.values.min(), other.values.min()) <= 0:
+        return None
+    return np.log(one.values) - np.log(other.values)
+
+
+def _spread(values: Floats | None) -> float | None:
+    return None if values is None or len(values) < 2 else float(values.std(ddof=1))
