@@ -6,22 +6,22 @@ need no interval (a largest, a count, a size) are compared as they are. Where on
 many, its interval is widened for their number (Bonferroni), so that no luck of many looks settles it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from bench.model import Direction, Manifest
-from bench.stats import LEVEL, compare, summarise
+from bench.stats import LEVEL, CellBlocks, compare, summarise
 from bench.units import Unit, format_value
 from reports.analysis import Analysis, Backend, CellResult, Row, Subject
+from reports.claim_facts import KIND_WORDS, Kind, Reference, image_sizes, kinds_of, ran_out, references
 from reports.foreign import one_line
-from reports.wording import format_ratio, is_cost
+from reports.wording import format_ratio, is_cost, metric_name
 
-_KVM, _TCG = "kvm", "tcg"
-
-Reference = Literal["envelope_memory", "envelope_cpus", "host_cpus", "image_tree", "image_disk"]
+_RATIO = "interference.ratio."
 
 
 class Answer(StrEnum):
@@ -33,21 +33,12 @@ class Answer(StrEnum):
     ABSENT = "absent"
 
 
-class Kind(StrEnum):
-    """What a rule can be about. A guest is hardware or emulated by the acceleration it was seen to run under."""
-
-    BARE_METAL = "bare-metal"
-    CONTAINER = "container"
-    VM = "vm"
-    HARDWARE_VM = "hardware-vm"
-    EMULATED_VM = "emulated-vm"
-
-
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule as ``claims.toml`` has it; exactly one of ``above`` and ``below`` is given.
 
-    ``decides`` says which answer counts: a rule that only ``fails`` never makes its claim hold, and ``otherwise`` says
-    why. ``emulation_adds`` marks quantities that an emulator makes larger: under it a yes to ``above`` is no answer.
+    ``decides`` says which answers count: of a rule that ``fails`` a yes decides nothing, of ``exhausted`` a no only
+    where each ramp ended because the host ran out of something; ``otherwise`` says why not. ``emulation_adds`` marks
+    quantities that an emulator makes larger: under it a yes to ``above`` is no answer.
     """
 
     says: str
@@ -55,11 +46,11 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     against: Kind | None = None
     experiment: str = ""
     metric: str = ""
-    quantity: Literal["value", "slowdown", "most", "least", "memory", "image"] = "value"
+    quantity: Literal["value", "slowdown", "most", "least", "each", "memory", "image"] = "value"
     above: float | dict[Reference, float] | None = None
     below: float | dict[Reference, float] | None = None
     across: Literal["every", "most", "any"] = "every"
-    decides: Literal["both", "fails"] = "both"
+    decides: Literal["both", "fails", "exhausted"] = "both"
     otherwise: str = ""
     emulation_adds: bool = False
 
@@ -87,22 +78,8 @@ class _Entry(msgspec.Struct, frozen=True):
     name: str
     at: Callable[[float], _Range]
     show: Callable[[float], str]
-    emulated: bool
-
-
-def kinds_of(manifest: Manifest, backend: str) -> frozenset[Kind]:
-    """What a backend of a run is, by its facts and by its type in the suite; empty if they do not tell."""
-    described = manifest.backends.get(backend)
-    facts: Mapping[str, str] = described.facts if described is not None else {}
-    accel = facts.get("accel", "")
-    if accel or facts.get("kind") == "vm":
-        own = {_KVM: {Kind.HARDWARE_VM}, _TCG: {Kind.EMULATED_VM}}.get(accel, set())
-        return frozenset({Kind.VM, *own})
-    if facts.get("kind") == "container" or "pid" in facts.get("namespaces", "").replace(" ", "").split(","):
-        return frozenset({Kind.CONTAINER})
-    if _type_of(manifest, backend) == "bare-metal":
-        return frozenset({Kind.BARE_METAL})
-    return frozenset()
+    backend: str = ""
+    emulated: bool = False
 
 
 def evaluate(rule: Rule, analysis: Analysis) -> RuleResult:
@@ -116,13 +93,30 @@ def evaluate(rule: Rule, analysis: Analysis) -> RuleResult:
     answers = [_ask(entry, limit, level_yes, level_no, above=rule.above is not None) for entry in entries]
     answer = _settle(rule.across, answers)
     figures = _figures(entries, answers, answer, rule, limit)
-    if answer is Answer.YES and rule.decides == "fails":
-        return RuleResult(rule.says, Answer.ABSENT, figures, rule.otherwise)
-    if answer is Answer.YES and rule.emulation_adds and rule.above is not None and any(one.emulated for one in entries):
-        why = "the guest ran under emulation, which adds to it"
+    if why := _why_not_decided(rule, answer, entries, analysis):
         return RuleResult(rule.says, Answer.ABSENT, figures, why)
     why = "" if answer is not Answer.OPEN else _why_open(entries, answers, rule)
     return RuleResult(rule.says, answer, figures, why)
+
+
+def _why_not_decided(rule: Rule, answer: Answer, entries: list[_Entry], analysis: Analysis) -> str:
+    """Why an answer does not count; empty if it does."""
+    if answer is Answer.YES and rule.decides == "fails":
+        return rule.otherwise
+    if (
+        answer is Answer.NO
+        and rule.decides == "exhausted"
+        and not all(ran_out(analysis, entry.backend) for entry in entries)
+    ):
+        return rule.otherwise
+    if (
+        answer is Answer.YES
+        and rule.emulation_adds
+        and rule.above is not None
+        and any(entry.emulated for entry in entries)
+    ):
+        return "the guest ran under emulation, which adds to it"
+    return ""
 
 
 def _ask(entry: _Entry, limit: float, level_yes: float, level_no: float, *, above: bool) -> Answer:
@@ -194,6 +188,9 @@ def _entries(rule: Rule, analysis: Analysis) -> Iterator[_Entry]:
 def _rows(rule: Rule, subject: Subject) -> list[Row]:
     if rule.metric != "leading":
         return [row for row in subject.rows if row.metric.name == rule.metric]
+    if subject.experiment == "interference":
+        ratios = [row for row in subject.rows if row.metric.name.startswith(_RATIO)]
+        return sorted(ratios, key=lambda row: row.metric.name == f"{_RATIO}duration")[:1]
     return [row for row in subject.rows if row.is_workload_metric and not is_cost(row.metric)][:1]
 
 
@@ -206,14 +203,25 @@ def _value_entry(rule: Rule, analysis: Analysis, subject: Subject, row: Row, cel
             case "memory":
                 exact = float(analysis.manifest.envelope.memory_bytes)
             case _:
-                found = summarise(cell.blocks, level=level, seed=analysis.manifest.seed)
+                blocks = _each(cell) if rule.quantity == "each" else cell.blocks
+                found = summarise(blocks, level=level, seed=analysis.manifest.seed)
                 return _Range(found.centre, found.low, found.high)
         return _Range(exact, exact, exact)
 
     unit = Unit.BYTE if rule.quantity == "memory" else row.metric.unit
-    return _Entry(
-        _name(subject, row, cell.backend), at, lambda value: format_value(value, unit), _emulated(analysis, cell)
-    )
+    name = _name(subject, row, cell.backend) + (", for each" if rule.quantity == "each" else "")
+    return _Entry(name, at, lambda value: format_value(value, unit), cell.backend.name, _emulated(analysis, cell))
+
+
+def _each(cell: CellResult) -> CellBlocks:
+    """A density's total over the population when it was largest, one value a ramp."""
+    points, n = cell.points, len(cell.points.instance_names)
+    shares = np.zeros(n)
+    for ramp in range(n):
+        own = points.instance_of == ramp
+        last = np.argmax(points.iteration_numbers[own])
+        shares[ramp] = points.iterations[own][last] / max(1, points.iteration_numbers[own][last])
+    return CellBlocks.from_instances(shares, np.arange(n), np.ones(n, dtype=np.int64))
 
 
 def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult, other: CellResult) -> _Entry:
@@ -228,15 +236,15 @@ def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult
         return _Range(found.ratio, found.low, found.high)
 
     name = f"{_name(subject, row, cell.backend)} against {other.backend.label}"
-    return _Entry(name, at, format_ratio, _emulated(analysis, cell))
+    return _Entry(name, at, format_ratio, cell.backend.name, _emulated(analysis, cell))
 
 
 def _image_entry(manifest: Manifest) -> Iterator[_Entry]:
-    sizes = _image_sizes(manifest)
+    sizes = image_sizes(manifest)
     if {"rootfs", "kernel", "initramfs"} <= sizes.keys() and sizes["rootfs"] > 0:
         ratio = 1 + (sizes["kernel"] + sizes["initramfs"]) / sizes["rootfs"]
         parts = ", ".join(f"{name} {format_value(sizes[name], Unit.BYTE)}" for name in sorted(sizes))
-        yield _Entry(f"the image here ({parts})", lambda _: _Range(ratio, ratio, ratio), format_ratio, emulated=False)
+        yield _Entry(f"the image here ({parts})", lambda _: _Range(ratio, ratio, ratio), format_ratio)
 
 
 def _limit(rule: Rule, manifest: Manifest) -> tuple[float | None, str]:
@@ -244,28 +252,11 @@ def _limit(rule: Rule, manifest: Manifest) -> tuple[float | None, str]:
     given = rule.above if rule.above is not None else rule.below
     if isinstance(given, dict):
         ((name, factor),) = given.items()
-        known = _references(manifest)
+        known = references(manifest)
         if name not in known:
             return None, f"this run's manifest does not hold {name.replace('_', ' ')}"
         return factor * known[name], ""
     return given, ""
-
-
-def _references(manifest: Manifest) -> dict[str, float]:
-    sizes = _image_sizes(manifest)
-    facts = {fact.name: fact.value for fact in manifest.host}
-    known: dict[str, float] = {
-        "envelope_memory": manifest.envelope.memory_bytes,
-        "envelope_cpus": len(manifest.envelope.cpus),
-    }
-    known |= {f"image_{new}": sizes[old] for new, old in (("tree", "rootfs"), ("disk", "disk")) if old in sizes}
-    cpus = facts.get("cpus", "")
-    return known | ({"host_cpus": float(cpus)} if cpus.isdecimal() else {})
-
-
-def _image_sizes(manifest: Manifest) -> dict[str, float]:
-    sizes = manifest.image.get("sizes")
-    return {str(name): float(size) for name, size in sizes.items()} if isinstance(sizes, Mapping) else {}
 
 
 def _emulated(analysis: Analysis, cell: CellResult) -> bool:
@@ -273,28 +264,8 @@ def _emulated(analysis: Analysis, cell: CellResult) -> bool:
 
 
 def _name(subject: Subject, row: Row, backend: Backend) -> str:
-    metric = one_line(row.metric.name, 60)
-    title = "" if metric.startswith(f"{subject.title}.") else f"{subject.title} "
-    params = f" ({one_line(subject.params_line, 60)})" if subject.params else ""
-    return f"{title}{metric}{params} on {backend.label}"
-
-
-def _type_of(manifest: Manifest, backend: str) -> str:
-    """A backend's type in the suite; its name where the suite does not tell, as in hand-made runs."""
-    sections = manifest.suite.get("backend")
-    for section in sections if isinstance(sections, list | tuple) else ():
-        if isinstance(section, Mapping) and (section.get("name") or section.get("type")) == backend:
-            return str(section.get("type", ""))
-    return backend
-
-
-_KIND_WORDS = {
-    Kind.BARE_METAL: "bare metal",
-    Kind.CONTAINER: "a container",
-    Kind.VM: "a virtual machine",
-    Kind.HARDWARE_VM: "a guest under hardware virtualization",
-    Kind.EMULATED_VM: "an emulated guest",
-}
+    name = metric_name(subject.title, one_line(subject.params_line, 60), one_line(row.metric.name, 60))
+    return f"{name} on {backend.label}"
 
 
 def _why_nothing(rule: Rule, analysis: Analysis) -> str:
@@ -310,7 +281,7 @@ def _why_nothing(rule: Rule, analysis: Analysis) -> str:
         if wanted is not None and wanted not in kinds:
             if wanted is Kind.HARDWARE_VM and Kind.EMULATED_VM in kinds:
                 return "the guest ran under emulation (TCG), which says nothing about hardware virtualization"
-            return f"{_KIND_WORDS[wanted]} was not measured"
+            return f"{KIND_WORDS[wanted]} was not measured"
     if rule.metric == "leading":
         return "no workload measured a speed on it"
     return f"the run has no {rule.metric} of it"

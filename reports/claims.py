@@ -67,7 +67,12 @@ def judge(analysis: Analysis) -> list[ClaimResult]:
 
 def _judge(claim: Claim, analysis: Analysis) -> ClaimResult:
     parts = [evaluate(rule, analysis) for rule in claim.rule]
-    answers = {part.answer for part in parts}
+    # A rule that can only fail a claim is not missed where another one answers.
+    answers = {
+        part.answer
+        for rule, part in zip(claim.rule, parts, strict=True)
+        if part.answer is not Answer.ABSENT or rule.decides != "fails"
+    } or {Answer.ABSENT}
     if Answer.NO in answers:
         verdict = ClaimVerdict.DID_NOT_HOLD
     elif Answer.ABSENT in answers:

@@ -22,7 +22,7 @@ from reports.analysis import Analysis, CellResult, Row, Subject, analyse
 from reports.findings import caveats
 from reports.foreign import one_line
 from reports.frames import params_text
-from reports.wording import plural, verdict_word
+from reports.wording import metric_name, plural, verdict_word
 
 _UNPAIRED = (
     "The runs share no block: what changed on the host from one to the other is in the ratios, and intervals hold the "
@@ -45,8 +45,16 @@ class Line(msgspec.Struct, frozen=True):
     @property
     def title(self) -> str:
         """The workload, or the experiment that has none, with its parameters."""
-        given = ", ".join(f"{one_line(name)} {one_line(str(value))}" for name, value in self.params.items())
-        return " ".join(part for part in (one_line(self.workload or self.experiment), given) if part)
+        return " ".join(part for part in (one_line(self.workload or self.experiment), self._given) if part)
+
+    @property
+    def name(self) -> str:
+        """The metric with what it is of."""
+        return metric_name(one_line(self.workload or self.experiment), self._given, one_line(self.metric.name))
+
+    @property
+    def _given(self) -> str:
+        return ", ".join(f"{one_line(name)} {one_line(str(value))}" for name, value in self.params.items())
 
     @property
     def word(self) -> str:

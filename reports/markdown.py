@@ -12,6 +12,7 @@ from bench.stats import Comparison
 from bench.store import LoadedRun, load_run
 from bench.units import format_value
 from reports.foreign import one_line
+from reports.wording import format_range, format_ratio, metric_name, verdict_mark, verdict_word
 
 if TYPE_CHECKING:
     from reports.analysis import Analysis, CellResult, Row
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 200
 """A pull request's comment holds 65,536 characters: what is left out is said."""
-_ACTIVE = re.compile(r"[\\`*_\[\]<>#|~$@&]|:(?=//)|:(?=[\w+-]+:)|(?<=www)\.|(?<=GH)-", re.IGNORECASE)
+_ACTIVE = re.compile(
+    r"[\\`*\[\]<>#|~$@&]|(?<![a-z0-9])_|_(?![a-z0-9])|:(?=//)|:(?=[\w+-]+:)|(?<=www)\.|(?<=GH)-", re.IGNORECASE
+)
 _NAME_WIDTH = 100
 
 
@@ -97,7 +100,7 @@ def _compared_table(lines: "Sequence[Line]", first: str, second: str) -> list[st
     rows = []
     for line in lines:
         unit = line.metric.unit
-        cells = [escape(f"{line.title} {line.metric.name}"), *([escape(line.backend)] if has_backends else [])]
+        cells = [escape(line.name), *([escape(line.backend)] if has_backends else [])]
         cells += [escape(format_value(side.centre, unit)) for side in (line.first, line.second)]
         rows.append([*cells, *_found(line.metric, line.found)])
     return _table(head, rows, words=2 if has_backends else 1)
@@ -111,8 +114,8 @@ def _ratios(analysis: "Analysis") -> list[str]:
     around: list[list[str]] = []
     for subject in analysis.subjects:
         for row in subject.rows:
-            title = f"{subject.title} {subject.params_line}".strip()
-            (own if row.is_workload_metric else around).extend(_row(title, row, cell) for cell in _compared(row))
+            name = metric_name(subject.title, subject.params_line, row.metric.name)
+            (own if row.is_workload_metric else around).extend(_row(name, row, cell) for cell in _compared(row))
     head = ["metric", "backend", escape(analysis.baseline.label), "value", "ratio", "interval", "verdict"]
     lines = _table(head, own) if own else []
     return lines + (["", *_folded(f"Around them ({len(around)})", _table(head, around))] if around else [])
@@ -123,18 +126,16 @@ def _compared(row: "Row") -> "Iterator[tuple[CellResult, CellResult | None]]":
     yield from ((cell, base) for cell in row.cells if cell.comparison is not None)
 
 
-def _row(title: str, row: "Row", pair: "tuple[CellResult, CellResult | None]") -> list[str]:
+def _row(name: str, row: "Row", pair: "tuple[CellResult, CellResult | None]") -> list[str]:
     cell, base = pair
     assert cell.comparison is not None
     unit = row.metric.unit
     value = "–" if base is None else escape(format_value(base.estimate.centre, unit))
-    cells = [escape(f"{title} {row.metric.name}"), escape(cell.backend.label), value]
+    cells = [escape(name), escape(cell.backend.label), value]
     return [*cells, escape(format_value(cell.estimate.centre, unit)), *_found(row.metric, cell.comparison)]
 
 
 def _found(metric: Metric, found: Comparison) -> list[str]:
-    from reports.wording import format_range, format_ratio, verdict_mark, verdict_word
-
     if found.low is None:
         return [format_ratio(found.ratio), "–", escape(found.note)]
     word = verdict_word(metric, found.verdict_adjusted)

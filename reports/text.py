@@ -174,7 +174,7 @@ def _verdict(row: "Row", cell: "CellResult") -> Text:
 
 
 def _failures(analysis: "Analysis") -> list[RenderableType]:
-    from reports.page import failure_views
+    from reports.evidence import failure_views
 
     views = failure_views(analysis)
     if not views:
@@ -191,11 +191,12 @@ _CLAIM_STYLES = {"held": "bold cyan", "did not hold": "bold red"}
 
 
 def _claims(analysis: "Analysis") -> list[RenderableType]:
-    """The claims that this run decides, with the figures; of the others only their number."""
-    from reports.claims import ClaimVerdict, judge
+    """The claims that this run says something of, with the figures; of the others only their number."""
+    from reports.claim_rules import Answer
+    from reports.claims import judge
 
     results = judge(analysis)
-    shown = [one for one in results if one.verdict is not ClaimVerdict.NOT_MEASURED]
+    shown = [one for one in results if any(part.answer is not Answer.ABSENT for part in one.parts)]
     if not shown:
         return []
     parts: list[RenderableType] = [Text("Claims of the field", style="bold")]

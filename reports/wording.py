@@ -37,6 +37,12 @@ def percent(margin: float) -> str:
     return f"{margin * 100:g} %"
 
 
+def metric_name(title: str, params: str, metric: str) -> str:
+    """A metric with what it is of: ``fio read.iops (block_size 4KiB)``; ``boot.total`` needs no ``boot`` before it."""
+    opening = "" if metric.startswith(f"{title}.") else f"{title} "
+    return f"{opening}{metric}{f' ({params})' if params else ''}"
+
+
 def verdict_word(metric: Metric, verdict: Verdict) -> str:
     """The word for a verdict on this metric: what is a cost is less or more, not faster or slower."""
     if verdict in (Verdict.EQUIVALENT, Verdict.INCONCLUSIVE):

@@ -14,6 +14,10 @@ from bench.registry import find_reporters
 from bench.session import RunRequest, RunResult, resume_run, start_run
 from bench.store import load_manifest
 
+_TO_STDOUT = ("text", "json", "markdown")
+_SAMPLES = ("csv", "parquet")
+"""Forms that are tables of samples and no reports."""
+
 
 def run_command(
     suite: Path | None,
@@ -50,9 +54,9 @@ def report_command(run: Path, form: str, output: Path | None) -> None:
     load_manifest(run)
     reporter = find_reporters().get(form)
     if output is None:
-        output = Path("-") if form in {"text", "json"} else run / f"report{reporter.suffix}"
-        if form == "parquet":
-            output = run / "samples.parquet"
+        output = Path("-") if form in _TO_STDOUT else run / f"report{reporter.suffix}"
+        if form in _SAMPLES:
+            output = run / f"samples{reporter.suffix}"
     write_report(run, form, output)
     if str(output) != "-":
         typer.echo(str(output))

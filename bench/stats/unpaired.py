@@ -12,9 +12,10 @@ import math
 import numpy as np
 
 from bench.model import Direction
+from bench.stats import DEFAULT_MARGIN
 from bench.stats.intervals import LEVEL, MANY_BLOCKS, TRIMMED, Interval, trimmed_mean
 from bench.stats.medians import CellBlocks, Floats
-from bench.stats.verdicts import DEFAULT_MARGIN, Comparison, Verdict, judge
+from bench.stats.verdicts import Comparison, Verdict, judge
 
 
 def compare_unpaired(

@@ -1,0 +1,87 @@
+"""What a run's manifest and events say of a claim's subject: what a backend is, how large image and host are."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Literal
+
+from bench.model import EventKind, Manifest
+from bench.units import parse_size
+from reports.analysis import Analysis
+
+_KVM, _TCG = "kvm", "tcg"
+
+Reference = Literal["envelope_memory", "host_memory_to_envelope", "image_tree", "image_disk"]
+"""What a limit may be a multiple of: bytes, or the host's memory over the envelope's."""
+
+
+class Kind(StrEnum):
+    """What a rule can be about. A guest is hardware or emulated by the acceleration it was seen to run under."""
+
+    BARE_METAL = "bare-metal"
+    CONTAINER = "container"
+    VM = "vm"
+    HARDWARE_VM = "hardware-vm"
+    EMULATED_VM = "emulated-vm"
+
+
+KIND_WORDS = {
+    Kind.BARE_METAL: "bare metal",
+    Kind.CONTAINER: "a container",
+    Kind.VM: "a virtual machine",
+    Kind.HARDWARE_VM: "a guest under hardware virtualization",
+    Kind.EMULATED_VM: "an emulated guest",
+}
+
+
+def kinds_of(manifest: Manifest, backend: str) -> frozenset[Kind]:
+    """What a backend of a run is, by its facts and by its type in the suite; empty if they do not tell."""
+    described = manifest.backends.get(backend)
+    facts: Mapping[str, str] = described.facts if described is not None else {}
+    accel = facts.get("accel", "")
+    if accel or facts.get("kind") == "vm":
+        own = {_KVM: {Kind.HARDWARE_VM}, _TCG: {Kind.EMULATED_VM}}.get(accel, set())
+        return frozenset({Kind.VM, *own})
+    if facts.get("kind") == "container" or "pid" in facts.get("namespaces", "").replace(" ", "").split(","):
+        return frozenset({Kind.CONTAINER})
+    if _type_of(manifest, backend) == "bare-metal":
+        return frozenset({Kind.BARE_METAL})
+    return frozenset()
+
+
+def references(manifest: Manifest) -> dict[str, float]:
+    """What limits may be multiples of, as far as the manifest holds it."""
+    envelope, sizes = manifest.envelope, image_sizes(manifest)
+    known: dict[str, float] = {"envelope_memory": envelope.memory_bytes}
+    known |= {f"image_{new}": sizes[old] for new, old in (("tree", "rootfs"), ("disk", "disk")) if old in sizes}
+    facts = {fact.name: fact.value for fact in manifest.host}
+    memory = facts.get("memory", "")
+    if memory.endswith("GiB"):
+        known["host_memory_to_envelope"] = parse_size(memory) / envelope.memory_bytes
+    return known
+
+
+def image_sizes(manifest: Manifest) -> dict[str, float]:
+    """Bytes of the image's tree and of each file beside it; empty for runs of versions that did not keep them."""
+    sizes = manifest.image.get("sizes")
+    return {str(name): float(size) for name, size in sizes.items()} if isinstance(sizes, Mapping) else {}
+
+
+def ran_out(analysis: Analysis, backend: str) -> bool:
+    """Whether a density ramp of this backend ended because something of the host ran out, not because it was told."""
+    return any(
+        event.kind is EventKind.NOTE
+        and event.details.get("code") == "density-stop"
+        and event.cell.endswith(f"/{backend}")
+        and bool(event.details.get("resource"))
+        and event.details.get("reason") in ("memory-floor", "failure")
+        for event in analysis.run.events
+    )
+
+
+def _type_of(manifest: Manifest, backend: str) -> str:
+    """A backend's type in the suite; its name where the suite does not tell, as in hand-made runs."""
+    sections = manifest.suite.get("backend")
+    for section in sections if isinstance(sections, list | tuple) else ():
+        if isinstance(section, Mapping) and (section.get("name") or section.get("type")) == backend:
+            return str(section.get("type", ""))
+    return backend

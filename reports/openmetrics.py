@@ -1,0 +1,162 @@
+"""Estimates, ratios and verdicts in OpenMetrics' text format, for a Prometheus textfile collector or a push gateway.
+
+Written by hand, since client libraries expose a process's live counters and not a finished table. Follows the
+OpenMetrics specification 1.0: units as suffixes of names, label values escaped, ``# EOF`` at the end, no timestamps.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from bench.errors import TareError
+from bench.interfaces import Reporter
+from bench.stats import Verdict
+from bench.store import LoadedRun, load_run
+from bench.units import Unit
+from reports.foreign import one_line
+from reports.frames import params_text
+
+if TYPE_CHECKING:
+    from reports.analysis import Analysis, CellResult, Row, Subject
+
+_UNITS = {
+    Unit.SECOND: "seconds",
+    Unit.BYTE: "bytes",
+    Unit.BYTES_PER_SECOND: "bytes_per_second",
+    Unit.OPERATIONS_PER_SECOND: "per_second",
+    Unit.COUNT: "",
+    Unit.RATIO: "ratio",
+}
+_OWN = ("tare_run", "tare_failed_instances", "tare_claim", "tare_comparison", "tare_verdict")
+_RESERVED = ("_total", "_created", "_count", "_sum", "_bucket", "_info", "_gcount", "_gsum")
+"""Suffixes that the format gives to samples of other types."""
+
+_Labels = tuple[tuple[str, str], ...]
+
+
+class OpenMetricsReporter(Reporter):
+    """A gauge for each metric with its interval, ratios to the baseline, verdicts and claims as state sets."""
+
+    name = "openmetrics"
+    summary = "estimates, ratios and verdicts for Prometheus (OpenMetrics text)"
+    suffix = ".prom"
+
+    def write(self, run: Path, output: Path) -> None:
+        """Write the exposition. Raises RunDirectoryError, TareError if the file cannot be written."""
+        try:
+            output.write_text(render_openmetrics(load_run(run)), "utf-8")
+        except OSError as error:
+            raise TareError(f"cannot write {output}: {error.strerror}") from error
+
+
+class _Family(msgspec.Struct):
+    """A metric family: samples by their labels, so that no two have the same."""
+
+    name: str
+    kind: str
+    unit: str
+    about: str
+    samples: dict[_Labels, float]
+
+    def lines(self) -> Iterable[str]:
+        yield f"# TYPE {self.name} {self.kind}"
+        if self.unit:
+            yield f"# UNIT {self.name} {self.unit}"
+        yield f"# HELP {self.name} {_escape(self.about)}"
+        suffix = "_info" if self.kind == "info" else ""
+        for labels, value in self.samples.items():
+            shown = ",".join(f'{name}="{_escape(text)}"' for name, text in labels)
+            yield f"{self.name}{suffix}{{{shown}}} {value!r}"
+
+
+def render_openmetrics(run: LoadedRun) -> str:
+    """The exposition of a run."""
+    from reports.analysis import analyse
+
+    analysis = analyse(run)
+    families = {family.name: family for family in (_about_the_run(analysis), _failed(analysis), _claims(analysis))}
+    ratio = _Family("tare_comparison_ratio", "gauge", "ratio", "Backend over baseline, with its 95 % interval", {})
+    verdict = _Family("tare_verdict", "stateset", "", "The verdict after correction for many comparisons", {})
+    for subject in analysis.subjects:
+        for row in subject.rows:
+            family = _family_of(row, families)
+            for cell in row.cells:
+                labels = _labels(analysis, subject, row, cell)
+                found = cell.estimate
+                _add(family, labels, {"centre": found.centre, "low": found.low, "high": found.high})
+                if cell.comparison is not None:
+                    one = cell.comparison
+                    _add(ratio, labels, {"centre": one.ratio, "low": one.low, "high": one.high})
+                    for state in Verdict:
+                        key = (*labels, ("tare_verdict", state.value))
+                        verdict.samples[key] = float(one.verdict_adjusted is state)
+    kept = [family for family in (*families.values(), ratio, verdict) if family.samples]
+    return "\n".join([*(line for family in kept for line in family.lines()), "# EOF"]) + "\n"
+
+
+def _family_of(row: "Row", families: dict[str, _Family]) -> _Family:
+    unit = _UNITS[row.metric.unit]
+    name = re.sub(r"[^a-zA-Z0-9_]+", "_", f"tare_{row.metric.name}").strip("_").removesuffix(f"_{unit}")
+    if name in _OWN or (not unit and name.endswith((*_RESERVED, *(f"_{one}" for one in _UNITS.values() if one)))):
+        name = f"{name}_value"
+    name = f"{name}_{unit}" if unit else name
+    return families.setdefault(name, _Family(name, "gauge", unit, one_line(row.metric.description), {}))
+
+
+def _labels(analysis: "Analysis", subject: "Subject", row: "Row", cell: "CellResult") -> _Labels:
+    """The metric's own name is a label too, since different names may become one name of a family."""
+    labels = {
+        "run": analysis.manifest.run,
+        "experiment": subject.experiment,
+        "workload": subject.workload,
+        "params": params_text(subject.params) if subject.params else "",
+        "metric": row.metric.name,
+        "backend": cell.backend.name,
+        "label": cell.backend.label,
+    }
+    return tuple((name, one_line(text)) for name, text in labels.items())
+
+
+def _add(family: _Family, labels: _Labels, values: Mapping[str, float | None]) -> None:
+    for bound, value in values.items():
+        if value is not None:
+            family.samples[(*labels, ("bound", bound))] = value
+
+
+def _about_the_run(analysis: "Analysis") -> _Family:
+    manifest = analysis.manifest
+    labels = {
+        "run": manifest.run,
+        "status": manifest.status.value,
+        "started": manifest.started_utc,
+        "host": manifest.host_summary,
+        "image": str(manifest.image.get("digest", "")),
+        "tare": manifest.tare_version,
+        "baseline": manifest.baseline,
+    }
+    key = tuple((name, one_line(text)) for name, text in labels.items())
+    return _Family("tare_run", "info", "", "The run that these values come from", {key: 1})
+
+
+def _failed(analysis: "Analysis") -> _Family:
+    key = (("run", one_line(analysis.manifest.run)),)
+    return _Family("tare_failed_instances", "gauge", "", "Instances that failed", {key: len(analysis.failures)})
+
+
+def _claims(analysis: "Analysis") -> _Family:
+    from reports.claims import ClaimVerdict, judge
+
+    run = ("run", one_line(analysis.manifest.run))
+    samples: dict[_Labels, float] = {
+        (run, ("claim", one.id), ("tare_claim", state.value)): float(one.verdict is state)
+        for one in judge(analysis)
+        for state in ClaimVerdict
+    }
+    return _Family("tare_claim", "stateset", "", "What the run says of each claim of the field", samples)
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
