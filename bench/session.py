@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from bench.errors import CleanUpError, RunDirectoryError, TareError, UnavailableError
-from bench.host import host_confounds, read_facts, summarise
+from bench.host import HostRoots, host_confounds, read_facts, summarise
 from bench.image import ImageStore, Recipe
 from bench.interfaces import Backend, BackendContext
 from bench.ledger import Ledger, ResourceKind, clean, raise_if_failed, remove
@@ -42,6 +42,7 @@ from bench.registry import find_backends, find_workloads
 from bench.runner import Observer, Outcome, Runner, make_event
 from bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
 from bench.suite import BackendChoice, Suite, load_suite, resolve_suite
+from bench.tune import journal_file, tuned_facts
 
 BASELINE_TYPE = "bare-metal"
 
@@ -227,7 +228,7 @@ def _prepare(
 def _make_manifest(
     suite: Suite, path: Path, storage: Path, image: Image, prepared: Prepared, earlier: LoadedRun | None
 ) -> Manifest:
-    facts = read_facts(storage)
+    facts = (*read_facts(storage), *tuned_facts(journal_file(), HostRoots()))
     confounds = list(host_confounds(facts, suite.envelope.cpus))
     for name, description in prepared.descriptions.items():
         confounds += [Confound(found.code, found.detail, name) for found in description.confounds]

@@ -23,8 +23,10 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `t
 def main() -> None:
     """Entry point of the ``tare`` program."""
     from bench.cli.image import app as image_app
+    from bench.cli.tune import app as tune_app
 
     app.add_typer(image_app, name="image")
+    app.add_typer(tune_app, name="tune")
     app()
 
 
