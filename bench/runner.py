@@ -236,7 +236,7 @@ class _LiveRun:
                 unit=metric.unit,
                 value=value,
                 iteration=iteration or 0,
-                warmup=iteration is not None and self.is_warmup(iteration),
+                warmup=iteration is not None and self._experiment.warms_up and self.is_warmup(iteration),
                 raw=raw,
             )
         )

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -61,12 +61,16 @@ class Display(Observer, Protocol):
 
 
 class RunRequest(msgspec.Struct, frozen=True):
-    """What the user asked for. ``output`` is the folder of the run, made if missing; None means ``runs/DATE-SUITE``."""
+    """What the user asked for. ``output`` is the folder of the run, made if missing; None means ``runs/DATE-SUITE``.
+
+    ``source`` is a suite that stands in no file; ``suite`` is then what its errors name as their place.
+    """
 
     suite: Path
     output: Path | None = None
     only: tuple[str, ...] = ()
     seed: int | None = None
+    source: Mapping[str, Any] | None = None
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -87,7 +91,11 @@ class Prepared(msgspec.Struct, frozen=True):
 
 def start_run(request: RunRequest, display: Display) -> RunResult:
     """Run a suite from its beginning. Raises TareError for what no cell can be measured without."""
-    suite = load_suite(request.suite, find_backends(), find_workloads(), only=request.only, seed=request.seed)
+    backends, workloads = find_backends(), find_workloads()
+    if request.source is None:
+        suite = load_suite(request.suite, backends, workloads, only=request.only, seed=request.seed)
+    else:
+        suite = resolve_suite(request.source, request.suite, backends, workloads, only=request.only, seed=request.seed)
     path = request.output or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{_slug(suite.head.name)}"
     if path.exists() and any(path.iterdir()):
         raise RunDirectoryError(f"{path} is not empty", remedy="choose another --output, or go on with it by --resume")

@@ -26,6 +26,7 @@ def list_command(what: str, *, verbose: bool) -> ExitCode:
         table = _table("Experiments", verbose=verbose)
         for name, experiment in sorted(EXPERIMENTS.items()):
             details = "\n".join(f"{metric.name} ({metric.unit}): {metric.description}" for metric in experiment.metrics)
+            details += f"\noptions: {_describe_fields(experiment.Options)}"
             table.add_row(*([name, escape(experiment.summary)] + ([escape(details)] if verbose else [])))
         console.print(table)
     if what in {"reporters", "all"}:

@@ -135,6 +135,50 @@ def compare(
         compare_command(request, form, output)
 
 
+@app.command()
+def density(
+    targets: Annotated[list[str], typer.Argument(metavar="BACKEND... | SUITE", help="Backends, or a suite's file.")],
+    *,
+    count: Annotated[int, typer.Option(help="Stop at so many instances.")] = 50,
+    batch: Annotated[int, typer.Option(help="Starts between two readings of memory.")] = 1,
+    rate: Annotated[float, typer.Option(help="Starts a second; 0: one after another.")] = 0.0,
+    memory_floor: Annotated[
+        str, typer.Option(help="Memory that stays available (a tenth of the host's, at least 1GiB).")
+    ] = "",
+    start_limit: Annotated[str, typer.Option(help="Stop when three starts in a row take longer.")] = "",
+    objective: Annotated[str, typer.Option(help="Stop when the workload's worst p99 is above this.")] = "",
+    workload: Annotated[str, typer.Option(help="What every instance runs; idle without.")] = "",
+    param: Annotated[list[str] | None, typer.Option(help="Parameter of the workload, name=value.")] = None,
+    memory: Annotated[str, typer.Option(help="Memory of an instance.")] = "512MiB",
+    cpus: Annotated[int, typer.Option(help="CPUs of an instance.")] = 1,
+    blocks: Annotated[int, typer.Option(help="Ramps of each backend, interleaved.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the random order.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the run (runs/DATE-density).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html into the run's folder.")] = True,
+) -> None:
+    """Start instances beside one another until something runs out; say what each costs."""
+    with guard():
+        from bench.cli.density import DensityRequest, density_command
+
+        options = {"count": count, "batch": batch, "rate": rate, "memory_floor": memory_floor}
+        options |= {"start_limit": start_limit, "objective": objective}
+        defaults = {"batch": 1, "rate": 0.0, "memory_floor": "", "start_limit": "", "objective": ""}
+        request = DensityRequest(
+            targets=tuple(targets),
+            options={name: value for name, value in options.items() if defaults.get(name) != value},
+            envelope={"memory": memory, "cpus": cpus},
+            workload=workload,
+            params=tuple(param or ()),
+            blocks=blocks,
+            seed=seed,
+            output=output,
+        )
+        raise typer.Exit(density_command(request, as_json=as_json, report=report))
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="backends, workloads, experiments, reporters or all.")] = "all",

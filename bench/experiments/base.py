@@ -60,13 +60,15 @@ class Experiment(ABC):
     """A procedure that turns one fresh instance into samples.
 
     ``metrics`` are the metrics that the experiment itself measures, beside the workload's. Where ``needs_workload``
-    is False, ``takes_workload`` says whether it can do with one. ``Options`` is what a suite can choose about it.
+    is False, ``takes_workload`` says whether it can do with one. ``warms_up`` is False where the iteration numbers of
+    samples count something else than iterations. ``Options`` is what a suite can choose about it.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs_workload: ClassVar[bool]
     takes_workload: ClassVar[bool] = False
+    warms_up: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]]
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
 

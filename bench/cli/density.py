@@ -1,0 +1,203 @@
+"""``tare density``: one ramp a backend, and what an instance costs by it."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.capacity.cost import Cost
+from bench.capacity.ramps import DensityCell, InstanceCost, cost_of, find_density
+from bench.capacity.start import StartTrend
+from bench.cli.run import write_report
+from bench.errors import ExitCode, RunDirectoryError, SuiteError
+from bench.model import Manifest
+from bench.progress import RunDisplay
+from bench.session import RunRequest, start_run
+from bench.store import LoadedRun, load_run
+from bench.units import format_duration, format_size
+
+PLACE = Path("tare density")
+"""What errors name as the place of a suite that was made from options."""
+
+
+class DensityRequest(msgspec.Struct, frozen=True):
+    """What was asked for on the command line: a suite's file, or backends with options."""
+
+    targets: tuple[str, ...]
+    options: Mapping[str, Any]
+    envelope: Mapping[str, Any]
+    workload: str
+    params: tuple[str, ...]
+    blocks: int
+    seed: int
+    output: Path | None
+
+
+def density_command(request: DensityRequest, *, as_json: bool, report: bool) -> ExitCode:
+    """Run it through a session, print the costs, return the exit code."""
+    console = Console(stderr=as_json, soft_wrap=not sys.stdout.isatty())
+    with RunDisplay(console) as display:
+        result = start_run(make_request(request), display)
+        display.step("fitting the costs")
+    write_report(result.path, "parquet", result.path / "samples.parquet")
+    if report:
+        write_report(result.path, "html", result.path / "report.html")
+    run = load_run(result.path)
+    cells = find_density(run.samples, run.events)
+    if not cells and not result.outcome.interrupted:
+        raise RunDirectoryError(f"{result.path}: no ramp was measured; `tare report {result.path} -f text` says why")
+    costs = [(cell, cost_of(cell)) for cell in cells]
+    if as_json:
+        typer.echo(json.dumps(costs_document(run, costs), indent=2))
+    else:
+        print_costs(Console(), run.manifest, costs)
+        typer.echo(f"\nRun: {result.path.absolute()}")
+    if result.outcome.interrupted:
+        return ExitCode.INTERRUPTED
+    return ExitCode.FAILED_CELLS if result.outcome.failed else ExitCode.OK
+
+
+def make_request(request: DensityRequest) -> RunRequest:
+    """A suite's file as it is, or a suite of one experiment from the options."""
+    if len(request.targets) == 1 and request.targets[0].endswith(".toml"):
+        return RunRequest(Path(request.targets[0]), request.output, seed=request.seed or None)
+    experiment: dict[str, Any] = {"kind": "density", "options": dict(request.options)}
+    if request.workload:
+        experiment |= {"workload": request.workload, "params": parse_params(request.params)}
+    elif request.params:
+        raise SuiteError("--param", "no --workload is named that it could be for")
+    source = {
+        "suite": {"name": "density", "description": "How many instances fit, and what does one more cost?"},
+        "envelope": dict(request.envelope),
+        "sampling": {"blocks": request.blocks, "iterations": 1, "warmup": 0, "seed": request.seed or 1},
+        "backend": [{"type": name} for name in request.targets],
+        "experiment": [experiment],
+    }
+    return RunRequest(PLACE, request.output, source=source)
+
+
+def parse_params(given: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` as a parameter; a value that reads as a JSON number, boolean or list is one. Raises SuiteError."""
+    params: dict[str, Any] = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise SuiteError("--param", f"{text!r} is not name=value")
+        try:
+            params[name] = json.loads(value)
+        except ValueError:
+            params[name] = value
+    return params
+
+
+def costs_document(run: LoadedRun, costs: Sequence[tuple[DensityCell, InstanceCost]]) -> dict[str, Any]:
+    """The costs as JSON, in base units."""
+    backends = run.manifest.backends
+    return {
+        "run": str(run.path.absolute()),
+        "cells": [
+            {
+                "backend": cell.backend,
+                "label": backends[cell.backend].label,
+                "workload": cell.workload,
+                "params": dict(cell.params),
+                "population": cell.population,
+                "endings": msgspec.to_builtins(cell.endings),
+                "cost": msgspec.to_builtins(cost),
+                "kernel_bytes": cost.kernel,
+                "shared_bytes": cost.shared,
+            }
+            for cell, cost in costs
+        ],
+    }
+
+
+def print_costs(console: Console, manifest: Manifest, costs: Sequence[tuple[DensityCell, InstanceCost]]) -> None:
+    """One table: a column a cell, a row a meter; below it, why each ramp ended."""
+    table = Table(title="Cost of one more instance (95 % interval)", title_justify="left", title_style="bold", box=None)
+    table.add_column("by", no_wrap=True)
+    labels = [_label(manifest, cell) for cell, _ in costs]
+    for label in labels:
+        table.add_column(Text(label), overflow="fold")
+    for name, show in _ROWS:
+        shown = [show(cell, cost) for cell, cost in costs]
+        if any(shown):
+            table.add_row(name, *(Text(text or "not measured") for text in shown))
+    console.print()
+    console.print(table)
+    for label, (cell, cost) in zip(labels, costs, strict=True):
+        for ending in cell.endings:
+            runs_out = f"; what runs out is {ending.resource}" if ending.resource else ""
+            console.print(Text(f"\n{label}: ended with {ending.population}: {ending.message}{runs_out}"))
+            if ending.remedy:
+                console.print(Text(f"  what to do: {ending.remedy}"))
+            if ending.dead:
+                console.print(Text(f"  {ending.dead} of them were dead at the end"))
+        for step in () if cost.memory is None else cost.memory.steps:
+            console.print(
+                Text(
+                    f"  a jump of {format_size(step.size)} between {step.population_before} and "
+                    f"{step.population_after} instances is left out of its memory: no instance explains it"
+                )
+            )
+
+
+def _label(manifest: Manifest, cell: DensityCell) -> str:
+    label = manifest.backends[cell.backend].label
+    given = " ".join(f"{name}={value}" for name, value in cell.params.items() if name != "count")
+    return " ".join(part for part in (label, cell.workload, given) if part)
+
+
+def _size(cost: Cost | None) -> str:
+    if cost is None:
+        return ""
+    return _with_interval(cost.per_instance, cost.low, cost.high, format_size)
+
+
+def _cpus(cost: Cost | None) -> str:
+    return "" if cost is None else _with_interval(cost.per_instance, cost.low, cost.high, lambda value: f"{value:.2g}")
+
+
+def _with_interval(value: float, low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+    interval = "no interval" if low is None or high is None else f"{form(low)} to {form(high)}"
+    return f"{form(value)}  ({interval})"
+
+
+def _difference(value: float | None) -> str:
+    return "" if value is None else format_size(value)
+
+
+def _start(trend: StartTrend | None) -> str:
+    if trend is None:
+        return ""
+    return f"{format_duration(trend.first_s)} first, {format_duration(trend.last_s)} last"
+
+
+def _start_slope(trend: StartTrend | None) -> str:
+    if trend is None:
+        return ""
+    return _with_interval(trend.per_instance_s, trend.low, trend.high, format_duration)
+
+
+_ROWS: tuple[tuple[str, Callable[[DensityCell, InstanceCost], str]], ...] = (
+    ("instances", lambda cell, _: str(cell.population)),
+    ("memory (MemAvailable)", lambda _, cost: _size(cost.memory)),
+    ("  processes (PSS)", lambda _, cost: _size(cost.pss)),
+    ("    private", lambda _, cost: _size(cost.private)),
+    ("    only shared (RSS less PSS)", lambda _, cost: _difference(cost.shared)),
+    ("  kernel (the rest)", lambda _, cost: _difference(cost.kernel)),
+    ("    slab", lambda _, cost: _size(cost.slab)),
+    ("    stacks, page tables, per-CPU", lambda _, cost: _size(cost.kernel_other)),
+    ("memory (cgroup charge)", lambda _, cost: _size(cost.charge)),
+    ("disk", lambda _, cost: _size(cost.disk)),
+    ("CPUs while idle", lambda _, cost: _cpus(cost.idle_cpu)),
+    ("start", lambda _, cost: _start(cost.start)),
+    ("start, longer by", lambda _, cost: _start_slope(cost.start)),
+)

@@ -1,0 +1,232 @@
+"""``limits``: how little is enough, what an instance sees of what it was given, and whether its limits hold."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from bench.errors import BackendError, TareError, WorkloadError
+from bench.experiments import limits_metrics as metrics
+from bench.experiments import limits_probes as probes
+from bench.experiments.base import Experiment, InstanceRun
+from bench.interfaces import Instance
+from bench.model import Command, Envelope
+from bench.units import format_size, parse_duration, parse_size
+
+_TRUE = Command(("/bin/true",))
+_ALMOST_ALL = 0.9
+_PAGE = 4096
+
+
+class LimitsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[experiment.options]`` of ``limits``.
+
+    The least memory is searched between ``lowest`` and the envelope's, by bisection until it is at most ``resolution``
+    (0.1: a tenth) above a size that fails; a size passes if it does ``repeats`` times in a row. ``search = false``
+    leaves that out. ``return_interval`` and ``return_deadline`` are for the waiting until the host has freed memory
+    back.
+    """
+
+    search: bool = True
+    lowest: str = "256KiB"
+    resolution: float = 0.1
+    repeats: int = 3
+    return_interval: str = "1s"
+    return_deadline: str = "15s"
+
+    def __post_init__(self) -> None:
+        if parse_size(self.lowest) < 2**16:
+            raise ValueError(f"lowest: must be at least 64KiB, not {self.lowest!r}")
+        if not 0.005 <= self.resolution <= 1:
+            raise ValueError(f"resolution: must be from 0.005 to 1, not {self.resolution:g}")
+        if not 1 <= self.repeats <= 100:
+            raise ValueError(f"repeats: must be from 1 to 100, not {self.repeats}")
+        for name in ("return_interval", "return_deadline"):
+            if parse_duration(getattr(self, name)) <= 0:
+                raise ValueError(f"{name}: must be more than 0, not {getattr(self, name)!r}")
+
+
+class Limits(Experiment):
+    """Looks at one instance in the suite's envelope, then searches in others."""
+
+    name = "limits"
+    summary = "least memory to start and to work, what an instance sees, whether its limits hold"
+    needs_workload = False
+    takes_workload = True
+    metrics = metrics.ALL
+    Options = LimitsOptions
+
+    def run(self, run: InstanceRun) -> None:
+        """All of it. A limit that does not hold is a result, not a failure."""
+        with run.start() as instance:
+            _record_elasticity(run, instance)
+        with run.start() as instance:
+            _record_seen(run, instance)
+            _record_cpu(run, instance)
+            _record_reached(run, instance)
+        if run.options.search:
+            _record_least(run)
+
+
+def _record_seen(run: InstanceRun, instance: Instance) -> None:
+    completed, raw = run.execute(instance, probes.seen_command(), "seen")
+    seen = probes.read_seen(completed)
+    run.record(metrics.CPUS_SEEN, float(seen["cpus"]) / len(run.envelope.cpus), raw=raw)
+    run.record(metrics.MEMORY_SEEN, float(seen["memory_bytes"]) / run.envelope.memory_bytes, raw=raw)
+    run.note(
+        f"a program inside sees {seen['cpus']} CPUs, may use {seen['allowed']}, sees "
+        f"{format_size(float(seen['memory_bytes']))} of memory and Linux {seen['kernel']}",
+        {"code": "limits-seen", **seen},
+    )
+
+
+def _record_cpu(run: InstanceRun, instance: Instance) -> None:
+    before = instance.usage()
+    completed, raw = run.execute(instance, probes.cpu_command(run.envelope), "cpu")
+    after = instance.usage()
+    used = [
+        last - first
+        for first, last in (
+            (before.cpu_user_s, after.cpu_user_s),
+            (before.cpu_system_s, after.cpu_system_s),
+        )
+        if first is not None and last is not None
+    ]
+    given = run.envelope.cpu_quota or len(run.envelope.cpus)
+    if len(used) == 2:
+        run.record(metrics.CPU_REACHED, sum(used) / completed.duration_s / given, raw=raw)
+
+
+def _record_reached(run: InstanceRun, instance: Instance) -> None:
+    """Processes, disk, and memory at last, as asking for too much of it may cost the instance its other processes."""
+    envelope = run.envelope
+    for metric, command, given, role in (
+        (metrics.PIDS_REACHED, probes.pids_command(envelope), envelope.pids_max, "pids"),
+        (metrics.DISK_REACHED, probes.disk_command(envelope), envelope.scratch_bytes, "disk"),
+        (metrics.MEMORY_REACHED, probes.memory_command(envelope), envelope.memory_bytes, "memory"),
+    ):
+        completed, raw = run.execute(instance, command, role)
+        run.record(metric, probes.read_last(completed) / given, raw=raw)
+
+
+def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
+    """What the host gets back of memory that a process inside has freed."""
+    before = _charge(instance)
+    if before is None:
+        return
+    started, _ = run.execute(instance, probes.hold_command(run.envelope.memory_bytes // 2), "hold")
+    run.execute(instance, probes.held_command(), "held")
+    held = _charge(instance) or before
+    run.execute(instance, probes.release_command(probes.read_last(started)), "release")
+    released_s = time.monotonic()
+    readings = _watch_return(run.options, instance, released_s)
+    grown = held - before
+    if grown <= 0:
+        raise BackendError(
+            "the host's charge did not grow while a process held memory inside",
+            evidence=f"{before} bytes before, {held} bytes while {run.envelope.memory_bytes // 2} were held",
+        )
+    back = held - readings[-1][1]
+    run.record(metrics.MEMORY_GROWN, grown)
+    run.record(metrics.MEMORY_RETURNED, max(0.0, back / grown))
+    when = next((at_s for at_s, charge in readings if held - charge >= _ALMOST_ALL * back), None)
+    if back > 0 and when is not None:
+        run.record(metrics.MEMORY_RETURN_TIME, when)
+
+
+def _watch_return(options: LimitsOptions, instance: Instance, released_s: float) -> list[tuple[float, int]]:
+    """(seconds since the release, charge), until it has not changed from one reading to the next, or for so long."""
+    interval_s, deadline_s = parse_duration(options.return_interval), parse_duration(options.return_deadline)
+    readings: list[tuple[float, int]] = []
+    while True:
+        charge = _charge(instance)
+        assert charge is not None
+        readings.append((time.monotonic() - released_s, charge))
+        unchanged = len(readings) >= 3 and len({value for _, value in readings[-2:]}) == 1
+        if unchanged or readings[-1][0] >= deadline_s:
+            return readings
+        time.sleep(interval_s)
+
+
+def _charge(instance: Instance) -> int | None:
+    footprint = instance.footprint()
+    return footprint.pss_bytes if footprint.cgroup_bytes is None else footprint.cgroup_bytes
+
+
+def _record_least(run: InstanceRun) -> None:
+    """The least memory to start with, and the least for the workload."""
+    options: LimitsOptions = run.options
+    start = _search(run, parse_size(options.lowest), lambda envelope: _try_start(run, envelope), "a start")
+    run.record(metrics.START_MEMORY, start)
+    if run.workload is not None:
+        least = _search(run, start, lambda envelope: _try_workload(run, envelope), "the workload")
+        run.record(metrics.WORKLOAD_MEMORY, least)
+
+
+def _search(run: InstanceRun, lowest: int, attempt: Callable[[Envelope], None], what: str) -> int:
+    """The least memory that passes. Raises what the envelope's own size fails with."""
+    tried: list[dict[str, Any]] = []
+
+    def passes(size: int) -> bool:
+        envelope = msgspec.structs.replace(run.envelope, memory_bytes=size)
+        for _ in range(run.options.repeats):
+            try:
+                attempt(envelope)
+            except (BackendError, WorkloadError) as error:
+                tried.append({"memory_bytes": size, "passed": False, "reason": error.message})
+                return False
+        tried.append({"memory_bytes": size, "passed": True, "reason": ""})
+        return True
+
+    attempt(run.envelope)  # what fails there is the reason that the cell fails with
+    least = bisect_size(lowest, run.envelope.memory_bytes, run.options.resolution, passes)
+    or_less = " or less" if least == lowest else ""
+    run.note(
+        f"the least memory for {what} is {format_size(least)}{or_less}",
+        {"code": "limits-search", "what": what, "tried": tried},
+    )
+    return least
+
+
+def bisect_size(lowest: int, highest: int, resolution: float, passes: Callable[[int], bool]) -> int:
+    """The least size that passes, at most that share above one that does not; ``highest`` is known to pass.
+
+    Takes for granted that what passes with less passes with more. It is halved first until it fails: what fails by far
+    may take long to do so (a guest that hangs), and is not tried.
+    """
+    low, high = highest, highest
+    while low > lowest:
+        low = max(lowest, low // 2 // _PAGE * _PAGE)
+        if not passes(low):
+            break
+        high = low
+    if high == low:
+        return high
+    while high > low * (1 + resolution) and high - low > _PAGE:
+        middle = math.isqrt(low * high) // _PAGE * _PAGE
+        middle = min(max(middle, low + _PAGE), high - _PAGE)
+        if passes(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _try_start(run: InstanceRun, envelope: Envelope) -> None:
+    with run.start(envelope) as instance:
+        run.execute(instance, _TRUE, "start")
+
+
+def _try_workload(run: InstanceRun, envelope: Envelope) -> None:
+    assert run.workload is not None
+    commands = run.workload.commands(run.params, envelope)
+    with run.start(envelope) as instance:
+        for command in commands.setup:
+            run.execute(instance, command, "setup")
+        completed, _ = run.execute(instance, commands.measured, "measured")
+        try:
+            run.workload.parse(completed)
+        except TareError as error:
+            raise WorkloadError(error.message) from error
