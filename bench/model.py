@@ -410,7 +410,8 @@ class Manifest(Struct, frozen=True):
     ``suite`` is the suite as resolved (defaults filled in). ``backends`` is keyed by the backend's name
     in the suite; a backend that was asked for and is not available stands in ``unavailable``.
     ``metrics`` is keyed by ``workload/metric`` or ``experiment/metric``, ``workloads`` by the workload's name; it is
-    empty in runs from before there were traits.
+    empty in runs from before there were traits. ``precision`` is what was asked of the subjects (``Cell.subject``) that
+    are sampled until they reach it.
     """
 
     schema_version: int
@@ -433,3 +434,4 @@ class Manifest(Struct, frozen=True):
     command_line: tuple[str, ...] = ()
     baseline: str = "bare-metal"
     workloads: Mapping[str, WorkloadTraits] = {}
+    precision: Mapping[str, float] = {}

@@ -1,156 +1,57 @@
-"""What a run says, as plain values: every form of report is written from one ``Analysis``.
-
-A *subject* is what is compared across backends (an experiment with a workload and its parameters); it has *rows*, a
-metric each; a row has a *cell* for each backend that was measured, with a comparison unless it is the baseline's own.
-"""
+"""From a run to an ``Analysis``: every ratio, interval, verdict, A/A comparison and precision, once for all reports."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 
-from bench.model import Direction, Event, EventKind, Manifest, Metric
+from bench.model import Cell, Direction, EventKind, Manifest, Metric
+from bench.settings import MetricSettings, settings_of
 from bench.stats import (
-    DEFAULT_MARGIN,
     CellBlocks,
-    Comparison,
-    Interval,
+    NoiseFloor,
+    Precision,
+    Verdict,
     compare,
     control_false_discoveries,
-    grouped_medians,
+    noise_floor,
+    precision_of,
     summarise,
 )
+from bench.stats.medians import least_for_quantile
 from bench.store import LoadedRun
 from bench.units import Unit
+from reports.cell_tables import HARNESS_METRICS, CellTable, CellTables, Points, SubjectKey, make_tables
 from reports.foreign import one_line
-from reports.frames import sample_frame
+from reports.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
 
-HARNESS_METRICS = ("command.", "host.", "instance.")
-"""Metrics that the harness adds to each workload's own; they come after them."""
-
-
-class Backend(msgspec.Struct, frozen=True):
-    """A backend as the report shows it. ``place`` numbers its colour and mark; the baseline has 0."""
-
-    name: str
-    label: str
-    place: int
-    is_baseline: bool
+__all__ = ["HARNESS_METRICS", "Analysis", "Backend", "CellResult", "Points", "Row", "RunNoise", "Subject", "analyse"]
 
 
-class Points(msgspec.Struct, frozen=True):
-    """The values behind a cell: every iteration with its number and its instance's, and each instance's median.
+def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
+    """Estimate everything in a run. Works on runs that are empty, interrupted, or without a baseline.
 
-    ``blocks`` holds each block's value, as comparisons take it.
+    ``margin`` goes before those that the suite states.
     """
-
-    iterations: Any
-    iteration_numbers: Any
-    instance_of: Any
-    instance_medians: Any
-    instance_names: list[str]
-    blocks: CellBlocks
-
-
-class CellResult(msgspec.Struct, frozen=True):
-    """One metric on one backend. ``estimate`` is in the metric's unit; ``comparison`` is None for the baseline."""
-
-    backend: Backend
-    blocks: CellBlocks
-    estimate: Interval
-    n_blocks: int
-    n_instances: int
-    n_iterations: int
-    points: Points
-    comparison: Comparison | None
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One metric of a subject over the backends, the baseline first."""
-
-    metric: Metric
-    cells: list[CellResult]
-
-    @property
-    def is_workload_metric(self) -> bool:
-        """Whether the workload or experiment itself measured it, not the harness around it."""
-        return not self.metric.name.startswith(HARNESS_METRICS)
-
-
-class Subject(msgspec.Struct, frozen=True):
-    """An experiment with a workload and its parameters."""
-
-    experiment: str
-    workload: str
-    params: Mapping[str, Any]
-    rows: list[Row]
-
-    @property
-    def title(self) -> str:
-        """What people call it."""
-        return one_line(self.workload or self.experiment)
-
-    @property
-    def params_line(self) -> str:
-        """Its parameters on one line."""
-        return ", ".join(f"{one_line(name)} {one_line(str(value))}" for name, value in self.params.items())
-
-
-class Analysis(msgspec.Struct, frozen=True):
-    """A run with everything estimated. ``baseline`` is None if it was not measured."""
-
-    run: LoadedRun
-    backends: list[Backend]
-    baseline: Backend | None
-    subjects: list[Subject]
-    failures: list[Event]
-    margin: float
-    warmup_samples: int
-
-    @property
-    def manifest(self) -> Manifest:
-        """The run's manifest."""
-        return self.run.manifest
-
-    @property
-    def comparisons(self) -> list[tuple[Subject, Row, CellResult, Comparison]]:
-        """Every comparison with where it belongs."""
-        return [
-            (subject, row, cell, cell.comparison)
-            for subject in self.subjects
-            for row in subject.rows
-            for cell in row.cells
-            if cell.comparison is not None
-        ]
-
-
-def analyse(run: LoadedRun, *, margin: float = DEFAULT_MARGIN) -> Analysis:
-    """Estimate everything in a run. Works on runs that are empty, interrupted, or without a baseline."""
     backends = _backends(run)
-    tables = _cell_tables(run)
-    measured = {name for _, _, name in tables}
+    tables = make_tables(run)
+    measured = {name for cells in tables.tables.values() for name in cells}
     baseline = next((one for one in backends if one.is_baseline and one.name in measured), None)
-    subjects = _subjects(run.manifest, tables, backends, margin)
+    estimated = [_estimate_subject(run.manifest, tables, key, backends, margin) for key in _subject_order(tables)]
+    subjects = _with_adjusted_verdicts([subject for subject, _ in estimated])
     return Analysis(
         run=run,
         backends=backends,
         baseline=baseline,
-        subjects=_with_adjusted_verdicts(subjects),
+        subjects=subjects,
         failures=[event for event in run.events if event.kind is EventKind.INSTANCE_FAILED],
-        margin=margin,
+        margin=settings_of(run.manifest.suite, "", "", margin=margin).margin,
         warmup_samples=int(run.samples.numbers["warmup"].sum()),
+        warmup_found=sum(table.n_warm_up for cells in tables.tables.values() for table in cells.values()),
+        noise=_run_noise(subjects),
+        notes=tuple(note for _, notes in estimated for note in notes),
     )
-
-
-_SubjectKey = tuple[str, str, str]
-
-
-class _Table(msgspec.Struct, frozen=True):
-    blocks: CellBlocks
-    points: Points
-    unit: Unit
 
 
 def _backends(run: LoadedRun) -> list[Backend]:
@@ -170,60 +71,150 @@ def _backends(run: LoadedRun) -> list[Backend]:
     ]
 
 
-def _cell_tables(run: LoadedRun) -> dict[tuple[_SubjectKey, str, str], _Table]:
-    """The values of each (subject, metric, backend), warm-up left out, in the order in which they first appeared."""
-    if not run.samples:
-        return {}
-    frame = sample_frame(run)
-    frame = frame[~frame["warmup"]]
-    keys = ["experiment", "workload", "params", "metric", "backend"]
-    tables = {}
-    for key, group in frame.groupby(keys, sort=False, observed=True):
-        experiment, workload, params, metric, backend = (str(part) for part in key)
-        instance = group["instance"].cat.codes.to_numpy()
-        names, instance_of = np.unique(instance, return_inverse=True)
-        values = group["value"].to_numpy()
-        medians = grouped_medians(values, instance_of, len(names))
-        blocks = np.empty(len(names), dtype=np.int64)
-        blocks[instance_of] = group["block"].to_numpy()
-        categories = group["instance"].cat.categories
-        by_block = CellBlocks.from_instances(medians, blocks, np.bincount(instance_of, minlength=len(names)))
-        instance_names = [str(categories[code]) for code in names]
-        numbers = group["iteration"].to_numpy()
-        tables[((experiment, workload, params), metric, backend)] = _Table(
-            by_block,
-            Points(values, numbers, instance_of, medians, instance_names, by_block),
-            Unit(group["unit"].iloc[0]),
-        )
-    return tables
+def _subject_order(tables: CellTables) -> list[SubjectKey]:
+    return sorted(tables.metrics, key=lambda key: key[0] != "boot")
 
 
-def _subjects(
+def _estimate_subject(
+    manifest: Manifest, tables: CellTables, key: SubjectKey, backends: Sequence[Backend], margin: float | None
+) -> tuple[Subject, list[str]]:
+    """A subject with its rows, and what could not be estimated."""
+    experiment, workload, params = key
+    rows: list[Row] = []
+    notes: list[str] = []
+    for name in tables.metrics[key]:
+        cells = tables.tables[key, name]
+        unit = next(iter(cells.values())).unit
+        metric = _metric(manifest, workload or experiment, experiment, name, unit)
+        settings = settings_of(manifest.suite, workload or experiment, name, margin=margin)
+        wanted = None
+        if name == tables.leading[key]:
+            wanted = manifest.precision.get(Cell(experiment, workload, json.loads(params), "").subject)
+        blocks = {backend: table.points.blocks for backend, table in cells.items()}
+        row = _row(manifest, metric, cells, blocks, backends, settings, wanted)
+        rows.append(msgspec.structs.replace(row, is_leading=name == tables.leading[key]))
+        for quantile in settings.quantiles:
+            of_quantile, missing = _quantiles(cells, quantile)
+            notes += [f"{one_line(workload or experiment)}: {_quantile_name(name, quantile)} {why}" for why in missing]
+            if of_quantile:
+                named = _named(metric, quantile)
+                row = _row(manifest, named, cells, of_quantile, backends, settings, None)
+                rows.append(msgspec.structs.replace(row, quantile=quantile))
+    return Subject(experiment, workload, json.loads(params), rows), notes
+
+
+def _row(
     manifest: Manifest,
-    tables: Mapping[tuple[_SubjectKey, str, str], _Table],
-    backends: list[Backend],
-    margin: float,
-) -> list[Subject]:
-    found: dict[_SubjectKey, dict[str, None]] = {}
-    for key, metric, _ in tables:
-        found.setdefault(key, {}).setdefault(metric)
-    order = {name: place for place, name in enumerate(manifest.metrics)}
-    subjects = []
-    for experiment, workload, params in sorted(found, key=lambda key: key[0] != "boot"):
-        key = (experiment, workload, params)
-        rows = []
-        for name in sorted(found[key], key=lambda name: _metric_rank(workload or experiment, name, order)):
-            cells = {one.name: tables[key, name, one.name] for one in backends if (key, name, one.name) in tables}
-            unit = next(iter(cells.values())).unit
-            described = _metric(manifest, workload or experiment, experiment, name, unit)
-            rows.append(Row(described, _cells(cells, backends, described, manifest, margin)))
-        subjects.append(Subject(experiment, workload, json.loads(params), rows))
-    return subjects
+    metric: Metric,
+    tables: Mapping[str, CellTable],
+    blocks: Mapping[str, CellBlocks],
+    backends: Sequence[Backend],
+    settings: MetricSettings,
+    wanted: float | None,
+) -> Row:
+    """One metric, from each backend's blocks. ``wanted`` is the precision asked for, None where there is none."""
+    base = blocks.get(manifest.baseline)
+    cells = []
+    for backend in backends:
+        if backend.name not in blocks:
+            continue
+        table, own = tables[backend.name], blocks[backend.name]
+        comparison = None
+        if base is not None and not backend.is_baseline:
+            comparison = compare(own, base, direction=metric.direction, margin=settings.margin, seed=manifest.seed)
+        cell = CellResult(
+            backend=backend,
+            blocks=own,
+            estimate=summarise(own, seed=manifest.seed),
+            n_blocks=len(own.blocks),
+            n_instances=int(own.instances.sum()),
+            n_iterations=int(own.iterations.sum()),
+            points=table.points,
+            comparison=comparison,
+            warm_up=table.warm_up,
+            n_warm_up=table.n_warm_up,
+        )
+        cells.append(
+            cell
+            if wanted is None
+            else msgspec.structs.replace(cell, precision=_precision(cell, wanted, len(blocks), base))
+        )
+    return Row(metric, cells, noise_floor=_noise_floor(manifest, metric, blocks, settings.margin))
 
 
-def _metric_rank(owner: str, name: str, order: Mapping[str, int]) -> tuple[int, int]:
-    harness = next((1 + place for place, prefix in enumerate(HARNESS_METRICS) if name.startswith(prefix)), 0)
-    return harness, order.get(f"{owner}/{name}", len(order))
+def _precision(cell: CellResult, wanted: float, backends: int, base: CellBlocks | None) -> Precision | None:
+    """Of its ratio, or of its value where nothing is compared. A baseline goes on for its partners: None."""
+    if cell.comparison is not None:
+        return precision_of(cell.comparison, cell.comparison.n_blocks, wanted)
+    return precision_of(cell.estimate, cell.n_blocks, wanted) if base is None or backends == 1 else None
+
+
+def _noise_floor(
+    manifest: Manifest, metric: Metric, blocks: Mapping[str, CellBlocks], margin: float
+) -> NoiseFloor | None:
+    base = blocks.get(manifest.baseline)
+    if base is None:
+        return None
+    twin = blocks.get(_twin(manifest) or "")
+    return noise_floor(base, twin, direction=metric.direction, margin=margin, seed=manifest.seed)
+
+
+def _twin(manifest: Manifest) -> str | None:
+    """Another backend of the suite that is the same as the baseline in all but its name."""
+    sections = manifest.suite.get("backend") or ()
+    named = {one.get("name") or one.get("type"): (one.get("type"), one.get("options")) for one in sections}
+    base = named.get(manifest.baseline)
+    return next((name for name, same in named.items() if same == base and name != manifest.baseline), None)
+
+
+def _run_noise(subjects: Sequence[Subject]) -> RunNoise | None:
+    floors = [(one.title, row, row.noise_floor) for one in subjects for row in one.rows if row.noise_floor is not None]
+    if not floors:
+        return None
+    leading = [
+        (floor.detectable, (title, row.metric.name))
+        for title, row, floor in floors
+        if row.is_leading and floor.detectable is not None
+    ]
+    worst = max(leading, default=None, key=lambda entry: entry[0])
+    tested = [(title, row, floor) for title, row, floor in floors if floor.comparison.low is not None]
+    alarms = [
+        (title, row.metric.name)
+        for title, row, floor in tested
+        if floor.comparison.verdict in (Verdict.FASTER, Verdict.SLOWER)
+    ]
+    return RunNoise(
+        source=floors[0][2].source,
+        tested=len(tested),
+        false_alarms=alarms,
+        detectable=float(np.median([detectable for detectable, _ in leading])) if leading else None,
+        detectable_worst=worst[0] if worst else None,
+        worst=worst[1] if worst else None,
+    )
+
+
+def _quantiles(tables: Mapping[str, CellTable], quantile: float) -> tuple[dict[str, CellBlocks], list[str]]:
+    """A quantile block by block for each backend that has enough iterations in a block, and why others have none."""
+    found, missing = {}, []
+    for backend, table in tables.items():
+        samples = table.samples
+        blocks = CellBlocks.from_quantiles(samples.values, samples.instances, samples.blocks, quantile)
+        if len(blocks.blocks):
+            found[backend] = blocks
+        else:
+            most = int(np.unique(samples.blocks, return_counts=True)[1].max())
+            least = least_for_quantile(quantile)
+            missing.append(f"needs {least} iterations in a block; {one_line(backend)} has {most}")
+    return found, missing
+
+
+def _quantile_name(name: str, quantile: float) -> str:
+    return f"{name} p{quantile * 100:g}"
+
+
+def _named(metric: Metric, quantile: float) -> Metric:
+    described = f"{metric.description.rstrip('. ')}; the {quantile:g} quantile over iterations."
+    return msgspec.structs.replace(metric, name=_quantile_name(metric.name, quantile), description=described)
 
 
 def _metric(manifest: Manifest, owner: str, experiment: str, name: str, unit: Unit) -> Metric:
@@ -231,35 +222,6 @@ def _metric(manifest: Manifest, owner: str, experiment: str, name: str, unit: Un
         if key in manifest.metrics:
             return manifest.metrics[key]
     return Metric(name, unit, Direction.LOWER, "Not described in this run's manifest; lower is taken as better")
-
-
-def _cells(
-    tables: Mapping[str, _Table], backends: list[Backend], metric: Metric, manifest: Manifest, margin: float
-) -> list[CellResult]:
-    base = tables.get(manifest.baseline)
-    cells = []
-    for backend in backends:
-        if backend.name not in tables:
-            continue
-        table = tables[backend.name]
-        comparison = None
-        if base is not None and not backend.is_baseline:
-            comparison = compare(
-                table.blocks, base.blocks, direction=metric.direction, margin=margin, seed=manifest.seed
-            )
-        cells.append(
-            CellResult(
-                backend=backend,
-                blocks=table.blocks,
-                estimate=summarise(table.blocks, seed=manifest.seed),
-                n_blocks=len(table.blocks.blocks),
-                n_instances=int(table.blocks.instances.sum()),
-                n_iterations=int(table.blocks.iterations.sum()),
-                points=table.points,
-                comparison=comparison,
-            )
-        )
-    return cells
 
 
 def _with_adjusted_verdicts(subjects: list[Subject]) -> list[Subject]:
@@ -271,9 +233,9 @@ def _with_adjusted_verdicts(subjects: list[Subject]) -> list[Subject]:
         msgspec.structs.replace(
             subject,
             rows=[
-                Row(
-                    row.metric,
-                    [
+                msgspec.structs.replace(
+                    row,
+                    cells=[
                         cell if cell.comparison is None else msgspec.structs.replace(cell, comparison=next(adjusted))
                         for cell in row.cells
                     ],

@@ -12,6 +12,7 @@ Importing this package imports numpy, and no more of scipy than its special func
 """
 
 from bench.settings import DEFAULT_MARGIN
+from bench.stats.cells import CellSamples
 from bench.stats.intervals import LEVEL, MANY_BLOCKS, Interval, centre_interval
 from bench.stats.medians import CellBlocks, grouped_medians
 from bench.stats.noise import NoiseFloor, NoiseSource, detectable_ratio, noise_floor
@@ -32,6 +33,7 @@ __all__ = [
     "LEVEL",
     "MANY_BLOCKS",
     "CellBlocks",
+    "CellSamples",
     "Comparison",
     "Interval",
     "NoiseFloor",

@@ -28,11 +28,13 @@ _LONGEST = 2000
 class WarmUp(msgspec.Struct, frozen=True):
     """What was found in a cell.
 
-    ``iterations`` from the first are warm-up, beyond those that the suite states. ``settled`` is False where what is
-    left still changes. ``p_value`` is the first search's; None where there was too little to search in.
+    ``iterations`` from the first are warm-up, beyond those that the suite states; the iteration with the number
+    ``first_settled`` is the first that counts. ``settled`` is False where what is left still changes. ``p_value`` is
+    the first search's; None where there was too little to search in.
     """
 
     iterations: int = 0
+    first_settled: int = 0
     settled: bool = True
     p_value: float | None = None
 
@@ -43,9 +45,10 @@ NOTHING_FOUND = WarmUp()
 def find_warm_up(values: Floats, instances: Integers, positions: Integers, *, seed: int = 0) -> WarmUp:
     """The warm-up of a cell from one metric's samples, those left out by the suite's own count not among them.
 
-    ``positions`` count the iterations of each instance from 0. Instances that broke off early are not used.
+    ``positions`` are the numbers of the iterations in their instance. Instances that broke off early are not used.
     """
     table = _as_table(values, instances, positions)
+    first = int(positions.min()) if len(positions) else 0
     total = table.shape[1] if table.size else 0
     taken, first_p = 0, None
     while total - taken >= 2:
@@ -57,9 +60,9 @@ def find_warm_up(values: Floats, instances: Integers, positions: Integers, *, se
         if p_value > LEVEL:
             break
         if taken + cut > total // 2:
-            return WarmUp(taken, settled=False, p_value=first_p)
+            return WarmUp(taken, first + taken, settled=False, p_value=first_p)
         taken += cut
-    return WarmUp(taken, p_value=first_p)
+    return WarmUp(taken, first + taken, p_value=first_p)
 
 
 def _as_table(values: Floats, instances: Integers, positions: Integers) -> Floats:

@@ -1,0 +1,135 @@
+"""What a run says, as plain values: the nouns that every form of report is written from.
+
+A *subject* is what is compared across backends (an experiment with a workload and its parameters); it has *rows*, a
+metric each; a row has a *cell* for each backend that was measured, with a comparison unless it is the baseline's own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from bench.model import Event, Manifest, Metric
+from bench.stats import CellBlocks, Comparison, Interval, NoiseFloor, NoiseSource, Precision, WarmUp
+from bench.store import LoadedRun
+from reports.cell_tables import HARNESS_METRICS, Points
+from reports.foreign import one_line
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """A backend as the report shows it. ``place`` numbers its colour and mark; the baseline has 0."""
+
+    name: str
+    label: str
+    place: int
+    is_baseline: bool
+
+
+class CellResult(msgspec.Struct, frozen=True):
+    """One metric on one backend. ``estimate`` is in the metric's unit; ``comparison`` is None for the baseline.
+
+    ``warm_up`` is what was found beyond what the suite states, and ``n_warm_up`` how many samples of this metric it
+    takes; they are not in anything else here. ``precision`` stands only with the leading metric of what a precision
+    was asked for.
+    """
+
+    backend: Backend
+    blocks: CellBlocks
+    estimate: Interval
+    n_blocks: int
+    n_instances: int
+    n_iterations: int
+    points: Points
+    comparison: Comparison | None
+    warm_up: WarmUp = WarmUp()
+    n_warm_up: int = 0
+    precision: Precision | None = None
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One metric of a subject over the backends, the baseline first.
+
+    ``quantile`` over iterations is what was estimated, and named in the metric; None means the median. ``is_leading``:
+    the subject is known by this metric. ``noise_floor`` is the baseline's A/A comparison, None without a baseline.
+    """
+
+    metric: Metric
+    cells: list[CellResult]
+    quantile: float | None = None
+    is_leading: bool = False
+    noise_floor: NoiseFloor | None = None
+
+    @property
+    def is_workload_metric(self) -> bool:
+        """Whether the workload or experiment itself measured it, not the harness around it."""
+        return not self.metric.name.startswith(HARNESS_METRICS)
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """An experiment with a workload and its parameters."""
+
+    experiment: str
+    workload: str
+    params: Mapping[str, Any]
+    rows: list[Row]
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return one_line(self.workload or self.experiment)
+
+    @property
+    def params_line(self) -> str:
+        """Its parameters on one line."""
+        return ", ".join(f"{one_line(name)} {one_line(str(value))}" for name, value in self.params.items())
+
+
+class RunNoise(msgspec.Struct, frozen=True):
+    """What the A/A comparisons of a run say together.
+
+    ``tested`` of all metrics, each once, ``false_alarms`` are those that came out as different from themselves, as
+    (subject, metric). The detectable ratios are over the leading metrics: the median, the largest, and where that is.
+    """
+
+    source: NoiseSource
+    tested: int
+    false_alarms: list[tuple[str, str]]
+    detectable: float | None
+    detectable_worst: float | None
+    worst: tuple[str, str] | None
+
+
+class Analysis(msgspec.Struct, frozen=True):
+    """A run with everything estimated. ``baseline`` is None if it was not measured.
+
+    ``margin`` holds for metrics without a margin of their own: each comparison has the one that was used. ``notes``
+    say what was asked for and could not be estimated. ``warmup_samples`` the suite states to be warm-up,
+    ``warmup_found`` are those found beyond.
+    """
+
+    run: LoadedRun
+    backends: list[Backend]
+    baseline: Backend | None
+    subjects: list[Subject]
+    failures: list[Event]
+    margin: float
+    warmup_samples: int
+    warmup_found: int = 0
+    noise: RunNoise | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The run's manifest."""
+        return self.run.manifest
+
+    @property
+    def comparisons(self) -> list[tuple[Subject, Row, CellResult, Comparison]]:
+        """Every comparison with where it belongs."""
+        return [
+            (subject, row, cell, cell.comparison)
+            for subject in self.subjects
+            for row in subject.rows
+            for cell in row.cells
+            if cell.comparison is not None
+        ]
