@@ -21,7 +21,7 @@ def find_parent(own: Path, top: Path) -> tuple[Path, frozenset[str]]:
     """
     parent, most = own, frozenset[str]()
     for folder, handed_on in _walk_down(own, top):
-        if len(handed_on) >= len(most):
+        if len(handed_on) >= len(most) and os.access(folder, os.W_OK):
             parent, most = folder, handed_on
     return parent, most
 

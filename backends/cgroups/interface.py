@@ -85,6 +85,9 @@ class Cgroup(ABC):
         Returns those that nothing here can enforce: field of ``Limits`` to the reason.
         """
 
+    def adopt(self, pid: int) -> None:  # noqa: B027 - a cgroup knows its members
+        """Told the host pid of the instance's first process, for what has no other way to know its members."""
+
     @abstractmethod
     def usage(self) -> Usage:
         """What the processes of this cgroup, dead ones included, have used since it was made."""
@@ -130,11 +133,11 @@ class Cgroup(ABC):
         while victims := [pid for pid in self.members() if pid not in keep]:
             frozen = self._set_frozen(frozen=True)
             try:
-                descriptors = _signal_all([pid for pid in self.members() if pid not in keep])
+                descriptors = signal_all([pid for pid in self.members() if pid not in keep])
             finally:
                 if frozen:
                     self._set_frozen(frozen=False)
-            _wait_ended(descriptors, deadline)
+            wait_ended(descriptors, deadline)
             if time.monotonic() > deadline:
                 raise BackendError(
                     f"processes {victims} in {self.folders[0]} did not end within {KILL_DEADLINE_S:g} s of SIGKILL",
@@ -142,7 +145,7 @@ class Cgroup(ABC):
                 )
 
 
-def _signal_all(pids: list[int]) -> list[int]:
+def signal_all(pids: list[int]) -> list[int]:
     """SIGKILL each process; its pidfds, which keep a reused pid from being hit."""
     descriptors = []
     for pid in pids:
@@ -153,7 +156,8 @@ def _signal_all(pids: list[int]) -> list[int]:
     return descriptors
 
 
-def _wait_ended(descriptors: list[int], deadline: float) -> None:
+def wait_ended(descriptors: list[int], deadline: float) -> None:
+    """Wait for the end of the processes behind these pidfds, and close them."""
     for descriptor in descriptors:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)

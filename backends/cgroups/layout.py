@@ -38,12 +38,14 @@ class Layout(msgspec.Struct, frozen=True):
 
     ``controllers`` maps a v1 controller to our own folder in its hierarchy; ``unified`` is our own folder
     in the v2 tree, also where that tree holds no controller. ``unified_root`` is where that tree is mounted.
+    Only folders that this user may make children in count; ``unprivileged`` says that it is an ordinary one.
     """
 
     version: Version
     controllers: Mapping[str, Path]
     unified: Path | None
     unified_root: Path | None = None
+    unprivileged: bool = False
 
     def available(self) -> frozenset[str]:
         """The controllers that a new child of ours can have. Changes nothing: the kernel may still refuse some."""
@@ -77,7 +79,7 @@ def find_layout(root: Path = Path("/")) -> Layout:
         mounts = (root / "proc/self/mountinfo").read_text("utf-8", "surrogateescape")
         membership = (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape")
     except OSError:
-        return Layout(Version.NONE, {}, None)
+        return Layout(Version.NONE, {}, None, unprivileged=os.geteuid() != 0)
     own = _parse_membership(membership)
     controllers: dict[str, Path] = {}
     unified = unified_root = None
@@ -88,10 +90,15 @@ def find_layout(root: Path = Path("/")) -> Layout:
         for name in options if kind == "cgroup" else ():
             if name in own:
                 controllers.setdefault(name, _below(here, mounted_root, own[name]))
-    controllers = {name: folder for name, folder in controllers.items() if folder.is_dir()}
-    if unified is not None and not unified.is_dir():
+    controllers = {name: folder for name, folder in controllers.items() if _is_ours(folder)}
+    if unified is not None and not _is_ours(unified):
         unified = None
-    return Layout(_version(controllers, unified), controllers, unified, unified_root)
+    return Layout(_version(controllers, unified), controllers, unified, unified_root, unprivileged=os.geteuid() != 0)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this user may make a group there: root, or one that the group was delegated to."""
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def _version(controllers: Mapping[str, Path], unified: Path | None) -> Version:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backends.cgroups.interface import KILL_DEADLINE_S, Cgroup, Limits, read_text, write_text
 from backends.cgroups.layout import Layout, Version, find_layout
+from backends.cgroups.tree import ProcessTree
 from backends.cgroups.v1 import V1Cgroup
 from backends.cgroups.v2 import V2Cgroup
 from bench.errors import BackendError, UnavailableError
@@ -34,9 +35,17 @@ def start_cgroup(ledger: Ledger, name: str, limits: Limits, layout: Layout | Non
 def begin_cgroup(ledger: Ledger, name: str, layout: Layout | None = None) -> Iterator[Cgroup]:
     """``start_cgroup`` as far as a process can be cloned into it: nothing but ``clone_into`` is made.
 
-    The rest, and every limit, is for ``complete_cgroup``, which can run while the kernel makes the process.
+    The rest, and every limit, is for ``complete_cgroup``, which can run while the kernel makes the process. Where an
+    ordinary user may make no cgroup, it is a ``ProcessTree``.
     """
     layout = find_layout() if layout is None else layout
+    if layout.version is Version.NONE and layout.unprivileged:
+        tree = ProcessTree()
+        try:
+            yield tree
+        finally:
+            tree.kill()
+        return
     if layout.version is Version.NONE:
         raise UnavailableError("no cgroup hierarchy is mounted", remedy="mount -t cgroup2 none /sys/fs/cgroup")
     kind = V2Cgroup if layout.version is Version.V2 else V1Cgroup
