@@ -6,7 +6,7 @@ from typing import ClassVar
 from backends.cgroups.layout import Layout
 from backends.native.plan import Settings
 from backends.native.runtime import HostKernelBackend
-from bench.model import BackendDescription, Envelope
+from bench.model import BackendDescription, Envelope, Image
 
 
 class BareMetal(HostKernelBackend):
@@ -21,7 +21,7 @@ class BareMetal(HostKernelBackend):
     style = "bare-metal"
     namespaces: ClassVar[tuple[str, ...]] = ("mnt",)
 
-    def _settings(self, folder: Path, envelope: Envelope, missing: tuple[str, ...]) -> Settings:  # noqa: ARG002 - no options
+    def _settings(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Settings:  # noqa: ARG002
         return Settings(style="bare-metal", root=str(folder / "root"), empty=str(folder / "empty"))
 
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it

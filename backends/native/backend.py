@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from backends.cgroups.layout import Layout
-from backends.native.options import Capabilities, NativeOptions, Network, Seccomp
+from backends.native.identities import REMAPPED, describe_map
+from backends.native.options import Capabilities, NativeOptions, Network, Seccomp, Upper
 from backends.native.plan import Settings
 from backends.native.privileges import DEFAULT_CAPABILITIES
-from backends.native.runtime import HostKernelBackend
+from backends.native.runtime import HostKernelBackend, probe_host
 from backends.native.seccomp import INTENT, Filters, compile_filters, probe_seccomp
 from bench.interfaces import BackendContext
-from bench.model import Availability, BackendDescription, Confound, Envelope
+from bench.model import Availability, BackendDescription, Confound, Envelope, Image
 
 if TYPE_CHECKING:
     from backends.native.network import VethNetwork
@@ -27,6 +28,7 @@ _OWN_NETWORK = {
     Network.VETH: "its network is a veth pair and a bridge that tare made; bare metal has the host's",
 }
 _NO_SECCOMP = "deployed containers usually have a seccomp filter, which makes system calls slower; this has none"
+_UPPER_IN_MEMORY = "what is written to its root is memory of its limit; bare metal writes to disk"
 _NO_FILTERS = Filters(b"", b"", 0)
 
 
@@ -51,22 +53,41 @@ class Native(HostKernelBackend):
 
     def probe(self) -> Availability:
         """See ``Backend.probe``: what every such backend needs, and what the options ask for."""
-        found = super().probe()
+        found = probe_host(self._chosen_namespaces())
         if found.available and self.options.seccomp is Seccomp.DEFAULT:
             filters = probe_seccomp()
             return found if filters.available else filters
         return found
 
+    def _chosen_namespaces(self) -> tuple[str, ...]:
+        absent = {"net"} if self.options.network is Network.HOST else set()
+        also = {"user": self.options.user_namespace, "time": self.options.time_namespace}
+        kept = [name for name in self.namespaces if name not in absent]
+        return (*kept, *(name for name, wanted in also.items() if wanted))
+
     def _capabilities(self) -> dict[str, int]:
         return dict(DEFAULT_CAPABILITIES if self.options.capabilities is Capabilities.DEFAULT else ())
 
-    def _settings(self, folder: Path, envelope: Envelope, missing: tuple[str, ...]) -> Settings:  # noqa: ARG002 - soon
+    def _settings(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Settings:
         capabilities = tuple(self._capabilities().values())
         self._filters = compile_filters(capabilities) if self.options.seccomp is Seccomp.DEFAULT else _NO_FILTERS
+        options = self.options
+        mapped = options.user_namespace
+        in_memory = options.upper is Upper.TMPFS
+        places = {name: name if mapped else f"{folder}/{name}" for name in ("root", "empty", "memory")}
         return Settings(
             style=self.style,
-            root=str(folder / "root"),
-            empty=str(folder / "empty"),
+            root=places["root"],
+            empty=places["empty"],
+            memory=places["memory"] if in_memory else "",
+            memory_bytes=envelope.memory_bytes // 2 if in_memory else 0,  # as tmpfs takes half the RAM
+            mount_points=missing,
+            uid_map=REMAPPED if mapped else (),
+            gid_map=REMAPPED if mapped else (),
+            folder=str(folder) if mapped else "",
+            image=str(image.rootfs) if mapped else "",
+            lower="lower" if mapped else "",
+            boot_offset_s=options.boot_offset_s if options.time_namespace else None,
             network=self.options.network,
             capabilities=capabilities,
             inherited_filter=self._filters.inherited,
@@ -84,21 +105,26 @@ class Native(HostKernelBackend):
             yield network
 
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
-        own_network = self.options.network is not Network.HOST
-        filtered = self.options.seccomp is Seccomp.DEFAULT
+        options = self.options
+        own_network = options.network is not Network.HOST
+        filtered = options.seccomp is Seccomp.DEFAULT
+        in_memory = options.upper is Upper.TMPFS
         return BackendDescription(
             label="native (container)",
             facts={
-                "namespaces": ",".join(name for name in self.namespaces if name != "net" or own_network),
-                "root": "overlay",
+                "namespaces": ",".join(self._chosen_namespaces()),
+                "root": f"overlay, upper layer {'in memory (tmpfs)' if in_memory else 'on disk'}",
                 "network": _NETWORKS[self.options.network],
                 "capabilities": ",".join(self._capabilities()) or "none",
                 "no_new_privs": "yes",
                 "seccomp": f"default (Docker's intent, {self._filters.allowed} calls allowed)" if filtered else "none",
                 **({"seccomp follows": INTENT} if filtered else {}),
+                **({"user namespace": f"identities {describe_map(REMAPPED)}"} if options.user_namespace else {}),
+                **({"boot clock": f"{options.boot_offset_s:+d} s"} if options.time_namespace else {}),
             },
             confounds=(
                 *([] if filtered else [Confound("no-seccomp", _NO_SECCOMP, self.name)]),
+                *([Confound("upper-in-memory", _UPPER_IN_MEMORY, self.name)] if in_memory else []),
                 *([Confound("own-network", _OWN_NETWORK[self.options.network], self.name)] if own_network else []),
             ),
         )

@@ -32,15 +32,10 @@ def run_init(channel: Channel, operations: list[Operation]) -> None:
     """
     try:
         channel.receive()
-        for number, operation in enumerate(operations, 1):
-            try:
-                operation.execute()
-            except OSError as error:
-                path = os.fsdecode(error.filename or "")
-                channel.send(
-                    b"failed", f"{number}/{len(operations)} {operation.describe()}".encode(), *_tell(error, path)
-                )
-                return
+        failure = carry_out(operations)
+        if failure:
+            channel.send(*failure)
+            return
         channel.send(b"ready", READY.pack(time.monotonic_ns()))
         sys.path.clear()
         _serve(channel)
@@ -48,6 +43,17 @@ def run_init(channel: Channel, operations: list[Operation]) -> None:
         return
     except BaseException as error:  # noqa: BLE001 - an init that ends silently cannot be understood from outside
         channel.send(b"failed", b"init", f"{type(error).__name__}: {error}".encode(), b"0", b"")
+
+
+def carry_out(operations: list[Operation]) -> tuple[bytes, ...]:
+    """Execute them in their order; empty, or the message that tells which failed, why, with which errno and path."""
+    for number, operation in enumerate(operations, 1):
+        try:
+            operation.execute()
+        except OSError as error:
+            step = f"{number}/{len(operations)} {operation.describe()}".encode("utf-8", "surrogateescape")
+            return b"failed", step, *_tell(error, os.fsdecode(error.filename or ""))
+    return ()
 
 
 def _tell(error: OSError, path: str) -> tuple[bytes, bytes, bytes]:

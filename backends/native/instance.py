@@ -139,6 +139,10 @@ class ProcessInstance(Instance):
             rss_bytes=rss,
         )
 
+    def end(self) -> None:
+        """See ``Instance.end``."""
+        self.cgroup.begin_kill()
+
     def close(self) -> None:
         """Let go of the channel; init ends when it notices."""
         self._channel.close()

@@ -81,18 +81,28 @@ class Zygote:
                 os.close(folder)
         return Channel(ours.detach())
 
-    def launch(self, channel: Channel, connect: Callable[[int], str] | None = None) -> Launched:
+    def launch(
+        self,
+        channel: Channel,
+        connect: Callable[[int], str] | None = None,
+        identify: Callable[[int], None] | None = None,
+    ) -> Launched:
         """Let the instance set itself up, and wait until it is ready.
 
         ``connect`` is called meanwhile with the pid of its first process, and returns the address that it has on a
-        network. Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
+        network. ``identify`` is called before, with the same pid, and gives the process's user namespace its maps.
+        Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
         or end by themselves.
         """
         deadline = time.monotonic() + _START_DEADLINE_S
         try:
+            created = None
+            if identify is not None:
+                created = self._await_created(deadline)
+                identify(created[0])
             with contextlib.suppress(OSError):  # an instance that is gone has said why, or the zygote has
                 channel.send(b"go")
-            return self._await(channel, deadline, connect)
+            return self._await(channel, deadline, created or self._await_created(deadline), connect)
         except BaseException:
             channel.close()
             raise
@@ -102,7 +112,8 @@ class Zygote:
         channel.close()
         self._receive(self._channel, time.monotonic() + _START_DEADLINE_S)
 
-    def _await(self, channel: Channel, deadline: float, connect: Callable[[int], str] | None) -> Launched:
+    def _await_created(self, deadline: float) -> tuple[int, float]:
+        """The pid of the process asked for, and when it was there."""
         created = self._receive(self._channel, deadline)
         if created is None:
             raise self._died()
@@ -114,10 +125,16 @@ class Zygote:
                 evidence=f"clone3 failed with errno {number.decode()}",
             )
         _, pid, created_ns = created
+        return int(pid), int(created_ns) / 1e9
+
+    def _await(
+        self, channel: Channel, deadline: float, created: tuple[int, float], connect: Callable[[int], str] | None
+    ) -> Launched:
+        pid, created_s = created
         address, began = None, time.monotonic()
         if connect is not None:
             try:
-                address = connect(int(pid))
+                address = connect(pid)
             except BackendError:
                 # It may be gone because a step failed, and what it says about that explains more.
                 first = self._receive(channel, deadline)
@@ -131,7 +148,7 @@ class Zygote:
         if first[0] == b"failed":
             raise _step_failed(first)
         first_instruction_s = READY.unpack(first[1])[0] / 1e9
-        return Launched(channel, int(pid), int(created_ns) / 1e9, first_instruction_s, address, connect_s)
+        return Launched(channel, pid, created_s, first_instruction_s, address, connect_s)
 
     def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
         """One message, or None if its sender is gone."""
@@ -191,7 +208,10 @@ def start_zygote(ledger: Ledger, folder: Path, settings: Settings, cpus: tuple[i
         try:
             with contextlib.suppress(OSError):  # one that is gone is noticed next
                 zygote._channel.send(*settings.encode())  # noqa: SLF001 - its maker
-            if zygote._receive(zygote._channel, time.monotonic() + _START_DEADLINE_S) != [b"serving"]:  # noqa: SLF001 - its maker
+            answer = zygote._receive(zygote._channel, time.monotonic() + _START_DEADLINE_S)  # noqa: SLF001 - its maker
+            if answer is not None and answer[0] == b"failed":
+                raise _step_failed(answer, "what all instances share")
+            if answer != [b"serving"]:
                 raise zygote._died()  # noqa: SLF001 - its maker
             yield zygote
         finally:
@@ -205,11 +225,11 @@ def wait_readable(channel: Channel, deadline: float) -> bool:
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
-def _step_failed(fields: list[bytes]) -> BackendError:
+def _step_failed(fields: list[bytes], what: str = "the instance") -> BackendError:
     _, step, reason, number, path = (field.decode("utf-8", "surrogateescape") for field in fields)
     where = f": {path}" if path and path not in step else ""
     return BackendError(
-        f"setting up the instance failed at step {step}: {reason}{where}",
-        remedy="`tare doctor` shows what this kernel lacks",
+        f"setting up {what} failed at step {step}: {reason}{where}",
+        remedy="`tare doctor` shows what this kernel lacks; the backend's options say what it is asked for",
         evidence=f"step {step}; errno {number} ({reason}); path {path or '-'}",
     )

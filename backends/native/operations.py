@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from backends.native import syscalls
 
 _NOTHING = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+_KEPT = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME
+"""Flags of mounts that statvfs(2) tells with the numbers that mount(2) takes."""
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = (
     ("fd", "/proc/self/fd"),
@@ -117,13 +119,19 @@ class Mount(Operation):
 
 
 class Bind(Operation):
-    """Make a tree of the host appear at a place of the new root, with what is mounted below it if ``recursive``."""
+    """Make a tree of the host appear at a place of the new root, with what is mounted below it if ``recursive``.
 
-    def __init__(self, source: str, target: str, *, recursive: bool = False, flags: int = 0) -> None:
+    ``flags`` replace the mount's own; with ``keep`` they are added, as a user namespace may take none away.
+    """
+
+    def __init__(
+        self, source: str, target: str, *, recursive: bool = False, flags: int = 0, keep: bool = False
+    ) -> None:
         self.source = source
         self.target = target
         self.recursive = recursive
         self.flags = flags
+        self.keep = keep
 
     def describe(self) -> str:
         """The step in words."""
@@ -134,7 +142,8 @@ class Bind(Operation):
         flags = syscalls.MS_BIND | (syscalls.MS_REC if self.recursive else 0)
         syscalls.mount(self.source, self.target, "", flags)
         if self.flags:  # which the kernel takes only from a remount
-            syscalls.mount("", self.target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | self.flags)
+            kept = os.statvfs(self.target).f_flag & _KEPT if self.keep else 0
+            syscalls.mount("", self.target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | self.flags | kept)
 
 
 class Mask(Operation):
@@ -200,6 +209,37 @@ class FillDev(Operation):
             os.symlink(target, f"{self.path}/{name}")  # noqa: PTH211 - pathlib is too much to load here
         for name in ("pts", "shm", "mqueue"):
             os.mkdir(f"{self.path}/{name}", 0o755)  # noqa: PTH102 - likewise
+
+
+class EnterFolder(Operation):
+    """chdir(2), so that what follows is found from there, whoever may search the folders above."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"enter {self.path}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        os.chdir(self.path)
+
+
+class MakeFolders(Operation):
+    """mkdir(2) for each, parents first."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self.paths = paths
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"make {', '.join(self.paths)}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        for path in self.paths:
+            os.mkdir(path, 0o755)  # noqa: PTH102 - pathlib is too much to load here
 
 
 class PivotRoot(Operation):

@@ -35,11 +35,20 @@ class Network(StrEnum):
 
 
 class NativeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[backend.options]`` of ``native``."""
+    """``[backend.options]`` of ``native``.
+
+    ``boot_offset_s`` is how far the boot clock inside is ahead of the host's, in whole seconds; it needs
+    ``time_namespace``.
+    """
 
     seccomp: Seccomp = Seccomp.DEFAULT
     capabilities: Capabilities = Capabilities.DEFAULT
     user_namespace: bool = False
     time_namespace: bool = False
+    boot_offset_s: int = 0
     upper: Upper = Upper.DISK
     network: Network = Network.NONE
+
+    def __post_init__(self) -> None:
+        if self.boot_offset_s and not self.time_namespace:
+            raise ValueError("boot_offset_s needs time_namespace = true")

@@ -12,14 +12,17 @@ _SEPARATOR = " "
 
 
 class Settings:
-    """What all instances of one zygote have in common; all paths are absolute.
+    """What all instances of one zygote have in common; paths are absolute without a user namespace.
 
     ``style`` is one of ``order.STYLES``. ``root`` is the folder that the overlay is mounted on; mount namespaces are
     private, so all instances share it. ``empty`` is a folder that stays empty, ``memory`` one to mount the tmpfs on
     that holds the upper layer, of ``memory_bytes`` (0: the upper layer is on disk, where the Plan says).
     ``capabilities`` are the numbers of those that are kept. ``inherited_filter`` and ``own_filter`` are seccomp
     programs, empty for none: see ``seccomp.Filters``. ``uid_map`` and ``gid_map`` are empty for no user namespace.
-    ``time_offsets_s`` are those of the monotonic and the boot clock, None for no time namespace.
+    With one, the zygote enters ``folder``, and all paths but ``image`` are relative to it, so that nothing above it
+    needs to be open to the identities outside. ``image`` is mounted at ``lower`` with its owners mapped.
+    ``boot_offset_s`` is added to the boot clock, None for no time namespace; the monotonic clock, by which commands
+    are timed, stays the host's.
     ``mount_points`` are made in an upper layer in memory; on disk the harness makes them.
     """
 
@@ -38,7 +41,10 @@ class Settings:
         own_filter: bytes = b"",
         uid_map: IdMap = (),
         gid_map: IdMap = (),
-        time_offsets_s: tuple[int, int] | None = None,
+        folder: str = "",
+        image: str = "",
+        lower: str = "",
+        boot_offset_s: int | None = None,
     ) -> None:
         self.style = style
         self.root = root
@@ -52,7 +58,10 @@ class Settings:
         self.own_filter = own_filter
         self.uid_map = uid_map
         self.gid_map = gid_map
-        self.time_offsets_s = time_offsets_s
+        self.folder = folder
+        self.image = image
+        self.lower = lower
+        self.boot_offset_s = boot_offset_s
 
     def encode(self) -> tuple[bytes, ...]:
         """The fields of a message."""
@@ -64,15 +73,16 @@ class Settings:
             self.own_filter,
             _numbers([number for line in self.uid_map for number in line]),
             _numbers([number for line in self.gid_map for number in line]),
-            _numbers(self.time_offsets_s or ()),
+            join_list((self.folder, self.image, self.lower)),
+            b"" if self.boot_offset_s is None else str(self.boot_offset_s).encode(),
         )
 
 
 def decode_settings(fields: list[bytes]) -> Settings:
     """The settings of ``Settings.encode``."""
-    single, mount_points, capabilities, inherited_filter, own_filter, uid_map, gid_map, offsets = fields
+    single, mount_points, capabilities, inherited_filter, own_filter, uid_map, gid_map, places, boot = fields
     style, root, empty, memory, memory_bytes, network = split_list(single)
-    times = _split_numbers(offsets)
+    folder, image, lower = split_list(places)
     return Settings(
         style=style,
         root=root,
@@ -86,12 +96,15 @@ def decode_settings(fields: list[bytes]) -> Settings:
         own_filter=own_filter,
         uid_map=_split_map(uid_map),
         gid_map=_split_map(gid_map),
-        time_offsets_s=(times[0], times[1]) if times else None,
+        folder=folder,
+        image=image,
+        lower=lower,
+        boot_offset_s=int(boot) if boot else None,
     )
 
 
 class Plan:
-    """One instance, all paths absolute.
+    """One instance; paths as in the Settings.
 
     The root is an overlay of ``lower``, ``upper`` and ``work``. ``join_files`` are written by the instance itself.
     ``kill_file`` is its ``cgroup.kill`` or empty.

@@ -1,29 +1,29 @@
 """What bare metal and containers share: probing, the zygote, an instance's folders and cgroup, start and stop."""
 
 import contextlib
-import os
 import secrets
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from backends.cgroups.interface import Cgroup, limits_of
+from backends.cgroups.interface import limits_of
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
 from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
 from backends.cgroups.unenforced import limit_confounds, try_limits
+from backends.native.identities import write_maps
 from backends.native.instance import ProcessInstance
 from backends.native.launcher import Zygote, start_zygote
-from backends.native.plan import Plan, Settings
+from backends.native.places import make_folders, make_plan, make_shared_folders
+from backends.native.plan import Settings
 from bench.errors import BackendError, UnavailableError
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import ResourceKind
 from bench.model import (
-    SCRATCH,
     Availability,
     BackendDescription,
     Confound,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 _MOUNT_POINTS = ("proc", "sys", "dev")
 _CAP_SYS_ADMIN = 21
-_HOSTNAME_MAX = 64
 
 
 class _Prepared(msgspec.Struct, frozen=True):
@@ -75,7 +74,7 @@ class HostKernelBackend(Backend):
         """The label, facts and confounds that are this backend's own."""
 
     @abstractmethod
-    def _settings(self, folder: Path, envelope: Envelope, missing: tuple[str, ...]) -> Settings:
+    def _settings(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Settings:
         """What all its instances have in common, below ``folder``; ``missing`` are mount points the image lacks."""
 
     @contextlib.contextmanager
@@ -96,13 +95,11 @@ class HostKernelBackend(Backend):
         layout = find_layout()
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         self._stack.enter_context(self._start_folder(folder))
-        (folder / "root").mkdir()
-        (folder / "empty").mkdir()
         missing = tuple(name for name in _MOUNT_POINTS if not (image.rootfs / name).is_dir())
-        self._prepared = _Prepared(
-            image, folder, self._settings(folder, envelope, missing), missing, layout, find_block_device(folder)
-        )
+        settings = self._settings(folder, image, envelope, missing)
+        self._prepared = _Prepared(image, folder, settings, missing, layout, find_block_device(folder))
         try:
+            make_shared_folders(folder, settings)
             self._network = self._stack.enter_context(self._start_network())
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
@@ -143,17 +140,17 @@ class HostKernelBackend(Backend):
                 contextlib.ExitStack() as port,
             ):
                 zygote = self._running_zygote()
-                channel = zygote.request(self._plan(spec, folder, cgroup), cgroup.clone_into)
+                channel = zygote.request(make_plan(prepared.settings, spec, folder, cgroup), cgroup.clone_into)
                 try:
                     # The kernel takes a millisecond to clone the process; the rest is made meanwhile.
                     complete_cgroup(cgroup, limits)
-                    self._make_folders(folder, prepared.missing)
+                    make_folders(folder, prepared.settings, prepared.missing)
                 except BaseException:
                     zygote.abandon(channel)
                     raise
                 network = self._network
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
-                launched = zygote.launch(channel, connect)
+                launched = zygote.launch(channel, connect, self._identify(prepared.settings))
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())
@@ -169,36 +166,21 @@ class HostKernelBackend(Backend):
         finally:
             _remove_folder(folder)
 
-    def _make_folders(self, folder: Path, missing: tuple[str, ...]) -> None:
-        # Plain os.mkdir: this is on the measured path. No ledger entry: the backend's own folder has one.
-        try:
-            for name in (
-                "",
-                "/upper",
-                "/work",
-                "/scratch",
-                f"/upper{SCRATCH}",
-                *(f"/upper/{name}" for name in missing),
-            ):
-                os.mkdir(f"{folder}{name}", 0o755)  # noqa: PTH102 - see above
-        except OSError as error:
-            raise BackendError(
-                f"could not make the instance's folders: {error.strerror}: {error.filename}",
-                remedy=f"see that {self.context.work_directory} is writable and has space left",
-            ) from error
+    def _identify(self, settings: Settings) -> Callable[[int], None] | None:
+        """What gives a new instance's process its identities, if it has a user namespace."""
+        if not settings.uid_map:
+            return None
 
-    def _plan(self, spec: InstanceSpec, folder: Path, cgroup: Cgroup) -> Plan:
-        kill_file = "" if cgroup.clone_into is None else str(cgroup.clone_into / "cgroup.kill")
-        return Plan(
-            hostname=spec.identifier[:_HOSTNAME_MAX],
-            lower=str(spec.image.rootfs),
-            upper=f"{folder}/upper",
-            work=f"{folder}/work",
-            scratch=f"{folder}/scratch",
-            cpus=spec.envelope.cpus,
-            join_files=tuple(map(str, cgroup.join_files_after_clone)),
-            kill_file="" if "pid" in self.namespaces else kill_file,
-        )
+        def identify(pid: int) -> None:
+            try:
+                write_maps(pid, settings.uid_map, settings.gid_map)
+            except OSError as error:
+                raise BackendError(
+                    f"the user namespace could not be given its identities: {error.strerror}: {error.filename}",
+                    remedy='user_namespace = false in the options of "native"',
+                ) from error
+
+        return identify
 
     def _running_zygote(self) -> Zygote:
         """The zygote, or a new one if it died."""

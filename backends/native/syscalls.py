@@ -8,10 +8,12 @@ import ctypes
 import os
 
 CLONE_INTO_CGROUP = 0x200000000
+CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
@@ -27,12 +29,23 @@ MS_STRICTATIME = 0x1000000
 MNT_DETACH = 0x2
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
 SECCOMP_MODE_FILTER = 2
 
+MOUNT_ATTR_IDMAP = 0x00100000
+OPEN_TREE_CLONE = 0x1
+AT_RECURSIVE = 0x8000
+_AT_EMPTY_PATH = 0x1000
+_AT_FDCWD = -100
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
 _SYS_CLONE3 = 435
 """The same number on every architecture, as for all system calls since 5.1."""
 _SIGCHLD = 17
@@ -65,6 +78,20 @@ class _CapData(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
+_CapSets = _CapData * 2
+
+
+class _MountAttributes(ctypes.Structure):
+    """``struct mount_attr`` (Linux 5.12)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
 class _FilterProgram(ctypes.Structure):
     """``struct sock_fprog``."""
 
@@ -77,6 +104,8 @@ _INSTRUCTION_BYTES = 8
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.syscall.argtypes = (ctypes.c_long, ctypes.POINTER(_CloneArgs), ctypes.c_size_t)
 _libc.syscall.restype = ctypes.c_long
+_syscall = ctypes.PyDLL(None, use_errno=True).syscall  # of its own, for arguments of other types
+_syscall.restype = ctypes.c_long
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
@@ -127,6 +156,33 @@ def umount2(target: str, flags: int) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
+def open_tree(path: str, flags: int) -> int:
+    """A descriptor of the mount at ``path``, with OPEN_TREE_CLONE of a copy that is not attached (Linux 5.2).
+
+    Raises OSError with ``path``.
+    """
+    number = ctypes.c_long(_SYS_OPEN_TREE)
+    found: int = _syscall(number, _AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), ctypes.c_uint(flags | os.O_CLOEXEC))
+    _check(found, path)
+    return found
+
+
+def mount_setattr(tree: int, flags: int, attributes: int, user_namespace: int) -> None:
+    """Set attributes of the mount ``tree``, which MOUNT_ATTR_IDMAP needs ``user_namespace`` for. Raises OSError."""
+    wanted = _MountAttributes(attr_set=attributes, userns_fd=user_namespace)
+    number, size = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_size_t(ctypes.sizeof(_MountAttributes))
+    _check(
+        _syscall(number, tree, ctypes.c_char_p(b""), ctypes.c_uint(flags | _AT_EMPTY_PATH), ctypes.byref(wanted), size)
+    )
+
+
+def move_mount(tree: int, target: str) -> None:
+    """Attach the mount ``tree`` at ``target``. Raises OSError with ``target``."""
+    number, to = ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_char_p(os.fsencode(target))
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_syscall(number, tree, ctypes.c_char_p(b""), _AT_FDCWD, to, flags), target)
+
+
 def pivot_root(new_root: str, put_old: str) -> None:
     """Exchange the root file system. Raises OSError with ``new_root``."""
     _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), new_root)
@@ -150,7 +206,7 @@ def prctl(option: int, argument: int, second: int = 0) -> None:
 def capset(capabilities: int) -> None:
     """Make the bit set ``capabilities`` the calling thread's effective and permitted ones; inheritable are cleared."""
     low, high = capabilities & 0xFFFFFFFF, capabilities >> 32
-    data = (_CapData * 2)(_CapData(low, low, 0), _CapData(high, high, 0))
+    data = _CapSets(_CapData(low, low, 0), _CapData(high, high, 0))
     _check(_libc.capset(_CapHeader(_CAPABILITY_VERSION_3, 0), data))
 
 

@@ -42,9 +42,12 @@ def _serve(channel: "Channel", kill_files: list[str]) -> None:
     from backends.native.wire import Channel
 
     settings = plan.decode_settings(channel.receive()[0])
-    for operation in order.zygote_operations(settings):
-        operation.execute()
+    failure = init.carry_out(order.zygote_operations(settings))
+    if failure:
+        channel.send(*failure)
+        return
     flags = order.clone_flags(settings)
+    same = order.same_operations(settings)
     gc.collect()
     gc.freeze()  # what is there now is never looked at again, in instances either: nothing to copy on write
     gc.disable()
@@ -63,7 +66,7 @@ def _serve(channel: "Channel", kill_files: list[str]) -> None:
                 if cgroup is not None:
                     os.close(cgroup)
                 try:
-                    init.run_init(Channel(descriptors[0]), order.instance_operations(settings, wanted))
+                    init.run_init(Channel(descriptors[0]), order.instance_operations(settings, wanted, same))
                 finally:
                     os._exit(0)
             created = time.monotonic_ns()

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from backends.native.options import NativeOptions
 from bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from bench.ledger import Ledger, clean
 from bench.model import Command, Phase
@@ -209,3 +210,20 @@ def test_a_command_that_prints_without_end_is_ended(backend, image, monkeypatch)
         backend.start(spec("endless", image)) as instance,
     ):
         instance.execute(Command(("cat", "/dev/zero")))
+
+
+def test_a_filesystem_whose_owners_cannot_be_mapped(image, tmp_path):
+    # /proc takes no idmapped mount, as older kernels' file systems do.
+    broken = msgspec.structs.replace(image, rootfs=Path("/proc"))
+    options = NativeOptions(user_namespace=True)
+    with (
+        Ledger(tmp_path / "ledger") as ledger,
+        pytest.raises(
+            BackendError, match=r"setting up what all instances share failed at step .* mount /proc"
+        ) as raised,
+        start_backend("native", broken, tmp_path / "work", ledger, options),
+    ):
+        pass
+    assert "errno 22" in raised.value.evidence
+    assert list((tmp_path / "work").iterdir()) == []
+    assert our_cgroups() == []

@@ -1,12 +1,16 @@
 """What a container sees and may do, against what the common runtimes give."""
 
+import contextlib
 import errno
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 
+from backends.native.identities import REMAPPED
+from backends.native.options import Capabilities, NativeOptions, Seccomp, Upper
 from bench.ledger import Ledger
 from bench.model import Command
 from tests.privileged.host_kernel import spec, start_backend
@@ -14,15 +18,20 @@ from tests.privileged.host_kernel import spec, start_backend
 pytestmark = [pytest.mark.root, pytest.mark.image]
 
 
-@pytest.fixture(scope="module")
-def container(image, tmp_path_factory):
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "user-namespace"])
+def container(request, image, tmp_path_factory):
+    options = NativeOptions(user_namespace=request.param)
     folder = tmp_path_factory.mktemp("isolation")
     with (
         Ledger(folder / "ledger") as ledger,
-        start_backend("native", image, folder / "work", ledger) as backend,
+        start_backend("native", image, folder / "work", ledger, options) as backend,
         backend.start(spec("isolation", image)) as instance,
     ):
         yield instance
+
+
+def remapped(container):
+    return output(container, "cat /proc/self/uid_map").split()[1] != "0"
 
 
 def output(container, script):
@@ -66,6 +75,14 @@ def test_seccomp_answers_as_dockers(container, attempt, answer):
     assert int(container.execute(Command(("python3", "-c", script))).stdout.replace(b"False", b"0")) == answer
 
 
+def test_identities_are_the_hosts_only_without_a_user_namespace(container):
+    owner = Path(f"/proc/{container.pid}").stat().st_uid
+    assert owner == (REMAPPED[0][1] if remapped(container) else 0)
+    script = "touch /made /scratch/made && stat -c %U:%G /made /scratch/made /etc/passwd / /scratch"
+    assert output(container, script).split() == ["root:root"] * 5
+    assert output(container, "rm -r /usr/share/bug && mkdir /usr/share/bug && ls -A /usr/share/bug") == ""
+
+
 def test_sees_only_its_own_processes(container):
     assert output(container, "cat /proc/1/comm") != Path("/proc/1/comm").read_text().strip()
     pids = [int(name) for name in output(container, "ls /proc").split() if name.isdigit()]
@@ -95,7 +112,7 @@ def test_a_device_made_inside_cannot_be_opened(container):
         script = f"mknod {folder}disk b {major} {minor} && head -c 1 {folder}disk; echo status $?; rm -f {folder}disk"
         done = container.execute(Command(("sh", "-c", script)))
         assert done.stdout == b"status 1\n"
-        assert b"Permission denied" in done.stderr
+        assert (b"Operation not permitted" if remapped(container) else b"Permission denied") in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -106,7 +123,8 @@ def test_kernel_settings_are_read_only(container, path):
     if not Path(path).exists():
         pytest.skip(f"this kernel has no {path}")
     done = container.execute(Command(("dd", "if=/dev/null", f"of={path}", "conv=notrunc")))
-    assert b"Read-only file system" in done.stderr
+    # In a user namespace the owner, who is nobody there, is asked first.
+    assert b"Read-only file system" in done.stderr or (remapped(container) and b"Permission denied" in done.stderr)
 
 
 @pytest.mark.parametrize("path", ["/proc/keys", "/proc/timer_list", "/proc/kcore", "/proc/acpi", "/sys/firmware"])
@@ -157,3 +175,52 @@ def test_a_hundred_megabytes_each_way(container):
     content = os.urandom(2**20) * 100
     done = container.execute(Command(("cat",), stdin=content, timeout_s=60))
     assert done.stdout == content
+
+
+@pytest.fixture
+def start_with(image, tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def start(**chosen):
+            ledger = stack.enter_context(Ledger(tmp_path / "ledger"))
+            options = NativeOptions(**chosen)
+            backend = stack.enter_context(start_backend("native", image, tmp_path / "work", ledger, options))
+            return stack.enter_context(backend.start(spec("chosen", image)))
+
+        yield start
+
+
+def test_no_capabilities(start_with):
+    container = start_with(capabilities=Capabilities.NONE)
+    status = output(container, "grep -E 'Cap(Prm|Eff|Bnd)' /proc/self/status /proc/1/status")
+    assert set(re.findall(r"Cap\w+:\s+(\w+)", status)) == {"0" * 16}
+    assert container.execute(Command(("chroot", "/", "true"))).returncode == 125
+
+
+def test_no_seccomp(start_with):
+    container = start_with(seccomp=Seccomp.NONE)
+    assert output(container, "grep Seccomp: /proc/self/status").split() == ["Seccomp:", "0"]
+    assert container.execute(Command(("unshare", "--user", "true"))).returncode == 0
+
+
+def test_the_boot_clock_can_be_chosen_and_the_monotonic_one_stays(start_with):
+    container = start_with(time_namespace=True, boot_offset_s=1_000_000)
+    assert output(container, "readlink /proc/self/ns/time") != str(Path("/proc/self/ns/time").readlink())
+    script = "import time; print(time.clock_gettime(7), time.monotonic())"
+    before, host = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    done = container.execute(Command(("python3", "-c", script)))
+    boot, monotonic = map(float, done.stdout.split())
+    assert 0 <= boot - host - 1_000_000 < 60
+    assert before <= done.started_s <= monotonic <= done.ended_s <= time.monotonic()
+
+
+@pytest.mark.parametrize("remap", [False, True])
+def test_an_upper_layer_in_memory(start_with, remap):
+    container = start_with(upper=Upper.TMPFS, user_namespace=remap)
+    disk, charged = container.footprint().disk_owned_bytes, container.footprint().cgroup_bytes
+    assert output(container, "head -c 20000000 /dev/zero > /made; stat -c %U:%s /made") == "root:20000000"
+    assert container.footprint().disk_owned_bytes == disk
+    assert container.footprint().cgroup_bytes - charged > 19_000_000
+    done = container.execute(Command(("sh", "-c", "head -c 400000000 /dev/zero > /made")))
+    assert b"No space left" in done.stderr, "before its memory limit kills it"
+    assert container.execute(Command(("true",))).returncode == 0

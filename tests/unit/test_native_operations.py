@@ -127,7 +127,10 @@ def test_settings_arrive_as_they_were_sent():
         own_filter=b"\0",
         uid_map=((0, 100000, 65536), (65536, 7, 1)),
         gid_map=((0, 200000, 65536),),
-        time_offsets_s=(0, -3),
+        folder="/w",
+        image="/img",
+        lower="lower",
+        boot_offset_s=-3,
     )
     for settings in (make_settings(), chosen):
         assert vars(decode_settings(list(settings.encode()))) == vars(settings)
