@@ -94,6 +94,12 @@ class Instance(ABC):
         del command, terminal
         raise UnsupportedError("this backend's instances have no terminal", remedy="use `tare exec`")
 
+    def end(self) -> None:  # noqa: B027 - optional
+        """Begin to end it and return at once; leaving its context then has less to wait for.
+
+        For whoever stops many: all of them end at the same time. It is of no use from now on.
+        """
+
     @abstractmethod
     def usage(self) -> Usage:
         """What this instance has cost the host since it started, everything included."""

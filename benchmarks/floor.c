@@ -5,6 +5,9 @@
  * outside that time. The first process shares the memory of this one (CLONE_VM), so nothing is copied on write:
  * no runtime that forks can be faster.
  *
+ * A line that begins with "keep" leaves the container alive; "end" ends and removes all that were kept. Those share the
+ * stack on which they wait for their end.
+ *
  * Usage: floor LOWER WORK_FOLDER CPU MEMORY_BYTES PIDS_MAX IO_DEVICE CONTROLLER=PARENT_FOLDER...
  * (unified= takes CLONE_INTO_CGROUP; v2= likewise, with the limits in it.)
  */
@@ -284,22 +287,57 @@ static void drop_folder(const char *folder, const char *below)
 		die("rmdir", path);
 }
 
-static void one(int number)
+static const char *const below[] = { "", "/upper", "/work", "/scratch", "/upper/scratch" };
+static struct { pid_t pid; int number; } kept[4096];
+static int kept_count;
+
+static void name_all(int number)
 {
-	static const char *const below[] = { "", "/upper", "/work", "/scratch", "/upper/scratch" };
-	char name[64], cpus[16], byte;
+	char name[64];
+	snprintf(name, sizeof name, "tare-floor-%d-%d", getpid(), number);
+	for (int i = 0; i < group_count; i++)
+		snprintf(groups[i].folder, sizeof groups[i].folder, "%s/%s", groups[i].parent, name);
+	snprintf(instance, sizeof instance, "%s/%s", work, name);
+}
+
+static void drop(pid_t pid)
+{
+	waitpid(pid, NULL, 0);
+	for (int i = 0; i < group_count; i++)
+		while (rmdir(groups[i].folder) < 0)
+			if (errno != EBUSY)
+				die("rmdir", groups[i].folder);
+	drop_folder(instance, "/work/work");
+	for (int i = 4; i >= 0; i--)
+		drop_folder(instance, below[i]);
+}
+
+static void end_all(void)
+{
+	for (int i = 0; i < kept_count; i++)
+		kill(kept[i].pid, SIGKILL);
+	for (int i = 0; i < kept_count; i++) {
+		name_all(kept[i].number);
+		drop(kept[i].pid);
+	}
+	kept_count = 0;
+	puts("0");
+	fflush(stdout);
+}
+
+static void one(int number, int keep)
+{
+	char cpus[16], byte;
 	int cgroup = -1;
 	long began = now();
-	snprintf(name, sizeof name, "tare-floor-%d-%d", getpid(), number);
+	name_all(number);
 	snprintf(cpus, sizeof cpus, "%d", cpu);
 	for (int i = 0; i < group_count; i++) {
-		snprintf(groups[i].folder, sizeof groups[i].folder, "%s/%s", groups[i].parent, name);
 		make_folder(groups[i].folder, "");
 		limit(&groups[i], cpus);
 		if (!strcmp(groups[i].name, "unified") || !strcmp(groups[i].name, "v2"))
 			cgroup = open(groups[i].folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	}
-	snprintf(instance, sizeof instance, "%s/%s", work, name);
 	for (int i = 0; i < 5; i++)
 		make_folder(instance, below[i]);
 	pid_t pid = start(cgroup);
@@ -309,15 +347,13 @@ static void one(int number)
 	fflush(stdout);
 	if (cgroup >= 0)
 		close(cgroup);
+	if (keep && kept_count < (int)(sizeof kept / sizeof *kept)) {
+		kept[kept_count].pid = pid;
+		kept[kept_count++].number = number;
+		return;
+	}
 	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-	for (int i = 0; i < group_count; i++)
-		while (rmdir(groups[i].folder) < 0)
-			if (errno != EBUSY)
-				die("rmdir", groups[i].folder);
-	drop_folder(instance, "/work/work");
-	for (int i = 4; i >= 0; i--)
-		drop_folder(instance, below[i]);
+	drop(pid);
 }
 
 int main(int argc, char **argv)
@@ -345,6 +381,11 @@ int main(int argc, char **argv)
 	puts("serving");
 	fflush(stdout);
 	for (int number = 0; fgets(line, sizeof line, stdin); number++)
-		one(number);
+		if (!strncmp(line, "end", 3))
+			end_all();
+		else
+			one(number, !strncmp(line, "keep", 4));
+	if (kept_count)
+		end_all();
 	return 0;
 }

@@ -1,13 +1,13 @@
-"""How long the native runtime takes to start a container, beside crun and beside a C program doing the same steps.
+"""How long the native runtime takes to start a container, beside crun, runc and a C program doing the same steps.
 
-The three take turns in one process, each after a pause in which the machine idles. Ours is from the call of
-``Backend.start`` until the instance can execute (limits set, everything entered in the ledger); crun's is
-`crun run` of /bin/true with the same root file system, namespaces, capabilities, masks and limits, from start to
+They take turns in one process, each after a pause in which the machine idles. Ours is from the call of
+``Backend.start`` until the instance can execute (limits set, everything entered in the ledger); crun's and runc's is
+`run` of /bin/true with the same root file system, namespaces, capabilities, masks and limits, from start to
 exit; the floor's is floor.c, up to the same point as ours.
 
     python benchmarks/start_latency.py --rootfs DIR [--json]
 
-Needs root, crun and gcc. Leaves nothing behind; what a killed run left is removed at the next.
+Needs root, crun, runc and gcc. Leaves nothing behind; what a killed run left is removed at the next.
 """
 
 import argparse
@@ -44,7 +44,10 @@ PIDS_MAX = 256
 PAUSE_S = 0.15
 TIME_LIMIT_S = 240.0
 
-Starter = Callable[[], float]
+OCI_RUNTIMES = ("crun", "runc")
+
+Starter = Callable[..., float]
+"""Starts one; seconds. That of a server takes the line to send it."""
 
 
 class Result(TypedDict):
@@ -96,15 +99,15 @@ def newest_rootfs() -> Path:
 
 
 def measure(rootfs: Path, rounds: int) -> Result:
-    """Alternate the three and compare. Raises TareError."""
-    for tool in ("crun", "gcc"):
+    """Alternate them and compare. Raises TareError."""
+    for tool in (*OCI_RUNTIMES, "gcc"):
         if find_tool(tool) is None:
             raise MissingToolError(f"{tool} is not installed", remedy=f"apt-get install {tool}")
     if not (rootfs / "bin/true").exists():
         raise TareError(f"{rootfs} has no /bin/true", remedy="give a root file system with --rootfs DIR")
     clean(LEDGER)
     cpu = max(os.sched_getaffinity(0))
-    times: dict[str, list[float]] = {"native": [], "crun": [], "floor": []}
+    times: dict[str, list[float]] = {name: [] for name in ("native", *OCI_RUNTIMES, "floor")}
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger(LEDGER))
         folder = Path(f"/var/tmp/tare-start-latency-{os.getpid()}")
@@ -113,7 +116,7 @@ def measure(rootfs: Path, rounds: int) -> Result:
         layout = find_layout()
         starters: dict[str, Starter] = {
             "native": stack.enter_context(start_native(ledger, folder, rootfs, cpu)),
-            "crun": stack.enter_context(start_crun(folder, rootfs, layout, cpu)),
+            **{name: stack.enter_context(start_oci(name, folder, rootfs, layout, cpu)) for name in OCI_RUNTIMES},
             "floor": stack.enter_context(start_floor(folder, rootfs, layout, cpu)),
         }
         deadline = time.monotonic() + TIME_LIMIT_S
@@ -133,7 +136,7 @@ def summarise(times: dict[str, list[float]]) -> Result:
     medians = {name: statistics.median(values) for name, values in times.items()}
     ours = sorted(times["native"])
     return {
-        "ratios": {name: medians["native"] / medians[name] for name in ("crun", "floor")},
+        "ratios": {name: medians["native"] / medians[name] for name in (*OCI_RUNTIMES, "floor")},
         "p99_over_median": ours[min(len(ours) - 1, int(len(ours) * 0.99))] / medians["native"],
         "medians_s": medians,
         "starts": len(ours),
@@ -193,8 +196,8 @@ def start_server(argv: list[str]) -> Iterator[Starter]:
                 raise TareError(f"{Path(argv[0]).name}: {line}")
             return line
 
-        def start() -> float:
-            asking.write("\n")
+        def start(command: str = "") -> float:
+            asking.write(f"{command}\n")
             asking.flush()
             return int(answer()) / 1e9
 
@@ -226,18 +229,18 @@ def start_floor(folder: Path, rootfs: Path, layout: Layout, cpu: int) -> Iterato
 
 
 @contextlib.contextmanager
-def start_crun(folder: Path, rootfs: Path, layout: Layout, cpu: int) -> Iterator[Starter]:
-    """crun, in the mount namespace it needs."""
-    bundle = folder / "bundle"
+def start_oci(name: str, folder: Path, rootfs: Path, layout: Layout, cpu: int) -> Iterator[Starter]:
+    """An OCI runtime, in the mount namespace it needs."""
+    bundle = folder / f"bundle-{name}"
     for below in ("rootfs", "upper", "work", "scratch", "state"):
         (bundle / below).mkdir(parents=True)
     run(["crun", "spec"], timeout_s=10, cwd=bundle)
     config = bundle / "config.json"
     config.write_text(json.dumps(like_ours(json.loads(config.read_text()), bundle, cpu)))
     detach = [str(layout.unified_root)] if layout.version is Version.HYBRID else []
-    crun = str(find_tool("crun"))
-    arguments = [str(bundle), str(rootfs), str(bundle / "upper"), str(bundle / "work"), crun, *detach]
-    with start_server([sys.executable, str(HERE / "crun_server.py"), *arguments]) as start:
+    program = str(find_tool(name))
+    arguments = [str(bundle), str(rootfs), str(bundle / "upper"), str(bundle / "work"), program, *detach]
+    with start_server([sys.executable, str(HERE / "oci_server.py"), *arguments]) as start:
         yield start
 
 

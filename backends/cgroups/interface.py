@@ -144,6 +144,15 @@ class Cgroup(ABC):
                     remedy="they are stuck inside the kernel; /proc/PID/stack tells where",
                 )
 
+    def begin_kill(self) -> None:
+        """SIGKILL every member and return at once. What forks meanwhile may escape until the group is stopped."""
+        if self.clone_into is not None:
+            with contextlib.suppress(OSError):  # before 5.14
+                write_text(self.clone_into / "cgroup.kill", "1")
+                return
+        for descriptor in signal_all(self.members()):
+            os.close(descriptor)
+
 
 def signal_all(pids: list[int]) -> list[int]:
     """SIGKILL each process; its pidfds, which keep a reused pid from being hit."""

@@ -1,0 +1,218 @@
+"""A thousand live containers from one run: how fast they start, the last as the first, and the memory of each.
+
+Ours take turns with those of floor.c, a C program doing the same steps whose containers hold nothing but what the
+kernel needs for them. Memory is what MemAvailable lost by all of them together, once it no longer changes.
+
+    python benchmarks/population.py [--instances 1000] [--rootfs DIR] [--json]
+
+Needs root and gcc. Leaves nothing behind, and counts that: cgroups, mounts, namespaces, overlay folders, processes.
+What a killed run left is removed at the next.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+from start_latency import LEDGER, MEMORY_BYTES, PIDS_MAX, newest_rootfs, start_floor, start_folder
+
+from backends.cgroups.layout import find_layout
+from backends.native.backend import Native
+from backends.native.options import NativeOptions
+from bench.errors import ExitCode, MissingToolError, TareError
+from bench.interfaces import BackendContext, Instance
+from bench.ledger import Ledger, ResourceKind, clean
+from bench.model import Envelope, Image, InstanceSpec, Phase
+from bench.process import find_tool
+
+SETTLED_BYTES = 2 * 2**20
+SETTLE_DEADLINE_S = 30.0
+"""The kernel gives the memory of network namespaces back 6 to 15 s after the last process."""
+NAMESPACES = ("mnt", "pid", "net", "uts", "ipc", "cgroup")
+
+
+class Result(TypedDict):
+    """What `--json` prints. Rates and latencies are medians over the rounds."""
+
+    instances: int
+    rounds: int
+    rate_per_s: float
+    growth_last_over_first: float
+    memory_bytes_each: float
+    floor_memory_bytes_each: float
+    memory_ratio_to_floor: float
+    stop_s: float
+    left_behind: int
+    left: list[str]
+
+
+class Population(TypedDict):
+    """One population of ours."""
+
+    rate_per_s: float
+    growth: float
+    memory_bytes: float
+    stop_s: float
+    left: list[str]
+
+
+def main() -> int:
+    """Run, print, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--instances", type=int, default=1000, help="how many live at once (default 1000)")
+    parser.add_argument("--rounds", type=int, default=2, help="populations of each kind (default 2)")
+    parser.add_argument("--rootfs", type=Path, help="root file system to start (default: tare's newest image)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    try:
+        result = measure(arguments.rootfs or newest_rootfs(), arguments.instances, arguments.rounds)
+    except TareError as error:
+        print(f"population: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    finally:
+        with contextlib.suppress(OSError):  # not there, or another benchmark uses it
+            LEDGER.rmdir()
+    if arguments.json:
+        print(json.dumps(result))
+        return ExitCode.OK
+    print(f"{result['instances']} containers at {result['rate_per_s']:.0f}/s, stopped in {result['stop_s']:.1f} s")
+    print(f"the last hundredth start / the first: {result['growth_last_over_first']:.2f}")
+    own, floor = result["memory_bytes_each"] / 1024, result["floor_memory_bytes_each"] / 1024
+    print(f"memory: {own:.0f} KiB each, the floor's {floor:.0f} KiB: {result['memory_ratio_to_floor']:.2f}")
+    print(f"left behind: {result['left_behind']} {' '.join(result['left'])}")
+    return ExitCode.OK
+
+
+def measure(rootfs: Path, count: int, rounds: int) -> Result:
+    """Alternate the two. Raises TareError."""
+    if find_tool("gcc") is None:
+        raise MissingToolError("gcc is not installed", remedy="apt-get install gcc libc6-dev")
+    if count < 10:
+        raise TareError("--instances: fewer than 10 tell nothing")
+    clean(LEDGER)
+    cpu = max(os.sched_getaffinity(0))
+    layout = find_layout()
+    floors: list[float] = []
+    ours: list[Population] = []
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(LEDGER))
+        folder = Path(f"/var/tmp/tare-population-{os.getpid()}")
+        stack.enter_context(ledger.holding(ResourceKind.DIRECTORY, folder))
+        stack.enter_context(start_folder(folder))
+        floor = stack.enter_context(start_floor(folder, rootfs, layout, cpu))
+        for _ in range(rounds):
+            before = wait_settled()
+            for _ in range(count):
+                floor("keep")
+            floors.append((before - wait_settled()) / count)
+            floor("end")
+            wait_settled()
+            ours.append(populate(ledger, folder, rootfs, cpu, count))
+    left = sorted({text for one in ours for text in one["left"]})
+    memory = statistics.median(one["memory_bytes"] for one in ours)
+    return {
+        "instances": count,
+        "rounds": rounds,
+        "rate_per_s": statistics.median(one["rate_per_s"] for one in ours),
+        "growth_last_over_first": statistics.median(one["growth"] for one in ours),
+        "memory_bytes_each": memory,
+        "floor_memory_bytes_each": statistics.median(floors),
+        "memory_ratio_to_floor": memory / statistics.median(floors),
+        "stop_s": statistics.median(one["stop_s"] for one in ours),
+        "left_behind": len(left),
+        "left": left,
+    }
+
+
+def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int) -> Population:
+    """One population of ours, from the first start to the last thing removed."""
+    work = folder / "native"
+    work.mkdir(exist_ok=True)
+    tag = f"population-{os.getpid()}"
+    image = Image("", "", rootfs.parent, rootfs, None, None, None, "", {}, 0)
+    envelope = Envelope((cpu,), MEMORY_BYTES, 2**30, PIDS_MAX)
+    others = tuple(sorted(os.sched_getaffinity(0) - {cpu}))
+    mounts = mount_lines(folder)
+    backend = Native(BackendContext(ledger, work, work, NativeOptions(), others))
+    entries = len(ledger.entries())
+    try:
+        backend.prepare(image, envelope)
+        before = wait_settled()
+        with contextlib.ExitStack() as stack:
+            began = time.monotonic()
+            alive = [
+                stack.enter_context(backend.start(InstanceSpec(f"{tag}-{number}", image, envelope)))
+                for number in range(count)
+            ]
+            took = time.monotonic() - began
+            memory = (before - wait_settled()) / count
+            theirs = set(namespaces_of(alive))
+            stopping = time.monotonic()
+            for instance in alive:
+                instance.end()
+        stopped = time.monotonic() - stopping
+    finally:
+        backend.close()
+    left = [f"cgroup {path}" for path in Path("/sys/fs/cgroup").rglob(f"tare-{tag}-*") if path.is_dir()]
+    left += [f"mount {line}" for line in mount_lines(folder) if line not in mounts]
+    left += [f"folder {path}" for path in work.iterdir()]
+    left += [f"process {text}" for text in processes_in(theirs, tag)]
+    left += ["ledger entries"] * (len(ledger.entries()) - entries)
+    latencies = [instance.timeline.between(Phase.REQUESTED, Phase.READY) or 0.0 for instance in alive]
+    part = max(1, min(100, count // 4))
+    growth = statistics.median(latencies[-part:]) / statistics.median(latencies[:part])
+    return {"rate_per_s": count / took, "growth": growth, "memory_bytes": memory, "stop_s": stopped, "left": left}
+
+
+def wait_settled() -> float:
+    """MemAvailable in bytes once it changes little; there is no event for that, so it is looked at."""
+    deadline = time.monotonic() + SETTLE_DEADLINE_S
+    last = available_bytes()
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        now = available_bytes()
+        if abs(now - last) < SETTLED_BYTES:
+            return now
+        last = now
+    return last
+
+
+def available_bytes() -> float:
+    """MemAvailable."""
+    text = Path("/proc/meminfo").read_text()
+    return float(text.partition("MemAvailable:")[2].split()[0]) * 1024
+
+
+def mount_lines(folder: Path) -> list[str]:
+    """Our own mounts that name ``folder``."""
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(folder) in line]
+
+
+def namespaces_of(instances: list[Instance]) -> Iterator[str]:
+    """The namespaces of live containers."""
+    for instance in instances:
+        pid = getattr(instance, "pid")  # noqa: B009 - an instance of ours has one, the contract does not
+        for name in NAMESPACES:
+            yield str(Path(f"/proc/{pid}/ns/{name}").readlink())
+
+
+def processes_in(namespaces: set[str], tag: str) -> Iterator[str]:
+    """Processes in one of the network namespaces that were the population's, or in one of its cgroups."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            network = str((process / "ns/net").readlink())
+            own = str(Path("/proc/self/ns/net").readlink())
+            if (network in namespaces and network != own) or tag in (process / "cgroup").read_text():
+                yield process.name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
