@@ -34,9 +34,11 @@ def ledger_directory() -> Path:
 def work_directory() -> Path:
     """Overlays, disks and scratch folders of live instances, where the suite names no storage of its own.
 
-    On a disk and not in /tmp, which is often a tmpfs and would turn I/O workloads into memory workloads.
+    On a disk and not in /tmp, which is often a tmpfs and would turn I/O workloads into memory workloads. An ordinary
+    user has one of its own, ``/var/tmp/tare-UID``.
     """
-    return _overridden(WORK_VARIABLE) or Path("/var/tmp/tare")  # noqa: S108 - each instance makes a folder of its own
+    own = "tare" if os.geteuid() == 0 else f"tare-{os.geteuid()}"
+    return _overridden(WORK_VARIABLE) or Path("/var/tmp") / own  # noqa: S108 - each instance makes a folder of its own
 
 
 def _overridden(variable: str) -> Path | None:

@@ -4,6 +4,7 @@ Formats: OCI image-layout.md and manifest.md (v1.1); for docker the ``manifest.j
 `podman save` write.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def import_parts(file: Path, workspace: Workspace) -> stored.Description:
     workspace.progress(f"unpacking {file.name}")
     make_imported_tree(file, tree, workspace.scratch("archive"))
     problem = guest_problem(tree)
+    if not problem and os.geteuid() != 0:
+        problem = "imported without root, so that its files have no owners of their own"
     if not problem:
         for tool in BUILD_TOOLS:
             require_tool(tool)

@@ -85,7 +85,11 @@ def resolve(root: Path, path: str, *, follow_last: bool = False) -> Path:
 
 
 def apply_layer(root: Path, layer: Path) -> None:
-    """Unpack ``layer`` over the tree at ``root``, whiteouts applied. Raises ImageError, OSError."""
+    """Unpack ``layer`` over the tree at ``root``, whiteouts applied. Raises ImageError, OSError.
+
+    Without root the files become the user's, and device nodes and extended attributes that only root may set
+    (``security.*``, ``trusted.*``) are left out.
+    """
     made: set[Path] = set()
     folder_times: dict[Path, float] = {}
     with open_tar(layer) as tar:
@@ -132,6 +136,8 @@ def _make_missing(root: Path, folder: Path) -> None:
 
 
 def _make(root: Path, path: Path, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    if os.geteuid() != 0 and (member.ischr() or member.isblk()):
+        return
     if not (member.isdir() and path.is_dir() and not path.is_symlink()):
         _remove(path)
         _create(root, path, member, tar)
@@ -144,6 +150,8 @@ def _make(root: Path, path: Path, member: tarfile.TarInfo, tar: tarfile.TarFile)
     for name, value in member.pax_headers.items():
         if name.startswith(_XATTR):
             attribute = name.removeprefix(_XATTR)
+            if os.geteuid() != 0 and not attribute.startswith("user."):
+                continue
             os.setxattr(path, attribute, value.encode("utf-8", "surrogateescape"), follow_symlinks=False)
     os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
 
