@@ -15,7 +15,7 @@ import msgspec
 
 from bench.errors import TareError
 from bench.interfaces import ComparisonRequest, Reporter
-from bench.model import Event, EventKind, Manifest
+from bench.model import Cell, Event, EventKind, Manifest
 from bench.stats import Verdict
 from bench.store import LoadedRun, load_run
 from reports.foreign import one_line, readable
@@ -78,13 +78,15 @@ def _cases_of_run(analysis: "Analysis") -> list[_Case]:
     for event in analysis.failures:
         failed.setdefault(event.cell, []).append(event)
     baseline = analysis.baseline.label if analysis.baseline is not None else None
+    cell_of = {event.instance: event.cell for event in analysis.run.events if event.cell}
     seconds = _seconds_by_cell(analysis.run.events)
     said: dict[str, list[str]] = {cell: [] for cell in seconds}
     for subject in analysis.subjects:
         for row in subject.rows:
             for cell in row.cells:
                 kept = msgspec.structs.replace(row, cells=[cell])
-                key = _cell_key(subject.experiment, subject.workload, subject.params, cell.backend.name)
+                own = Cell(subject.experiment, subject.workload, subject.params, cell.backend.name).key
+                key = cell_of.get(cell.points.instance_names[0], own)
                 said.setdefault(key, []).append(f"{row.metric.name}: {figure_sentence(kept, baseline)}")
     cases = []
     for key in (*said, *(key for key in failed if key not in said)):
@@ -94,14 +96,6 @@ def _cases_of_run(analysis: "Analysis") -> list[_Case]:
             outcome = _Outcome("skipped", "no values", "nothing was measured in this cell")
         cases.append(_Case(group, backend, seconds.get(key, 0.0), "\n".join(said.get(key, [])), outcome))
     return cases
-
-
-def _cell_key(experiment: str, workload: str, params: object, backend: str) -> str:
-    """As ``Cell.key`` makes it, by which events name their cell."""
-    from bench.model import Cell
-
-    assert isinstance(params, dict)
-    return Cell(experiment, workload, params, backend).key
 
 
 def _failure_of(events: list[Event]) -> _Outcome:

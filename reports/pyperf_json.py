@@ -91,5 +91,22 @@ def _metadata(manifest: Manifest, key: tuple[str, ...], sample: Sample) -> dict[
         "tare_run": one_line(manifest.run),
         "tare_backend": one_line(label),
         "tare_image": one_line(str(manifest.image.get("digest", ""))) or "unknown",
+        "tare_version": one_line(manifest.tare_version) or "unknown",
         "tare_block": sample.block,
+        **_host(manifest),
     }
+
+
+def _host(manifest: Manifest) -> dict[str, Any]:
+    """The host, under the names that pyperf itself gives its own metadata."""
+    facts = {fact.name: one_line(fact.value) for fact in manifest.host}
+    system = "-".join(part for part in (facts.get("kernel", ""), facts.get("architecture", "")) if part)
+    named = {
+        "hostname": facts.get("host name", ""),
+        "cpu_model_name": facts.get("cpu model", ""),
+        "platform": f"Linux-{system}" if system else "",
+        "cpu_affinity": ",".join(map(str, manifest.envelope.cpus)),
+    }
+    cpus = facts.get("cpus", "")
+    counted: dict[str, Any] = {"cpu_count": int(cpus)} if cpus.isdecimal() and int(cpus) else {}
+    return {name: value for name, value in named.items() if value} | counted

@@ -1,0 +1,291 @@
+"""tare compare: unpaired intervals that cover, verdicts with the known truth, refusals that name what differs."""
+
+import json
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+from lxml import etree
+from typer.testing import CliRunner
+
+from bench.cli.main import app
+from bench.comparability import conditions, find_differences
+from bench.errors import ExitCode, NotComparableError, RunDirectoryError, UnknownNameError
+from bench.interfaces import ComparisonRequest
+from bench.model import Direction
+from bench.stats import CellBlocks, Verdict
+from bench.stats.unpaired import compare_unpaired, difference_interval
+from bench.store import load_manifest, load_run
+from reports.analysis import analyse
+from reports.compare import compare_request
+from reports.markdown import MarkdownReporter
+from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
+
+SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=3, noise=0.003, blocks=8)
+
+
+def cell(values):
+    values = np.asarray(values, dtype=float)
+    ones = np.ones(len(values), dtype=np.int64)
+    return CellBlocks(np.arange(len(values)), values, ones, ones)
+
+
+def edit_manifest(run, change):
+    file = run / "manifest.json"
+    content = json.loads(file.read_text("utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), "utf-8")
+    return run
+
+
+def named(run, name):
+    return edit_manifest(run, lambda content: content.update(run=name))
+
+
+def set_fact(name, value):
+    def change(content):
+        for fact in content["host"]:
+            if fact["name"] == name:
+                fact["value"] = value
+
+    return change
+
+
+@pytest.fixture
+def monday(tmp_path):
+    return named(write_run(tmp_path / "monday", SMALL), "monday")
+
+
+@pytest.fixture
+def tuesday(tmp_path):
+    recipe = replace(SMALL, seed=2, blocks=6, ratios={"native": 1.1, "vm": 8.8})
+    return named(write_run(tmp_path / "tuesday", recipe), "tuesday")
+
+
+def found_in(comparison, metric, backend):
+    return next(
+        line.found for line in comparison.lines if line.metric.name == metric and line.backend.startswith(backend)
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "draw"),
+    [
+        ((4, 6), lambda random, n: random.normal(0, 0.03, n)),
+        ((5, 5), lambda random, n: 0.02 * random.standard_t(3, n)),
+        ((18, 24), lambda random, n: 0.02 * random.standard_t(3, n)),
+    ],
+)
+def test_unpaired_intervals_cover_the_truth(sizes, draw):
+    random = np.random.default_rng(11)
+    hits = 0
+    for _ in range(1200):
+        found = difference_interval(0.05 + 2 * draw(random, sizes[0]), draw(random, sizes[1]))
+        hits += found.low <= 0.05 <= found.high
+    assert 0.93 <= hits / 1200 <= 0.975
+
+
+def test_welch_is_scipy_s():
+    from scipy import stats
+
+    random = np.random.default_rng(3)
+    first, second = random.normal(0, 1, 7), random.normal(0.4, 3, 5)
+    theirs = stats.ttest_ind(second, first, equal_var=False)
+    ours = difference_interval(second, first)
+    assert ours.p_value == pytest.approx(theirs.pvalue)
+    assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+
+
+def test_yuen_is_scipy_s():
+    from scipy import stats
+
+    random = np.random.default_rng(4)
+    first, second = random.standard_t(2, 20), 0.5 + random.standard_t(2, 31)
+    theirs = stats.ttest_ind(second, first, equal_var=False, trim=0.2)
+    assert difference_interval(second, first).p_value == pytest.approx(theirs.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("second", "first", "note", "verdict"),
+    [
+        ([1.0], [2.0, 2.1], "one block on a side: no interval", Verdict.INCONCLUSIVE),
+        ([0.0, 0.0], [0.0, 0.0], "0 on both sides", Verdict.INCONCLUSIVE),
+        ([1.0, 1.0], [0.0, 2.0], "a value of 0: no ratio", Verdict.INCONCLUSIVE),
+        ([2.0, 2.0], [1.0, 1.0], "", Verdict.SLOWER),
+        ([1.0, 1.0], [1.0, 1.0], "", Verdict.EQUIVALENT),
+    ],
+)
+def test_what_there_is_too_little_of_is_said(second, first, note, verdict):
+    found = compare_unpaired(cell(second), cell(first), direction=Direction.LOWER)
+    assert (found.note, found.verdict) == (note, verdict)
+
+
+def test_two_runs_have_the_known_difference_and_no_other(monday, tuesday):
+    comparison = compare_request(ComparisonRequest(monday, tuesday))
+    found = found_in(comparison, "events", "native")
+    assert found.low <= 1 / 1.1 <= found.high
+    assert found.verdict_adjusted is Verdict.SLOWER
+    assert "Welch" in found.method
+    differing = {
+        (line.metric.name, line.backend)
+        for line in comparison.lines
+        if line.found.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER)
+    }
+    assert differing == {("events", "native")}
+    assert not comparison.is_paired
+    assert any("share no block" in note for note in comparison.notes)
+    assert any("emulated in software" in note for note in comparison.notes)
+
+
+def test_swapping_the_runs_turns_every_ratio(monday, tuesday):
+    there = compare_request(ComparisonRequest(monday, tuesday))
+    back = compare_request(ComparisonRequest(tuesday, monday))
+    for one, other in zip(there.lines, back.lines, strict=True):
+        if one.found.ratio is not None and other.found.ratio is not None:
+            assert one.found.ratio * other.found.ratio == pytest.approx(1)
+            assert one.found.low * other.found.high == pytest.approx(1)
+
+
+DIFFERENCES = {
+    "host.kernel": set_fact("kernel", "6.19.1"),
+    "host.virtualization": set_fact("virtualization", "none seen"),
+    "image.digest": lambda content: content["image"].update(digest="sha256:cd34"),
+    "envelope.memory_bytes": lambda content: content["envelope"].update(memory_bytes=2**30),
+    "backend.vm.accel": lambda content: content["backends"]["vm"]["facts"].update(accel="kvm"),
+    "tare": lambda content: content.update(tare_version="0.2.0"),
+}
+
+
+@pytest.mark.parametrize("field", DIFFERENCES)
+def test_other_conditions_are_refused_and_can_be_allowed(monday, tuesday, field):
+    before, after = (conditions(load_manifest(run)) for run in (monday, tuesday))
+    assert before == after
+    edit_manifest(tuesday, DIFFERENCES[field])
+    with pytest.raises(NotComparableError) as refused:
+        compare_request(ComparisonRequest(monday, tuesday))
+    changed = conditions(load_manifest(tuesday))
+    assert f"{field}: {before[field]} against {changed[field]}" in refused.value.message
+    assert f"--allow {field}" in refused.value.remedy
+    assert refused.value.exit_code == ExitCode.NOT_COMPARABLE
+    for allowed in (field, field.partition(".")[0]):
+        comparison = compare_request(ComparisonRequest(monday, tuesday, allowed=(allowed,)))
+        assert [one.field for one in comparison.confounds] == [field]
+
+
+def test_every_difference_is_listed_and_each_needs_its_own_permission(monday, tuesday):
+    for change in DIFFERENCES.values():
+        edit_manifest(tuesday, change)
+    found = [one.field for one in find_differences(load_manifest(monday), load_manifest(tuesday))]
+    assert sorted(found) == sorted(DIFFERENCES)
+    with pytest.raises(NotComparableError) as refused:
+        compare_request(ComparisonRequest(monday, tuesday, allowed=("host", "tare", "image")))
+    assert "host." not in refused.value.message
+    assert "envelope.memory_bytes" in refused.value.message
+
+
+def test_what_only_one_run_has_is_left_out_and_said(tmp_path, monday):
+    other = named(write_run(tmp_path / "other", replace(SMALL, seed=3, backends=("bare-metal", "native"))), "other")
+    comparison = compare_request(ComparisonRequest(monday, other))
+    assert {line.backend for line in comparison.lines} == {"bare-metal", "native"}
+    assert any("of monday are not in the other" in note for note in comparison.notes)
+
+
+def test_nonsense_is_refused(tmp_path, monday, tuesday):
+    with pytest.raises(UnknownNameError, match="hots"):
+        compare_request(ComparisonRequest(monday, tuesday, allowed=("hots",)))
+    with pytest.raises(RunDirectoryError, match="same run"):
+        compare_request(ComparisonRequest(monday, monday))
+    with pytest.raises(UnknownNameError, match="bare-metal, native, vm"):
+        compare_request(ComparisonRequest(monday, backends=("native", "xen")))
+    with pytest.raises(UnknownNameError, match="max_prime, threads"):
+        compare_request(ComparisonRequest(monday, parameter=("block_size", "4k", "8k")))
+    with pytest.raises(UnknownNameError, match="it was: 1"):
+        compare_request(ComparisonRequest(monday, parameter=("threads", "1", "2")))
+    empty = write_run(tmp_path / "empty", replace(SMALL, failing=SMALL.backends))
+    with pytest.raises(RunDirectoryError, match="nothing in common"):
+        compare_request(ComparisonRequest(monday, named(empty, "empty")))
+
+
+def test_two_backends_are_compared_block_by_block_as_the_report_does(monday):
+    comparison = compare_request(ComparisonRequest(monday, backends=("bare-metal", "vm")))
+    analysis = analyse(load_run(monday))
+    reported = {
+        (subject.workload, row.metric.name): found.ratio
+        for subject, row, one, found in analysis.comparisons
+        if one.backend.name == "vm"
+    }
+    assert {(line.workload, line.metric.name): line.found.ratio for line in comparison.lines} == reported
+    assert (comparison.first, comparison.second) == ("bare-metal", "vm (tcg)")
+
+
+def test_two_values_of_a_parameter(tmp_path):
+    fast, slow = (replace(SUBJECTS[0], params={"threads": n, "max_prime": 10000}) for n in (1, 2))
+    slow = replace(slow, metrics=tuple((metric, base / 3, power) for metric, base, power in slow.metrics))
+    run = write_run(tmp_path / "run", replace(SMALL, subjects=(fast, slow)))
+    comparison = compare_request(ComparisonRequest(run, parameter=("threads", "1", "2")))
+    for backend in ("bare-metal", "native", "vm"):
+        found = found_in(comparison, "events", backend)
+        assert found.low <= 1 / 3 <= found.high
+        assert found.method.startswith("t over 8")
+    assert {str(dict(line.params)) for line in comparison.lines} == {"{'max_prime': 10000}"}
+
+
+def test_a_margin_asked_for_replaces_the_run_s(monday, tuesday):
+    comparison = compare_request(ComparisonRequest(monday, tuesday, margin=0.5))
+    assert {line.found.margin for line in comparison.lines} == {0.5}
+    assert found_in(comparison, "events", "native").verdict is Verdict.EQUIVALENT
+
+
+def test_a_run_of_an_older_version_is_readable(monday, tuesday):
+    def age(content):
+        for field in [name for name in content["envelope"] if name not in ("cpus", "memory_bytes", "pids_max")]:
+            if field != "scratch_bytes":
+                del content["envelope"][field]
+        content["schema_version"] = 1
+        content["image"].pop("sizes", None)
+
+    edit_manifest(tuesday, age)
+    edit_manifest(monday, age)
+    assert compare_request(ComparisonRequest(monday, tuesday)).lines
+
+
+def tare(*arguments):
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def test_the_command_and_its_exit_codes(monday, tuesday, tmp_path):
+    text = tare("compare", monday, tuesday)
+    assert text.exit_code == 0
+    assert "tuesday against monday" in text.stdout
+    assert "slower" in text.stdout
+    assert tare("compare", monday).exit_code == ExitCode.USAGE
+    assert tare("compare", monday, tuesday, "--backends", "native", "vm").exit_code == ExitCode.USAGE
+    assert tare("compare", monday, tmp_path).exit_code == ExitCode.BAD_INPUT
+    assert tare("compare", monday, tuesday, "--format", "parquet").exit_code == ExitCode.BAD_INPUT
+    edit_manifest(tuesday, DIFFERENCES["host.kernel"])
+    refused = tare("compare", monday, tuesday)
+    assert refused.exit_code == ExitCode.NOT_COMPARABLE
+    assert refused.stdout == ""
+    assert "host.kernel: 6.18.0 against 6.19.1" in refused.stderr
+    output = tmp_path / "compared.md"
+    assert tare("compare", monday, tuesday, "--allow", "host", "-f", "markdown", "-o", output).exit_code == 0
+    assert "these conditions differ" in output.read_text("utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compared.md", "monday", "tuesday"]
+
+
+def test_json_and_junit_hold_the_same_verdicts(monday, tuesday):
+    content = json.loads(tare("compare", monday, tuesday, "--format", "json").stdout)
+    slower = [line for line in content["lines"] if line["found"]["verdict_adjusted"] == "slower"]
+    tree = etree.fromstring(tare("compare", monday, tuesday, "--format", "junit").stdout.encode())
+    failed = [case.get("name") for case in tree.iter("testcase") if case.find("failure") is not None]
+    assert failed == [f"{line['metric']['name']} on {line['backend']}" for line in slower] == ["events on native"]
+    assert len(list(tree.iter("testcase"))) == len(content["lines"])
+
+
+def test_hostile_names_are_text_in_a_comparison(tmp_path):
+    first = named(write_run(tmp_path / "first", replace(hostile_recipe(), failing=())), HOSTILE[0])
+    second = named(write_run(tmp_path / "second", replace(hostile_recipe(), failing=(), seed=2)), HOSTILE[3])
+    MarkdownReporter().write_comparison(ComparisonRequest(first, second), tmp_path / "out.md")
+    assert "<script" not in (tmp_path / "out.md").read_text("utf-8")
+    assert msgspec.json.decode(tare("compare", first, second, "-f", "json").stdout)["first"] == HOSTILE[0]
