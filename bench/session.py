@@ -97,6 +97,11 @@ def start_run(request: RunRequest, display: Display) -> RunResult:
     else:
         suite = resolve_suite(request.source, request.suite, backends, workloads, only=request.only, seed=request.seed)
     path = request.output or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{_slug(suite.head.name)}"
+    return run_suite(suite, path, display)
+
+
+def run_suite(suite: Suite, path: Path, display: Display) -> RunResult:
+    """Run a resolved suite from its beginning into the empty or new folder ``path``. Raises as ``start_run``."""
     if path.exists() and any(path.iterdir()):
         raise RunDirectoryError(f"{path} is not empty", remedy="choose another --output, or go on with it by --resume")
     return _execute(suite, path, display, earlier=None)

@@ -193,9 +193,29 @@ def list_(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what works here, what does not, why, and how to get it. Exit code 1 if anything does not."""
+def doctor(
+    *,
+    noise: Annotated[
+        bool,
+        typer.Option("--noise", help="Measure bare metal against itself: the smallest difference to be seen here."),
+    ] = False,
+    time: Annotated[str, typer.Option(help="With --noise: about how long to measure.")] = "2m",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --noise: keep the run in this folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --noise: print one JSON object.")] = False,
+) -> None:
+    """Say what works here, what does not, why, and how to get it. Exit code 1 if anything does not.
+
+    With --noise: how noisy this host is, why, and what helps.
+    """
     with guard():
+        if noise:
+            from bench.cli.noise import noise_command
+
+            raise typer.Exit(noise_command(time, output, as_json=as_json))
+        if as_json or output is not None:
+            raise typer.BadParameter("--output and --json belong to --noise")
         from bench.cli.doctor import doctor_command
 
         raise typer.Exit(doctor_command())

@@ -101,15 +101,15 @@ def test_false_alarms_of_single_tests(draw, instances, iterations):
 
 
 def test_false_alarms_of_whole_runs():
-    """24 cells without any order in them: at most one run in twenty has a false alarm (standard error 1.3 %)."""
+    """24 cells without any order in them: at most one run in twenty has a false alarm (standard error 1.5 %)."""
     random = np.random.default_rng(7)
     groups = np.repeat(np.arange(6), 8)
     alarms = 0
-    for _ in range(300):
+    for _ in range(200):
         p_values = []
         for _ in range(24):
             values = random.standard_t(3, (6, 8)) + random.standard_normal((6, 1))
             tests = serial_correlation(values.ravel(), groups), drift(100 + np.median(values, axis=1))
             p_values += [test.p_value for test in tests if test is not None]
         alarms += bool(adjust_p_values(p_values).min() <= 0.05)
-    assert alarms / 300 <= 0.075
+    assert alarms / 200 <= 0.08
