@@ -14,7 +14,6 @@ import fcntl
 import os
 import re
 import select
-import shutil
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ from typing import Self
 import msgspec
 
 from bench.errors import CleanUpError
+from bench.trees import remove_tree
 
 MARKER_VARIABLE = "TARE_RESOURCE"
 """Environment variable by which a process of ours is recognised; its value is the entry's target."""
@@ -380,7 +380,7 @@ def _remove_tree(path: Path) -> bool:
         raise OSError(errno.EBUSY, "something is still mounted there", str(mounted))
     while path.exists():
         try:
-            shutil.rmtree(path)
+            remove_tree(path)
         except OSError as error:
             # Somebody else, such as a second `tare clean`, removes or still fills it: what is left is still ours.
             if error.errno not in {errno.ENOENT, errno.ENOTEMPTY} or time.monotonic() > deadline:

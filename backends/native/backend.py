@@ -12,6 +12,7 @@ from backends.native.plan import Settings
 from backends.native.privileges import DEFAULT_CAPABILITIES
 from backends.native.runtime import HostKernelBackend, probe_host
 from backends.native.seccomp import INTENT, Filters, compile_filters, probe_seccomp
+from backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, is_privileged, probe_way
 from bench.interfaces import BackendContext
 from bench.model import Availability, BackendDescription, Confound, Envelope, Image
 
@@ -53,7 +54,9 @@ class Native(HostKernelBackend):
 
     def probe(self) -> Availability:
         """See ``Backend.probe``: what every such backend needs, and what the options ask for."""
-        found = probe_host(self._chosen_namespaces())
+        found = probe_host(self._chosen_namespaces(), without_root=True)
+        if found.available and not is_privileged():
+            found = probe_way(found, self.options.network)
         if found.available and self.options.seccomp is Seccomp.DEFAULT:
             filters = probe_seccomp()
             return found if filters.available else filters
@@ -65,6 +68,9 @@ class Native(HostKernelBackend):
         kept = [name for name in self.namespaces if name not in absent]
         return (*kept, *(name for name, wanted in also.items() if wanted))
 
+    def _find_way(self) -> Way:
+        return PRIVILEGED if is_privileged() else find_way()
+
     def _capabilities(self) -> dict[str, int]:
         return dict(DEFAULT_CAPABILITIES if self.options.capabilities is Capabilities.DEFAULT else ())
 
@@ -72,7 +78,7 @@ class Native(HostKernelBackend):
         capabilities = tuple(self._capabilities().values())
         self._filters = compile_filters(capabilities) if self.options.seccomp is Seccomp.DEFAULT else _NO_FILTERS
         options = self.options
-        mapped = options.user_namespace
+        mapped = options.user_namespace and self._way == PRIVILEGED  # without root there is one already
         in_memory = options.upper is Upper.TMPFS
         places = {name: name if mapped else f"{folder}/{name}" for name in ("root", "empty", "memory")}
         return Settings(
@@ -92,7 +98,14 @@ class Native(HostKernelBackend):
             capabilities=capabilities,
             inherited_filter=self._filters.inherited,
             own_filter=self._filters.own,
+            identities=self._way.identities,
         )
+
+    def _user_namespace(self) -> dict[str, str]:
+        if self._way != PRIVILEGED:
+            inside = "root alone" if self._way.identities is Identities.ONE else "0-65535"
+            return {"user namespace": f"one for all, the user's own, identities {inside}"}
+        return {"user namespace": f"identities {describe_map(REMAPPED)}"} if self.options.user_namespace else {}
 
     @contextlib.contextmanager
     def _start_network(self) -> Iterator["VethNetwork | None"]:
@@ -119,7 +132,7 @@ class Native(HostKernelBackend):
                 "no_new_privs": "yes",
                 "seccomp": f"default (Docker's intent, {self._filters.allowed} calls allowed)" if filtered else "none",
                 **({"seccomp follows": INTENT} if filtered else {}),
-                **({"user namespace": f"identities {describe_map(REMAPPED)}"} if options.user_namespace else {}),
+                **self._user_namespace(),
                 **({"boot clock": f"{options.boot_offset_s:+d} s"} if options.time_namespace else {}),
             },
             confounds=(

@@ -28,6 +28,7 @@ _IMPORT_ROOT = Path(backends.__file__).resolve().parent.parent
 class Launched(msgspec.Struct, frozen=True):
     """An instance that is ready. ``pid`` is its init's on the host, times are CLOCK_MONOTONIC seconds.
 
+    ``init`` says which program its init is now: ``c`` (init.c) or ``python``.
     ``address`` is what ``connect`` returned, ``connect_s`` how long it took (a duration).
     """
 
@@ -35,6 +36,7 @@ class Launched(msgspec.Struct, frozen=True):
     pid: int
     created_s: float
     first_instruction_s: float
+    init: str
     address: str | None = None
     connect_s: float | None = None
 
@@ -183,8 +185,13 @@ class Zygote:
 
 
 @contextlib.contextmanager
-def start_zygote(ledger: Ledger, folder: Path, settings: Settings, cpus: tuple[int, ...]) -> Iterator[Zygote]:
-    """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError."""
+def start_zygote(
+    ledger: Ledger, folder: Path, settings: Settings, cpus: tuple[int, ...], prefix: tuple[str, ...] = ()
+) -> Iterator[Zygote]:
+    """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError.
+
+    ``prefix`` is a command that becomes the zygote.
+    """
     target = f"zygote-{os.getpid()}-{secrets.token_hex(4)}"
     log = folder / f"{target}.log"
     environment = {MARKER_VARIABLE: target}
@@ -194,7 +201,7 @@ def start_zygote(ledger: Ledger, folder: Path, settings: Settings, cpus: tuple[i
     with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors:
         arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), ",".join(map(str, cpus))]
         process = Popen(
-            [sys.executable, "-I", "-S", str(_PROGRAM), *arguments],
+            [*prefix, sys.executable, "-I", "-S", str(_PROGRAM), *arguments],
             env=environment,
             cwd="/",
             stdin=DEVNULL,

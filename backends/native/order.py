@@ -124,7 +124,8 @@ def _container(settings: Settings) -> list[Operation]:
             "devpts",
             f"{dev}/pts",
             syscalls.MS_NOSUID | syscalls.MS_NOEXEC,
-            "newinstance,ptmxmode=0666,mode=0620,gid=5",
+            # Without an identity for the group tty, terminals are their owner's alone.
+            f"newinstance,ptmxmode=0666,mode=0620{'' if settings.identities == 'one' else ',gid=5'}",
         ),
         Mount("tmpfs", f"{dev}/shm", _NOTHING, "mode=1777,size=64m", source="shm"),
         Mount("mqueue", f"{dev}/mqueue", _NOTHING),
@@ -178,9 +179,10 @@ def _root(settings: Settings, plan: Plan) -> list[Operation]:
         *(escape_option(path) for path in (plan.lower, plan.upper, plan.work))
     )
     flags = syscalls.MS_NODEV if settings.style == "native" else 0
-    own = ",userxattr" if settings.uid_map else ""  # a user namespace may not write trusted.* attributes
+    mapped = bool(settings.uid_map) or settings.identities != "host"
+    own = ",userxattr" if mapped else ""  # a user namespace may not write trusted.* attributes
     return [
         *steps,
         Mount("overlay", settings.root, flags, layers + own),
-        Bind(plan.scratch, f"{settings.root}/scratch", flags=flags, keep=bool(settings.uid_map)),
+        Bind(plan.scratch, f"{settings.root}/scratch", flags=flags, keep=mapped),
     ]

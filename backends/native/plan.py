@@ -23,7 +23,8 @@ class Settings:
     needs to be open to the identities outside. ``image`` is mounted at ``lower`` with its owners mapped.
     ``boot_offset_s`` is added to the boot clock, None for no time namespace; the monotonic clock, by which commands
     are timed, stays the host's.
-    ``mount_points`` are made in an upper layer in memory; on disk the harness makes them.
+    ``mount_points`` are made in an upper layer in memory; on disk the harness makes them. ``identities`` are those of
+    the user namespace that the zygote itself is in (``unprivileged.Identities``).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Settings:
         image: str = "",
         lower: str = "",
         boot_offset_s: int | None = None,
+        identities: str = "host",
     ) -> None:
         self.style = style
         self.root = root
@@ -62,11 +64,14 @@ class Settings:
         self.image = image
         self.lower = lower
         self.boot_offset_s = boot_offset_s
+        self.identities = identities
 
     def encode(self) -> tuple[bytes, ...]:
         """The fields of a message."""
         return (
-            join_list((self.style, self.root, self.empty, self.memory, str(self.memory_bytes), self.network)),
+            join_list(
+                (self.style, self.root, self.empty, self.memory, str(self.memory_bytes), self.network, self.identities)
+            ),
             join_list(self.mount_points),
             _numbers(self.capabilities),
             self.inherited_filter,
@@ -81,7 +86,7 @@ class Settings:
 def decode_settings(fields: list[bytes]) -> Settings:
     """The settings of ``Settings.encode``."""
     single, mount_points, capabilities, inherited_filter, own_filter, uid_map, gid_map, places, boot = fields
-    style, root, empty, memory, memory_bytes, network = split_list(single)
+    style, root, empty, memory, memory_bytes, network, identities = split_list(single)
     folder, image, lower = split_list(places)
     return Settings(
         style=style,
@@ -100,6 +105,7 @@ def decode_settings(fields: list[bytes]) -> Settings:
         image=image,
         lower=lower,
         boot_offset_s=int(boot) if boot else None,
+        identities=identities,
     )
 
 

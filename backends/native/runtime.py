@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -15,11 +14,13 @@ from backends.cgroups.interface import limits_of
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
 from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
 from backends.cgroups.unenforced import limit_confounds, try_limits
+from backends.native.explain import explain_start
 from backends.native.identities import write_maps
 from backends.native.instance import ProcessInstance
 from backends.native.launcher import Zygote, start_zygote
 from backends.native.places import make_folders, make_plan, make_shared_folders
 from backends.native.plan import Settings
+from backends.native.unprivileged import CGROUP_REMEDY, PRIVILEGED, Way, confounds_of, is_privileged, probe_switches
 from bench.errors import BackendError, UnavailableError
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import ResourceKind
@@ -33,12 +34,12 @@ from bench.model import (
     Phase,
     StartTimeline,
 )
+from bench.trees import remove_tree
 
 if TYPE_CHECKING:
     from backends.native.network import VethNetwork
 
 _MOUNT_POINTS = ("proc", "sys", "dev")
-_CAP_SYS_ADMIN = 21
 
 
 class _Prepared(msgspec.Struct, frozen=True):
@@ -68,6 +69,11 @@ class HostKernelBackend(Backend):
         self._zygote_stack = contextlib.ExitStack()
         self._stack = contextlib.ExitStack()
         self._network: VethNetwork | None = None
+        self._way = PRIVILEGED
+
+    def _find_way(self) -> Way:
+        """How this user makes instances. Raises TareError."""
+        return PRIVILEGED
 
     @abstractmethod
     def _describe(self, layout: Layout) -> BackendDescription:
@@ -92,6 +98,7 @@ class HostKernelBackend(Backend):
         if not found.available:
             raise UnavailableError(f"{self.name}: {found.reason}", remedy=found.remedy)
         self.close()
+        self._way = self._find_way()
         layout = find_layout()
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         self._stack.enter_context(self._start_folder(folder))
@@ -109,7 +116,15 @@ class HostKernelBackend(Backend):
             raise
         own = self._describe(layout)
         facts = {"cgroups": layout.version.value, "controllers": ",".join(sorted(layout.granted())), **own.facts}
-        return BackendDescription(own.label, facts, (*own.confounds, *unaccounted))
+        unprivileged = confounds_of(self._way, image.rootfs, self.name)
+        return BackendDescription(own.label, facts, (*own.confounds, *unprivileged, *unaccounted))
+
+    def explain(self, spec: InstanceSpec) -> list[str]:
+        """See ``Backend.explain``."""
+        folder = self.context.work_directory / self.name
+        settings = self._settings(folder, spec.image, spec.envelope, ())
+        limits = limits_of(spec.envelope, find_block_device(self.context.work_directory.parent))
+        return explain_start(settings, spec, folder / spec.identifier, find_layout(), limits)
 
     def _unaccounted(self, prepared: _Prepared) -> tuple[Confound, ...]:
         # Asked after the proof instance, which has made the kernel hand on what it will.
@@ -151,6 +166,7 @@ class HostKernelBackend(Backend):
                 network = self._network
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
                 launched = zygote.launch(channel, connect, self._identify(prepared.settings))
+                cgroup.adopt(launched.pid)
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())
@@ -188,7 +204,11 @@ class HostKernelBackend(Backend):
             self._zygote_stack.close()
             assert self._prepared is not None
             zygote = start_zygote(
-                self.context.ledger, self._prepared.folder, self._prepared.settings, self.context.housekeeping_cpus
+                self.context.ledger,
+                self._prepared.folder,
+                self._prepared.settings,
+                self.context.housekeeping_cpus,
+                self._way.prefix,
             )
             self._zygote = self._zygote_stack.enter_context(zygote)
         return self._zygote
@@ -213,33 +233,40 @@ class HostKernelBackend(Backend):
 
 def _remove_folder(folder: Path) -> None:
     try:
-        shutil.rmtree(folder)
+        remove_tree(folder)
     except FileNotFoundError:
         return
     except OSError as error:
         raise BackendError(f"could not remove an instance's files: {error.strerror}: {error.filename}") from error
 
 
-def probe_host(namespaces: tuple[str, ...], root: Path = Path("/")) -> Availability:
-    """Whether this host can make such instances; reads ``proc`` and ``sys`` below ``root``."""
+def probe_host(namespaces: tuple[str, ...], root: Path = Path("/"), *, without_root: bool = False) -> Availability:
+    """Whether this host can make such instances; reads ``proc`` and ``sys`` below ``root``.
+
+    ``without_root``: an ordinary user can make them too, in a user namespace.
+    """
     try:
-        status = (root / "proc/self/status").read_text()
-        capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+        privileged = is_privileged(root)
     except (OSError, IndexError, ValueError):
         return Availability(available=False, reason="no /proc is mounted", remedy="mount -t proc proc /proc")
-    if not capabilities >> _CAP_SYS_ADMIN & 1:
+    if not privileged and not without_root:
         return Availability(
             available=False,
-            reason="it needs root (CAP_SYS_ADMIN), for mounts, namespaces and cgroups",
+            reason="it needs root (CAP_SYS_ADMIN), for mounts and cgroups of the host's own",
             remedy="run tare as root, for example with sudo",
         )
+    if not privileged and (forbidden := probe_switches(root)) is not None:
+        return forbidden
     if "\toverlay" not in (root / "proc/filesystems").read_text():
         return Availability(available=False, reason="this kernel has no overlay file system", remedy="modprobe overlay")
-    for name in namespaces:
+    for name in (*namespaces, *(() if privileged else ("user",))):
         if not (root / "proc/self/ns" / name).is_symlink():
             return Availability(available=False, reason=f"this kernel has no {name} namespaces")
-    layout = find_layout(root)
-    if layout.version is Version.NONE:
+    return _probe_cgroups(find_layout(root), privileged=privileged)
+
+
+def _probe_cgroups(layout: Layout, *, privileged: bool) -> Availability:
+    if layout.version is Version.NONE and privileged:
         return Availability(
             available=False,
             reason="no cgroup hierarchy is mounted, so nothing can be limited or accounted",
@@ -247,4 +274,10 @@ def probe_host(namespaces: tuple[str, ...], root: Path = Path("/")) -> Availabil
         )
     missing = layout.missing()
     without = f", without {', '.join(missing)}" if missing else ""
-    return Availability(available=True, reason=f"overlay and cgroups {layout.version.value}{without}")
+    if privileged:
+        return Availability(available=True, reason=f"overlay and cgroups {layout.version.value}{without}")
+    cgroups = "no cgroups" if layout.version is Version.NONE else f"cgroups {layout.version.value}"
+    remedy = f"a delegated cgroup gives limits and accounting; {CGROUP_REMEDY}" if missing else None
+    return Availability(
+        available=True, reason=f"without root: overlay in a user namespace, {cgroups}{without}", remedy=remedy
+    )
