@@ -145,6 +145,14 @@ class Backend(ABC):
         stop_requested and stopped. Raises BackendError with evidence, having undone what was done.
         """
 
+    def explain(self, spec: InstanceSpec) -> list[str]:
+        """The steps of starting ``spec``, in their order and in words, taking none of them; empty if it offers none.
+
+        Needs neither ``prepare`` nor privileges. Paths stand for those of a real start.
+        """
+        del spec
+        return []
+
     def close(self) -> None:  # noqa: B027 - nothing to end is the common case
         """End what ``prepare`` started. Safe to call at any time, more than once."""
 

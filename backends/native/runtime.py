@@ -15,6 +15,7 @@ from backends.cgroups.layout import Layout, Version, find_block_device, find_lay
 from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
 from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.native.explain import explain_start
+from backends.native.explain import explain_start
 from backends.native.identities import write_maps
 from backends.native.instance import ProcessInstance
 from backends.native.launcher import Zygote, start_zygote
@@ -118,6 +119,13 @@ class HostKernelBackend(Backend):
         facts = {"cgroups": layout.version.value, "controllers": ",".join(sorted(layout.granted())), **own.facts}
         unprivileged = confounds_of(self._way, image.rootfs, self.name)
         return BackendDescription(own.label, facts, (*own.confounds, *unprivileged, *unaccounted))
+
+    def explain(self, spec: InstanceSpec) -> list[str]:
+        """See ``Backend.explain``."""
+        folder = self.context.work_directory / self.name
+        settings = self._settings(folder, spec.image, spec.envelope, ())
+        limits = limits_of(spec.envelope, find_block_device(self.context.work_directory.parent))
+        return explain_start(settings, spec, folder / spec.identifier, find_layout(), limits)
 
     def explain(self, spec: InstanceSpec) -> list[str]:
         """See ``Backend.explain``."""

@@ -4,12 +4,14 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import msgspec
 import typer
 
 from bench.cli.guard import complain
-from bench.errors import BackendError, ExitCode, SuiteError, UnavailableError
+from bench.errors import BackendError, ExitCode, SuiteError, UnavailableError, UnsupportedError
 from bench.image import ImageStore
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import Ledger, clean, raise_if_failed
@@ -20,31 +22,74 @@ from bench.session import keep_off, work_folder
 from bench.units import parse_duration, parse_size
 
 
-def exec_command(name: str, argv: list[str], *, memory: str, cpus: int, image: str, timeout: str, stdin: bool) -> int:
+def exec_command(
+    name: str,
+    argv: list[str],
+    *,
+    memory: str,
+    cpus: int,
+    image: str,
+    timeout: str,
+    stdin: bool,
+    options: Sequence[str] = (),
+) -> int:
     """Run ``argv`` in an instance of the backend ``name``; returns the exit code to end with."""
     timeout_s = _seconds(timeout)
-    with start_instance(find_backends().get(name), memory=memory, cpus=cpus, image=image) as (instance, _):
+    if not argv:
+        raise SuiteError("COMMAND", "what to run is missing, after --")
+    backend_type = find_backends().get(name)
+    with start_instance(backend_type, memory=memory, cpus=cpus, image=image, options=options) as (instance, _):
         completed = instance.execute(
             Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
         )
     return _pass_on(completed, argv[0], timeout)
 
 
+def explain_command(name: str, *, memory: str, cpus: int, image: str, options: Sequence[str] = ()) -> int:
+    """Print how the backend ``name`` would start an instance; nothing is started, and no privileges are needed."""
+    backend_type, envelope = find_backends().get(name), _envelope(memory, cpus)
+    work = work_directory() / secrets.token_hex(3)
+    with Ledger(ledger_directory()) as ledger:
+        chosen = _options(backend_type, options)
+        backend = backend_type(BackendContext(ledger, work, cache_directory(), chosen, ()))
+        try:
+            root = _find_image(ImageStore(cache_directory(), ledger), image)
+        except UnavailableError:  # what stands for it in a path does as well here
+            root = Image("", "", Path("IMAGE"), Path("IMAGE/rootfs"), None, None, None, "", {}, 0)
+        lines = backend.explain(InstanceSpec(f"{work.name}-exec", root, envelope))
+    if not lines:
+        raise UnsupportedError(f"{name} does not tell how it starts instances")
+    for line in lines:
+        typer.echo(line)
+    return ExitCode.OK
+
+
+def _options(backend_type: type[Backend], given: Sequence[str]) -> msgspec.Struct:
+    """The backend's options from ``name=value`` of the command line. Raises SuiteError."""
+    named = dict(text.partition("=")[::2] for text in given)
+    try:
+        return msgspec.convert(named, backend_type.Options, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(backend_type.Options.__struct_fields__) or "none"
+        raise SuiteError("--option", f"{error}; the options of {backend_type.name} are: {known}") from None
+
+
 @contextlib.contextmanager
 def start_instance(
-    backend_type: type[Backend], *, memory: str, cpus: int, image: str
+    backend_type: type[Backend], *, memory: str, cpus: int, image: str, options: Sequence[str] = ()
 ) -> Iterator[tuple[Instance, Image]]:
     """A fresh instance with all that it needs, as the command line gives it; everything is undone on exit."""
     name, envelope = backend_type.name, _envelope(memory, cpus)
     if envelope.memory_bytes < backend_type.minimum_memory_bytes:
         least = backend_type.minimum_memory_bytes // 2**20
         raise SuiteError("--memory", f"{memory} is too little for {name}, which needs {least}MiB")
+    chosen = _options(backend_type, options)
     raise_if_failed(clean(ledger_directory()))
     housekeeping = keep_off(envelope.cpus)
     identity = secrets.token_hex(3)
     work = work_directory() / identity
     with Ledger(ledger_directory()) as ledger, work_folder(ledger, work), contextlib.ExitStack() as stack:
-        context = BackendContext(ledger, work, cache_directory(), backend_type.Options(), housekeeping)
+        context = BackendContext(ledger, work, cache_directory(), chosen, housekeeping)
         backend = backend_type(context)
         here = backend.probe()
         if not here.available:

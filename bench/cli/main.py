@@ -224,7 +224,7 @@ def doctor(
 @app.command("exec", context_settings={"ignore_unknown_options": True})
 def exec_(
     backend: Annotated[str, typer.Argument(help="bare-metal, native, vm or a plug-in's.")],
-    command: Annotated[list[str], typer.Argument(help="The program and its arguments, after --.")],
+    command: Annotated[list[str] | None, typer.Argument(help="The program and its arguments, after --.")] = None,
     *,
     memory: Annotated[str, typer.Option(help="Memory of the instance.")] = "512MiB",
     cpus: Annotated[int, typer.Option(help="CPUs of the instance.")] = 1,
@@ -233,12 +233,26 @@ def exec_(
     stdin: Annotated[
         bool, typer.Option("--stdin", "-i", help="Give the command this process's standard input.")
     ] = False,
+    option: Annotated[list[str] | None, typer.Option(help="Option of the backend, name=value.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the steps of the start, and take none.")] = False,
 ) -> None:
     """Run one command in a fresh instance, with its output and exit code: a quick look inside."""
     with guard():
-        from bench.cli.exec import exec_command
+        from bench.cli.exec import exec_command, explain_command
 
-        code = exec_command(backend, command, memory=memory, cpus=cpus, image=image, timeout=timeout, stdin=stdin)
+        chosen = tuple(option or ())
+        if explain:
+            raise typer.Exit(explain_command(backend, memory=memory, cpus=cpus, image=image, options=chosen))
+        code = exec_command(
+            backend,
+            list(command or ()),
+            memory=memory,
+            cpus=cpus,
+            image=image,
+            timeout=timeout,
+            stdin=stdin,
+            options=chosen,
+        )
         raise typer.Exit(code)
 
 

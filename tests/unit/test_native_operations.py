@@ -2,9 +2,16 @@
 
 import pytest
 
+from backends.cgroups.interface import limits_of
+from backends.cgroups.layout import Layout, Version
+from backends.native import identities, order, privileges
 from backends.native import operations as ops
-from backends.native import order, privileges
+from backends.native.explain import explain_start
 from backends.native.plan import Plan, Settings, decode_plan, decode_settings
+from bench.model import Envelope, Image, InstanceSpec
+
+ENVELOPE = Envelope((0,), 1024, 2048, 5)
+NO_CGROUPS = Layout(Version.NONE, {}, None)
 
 
 def make_plan(**changes):
@@ -81,6 +88,86 @@ def test_the_filter_goes_after_everything_it_forbids():
     once = order.zygote_operations(make_settings(inherited_filter=b"1234567887654321"))
     assert [type(step) for step in once[-2:]] == [privileges.SetProcessFlag, privileges.FilterSystemCalls]
     assert not [step for step in order.zygote_operations(make_settings()) if type(step) is privileges.FilterSystemCalls]
+
+
+USER_NAMESPACE = {
+    "folder": "/w",
+    "root": "root",
+    "empty": "empty",
+    "image": "/img",
+    "lower": "lower",
+    "uid_map": ((0, 5000, 65536),),
+    "gid_map": ((0, 6000, 65536),),
+}
+
+
+def test_a_user_namespace_is_entered_after_the_hosts_files_and_before_any_mount():
+    steps = native_steps(**USER_NAMESPACE)
+    become = index(steps, identities.BecomeRoot)
+    assert max(number for number, step in enumerate(steps) if type(step) is ops.JoinCgroup) < become
+    assert become < min(
+        number for number, step in enumerate(steps) if type(step) in {ops.Mount, ops.NewCgroupNamespace}
+    )
+    assert index(steps, privileges.SetProcessFlag, option=1) > become, "a change of identity takes PDEATHSIG away"
+    assert index(steps, privileges.BoundCapabilities) == index(steps, privileges.KeepCapabilities) - 1
+    (overlay,) = [step for step in steps if type(step) is ops.Mount and step.kind == "overlay"]
+    assert overlay.data.endswith(",userxattr")
+    once = order.zygote_operations(make_settings(**USER_NAMESPACE))
+    assert index(once, ops.EnterFolder, path="/w") < index(once, identities.MountWithOwners, target="lower")
+    assert not [step for step in once if type(step) is privileges.BoundCapabilities]
+    assert order.clone_flags(make_settings(**USER_NAMESPACE)) & 0x10000000
+
+
+def test_nothing_of_a_user_namespace_without_one():
+    steps = [*order.zygote_operations(make_settings()), *native_steps()]
+    kinds = {type(step) for step in steps}
+    assert not kinds & {identities.BecomeRoot, identities.MountWithOwners, identities.OffsetBootClock, ops.EnterFolder}
+    assert not order.clone_flags(make_settings()) & 0x10000080
+
+
+def test_a_time_namespace_is_prepared_once_and_made_with_each_process():
+    settings = make_settings(boot_offset_s=-5)
+    assert index(order.zygote_operations(settings), identities.OffsetBootClock, offset_s=-5)
+    assert order.clone_flags(settings) & 0x80
+    assert order.namespaces(settings)[-1] == "time"
+
+
+def test_an_upper_layer_in_memory_is_filled_before_the_overlay():
+    steps = native_steps(memory="/w/memory", memory_bytes=1000, mount_points=("proc", "dev"))
+    made = index(steps, ops.MakeFolders)
+    assert index(steps, ops.Mount, target="/w/memory") < made < index(steps, ops.Mount, target="/w/root")
+    assert set(steps[made].paths) >= {"/w/memory/upper/proc", "/w/memory/upper/scratch", "/w/memory/work"}
+
+
+def test_the_hosts_network_stays_as_it_is():
+    assert not [step for step in native_steps(network="host") if type(step) is ops.RaiseLoopback]
+    assert not order.clone_flags(make_settings(network="host")) & 0x40000000
+
+
+@pytest.mark.parametrize("chosen", [{}, USER_NAMESPACE, {"boot_offset_s": 0}, {"network": "host"}, {"memory": "/m"}])
+def test_what_never_differs_may_be_made_beforehand(chosen):
+    settings = make_settings(**chosen)
+    afresh = order.instance_operations(settings, make_plan())
+    prepared = order.instance_operations(settings, make_plan(), order.same_operations(settings))
+    assert [step.describe() for step in afresh] == [step.describe() for step in prepared]
+
+
+def test_a_start_is_told_in_full_without_root(tmp_path):
+    spec = InstanceSpec("box", Image("", "", tmp_path, tmp_path, None, None, None, "", {}, 0), ENVELOPE)
+    lines = explain_start(make_settings(), spec, tmp_path / "box", NO_CGROUPS, limits_of(ENVELOPE, None))
+    described = [step.describe() for step in native_steps()]
+    told = [line.split(". ", 1)[1] for line in lines if ". " in line]
+    assert "clone3 a process with new namespaces mnt, pid, net, uts, ipc" in told
+    assert any(line.startswith("limit it: cpus 0") and "memory_bytes 1024" in line for line in told)
+    assert told[-len(described) + 10 :] == described[10:]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_identities_outside():
+    assert identities.outside_id(7, ((0, 100, 5), (5, 900, 5))) == 902
+    assert identities.describe_map(((0, 1000, 1), (1, 100000, 10))) == "0 as 1000, 1-10 as 100000-100009"
+    with pytest.raises(ValueError, match="11 is not mapped"):
+        identities.outside_id(11, ((0, 100, 5),))
 
 
 def test_docker_default_capabilities():
