@@ -7,13 +7,14 @@ text, where they wrap, print and can be read aloud.
 
 import json
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from bench.model import Direction, Metric
 from bench.units import Unit
-from reports.analysis import CellResult, Row
+from reports.analysis import Backend, CellResult, Row
 from reports.foreign import one_line
 from reports.svg import compact_svg
 
@@ -30,9 +31,14 @@ MOST_INSTANCES = 100
 STATIC_WIDTH = 460
 STATIC_PHASE_WIDTH = 900
 LOG_SPREAD = 8.0
+LEVEL = "Level"
+"""The words above a picture of the values themselves, where there is a second one."""
 
 _LANE_ITERATION, _LANE_INSTANCE, _LANE_INTERVAL = 0.45, -0.1, -0.6
 _ROW_HEIGHT = 50
+
+
+Rows = list[dict[str, Any]]
 
 
 class Chart(msgspec.Struct, frozen=True):
@@ -73,58 +79,60 @@ def display_scale(unit: Unit, typical: float) -> Scale:
     return Scale(factor, name)
 
 
-def distribution_charts(row: Row, identifier: str) -> list[tuple[str, Chart]]:
+def distribution_charts(row: Row, new_name: Callable[[], str]) -> list[tuple[str, str, Chart]]:
     """Where the values of a metric lie, by backend: the interval, below it instances strong and iterations light.
 
     Where backends lie so far apart that one axis shows no spread, a second picture shows each around its own typical
-    value. Each comes with the words that say which it is (empty for the only one). ``identifier`` is unique within
-    the page.
+    value. Each comes with the words that say which it is (empty for the only one) and its name, from ``new_name``.
     """
     values = [float(value) for cell in row.cells for value in cell.points.instance_medians]
     least = min(float(cell.points.iterations.min()) for cell in row.cells)
     far_apart = least > 0 and max(values) / min(values) > LOG_SPREAD
+    centres = [cell.estimate.centre for cell in row.cells]
+
+    def drawn(words: str, axis: "alt.X", divisors: list[float], unit: str) -> tuple[str, str, Chart]:
+        name = new_name()
+        return words, name, _distribution(row, axis, divisors, unit, name)
+
     if not far_apart:
         scale = display_scale(row.metric.unit, max(values, key=abs))
         axis = _value_axis(f"{scale.unit}  ({_better(row.metric)})")
-        return [("", _distribution(row, axis, [scale.factor] * len(row.cells), scale.unit, identifier))]
+        return [drawn("", axis, [scale.factor] * len(row.cells), scale.unit)]
     scale = display_scale(row.metric.unit, math.sqrt(min(values) * max(values)))
-    axis = _log_axis(row, scale)
-    level = _distribution(row, axis, [scale.factor] * len(row.cells), scale.unit, identifier)
+    level = drawn(LEVEL, _log_axis(row, scale), [scale.factor] * len(row.cells), scale.unit)
     if all(cell.points.iterations.min() == cell.points.iterations.max() for cell in row.cells):
-        return [("", level)]
-    axis = _value_axis("of its own typical value")
-    spread = _distribution(row, axis, [cell.estimate.centre for cell in row.cells], "of typical", f"{identifier}-s")
-    return [("Level", level), ("Spread of each around its own typical value", spread)]
+        return [level]
+    spread = drawn(
+        "Spread of each around its own typical value", _value_axis("of its own typical value"), centres, "of typical"
+    )
+    return [level, spread]
 
 
 def _distribution(row: Row, x: "alt.X", divisors: list[float], unit: str, identifier: str) -> Chart:
     import altair as alt
 
-    labels = [short_label(cell) for cell in row.cells]
+    labels = [short_label(cell.backend) for cell in row.cells]
     y = alt.Y("b:N", sort=labels, title=None, axis=alt.Axis(labelLimit=110, ticks=False, domain=False, labelPadding=8))
-    places = [cell.backend.place for cell in row.cells]
-    color = alt.Color("b:N", legend=None, scale=alt.Scale(domain=labels, range=[accent(place) for place in places]))
-    shapes = [SHAPES[place % len(SHAPES)] for place in places]
-    shape = alt.Shape("b:N", legend=None, scale=alt.Scale(domain=labels, range=shapes))
     position: dict[str, Any] = {"x": x, "y": y, "yOffset": alt.YOffset("o:Q", scale=alt.Scale(domain=[-1, 1]))}
-    look: dict[str, Any] = {"color": color, "shape": shape}
+    look = look_of(row.cells)
     tooltip = [alt.Tooltip("b:N", title="backend"), alt.Tooltip("n:N", title="instance")]
     tooltip.append(alt.Tooltip("v:Q", title=unit))
     light: dict[str, Any] = {"filled": True, "size": 16, "opacity": 0.32, "aria": False}
     strong: dict[str, Any] = {"filled": True, "size": 62, "opacity": 0.95, "stroke": "var(--paper)", "aria": False}
     line: dict[str, Any] = {"color": "var(--ink)", "aria": False}
     layers = {
-        "iterations": _chart("iterations").mark_point(**light).encode(**position, **look),
-        "instances": _chart("instances")
+        "iterations": named("iterations").mark_point(**light).encode(**position, **look),
+        "instances": named("instances")
         .mark_point(**strong, strokeWidth=0.8)
         .encode(**position, **look, tooltip=tooltip),
-        "intervals": _chart("intervals").mark_rule(**line, strokeWidth=2).encode(**position, x2="h:Q"),
-        "centres": _chart("centres").mark_tick(**line, thickness=2, height=11).encode(**position),
+        "intervals": named("intervals").mark_rule(**line, strokeWidth=2).encode(**position, x2="h:Q"),
+        "centres": named("centres").mark_tick(**line, thickness=2, height=11).encode(**position),
     }
     data = _distribution_data(row, labels, divisors)
     drawn = alt.layer(*(layer for name, layer in layers.items() if data[name]))
-    chart = drawn.properties(width="container", height=_ROW_HEIGHT * len(labels))
-    return _finished(chart, {name: rows for name, rows in data.items() if rows}, identifier)
+    # The page's script takes rows out and needs to know how high one is.
+    chart = drawn.properties(width="container", height=_ROW_HEIGHT * len(labels), usermeta={"row": _ROW_HEIGHT})
+    return finished(chart, {name: rows for name, rows in data.items() if rows}, identifier)
 
 
 def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) -> Chart:
@@ -138,7 +146,7 @@ def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) ->
         end = start + seconds / scale.factor
         rows.append({"p": name, "s": start, "e": end, "v": f"{seconds / scale.factor:.3g} {scale.unit}"})
         start = end
-    bars = _chart("phases").mark_bar(height=22, color=accent(place), aria=False)
+    bars = named("phases").mark_bar(height=22, color=accent(place), aria=False)
     chart = bars.encode(
         x=alt.X("s:Q", title=scale.unit, axis=alt.Axis(tickCount=6, grid=True), scale=alt.Scale(nice=True, zero=True)),
         x2="e:Q",
@@ -147,22 +155,32 @@ def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) ->
         ),
         tooltip=[alt.Tooltip("p:N", title="phase"), alt.Tooltip("v:N", title="time")],
     )
-    return _finished(
+    return finished(
         chart.properties(width="container", height=30), {"phases": rows}, identifier, width=STATIC_PHASE_WIDTH
     )
 
 
-def short_label(cell: CellResult) -> str:
+def look_of(cells: list[CellResult]) -> dict[str, Any]:
+    """Colour and shape by backend, the same in every chart."""
+    import altair as alt
+
+    labels = [short_label(cell.backend) for cell in cells]
+    colours = [accent(cell.backend.place) for cell in cells]
+    shapes = [SHAPES[cell.backend.place % len(SHAPES)] for cell in cells]
+    return {
+        "color": alt.Color("b:N", legend=None, scale=alt.Scale(domain=labels, range=colours)),
+        "shape": alt.Shape("b:N", legend=None, scale=alt.Scale(domain=labels, range=shapes)),
+    }
+
+
+def short_label(backend: Backend) -> str:
     """A backend's label as an axis can hold it: one line, at most 40 characters."""
-    return one_line(cell.backend.label, 40)
+    return one_line(backend.label, 40)
 
 
-_Rows = list[dict[str, Any]]
-
-
-def _distribution_data(row: Row, labels: list[str], divisors: list[float]) -> dict[str, _Rows]:
+def _distribution_data(row: Row, labels: list[str], divisors: list[float]) -> dict[str, Rows]:
     """The rows of each layer: ``b`` backend, ``v`` value, ``o`` lane, ``n`` instance, ``h`` upper bound."""
-    data: dict[str, _Rows] = {"iterations": [], "instances": [], "intervals": [], "centres": []}
+    data: dict[str, Rows] = {"iterations": [], "instances": [], "intervals": [], "centres": []}
     for cell, label, divisor in zip(row.cells, labels, divisors, strict=True):
         iterations, instances = _thinned(cell, divisor)
         if cell.n_iterations > cell.n_instances:
@@ -174,14 +192,15 @@ def _distribution_data(row: Row, labels: list[str], divisors: list[float]) -> di
             for place, (name, value) in enumerate(instances)
         )
         found, lane = cell.estimate, {"b": label, "o": _LANE_INTERVAL}
-        data["centres"].append({**lane, "v": _rounded(found.centre / divisor)})
+        data["centres"].append({**lane, "v": rounded(found.centre / divisor)})
         if found.low is not None and found.high is not None:
-            low, high = _rounded(found.low / divisor), _rounded(found.high / divisor)
+            low, high = rounded(found.low / divisor), rounded(found.high / divisor)
             data["intervals"].append({**lane, "v": low, "h": high})
     return data
 
 
-def _chart(dataset: str) -> "alt.Chart":
+def named(dataset: str) -> "alt.Chart":
+    """A chart of the rows that stand under this name in the finished chart's data."""
     import altair as alt
 
     return alt.Chart(alt.NamedData(name=dataset))
@@ -228,8 +247,8 @@ def _thinned(cell: CellResult, divisor: float) -> tuple[list[float], list[tuple[
         instances.sort(key=lambda entry: entry[1])
         chosen = np.linspace(0, len(instances) - 1, MOST_INSTANCES).round().astype(int)
         instances = [instances[index] for index in chosen]
-    shown = [_rounded(value / divisor) for value in iterations.tolist()]
-    return shown, [(one_line(name, 60), _rounded(value / divisor)) for name, value in instances]
+    shown = [rounded(value / divisor) for value in iterations.tolist()]
+    return shown, [(one_line(name, 60), rounded(value / divisor)) for name, value in instances]
 
 
 def _jitter(place: int, lane: float) -> float:
@@ -237,11 +256,13 @@ def _jitter(place: int, lane: float) -> float:
     return round(lane + 0.2 * ((place * 0.618034) % 1 - 0.5), 3)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """Five significant digits: more than a picture shows."""
     return float(f"{value:.5g}")
 
 
-def _finished(chart: Any, data: dict[str, _Rows], identifier: str, *, width: int = STATIC_WIDTH - 110) -> Chart:
+def finished(chart: Any, data: dict[str, Rows], identifier: str, *, width: int = STATIC_WIDTH - 110) -> Chart:
+    """Both forms of a chart whose rows are ``data``; ``width`` is the still picture's plot, in pixels."""
     # The tests validate each kind of chart against the schema; doing it for every chart would cost 0.3 s a time.
     spec: dict[str, Any] = chart.to_dict(validate=False)
     del spec["$schema"]  # an address: the page names no host

@@ -5,12 +5,12 @@ from collections import Counter
 import msgspec
 
 from bench.model import RunStatus
-from bench.stats import Verdict
-from bench.units import format_value
+from bench.stats import Standing, Verdict
 from reports.analysis import Analysis, Backend, CellResult, Row, Subject
 from reports.foreign import one_line
-from reports.wording import as_large, format_range, format_ratio, is_cost, percent, plural
+from reports.wording import as_large, format_estimate, format_range, format_ratio_estimate, is_cost, percent, plural
 
+MOST_NAMED = 4
 FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
 
@@ -67,7 +67,12 @@ def host_virtualization(analysis: Analysis) -> str | None:
 
 def caveats(analysis: Analysis) -> list[Caveat]:
     """What limits the results, the weightiest first."""
-    found = [*_about_the_run(analysis), *_about_backends(analysis), *_about_blocks(analysis)]
+    found = [
+        *_about_the_run(analysis),
+        *_about_backends(analysis),
+        *_about_blocks(analysis),
+        *_about_precision(analysis),
+    ]
     # The harness lists a backend's confounds with the host's too: each is said once.
     found.extend(dict.fromkeys(_confounds(analysis)))
     virtual = host_virtualization(analysis)
@@ -118,7 +123,8 @@ def _value_finding(row: Row, opening: str) -> str | None:
         return None
     parts = []
     for cell in row.cells:
-        value = f"{format_value(cell.estimate.centre, row.metric.unit)} on {cell.backend.label}"
+        found = cell.estimate
+        value = f"{format_estimate(found.centre, found.low, found.high, row.metric.unit)} on {cell.backend.label}"
         parts.append(value if cell.comparison is None else f"{value} ({_ratio_words(cell)})")
     return f"{opening} {_listed(parts)}."
 
@@ -130,10 +136,10 @@ def _ratio_words(cell: CellResult) -> str:
     if found.verdict_adjusted is Verdict.EQUIVALENT:
         return f"equivalent within {percent(found.margin)}"
     if found.low is None:
-        return f"{format_ratio(found.ratio)} in the only block"
+        return f"{format_ratio_estimate(found)} in the only block"
     if found.verdict_adjusted is Verdict.INCONCLUSIVE:
-        return f"{format_ratio(found.ratio)}, inconclusive"
-    return f"{format_ratio(found.ratio)}, {percent(found.level)} interval {format_range(found.low, found.high)}"
+        return f"{format_ratio_estimate(found)}, inconclusive"
+    return f"{format_ratio_estimate(found)}, {percent(found.level)} interval {format_range(found.low, found.high)}"
 
 
 def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
@@ -192,7 +198,7 @@ def _leading(own: list[_Compared]) -> list[_Compared]:
 def _leading_words(row: Row, cell: CellResult) -> str:
     found = cell.comparison
     assert found is not None
-    size = f"{format_ratio(found.ratio)} {as_large(row.metric)}"
+    size = f"{format_ratio_estimate(found)} {as_large(row.metric)}"
     return size if found.low is None else f"{size} ({format_range(found.low, found.high)})"
 
 
@@ -244,6 +250,28 @@ def _about_blocks(analysis: Analysis) -> list[Caveat]:
     if single < len(counts) and min(count for count in counts if count > 1) < FEW_BLOCKS:
         text = f"Some intervals rest on fewer than {FEW_BLOCKS} blocks and are therefore wide; more blocks narrow them."
         found.append(Caveat("few-blocks", text, 2))
+    return found
+
+
+def _about_precision(analysis: Analysis) -> list[Caveat]:
+    """Which cells did not reach the precision that the suite asked for, and what it would have taken."""
+    missed = [
+        (subject, cell, cell.precision)
+        for subject in analysis.subjects
+        for row in subject.rows
+        for cell in row.cells
+        if cell.precision is not None and cell.precision.standing is not Standing.REACHED
+    ]
+    found = [Caveat("not-estimated", f"{note.rstrip('.')}.", 1) for note in analysis.notes]
+    if missed:
+        parts = []
+        for subject, cell, precision in missed[:MOST_NAMED]:
+            name = f"{subject.title} {subject.params_line}".strip()
+            needs = f"about {plural(precision.needed, 'block')}" if precision.needed else precision.note or "unknown"
+            parts.append(f"{name} on {cell.backend.label} ({precision.n_blocks} of {needs})")
+        more = f" and {len(missed) - MOST_NAMED} more" if len(missed) > MOST_NAMED else ""
+        text = f"The precision asked for ({percent(missed[0][2].wanted)}) was not reached for {'; '.join(parts)}{more}."
+        found.append(Caveat("precision", text, 2))
     return found
 
 

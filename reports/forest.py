@@ -5,7 +5,7 @@ import math
 import msgspec
 
 from bench.stats import Comparison, Verdict
-from reports.analysis import Subject
+from reports.analysis import Row
 
 WIDTH, HEIGHT = 190, 20
 _PADDING = 12
@@ -71,11 +71,9 @@ class Forest(msgspec.Struct, frozen=True):
         return abs(self._x(one) - self._x(other)) >= _LETTER * letters / 2 + _GAP
 
 
-def forest_of(subject: Subject, margin: float) -> Forest:
-    """The axis that holds the ratios and intervals of a subject; what lies beyond is drawn at its edge as an arrow."""
+def forest_of(rows: list[Row], margin: float) -> Forest:
+    """The axis that holds the ratios and intervals of these rows; what lies beyond is drawn at its edge as an arrow."""
     values = [1 / 1.1, 1.1]
-    # Starting and stopping differ by factors that would press all else of a workload into one point.
-    rows = [row for row in subject.rows if not row.metric.name.startswith("instance.")] or subject.rows
     for row in rows:
         for cell in row.cells:
             found = cell.comparison

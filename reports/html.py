@@ -11,9 +11,10 @@ from typing import Any
 from bench.errors import TareError
 from bench.interfaces import Reporter
 from bench.store import load_run
-from reports.foreign import readable
+from reports.foreign import one_line, readable
 
 TEMPLATES = Path(__file__).with_name("templates")
+MOST_IN_OPTION = 60
 
 
 class HtmlReporter(Reporter):
@@ -27,15 +28,15 @@ class HtmlReporter(Reporter):
         """Write the page. Raises RunDirectoryError, TareError if the file cannot be written."""
         from reports.analysis import analyse
 
-        text = render_page(analyse(load_run(run)))
+        text = render_page(analyse(load_run(run)), output.parent)
         try:
             output.write_text(text, "utf-8")
         except OSError as error:
             raise TareError(f"cannot write the report {output}: {error.strerror}") from error
 
 
-def render_page(analysis: Any) -> str:
-    """The page of an ``Analysis``."""
+def render_page(analysis: Any, beside: Path | None = None) -> str:
+    """The page of an ``Analysis``, to lie in the folder ``beside``: it links to samples that are there."""
     import jinja2
 
     from reports.page import page_context
@@ -49,7 +50,8 @@ def render_page(analysis: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    context = page_context(analysis)
+    environment.filters["oneline"] = lambda text: one_line(text, MOST_IN_OPTION)
+    context = page_context(analysis, beside)
     template = environment.get_template("report.html.j2")
     return template.render(
         **context,
@@ -71,17 +73,20 @@ def _breakable(name: str) -> object:
     """A name that may be broken after its dots and underscores."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"([._])", r"\1<wbr>", escape(readable(name))))  # noqa: S704 - escaped, then only <wbr> added
+    # As str: joining pieces of Markup escapes them again.
+    escaped = str(escape(readable(name)))
+    return Markup(re.sub(r"([._])", r"\1<wbr>", escaped))  # noqa: S704 - escaped, then only <wbr> added
 
 
 def _specs(context: dict[str, Any]) -> dict[str, Any]:
-    from reports.charts import chart_config
+    from reports.charts import chart_config, short_label
 
-    rows = [row for subject in context["subjects"] for row in subject.rows]
-    charts = {name: chart.spec for row in rows for _, name, chart in row.charts}
+    subjects = [subject for section in context["sections"] for subject in section.subjects]
+    charts = {panel.name: panel.chart.spec for subject in subjects for row in subject.rows for panel in row.panels}
     if context["phases"] is not None:
-        charts |= {bar.identifier: bar.chart.spec for bar in context["phases"].bars}
-    return {"config": chart_config(), "charts": charts}
+        charts |= {bar.name: bar.chart.spec for bar in context["phases"].bars}
+    places = {short_label(backend): backend.place for backend in context["backends"]}
+    return {"config": chart_config(), "backends": places, "charts": charts}
 
 
 @functools.cache

@@ -1,14 +1,31 @@
 """The sentences and words of a report: one home, so that page, terminal and JSON say the same."""
 
 import math
+import re
 
 from bench.model import Direction, Metric
-from bench.stats import Comparison, Verdict
+from bench.stats import Comparison, NoiseSource, Verdict
 from bench.units import Unit, format_value
-from reports.analysis import CellResult, Row
+from reports.analysis import Analysis, CellResult, Row
+from reports.foreign import one_line
 
+_WIDE = 0.1
+"""An interval this wide, relative to its centre, supports two digits."""
+_NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
 _COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO)
 _MARKS = {"faster": "↑", "slower": "↓", "more": "↑", "less": "↓", "better": "↑", "worse": "↓", "equivalent": "="}
+
+
+def format_estimate(centre: float, low: float | None, high: float | None, unit: Unit) -> str:
+    """A value with its unit, in as many digits as its interval supports: three, or two where it is 10 % wide."""
+    return _supported(format_value(centre, unit), centre, low, high)
+
+
+def format_ratio_estimate(found: Comparison | None) -> str:
+    """The ratio of a comparison in as many digits as its interval supports; a dash where there is none."""
+    if found is None or found.ratio is None:
+        return format_ratio(None)
+    return _supported(format_ratio(found.ratio), found.ratio, found.low, found.high)
 
 
 def format_ratio(ratio: float | None) -> str:
@@ -90,7 +107,7 @@ def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
         return f"{label} is what the others are compared with"
     if found.ratio is None:
         return f"{label}: no ratio to {baseline} ({found.note.removesuffix(': no ratio')})"
-    size = f"{format_ratio(found.ratio)} {as_large(row.metric)} as {baseline}".replace("rate as", "rate of")
+    size = f"{format_ratio_estimate(found)} {as_large(row.metric)} as {baseline}".replace("rate as", "rate of")
     if found.low is None:
         return f"{label}: {size} in the only block (no interval, no verdict)"
     interval = f"{interval_words(found)} {format_range(found.low, found.high)}"
@@ -122,12 +139,46 @@ def figure_sentence(row: Row, baseline: str | None) -> str:
 def _value_words(cell: CellResult, row: Row) -> str:
     found, unit = cell.estimate, row.metric.unit
     interval = f" (95 % interval {format_value_range(found.low, found.high, unit)})" if found.low is not None else ""
-    return f"{cell.backend.label}: {format_value(found.centre, unit)}{interval}"
+    return f"{cell.backend.label}: {format_estimate(found.centre, found.low, found.high, unit)}{interval}"
+
+
+def noise_sentence(analysis: Analysis) -> str:
+    """What the baseline against itself says of this run; empty where there is nothing to say."""
+    noise = analysis.noise
+    if noise is None or analysis.baseline is None:
+        return ""
+    how = "a second set of instances" if noise.source is NoiseSource.TWIN else "its own blocks, split at random"
+    opening = f"{analysis.baseline.label} against {how}"
+    if noise.detectable is None:
+        return f"{opening}: too few blocks to say how small a difference this run could have shown."
+    sentence = f"{opening}: this run could have shown a difference of {_excess(noise.detectable)} in a typical metric"
+    if noise.worst is not None and noise.detectable_worst is not None:
+        where = " ".join(part for part in noise.worst if part)
+        sentence += f", of {_excess(noise.detectable_worst)} in the noisiest ({one_line(where, 80)})"
+    alarms = len(noise.false_alarms)
+    said = "none of" if alarms == 0 else f"{alarms} of"
+    return f"{sentence}; {said} {plural(noise.tested, 'metric')} came out as different from itself."
+
+
+def _excess(ratio: float) -> str:
+    """How far a ratio above 1 is from it, for people: ``3.1 %``, and as a factor from 2."""
+    return format_ratio(ratio) if ratio >= 2 else f"{float(f'{(ratio - 1) * 100:.2g}'):g} %"
 
 
 def plural(count: int, one: str, many: str = "") -> str:
     """A count with its noun: ``1 instance``, ``3 instances``."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _supported(text: str, centre: float, low: float | None, high: float | None) -> str:
+    if low is None or high is None or high - low < _WIDE * abs(centre) or " min " in text:
+        return text
+    number = _NUMBER.match(text)
+    if number is None:
+        return text
+    value = float(f"{float(number[0].replace(',', '')):.1e}")
+    decimals = max(0, 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{decimals}f}{text[number.end() :]}"
 
 
 def _three_digits(value: float) -> str:

@@ -310,7 +310,11 @@ def _manifest(recipe: Recipe) -> Manifest:
         seed=recipe.seed,
         started_utc="2026-11-24T10:00:00Z",
         ended_utc="" if recipe.status is RunStatus.RUNNING else "2026-11-24T10:05:41Z",
-        suite={"name": HOSTILE[0] if hostile else "quickstart", "title": HOSTILE[4] if hostile else "A first look"},
+        suite={
+            "name": HOSTILE[0] if hostile else "quickstart",
+            "title": HOSTILE[4] if hostile else "A first look",
+            "description": HOSTILE[4] if hostile else "What does isolation cost on this host?",
+        },
         envelope=Envelope((1,), 512 * 2**20, 1024 * 2**20, 1024),
         image={"digest": "sha256:" + "ab12" * 16, "packages": {"fio": "3.33-3", "sysbench": "1.0.20+ds-5"}},
         host=host,

@@ -1,13 +1,33 @@
-// Draws the figures when they come into view. Without it the page shows the same figures as still pictures.
+// Draws the figures when they come into view, filters, copies and saves. Without it the page shows everything, with the
+// same figures as still pictures.
 "use strict";
-(async () => {
-  const figures = [...document.querySelectorAll("[data-chart]")];
-  if (!figures.length || !("DecompressionStream" in window)) return;
+(() => {
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const figures = all("[data-chart]");
+  const canDraw = "DecompressionStream" in window;
 
   const unpack = async (id) => {
     const bytes = Uint8Array.from(atob(document.getElementById(id).textContent.trim()), (letter) => letter.charCodeAt(0));
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   };
+
+  const button = (text, label, press) => {
+    const made = document.createElement("button");
+    made.type = "button";
+    made.textContent = text;
+    made.setAttribute("aria-label", label);
+    made.addEventListener("click", press);
+    return made;
+  };
+
+  const download = (name, address) => {
+    const link = document.createElement("a");
+    link.download = name;
+    link.href = address;
+    link.click();
+  };
+
+  // --- figures ---------------------------------------------------------------------------------------------------
 
   let ready = null;
   const prepare = () => (ready ??= (async () => {
@@ -24,30 +44,45 @@
     return JSON.parse(charts);
   })());
 
+  const left = new Set();  // places of the backends that are filtered out
+  const drawings = new Map();
+
+  const narrowed = (spec, places) => {
+    if (!left.size) return spec;
+    const shown = (row) => !("b" in row) || !left.has(String(places[row.b]));
+    const datasets = Object.fromEntries(Object.entries(spec.datasets).map(([name, rows]) => [name, rows.filter(shown)]));
+    const height = spec.usermeta?.row
+      ? spec.usermeta.row * Math.max(1, new Set(Object.values(datasets).flat().map((row) => row.b)).size)
+      : spec.height;
+    return { ...spec, datasets, height };
+  };
+
   const draw = async (figure) => {
-    const { config, charts } = await prepare();
+    const { config, charts, backends } = await prepare();
     const fonts = getComputedStyle(document.body).fontFamily;
     const live = figure.querySelector(".live");
+    const isNew = !figure.classList.contains("drawn");
     // The still picture keeps the place until the live one stands, so that nothing jumps.
-    live.style.cssText = "display: block; height: 0; overflow: hidden";
-    await window.vegaEmbed(live, charts[figure.dataset.chart], {
+    if (isNew) live.style.cssText = "display: block; height: 0; overflow: hidden";
+    drawings.get(figure)?.finalize();
+    drawings.set(figure, await window.vegaEmbed(live, narrowed(charts[figure.dataset.chart], backends), {
       actions: false, renderer: "svg", config: { ...config, font: fonts }, tooltip: { theme: "tare" },
-    });
+    }));
     live.style.cssText = "";
     figure.classList.add("drawn");
-    offer(figure, live);
+    if (isNew) offer(figure, live);
   };
+
+  const tryToDraw = (figure) => draw(figure).catch((problem) => {
+    console.warn(`figure ${figure.dataset.chart} stays a still picture:`, problem);
+  });
 
   const offer = (figure, live) => {
     const box = document.createElement("p");
     box.className = "keep";
+    const name = figure.closest("figure")?.querySelector("h4 bdi")?.textContent ?? "this figure";
     for (const kind of ["SVG", "PNG"]) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = kind;
-      button.setAttribute("aria-label", `Save this figure as ${kind}`);
-      button.addEventListener("click", () => save(figure.dataset.chart, live.querySelector("svg"), kind));
-      box.append(button);
+      box.append(button(kind, `Save ${name} as ${kind}`, () => save(figure.dataset.file, live.querySelector("svg"), kind)));
     }
     figure.after(box);
   };
@@ -64,36 +99,129 @@
 
   const save = async (name, svg, kind) => {
     const text = standalone(svg);
-    const link = document.createElement("a");
-    link.download = `${name}.${kind.toLowerCase()}`;
     if (kind === "SVG") {
-      link.href = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
-    } else {
-      const image = new Image();
-      image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
-      await image.decode();
-      const canvas = document.createElement("canvas");
-      const box = svg.getBoundingClientRect();
-      canvas.width = box.width * 2;
-      canvas.height = box.height * 2;
-      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-      link.href = canvas.toDataURL("image/png");
+      download(`${name}.svg`, URL.createObjectURL(new Blob([text], { type: "image/svg+xml" })));
+      return;
     }
-    link.click();
+    const image = new Image();
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+    await image.decode();
+    const canvas = document.createElement("canvas");
+    const box = svg.getBoundingClientRect();
+    canvas.width = box.width * 2;
+    canvas.height = box.height * 2;
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    download(`${name}.png`, canvas.toDataURL("image/png"));
   };
 
-  const seen = new IntersectionObserver((entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      seen.unobserve(target);
-      draw(target).catch((problem) => console.warn(`figure ${target.dataset.chart} stays a still picture:`, problem));
-    }
-  }, { rootMargin: "400px" });
-  figures.forEach((figure) => seen.observe(figure));
+  if (canDraw) {
+    const seen = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (!isIntersecting) continue;
+        seen.unobserve(target);
+        tryToDraw(target);
+      }
+    }, { rootMargin: "400px" });
+    figures.forEach((figure) => seen.observe(figure));
+  }
+
+  // --- tables as CSV ----------------------------------------------------------------------------------------------
+
+  // A spreadsheet takes a text that begins so for a formula.
+  const harmless = (text) => (/^[=+@\t\r]|^-(?![\d.])/.test(text) ? `'${text}` : text);
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const said = (cell) => cell.textContent.trim().replace(/\s+/g, " ");
+  const asCsv = (table) => all("tr", table)
+    .filter((line) => line.dataset.csv !== "-" && !line.hidden)
+    .map((line) => [...line.cells]
+      .filter((cell) => cell.dataset.csv !== "-" && !cell.hidden)
+      .flatMap((cell) => (cell.tagName === "TH" && cell.scope !== "row" ? heads(cell) : (cell.dataset.csv ?? said(cell)).split("\t")))
+      .map((text) => quoted(harmless(text))).join(","))
+    .join("\r\n") + "\r\n";
+  const heads = (cell) => (cell.dataset.csv ?? said(cell)).split("\t");
+
+  // Works where the page is a file, too: no permission is asked for.
+  const copy = (text) => {
+    let done = false;
+    const put = (event) => {
+      event.clipboardData.setData("text/plain", text);
+      event.preventDefault();
+      done = true;
+    };
+    document.addEventListener("copy", put, { once: true });
+    document.execCommand("copy");
+    document.removeEventListener("copy", put);
+    return done;
+  };
+
+  all("table[data-file]").forEach((table) => {
+    const label = table.parentElement.getAttribute("aria-label") ?? document.getElementById(table.parentElement.getAttribute("aria-labelledby"))?.textContent.replace(/\s*#\s*$/, "") ?? "this table";
+    const box = document.createElement("p");
+    box.className = "keep";
+    const made = button("Copy as CSV", `Copy as CSV: ${label}`, () => {
+      const worked = copy(asCsv(table));
+      if (!worked) download(`${table.dataset.file}.csv`, URL.createObjectURL(new Blob([asCsv(table)], { type: "text/csv" })));
+      made.textContent = worked ? "Copied" : "Saved";
+      setTimeout(() => { made.textContent = "Copy as CSV"; }, 2000);
+    });
+    box.append(made);
+    table.parentElement.after(box);
+  });
+
+  const here = document.getElementById("samples-here");
+  if (here && canDraw) {
+    here.append(" ", button("Save them", "Save all samples as CSV", async () => {
+      download("samples.csv", URL.createObjectURL(new Blob([await unpack("samples-csv")], { type: "text/csv" })));
+    }));
+  }
+
+  // --- filter -----------------------------------------------------------------------------------------------------
+
+  const form = document.getElementById("filters");
+  const choose = () => {
+    const places = all("input[name=backend]", form).filter((box) => !box.checked).map((box) => box.value);
+    const changed = places.length !== left.size || places.some((place) => !left.has(place));
+    left.clear();
+    places.forEach((place) => left.add(place));
+    const wanted = all("select", form).map((list) => list.value).filter(Boolean);
+    const isWanted = (element) => !element.dataset.keys || wanted.every((key) => element.dataset.keys.split(" ").includes(key));
+    all("[data-subject]").forEach((subject) => { subject.hidden = !isWanted(subject); });
+    all("[data-backend]").forEach((element) => { element.hidden = left.has(element.dataset.backend) || !isWanted(element); });
+    all("[data-section]").forEach((section) => { section.hidden = !section.querySelector("[data-subject]:not([hidden])"); });
+    all("[data-for]").forEach((entry) => {
+      const target = document.getElementById(entry.dataset.for);
+      entry.hidden = Boolean(target?.closest("[hidden]"));
+    });
+    all("table").forEach((table) => {
+      let before = null;
+      all("tr[data-row]", table).filter((line) => !line.hidden).forEach((line) => {
+        line.className = line.dataset.row === before ? "again" : "first";
+        before = line.dataset.row;
+      });
+    });
+    all(".ratios tbody").forEach((body) => {
+      body.hidden = !body.querySelector("tr[data-row]:not([hidden])");
+    });
+    const subjects = all("[data-subject]");
+    const shown = subjects.filter((subject) => !subject.hidden).length;
+    form.querySelector("output").textContent = left.size || wanted.length
+      ? `${shown} of ${subjects.length} subjects${left.size ? `, ${left.size} of ${all("input[name=backend]", form).length} backends left out` : ""}`
+      : "";
+    if (changed) [...drawings.keys()].forEach(tryToDraw);
+  };
+  if (form) {
+    form.hidden = false;
+    form.addEventListener("change", choose);
+    form.addEventListener("reset", () => setTimeout(choose));
+    form.addEventListener("submit", (event) => event.preventDefault());
+    if (all("input:not(:checked)", form).length || all("select", form).some((list) => list.value)) choose();
+  }
+
+  // --- paper ------------------------------------------------------------------------------------------------------
 
   let closed = [];
   addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = all("details:not([open])");
     closed.forEach((box) => { box.open = true; });
   });
   addEventListener("afterprint", () => closed.forEach((box) => { box.open = false; }));
