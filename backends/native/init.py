@@ -20,6 +20,8 @@ READY = struct.Struct("=q")
 """First instruction, in nanoseconds of CLOCK_MONOTONIC."""
 DONE = struct.Struct("=iiqq")
 """Exit status or -1, signal or 0, start and end in nanoseconds of CLOCK_MONOTONIC."""
+OOM_SCORE_ADJ = b"1000"
+"""The highest there is; what an instance runs inherits it."""
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 _IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
@@ -31,6 +33,7 @@ def run_init(channel: Channel, operations: list[Operation]) -> None:
     The harness makes the cgroups while the kernel makes this process; ``go`` means that they are there.
     """
     try:
+        _go_first()
         channel.receive()
         failure = carry_out(operations)
         if failure:
@@ -43,6 +46,20 @@ def run_init(channel: Channel, operations: list[Operation]) -> None:
         return
     except BaseException as error:  # noqa: BLE001 - an init that ends silently cannot be understood from outside
         channel.send(b"failed", b"init", f"{type(error).__name__}: {error}".encode(), b"0", b"")
+
+
+def _go_first() -> None:
+    """When the host runs out of memory, its OOM killer is to take an instance, never tare or anybody else's process."""
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.write(descriptor, OOM_SCORE_ADJ)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)
 
 
 def carry_out(operations: list[Operation]) -> tuple[bytes, ...]:

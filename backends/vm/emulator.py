@@ -22,6 +22,7 @@ BORN_VARIABLE = "TARE_BORN"
 _WRAPPER = """\
 #!/bin/sh
 # Made by tare. Joins cgroups, tells its pid and becomes QEMU, so that all that QEMU costs is charged to its guest.
+# When the host runs out of memory, its OOM killer is to take a guest, never tare or anybody else's process.
 set -e
 IFS='
 '
@@ -33,6 +34,7 @@ if [ -z "${marker}" ]; then
     done
 fi
 for file in ${join}; do echo 0 >"$file"; done
+echo 1000 2>/dev/null >/proc/self/oom_score_adj || :
 [ -z "${born}" ] || echo $$ >"${born}"
 exec {qemu} "$@"
 """

@@ -35,7 +35,7 @@ _STEP_LEVEL = 0.01
 _MOST_STEPS = 5
 _RATIOS = np.concatenate(([0.0], np.geomspace(1e-3, 1e4, 15)))
 _HOST_RATIOS = np.concatenate(([0.0], np.geomspace(1e-2, 1e4, 7)))
-_EXACT = 1e-12
+_EXACT = 1e-20
 
 
 class Ramp(msgspec.Struct, frozen=True):
@@ -75,6 +75,11 @@ class Cost(msgspec.Struct, frozen=True):
     largest_population: int
     steps: tuple[Step, ...]
     method: str
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width; None without an interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def at(self, population: float) -> float:
         """The fitted value at a population."""

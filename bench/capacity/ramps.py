@@ -1,5 +1,6 @@
 """The ramps of a run: read from its samples, fitted, and reconciled into what an instance costs and where it goes."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -92,6 +93,17 @@ class InstanceCost(msgspec.Struct, frozen=True):
     def kernel(self) -> float | None:
         """Memory of an instance that no process maps: MemAvailable's figure less PSS's."""
         return None if self.memory is None or self.pss is None else self.memory.per_instance - self.pss.per_instance
+
+    @property
+    def kernel_interval(self) -> tuple[float, float] | None:
+        """The interval of ``kernel``, from those of the two figures, taken as independent."""
+        if self.kernel is None or self.memory is None or self.pss is None:
+            return None
+        halves = [one.half_width for one in (self.memory, self.pss)]
+        if halves[0] is None or halves[1] is None:
+            return None
+        half = math.hypot(halves[0], halves[1])
+        return self.kernel - half, self.kernel + half
 
     @property
     def shared(self) -> float | None:

@@ -112,6 +112,7 @@ def costs_document(run: LoadedRun, costs: Sequence[tuple[DensityCell, InstanceCo
                 "endings": msgspec.to_builtins(cell.endings),
                 "cost": msgspec.to_builtins(cost),
                 "kernel_bytes": cost.kernel,
+                "kernel_interval": cost.kernel_interval,
                 "shared_bytes": cost.shared,
             }
             for cell, cost in costs
@@ -140,13 +141,9 @@ def print_costs(console: Console, manifest: Manifest, costs: Sequence[tuple[Dens
                 console.print(Text(f"  what to do: {ending.remedy}"))
             if ending.dead:
                 console.print(Text(f"  {ending.dead} of them were dead at the end"))
-        for step in () if cost.memory is None else cost.memory.steps:
-            console.print(
-                Text(
-                    f"  a jump of {format_size(step.size)} between {step.population_before} and "
-                    f"{step.population_after} instances is left out of its memory: no instance explains it"
-                )
-            )
+        if cost.memory is not None and cost.memory.steps:
+            jumps = ", ".join(f"{format_size(step.size)} at {step.population_after}" for step in cost.memory.steps)
+            console.print(Text(f"  jumps of memory that no instance explains are left out: {jumps}"))
 
 
 def _label(manifest: Manifest, cell: DensityCell) -> str:
@@ -168,6 +165,13 @@ def _cpus(cost: Cost | None) -> str:
 def _with_interval(value: float, low: float | None, high: float | None, form: Callable[[float], str]) -> str:
     interval = "no interval" if low is None or high is None else f"{form(low)} to {form(high)}"
     return f"{form(value)}  ({interval})"
+
+
+def _kernel(cost: InstanceCost) -> str:
+    if cost.kernel is None:
+        return ""
+    low, high = cost.kernel_interval or (None, None)
+    return _with_interval(cost.kernel, low, high, format_size)
 
 
 def _difference(value: float | None) -> str:
@@ -192,7 +196,7 @@ _ROWS: tuple[tuple[str, Callable[[DensityCell, InstanceCost], str]], ...] = (
     ("  processes (PSS)", lambda _, cost: _size(cost.pss)),
     ("    private", lambda _, cost: _size(cost.private)),
     ("    only shared (RSS less PSS)", lambda _, cost: _difference(cost.shared)),
-    ("  kernel (the rest)", lambda _, cost: _difference(cost.kernel)),
+    ("  kernel (the rest)", lambda _, cost: _kernel(cost)),
     ("    slab", lambda _, cost: _size(cost.slab)),
     ("    stacks, page tables, per-CPU", lambda _, cost: _size(cost.kernel_other)),
     ("memory (cgroup charge)", lambda _, cost: _size(cost.charge)),

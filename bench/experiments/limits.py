@@ -18,6 +18,8 @@ from bench.units import format_size, parse_duration, parse_size
 _TRUE = Command(("/bin/true",))
 _ALMOST_ALL = 0.9
 _PAGE = 4096
+_HELD_PART = 4
+"""A process holds this part of the memory: a guest has its own kernel in it, and its root."""
 
 
 class LimitsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,17 +118,24 @@ def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
     before = _charge(instance)
     if before is None:
         return
-    started, _ = run.execute(instance, probes.hold_command(run.envelope.memory_bytes // 2), "hold")
-    run.execute(instance, probes.held_command(), "held")
+    size = run.envelope.memory_bytes // _HELD_PART
+    run.execute(instance, probes.hold_command(size), "hold")
+    answer, _ = run.execute(instance, probes.held_command(), "held")
+    if answer.stdout.strip() != b"held":
+        run.note(
+            f"the instance could not hold {format_size(size)}, so no memory came back",
+            {"code": "limits-not-held", "bytes": size},
+        )
+        return
     held = _charge(instance) or before
-    run.execute(instance, probes.release_command(probes.read_last(started)), "release")
+    run.execute(instance, probes.release_command(), "release")
     released_s = time.monotonic()
     readings = _watch_return(run.options, instance, released_s)
     grown = held - before
     if grown <= 0:
         raise BackendError(
             "the host's charge did not grow while a process held memory inside",
-            evidence=f"{before} bytes before, {held} bytes while {run.envelope.memory_bytes // 2} were held",
+            evidence=f"{before} bytes before, {held} bytes while {size} were held",
         )
     back = held - readings[-1][1]
     run.record(metrics.MEMORY_GROWN, grown)

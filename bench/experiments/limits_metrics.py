@@ -26,7 +26,7 @@ DISK_REACHED = lower(
 )
 
 MEMORY_GROWN = lower(
-    "limits.memory_grown", Unit.BYTE, "What the host's charge grew by while a process held half of it."
+    "limits.memory_grown", Unit.BYTE, "What the host's charge grew by while a process held a quarter of it."
 )
 MEMORY_RETURNED = Metric(
     "limits.memory_returned", Unit.RATIO, Direction.HIGHER, "Share of that which the host had back when it had settled."

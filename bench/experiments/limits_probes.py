@@ -57,13 +57,16 @@ print(written)
 """
 # Writes a line into a FIFO once it holds the memory, and holds it until it is killed.
 _HOLD = """
-import signal
+import os, signal
+with open("{pid}", "w") as file:
+    file.write(str(os.getpid()))
 held = bytearray(b"x") * {size}
 with open("{fifo}", "w") as fifo:
     fifo.write("held")
 signal.pause()
 """
 _FIFO = f"{SCRATCH}/tare-held"
+_PID = f"{SCRATCH}/tare-holder"
 
 
 def seen_command() -> Command:
@@ -110,20 +113,20 @@ def read_last(completed: Completed) -> int:
 
 
 def hold_command(size: int) -> Command:
-    """Leaves a process behind that takes ``size`` bytes and keeps them; prints its pid."""
-    program = _HOLD.format(size=size, fifo=_FIFO)
-    script = f'rm -f {_FIFO} && mkfifo {_FIFO} && {{ python3 -c "$1" >/dev/null 2>&1 </dev/null & echo $!; }}'
-    return Command(("sh", "-c", script, "sh", program))
+    """Leaves a process behind that takes ``size`` bytes and keeps them until ``release_command``."""
+    program = _HOLD.format(size=size, fifo=_FIFO, pid=_PID)
+    run = f'{{ python3 -c "$1"; echo gone >{_FIFO}; }} >/dev/null 2>&1 </dev/null &'
+    return Command(("sh", "-c", f"rm -f {_FIFO}; mkfifo {_FIFO} || exit; {run}", "sh", program))
 
 
 def held_command() -> Command:
-    """Ends when the process that was left behind holds its memory."""
+    """Ends when the process that was left behind holds its memory, with ``held``, or died of it, with ``gone``."""
     return Command(("cat", _FIFO), timeout_s=_TIMEOUT_S)
 
 
-def release_command(pid: int) -> Command:
+def release_command() -> Command:
     """Ends that process."""
-    return Command(("sh", "-c", f"kill -KILL {pid}"))
+    return Command(("sh", "-c", f"kill -KILL $(cat {_PID})"))
 
 
 def _python(program: str) -> Command:
