@@ -48,6 +48,7 @@ def summarise_run(run: LoadedRun) -> dict[str, Any]:
     from reports import findings
     from reports.analysis import analyse
     from reports.claims import judge
+    from reports.disturbances import disturbances
 
     analysis = analyse(run)
     manifest = analysis.manifest
@@ -75,7 +76,9 @@ def summarise_run(run: LoadedRun) -> dict[str, Any]:
         "findings": findings.findings(analysis),
         "caveats": [msgspec.to_builtins(caveat) for caveat in findings.caveats(analysis)],
         "results": _results(analysis),
+        "noise": msgspec.to_builtins(analysis.noise),
         "claims": [msgspec.to_builtins(claim) for claim in judge(analysis)],
+        "flags": msgspec.to_builtins(disturbances(run)),
         "failures": [
             {"instance": event.instance, "cell": event.cell, "message": event.message, "at_utc": event.utc}
             for event in analysis.failures

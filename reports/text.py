@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from reports.analysis import Analysis, CellResult, Row
 
 FILE_WIDTH = 120
+MOST_FLAGS = 8
 _STYLES = {Verdict.FASTER: "bold cyan", Verdict.SLOWER: "bold red", Verdict.EQUIVALENT: "", Verdict.INCONCLUSIVE: "dim"}
 
 
@@ -60,6 +61,7 @@ def render_text(run: LoadedRun) -> RenderableType:
     if analysis.subjects:
         parts.extend(_ratio_tables(analysis))
     parts.extend(_failures(analysis))
+    parts.extend(_flags(analysis))
     parts.extend(_claims(analysis))
     return Group(*parts)
 
@@ -171,6 +173,25 @@ def _verdict(row: "Row", cell: "CellResult") -> Text:
     if found.verdict is not found.verdict_adjusted:
         text.append(" (not after correction)", style="dim")
     return text
+
+
+def _flags(analysis: "Analysis") -> list[RenderableType]:
+    """What stood out while cells were measured; the page has them all."""
+    from reports.disturbances import disturbances
+
+    flags = disturbances(analysis.run)
+    if not flags:
+        return []
+    labels = {backend.name: backend.label for backend in analysis.backends}
+    parts: list[RenderableType] = [Text("What may have disturbed cells", style="bold")]
+    for flag in flags[:MOST_FLAGS]:
+        where = (
+            f"{one_line(flag.workload or flag.experiment)} on {one_line(labels.get(flag.backend, flag.backend), 24)}"
+        )
+        parts.append(Text(f"- {where}: {flag.sentence}"))
+    if len(flags) > MOST_FLAGS:
+        parts.append(Text(f"- and {len(flags) - MOST_FLAGS} more, in the page and in the json form"))
+    return [*parts, Text()]
 
 
 def _failures(analysis: "Analysis") -> list[RenderableType]:

@@ -67,20 +67,20 @@ def drift(values: Floats) -> SeriesTest | None:
     """Mann-Kendall's test of a monotonic trend (Mann 1945), exact without ties up to 50 values, normal beyond.
 
     ``values`` are one a block, in the order of time. ``size`` is the change from the first to the last relative to the
-    median, by the slope of Theil and Sen (Sen 1968): 0.05 is 5 % up. None below ``MIN_BLOCKS``, or if nothing varies.
+    median, by the slope of Theil and Sen (Sen 1968): 0.05 is 5 % up. None below ``MIN_BLOCKS``, if nothing varies,
+    and where the median is 0.
     """
     n = len(values)
-    if n < MIN_BLOCKS or values.min() == values.max():
+    centre = abs(float(np.median(values))) if n else 0.0
+    if n < MIN_BLOCKS or values.min() == values.max() or centre == 0:
         return None
     if n > _LONGEST:
         values = grouped_medians(values, np.arange(n) * _LONGEST // n, _LONGEST)
     first, second = np.triu_indices(len(values), 1)
     differences = values[second] - values[first]
     score = int(np.sign(differences).sum())
-    centre = abs(float(np.median(values)))
     slope = float(np.median(differences / (second - first)))
-    size = slope * (len(values) - 1) / centre if centre else math.copysign(math.inf, score)
-    return SeriesTest(size, _trend_p_value(values, score), n)
+    return SeriesTest(slope * (len(values) - 1) / centre, _trend_p_value(values, score), n)
 
 
 def _trend_p_value(values: Floats, score: int) -> float:

@@ -152,3 +152,21 @@ def test_false_alarms_over_runs(tmp_path):
 def test_an_empty_run(run):
     empty = msgspec.structs.replace(run, samples=run.samples[:0], events=[])
     assert disturbances(empty) == []
+
+
+def test_the_text_and_the_json_show_them(run, tmp_path):
+    import io
+    import json
+
+    from rich.console import Console
+
+    from reports.summary_json import summarise_run
+    from reports.text import render_text
+
+    loud = disturbed(run, {2: {"steal_s": 1.0}})
+    file = io.StringIO()
+    Console(file=file, width=400).print(render_text(loud))
+    assert "- sysbench-cpu on native: In 1 of 8 instances the hypervisor above took up to 50.0%" in file.getvalue()
+    (flag,) = json.loads(json.dumps(summarise_run(loud)))["flags"]
+    assert (flag["kind"], flag["backend"]) == ("steal", "native")
+    assert "disturbed" not in file.getvalue().replace("What may have disturbed cells", "")

@@ -44,6 +44,8 @@ def test_drift_says_how_far():
 def test_too_little_or_nothing_says_nothing():
     assert drift(np.array([1.0, 2.0, 3.0, 4.0])) is None
     assert drift(np.ones(30)) is None
+    assert drift(np.array([0.0, 0, 0, 0, 0, 1, 2])) is None
+    assert drift(np.array([])) is None
     assert serial_correlation(np.arange(3.0), np.zeros(3, dtype=int)) is None
     assert serial_correlation(np.ones(100), np.zeros(100, dtype=int)) is None
     assert serial_correlation(np.array([]), np.array([], dtype=int)) is None
@@ -101,15 +103,15 @@ def test_false_alarms_of_single_tests(draw, instances, iterations):
 
 
 def test_false_alarms_of_whole_runs():
-    """24 cells without any order in them: at most one run in twenty has a false alarm (standard error 1.5 %)."""
+    """16 cells without any order in them: at most one run in twenty has a false alarm (standard error 1.8 %)."""
     random = np.random.default_rng(7)
     groups = np.repeat(np.arange(6), 8)
     alarms = 0
-    for _ in range(200):
+    for _ in range(150):
         p_values = []
-        for _ in range(24):
+        for _ in range(16):
             values = random.standard_t(3, (6, 8)) + random.standard_normal((6, 1))
             tests = serial_correlation(values.ravel(), groups), drift(100 + np.median(values, axis=1))
             p_values += [test.p_value for test in tests if test is not None]
         alarms += bool(adjust_p_values(p_values).min() <= 0.05)
-    assert alarms / 200 <= 0.08
+    assert alarms / 150 <= 0.085
