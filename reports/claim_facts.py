@@ -10,8 +10,8 @@ from reports.analysis import Analysis
 
 _KVM, _TCG = "kvm", "tcg"
 
-Reference = Literal["envelope_memory", "host_memory_to_envelope", "image_tree", "image_disk"]
-"""What a limit may be a multiple of: bytes, or the host's memory over the envelope's."""
+Reference = Literal["envelope_memory", "host_memory_to_envelope", "host_cpus_to_envelope", "image_tree", "image_disk"]
+"""What a limit may be a multiple of: bytes, or what the host has over what the envelope gives."""
 
 
 class Kind(StrEnum):
@@ -57,6 +57,8 @@ def references(manifest: Manifest) -> dict[str, float]:
     memory = facts.get("memory", "")
     if memory.endswith("GiB"):
         known["host_memory_to_envelope"] = parse_size(memory) / envelope.memory_bytes
+    if facts.get("cpus", "").isdecimal():
+        known["host_cpus_to_envelope"] = int(facts["cpus"]) / len(envelope.cpus)
     return known
 
 
@@ -76,6 +78,17 @@ def ran_out(analysis: Analysis, backend: str) -> bool:
         and event.details.get("reason") in ("memory-floor", "failure")
         for event in analysis.run.events
     )
+
+
+def kernels_seen(analysis: Analysis, backend: str) -> list[str]:
+    """The kernel releases that programs inside a backend's instances saw, as ``limits`` noted them."""
+    return [
+        str(event.details.get("kernel", ""))
+        for event in analysis.run.events
+        if event.kind is EventKind.NOTE
+        and event.details.get("code") == "limits-seen"
+        and event.cell.endswith(f"/{backend}")
+    ]
 
 
 def _type_of(manifest: Manifest, backend: str) -> str:

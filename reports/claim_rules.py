@@ -6,22 +6,16 @@ need no interval (a largest, a count, a size) are compared as they are. Where on
 many, its interval is widened for their number (Bonferroni), so that no luck of many looks settles it.
 """
 
-from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Literal
 
 import msgspec
-import numpy as np
 
-from bench.model import Direction, Manifest
-from bench.stats import LEVEL, CellBlocks, compare, summarise
-from bench.units import Unit, format_value
-from reports.analysis import Analysis, Backend, CellResult, Row, Subject
-from reports.claim_facts import KIND_WORDS, Kind, Reference, image_sizes, kinds_of, ran_out, references
-from reports.foreign import one_line
-from reports.wording import format_ratio, is_cost, metric_name
-
-_RATIO = "interference.ratio."
+from bench.model import Manifest
+from bench.stats import LEVEL
+from reports.claim_entries import Entry, entries_of
+from reports.claim_facts import KIND_WORDS, Kind, Reference, kinds_of, ran_out, references
+from reports.results import Analysis
 
 
 class Answer(StrEnum):
@@ -36,9 +30,9 @@ class Answer(StrEnum):
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule as ``claims.toml`` has it; exactly one of ``above`` and ``below`` is given.
 
-    ``decides`` says which answers count: of a rule that ``fails`` a yes decides nothing, of ``exhausted`` a no only
-    where each ramp ended because the host ran out of something; ``otherwise`` says why not. ``emulation_adds`` marks
-    quantities that an emulator makes larger: under it a yes to ``above`` is no answer.
+    ``decides`` says which answers count: of a rule that ``fails`` a yes decides nothing, of one that ``holds`` a no, of
+    ``exhausted`` a no only where each ramp ended because the host ran out of something; ``otherwise`` says why not.
+    ``emulation_adds`` marks quantities that an emulator makes larger: under it a yes to ``above`` is no answer.
     """
 
     says: str
@@ -46,11 +40,11 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     against: Kind | None = None
     experiment: str = ""
     metric: str = ""
-    quantity: Literal["value", "slowdown", "most", "least", "each", "memory", "image"] = "value"
+    quantity: Literal["value", "slowdown", "most", "least", "each", "memory", "kernel", "image"] = "value"
     above: float | dict[Reference, float] | None = None
     below: float | dict[Reference, float] | None = None
     across: Literal["every", "most", "any"] = "every"
-    decides: Literal["both", "fails", "exhausted"] = "both"
+    decides: Literal["both", "holds", "fails", "exhausted"] = "both"
     otherwise: str = ""
     emulation_adds: bool = False
 
@@ -64,27 +58,9 @@ class RuleResult(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-class _Range(msgspec.Struct, frozen=True):
-    """What is known of a quantity: the centre, and bounds where there are any."""
-
-    centre: float
-    low: float | None
-    high: float | None
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    """One thing that a rule is asked of. ``at`` gives the quantity at a level; ``show`` writes a value of it."""
-
-    name: str
-    at: Callable[[float], _Range]
-    show: Callable[[float], str]
-    backend: str = ""
-    emulated: bool = False
-
-
 def evaluate(rule: Rule, analysis: Analysis) -> RuleResult:
     """The answer of a run to a rule."""
-    entries = list(_entries(rule, analysis))
+    entries = list(entries_of(rule, analysis))
     limit, missing = _limit(rule, analysis.manifest)
     if limit is None or not entries:
         return RuleResult(rule.says, Answer.ABSENT, [], missing if entries else _why_nothing(rule, analysis))
@@ -99,14 +75,11 @@ def evaluate(rule: Rule, analysis: Analysis) -> RuleResult:
     return RuleResult(rule.says, answer, figures, why)
 
 
-def _why_not_decided(rule: Rule, answer: Answer, entries: list[_Entry], analysis: Analysis) -> str:
+def _why_not_decided(rule: Rule, answer: Answer, entries: list[Entry], analysis: Analysis) -> str:
     """Why an answer does not count; empty if it does."""
-    if answer is Answer.YES and rule.decides == "fails":
-        return rule.otherwise
-    if (
-        answer is Answer.NO
-        and rule.decides == "exhausted"
-        and not all(ran_out(analysis, entry.backend) for entry in entries)
+    unwanted = {"both": None, "fails": Answer.YES, "holds": Answer.NO, "exhausted": Answer.NO}[rule.decides]
+    if answer is unwanted and not (
+        rule.decides == "exhausted" and all(ran_out(analysis, entry.backend) for entry in entries)
     ):
         return rule.otherwise
     if (
@@ -119,7 +92,7 @@ def _why_not_decided(rule: Rule, answer: Answer, entries: list[_Entry], analysis
     return ""
 
 
-def _ask(entry: _Entry, limit: float, level_yes: float, level_no: float, *, above: bool) -> Answer:
+def _ask(entry: Entry, limit: float, level_yes: float, level_no: float, *, above: bool) -> Answer:
     """On which side of the limit the entry lies; a value at the limit itself says neither."""
     for answer, level, wants_above in ((Answer.YES, level_yes, above), (Answer.NO, level_no, not above)):
         found = entry.at(level)
@@ -143,7 +116,7 @@ def _settle(across: str, answers: list[Answer]) -> Answer:
             return Answer.YES if 2 * yes > n else Answer.NO if 2 * no >= n else Answer.OPEN
 
 
-def _figures(entries: list[_Entry], answers: list[Answer], answer: Answer, rule: Rule, limit: float) -> list[str]:
+def _figures(entries: list[Entry], answers: list[Answer], answer: Answer, rule: Rule, limit: float) -> list[str]:
     """Up to three entries in words, those that decided first and the nearest to the limit among them."""
     ranked = sorted(
         zip(entries, answers, strict=True),
@@ -168,85 +141,6 @@ def _figures(entries: list[_Entry], answers: list[Answer], answer: Answer, rule:
 _COUNTED = {Answer.YES: "yes", Answer.NO: "no", Answer.OPEN: "undecided"}
 
 
-def _entries(rule: Rule, analysis: Analysis) -> Iterator[_Entry]:
-    if rule.quantity == "image":
-        yield from _image_entry(analysis.manifest)
-        return
-    kinds = {backend.name: kinds_of(analysis.manifest, backend.name) for backend in analysis.backends}
-    for subject in analysis.subjects:
-        if rule.experiment and subject.experiment != rule.experiment:
-            continue
-        for row in _rows(rule, subject):
-            ours = [cell for cell in row.cells if rule.of in kinds[cell.backend.name]]
-            if rule.against is None:
-                yield from (_value_entry(rule, analysis, subject, row, cell) for cell in ours)
-            else:
-                theirs = [cell for cell in row.cells if rule.against in kinds[cell.backend.name]]
-                yield from (_pair_entry(analysis, subject, row, one, other) for one in ours for other in theirs)
-
-
-def _rows(rule: Rule, subject: Subject) -> list[Row]:
-    if rule.metric != "leading":
-        return [row for row in subject.rows if row.metric.name == rule.metric]
-    if subject.experiment == "interference":
-        ratios = [row for row in subject.rows if row.metric.name.startswith(_RATIO)]
-        return sorted(ratios, key=lambda row: row.metric.name == f"{_RATIO}duration")[:1]
-    return [row for row in subject.rows if row.is_workload_metric and not is_cost(row.metric)][:1]
-
-
-def _value_entry(rule: Rule, analysis: Analysis, subject: Subject, row: Row, cell: CellResult) -> _Entry:
-    def at(level: float) -> _Range:
-        match rule.quantity:
-            case "most" | "least":
-                values = cell.points.iterations
-                exact = float(values.max() if rule.quantity == "most" else values.min())
-            case "memory":
-                exact = float(analysis.manifest.envelope.memory_bytes)
-            case _:
-                blocks = _each(cell) if rule.quantity == "each" else cell.blocks
-                found = summarise(blocks, level=level, seed=analysis.manifest.seed)
-                return _Range(found.centre, found.low, found.high)
-        return _Range(exact, exact, exact)
-
-    unit = Unit.BYTE if rule.quantity == "memory" else row.metric.unit
-    name = _name(subject, row, cell.backend) + (", for each" if rule.quantity == "each" else "")
-    return _Entry(name, at, lambda value: format_value(value, unit), cell.backend.name, _emulated(analysis, cell))
-
-
-def _each(cell: CellResult) -> CellBlocks:
-    """A density's total over the population when it was largest, one value a ramp."""
-    points, n = cell.points, len(cell.points.instance_names)
-    shares = np.zeros(n)
-    for ramp in range(n):
-        own = points.instance_of == ramp
-        last = np.argmax(points.iteration_numbers[own])
-        shares[ramp] = points.iterations[own][last] / max(1, points.iteration_numbers[own][last])
-    return CellBlocks.from_instances(shares, np.arange(n), np.ones(n, dtype=np.int64))
-
-
-def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult, other: CellResult) -> _Entry:
-    ours, theirs = cell.blocks, other.blocks
-    turned = row.metric.direction is Direction.HIGHER
-
-    def at(level: float) -> _Range:
-        pair = (theirs, ours) if turned else (ours, theirs)
-        found = compare(*pair, direction=Direction.LOWER, level=level, seed=analysis.manifest.seed)
-        if found.ratio is None:
-            return _Range(float("nan"), None, None)
-        return _Range(found.ratio, found.low, found.high)
-
-    name = f"{_name(subject, row, cell.backend)} against {other.backend.label}"
-    return _Entry(name, at, format_ratio, cell.backend.name, _emulated(analysis, cell))
-
-
-def _image_entry(manifest: Manifest) -> Iterator[_Entry]:
-    sizes = image_sizes(manifest)
-    if {"rootfs", "kernel", "initramfs"} <= sizes.keys() and sizes["rootfs"] > 0:
-        ratio = 1 + (sizes["kernel"] + sizes["initramfs"]) / sizes["rootfs"]
-        parts = ", ".join(f"{name} {format_value(sizes[name], Unit.BYTE)}" for name in sorted(sizes))
-        yield _Entry(f"the image here ({parts})", lambda _: _Range(ratio, ratio, ratio), format_ratio)
-
-
 def _limit(rule: Rule, manifest: Manifest) -> tuple[float | None, str]:
     """The rule's limit in base units, or None with the reason."""
     given = rule.above if rule.above is not None else rule.below
@@ -257,15 +151,6 @@ def _limit(rule: Rule, manifest: Manifest) -> tuple[float | None, str]:
             return None, f"this run's manifest does not hold {name.replace('_', ' ')}"
         return factor * known[name], ""
     return given, ""
-
-
-def _emulated(analysis: Analysis, cell: CellResult) -> bool:
-    return Kind.EMULATED_VM in kinds_of(analysis.manifest, cell.backend.name)
-
-
-def _name(subject: Subject, row: Row, backend: Backend) -> str:
-    name = metric_name(subject.title, one_line(subject.params_line, 60), one_line(row.metric.name, 60))
-    return f"{name} on {backend.label}"
 
 
 def _why_nothing(rule: Rule, analysis: Analysis) -> str:
@@ -287,7 +172,7 @@ def _why_nothing(rule: Rule, analysis: Analysis) -> str:
     return f"the run has no {rule.metric} of it"
 
 
-def _why_open(entries: list[_Entry], answers: list[Answer], rule: Rule) -> str:
+def _why_open(entries: list[Entry], answers: list[Answer], rule: Rule) -> str:
     open_ones = [entry for entry, answer in zip(entries, answers, strict=True) if answer is Answer.OPEN]
     if open_ones and all(entry.at(LEVEL).low is None for entry in open_ones):
         return "one block gives no interval"

@@ -94,8 +94,7 @@ def compare_request(request: ComparisonRequest) -> RunComparison:
 
 
 def _analyse(request: ComparisonRequest, path: Path) -> Analysis:
-    loaded = load_run(path)
-    return analyse(loaded) if request.margin is None else analyse(loaded, margin=request.margin)
+    return analyse(load_run(path), margin=request.margin)
 
 
 def _compare_runs(request: ComparisonRequest, path: Path) -> RunComparison:

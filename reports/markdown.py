@@ -12,7 +12,7 @@ from bench.stats import Comparison
 from bench.store import LoadedRun, load_run
 from bench.units import format_value
 from reports.foreign import one_line
-from reports.wording import format_range, format_ratio, metric_name, verdict_mark, verdict_word
+from reports.wording import format_range, format_ratio, metric_name, noise_sentence, verdict_mark, verdict_word
 
 if TYPE_CHECKING:
     from reports.analysis import Analysis, CellResult, Row
@@ -158,7 +158,9 @@ def _environment(analysis: "Analysis") -> list[str]:
     margin = ", ".join(f"{margin * 100:g} %" for margin in margins)
     about = [f"run {escape(manifest.run)}", f"host {escape(manifest.host_summary, 200)}"]
     about += [f"image {escape(str(manifest.image.get('digest', '?'))[:19])}", f"tare {escape(manifest.tare_version)}"]
-    return ["", f"<sub>{'; '.join(about)}{f'; margin {margin}' if margin else ''}; 95 % intervals.</sub>"]
+    noise = escape(noise_sentence(analysis), 400)
+    shown = f"{'; '.join(about)}{f'; margin {margin}' if margin else ''}; 95 % intervals. {noise}".strip()
+    return ["", f"<sub>{shown}</sub>"]
 
 
 def _table(head: list[str], rows: list[list[str]], words: int = 2) -> list[str]:

@@ -68,6 +68,7 @@ def render_text(run: LoadedRun) -> RenderableType:
 
 def _opening(analysis: "Analysis") -> list[RenderableType]:
     from reports import findings
+    from reports.wording import noise_sentence
 
     manifest = analysis.manifest
     virtual = findings.host_virtualization(analysis)
@@ -88,6 +89,8 @@ def _opening(analysis: "Analysis") -> list[RenderableType]:
             )
             for caveat in caveats
         )
+    if noise := noise_sentence(analysis):
+        parts += [Text(), Text("Noise floor", style="bold"), Text(readable(noise))]
     parts.append(Text())
     return parts
 

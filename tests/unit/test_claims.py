@@ -15,7 +15,7 @@ from reports.claim_rules import Answer, Rule, evaluate
 from reports.claims import ClaimVerdict, judge, load_claims
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
-SMALL = replace(QUICK, subjects=SUBJECTS[:2], iterations=2)
+SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=2)
 MIB, GIB = 2**20, 2**30
 TREE = 400 * MIB
 
@@ -29,7 +29,8 @@ def make(tmp_path):
         content = json.loads((run / "manifest.json").read_text("utf-8"))
         content["backends"].get("vm", {"facts": {}})["facts"]["accel"] = accel
         content["image"]["sizes"] = {"rootfs": TREE, "disk": 170 * MIB, "kernel": 14 * MIB, "initramfs": 2 * MIB}
-        content["host"].append({"name": "memory", "value": "16.0 GiB", "source": "meminfo"})
+        for name, value in (("memory", "16.0 GiB"), ("cpus", "2")):
+            content["host"].append({"name": name, "value": value, "source": "proc"})
         if change:
             change(content)
         (run / "manifest.json").write_text(json.dumps(content), "utf-8")
@@ -224,13 +225,28 @@ def test_two_gigabytes_by_bisection(make):
     assert claim(make(samples=samples, change=roomy), "two-gigabytes").verdict is ClaimVerdict.HELD
 
 
-@pytest.mark.parametrize(("container", "verdict"), [(32.0, ClaimVerdict.HELD), (1.0, ClaimVerdict.DID_NOT_HOLD)])
-def test_own_kernel_and_resources(make, container, verdict):
+def saw(backend, kernel):
+    details = {"code": "limits-seen", "kernel": kernel}
+    return Event(EventKind.NOTE, 1.0, "", f"limits-{backend}-0", f"limits/{backend}", "a program inside sees", details)
+
+
+@pytest.mark.parametrize(
+    ("memory", "guest_kernel", "verdict"),
+    [
+        (32.0, "6.1.0-cloud", ClaimVerdict.HELD),
+        (1.0, "6.1.0-cloud", ClaimVerdict.DID_NOT_HOLD),
+        (32.0, "6.18.0", ClaimVerdict.NOT_MEASURED),
+    ],
+)
+def test_own_kernel_and_resources(make, memory, guest_kernel, verdict):
     samples = [
-        *measured("limits", "limits.memory_seen", Unit.RATIO, {"native": container, "vm": 0.94}),
+        *measured("limits", "limits.memory_seen", Unit.RATIO, {"native": memory, "vm": 0.94}),
         *measured("limits", "limits.cpus_seen", Unit.RATIO, {"native": 2.0, "vm": 1.0}, spread=0),
     ]
-    assert claim(make(samples=samples), "own-kernel").verdict is verdict
+    events = [saw("native", "6.18.0"), saw("vm", guest_kernel)]
+    found = claim(make(samples=samples, events=events), "own-kernel")
+    assert found.verdict is verdict
+    assert f"vm (tcg): Linux {guest_kernel}, the host's is 6.18.0" in found.reason
 
 
 @pytest.mark.parametrize(
