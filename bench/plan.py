@@ -7,23 +7,49 @@ compared lies close together in time.
 
 import hashlib
 import random
+from collections.abc import Collection, Sequence
 
 from bench.model import Cell, PlannedInstance
-from bench.suite import Suite
+from bench.suite import Subject, Suite
 
 
 def make_plan(suite: Suite) -> list[PlannedInstance]:
-    """Every instance of the run in the order in which they run. The same suite and seed give the same plan."""
+    """Every instance of the run in the order in which they run. The same suite and seed give the same plan.
+
+    Where the suite asks for a precision, these are the blocks that are run in any case.
+    """
+    return [
+        planned
+        for block in range(fixed_blocks(suite))
+        for planned in _plan(suite, block, [one for one in suite.subjects if block < one.sampling.blocks])
+    ]
+
+
+def fixed_blocks(suite: Suite) -> int:
+    """How many blocks are run in any case."""
+    return max(subject.sampling.blocks for subject in suite.subjects)
+
+
+def plan_further_block(suite: Suite, block: int, cells: Collection[str]) -> list[PlannedInstance]:
+    """A block beyond the fixed ones, of the given cells (by key).
+
+    Their order is that of a block of all cells that are sampled for a precision: it follows from the seed alone, what
+    was measured decides only who takes part.
+    """
+    subjects = [subject for subject in suite.subjects if subject.sampling.precision]
+    return [planned for planned in _plan(suite, block, subjects) if planned.cell.key in cells]
+
+
+def _plan(suite: Suite, block: int, subjects: Sequence[Subject]) -> list[PlannedInstance]:
+    order = random.Random(f"{suite.sampling.seed}/{block}")  # noqa: S311 - a design has to be reproducible
+    shuffled = list(subjects)
+    order.shuffle(shuffled)
     plan: list[PlannedInstance] = []
-    for block in range(max(subject.sampling.blocks for subject in suite.subjects)):
-        order = random.Random(f"{suite.sampling.seed}/{block}")  # noqa: S311 - a design has to be reproducible
-        subjects = [subject for subject in suite.subjects if block < subject.sampling.blocks]
-        order.shuffle(subjects)
-        for subject in subjects:
-            for index in range(subject.sampling.instances):
-                cells = [subject.cell(choice.name) for choice in suite.backends]
-                order.shuffle(cells)
-                plan.extend(PlannedInstance(_name(block, index, cell), block, index, cell) for cell in cells)
+    for subject in shuffled:
+        for index in range(subject.sampling.instances):
+            cells = [subject.cell(choice.name) for choice in suite.backends]
+            order.shuffle(cells)
+            plan.extend(PlannedInstance(_name(block, index, cell), block, index, cell) for cell in cells)
     return plan
 
 

@@ -34,6 +34,10 @@ class TimeLeft:
             work = subject.workload.duration_s(subject.params) * iterations if subject.workload else 0.0
             self._prior[subject.cell("").subject] = work
 
+    def extend(self, plan: Sequence[PlannedInstance]) -> None:
+        """More instances follow those that are left."""
+        self._left.extend(plan)
+
     def ended(self, planned: PlannedInstance, seconds: float) -> None:
         """Take note of how long an instance took; it is the first of those left."""
         self._left.pop(0)
@@ -63,6 +67,7 @@ class RunDisplay:
         self._task: object = None
         self._left: TimeLeft | None = None
         self._blocks = 0
+        self._until_precise = False
         self._labels: Mapping[str, str] = {}
         self._started = time.monotonic()
 
@@ -82,6 +87,7 @@ class RunDisplay:
         self._left = TimeLeft(suite, plan)
         self._labels = labels
         self._blocks = max((planned.block for planned in plan), default=0) + 1
+        self._until_precise = any(subject.sampling.precision for subject in suite.subjects)
         if self.console.is_terminal:
             self._live = Progress(
                 SpinnerColumn(),
@@ -96,6 +102,16 @@ class RunDisplay:
             )
             self._live.start()
             self._task = self._live.add_task("starting", total=len(plan), left="")
+
+    def extend(self, plan: Sequence[PlannedInstance], standing: str) -> None:
+        """Show that a block follows that was not planned, and how the run stands."""
+        self._blocks = plan[0].block + 1
+        if self._left is not None:
+            self._left.extend(plan)
+        if self._live is not None:
+            task = next(one for one in self._live.tasks if one.id == self._task)
+            self._live.update(task.id, total=(task.total or 0) + len(plan))
+        self.step(f"block {self._blocks}: {standing}")
 
     def instance_started(self, planned: PlannedInstance, position: int, total: int) -> None:
         """Show what runs now and about how much time is left."""
@@ -132,8 +148,9 @@ class RunDisplay:
     def _left_text(self) -> str:
         seconds = self._left.seconds() if self._left else 0.0
         if seconds < 0.5:
-            return "done"
-        return f"about {format_duration(seconds) if seconds >= 120 else f'{seconds:.0f} s'} left"
+            return "how precise is it now?" if self._until_precise else "done"
+        shown = format_duration(seconds) if seconds >= 120 else f"{seconds:.0f} s"
+        return f"about {shown} to the next look" if self._until_precise else f"about {shown} left"
 
     def _stop(self) -> None:
         if self._live is not None:

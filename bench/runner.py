@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -67,10 +67,12 @@ class Runner:
         *,
         identity: str,
         unavailable: Mapping[str, str],
+        on_sample: Callable[[Sample], None] = lambda _: None,
     ) -> None:
         """``backends`` are prepared, by name in the suite; ``unavailable`` has the reason for those not here.
 
         ``identity`` is unique to this process on this host, so that instances of two runs never share a name.
+        ``on_sample`` is called with every sample once it is in the store.
         """
         self.suite = suite
         self.image = image
@@ -79,16 +81,19 @@ class Runner:
         self.observer = observer
         self.identity = identity
         self.unavailable = unavailable
+        self.on_sample = on_sample
         self._subjects = {subject.cell("").subject: subject for subject in suite.subjects}
 
-    def run(self, plan: Sequence[PlannedInstance], attempts: Mapping[str, int]) -> Outcome:
+    def run(self, plan: Sequence[PlannedInstance], attempts: Mapping[str, int], *, before: int = 0) -> Outcome:
         """Run what is planned. ``attempts`` says how often an instance was begun before, in a run that is resumed.
+
+        ``before`` instances were run in this session already, of another plan.
 
         A KeyboardInterrupt ends the run after the live instance was stopped; everything measured is kept.
         """
         done = failed = 0
-        for position, planned in enumerate(plan, start=1):
-            self.observer.instance_started(planned, position, len(plan))
+        for position, planned in enumerate(plan, start=before + 1):
+            self.observer.instance_started(planned, position, before + len(plan))
             started = time.monotonic()
             try:
                 failure = self._run_instance(planned, attempts.get(planned.identifier, 0) + 1)
@@ -224,22 +229,22 @@ class _LiveRun:
         if not math.isfinite(value):
             raise WorkloadError(f"{metric.name} is {value}, which is not a number that can be compared")
         cell = self._planned.cell
-        self._runner.store.add_sample(
-            Sample(
-                instance=self._name,
-                block=self._planned.block,
-                experiment=cell.experiment,
-                workload=cell.workload,
-                params=cell.params,
-                backend=cell.backend,
-                metric=metric.name,
-                unit=metric.unit,
-                value=value,
-                iteration=iteration or 0,
-                warmup=iteration is not None and self._experiment.warms_up and self.is_warmup(iteration),
-                raw=raw,
-            )
+        sample = Sample(
+            instance=self._name,
+            block=self._planned.block,
+            experiment=cell.experiment,
+            workload=cell.workload,
+            params=cell.params,
+            backend=cell.backend,
+            metric=metric.name,
+            unit=metric.unit,
+            value=value,
+            iteration=iteration or 0,
+            warmup=iteration is not None and self._experiment.warms_up and self.is_warmup(iteration),
+            raw=raw,
         )
+        self._runner.store.add_sample(sample)
+        self._runner.on_sample(sample)
 
     def _check_clock(self, completed: Completed) -> None:
         """The guest's clock against the host's: a difference means that one of them cannot be believed."""

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from bench.adaptive import Sampler
 from bench.errors import CleanUpError, RunDirectoryError, TareError, UnavailableError
 from bench.host import HostRoots, host_confounds, read_facts, summarise
 from bench.image import ImageStore, Recipe
@@ -43,11 +44,12 @@ from bench.runner import Observer, Outcome, Runner, make_event
 from bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
 from bench.suite import BackendChoice, Suite, load_suite, resolve_suite
 from bench.tune import journal_file, tuned_facts
+from bench.until_precise import ShowsBlocks, Watched, run_until_precise
 
 BASELINE_TYPE = "bare-metal"
 
 
-class Display(Observer, Protocol):
+class Display(Observer, ShowsBlocks, Protocol):
     """What a session tells a person."""
 
     def step(self, text: str) -> None:
@@ -178,10 +180,26 @@ def _measure(
     store.add_event(make_event(kind, details={"instances": len(plan), "cpus": suite.envelope.cpus}))
     labels = {name: description.label for name, description in prepared.descriptions.items()}
     reasons = {name: availability.reason for name, availability in prepared.unavailable.items()}
-    runner = Runner(suite, image, prepared.ready, store, display, identity=identity, unavailable=reasons)
+    sampler = Sampler(suite, store.manifest.baseline)
+    if earlier is not None and sampler.is_wanted:
+        sampler.catch_up(earlier.samples, earlier.events)
+    watched = Watched(display, sampler)
+    runner = Runner(
+        suite,
+        image,
+        prepared.ready,
+        store,
+        watched,
+        identity=identity,
+        unavailable=reasons,
+        on_sample=sampler.add,
+    )
     display.plan(suite, plan, labels)
     try:
-        return runner.run(plan, attempts)
+        outcome = runner.run(plan, attempts)
+        if sampler.is_wanted:
+            outcome = run_until_precise(sampler, runner, store, display, outcome=outcome, attempts=attempts, done=done)
+        return outcome
     finally:
         display.finished()
 
@@ -273,6 +291,11 @@ def _make_manifest(
             one.name: WorkloadTraits(one.category, one.fixed_time)
             for subject in suite.subjects
             if (one := subject.workload) is not None
+        },
+        precision={
+            subject.cell("").subject: subject.sampling.precision
+            for subject in suite.subjects
+            if subject.sampling.precision
         },
     )
     if earlier is None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+HARNESS_METRICS = ("command.", "host.", "instance.")
+"""Beginnings of the names of metrics that the harness adds to each workload's own."""
 DEFAULT_MARGIN = 0.02
 """Ratios from 1/1.02 to 1.02 make no difference to anybody, unless the suite says otherwise."""
 
@@ -38,15 +40,16 @@ def quantiles_of(given: float | Sequence[float]) -> tuple[float, ...]:
     return (float(given),) if isinstance(given, (int, float)) else tuple(sorted(set(given)))
 
 
-def leading_metric(experiment: str, names: Sequence[str]) -> str | None:
-    """The one metric by which a cell is known: ``boot.total`` of ``boot``, otherwise the first of ``names``.
+def leading_metric(experiment: str, measured: Sequence[str]) -> str | None:
+    """The one metric by which a cell is known: ``boot.total`` of ``boot``, otherwise the first of its own.
 
-    ``names`` are those measured, in the order in which workload and experiment declare them. It is chosen beforehand,
-    where the metric with the largest difference would be chosen by luck. None if there is none.
+    ``measured`` is in the order in which workload and experiment declare metrics. The choice is made beforehand, where
+    the metric with the largest difference would be chosen by luck. None if nothing was measured.
     """
-    if experiment == "boot" and "boot.total" in names:
+    if experiment == "boot" and "boot.total" in measured:
         return "boot.total"
-    return names[0] if names else None
+    own = (name for name in measured if not name.startswith(HARNESS_METRICS))
+    return next(own, measured[0] if measured else None)
 
 
 def _stated(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -301,9 +301,9 @@ def _check_precision(path: Path, key: str, sampling: Sampling) -> None:
     if precision is not None and not 0 <= precision < 1:
         problem = f"must be a share such as 0.02, or 0 for a fixed number of blocks, not {precision:g}"
         raise SuiteError(f"{path}: {key}.precision", problem)
-    if most is not None and most < sampling.blocks:
+    if most is not None and precision and most < sampling.blocks:
         raise SuiteError(f"{path}: {key}.max_blocks", f"must be at least {sampling.blocks}, as many as blocks")
-    if most is not None and not precision:
+    if most is not None and precision is None:
         raise SuiteError(f"{path}: {key}.max_blocks", "has a meaning only together with a precision")
     try:
         seconds = parse_duration(sampling.max_time)

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from bench.model import Cell, Direction, EventKind, Manifest, Metric
-from bench.settings import MetricSettings, settings_of
+from bench.settings import HARNESS_METRICS, MetricSettings, settings_of
 from bench.stats import (
     CellBlocks,
     NoiseFloor,
@@ -22,7 +22,7 @@ from bench.stats import (
 from bench.stats.medians import least_for_quantile
 from bench.store import LoadedRun
 from bench.units import Unit
-from reports.cell_tables import HARNESS_METRICS, CellTable, CellTables, Points, SubjectKey, make_tables
+from reports.cell_tables import CellTable, CellTables, Points, SubjectKey, make_tables
 from reports.foreign import one_line
 from reports.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
 

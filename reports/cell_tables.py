@@ -6,15 +6,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.settings import leading_metric
+from bench.settings import HARNESS_METRICS, leading_metric
 from bench.stats import CellBlocks, CellSamples, WarmUp, grouped_medians
 from bench.stats.warmup import NOTHING_FOUND
 from bench.store import LoadedRun
 from bench.units import Unit
 from reports.frames import sample_frame
-
-HARNESS_METRICS = ("command.", "host.", "instance.")
-"""Metrics that the harness adds to each workload's own; they come after them."""
 
 SubjectKey = tuple[str, str, str]
 """Experiment, workload, and parameters as JSON with sorted keys."""
@@ -66,7 +63,7 @@ def make_tables(run: LoadedRun) -> CellTables:
         key: tuple(sorted(names, key=lambda name, key=key: _rank(key[1] or key[0], name, order)))  # type: ignore[misc]  # mypy knows no default of a lambda
         for key, names in found.items()
     }
-    leading = {key: leading_of(key[0], names) for key, names in metrics.items()}
+    leading = {key: leading_metric(key[0], names) for key, names in metrics.items()}
     warm_ups = {
         (key, backend): samples.find_warm_up(key[0], seed=run.manifest.seed)
         for (key, metric, backend), (samples, _, _) in raw.items()
@@ -77,12 +74,6 @@ def make_tables(run: LoadedRun) -> CellTables:
         warm_up = warm_ups.get((key, backend), NOTHING_FOUND)
         tables.setdefault((key, metric), {})[backend] = _make_table(samples, names, unit, warm_up)
     return CellTables(tables, metrics, leading)
-
-
-def leading_of(experiment: str, metrics: tuple[str, ...]) -> str | None:
-    """The metric by which a cell is known: a workload's or experiment's own, where there is one."""
-    own = [name for name in metrics if not name.startswith(HARNESS_METRICS)]
-    return leading_metric(experiment, own or metrics)
 
 
 def _rank(owner: str, name: str, order: Mapping[str, int]) -> tuple[int, int]:

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from bench.model import Event, Manifest, Metric
+from bench.settings import HARNESS_METRICS
 from bench.stats import CellBlocks, Comparison, Interval, NoiseFloor, NoiseSource, Precision, WarmUp
 from bench.store import LoadedRun
-from reports.cell_tables import HARNESS_METRICS, Points
+from reports.cell_tables import Points
 from reports.foreign import one_line
 
 

@@ -1,0 +1,201 @@
+"""Adds blocks to a run until its cells are known as exactly as the suite asks, or its time is spent.
+
+Blocks beyond the fixed ones hold the cells that are not there yet, and the baseline as long as one of its partners
+needs it, since ratios are paired by block; cells that are done make room. What takes part in a block follows from the
+samples of the blocks before it and from nothing else, so a run that is resumed goes on as it would have gone.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from bench.model import Cell, Direction, Event, EventKind, PlannedInstance, Sample
+from bench.plan import fixed_blocks, plan_further_block
+from bench.settings import HARNESS_METRICS, leading_metric
+from bench.stats import CellBlocks, CellSamples, Precision, Standing, compare, precision_of, summarise
+from bench.store import attempt_of
+from bench.suite import Subject, Suite
+from bench.units import parse_duration
+
+FAILURES = 3
+"""A cell whose instances failed so often running is given up."""
+
+
+class Ending(StrEnum):
+    """Why no further block is run."""
+
+    REACHED = "every cell that can reach the precision has reached it"
+    TIME = "the time is spent"
+    BLOCKS = "the largest number of blocks is reached"
+
+
+class CellStanding(msgspec.Struct, frozen=True):
+    """Where one cell stands. ``metric`` is the leading one; empty where nothing was measured."""
+
+    cell: str
+    metric: str
+    precision: Precision
+
+
+class Sampler:
+    """Watches a run and says what its next block holds."""
+
+    def __init__(self, suite: Suite, baseline: str) -> None:
+        """``baseline`` is the name of the backend that others are compared with."""
+        self._suite = suite
+        self._baseline = baseline
+        self._subjects = {one.cell("").subject: one for one in suite.subjects if one.sampling.precision}
+        self._samples: dict[tuple[str, str, str], _Growing] = defaultdict(_Growing)
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+        self._failures: dict[str, int] = defaultdict(int)
+        self._spent_s = 0.0
+        self._budget_s = parse_duration(suite.sampling.max_time)
+        self.ending: Ending | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the suite asks for a precision at all."""
+        return bool(self._subjects)
+
+    def add(self, sample: Sample) -> None:
+        """Take note of a sample; of those that count for a precision it keeps the value."""
+        if sample.warmup or sample.metric.startswith(HARNESS_METRICS):
+            return
+        subject = _subject_of(sample)
+        if subject in self._subjects:
+            self._samples[subject, sample.metric, sample.backend].add(sample)
+
+    def ended(self, cell: str, seconds: float, *, failed: bool) -> None:
+        """Take note of how long an instance of a cell took, and whether it failed."""
+        self._spent_s += seconds
+        self._seconds[cell].append(seconds)
+        self._failures[cell] = self._failures[cell] + 1 if failed else 0
+
+    def catch_up(self, samples: Iterable[Sample], events: Sequence[Event]) -> None:
+        """Take note of what a run that goes on has measured, and of the time that it took."""
+        for sample in samples:
+            self.add(sample)
+        started: dict[str, float] = {}
+        for event in events:
+            if event.kind is EventKind.INSTANCE_STARTED:
+                started[event.instance] = event.at_s
+            elif event.kind in (EventKind.INSTANCE_DONE, EventKind.INSTANCE_FAILED) and event.instance in started:
+                seconds = max(0.0, event.at_s - started[event.instance])
+                self.ended(event.cell, seconds, failed=event.kind is EventKind.INSTANCE_FAILED)
+
+    def next_block(self, further: int, begun: Collection[str] = ()) -> list[PlannedInstance]:
+        """The instances of the block ``further`` (from 0) beyond the fixed ones; empty where none is to be run.
+
+        Then ``ending`` says why. ``begun`` are instances that ended earlier, in a run that goes on: a block with one of
+        them is run whole, whatever it takes.
+        """
+        block = fixed_blocks(self._suite) + further
+        wanting = {one.cell for one in self.standings(block) if one.precision.standing is Standing.NOT_REACHED}
+        if not wanting:
+            self.ending = Ending.REACHED
+            return []
+        cells = {cell for subject in self._subjects.values() for cell in self._taking_part(subject, wanting, further)}
+        plan = plan_further_block(self._suite, block, cells)
+        if not plan:
+            self.ending = Ending.BLOCKS
+            return []
+        expected = sum(self._expected_s(planned.cell.key) for planned in plan)
+        if self._spent_s + expected > self._budget_s and not any(one.identifier in begun for one in plan):
+            self.ending = Ending.TIME
+            return []
+        return plan
+
+    def standings(self, block: int | None = None) -> list[CellStanding]:
+        """Where every cell stands that a precision is asked of, by the samples of the blocks before ``block``."""
+        found = []
+        for key, subject in self._subjects.items():
+            metric = self._leading(key, subject)
+            blocks = {}
+            for choice in self._suite.backends:
+                own = self._samples.get((key, metric, choice.name))
+                series = own.samples(block) if own is not None else None
+                if series is not None and len(series.values):
+                    warm_up = series.find_warm_up(subject.experiment.name, seed=self._suite.sampling.seed)
+                    blocks[choice.name] = series.after(warm_up).by_block()
+            for choice in self._suite.backends:
+                if choice.name == self._baseline and len(self._suite.backends) > 1 and self._baseline in blocks:
+                    continue
+                cell = subject.cell(choice.name).key
+                precision = self._precision(subject, blocks, choice.name)
+                if self._failures[cell] >= FAILURES and precision.standing is Standing.NOT_REACHED:
+                    note = f"its last {self._failures[cell]} instances failed"
+                    precision = msgspec.structs.replace(precision, standing=Standing.CANNOT, note=note)
+                found.append(CellStanding(cell, metric, precision))
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """Where the cells stand, for an event of the run."""
+        standings = self.standings()
+        return {
+            "code": "precision",
+            "ending": self.ending.name.lower() if self.ending else "interrupted",
+            "spent_s": round(self._spent_s, 3),
+            "cells": [msgspec.to_builtins(one) for one in standings],
+        }
+
+    def _precision(self, subject: Subject, blocks: dict[str, CellBlocks], backend: str) -> Precision:
+        wanted, seed = subject.sampling.precision or 0.0, self._suite.sampling.seed
+        own, base = blocks.get(backend), blocks.get(self._baseline)
+        if own is None:
+            return Precision(Standing.CANNOT, wanted, None, 0, None, "nothing was measured")
+        if base is not None and backend != self._baseline:
+            found = compare(own, base, direction=Direction.LOWER, seed=seed)
+            return precision_of(found, found.n_blocks, wanted)
+        return precision_of(summarise(own, seed=seed), len(own.blocks), wanted)
+
+    def _leading(self, key: str, subject: Subject) -> str:
+        measured = {metric for subject_key, metric, _ in self._samples if subject_key == key}
+        names = [metric.name for metric in subject.metrics if metric.name in measured]
+        return leading_metric(subject.experiment.name, names) or ""
+
+    def _taking_part(self, subject: Subject, wanting: set[str], further: int) -> set[str]:
+        most = subject.sampling.max_blocks
+        if most is not None and subject.sampling.blocks + further >= most:
+            return set()
+        cells = {cell for choice in self._suite.backends if (cell := subject.cell(choice.name).key) in wanting}
+        names = [choice.name for choice in self._suite.backends]
+        return cells | {subject.cell(self._baseline).key} if cells and self._baseline in names else cells
+
+    def _expected_s(self, cell: str) -> float:
+        seen = self._seconds.get(cell)
+        return sum(seen) / len(seen) if seen else 0.0
+
+
+class _Growing:
+    """The samples of one metric of one cell, as they come."""
+
+    def __init__(self) -> None:
+        self._values: list[float] = []
+        self._numbers: list[tuple[int, int, int]] = []
+        self._instances: dict[str, int] = {}
+
+    def add(self, sample: Sample) -> None:
+        instance = self._instances.setdefault(sample.instance, len(self._instances))
+        self._values.append(sample.value)
+        self._numbers.append((instance, sample.block, sample.iteration))
+
+    def samples(self, before: int | None) -> CellSamples:
+        """Those of the blocks before this one. Of an instance that was measured again only the last attempt counts."""
+        latest: dict[str, tuple[int, int]] = {}
+        for name, number in self._instances.items():
+            planned, attempt = attempt_of(name)
+            latest[planned] = max(latest.get(planned, (0, 0)), (attempt, number))
+        counting = [number for _, number in latest.values()]
+        numbers = np.array(self._numbers, dtype=np.int64).reshape(-1, 3)
+        kept = np.isin(numbers[:, 0], counting)
+        instances, blocks, iterations = numbers[kept].T
+        found = CellSamples(np.array(self._values)[kept], instances, blocks, iterations)
+        return found if before is None else found.before(before)
+
+
+def _subject_of(sample: Sample) -> str:
+    return Cell(sample.experiment, sample.workload, sample.params, "").subject

@@ -1,0 +1,87 @@
+"""Runs further blocks after the fixed ones, as the sampler asks for them, and writes down where the run stands."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from bench.adaptive import CellStanding, Sampler
+from bench.model import EventKind, PlannedInstance
+from bench.runner import Observer, Outcome, Runner, make_event
+from bench.stats import Standing
+from bench.store import RunStore
+
+
+class ShowsBlocks(Protocol):
+    """What is told of blocks that were not planned; the progress display is one."""
+
+    def extend(self, plan: Sequence[PlannedInstance], standing: str) -> None:
+        """Show that a block follows that was not planned, and how the run stands."""
+
+
+class Watched:
+    """Passes on to an observer what it is told, and to the sampler how long instances took."""
+
+    def __init__(self, observer: Observer, sampler: Sampler) -> None:
+        self._observer = observer
+        self._sampler = sampler
+
+    def instance_started(self, planned: PlannedInstance, position: int, total: int) -> None:
+        """An instance begins."""
+        self._observer.instance_started(planned, position, total)
+
+    def instance_ended(self, planned: PlannedInstance, failure: str | None, seconds: float) -> None:
+        """It ended."""
+        self._sampler.ended(planned.cell.key, seconds, failed=failure is not None)
+        self._observer.instance_ended(planned, failure, seconds)
+
+
+def run_until_precise(
+    sampler: Sampler,
+    runner: Runner,
+    store: RunStore,
+    display: ShowsBlocks,
+    *,
+    outcome: Outcome,
+    attempts: Mapping[str, int],
+    done: Collection[str],
+) -> Outcome:
+    """Go on from the ``outcome`` of the fixed blocks. ``done`` ended before this session, in a run that goes on.
+
+    The manifest's number of planned instances grows with the blocks. The last event says where each cell stands.
+    """
+    further = 0
+    while not outcome.interrupted:
+        block = sampler.next_block(further, done)
+        if not block:
+            break
+        further += 1
+        planned = store.manifest.planned_instances + len(block)
+        store.save_manifest(msgspec.structs.replace(store.manifest, planned_instances=planned))
+        plan = [one for one in block if one.identifier not in done]
+        if not plan:
+            continue
+        display.extend(plan, describe(sampler.standings()))
+        before = outcome.done + outcome.failed
+        found = runner.run(plan, attempts, before=before)
+        outcome = Outcome(outcome.done + found.done, outcome.failed + found.failed, found.interrupted)
+    standings = sampler.standings()
+    store.add_event(make_event(EventKind.NOTE, describe(standings), details=sampler.record()))
+    return outcome
+
+
+def describe(standings: Sequence[CellStanding]) -> str:
+    """How many cells are as precise as asked for, and the one that is farthest from it."""
+    reached = sum(one.precision.standing is Standing.REACHED for one in standings)
+    text = f"{reached} of {len(standings)} cells are as precise as asked for"
+    open_ones = [one for one in standings if one.precision.standing is Standing.NOT_REACHED]
+    known = [(one.precision.half_width, one) for one in open_ones if one.precision.half_width is not None]
+    if known:
+        half, worst = max(known, key=lambda entry: entry[0])
+        found = worst.precision
+        text += (
+            f"; {worst.cell}: ±{100 * half:.2g} % of ±{100 * found.wanted:.2g} % after {found.n_blocks} blocks, "
+            f"about {found.needed} needed"
+        )
+    impossible = sum(one.precision.standing is Standing.CANNOT for one in standings)
+    return text + (f"; {impossible} cannot be" if impossible else "")
