@@ -1,0 +1,306 @@
+"""A ramp ends when and why it should, with what it has, and tells what ran out; on instances that cost nothing."""
+
+import contextlib
+import errno
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.capacity.ramps import cost_of, find_density
+from bench.errors import BackendError, SuiteError
+from bench.experiments import density, density_meters
+from bench.experiments.density_exhausted import find_exhausted
+from bench.experiments.density_meters import HostMemory, is_steady, read_memory, settle
+from bench.model import Command, Completed, EventKind, Footprint
+from bench.plan import make_plan
+from bench.runner import Outcome, Runner
+from bench.store import LoadedRun, RunStore, load_run
+from bench.suite import resolve_suite
+from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
+from tests.unit.test_runner import Silent
+from tests.unit.test_store import MANIFEST
+
+GIB = 2**30
+MIB = 2**20
+
+
+class Host:
+    """A host of 16 GiB on which every live instance takes 100 MiB."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self.backend = backend
+        self.clock = itertools.count(1.0)
+
+    def read(self) -> HostMemory:
+        live = self.backend.live
+        return HostMemory(
+            next(self.clock), 16 * GIB, 12 * GIB - live * 100 * MIB, 50 * MIB + live * 10 * MIB, MIB, None
+        )
+
+
+def ramp(tmp_path, monkeypatch, backend=None, workload="", **options) -> tuple[Outcome, LoadedRun]:
+    backend = backend or FakeBackend()
+    host = Host(backend)
+    monkeypatch.setattr(density, "read_memory", host.read)
+    monkeypatch.setattr(
+        density, "settle", lambda interval, deadline: settle(interval, deadline, host.read, lambda _: None)
+    )
+    experiment = {"kind": "density", "options": options} | ({"workload": workload} if workload else {})
+    source = {
+        "suite": {"name": "ramp"},
+        "sampling": {"blocks": 1},
+        "backend": [{"type": "fake"}],
+        "experiment": [experiment],
+    }
+    suite = resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
+    with RunStore(tmp_path, MANIFEST) as store:
+        runner = Runner(suite, IMAGE, {"fake": backend}, store, Silent(), identity="abc", unavailable={})
+        outcome = runner.run(make_plan(suite), {})
+    assert backend.live == 0
+    return outcome, load_run(tmp_path)
+
+
+def values(run: LoadedRun, metric: str) -> dict[int, float]:
+    return {sample.iteration: sample.value for sample in run.samples if sample.metric == metric}
+
+
+def ending(run: LoadedRun):
+    (cell,) = find_density(run.samples, run.events)
+    (one,) = cell.endings
+    return one
+
+
+def test_all_instances_live_at_once_each_with_its_own_name_and_are_checked(tmp_path, monkeypatch):
+    backend = FakeBackend()
+    most = []
+    backend.answer = lambda command: most.append(backend.live)
+    outcome, run = ramp(tmp_path, monkeypatch, backend, count=30)
+    assert outcome == Outcome(done=1, failed=0, interrupted=False)
+    assert most == [30] * 30
+    assert len(set(backend.started)) == 30
+    assert (ending(run).reason, ending(run).population, ending(run).dead) == ("count", 30, 0)
+    assert values(run, "density.population") == {0: 30}
+    assert list(values(run, "density.start")) == list(range(1, 31))
+
+
+def test_the_readings_stand_at_their_population_and_give_the_cost(tmp_path, monkeypatch):
+    _, run = ramp(tmp_path, monkeypatch, count=40)
+    available = values(run, "density.memory_available")
+    assert list(available) == list(range(41))
+    assert available[10] == 12 * GIB - 1000 * MIB
+    (cell,) = find_density(run.samples, run.events)
+    cost = cost_of(cell)
+    assert cost.memory.per_instance == pytest.approx(100 * MIB)
+    assert cost.memory.base == pytest.approx(-12 * GIB)
+    assert cost.slab.per_instance == pytest.approx(10 * MIB)
+    assert cost.pss.per_instance == pytest.approx(100)
+    assert cost.kernel == pytest.approx(100 * MIB - 100)
+    assert set(values(run, "density.sampled").values()) == {1, 2, 4, 6, 8}
+
+
+def test_memory_is_read_after_each_batch_only(tmp_path, monkeypatch):
+    _, run = ramp(tmp_path, monkeypatch, count=25, batch=10)
+    assert list(values(run, "density.memory_available")) == [0, 10, 20, 25]
+    assert len(values(run, "density.start")) == 25
+
+
+def test_the_ramp_stops_before_the_instance_that_would_go_below_the_floor(tmp_path, monkeypatch):
+    outcome, run = ramp(tmp_path, monkeypatch, count=500, memory_floor="10GiB")
+    assert outcome.failed == 0
+    assert (ending(run).reason, ending(run).resource, ending(run).population) == ("memory-floor", "memory", 20)
+
+
+def test_without_room_for_one_instance_the_cell_fails_with_the_reason(tmp_path, monkeypatch):
+    outcome, run = ramp(tmp_path, monkeypatch, count=5, memory_floor="13GiB")
+    assert outcome.failed == 1
+    (failed,) = [event for event in run.events if event.kind is EventKind.INSTANCE_FAILED]
+    assert "12.0 GiB of memory are available" in failed.message
+    assert "memory_floor" in failed.details["remedy"]
+
+
+def test_slow_starts_in_a_row_end_the_ramp(tmp_path, monkeypatch):
+    _, run = ramp(tmp_path, monkeypatch, count=50, start_limit="2s")
+    assert (ending(run).reason, ending(run).population) == ("start-limit", 3)
+
+
+class Refusing(FakeBackend):
+    """Refuses its tenth instance, as a host does that has no more of something."""
+
+    error: Exception
+
+    @contextlib.contextmanager
+    def start(self, spec):
+        if self.live == 9:
+            raise self.error
+        with super().start(spec) as instance:
+            yield instance
+
+
+@pytest.mark.parametrize(
+    ("error", "resource", "remedy"),
+    [
+        (
+            BackendError("clone3: Resource temporarily unavailable", evidence="clone3 failed with errno 11"),
+            "processes",
+            "pid",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), "file descriptors", "ulimit -n"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "open files of the host", "fs.file-max"),
+        (BackendError("clone3", evidence="clone3 failed with errno 28"), "namespaces", "user.max_"),
+        (BackendError("could not make a folder: No space left on device: /var/tmp/x"), "disk", "df -i"),
+        (BackendError("the kernel refused a cgroup: No space left on device: /sys/fs/cgroup/x"), "cgroups", "cgroups"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory", "memory"),
+        (BackendError("inotify_init", evidence="errno 24"), "inotify instances", "fs.inotify.max_user_instances"),
+        (BackendError("the guest did not start"), "", ""),
+    ],
+)
+def test_what_ran_out_is_named_with_what_to_raise(tmp_path, monkeypatch, error, resource, remedy):
+    backend = Refusing()
+    backend.error = error
+    outcome, run = ramp(tmp_path, monkeypatch, backend, count=20)
+    assert outcome == Outcome(done=1, failed=0, interrupted=False)
+    told = ending(run)
+    assert (told.reason, told.population, told.resource) == ("failure", 9, resource)
+    assert remedy in told.remedy
+    assert values(run, "density.population") == {0: 9}
+
+
+def test_the_limit_closest_to_its_end_is_the_one_named(tmp_path):
+    for name, text in {
+        "proc/loadavg": "0.1 0.1 0.1 1/900 5",
+        "proc/sys/kernel/pid_max": "1000",
+        "proc/sys/kernel/threads-max": "100000",
+        "proc/self/cgroup": "3:pids:/a/b\n",
+        "sys/fs/cgroup/pids/a/b/pids.max": "max",
+        "sys/fs/cgroup/pids/a/pids.max": "50",
+        "sys/fs/cgroup/pids/a/pids.current": "49",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    error = BackendError("no")
+    error.__cause__ = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    assert "pids.max is 50, of which 49 are used" in find_exhausted(error, tmp_path).remedy
+    (tmp_path / "sys/fs/cgroup/pids/a/pids.current").write_text("5")
+    assert "kernel.pid_max is 1000, of which 900 are used" in find_exhausted(error, tmp_path).remedy
+
+
+def test_an_instance_that_died_on_the_way_ends_the_ramp(tmp_path, monkeypatch):
+    backend = FakeBackend()
+    monkeypatch.setattr(
+        "tests.unit.fakes.FakeInstance.footprint",
+        lambda self: Footprint(100, 50, 200, 0, 0, 0 if backend.live == 12 else 1),
+    )
+    _, run = ramp(tmp_path, monkeypatch, backend, count=40, meters_every=4)
+    assert (ending(run).reason, ending(run).population) == ("died", 12)
+
+
+def test_those_that_are_dead_at_the_end_are_counted(tmp_path, monkeypatch):
+    backend = FakeBackend()
+    calls = itertools.count(1)
+
+    def answer(command: Command) -> Completed | None:
+        if next(calls) % 5 == 0:
+            raise BackendError("the instance is gone")
+        return None
+
+    backend.answer = answer
+    outcome, run = ramp(tmp_path, monkeypatch, backend, count=20)
+    assert outcome.failed == 0
+    assert ending(run).dead == 4
+    assert values(run, "density.dead") == {0: 4}
+
+
+def test_a_workload_runs_in_all_instances_together(tmp_path, monkeypatch):
+    backend = FakeBackend()
+    loaded = []
+    backend.answer = lambda command: loaded.append((command.argv[0], backend.live))
+    _, run = ramp(tmp_path, monkeypatch, backend, workload="answer", count=4)
+    for population in (1, 2, 3, 4):
+        assert loaded.count(("answer", population)) == population
+        assert ("prepare", population) in loaded
+    assert set(values(run, "density.duration").values()) == {0.5}
+
+
+def test_an_objective_needs_a_latency(tmp_path, monkeypatch):
+    outcome, run = ramp(tmp_path, monkeypatch, workload="answer", count=4, objective="5ms")
+    assert outcome.failed == 1
+    (failed,) = [event for event in run.events if event.kind is EventKind.INSTANCE_FAILED]
+    assert "measures no p99" in failed.message
+
+
+def test_an_interrupt_in_the_middle_stops_everything(tmp_path, monkeypatch):
+    class Interrupted(Refusing):
+        error = KeyboardInterrupt()
+
+    outcome, _ = ramp(tmp_path, monkeypatch, Interrupted(), count=20)
+    assert outcome.interrupted
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"count": 0}, "count: must be from 1"),
+        ({"count": 5, "batch": 6}, "batch: must be"),
+        ({"memory_floor": "2GB"}, "memory_floor: "),
+        ({"start_limit": "soon"}, "start_limit: "),
+        ({"rate": -1.0}, "rate: "),
+        ({"cuont": 5}, "unknown field"),
+    ],
+)
+def test_wrong_options_are_named(options, said):
+    source = {
+        "suite": {"name": "x"},
+        "backend": [{"type": "fake"}],
+        "experiment": [{"kind": "density", "options": options}],
+    }
+    with pytest.raises(SuiteError, match=said) as caught:
+        resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
+    assert "experiment[0].options" in caught.value.place
+
+
+def test_memory_that_still_moves_is_waited_for():
+    clock = itertools.count(0.0)
+    amounts = iter([100, 90, 80, 70, 60, *[50] * 20])
+
+    def read() -> HostMemory:
+        return HostMemory(next(clock), 10**6 * MIB, next(amounts) * MIB, 0, 0, None)
+
+    settled = settle(1.0, 60.0, read, lambda _: None)
+    assert settled.steady
+    assert [reading.available for reading in settled.readings] == [50 * MIB] * 3
+    moving = itertools.count(10_000, -10)
+    never = settle(
+        1.0, 30.0, lambda: HostMemory(next(clock), 10**6 * MIB, next(moving) * MIB, 0, 0, None), lambda _: None
+    )
+    assert not never.steady
+    assert never.waited_s == 30.0
+
+
+def test_noise_is_steady_and_a_trend_in_it_is_not():
+    assert is_steady([100 * MIB, 300 * MIB, 80 * MIB, 250 * MIB])
+    assert not is_steady([100 * MIB, 140 * MIB, 180 * MIB, 230 * MIB])
+
+
+def test_meminfo_is_read_in_bytes(tmp_path):
+    (tmp_path / "meminfo").write_text(
+        "MemTotal: 1000 kB\nMemAvailable: 500 kB\nSUnreclaim: 70 kB\n"
+        "KernelStack: 3 kB\nPageTables: 4 kB\nPercpu: 5 kB\n"
+    )
+    memory = read_memory(tmp_path, tmp_path)
+    assert (memory.total, memory.available, memory.slab) == (1024_000, 512_000, 71_680)
+    assert memory.kernel_other == 12 * 1024
+    assert memory.ksm_saved is None
+    (tmp_path / "run").write_text("1\n")
+    (tmp_path / "pages_sharing").write_text("10\n")
+    assert read_memory(tmp_path, tmp_path).ksm_saved == 10 * os.sysconf("SC_PAGE_SIZE")
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\n")
+    with pytest.raises(BackendError, match="MemAvailable"):
+        read_memory(tmp_path, tmp_path)
+
+
+def test_the_floor_is_a_tenth_and_a_gibibyte_at_least():
+    assert density_meters.default_floor(24 * GIB) == 24 * GIB // 10
+    assert density_meters.default_floor(4 * GIB) == GIB
