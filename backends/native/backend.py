@@ -93,6 +93,7 @@ class Native(HostKernelBackend):
             folder=str(folder) if mapped else "",
             image=str(image.rootfs) if mapped else "",
             lower="lower" if mapped else "",
+            also_masked=find_thermal(),
             boot_offset_s=options.boot_offset_s if options.time_namespace else None,
             network=self.options.network,
             capabilities=capabilities,
@@ -141,3 +142,9 @@ class Native(HostKernelBackend):
                 *([Confound("own-network", _OWN_NETWORK[self.options.network], self.name)] if own_network else []),
             ),
         )
+
+
+def find_thermal(root: Path = Path("/")) -> tuple[str, ...]:
+    """Each CPU's counts of thermal throttling, which Docker hides since Engine 28, where there are any."""
+    found = root.glob("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle")
+    return tuple(sorted(f"/{path.relative_to(root)}" for path in found))

@@ -23,6 +23,7 @@ _LINKS = (
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
+    ("core", "/proc/kcore"),
 )
 
 

@@ -25,12 +25,21 @@ from backends.native.operations import (
     escape_option,
 )
 from backends.native.plan import Plan, Settings
-from backends.native.privileges import BoundCapabilities, FilterSystemCalls, KeepCapabilities, SetProcessFlag
+from backends.native.privileges import (
+    BoundCapabilities,
+    DropGroups,
+    FilterSystemCalls,
+    KeepCapabilities,
+    NewKeyring,
+    SetFileMask,
+    SetProcessFlag,
+)
 
 _NOTHING = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 MASKED = (
     "/proc/acpi",
     "/proc/asound",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
@@ -41,7 +50,7 @@ MASKED = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-"""What the OCI runtimes' default profile hides; those that this kernel does not have are passed over."""
+"""What Docker Engine 28 hides on every machine; those that this kernel does not have are passed over."""
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 """What the same profile makes read-only."""
 STYLES = ("native", "bare-metal")
@@ -79,10 +88,12 @@ def clone_flags(settings: Settings) -> int:
 
 def zygote_operations(settings: Settings) -> list[Operation]:
     """What the zygote does once, because every instance inherits it and it is not undone."""
-    once: list[Operation] = [LeaveMounts()]
+    once: list[Operation] = [LeaveMounts(), SetFileMask(0o022)]
     if settings.folder:
         once.append(EnterFolder(settings.folder))
     if settings.style == "native":
+        if settings.identities == "host":
+            once.append(DropGroups())
         once.append(Mount("tmpfs", settings.empty, syscalls.MS_RDONLY | _NOTHING, "size=4k,nr_inodes=2"))
         if settings.image:
             once.append(MountWithOwners(settings.image, settings.lower, settings.uid_map, settings.gid_map))
@@ -117,8 +128,8 @@ def _container(settings: Settings) -> list[Operation]:
         *(Mask(root + path, settings.empty) for path in MASKED if path.startswith("/proc/")),
         *(MakeReadOnly(root + path) for path in READ_ONLY),
         Mount("sysfs", f"{root}/sys", _NOTHING | syscalls.MS_RDONLY),
-        *(Mask(root + path, settings.empty) for path in MASKED if path.startswith("/sys/")),
-        Mount("tmpfs", dev, syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_STRICTATIME, "mode=755,size=64k"),
+        *(Mask(root + path, settings.empty) for path in (*MASKED, *settings.also_masked) if path.startswith("/sys/")),
+        Mount("tmpfs", dev, syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_STRICTATIME, "mode=755,size=64m"),
         FillDev(dev),
         Mount(
             "devpts",
@@ -131,6 +142,7 @@ def _container(settings: Settings) -> list[Operation]:
         Mount("mqueue", f"{dev}/mqueue", _NOTHING),
         PivotRoot(root),
         *(() if settings.network == "host" else (RaiseLoopback(),)),
+        NewKeyring(),
         *((BoundCapabilities(settings.capabilities),) if settings.uid_map else ()),
         KeepCapabilities(settings.capabilities),
         *_last_filter(settings),

@@ -10,6 +10,7 @@ from bench.errors import BackendError
 from bench.model import SCRATCH, InstanceSpec
 
 _HOSTNAME_MAX = 64
+_MODE = 0o755
 
 
 def make_shared_folders(folder: Path, settings: Settings) -> None:
@@ -29,7 +30,8 @@ def make_folders(folder: Path, settings: Settings, missing: tuple[str, ...]) -> 
     names = ("", "/scratch", *(() if settings.memory else upper))
     try:
         for name in names:
-            os.mkdir(f"{folder}{name}", 0o755)  # noqa: PTH102 - see above
+            os.mkdir(f"{folder}{name}")  # noqa: PTH102 - see above
+            os.chmod(f"{folder}{name}", _MODE)  # noqa: PTH101 - whatever the umask: the container's root is among them
         if settings.uid_map:
             owner, group = outside_id(0, settings.uid_map), outside_id(0, settings.gid_map)
             for name in names:

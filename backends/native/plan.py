@@ -24,7 +24,8 @@ class Settings:
     ``boot_offset_s`` is added to the boot clock, None for no time namespace; the monotonic clock, by which commands
     are timed, stays the host's.
     ``mount_points`` are made in an upper layer in memory; on disk the harness makes them. ``identities`` are those of
-    the user namespace that the zygote itself is in (``unprivileged.Identities``).
+    the user namespace that the zygote itself is in (``unprivileged.Identities``). ``also_masked`` are paths to hide
+    beside ``order.MASKED``.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Settings:
         lower: str = "",
         boot_offset_s: int | None = None,
         identities: str = "host",
+        also_masked: tuple[str, ...] = (),
     ) -> None:
         self.style = style
         self.root = root
@@ -65,6 +67,7 @@ class Settings:
         self.lower = lower
         self.boot_offset_s = boot_offset_s
         self.identities = identities
+        self.also_masked = also_masked
 
     def encode(self) -> tuple[bytes, ...]:
         """The fields of a message."""
@@ -73,6 +76,7 @@ class Settings:
                 (self.style, self.root, self.empty, self.memory, str(self.memory_bytes), self.network, self.identities)
             ),
             join_list(self.mount_points),
+            join_list(self.also_masked),
             _numbers(self.capabilities),
             self.inherited_filter,
             self.own_filter,
@@ -85,7 +89,9 @@ class Settings:
 
 def decode_settings(fields: list[bytes]) -> Settings:
     """The settings of ``Settings.encode``."""
-    single, mount_points, capabilities, inherited_filter, own_filter, uid_map, gid_map, places, boot = fields
+    single, mount_points, also_masked, capabilities, inherited_filter, own_filter, uid_map, gid_map, places, boot = (
+        fields
+    )
     style, root, empty, memory, memory_bytes, network, identities = split_list(single)
     folder, image, lower = split_list(places)
     return Settings(
@@ -106,6 +112,7 @@ def decode_settings(fields: list[bytes]) -> Settings:
         lower=lower,
         boot_offset_s=int(boot) if boot else None,
         identities=identities,
+        also_masked=tuple(split_list(also_masked)),
     )
 
 

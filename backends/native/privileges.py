@@ -4,6 +4,7 @@ Standard library only and few imports, because the zygote imports it.
 """
 
 import errno
+import os
 
 from backends.native import syscalls
 from backends.native.operations import Operation
@@ -87,6 +88,49 @@ class SetProcessFlag(Operation):
     def execute(self) -> None:
         """Do it. Raises OSError."""
         syscalls.prctl(self.option, self.argument)
+
+
+class SetFileMask(Operation):
+    """umask(2): what the harness was started with is its own affair."""
+
+    def __init__(self, mask: int) -> None:
+        self.mask = mask
+
+    def describe(self) -> str:
+        """The step in words."""
+        return f"set the umask to {self.mask:03o}"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        os.umask(self.mask)
+
+
+class DropGroups(Operation):
+    """Leave the supplementary groups of whoever started the harness."""
+
+    def describe(self) -> str:
+        """The step in words."""
+        return "leave all supplementary groups"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        os.setgroups([])
+
+
+class NewKeyring(Operation):
+    """Join a new session keyring, so that the harness's keys are not the container's."""
+
+    def describe(self) -> str:
+        """The step in words."""
+        return "join a new session keyring"
+
+    def execute(self) -> None:
+        """Do it. Raises OSError."""
+        try:
+            syscalls.join_session_keyring()
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
 
 
 class FilterSystemCalls(Operation):

@@ -46,6 +46,7 @@ _MOVE_MOUNT_F_EMPTY_PATH = 0x4
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}.get(os.uname().machine, -1)
 _SYS_CLONE3 = 435
 """The same number on every architecture, as for all system calls since 5.1."""
 _SIGCHLD = 17
@@ -208,6 +209,12 @@ def capset(capabilities: int) -> None:
     low, high = capabilities & 0xFFFFFFFF, capabilities >> 32
     data = _CapSets(_CapData(low, low, 0), _CapData(high, high, 0))
     _check(_libc.capset(_CapHeader(_CAPABILITY_VERSION_3, 0), data))
+
+
+def join_session_keyring() -> None:
+    """Leave the session keyring for a new, nameless one. Raises OSError: ENOSYS where the kernel has no keyrings."""
+    keyctl_join_session_keyring = 1
+    _check(_syscall(ctypes.c_long(_SYS_KEYCTL), keyctl_join_session_keyring, ctypes.c_char_p(None)))
 
 
 def install_filter(program: bytes) -> None:

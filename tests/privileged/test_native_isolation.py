@@ -4,15 +4,18 @@ import contextlib
 import errno
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from backends.native import order
 from backends.native.identities import REMAPPED
 from backends.native.options import Capabilities, NativeOptions, Seccomp, Upper
 from bench.ledger import Ledger
 from bench.model import Command
+from bench.process import run
 from tests.privileged.host_kernel import spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
@@ -91,13 +94,15 @@ def test_sees_only_its_own_processes(container):
 
 def test_sees_no_mount_of_the_host(container):
     mounts = [line.split()[4] for line in output(container, "cat /proc/self/mountinfo").splitlines()]
-    known = r"/|/scratch|/proc(/.*)?|/sys(/firmware|/devices/virtual/powercap)?"
+    known = (
+        r"/|/scratch|/proc(/.*)?|/sys(/firmware|/devices/virtual/powercap|/devices/system/cpu/cpu\d+/thermal_throttle)?"
+    )
     known += r"|/dev(/(pts|shm|mqueue|null|zero|full|random|urandom|tty))?"
     assert [mount for mount in mounts if not re.fullmatch(known, mount)] == []
 
 
 def test_dev_is_minimal_and_works(container):
-    names = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    names = "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
     assert output(container, "ls /dev | tr '\\n' ' '").strip() == names
     assert (
         output(container, "echo x > /dev/null; head -c 8 /dev/urandom | wc -c; head -c 3 /dev/zero | wc -c") == "8\n3"
@@ -127,7 +132,9 @@ def test_kernel_settings_are_read_only(container, path):
     assert b"Read-only file system" in done.stderr or (remapped(container) and b"Permission denied" in done.stderr)
 
 
-@pytest.mark.parametrize("path", ["/proc/keys", "/proc/timer_list", "/proc/kcore", "/proc/acpi", "/sys/firmware"])
+@pytest.mark.parametrize(
+    "path", ["/proc/keys", "/proc/interrupts", "/proc/timer_list", "/proc/kcore", "/proc/acpi", "/sys/firmware"]
+)
 def test_masked_paths_are_empty(container, path):
     if not Path(path).exists():
         pytest.skip(f"this kernel has no {path}")
@@ -188,6 +195,22 @@ def start_with(image, tmp_path):
             return stack.enter_context(backend.start(spec("chosen", image)))
 
         yield start
+
+
+def test_the_harness_leaks_neither_its_umask_nor_its_groups_nor_its_keys(start_with):
+    umask, groups = os.umask(0o077), os.getgroups()
+    try:
+        os.setgroups([4, 27])
+        container = start_with(seccomp=Seccomp.NONE)
+    finally:
+        os.umask(umask)
+        os.setgroups(groups)
+    assert output(container, "umask; id -G; stat -c %a / /scratch") == "0022\n0\n755\n755"
+    # KEYCTL_GET_KEYRING_ID of the session keyring
+    script = "import ctypes; print(ctypes.CDLL(None).syscall(250, 0, -3, 0))"
+    inside = container.execute(Command(("python3", "-c", script))).stdout
+    outside = run([sys.executable, "-c", script], timeout_s=30).stdout
+    assert int(inside) != int(outside)
 
 
 def test_no_capabilities(start_with):

@@ -6,6 +6,7 @@ from backends.cgroups.interface import limits_of
 from backends.cgroups.layout import Layout, Version
 from backends.native import identities, order, privileges
 from backends.native import operations as ops
+from backends.native.backend import find_thermal
 from backends.native.explain import explain_start
 from backends.native.plan import Plan, Settings, decode_plan, decode_settings
 from bench.model import Envelope, Image, InstanceSpec
@@ -75,6 +76,15 @@ def test_what_runtimes_hide_is_hidden_once_it_is_there(path):
     hides = [number for number, step in enumerate(steps) if getattr(step, "path", "") == "/w/root" + path]
     assert len(hides) == 1
     assert hides[0] > index(steps, ops.Mount, target=tree)
+
+
+def test_each_cpus_thermal_counts_are_hidden(tmp_path):
+    for name in ("cpu0", "cpu12", "cpufreq"):
+        (tmp_path / "sys/devices/system/cpu" / name / "thermal_throttle").mkdir(parents=True)
+    found = find_thermal(tmp_path)
+    assert found == tuple(f"/sys/devices/system/cpu/{name}/thermal_throttle" for name in ("cpu0", "cpu12"))
+    steps = native_steps(also_masked=found)
+    assert index(steps, ops.Mask, path=f"/w/root{found[1]}") > index(steps, ops.Mount, target="/w/root/sys")
 
 
 def test_capabilities_go_last_because_the_steps_need_them():
@@ -218,6 +228,7 @@ def test_settings_arrive_as_they_were_sent():
         image="/img",
         lower="lower",
         boot_offset_s=-3,
+        also_masked=("/sys/a", "/sys/b"),
     )
     for settings in (make_settings(), chosen):
         assert vars(decode_settings(list(settings.encode()))) == vars(settings)
