@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from backends.native import order
 from backends.native.identities import REMAPPED
 from backends.native.options import Capabilities, NativeOptions, Seccomp, Upper
 from bench.ledger import Ledger
