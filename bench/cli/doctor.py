@@ -54,7 +54,8 @@ def doctor_command() -> ExitCode:
 
 def _check_host() -> Iterator[Check]:
     root = os.geteuid() == 0
-    yield Check("root", root, "running as root" if root else "not running as root", "run tare as root (sudo)")
+    detail = "running as root" if root else "not running as root: of the built-in backends only native works then"
+    yield Check("root", root, detail, "run tare as root (sudo)")
     cpus = sorted(os.sched_getaffinity(0))
     detail = f"{len(cpus)} usable" if len(cpus) > 1 else "only one: tare itself disturbs what it measures"
     yield Check("CPUs", len(cpus) > 1, detail, "use a host with two CPUs or more", needed=False)
@@ -94,7 +95,8 @@ def _check_backends() -> Iterator[Check]:
                 ledger, Path(folder), cache_directory(), backend.Options(), tuple(sorted(os.sched_getaffinity(0)))
             )
             here = backend(context).probe()
-            yield Check(f"backend {name}", here.available, here.reason, here.remedy or "")
+            more = f"\nfor more: {here.remedy}" if here.available and here.remedy else ""
+            yield Check(f"backend {name}", here.available, here.reason + more, here.remedy or "")
 
 
 def _check_plugins() -> Iterator[Check]:

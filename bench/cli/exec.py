@@ -113,7 +113,8 @@ def _find_image(images: ImageStore, wanted: str) -> Image:
         return images.get(wanted)
     newest = next((listed for listed in images.list() if not listed.problem), None)
     if newest is None:
-        raise UnavailableError("there is no image yet", remedy="tare image build")
+        how = "tare image build" if os.geteuid() == 0 else "`tare image import FILE`, or as root `tare image build`"
+        raise UnavailableError("there is no image yet", remedy=how)
     return images.get(newest.digest)
 
 

@@ -44,6 +44,41 @@ def test_no_root(host):
     assert "sudo" in found.remedy
 
 
+def test_an_ordinary_user_needs_no_root_where_it_is_not_asked_for(host):
+    (host / "proc/self/status").write_text("CapEff:\t0000000000000000\n")
+    (host / "proc/self/ns/user").symlink_to("user:[1]")
+    (host / "sys/fs/cgroup/cgroup.controllers").write_text("memory pids")
+    found = probe_host(("mnt",), host, without_root=True)
+    assert found.available
+    assert "without root" in found.reason
+    assert "without cpu, cpuset, io" in found.reason
+    assert "Delegate=yes" in found.remedy
+    (host / "proc/self/mountinfo").write_text("")
+    assert "no cgroups" in probe_host(("mnt",), host, without_root=True).reason
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("user/max_user_namespaces", "0"),
+        ("kernel/unprivileged_userns_clone", "0"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ],
+)
+def test_a_switch_against_user_namespaces_is_named_with_its_value(host, name, value):
+    (host / "proc/self/status").write_text("CapEff:\t0000000000000000\n")
+    (host / "proc/self/ns/user").symlink_to("user:[1]")
+    switch = host / "proc/sys" / name
+    switch.parent.mkdir(parents=True)
+    switch.write_text(f"{value}\n")
+    found = probe_host(("mnt",), host, without_root=True)
+    assert not found.available
+    assert f"{name.replace('/', '.')} = {value}" in found.reason
+    assert f"sysctl {name.replace('/', '.')}=" in found.remedy
+    switch.write_text("1\n" if value == "0" else "0\n")
+    assert probe_host(("mnt",), host, without_root=True).available
+
+
 def test_no_overlay(host):
     (host / "proc/filesystems").write_text("nodev\tsysfs\n\text4\n")
     assert probe_host(("mnt",), host).remedy == "modprobe overlay"
