@@ -25,6 +25,8 @@ INSTANCE_METERS: Mapping[str, str] = {
     "idle_cpu": "density.idle_cpu",
 }
 """Read for some of the instances now and then, and scaled to all."""
+_LEAST: Mapping[str, int] = {"private": 2}
+"""A single instance shares with nobody: all of its memory is private then, and is not on the line."""
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -51,11 +53,14 @@ class DensityCell(msgspec.Struct, frozen=True):
     ramps: tuple[Mapping[str, tuple[tuple[int, float], ...]], ...]
     endings: tuple[Ending, ...]
 
-    def ramps_of(self, metric: str, *, sign: float = 1.0) -> list[Ramp]:
-        """The readings of ``metric`` as ramps; where not each has its time, they count as equally far apart."""
+    def ramps_of(self, metric: str, *, sign: float = 1.0, least: int = 0) -> list[Ramp]:
+        """The readings of ``metric`` from ``least`` instances on, as ramps.
+
+        Where not each has its time, they count as equally far apart.
+        """
         found = []
         for readings in self.ramps:
-            own = list(readings.get(metric, ()))
+            own = [reading for reading in readings.get(metric, ()) if reading[0] >= least]
             times = [value for _, value in readings.get(_AT, ())]
             if not own:
                 continue
@@ -158,7 +163,10 @@ def _endings(events: Iterable[Event]) -> Iterable[Ending]:
 
 def cost_of(cell: DensityCell) -> InstanceCost:
     """Fit every meter of a cell."""
-    by_meter = {name: _fit(cell.ramps_of(metric)) for name, metric in {**HOST_METERS, **INSTANCE_METERS}.items()}
+    by_meter = {
+        name: _fit(cell.ramps_of(metric, least=_LEAST.get(name, 0)))
+        for name, metric in {**HOST_METERS, **INSTANCE_METERS}.items()
+    }
     starts = [
         (np.array([n for n, _ in own], dtype=np.float64), np.array([value for _, value in own]))
         for ramp in cell.ramps

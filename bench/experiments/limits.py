@@ -109,8 +109,13 @@ def _record_reached(run: InstanceRun, instance: Instance) -> None:
         (metrics.DISK_REACHED, probes.disk_command(envelope), envelope.scratch_bytes, "disk"),
         (metrics.MEMORY_REACHED, probes.memory_command(envelope), envelope.memory_bytes, "memory"),
     ):
-        completed, raw = run.execute(instance, command, role)
-        run.record(metric, probes.read_last(completed) / given, raw=raw)
+        completed = instance.execute(command)
+        run.record(metric, probes.read_last(completed) / given)
+        try:
+            run.keep(command, completed, role)
+        except WorkloadError as error:
+            # One that stalls at its limit (a guest that reads its own programs again and again) has met it, too.
+            run.note(f"asking for too much {role}: {error.message}", {"code": "limits-stalled", "what": role})
 
 
 def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
