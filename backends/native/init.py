@@ -27,10 +27,11 @@ NOT_EXECUTABLE = 126
 _IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
 
 
-def run_init(channel: Channel, operations: list[Operation]) -> None:
+def run_init(channel: Channel, operations: list[Operation], resident: int | None) -> None:
     """Set up once told to, say so, serve. Returns when the harness is gone, or after having told it of a failure.
 
-    The harness makes the cgroups while the kernel makes this process; ``go`` means that they are there.
+    The harness makes the cgroups while the kernel makes this process; ``go`` means that they are there. ``resident`` is
+    the program that serves from then on and says that it does; where there is none, this one does.
     """
     try:
         _go_first()
@@ -39,7 +40,13 @@ def run_init(channel: Channel, operations: list[Operation]) -> None:
         if failure:
             channel.send(*failure)
             return
-        channel.send(b"ready", READY.pack(time.monotonic_ns()))
+        if resident is not None:
+            os.set_inheritable(channel.fileno(), True)  # noqa: FBT003 - positional only
+            try:
+                os.execve(resident, [b"tare-init", str(channel.fileno()).encode()], os.environ)  # noqa: S606 - that is the point
+            except OSError:  # where memory files may not be executed
+                os.set_inheritable(channel.fileno(), False)  # noqa: FBT003 - likewise
+        channel.send(b"ready", READY.pack(time.monotonic_ns()), b"python")
         sys.path.clear()
         _serve(channel)
     except (EOFError, BrokenPipeError):

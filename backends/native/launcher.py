@@ -150,7 +150,7 @@ class Zygote:
         if first[0] == b"failed":
             raise _step_failed(first)
         first_instruction_s = READY.unpack(first[1])[0] / 1e9
-        return Launched(channel, pid, created_s, first_instruction_s, address, connect_s)
+        return Launched(channel, pid, created_s, first_instruction_s, first[2].decode(), address, connect_s)
 
     def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
         """One message, or None if its sender is gone."""
@@ -186,7 +186,12 @@ class Zygote:
 
 @contextlib.contextmanager
 def start_zygote(
-    ledger: Ledger, folder: Path, settings: Settings, cpus: tuple[int, ...], prefix: tuple[str, ...] = ()
+    ledger: Ledger,
+    folder: Path,
+    settings: Settings,
+    cpus: tuple[int, ...],
+    prefix: tuple[str, ...] = (),
+    resident: int | None = None,
 ) -> Iterator[Zygote]:
     """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError.
 
@@ -214,7 +219,7 @@ def start_zygote(
         zygote = Zygote(process, Channel(ours.detach()), log)
         try:
             with contextlib.suppress(OSError):  # one that is gone is noticed next
-                zygote._channel.send(*settings.encode())  # noqa: SLF001 - its maker
+                zygote._channel.send(*settings.encode(), descriptors=() if resident is None else (resident,))  # noqa: SLF001 - its maker
             answer = zygote._receive(zygote._channel, time.monotonic() + _START_DEADLINE_S)  # noqa: SLF001 - its maker
             if answer is not None and answer[0] == b"failed":
                 raise _step_failed(answer, "what all instances share")

@@ -15,12 +15,12 @@ from backends.cgroups.layout import Layout, Version, find_block_device, find_lay
 from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
 from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.native.explain import explain_start
-from backends.native.explain import explain_start
 from backends.native.identities import write_maps
 from backends.native.instance import ProcessInstance
 from backends.native.launcher import Zygote, start_zygote
 from backends.native.places import make_folders, make_plan, make_shared_folders
 from backends.native.plan import Settings
+from backends.native.resident import start_resident
 from backends.native.unprivileged import CGROUP_REMEDY, PRIVILEGED, Way, confounds_of, is_privileged, probe_switches
 from bench.errors import BackendError, UnavailableError
 from bench.interfaces import Backend, BackendContext, Instance
@@ -71,6 +71,8 @@ class HostKernelBackend(Backend):
         self._stack = contextlib.ExitStack()
         self._network: VethNetwork | None = None
         self._way = PRIVILEGED
+        self._resident: int | None = None
+        self._init = ""
 
     def _find_way(self) -> Way:
         """How this user makes instances. Raises TareError."""
@@ -108,6 +110,7 @@ class HostKernelBackend(Backend):
         self._prepared = _Prepared(image, folder, settings, missing, layout, find_block_device(folder))
         try:
             make_shared_folders(folder, settings)
+            self._resident = self._stack.enter_context(start_resident(self.context.cache_directory))
             self._network = self._stack.enter_context(self._start_network())
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
@@ -116,16 +119,10 @@ class HostKernelBackend(Backend):
             self.close()
             raise
         own = self._describe(layout)
-        facts = {"cgroups": layout.version.value, "controllers": ",".join(sorted(layout.granted())), **own.facts}
+        controllers = ",".join(sorted(layout.granted()))
+        facts = {"init": self._init, "cgroups": layout.version.value, "controllers": controllers, **own.facts}
         unprivileged = confounds_of(self._way, image.rootfs, self.name)
         return BackendDescription(own.label, facts, (*own.confounds, *unprivileged, *unaccounted))
-
-    def explain(self, spec: InstanceSpec) -> list[str]:
-        """See ``Backend.explain``."""
-        folder = self.context.work_directory / self.name
-        settings = self._settings(folder, spec.image, spec.envelope, ())
-        limits = limits_of(spec.envelope, find_block_device(self.context.work_directory.parent))
-        return explain_start(settings, spec, folder / spec.identifier, find_layout(), limits)
 
     def explain(self, spec: InstanceSpec) -> list[str]:
         """See ``Backend.explain``."""
@@ -175,6 +172,7 @@ class HostKernelBackend(Backend):
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
                 launched = zygote.launch(channel, connect, self._identify(prepared.settings))
                 cgroup.adopt(launched.pid)
+                self._init = launched.init
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())
@@ -217,6 +215,7 @@ class HostKernelBackend(Backend):
                 self._prepared.settings,
                 self.context.housekeeping_cpus,
                 self._way.prefix,
+                self._resident,
             )
             self._zygote = self._zygote_stack.enter_context(zygote)
         return self._zygote
@@ -235,6 +234,7 @@ class HostKernelBackend(Backend):
         self._zygote = None
         self._prepared = None
         self._network = None
+        self._resident = None
         self._zygote_stack.close()
         self._stack.close()
 

@@ -1,6 +1,7 @@
 """The process that every instance is forked from.
 
-Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS``; the first message is the Settings.
+Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS``; the first message is the Settings, with
+the program that instances' inits become, if there is one.
 
 Standard library only, with as little imported as possible: what is in memory here is what ``clone3`` copies, and
 a fork of the harness itself (numpy, pandas) takes more than twice as long. It answers one request at a time:
@@ -41,7 +42,9 @@ def _serve(channel: "Channel", kill_files: list[str]) -> None:
     from backends.native import init, order, plan, syscalls
     from backends.native.wire import Channel
 
-    settings = plan.decode_settings(channel.receive()[0])
+    fields, programs = channel.receive()
+    settings = plan.decode_settings(fields)
+    resident = programs[0] if programs else None
     failure = init.carry_out(order.zygote_operations(settings))
     if failure:
         channel.send(*failure)
@@ -66,7 +69,7 @@ def _serve(channel: "Channel", kill_files: list[str]) -> None:
                 if cgroup is not None:
                     os.close(cgroup)
                 try:
-                    init.run_init(Channel(descriptors[0]), order.instance_operations(settings, wanted, same))
+                    init.run_init(Channel(descriptors[0]), order.instance_operations(settings, wanted, same), resident)
                 finally:
                     os._exit(0)
             created = time.monotonic_ns()
