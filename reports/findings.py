@@ -72,6 +72,7 @@ def caveats(analysis: Analysis) -> list[Caveat]:
         *_about_backends(analysis),
         *_about_blocks(analysis),
         *_about_precision(analysis),
+        *_about_warm_up(analysis),
     ]
     # The harness lists a backend's confounds with the host's too: each is said once.
     found.extend(dict.fromkeys(_confounds(analysis)))
@@ -158,12 +159,14 @@ def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
     if all(cell.comparison is not None and cell.comparison.n_blocks == 1 for _, _, cell in own):
         return f"{backend.label}: no verdict on speed, because every ratio comes from one block."
     counts = Counter(cell.comparison.verdict_adjusted for _, _, cell in own if cell.comparison is not None)
-    sentence = _tally(backend.label, analysis.baseline.label, counts, analysis.margin)
+    margins = {cell.comparison.margin for _, _, cell in own if cell.comparison is not None}
+    within = f"within {percent(margins.pop())}" if len(margins) == 1 else "within their margins"
+    sentence = _tally(backend.label, analysis.baseline.label, counts, within)
     leading = [f"{subject.title} {row.metric.name} {_leading_words(row, cell)}" for subject, row, cell in _leading(own)]
     return f"{sentence}. By workload: {'; '.join(leading)}."
 
 
-def _tally(label: str, baseline: str, counts: Counter[Verdict], margin: float) -> str:
+def _tally(label: str, baseline: str, counts: Counter[Verdict], within: str) -> str:
     measures = plural(counts.total(), "speed measure") + " of the workloads"
     words = {
         Verdict.SLOWER: ("is slower than", "slower"),
@@ -171,17 +174,16 @@ def _tally(label: str, baseline: str, counts: Counter[Verdict], margin: float) -
         Verdict.EQUIVALENT: ("is equivalent to", "equivalent"),
         Verdict.INCONCLUSIVE: ("", "undecided"),
     }
-    within = f" within {percent(margin)}"
     present = [verdict for verdict in words if counts[verdict]]
     if len(present) == 1:
         every = "the one" if counts.total() == 1 else "all"
         if present[0] is Verdict.INCONCLUSIVE:
-            neither = f"neither a difference nor equality{within} is shown"
+            neither = f"neither a difference nor equality {within} is shown"
             return f"{label} against {baseline}: undecided in {every} {measures.removeprefix('1 ')} ({neither})"
-        suffix = within if present[0] is Verdict.EQUIVALENT else ""
+        suffix = f" {within}" if present[0] is Verdict.EQUIVALENT else ""
         return f"{label} {words[present[0]][0]} {baseline}{suffix} in {every} {measures.removeprefix('1 ')}"
     tally = [
-        f"{words[verdict][1]}{within if verdict is Verdict.EQUIVALENT else ''} in {counts[verdict]}"
+        f"{words[verdict][1]}{f' {within}' if verdict is Verdict.EQUIVALENT else ''} in {counts[verdict]}"
         for verdict in present
     ]
     return f"{label} against {baseline}, in {measures}: {_listed(tally)}"
@@ -272,6 +274,26 @@ def _about_precision(analysis: Analysis) -> list[Caveat]:
         more = f" and {len(missed) - MOST_NAMED} more" if len(missed) > MOST_NAMED else ""
         text = f"The precision asked for ({percent(missed[0][2].wanted)}) was not reached for {'; '.join(parts)}{more}."
         found.append(Caveat("precision", text, 2))
+    return found
+
+
+def _about_warm_up(analysis: Analysis) -> list[Caveat]:
+    """Where iterations beyond the suite's own count were found to be warm-up, and where cells never settled."""
+    found = []
+    for subject in analysis.subjects:
+        for cell in (cell for row in subject.rows if row.is_leading for cell in row.cells):
+            name = f"{subject.title} {subject.params_line}".strip() + f" on {cell.backend.label}"
+            taken = cell.warm_up.iterations
+            if not cell.warm_up.settled:
+                text = (
+                    f"{name} has not settled: its iterations still change beyond the first half; state more of them, "
+                    "or more warm-up."
+                )
+                found.append(Caveat("not-settled", text, 2))
+            elif taken:
+                which = "first iteration" if taken == 1 else f"first {taken} iterations"
+                text = f"{name}: the {which} of each instance turned out to be warm-up, and does not count."
+                found.append(Caveat("warm-up", text))
     return found
 
 

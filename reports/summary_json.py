@@ -109,6 +109,10 @@ def _results(analysis: Any) -> list[dict[str, Any]]:
                         "blocks": cell.n_blocks,
                         "instances": cell.n_instances,
                         "iterations": cell.n_iterations,
+                        "quantile": row.quantile,
+                        "warm_up": msgspec.to_builtins(cell.warm_up),
+                        "precision": msgspec.to_builtins(cell.precision),
+                        "noise_floor": msgspec.to_builtins(row.noise_floor),
                         "comparison": None if found is None else msgspec.to_builtins(found),
                     }
                 )

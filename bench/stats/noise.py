@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.model import Direction
 from bench.settings import DEFAULT_MARGIN
-from bench.stats.intervals import LEVEL
+from bench.stats.intervals import LEVEL, MANY_BLOCKS, TRIMMED
 from bench.stats.medians import CellBlocks, Floats
 from bench.stats.verdicts import Comparison, compare
 
@@ -34,8 +34,9 @@ class NoiseFloor(msgspec.Struct, frozen=True):
     """One metric's A/A comparison.
 
     ``comparison`` is A against B; a verdict of faster or slower is a false alarm. ``noise`` is the standard deviation
-    of the log ratio of two blocks that measured the same. ``detectable`` is the smallest ratio above 1 that this run,
-    with its ``n_blocks``, would have called a difference with probability ``POWER``. None: too few blocks to say.
+    of the log ratio of two blocks that measured the same (with many blocks, without those that went astray, as the
+    estimate is). ``detectable`` is the smallest ratio above 1 that this run, with its ``n_blocks``, would have called a
+    difference with probability ``POWER``. None: too few blocks to say.
     """
 
     source: NoiseSource
@@ -58,7 +59,7 @@ def noise_floor(
     if twin is not None:
         found = compare(twin, baseline, direction=direction, margin=margin, level=level, seed=seed)
         shared = np.intersect1d(twin.blocks, baseline.blocks)
-        noise = _spread(_logs(twin.at(shared), baseline.at(shared)))
+        noise = _spread(_logs(twin.at(shared), baseline.at(shared)), len(shared))
         n_blocks = len(shared)
         source = NoiseSource.TWIN
     else:
@@ -116,8 +117,9 @@ def _neighbours(cell: CellBlocks) -> float | None:
     """The spread of log ratios of neighbouring blocks, from all neighbours: their mean is 0 without drift."""
     if len(cell.values) < 3 or cell.values.min() <= 0:
         return None
-    steps = np.diff(np.log(cell.values[np.argsort(cell.blocks)]))
-    return float(math.sqrt((steps**2).mean()))
+    steps: Floats = np.diff(np.log(cell.values[np.argsort(cell.blocks)]))
+    # Of either sign alike, as it is chance which of two neighbours comes first.
+    return _spread(np.concatenate((steps, -steps)), len(cell.values))
 
 
 def _logs(one: CellBlocks, other: CellBlocks) -> Floats | None:
@@ -126,5 +128,13 @@ def _logs(one: CellBlocks, other: CellBlocks) -> Floats | None:
     return np.log(one.values) - np.log(other.values)
 
 
-def _spread(values: Floats | None) -> float | None:
-    return None if values is None or len(values) < 2 else float(values.std(ddof=1))
+def _spread(values: Floats | None, n_blocks: int) -> float | None:
+    """What the standard error of a centre is the root of ``n_blocks`` of: with many blocks that of a trimmed mean."""
+    if values is None or len(values) < 2:
+        return None
+    if n_blocks < MANY_BLOCKS:
+        return float(values.std(ddof=1))
+    cut = int(TRIMMED * len(values))
+    ordered = np.sort(values)
+    winsorised = np.clip(values, ordered[cut], ordered[len(values) - cut - 1])
+    return float(winsorised.std(ddof=1)) / (1 - 2 * cut / len(values))
