@@ -8,14 +8,17 @@
  * A line that begins with "keep" leaves the container alive; "end" ends and removes all that were kept. Those share the
  * stack on which they wait for their end.
  *
- * Usage: floor LOWER WORK_FOLDER CPU MEMORY_BYTES PIDS_MAX IO_DEVICE CONTROLLER=PARENT_FOLDER...
+ * Usage: floor LOWER WORK_FOLDER CPU MEMORY_BYTES PIDS_MAX IO_DEVICE FILTER OWN_FILTER CONTROLLER=PARENT_FOLDER...
+ * FILTER and OWN_FILTER are files of seccomp programs: the first is installed once, the second by each container.
  * (unified= takes CLONE_INTO_CGROUP; v2= likewise, with the limits in it.)
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <net/if.h>
 #include <sched.h>
 #include <signal.h>
@@ -42,6 +45,7 @@ struct group {
 static struct group groups[MAX_GROUPS];
 static int group_count, cpu, ready_pipe[2];
 static char *lower, *work, *memory, *pids, *device;
+static struct sock_fprog own_filter;
 static char root[512], instance[600], empty[512];
 static char stack[256 * 1024] __attribute__((aligned(16)));
 
@@ -203,6 +207,26 @@ static void drop_capabilities(void)
 		die("capset", "");
 }
 
+static struct sock_fprog load_filter(const char *path)
+{
+	static struct sock_filter programs[2][4096];
+	static int loaded;
+	struct sock_fprog program = { 0, programs[loaded] };
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, programs[loaded++], sizeof programs[0]);
+	if (n < 0)
+		die("read", path);
+	close(fd);
+	program.len = n / sizeof(struct sock_filter);
+	return program;
+}
+
+static void install_filter(struct sock_fprog *program)
+{
+	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program) < 0)
+		die("install", "seccomp filter");
+}
+
 static void contained(void)
 {
 	cpu_set_t set;
@@ -223,6 +247,7 @@ static void contained(void)
 		die("sethostname", "");
 	raise_loopback();
 	drop_capabilities();
+	install_filter(&own_filter);
 	if (write(ready_pipe[1], "r", 1) != 1)
 		die("write", "pipe");
 	for (;;)
@@ -359,10 +384,10 @@ static void one(int number, int keep)
 int main(int argc, char **argv)
 {
 	char line[16];
-	if (argc < 8)
+	if (argc < 10)
 		return 2;
 	lower = argv[1], work = argv[2], cpu = atoi(argv[3]), memory = argv[4], pids = argv[5], device = argv[6];
-	for (int i = 7; i < argc && group_count < MAX_GROUPS; i++) {
+	for (int i = 9; i < argc && group_count < MAX_GROUPS; i++) {
 		char *equals = strchr(argv[i], '=');
 		struct group *g = &groups[group_count++];
 		snprintf(g->name, sizeof g->name, "%.*s", (int)(equals - argv[i]), argv[i]);
@@ -378,6 +403,9 @@ int main(int argc, char **argv)
 		if (capability > 31 || !(0xa80425fbu >> capability & 1))
 			prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	struct sock_fprog filter = load_filter(argv[7]);
+	own_filter = load_filter(argv[8]);
+	install_filter(&filter);
 	puts("serving");
 	fflush(stdout);
 	for (int number = 0; fgets(line, sizeof line, stdin); number++)

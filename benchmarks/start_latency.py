@@ -2,8 +2,8 @@
 
 They take turns in one process, each after a pause in which the machine idles. Ours is from the call of
 ``Backend.start`` until the instance can execute (limits set, everything entered in the ledger); crun's and runc's is
-`run` of /bin/true with the same root file system, namespaces, capabilities, masks and limits, from start to
-exit; the floor's is floor.c, up to the same point as ours.
+`run` of /bin/true with the same root file system, namespaces, capabilities, system calls, masks and limits, from
+start to exit; the floor's is floor.c, up to the same point as ours.
 
     python benchmarks/start_latency.py --rootfs DIR [--json]
 
@@ -29,6 +29,7 @@ from backends.native.backend import Native
 from backends.native.options import NativeOptions
 from backends.native.order import MASKED, READ_ONLY
 from backends.native.privileges import DEFAULT_CAPABILITIES
+from backends.native.seccomp import compile_filters, oci_seccomp
 from bench.errors import ExitCode, MissingToolError, TareError
 from bench.image import ImageStore
 from bench.interfaces import BackendContext
@@ -44,6 +45,7 @@ PIDS_MAX = 256
 PAUSE_S = 0.15
 TIME_LIMIT_S = 240.0
 
+GRANTED = tuple(number for _, number in DEFAULT_CAPABILITIES)
 OCI_RUNTIMES = ("crun", "runc")
 
 Starter = Callable[..., float]
@@ -221,10 +223,12 @@ def start_floor(folder: Path, rootfs: Path, layout: Layout, cpu: int) -> Iterato
     else:
         groups = [f"{name}={layout.controllers[name]}" for name in choose_controllers(layout)]
         groups += [] if layout.unified is None else [f"unified={layout.unified}"]
-    device = find_block_device(folder) or ""
-    with start_server(
-        [str(program), str(rootfs), str(work), str(cpu), str(MEMORY_BYTES), str(PIDS_MAX), device, *groups]
-    ) as start:
+    filters = compile_filters(GRANTED)
+    (work / "filter").write_bytes(filters.inherited)
+    (work / "own-filter").write_bytes(filters.own)
+    places = [str(rootfs), str(work), str(cpu), str(MEMORY_BYTES), str(PIDS_MAX), find_block_device(folder) or ""]
+    programs = [str(work / "filter"), str(work / "own-filter")]
+    with start_server([str(program), *places, *programs, *groups]) as start:
         yield start
 
 
@@ -245,7 +249,7 @@ def start_oci(name: str, folder: Path, rootfs: Path, layout: Layout, cpu: int) -
 
 
 def like_ours(config: dict[str, object], bundle: Path, cpu: int) -> dict[str, object]:
-    """The template of crun itself with the capabilities, masks, mounts and limits that our containers have."""
+    """The template of the runtime itself with the rights, calls, masks, mounts and limits that our containers have."""
     spec: dict[str, object] = json.loads(json.dumps(config))
     capabilities = [f"CAP_{name}" for name, _ in DEFAULT_CAPABILITIES]
     process, linux, mounts = spec["process"], spec["linux"], spec["mounts"]
@@ -259,6 +263,7 @@ def like_ours(config: dict[str, object], bundle: Path, cpu: int) -> dict[str, ob
     scratch = {"destination": "/scratch", "type": "bind", "source": str(bundle / "scratch"), "options": ["bind"]}
     spec["mounts"] = [mount for mount in mounts if mount["destination"] != "/sys/fs/cgroup"] + [scratch]
     linux.update(
+        seccomp=oci_seccomp(GRANTED),
         maskedPaths=list(MASKED),
         readonlyPaths=list(READ_ONLY),
         namespaces=[{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
