@@ -155,7 +155,7 @@
   };
 
   all("table[data-file]").forEach((table) => {
-    const label = table.parentElement.getAttribute("aria-label") ?? document.getElementById(table.parentElement.getAttribute("aria-labelledby"))?.textContent.replace(/\s*#\s*$/, "") ?? "this table";
+    const label = table.parentElement.getAttribute("aria-label");
     const box = document.createElement("p");
     box.className = "keep";
     const made = button("Copy as CSV", `Copy as CSV: ${label}`, () => {

@@ -1,11 +1,15 @@
 """The report in a real browser: it draws, it asks for nothing, it fits, it follows light and dark."""
 
+import csv
+import io
 import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from bench.model import RunStatus
+from bench.store import load_run
 from reports.html import HtmlReporter
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
@@ -25,11 +29,12 @@ ARGUMENTS = [
 SMALL = replace(QUICK, subjects=SUBJECTS[:1])
 RECIPES = {
     "normal": SMALL,
-    "failed": replace(SMALL, failing=("vm",)),
-    "interrupted": replace(SMALL, blocks=2, status=RunStatus.INTERRUPTED, half_written=True),
+    "failed": replace(SMALL, failing=("vm",), blocks=2, status=RunStatus.INTERRUPTED, half_written=True),
     "no-baseline": replace(SMALL, backends=("native", "vm")),
     "hostile": hostile_recipe(),
 }
+A4_WIDTH, A4_HEIGHT = 688, 1001
+"""The inside of an A4 sheet with this page's margins, in CSS pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,6 @@ class Visit:
         ("normal", 1280, "light"),
         ("normal", 360, "dark"),
         ("failed", 360, "light"),
-        ("interrupted", 360, "light"),
         ("no-baseline", 1280, "dark"),
         ("hostile", 360, "light"),
     ],
@@ -137,17 +141,97 @@ def test_without_script_the_still_pictures_stand(browser, files):
         pictures = visit.page.locator(".still svg")
         assert pictures.count() > 5
         assert pictures.first.is_visible()
+        assert visit.page.locator("[data-subject]:visible").count() == 2
+        assert visit.page.locator("form").is_hidden()
+        assert visit.page.get_by_role("button").count() == 0
         assert visit.requests == [files["normal"].as_uri()]
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_violation_of_accessibility(browser, files, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    with Visit(browser, files["hostile"], scheme=scheme) as visit:
+        visit.draw_all()
+        visit.page.evaluate("document.querySelectorAll('details').forEach((box) => { box.open = true; })")
+        found = axe.Axe().run(visit.page).response
+        bad = [(one["id"], one["nodes"][0]["html"]) for one in found["violations"] if one["impact"] != "minor"]
+        assert bad == []
+        assert len(found["passes"]) > 20
+
+
+def test_filter_leaves_what_is_asked_for_and_comes_back(browser, files):
+    with Visit(browser, files["normal"]) as visit:
+        page = visit.page
+        visit.draw_one()
+        drawn = "document.querySelector('figure[id] .drawn .live svg')?.textContent"
+        lines = page.locator("table.ratios tr[data-row]:visible")
+        every = lines.count()
+        assert "vm (tcg)" in page.evaluate(drawn)
+        page.get_by_role("checkbox", name="vm (tcg)").focus()
+        page.keyboard.press("Space")
+        assert 0 < lines.count() < every
+        assert "vm (tcg)" not in " ".join(lines.all_inner_texts())
+        page.wait_for_function(f"{drawn}?.includes('native') && !{drawn}.includes('vm (tcg)')")
+        page.get_by_label("Workload").select_option(label="sysbench-cpu")
+        assert page.locator("#s-boot").is_hidden()
+        assert page.locator("[data-subject]:visible").count() == 1
+        assert "1 of 2 subjects" in page.locator(".filters output").inner_text()
+        page.get_by_role("button", name="Show everything").click()
+        page.wait_for_function("document.querySelectorAll('[data-subject]:not([hidden])').length === 2")
+        assert lines.count() == every
+        assert visit.messages == []
+
+
+def test_a_table_is_copied_as_csv(browser, files):
+    for name in ("normal", "hostile"):
+        with Visit(browser, files[name]) as visit:
+            page = visit.page
+            page.get_by_role("button", name="Copy as CSV: Table of the leading metrics").click()
+            page.evaluate("document.body.append(Object.assign(document.createElement('textarea'), { id: 'paste' }))")
+            page.locator("#paste").focus()
+            page.keyboard.press("Control+V")
+            lines = list(csv.reader(io.StringIO(page.locator("#paste").input_value())))
+            heads = ["Metric", "Backend", "Ratio", "low", "high", "Verdict", "value", "unit", "baseline"]
+            assert lines[0] == heads
+            assert len(lines) > 2
+            for line in lines[1:]:
+                assert len(line) == len(heads)
+                value = dict(zip(heads, line, strict=True))
+                assert float(value["low"]) <= float(value["Ratio"]) <= float(value["high"])
+                assert float(value["value"]) > 0
+                assert value["unit"] in {"s", "1/s", "B"}
+
+
+def test_samples_are_saved_from_the_page(browser, files):
+    with Visit(browser, files["normal"]) as visit:
+        with visit.page.expect_download() as download:
+            visit.page.get_by_role("button", name="Save all samples as CSV").click()
+        frame = pd.read_csv(download.value.path())
+        assert len(frame) == len(load_run(files["normal"].with_suffix("")).samples)
+        assert {"instance", "metric", "value", "unit", "block"} <= set(frame.columns)
+
+
 def test_paper_gets_light_still_pictures_that_fit(browser, files):
-    with Visit(browser, files["normal"], scheme="dark", width=700) as visit:
+    with Visit(browser, files["normal"], scheme="dark", width=A4_WIDTH) as visit:
         visit.draw_one()
         visit.page.emulate_media(media="print", color_scheme="dark")
+        boxes = visit.page.eval_on_selector_all(
+            ".still svg",
+            "all => all.map((one) => one.getBoundingClientRect()).map((box) => [box.left, box.right])",
+        )
+        assert len(boxes) > 5
+        assert all(left >= 0 and right <= A4_WIDTH for left, right in boxes)
+        kept = visit.page.eval_on_selector_all(
+            ".figures > figure, .phase",
+            "all => all.map((one) => [getComputedStyle(one).breakInside, one.offsetHeight])",
+        )
+        assert all(rule == "avoid" and height < A4_HEIGHT for rule, height in kept), kept
+        tables = visit.page.eval_on_selector_all("table", "all => all.map((one) => one.getBoundingClientRect().right)")
+        assert max(tables) <= A4_WIDTH
         assert visit.page.locator(".live").first.is_hidden()
         assert visit.page.locator(".still svg").first.is_visible()
         assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 700
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= A4_WIDTH
         assert visit.page.pdf(format="A4").startswith(b"%PDF")
 
 
@@ -178,7 +262,7 @@ def test_a_figure_can_be_kept_as_a_picture(browser, files):
         visit.draw_one()
         for kind, start in (("SVG", b"<svg"), ("PNG", b"\x89PNG")):
             with visit.page.expect_download() as download:
-                visit.page.get_by_role("button", name=f"Save this figure as {kind}").last.click()
+                visit.page.get_by_role("button", name=f"Save boot.create as {kind}").first.click()
             with open(download.value.path(), "rb") as file:  # noqa: PTH123 - playwright gives a string or a path
                 content = file.read()
             assert content.startswith(start)
