@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.model import Direction, Metric
 from bench.registry import find_backends, find_workloads
-from bench.settings import leading_metric
+from bench.settings import HARNESS_METRICS, leading_metric
 from bench.stats import CellBlocks, Verdict, control_false_discoveries
 from bench.stats.noise import NoiseFloor, noise_floor
 from bench.store import LoadedRun
@@ -19,11 +19,10 @@ from bench.suite import Suite, resolve_suite
 from bench.units import Unit
 
 TWINS = ("bare-metal", "bare-metal again")
-BLOCK_S = 6.5
-"""About how long a block of ``noise_suite`` takes: twice 2.5 s of work, and the instances' starts around it."""
 FEWEST_BLOCKS = 4
+_UNREACHED = 0.0005
+"""A precision that no host reaches in minutes: blocks are added until the time is spent."""
 _NOWHERE = Path("noise suite")
-HARNESS_METRICS = ("command.", "host.", "instance.")
 
 
 class MetricFloor(msgspec.Struct, frozen=True):
@@ -48,11 +47,17 @@ class MetricFloor(msgspec.Struct, frozen=True):
 
 
 def noise_suite(time_s: float) -> Suite:
-    """Starting, computing, memory and storage on bare metal under two names, for about ``time_s`` seconds."""
-    blocks = max(FEWEST_BLOCKS, round(time_s / BLOCK_S))
+    """Starting, computing, memory and storage on bare metal under two names for ``time_s`` seconds, in blocks of 6."""
+    sampling = {
+        "blocks": FEWEST_BLOCKS,
+        "iterations": 1,
+        "warmup": 0,
+        "precision": _UNREACHED,
+        "max_time": f"{time_s}s",
+    }
     source = {
         "suite": {"name": "noise", "description": "How much does bare metal differ from itself on this host?"},
-        "sampling": {"blocks": blocks, "iterations": 1, "warmup": 0},
+        "sampling": sampling,
         "backend": [{"type": "bare-metal", "name": name} for name in TWINS],
         "experiment": [
             {"kind": "boot"},

@@ -15,7 +15,7 @@ import numpy as np
 from bench.disturbance import Disturbance, disturbance_of
 from bench.model import EventKind
 from bench.store import LoadedRun
-from reports.flags import CellName, Flag, FlagKind, make_flag
+from reports.flags import EVERY_BACKEND, EVERY_CELL, CellName, Flag, FlagKind, make_flag
 from reports.frames import params_text
 from reports.order import order_flags
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Z_LIMIT = 3.5
 """Iglewicz and Hoaglin 1993: a modified z-score beyond it is an outlier."""
 _MIN_INSTANCES = 3
+_NEARLY_ALL = 0.7
 _SCALE = 1.4826
 """The median absolute deviation times this is the standard deviation of normal values."""
 
@@ -55,7 +56,8 @@ def disturbances(run: LoadedRun, frame: "pd.DataFrame | None" = None) -> list[Fl
 def _of_cpus(seconds: Callable[[Disturbance], float | None]) -> Callable[[Disturbance], float | None]:
     def share(one: Disturbance) -> float | None:
         value = seconds(one)
-        return None if value is None or one.span_s <= 0 or one.cpus == 0 else value / (one.span_s * one.cpus)
+        # Ticks are coarse: a short instance may seem to have had more than all.
+        return None if value is None or one.span_s <= 0 or one.cpus == 0 else min(1.0, value / (one.span_s * one.cpus))
 
     return share
 
@@ -151,6 +153,7 @@ def _host_flags(run: LoadedRun) -> Iterator[Flag]:
         enough = {cell: each for cell, each in known.items() if len(each) >= _MIN_INSTANCES}
         deviations = [abs(value - usual[cell]) for cell, each in enough.items() for *_, value in each]
         of_run = float(np.median(deviations)) if deviations else 0.0
+        flags = []
         for cell, each in known.items():
             of_cell = float(np.median([abs(value - usual[cell]) for *_, value in each]))
             scale = _SCALE * max(of_run, of_cell)
@@ -160,7 +163,17 @@ def _host_flags(run: LoadedRun) -> Iterator[Flag]:
                 if _stands_out(rule, one, value, usual[cell], scale if cell in enough else None)
             ]
             if standing_out:
-                yield _host_flag(rule, cell, standing_out, len(each), usual[cell])
+                flags.append(_host_flag(rule, cell, standing_out, len(each), usual[cell]))
+        yield from _merged(rule, flags, [value for each in known.values() for *_, value in each])
+
+
+def _merged(rule: _Rule, flags: list[Flag], values: list[float]) -> list[Flag]:
+    """One flag on the whole run instead of one on each cell, where nearly every instance has it."""
+    instances = [(name, flag.value) for flag in flags for name in flag.instances]
+    if rule.level is None or len(flags) < 2 or len(instances) < _NEARLY_ALL * len(values):
+        return flags
+    whole = CellName(EVERY_CELL, "", "{}", EVERY_BACKEND)
+    return [_host_flag(rule, whole, instances, len(values), float(np.median(values)))]
 
 
 def _stands_out(rule: _Rule, one: Disturbance, value: float, usual: float, scale: float | None) -> bool:

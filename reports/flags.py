@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+EVERY_CELL = "every cell"
+EVERY_BACKEND = "every backend"
+"""Stand for experiment and backend in a flag on the whole run."""
+
 
 class FlagKind(StrEnum):
     """What stands out."""
@@ -28,7 +32,7 @@ class FlagKind(StrEnum):
 
 
 class Flag(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that stands out in one cell.
+    """One thing that stands out in one cell, or in the whole run (``EVERY_CELL``, ``EVERY_BACKEND``).
 
     ``metrics`` are those concerned, the worst first; empty means all of the cell. ``instances`` are those that stand
     out, of the cell's ``n_instances``; empty for the tests of order, which concern the cell as a whole. ``value`` is

@@ -199,7 +199,7 @@ def doctor(
         bool,
         typer.Option("--noise", help="Measure bare metal against itself: the smallest difference to be seen here."),
     ] = False,
-    time: Annotated[str, typer.Option(help="With --noise: about how long to measure.")] = "2m",
+    time: Annotated[str, typer.Option(help="With --noise: how long to measure.")] = "2m",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="With --noise: keep the run in this folder.")
     ] = None,

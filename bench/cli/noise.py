@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from bench.disturbance import Disturbance, disturbance_of
 from bench.errors import ExitCode
 from bench.ledger import Ledger
 from bench.locations import ledger_directory, work_directory
-from bench.model import EventKind, Manifest
+from bench.model import EventKind, Manifest, PlannedInstance
 from bench.noise import MetricFloor, find_floors, noise_suite
 from bench.noise_causes import Cause, HostWatch
 from bench.progress import RunDisplay
@@ -42,13 +42,20 @@ class NoiseReport(msgspec.Struct, frozen=True):
     causes: list[Cause]
 
 
+class _Display(RunDisplay):
+    """Blocks are added until the time is spent: how far cells are from a precision says nothing here."""
+
+    def extend(self, plan: Sequence[PlannedInstance], standing: str) -> None:  # noqa: ARG002 - see the class
+        super().extend(plan, "there is time for another one")
+
+
 def noise_command(duration: str, output: Path | None, *, as_json: bool) -> ExitCode:
     """Measure, print the noise floor and its causes. The run is removed unless ``output`` names a folder for it."""
     suite = noise_suite(read_time(duration))
     watch = HostWatch(suite.envelope.cpus)
     console = Console(stderr=as_json, soft_wrap=not sys.stdout.isatty())
     with _run_folder(output) as folder:
-        with RunDisplay(console) as display:
+        with _Display(console) as display:
             result = run_suite(suite, folder, display)
         if result.outcome.interrupted:
             console.print("interrupted: no noise floor from half a measurement")

@@ -107,6 +107,21 @@ def test_what_only_others_can_do_is_flagged_even_if_it_is_there_every_time(run):
     assert flag.sentence == "In all 8 instances the hypervisor above took up to 20.0% of the envelope's CPU time."
 
 
+def test_what_the_whole_run_suffers_from_is_said_once(run):
+    events = [
+        msgspec.structs.replace(
+            event,
+            details={"disturbance": msgspec.to_builtins(msgspec.structs.replace(QUIET, other_s=0.9))},
+        )
+        if event.kind is EventKind.INSTANCE_DONE
+        else event
+        for event in run.events
+    ]
+    (flag,) = flags(msgspec.structs.replace(run, events=events))
+    assert (flag.experiment, flag.backend, flag.n_instances) == ("every cell", "every backend", 32)
+    assert flag.sentence.startswith("In all 32 instances other work")
+
+
 def test_estimates_are_the_same_with_flags_and_without(run):
     pytest.importorskip("pandas")
     from reports.analysis import analyse
