@@ -6,6 +6,7 @@ new namespaces. Every step raises OSError with the path it failed on.
 """
 
 import _socket
+import errno
 import fcntl
 import os
 import struct
@@ -152,7 +153,8 @@ class Mask(Operation):
 
     def __init__(self, path: str, empty: str) -> None:
         self.path = path
-        self.empty = empty
+        self._target = os.fsencode(path)
+        self._empty = os.fsencode(empty)
 
     def describe(self) -> str:
         """The step in words."""
@@ -160,12 +162,11 @@ class Mask(Operation):
 
     def execute(self) -> None:
         """Do it. Raises OSError."""
-        try:
-            syscalls.mount("/dev/null", self.path, "", syscalls.MS_BIND)
-        except FileNotFoundError:
-            return
-        except NotADirectoryError:
-            syscalls.mount(self.empty, self.path, "", syscalls.MS_BIND)
+        problem = syscalls.try_mount(b"/dev/null", self._target, syscalls.MS_BIND)
+        if problem == errno.ENOTDIR:
+            problem = syscalls.try_mount(self._empty, self._target, syscalls.MS_BIND)
+        if problem not in {0, errno.ENOENT}:
+            raise OSError(problem, os.strerror(problem), self.path)
 
 
 class MakeReadOnly(Operation):
@@ -173,6 +174,7 @@ class MakeReadOnly(Operation):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._target = os.fsencode(path)
 
     def describe(self) -> str:
         """The step in words."""
@@ -180,11 +182,12 @@ class MakeReadOnly(Operation):
 
     def execute(self) -> None:
         """Do it. Raises OSError."""
-        try:
-            syscalls.mount(self.path, self.path, "", syscalls.MS_BIND)
-        except FileNotFoundError:
-            return
-        syscalls.mount("", self.path, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _NOTHING)
+        problem = syscalls.try_mount(self._target, self._target, syscalls.MS_BIND)
+        if not problem:
+            flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | _NOTHING
+            problem = syscalls.try_mount(b"", self._target, flags)
+        if problem not in {0, errno.ENOENT}:
+            raise OSError(problem, os.strerror(problem), self.path)
 
 
 class FillDev(Operation):
@@ -196,6 +199,9 @@ class FillDev(Operation):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._devices = tuple((f"/dev/{name}", f"{path}/{name}") for name in _DEVICES)
+        self._links = tuple((target, f"{path}/{name}") for name, target in _LINKS)
+        self._folders = tuple(f"{path}/{name}" for name in ("pts", "shm", "mqueue"))
 
     def describe(self) -> str:
         """The step in words."""
@@ -203,13 +209,13 @@ class FillDev(Operation):
 
     def execute(self) -> None:
         """Do it. Raises OSError."""
-        for name in _DEVICES:
-            os.mknod(f"{self.path}/{name}")
-            syscalls.mount(f"/dev/{name}", f"{self.path}/{name}", "", syscalls.MS_BIND)
-        for name, target in _LINKS:
-            os.symlink(target, f"{self.path}/{name}")  # noqa: PTH211 - pathlib is too much to load here
-        for name in ("pts", "shm", "mqueue"):
-            os.mkdir(f"{self.path}/{name}", 0o755)  # noqa: PTH102 - likewise
+        for device, path in self._devices:
+            os.mknod(path)
+            syscalls.mount(device, path, "", syscalls.MS_BIND)
+        for target, path in self._links:
+            os.symlink(target, path)  # noqa: PTH211 - pathlib is too much to load here
+        for path in self._folders:
+            os.mkdir(path, 0o755)  # noqa: PTH102 - likewise
 
 
 class EnterFolder(Operation):
