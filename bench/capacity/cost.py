@@ -22,20 +22,12 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.capacity.reml import Differences, Floats, fit_with_steps, make_columns, mixture_interval
 from bench.stats import LEVEL, centre_interval
-
-Floats = NDArray[np.float64]
 
 MANY_RAMPS = 5
 """From so many ramps on, the interval is of how the ramps differ."""
-LEAST_READINGS = 4
-_STEP_LEVEL = 0.01
-_MOST_STEPS = 5
-_RATIOS = np.concatenate(([0.0], np.geomspace(1e-3, 1e4, 15)))
-_HOST_RATIOS = np.concatenate(([0.0], np.geomspace(1e-2, 1e4, 7)))
-_EXACT = 1e-20
 
 
 class Ramp(msgspec.Struct, frozen=True):
@@ -86,28 +78,6 @@ class Cost(msgspec.Struct, frozen=True):
         return self.base + self.per_instance * population
 
 
-class _Differences(msgspec.Struct, frozen=True):
-    """The differences of all ramps below one another; ``first`` marks those that begin a ramp."""
-
-    y: Floats
-    n: Floats
-    t: Floats
-    ramp: NDArray[np.int64]
-    first: NDArray[np.bool_]
-    before: Floats
-    after: Floats
-
-
-class _Fit(msgspec.Struct, frozen=True):
-    """At each point of the grid: the coefficients, the standard error of the first, the scale, the weight."""
-
-    coefficients: Floats
-    error: Floats
-    scale: Floats
-    weight: Floats
-    freedom: int
-
-
 def fit_cost(ramps: Sequence[Ramp], *, level: float = LEVEL) -> Cost:
     """Fit the cost of an instance over one or more ramps. Raises ValueError if no population ever changed."""
     told = [ramp for ramp in ramps if len(ramp.values) > 1 and np.ptp(ramp.population) > 0]
@@ -116,10 +86,10 @@ def fit_cost(ramps: Sequence[Ramp], *, level: float = LEVEL) -> Cost:
     scale = max(float(np.ptp(ramp.values)) for ramp in told) or 1.0
     differences = _differences(told, scale)
     drifting = [bool((differences.n[differences.ramp == number] == 0).sum() >= 2) for number in range(len(told))]
-    columns = _columns(differences, drifting)
-    fit, steps = _fit_with_steps(differences, columns)
+    columns = make_columns(differences, drifting)
+    fit, steps = fit_with_steps(differences, columns)
     estimate = float((fit.weight[:, None] * fit.coefficients).sum(axis=0)[0])
-    low, high, method = _interval(fit, estimate, level)
+    low, high, method = mixture_interval(fit, estimate, level)
     if len(told) > 1:
         estimate, low, high, method = _across(told, estimate, low, high, level)
     means = (fit.weight[:, None] * fit.coefficients).sum(axis=0)
@@ -141,14 +111,14 @@ def fit_cost(ramps: Sequence[Ramp], *, level: float = LEVEL) -> Cost:
     )
 
 
-def _differences(ramps: Sequence[Ramp], scale: float) -> _Differences:
+def _differences(ramps: Sequence[Ramp], scale: float) -> Differences:
     def joined(parts: list[Floats]) -> Floats:
         return np.concatenate(parts).astype(np.float64)
 
     lengths = [len(ramp.values) - 1 for ramp in ramps]
     first = np.zeros(sum(lengths), dtype=np.bool_)
     first[np.concatenate(([0], np.cumsum(lengths)[:-1]))] = True
-    return _Differences(
+    return Differences(
         y=joined([np.diff(ramp.values / scale) for ramp in ramps]),
         n=joined([np.diff(ramp.population) for ramp in ramps]),
         t=joined([np.diff(ramp.at_s) for ramp in ramps]),
@@ -157,120 +127,6 @@ def _differences(ramps: Sequence[Ramp], scale: float) -> _Differences:
         before=joined([ramp.population[:-1] for ramp in ramps]),
         after=joined([ramp.population[1:] for ramp in ramps]),
     )
-
-
-def _columns(differences: _Differences, drifting: Sequence[bool]) -> Floats:
-    """The cost's column, then one of the drift of each ramp that stood still for a while."""
-    drifts = [np.where(differences.ramp == number, differences.t, 0.0) for number, yes in enumerate(drifting) if yes]
-    return np.stack([differences.n, *drifts], axis=1)
-
-
-def _fit_with_steps(differences: _Differences, columns: Floats) -> tuple[_Fit, list[tuple[int, float]]]:
-    found: list[int] = []
-    most = min(_MOST_STEPS, len(differences.y) // 10)
-    while True:
-        dummies = np.zeros((len(differences.y), len(found)))
-        dummies[found, range(len(found))] = 1.0
-        design = np.concatenate((columns, dummies), axis=1)
-        fit = _fit(differences, design)
-        if len(found) >= most or (step := _find_step(differences, design, fit)) is None:
-            break
-        found.append(step)
-    means = (fit.weight[:, None] * fit.coefficients).sum(axis=0)
-    sizes = means[columns.shape[1] :]
-    return fit, list(zip(found, sizes.tolist(), strict=True))
-
-
-def _grid() -> tuple[Floats, Floats]:
-    own, host = np.meshgrid(_RATIOS, _HOST_RATIOS, indexing="ij")
-    return own.reshape(-1), host.reshape(-1)
-
-
-def _variances(differences: _Differences, own: Floats, host: Floats) -> tuple[Floats, Floats]:
-    """The diagonal (differences by grid) and the one beside it, in units of a reading's variance."""
-    n, t = np.abs(differences.n), np.abs(differences.t)
-    diagonal = 2.0 + own * (n / (n.mean() or 1.0))[:, None] + host * (t / (t.mean() or 1.0))[:, None]
-    beside = np.where(differences.first, 0.0, -1.0)
-    return diagonal, beside
-
-
-def _fit(differences: _Differences, design: Floats) -> _Fit:
-    """Generalised least squares at every point of the grid at once, by the LDL' of a tridiagonal matrix."""
-    own, host = _grid()
-    diagonal, beside = _variances(differences, own, host)
-    rows, width = len(differences.y), design.shape[1]
-    data = np.concatenate((design, differences.y[:, None]), axis=1)
-    products = np.zeros((len(own), width + 1, width + 1))
-    log_determinant = np.zeros(len(own))
-    pivot, whitened = np.ones(len(own)), np.zeros((len(own), width + 1))
-    for k in range(rows):
-        factor = beside[k] / pivot
-        pivot = diagonal[k] - factor * beside[k]
-        whitened = data[k] - factor[:, None] * whitened
-        products += whitened[:, :, None] * whitened[:, None, :] / pivot[:, None, None]
-        log_determinant += np.log(pivot)
-    information, cross = products[:, :width, :width], products[:, :width, width]
-    inverse = np.linalg.pinv(information, hermitian=True)
-    coefficients = np.einsum("gij,gj->gi", inverse, cross)
-    residual = np.maximum(products[:, width, width] - np.einsum("gi,gi->g", coefficients, cross), 0.0)
-    freedom = max(rows - width, 1)
-    residual = np.maximum(residual, _EXACT)
-    _, log_information = np.linalg.slogdet(information)
-    likelihood = -0.5 * (log_determinant + log_information + freedom * np.log(residual))
-    weight = np.exp(likelihood - likelihood.max())
-    scale = np.sqrt(residual / freedom)
-    error = scale * np.sqrt(np.maximum(inverse[:, 0, 0], 0.0))
-    return _Fit(coefficients, error, scale, weight / weight.sum(), rows - width)
-
-
-def _find_step(differences: _Differences, design: Floats, fit: _Fit) -> int | None:
-    """The difference that stands out most, if it does, where the variances are likeliest."""
-    from scipy.special import stdtr
-
-    freedom = fit.freedom
-    best = int(np.argmax(fit.weight))
-    if freedom < 3 or fit.scale[best] ** 2 * freedom <= _EXACT:
-        return None
-    own, host = _grid()
-    diagonal, beside = _variances(differences, own[best : best + 1], host[best : best + 1])
-    covariance = np.diag(diagonal[:, 0]) + np.diag(beside[1:], 1) + np.diag(beside[1:], -1)
-    inverse = np.linalg.inv(covariance)
-    half = inverse @ design
-    projection = inverse - half @ np.linalg.pinv(design.T @ half, hermitian=True) @ half.T
-    own_variance = np.diag(projection).copy()
-    usable = own_variance > 1e-9 * own_variance.max()
-    own_variance[~usable] = 1.0
-    inside = np.where(usable, projection @ differences.y / np.sqrt(own_variance) / fit.scale[best], 0.0)
-    left = np.maximum(freedom - inside**2, 1e-12)
-    outside = np.abs(inside) * np.sqrt((freedom - 1) / left)
-    step = int(np.argmax(outside))
-    p_value = 2 * float(stdtr(freedom - 1, -float(outside[step]))) * len(differences.y)
-    return step if p_value < _STEP_LEVEL else None
-
-
-def _interval(fit: _Fit, estimate: float, level: float) -> tuple[float | None, float | None, str]:
-    """The quantiles of the mixture of Student's t over the grid."""
-    if fit.freedom < LEAST_READINGS - 2:
-        return None, None, f"{fit.freedom} degrees of freedom: no interval"
-    method = f"REML over {fit.freedom} degrees of freedom"
-    if float(fit.error.max()) <= math.sqrt(_EXACT):
-        return estimate, estimate, method
-    tail = (1 - level) / 2
-    return _quantile(fit, tail), _quantile(fit, 1 - tail), method
-
-
-def _quantile(fit: _Fit, probability: float) -> float:
-    from scipy.special import stdtr
-
-    centres, errors = fit.coefficients[:, 0], np.maximum(fit.error, 1e-300)
-    counted = fit.weight > 1e-9
-    reach = 1e3 * float(errors[counted].max())
-    low, high = float(centres[counted].min()) - reach, float(centres[counted].max()) + reach
-    for _ in range(80):
-        middle = (low + high) / 2
-        below = float((fit.weight * stdtr(fit.freedom, (middle - centres) / errors)).sum())
-        low, high = (middle, high) if below < probability else (low, middle)
-    return (low + high) / 2
 
 
 def _across(

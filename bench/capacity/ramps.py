@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from bench.capacity.cost import LEAST_READINGS, Cost, Floats, Ramp, fit_cost
+from bench.capacity.cost import Cost, Ramp, fit_cost
+from bench.capacity.reml import Floats
 from bench.capacity.start import StartTrend, fit_start
 from bench.model import Event, EventKind, Sample
 
@@ -180,7 +181,7 @@ def cost_of(cell: DensityCell) -> InstanceCost:
 def _fit(ramps: Sequence[Ramp]) -> Cost | None:
     """The cost by one meter, or None if it was not read often enough for a line."""
     told = [ramp for ramp in ramps if len(ramp.values) >= 2 and _varies(ramp.population)]
-    return fit_cost(told) if sum(len(ramp.values) for ramp in told) >= min(LEAST_READINGS, 2) else None
+    return fit_cost(told) if told else None
 
 
 def _varies(values: Floats) -> bool:

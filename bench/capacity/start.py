@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from bench.capacity.cost import Floats
+from bench.capacity.reml import Floats
 from bench.stats import LEVEL
 
 GROUPS = 10

@@ -27,6 +27,10 @@ PLACE = Path("tare density")
 """What errors name as the place of a suite that was made from options."""
 
 
+_NO_CPU = 1e-7
+"""A CPU that is busy for three seconds a year: less is the arithmetic's, not the instance's."""
+
+
 class DensityRequest(msgspec.Struct, frozen=True):
     """What was asked for on the command line: a suite's file, or backends with options."""
 
@@ -159,7 +163,11 @@ def _size(cost: Cost | None) -> str:
 
 
 def _cpus(cost: Cost | None) -> str:
-    return "" if cost is None else _with_interval(cost.per_instance, cost.low, cost.high, lambda value: f"{value:.2g}")
+    return "" if cost is None else _with_interval(cost.per_instance, cost.low, cost.high, _cpu_text)
+
+
+def _cpu_text(value: float) -> str:
+    return f"{value:.2g}" if abs(value) >= _NO_CPU else "0"
 
 
 def _with_interval(value: float, low: float | None, high: float | None, form: Callable[[float], str]) -> str:
