@@ -60,6 +60,10 @@ class KeepCapabilities(Operation):
 
     def __init__(self, keep: tuple[int, ...]) -> None:
         self.keep = keep
+        bits = 0
+        for number in keep:
+            bits |= 1 << number
+        self._sets = syscalls.CapabilitySets(bits)
 
     def describe(self) -> str:
         """The step in words."""
@@ -67,10 +71,7 @@ class KeepCapabilities(Operation):
 
     def execute(self) -> None:
         """Do it. Raises OSError."""
-        bits = 0
-        for number in self.keep:
-            bits |= 1 << number
-        syscalls.capset(bits)
+        self._sets.set()
 
 
 class SetProcessFlag(Operation):
@@ -139,6 +140,7 @@ class FilterSystemCalls(Operation):
     def __init__(self, meaning: str, program: bytes) -> None:
         self.meaning = meaning
         self.program = program
+        self._filter = syscalls.SystemCallFilter(program)
 
     def describe(self) -> str:
         """The step in words."""
@@ -146,7 +148,7 @@ class FilterSystemCalls(Operation):
 
     def execute(self) -> None:
         """Do it. Raises OSError."""
-        syscalls.install_filter(self.program)
+        self._filter.install()
 
 
 def _name(capabilities: tuple[int, ...]) -> str:
