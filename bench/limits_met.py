@@ -56,7 +56,7 @@ def _reason(command: Command, completed: Completed, envelope: Envelope) -> str:
     if completed.signal is not None:
         return f"{program} was killed by signal {completed.signal}"
     if completed.returncode == 127:
-        return f"{program} is not in the image"
+        return f"{program}, or the interpreter that it names, is not in the image"
     if completed.returncode == 126:
         return f"{program} is in the image and cannot be executed"
     return f"{program} failed with exit status {completed.returncode}"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from bench.descriptors import lack_of_descriptors
 from bench.disturbance import DisturbanceMeter
 from bench.errors import BackendError, StoreError, TareError, WorkloadError
 from bench.experiments import Experiment
@@ -121,11 +122,12 @@ class Runner:
             subject.experiment().run(live)
         except StoreError:
             raise
-        except (TareError, OSError) as error:
+        except (TareError, OSError) as raised:
+            error = lack_of_descriptors(raised) or raised
             failure = error.message if isinstance(error, TareError) else f"{type(error).__name__}: {error}"
             evidence = getattr(error, "evidence", "")
             remedy = getattr(error, "remedy", None)
-            details = {"evidence": evidence, "remedy": remedy, "kind": type(error).__name__}
+            details = {"evidence": evidence, "remedy": remedy, "kind": type(raised).__name__}
             details["usage"] = limits_met.totals
             details["disturbance"] = meter.result()
             self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)

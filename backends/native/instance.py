@@ -31,8 +31,15 @@ class ProcessInstance(Instance):
     """
 
     def __init__(
-        self, launched: Launched, cgroup: Cgroup, folder: Path, timeline: StartTimeline, shared_bytes: int
+        self,
+        launched: Launched,
+        cgroup: Cgroup,
+        folder: Path,
+        timeline: StartTimeline,
+        shared_bytes: int,
+        why_gone: Callable[[], str],
     ) -> None:
+        """``why_gone`` is what its maker knows about its end: a continuation of the sentence, or nothing."""
         self.timeline = timeline
         self.address = launched.address
         self.pid = launched.pid
@@ -40,6 +47,7 @@ class ProcessInstance(Instance):
         self._channel = launched.channel
         self._folder = folder
         self._shared_bytes = shared_bytes
+        self._why_gone = why_gone
         self._met: dict[str, int] = {}
 
     def execute(self, command: Command) -> Completed:
@@ -149,7 +157,7 @@ class ProcessInstance(Instance):
 
     def _dead(self) -> BackendError:
         kills = self.cgroup.oom_kills()
-        why = f"; its memory limit has killed {kills} processes" if kills else ""
+        why = f"; its memory limit has killed {kills} processes" if kills else self._why_gone()
         return BackendError(
             f"the instance is gone: its init (pid {self.pid}) ended{why}",
             remedy="give the envelope more memory" if kills else None,

@@ -162,11 +162,18 @@ class Zygote:
         except EOFError:
             return None
 
+    def why_gone(self) -> str:
+        """Why an instance of its making is gone, if that is because the zygote is: they end with it."""
+        code = self._process.poll()
+        if code is None:
+            return ""
+        return f", because the zygote that made it {_ending(code)}; the next start gets a new one"
+
     def _died(self) -> BackendError:
         with contextlib.suppress(TimeoutExpired):
             self._process.wait(1.0)
         code = self._process.returncode
-        how = "no longer answers" if code is None else f"ended ({f'signal {-code}' if code < 0 else f'status {code}'})"
+        how = "no longer answers" if code is None else _ending(code)
         tail = self._log.read_text("utf-8", "replace")[-2000:] if self._log.exists() else ""
         return BackendError(
             f"the zygote that makes instances {how}; the next start gets a new one",
@@ -228,6 +235,10 @@ def start_zygote(
             yield zygote
         finally:
             zygote.close()
+
+
+def _ending(code: int) -> str:
+    return f"ended ({f'signal {-code}' if code < 0 else f'status {code}'})"
 
 
 def wait_readable(channel: Channel, deadline: float) -> bool:

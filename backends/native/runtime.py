@@ -178,7 +178,8 @@ class HostKernelBackend(Backend):
                 timeline.mark(Phase.READY, time.monotonic())
                 if launched.connect_s is not None:
                     timeline.splits["network"] = launched.connect_s
-                instance = ProcessInstance(launched, cgroup, folder, timeline, spec.image.size_bytes)
+                size = spec.image.size_bytes
+                instance = ProcessInstance(launched, cgroup, folder, timeline, size, zygote.why_gone)
                 try:
                     yield instance
                 finally:

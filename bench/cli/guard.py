@@ -9,6 +9,7 @@ from types import FrameType
 
 import typer
 
+from bench.descriptors import lack_of_descriptors
 from bench.errors import ExitCode, TareError
 
 
@@ -27,21 +28,29 @@ def guard() -> Iterator[None]:
     except KeyboardInterrupt:
         complain("interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
-    except TareError as error:
-        if Debug.enabled:
-            traceback.print_exc()
-        complain(error.message, error.remedy)
-        raise typer.Exit(error.exit_code) from None
     except BrokenPipeError:
         # The reader of our output went away, which is its right (`tare list | head -1`).
         sys.stderr.close()
         raise typer.Exit(ExitCode.OK) from None
+    except (TareError, OSError) as raised:
+        error = lack_of_descriptors(raised) or raised
+        if not isinstance(error, TareError):
+            _report_bug()
+            raise typer.Exit(ExitCode.BUG) from None
+        if Debug.enabled:
+            traceback.print_exc()
+        complain(error.message, error.remedy)
+        raise typer.Exit(error.exit_code) from None
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except Exception:  # noqa: BLE001 - the last resort: a bug is shown with its traceback and its own exit code
-        traceback.print_exc()
-        complain("this is a bug in tare; please report it with the lines above")
+        _report_bug()
         raise typer.Exit(ExitCode.BUG) from None
+
+
+def _report_bug() -> None:
+    traceback.print_exc()
+    complain("this is a bug in tare; please report it with the lines above")
 
 
 def complain(message: str, remedy: str | None = None) -> None:

@@ -150,7 +150,7 @@ def test_an_envelope_that_this_host_cannot_enforce_is_told(image, layout, tmp_pa
             assert f"the limit {key} is not enforced: no " in confounds[f"no-limit-{key}"]
         with backend.start(spec("fewer", image, asked)) as instance:
             assert instance.execute(Command(("true",))).returncode == 0
-    assert list((tmp_path / "work").iterdir()) == []
+    assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()]
 
 
 def test_a_fork_bomb_does_not_escape(layout, ledger):
