@@ -11,13 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.errors import ExitCode, TareError
-from bench.host import host_confounds, read_facts, summarise
+from bench.host import HostRoots, host_confounds, read_facts, summarise
 from bench.image import ImageStore
 from bench.interfaces import BackendContext
 from bench.ledger import Ledger
 from bench.locations import cache_directory, ledger_directory, work_directory
 from bench.packages import load_packages, remedy_for
 from bench.registry import Plugins, find_backends, find_reporters, find_workloads
+from bench.tune import journal_file, tuned_facts
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -47,6 +48,8 @@ def doctor_command() -> ExitCode:
     usable = tuple(sorted(os.sched_getaffinity(0)))
     for confound in host_confounds(facts, usable[-1:]):
         console.print(f"caveat: {escape(confound.detail)}", soft_wrap=True)
+    for fact in tuned_facts(journal_file(), HostRoots()):
+        console.print(f"tuned by tare: {escape(fact.value)}; put back with `tare tune restore`", soft_wrap=True)
     failed = [check for check in checks if not check.works and check.needed]
     console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} do not work here")
     return ExitCode.NOT_READY if failed else ExitCode.OK
