@@ -2,9 +2,9 @@
 
 Where the suite runs the baseline's type twice (two backends of one type with the same options), that is the A/A
 comparison, paired by block as any other. Otherwise the baseline's own blocks are split at random: neighbouring blocks
-are paired, so that slow drift cancels as it does within a block, and chance decides which of a pair is A. A host whose
-level jumps from block to block then looks noisier than its ratios are, as such jumps fall on both sides of a ratio in
-one block: the floor is an upper bound. It costs no extra measurement.
+are paired, so that slow drift cancels as it does within a block, and chance decides which of a pair is A, the earlier
+one in half of the pairs. A host whose level jumps from block to block then looks noisier than its ratios are, as such
+jumps fall on both sides of a ratio in one block: the floor is an upper bound. It costs no extra measurement.
 """
 
 import functools
@@ -73,9 +73,13 @@ def noise_floor(
 
 
 def split_blocks(cell: CellBlocks, *, seed: int = 0) -> tuple[CellBlocks, CellBlocks]:
-    """Blocks split in two: of each two neighbours one to each side, as a coin falls. An odd one is left out."""
+    """Blocks split in two: of each two neighbours one to each side, at random. An odd one is left out.
+
+    The earlier one goes to either side equally often, so that what drifts from block to block favours neither.
+    """
     pairs = len(cell.blocks) // 2
-    coins = np.random.default_rng((seed, len(cell.blocks))).integers(0, 2, pairs)
+    random = np.random.default_rng((seed, len(cell.blocks)))
+    coins = random.permutation((np.arange(pairs) + random.integers(0, 2)) % 2)
     order = np.argsort(cell.blocks)
     first = order[2 * np.arange(pairs) + coins]
     second = order[2 * np.arange(pairs) + 1 - coins]
