@@ -72,8 +72,8 @@ class DensityCell(msgspec.Struct, frozen=True):
 
     @property
     def population(self) -> int:
-        """The largest population of its ramps."""
-        return max((ending.population for ending in self.endings), default=0)
+        """The largest population of its ramps, those included that were interrupted."""
+        return max((number for ramp in self.ramps for number, _ in ramp.get(_START, ())), default=0)
 
 
 class InstanceCost(msgspec.Struct, frozen=True):

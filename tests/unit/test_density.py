@@ -2,22 +2,28 @@
 
 import contextlib
 import errno
+import io
 import itertools
+import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
+from rich.console import Console
 
 from bench.capacity.ramps import cost_of, find_density
+from bench.cli import density as cli
 from bench.errors import BackendError, SuiteError
 from bench.experiments import density, density_meters
 from bench.experiments.density_exhausted import find_exhausted
 from bench.experiments.density_meters import HostMemory, is_steady, read_memory, settle
-from bench.model import Command, Completed, EventKind, Footprint
+from bench.model import BackendDescription, Command, Completed, EventKind, Footprint
 from bench.plan import make_plan
+from bench.registry import find_backends, find_workloads
 from bench.runner import Outcome, Runner
 from bench.store import LoadedRun, RunStore, load_run
-from bench.suite import resolve_suite
+from bench.suite import load_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST
@@ -237,6 +243,45 @@ def test_an_interrupt_in_the_middle_stops_everything(tmp_path, monkeypatch):
 
     outcome, _ = ramp(tmp_path, monkeypatch, Interrupted(), count=20)
     assert outcome.interrupted
+
+
+def test_the_costs_are_told_as_a_table_and_as_json(tmp_path, monkeypatch):
+    _, run = ramp(tmp_path, monkeypatch, count=30, memory_floor="10GiB")
+    manifest = msgspec.structs.replace(run.manifest, backends={"fake": BackendDescription("fake (emulated)")})
+    costs = [(cell, cost_of(cell)) for cell in find_density(run.samples, run.events)]
+    console = Console(width=120, record=True, file=io.StringIO())
+    cli.print_costs(console, manifest, costs)
+    text = console.export_text()
+    for part in ("fake (emulated)", "100 MiB  (100 MiB to 100 MiB)", "ended with 20", "what runs out is memory"):
+        assert part in text
+    document = cli.costs_document(LoadedRun(run.path, manifest, run.samples, run.events, []), costs)
+    (told,) = json.loads(json.dumps(document))["cells"]
+    assert told["population"] == 20
+    assert told["endings"][0]["resource"] == "memory"
+    assert told["cost"]["memory"]["per_instance"] == pytest.approx(100 * MIB)
+    assert told["kernel_bytes"] == pytest.approx(100 * MIB - 100)
+
+
+def test_the_command_line_makes_a_suite_of_one_experiment():
+    request = cli.DensityRequest(
+        ("native", "vm"), {"count": 7}, {"memory": "96MiB"}, "fio", ("size=8MiB", "runtime_s=2"), 3, 5, None
+    )
+    made = cli.make_request(request)
+    suite = resolve_suite(made.source, made.suite, find_backends(), find_workloads())
+    (subject,) = suite.subjects
+    assert [choice.name for choice in suite.backends] == ["native", "vm"]
+    assert (subject.experiment.name, subject.options.count, subject.params.runtime_s) == ("density", 7, 2)
+    assert (suite.sampling.blocks, suite.sampling.seed, suite.envelope.memory_bytes) == (3, 5, 96 * MIB)
+    with pytest.raises(SuiteError, match="is not name=value"):
+        cli.parse_params(["size"])
+    with pytest.raises(SuiteError, match="no --workload"):
+        cli.make_request(msgspec.structs.replace(request, workload=""))
+    assert cli.make_request(msgspec.structs.replace(request, targets=("my.toml",))).suite == Path("my.toml")
+
+
+def test_the_ready_suite_can_be_read():
+    suite = load_suite(Path(__file__).parents[2] / "suites/density.toml", find_backends(), find_workloads())
+    assert {subject.experiment.name for subject in suite.subjects} == {"density", "limits", "interference"}
 
 
 @pytest.mark.parametrize(
