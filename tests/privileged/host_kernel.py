@@ -14,6 +14,7 @@ from backends.native.backend import Native
 from backends.native.runtime import HostKernelBackend
 from bench.interfaces import BackendContext
 from bench.ledger import Ledger
+from bench.locations import cache_directory
 from bench.model import Envelope, Image, InstanceSpec
 
 BACKENDS = {"native": Native, "bare-metal": BareMetal}
@@ -28,7 +29,7 @@ def start_backend(
     folder.mkdir(exist_ok=True)
     others = tuple(sorted(os.sched_getaffinity(0) - set(ENVELOPE.cpus)))
     kind = BACKENDS[name]
-    backend = kind(BackendContext(ledger, folder, folder, options or kind.Options(), others))
+    backend = kind(BackendContext(ledger, folder, cache_directory(), options or kind.Options(), others))
     found = backend.probe()
     if not found.available:
         pytest.skip(f"{name} is not available here: {found.reason}")
