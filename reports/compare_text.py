@@ -2,7 +2,7 @@
 
 from itertools import groupby
 
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -10,7 +10,7 @@ from bench.stats import Verdict
 from bench.units import format_value
 from reports.compare import Line, RunComparison
 from reports.foreign import one_line, readable
-from reports.wording import direction_words, format_range, format_ratio, verdict_mark, verdict_word
+from reports.wording import format_range, format_ratio, verdict_mark, verdict_word
 
 _STYLES = {Verdict.FASTER: "bold cyan", Verdict.SLOWER: "bold red", Verdict.EQUIVALENT: "", Verdict.INCONCLUSIVE: "dim"}
 
@@ -38,9 +38,11 @@ def _table(lines: list[Line], comparison: RunComparison) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     has_backends = any(line.backend for line in lines)
     names = ("", *(("backend",) if has_backends else ()), comparison.first, comparison.second)
-    for name in (*names, "ratio", "95 % interval", "better", "verdict"):
-        is_word = name in ("", "backend", "better", "verdict")
-        table.add_column(one_line(name, 28), justify="left" if is_word else "right", overflow="fold")
+    for name in (*names, "ratio", "95 % interval", "verdict"):
+        is_word = name in ("", "backend", "verdict")
+        is_name = name in ("", "backend")
+        justify: JustifyMethod = "left" if is_word else "right"
+        table.add_column(one_line(name, 28), justify=justify, overflow="fold", no_wrap=is_name)
     for line in lines:
         unit, found = line.metric.unit, line.found
         backend = (Text(one_line(line.backend, 24)),) if has_backends else ()
@@ -51,7 +53,6 @@ def _table(lines: list[Line], comparison: RunComparison) -> Table:
             Text(format_value(line.second.centre, unit)),
             Text(format_ratio(found.ratio)),
             Text(format_range(found.low, found.high)),
-            Text(direction_words(line.metric).removesuffix(" is better"), style="dim"),
             _verdict(line),
         )
     return table
@@ -64,5 +65,5 @@ def _verdict(line: Line) -> Text:
     word = verdict_word(line.metric, found.verdict)
     text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict])
     if found.verdict is not found.verdict_adjusted:
-        text.append(" (not after correction)", style="dim")
+        text.append(" (uncorrected)", style="dim")
     return text
