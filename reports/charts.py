@@ -1,8 +1,8 @@
 """The charts of a report as Vega-Lite, once for the browser and once as SVG for paper and for no script.
 
 Colours are CSS variables of the page, so both forms follow light and dark by themselves. Every chart is points with
-intervals; bars only show parts of a whole. Charts have no title and no legend of their own: the page sets them in
-text, where they wrap, print and can be read aloud.
+intervals; bars only show parts of a whole. Charts have no title of their own, and a legend only
+where no axis names the backends: the page sets the rest in text, where it wraps, prints and can be read aloud.
 """
 
 import json
@@ -160,16 +160,17 @@ def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) ->
     )
 
 
-def look_of(cells: list[CellResult]) -> dict[str, Any]:
-    """Colour and shape by backend, the same in every chart."""
+def look_of(cells: list[CellResult], *, named_above: bool = False) -> dict[str, Any]:
+    """Colour and shape by backend, the same in every chart; with a legend where no axis names the backends."""
     import altair as alt
 
+    legend = alt.Legend(orient="top", title=None, symbolOpacity=1) if named_above else None
     labels = [short_label(cell.backend) for cell in cells]
     colours = [accent(cell.backend.place) for cell in cells]
     shapes = [SHAPES[cell.backend.place % len(SHAPES)] for cell in cells]
     return {
-        "color": alt.Color("b:N", legend=None, scale=alt.Scale(domain=labels, range=colours)),
-        "shape": alt.Shape("b:N", legend=None, scale=alt.Scale(domain=labels, range=shapes)),
+        "color": alt.Color("b:N", legend=legend, scale=alt.Scale(domain=labels, range=colours)),
+        "shape": alt.Shape("b:N", legend=legend, scale=alt.Scale(domain=labels, range=shapes)),
     }
 
 
@@ -281,6 +282,7 @@ def chart_config() -> dict[str, Any]:
         "view": {"stroke": None},
         "axis": {**axis, "tickColor": "var(--rule)", "titlePadding": 8},
         "axisY": {"labelColor": "var(--ink)", "grid": False},
+        "legend": {"labelColor": "var(--ink)", "labelFontSize": 12, "symbolSize": 50},
         "aria": False,
     }
 

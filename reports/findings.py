@@ -93,7 +93,7 @@ def findings(analysis: Analysis, *, limit: int = 3) -> list[str]:
     start = _start_finding(analysis)
     others = [backend for backend in analysis.backends if not backend.is_baseline]
     work = [sentence for backend in others if (sentence := _work_finding(analysis, backend))]
-    cost = _memory_finding(analysis)
+    cost = _cost_finding(analysis)
     sentences = [
         sentence for sentence in (*work[: limit - 1 if start else limit], start, *work[limit - 1 :], cost) if sentence
     ]
@@ -109,8 +109,14 @@ def _start_finding(analysis: Analysis) -> str | None:
     return None
 
 
-def _memory_finding(analysis: Analysis) -> str | None:
-    words = {"boot.pss": "Memory of an idle instance:", "host.memory_peak": "Peak memory, charged to the instance:"}
+def _cost_finding(analysis: Analysis) -> str | None:
+    """One sentence on what instances take, from the experiment that asks for it most directly."""
+    words = {
+        "density.population": "Instances alive at once:",
+        "limits.start_memory": "Least memory to start with:",
+        "boot.pss": "Memory of an idle instance:",
+        "host.memory_peak": "Peak memory, charged to the instance:",
+    }
     rows = [row for subject in analysis.subjects for row in subject.rows]
     for name, opening in words.items():
         row = next((row for row in rows if row.metric.name == name), None)
@@ -149,7 +155,7 @@ def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
         (subject, row, cell)
         for subject, row, cell, found in analysis.comparisons
         if cell.backend == backend
-        and subject.experiment != "boot"
+        and subject.experiment == "steady"
         and row.is_workload_metric
         and not is_cost(row.metric)
         and found.ratio is not None

@@ -23,7 +23,9 @@ class Forest(msgspec.Struct, frozen=True):
 
     def axis(self) -> str:
         """The axis with its labels, as SVG: the head of the column."""
-        labels = "".join(f'<text x="{self._x(tick):.1f}" y="12">{_tick_label(tick)}</text>' for tick in self._ticks())
+        labels = "".join(
+            f'<text x="{_inside(self._x(tick), tick):.1f}" y="12">{_tick_label(tick)}</text>' for tick in self._ticks()
+        )
         return f"{_open()}<g class='ticks'>{labels}</g></svg>"
 
     def line(self, found: Comparison | None, place: int) -> str:
@@ -90,6 +92,12 @@ def forest_of(rows: list[Row], margin: float) -> Forest:
 def _open() -> str:
     box = f"width='{WIDTH}' height='{HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'"
     return f"<svg class='forest' {box} aria-hidden='true' focusable='false'>"
+
+
+def _inside(x: float, tick: float) -> float:
+    """Where the middle of a tick's label lies, so that all of it is in the picture."""
+    half = _LETTER * len(_tick_label(tick)) / 2
+    return min(max(x, half), WIDTH - half)
 
 
 def _tick_label(tick: float) -> str:

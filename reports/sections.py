@@ -1,29 +1,22 @@
 """The sections of a report: which subject stands where, and each with its table, figures and sentences."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
 from bench.model import Category, Manifest
-from bench.stats import Comparison, Verdict
 from bench.units import Unit, format_value
-from reports.analysis import Analysis, Backend, CellResult, Row, Subject
+from reports.analysis import Analysis, Row, Subject
+from reports.cell_views import CellView, cell_view
 from reports.charts import LEVEL, Chart, distribution_charts
 from reports.forest import Forest, forest_of
-from reports.series_charts import block_chart, grows, growth_chart
+from reports.growth import GrowthView, grows, growth_sentence, growth_view, is_comparable
+from reports.series_charts import block_chart, growth_chart
 from reports.wording import (
     describe,
     direction_words,
     figure_sentence,
-    format_estimate,
-    format_range,
-    format_ratio_estimate,
-    format_value_range,
-    is_cost,
-    plural,
-    verdict_mark,
-    verdict_word,
 )
 
 SECTIONS = {
@@ -49,8 +42,6 @@ GROWS_WITH = {"density": "instances alive", "interference": "aggressors"}
 """Experiments whose samples are numbered by a size, and what that counts."""
 MOST_FIGURES = 120
 MOST_SENTENCES = 8
-FEWEST_BEYOND = 10
-"""A percentile with fewer operations beyond it is decided by few of them."""
 
 _HARNESS_DETAIL = ("instance.", "command.guest_duration", "density.at", "density.sampled", "density.settle")
 _OLDER = {
@@ -62,26 +53,7 @@ _OLDER = {
     "fio": Category.STORAGE,
 }
 """The categories of built-in workloads, for runs whose manifest does not have them yet."""
-_PERCENTILE = re.compile(r"\.p(?P<percent>\d{2}(?:\.\d+)?)$", re.ASCII)
-
-
-class CellView(msgspec.Struct, frozen=True):
-    """One line of a table: a metric on a backend."""
-
-    backend: Backend
-    estimate: float
-    unit: str
-    value: str
-    value_range: str
-    found: list[float | None]
-    ratio: str
-    ratio_range: str
-    verdict: str
-    word: str
-    mark: str
-    note: str
-    counts: str
-    comparison: Comparison | None
+_OLDER_FIXED_TIME = ("sysbench-cpu", "sysbench-memory", "stress-ng", "fio")
 
 
 class Panel(msgspec.Struct, frozen=True):
@@ -94,7 +66,11 @@ class Panel(msgspec.Struct, frozen=True):
 
 
 class RowView(msgspec.Struct, frozen=True):
-    """One metric: its lines, and its pictures with the sentence that they support."""
+    """One metric: its lines, and its pictures with the sentence that they support.
+
+    ``growth`` stands where it was taken at several sizes; ``is_compared`` is False where these differ by backend, as
+    then a ratio of typical values says nothing.
+    """
 
     identifier: str
     name: str
@@ -106,6 +82,8 @@ class RowView(msgspec.Struct, frozen=True):
     cells: list[CellView]
     sentence: str
     panels: list[Panel]
+    growth: GrowthView | None
+    is_compared: bool
 
 
 class SubjectView(msgspec.Struct, frozen=True):
@@ -118,6 +96,7 @@ class SubjectView(msgspec.Struct, frozen=True):
     rows: list[RowView]
     details: list[RowView]
     forest: Forest
+    has_ratios: bool
 
 
 class SectionView(msgspec.Struct, frozen=True):
@@ -169,8 +148,9 @@ class _Maker:
                 row = subject.rows[place]
                 found = next((one for one in (*view.rows, *view.details) if one.name == row.metric.name), None)
                 if found is not None:
-                    leading.append((view, found))
-                    rows.append(row)
+                    if found.is_compared:
+                        leading.append((view, found))
+                        rows.append(row)
                     sentences.append(f"{_full_name(subject, row)} – {found.sentence}")
         title = SECTIONS.get(name, name.replace("_", " ").capitalize())
         forest = forest_of(rows, self.analysis.margin)
@@ -178,27 +158,36 @@ class _Maker:
 
     def _subject(self, subject: Subject) -> SubjectView:
         traits = self.analysis.manifest.workloads.get(subject.workload)
-        fixed_time = traits.fixed_time if traits is not None else subject.workload in _OLDER
+        fixed_time = traits.fixed_time if traits is not None else subject.workload in _OLDER_FIXED_TIME
         identifier = self._identifier(subject.experiment, subject.workload, *_params_parts(subject))
         detail = [row for row in subject.rows if _is_detail(row, fixed_time=fixed_time)]
         shown = [row for row in subject.rows if row not in detail]
-        forest = forest_of(shown or detail, self.analysis.margin)
+        what = GROWS_WITH.get(subject.experiment)
+        on_axis = [row for row in shown if what is None or not grows(row) or is_comparable(row)]
+        forest = forest_of(on_axis or detail, self.analysis.margin)
         leading = {subject.rows[place].metric.name for place in _leading_places(subject)}
         make = self._row
+        rows = [make(subject, row, identifier, leading=row.metric.name in leading) for row in shown]
         return SubjectView(
             identifier=identifier,
             title=subject.title if subject.workload else "Every metric",
             params=subject.params_line,
             filters=[f"{name} {value}" for name, value in subject.params.items()],
-            rows=[make(subject, row, identifier, leading=row.metric.name in leading) for row in shown],
+            rows=rows,
             details=[make(subject, row, identifier, figures=False) for row in detail],
             forest=forest,
+            has_ratios=any(view.is_compared for view in rows),
         )
 
     def _row(self, subject: Subject, row: Row, owner: str, *, leading: bool = False, figures: bool = True) -> RowView:
-        cells = [_cell_view(subject, row, cell) for cell in row.cells]
+        cells = [cell_view(subject, row, cell) for cell in row.cells]
         base = self.analysis.baseline
+        what = GROWS_WITH.get(subject.experiment)
+        growing = what is not None and grows(row)
+        compared = not growing or is_comparable(row)
         sentence = figure_sentence(row, base.label if base is not None else None)
+        if what is not None and growing:
+            sentence = growth_sentence(row, what, sentence if compared else "")
         return RowView(
             identifier=self._identifier(owner, row.metric.name),
             name=row.metric.name,
@@ -210,6 +199,8 @@ class _Maker:
             cells=cells,
             sentence=sentence,
             panels=list(self._panels(subject, row, sentence, leading=leading)) if figures else [],
+            growth=growth_view(row, what) if what is not None and growing else None,
+            is_compared=compared,
         )
 
     def _panels(self, subject: Subject, row: Row, sentence: str, *, leading: bool) -> Iterator[Panel]:
@@ -274,75 +265,6 @@ def _is_detail(row: Row, *, fixed_time: bool) -> bool:
     """Whether a metric tells of the harness only, or tells again what another experiment measures on purpose."""
     name = row.metric.name
     return name.startswith(_HARNESS_DETAIL) or (fixed_time and name == "command.duration")
-
-
-def _cell_view(subject: Subject, row: Row, cell: CellResult) -> CellView:
-    found, unit = cell.comparison, row.metric.unit
-    counts = (
-        f"{plural(cell.n_blocks, 'block')}, {plural(cell.n_instances, 'instance')}, "
-        f"{plural(cell.n_iterations, 'value')}"
-    )
-    # A ratio without a verdict says why instead; the baseline has neither.
-    has_verdict = found is not None and found.low is not None
-    verdict = found.verdict if found is not None and has_verdict else Verdict.INCONCLUSIVE
-    word = verdict_word(row.metric, verdict) if has_verdict else ""
-    own = cell.estimate
-    return CellView(
-        backend=cell.backend,
-        estimate=own.centre,
-        unit=str(unit),
-        value=format_estimate(own.centre, own.low, own.high, unit),
-        value_range=format_value_range(own.low, own.high, unit),
-        found=[None] * 3 if found is None else [found.ratio, found.low, found.high],
-        ratio="1×" if cell.backend.is_baseline else format_ratio_estimate(found),
-        ratio_range=format_range(found.low, found.high) if found is not None else "",
-        verdict=_style(row, verdict) if has_verdict else "none",
-        word=word,
-        mark=verdict_mark(word),
-        note="; ".join(_notes(subject, row, cell)),
-        counts=counts,
-        comparison=found,
-    )
-
-
-def _style(row: Row, verdict: Verdict) -> str:
-    """The class of a verdict. What is used up has no good side: an instance that reads less may just be slower."""
-    differs = verdict in (Verdict.FASTER, Verdict.SLOWER)
-    return "differs" if differs and is_cost(row.metric) else str(verdict)
-
-
-def _notes(subject: Subject, row: Row, cell: CellResult) -> Iterator[str]:
-    """Why a line of a table has no verdict, or one to be taken with care."""
-    found = cell.comparison
-    if found is None:
-        if not cell.backend.is_baseline:
-            yield "nothing to compare with"
-    elif found.verdict is not found.verdict_adjusted:
-        yield "not after correction for many comparisons"
-    elif found.note:
-        yield found.note
-    beyond = operations_beyond(subject, row, cell.backend)
-    if beyond is not None and beyond < FEWEST_BEYOND:
-        yield f"decided by {plural(max(1, round(beyond)), 'operation')} an iteration"
-
-
-def operations_beyond(subject: Subject, row: Row, backend: Backend) -> float | None:
-    """How many operations of an iteration lay beyond a percentile, by the rate beside it; None if it is none."""
-    match = _PERCENTILE.search(row.metric.name)
-    if match is None:
-        return None
-    prefix = row.metric.name.partition(".")[0]
-    rates = [one for one in subject.rows if one.metric.unit is Unit.OPERATIONS_PER_SECOND]
-    rates.sort(key=lambda one: not one.metric.name.startswith(f"{prefix}."))
-    durations = [one for one in subject.rows if one.metric.name == "command.duration"]
-    rate, duration = (_centre_on(backend, rows) for rows in (rates[:1], durations))
-    if rate is None or duration is None:
-        return None
-    return rate * duration * (1 - float(match["percent"]) / 100)
-
-
-def _centre_on(backend: Backend, rows: Iterable[Row]) -> float | None:
-    return next((cell.estimate.centre for row in rows for cell in row.cells if cell.backend == backend), None)
 
 
 def _blocks_in_words(row: Row) -> str:

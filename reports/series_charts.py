@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 _HEIGHT = 200
 _FAR_APART = 8.0
 _MANY_STEPS = 40
+_FEW_STEPS = 16
 _FEWEST_BLOCKS = 3
 _CLOSE = 1.5
-
-
-def grows(row: Row) -> bool:
-    """Whether a metric was taken at several sizes (``iteration`` is one), not again and again at one."""
-    return any(len(np.unique(cell.points.iteration_numbers)) > 2 for cell in row.cells)
 
 
 def growth_chart(row: Row, what: str, identifier: str) -> Chart:
@@ -37,10 +33,15 @@ def growth_chart(row: Row, what: str, identifier: str) -> Chart:
     better = "lower" if row.metric.direction is Direction.LOWER else "higher"
     title = f"{scale.unit}{', log scale' if log else ''} ({better} is better)"
     y_scale = alt.Scale(type="log") if log else alt.Scale(zero=True, nice=True)
-    y = alt.Y("v:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=5, format="~s" if log else ",~g"))
+    y = alt.Y("v:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=5, format=",~g"))
     wide = steps.min() > 0 and steps.max() > _MANY_STEPS
     x_title = f"{what}{', log scale' if wide else ''}"
-    x = alt.X("x:Q", title=x_title, scale=alt.Scale(type="log" if wide else "linear", nice=False), axis=_whole_axis())
+    x = alt.X(
+        "x:Q",
+        title=x_title,
+        scale=alt.Scale(type="log" if wide else "linear", nice=False),
+        axis=_whole_axis(np.unique(steps)),
+    )
     data: dict[str, Rows] = {"points": [], "medians": []}
     for cell in row.cells:
         data["points"].extend(_thinned_steps(cell, scale.factor))
@@ -79,7 +80,12 @@ def block_chart(row: Row, margin: float, identifier: str) -> tuple[str, Chart] |
     title = "ratio" if close else "of its own ratio"
     form = ".3~f" if close else "~%"
     y = alt.Y("v:Q", title=title, scale=alt.Scale(domain=ends, zero=False), axis=alt.Axis(tickCount=5, format=form))
-    x = alt.X("x:Q", title="block", scale=alt.Scale(nice=False, padding=12), axis=_whole_axis())
+    x = alt.X(
+        "x:Q",
+        title="block",
+        scale=alt.Scale(nice=False, padding=12),
+        axis=_whole_axis(sorted({row["x"] for row in data["points"]})),
+    )
     words = "Ratio of each block, in the order of time" if close else "Ratio of each block around the ratio of all"
     line: dict[str, Any] = {"color": "var(--rule)", "aria": False}
     data["one"] = [{"v": 1.0}]
@@ -119,7 +125,7 @@ def _drawn(
 ) -> Chart:
     import altair as alt
 
-    look = look_of(cells)
+    look = look_of(cells, named_above=True)
     tooltip = [alt.Tooltip("b:N", title="backend"), alt.Tooltip("x:Q", title="at"), alt.Tooltip("v:Q", title=unit)]
     lines = named("medians").mark_line(strokeWidth=1.5, aria=False).encode(x=x, y=y, color=look["color"])
     mark: dict[str, Any] = {"filled": True, "size": 36, "opacity": 0.75, "aria": False}
@@ -129,10 +135,12 @@ def _drawn(
     return finished(chart, data, identifier)
 
 
-def _whole_axis() -> "alt.Axis":
+def _whole_axis(steps: Any) -> "alt.Axis":
+    """An axis of whole numbers: named at each of them if they are few."""
     import altair as alt
 
-    return alt.Axis(format=",d", tickMinStep=1, grid=False, labelOverlap="greedy")
+    values: Any = [int(step) for step in steps] if len(steps) <= _FEW_STEPS else alt.Undefined
+    return alt.Axis(format=",d", grid=False, labelOverlap="greedy", values=values)
 
 
 def _thinned_steps(cell: CellResult, factor: float) -> Rows:
