@@ -7,7 +7,6 @@ it. ``disturbances`` adds the flags on the order of values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -18,9 +17,7 @@ from bench.store import LoadedRun
 from reports.flags import EVERY_BACKEND, EVERY_CELL, CellName, Flag, FlagKind, make_flag
 from reports.frames import params_text
 from reports.order import order_flags
-
-if TYPE_CHECKING:
-    import pandas as pd
+from reports.results import Analysis
 
 Z_LIMIT = 3.5
 """Iglewicz and Hoaglin 1993: a modified z-score beyond it is an outlier."""
@@ -47,9 +44,16 @@ class _Rule(msgspec.Struct, frozen=True):
     relative: bool = False
 
 
-def disturbances(run: LoadedRun, frame: "pd.DataFrame | None" = None) -> list[Flag]:
-    """Every flag of a run, by kind; works on runs that are empty or interrupted. ``frame`` is its ``sample_frame``."""
-    found = [*_host_flags(run), *order_flags(run, frame)]
+def disturbances(run: LoadedRun) -> list[Flag]:
+    """Every flag of a run, by kind; works on runs that are empty or interrupted."""
+    from reports.analysis import analyse
+
+    return disturbances_in(analyse(run))
+
+
+def disturbances_in(analysis: Analysis) -> list[Flag]:
+    """The same for a run that is analysed already."""
+    found = [*_host_flags(analysis.run), *order_flags(analysis)]
     return sorted(found, key=lambda flag: (list(FlagKind).index(flag.kind), flag.workload, flag.backend))
 
 

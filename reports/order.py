@@ -5,20 +5,15 @@ Hochberg 1995), and an effect has to be large enough to matter to anybody.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from bench.stats import adjust_p_values
-from bench.stats.medians import CellBlocks, grouped_medians
+from bench.stats.cells import SETTLING
 from bench.stats.series import SeriesTest, drift, serial_correlation
-from bench.store import LoadedRun
 from reports.flags import CellName, Flag, FlagKind, make_flag
 from reports.foreign import one_line
-from reports.frames import sample_frame
-
-if TYPE_CHECKING:
-    import pandas as pd
+from reports.frames import params_text
+from reports.results import Analysis
 
 FALSE_DISCOVERIES = 0.05
 SMALLEST_CORRELATION = 0.2
@@ -33,9 +28,9 @@ class _Tested(NamedTuple):
     n_instances: int
 
 
-def order_flags(run: LoadedRun, frame: "pd.DataFrame | None" = None) -> Iterator[Flag]:
-    """Every flag on the order of a run's values; ``frame`` is its ``sample_frame``."""
-    tested = list(_order_tests(run, frame))
+def order_flags(analysis: Analysis) -> Iterator[Flag]:
+    """Every flag on the order of a run's values."""
+    tested = list(_order_tests(analysis))
     if not tested:
         return
     q_values = adjust_p_values([one.test.p_value for one in tested]).tolist()
@@ -58,28 +53,26 @@ def order_flags(run: LoadedRun, frame: "pd.DataFrame | None" = None) -> Iterator
         )
 
 
-def _order_tests(run: LoadedRun, frame: "pd.DataFrame | None") -> Iterator[_Tested]:
-    """Every test of order that the run's samples allow, warm-up left out."""
-    if not run.samples:
-        return
-    samples = sample_frame(run) if frame is None else frame
-    samples = samples[~samples["warmup"]]
-    keys = ["experiment", "workload", "params", "backend", "metric"]
-    for key, group in samples.groupby(keys, sort=False, observed=True):
-        experiment, workload, params, backend, metric = (str(part) for part in key)
-        cell = CellName(experiment, workload, params, backend)
-        values = group["value"].to_numpy()
-        names, instances = np.unique(group["instance"].cat.codes.to_numpy(), return_inverse=True)
-        n = len(names)
-        block_of = np.empty(n, dtype=np.int64)
-        block_of[instances] = group["block"].to_numpy()
-        medians = grouped_medians(values, instances, n)
-        blocks = CellBlocks.from_instances(medians, block_of, np.bincount(instances, minlength=n))
-        tests = {
-            FlagKind.AUTOCORRELATION: serial_correlation(values, instances, seed=run.manifest.seed),
-            FlagKind.DRIFT: drift(blocks.values),
-        }
-        yield from (_Tested(kind, cell, metric, test, n) for kind, test in tests.items() if test is not None)
+def _order_tests(analysis: Analysis) -> Iterator[_Tested]:
+    """Every test of order that a run's samples allow, warm-up left out.
+
+    Serial correlation only where iterations repeat the same thing: in a ramp each is another step.
+    """
+    seed = analysis.manifest.seed
+    for subject in analysis.subjects:
+        params = params_text(subject.params)
+        for row in subject.rows:
+            if row.quantile is not None:
+                continue
+            for result in row.cells:
+                cell = CellName(subject.experiment, subject.workload, params, result.backend.name)
+                if cell.experiment in SETTLING:
+                    test = serial_correlation(result.points.iterations, result.points.instance_of, seed=seed)
+                    if test is not None:
+                        yield _Tested(FlagKind.AUTOCORRELATION, cell, row.metric.name, test, result.n_instances)
+                test = drift(result.points.blocks.values)
+                if test is not None:
+                    yield _Tested(FlagKind.DRIFT, cell, row.metric.name, test, result.n_instances)
 
 
 def _order_sentence(worst: _Tested, others: int) -> str:

@@ -15,7 +15,7 @@ from bench.stats import MANY_BLOCKS
 from bench.units import Unit, format_duration, format_size, format_value
 from reports import claims, findings
 from reports.analysis import Analysis
-from reports.disturbances import disturbances
+from reports.disturbances import disturbances_in
 from reports.evidence import command_views, failure_views, raw_view
 from reports.flags import Flag
 from reports.foreign import one_line
@@ -54,7 +54,7 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
     """Everything the template needs. ``beside`` is the folder that the page will lie in, if it is known."""
     sections = section_views(analysis)
     found = findings.caveats(analysis)
-    flags = disturbances(analysis.run)
+    flags = disturbances_in(analysis)
     manifest = analysis.manifest
     title, description = findings.suite_title(analysis), _suite_description(manifest.suite)
     asks = 0 < len(description) <= LONGEST_QUESTION

@@ -48,7 +48,7 @@ def summarise_run(run: LoadedRun) -> dict[str, Any]:
     from reports import findings
     from reports.analysis import analyse
     from reports.claims import judge
-    from reports.disturbances import disturbances
+    from reports.disturbances import disturbances_in
 
     analysis = analyse(run)
     manifest = analysis.manifest
@@ -78,7 +78,7 @@ def summarise_run(run: LoadedRun) -> dict[str, Any]:
         "results": _results(analysis),
         "noise": msgspec.to_builtins(analysis.noise),
         "claims": [msgspec.to_builtins(claim) for claim in judge(analysis)],
-        "flags": msgspec.to_builtins(disturbances(run)),
+        "flags": msgspec.to_builtins(disturbances_in(analysis)),
         "failures": [
             {"instance": event.instance, "cell": event.cell, "message": event.message, "at_utc": event.utc}
             for event in analysis.failures

@@ -180,9 +180,9 @@ def _verdict(row: "Row", cell: "CellResult") -> Text:
 
 def _flags(analysis: "Analysis") -> list[RenderableType]:
     """What stood out while cells were measured; the page has them all."""
-    from reports.disturbances import disturbances
+    from reports.disturbances import disturbances_in
 
-    flags = disturbances(analysis.run)
+    flags = disturbances_in(analysis)
     if not flags:
         return []
     labels = {backend.name: backend.label for backend in analysis.backends}
