@@ -27,7 +27,9 @@ def make(tmp_path):
     def make(recipe=SMALL, *, samples=(), events=(), accel="tcg", change=None):
         run = write_run(tmp_path / "run", recipe)
         content = json.loads((run / "manifest.json").read_text("utf-8"))
-        content["backends"].get("vm", {"facts": {}})["facts"]["accel"] = accel
+        if "vm" in content["backends"]:
+            content["backends"]["vm"]["facts"]["accel"] = accel
+            content["backends"]["vm"]["label"] = f"vm ({accel})"
         content["image"]["sizes"] = {"rootfs": TREE, "disk": 170 * MIB, "kernel": 14 * MIB, "initramfs": 2 * MIB}
         for name, value in (("memory", "16.0 GiB"), ("cpus", "2")):
             content["host"].append({"name": name, "value": value, "source": "proc"})
@@ -108,7 +110,7 @@ def test_emulation_decides_no_claim_about_a_guest_s_speed(make):
 def test_start_times_under_kvm(make):
     found = claim(make(accel="kvm"), "start-time")
     assert found.verdict is ClaimVerdict.HELD
-    assert "boot.total on vm: 4." in found.reason
+    assert "boot.total on vm (kvm): 4." in found.reason
 
 
 def test_a_fast_guest_refutes_that_guests_need_seconds(make):
