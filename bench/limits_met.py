@@ -42,9 +42,14 @@ def raise_if_failed(command: Command, completed: Completed, envelope: Envelope) 
     for name, content in (("standard output", completed.stdout), ("standard error", completed.stderr)):
         if content.strip():
             shown.append(f"{name} ends with:\n{content[-_TAIL:].decode(errors='replace').strip()}")
-    reason = _reason(command, completed, envelope) + _limits(completed, envelope)
+    reason = why_failed(command, completed, envelope)
     remedy = "give the envelope more memory" if completed.oom_kills else None
     raise WorkloadError(reason, remedy=remedy, evidence="\n".join(shown))
+
+
+def why_failed(command: Command, completed: Completed, envelope: Envelope) -> str:
+    """How a command ended that did not end with 0, and the limits that it met, in one line."""
+    return _reason(command, completed, envelope) + _limits(completed, envelope)
 
 
 def _reason(command: Command, completed: Completed, envelope: Envelope) -> str:

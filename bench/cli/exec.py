@@ -15,6 +15,7 @@ from bench.errors import BackendError, ExitCode, SuiteError, UnavailableError, U
 from bench.image import ImageStore
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import Ledger, clean, raise_if_failed
+from bench.limits_met import why_failed
 from bench.locations import cache_directory, ledger_directory, work_directory
 from bench.model import Command, Completed, Envelope, Image, InstanceSpec
 from bench.registry import find_backends
@@ -37,12 +38,11 @@ def exec_command(
     timeout_s = _seconds(timeout)
     if not argv:
         raise SuiteError("COMMAND", "what to run is missing, after --")
-    backend_type = find_backends().get(name)
+    backend_type, envelope = find_backends().get(name), _envelope(memory, cpus)
+    command = Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
     with start_instance(backend_type, memory=memory, cpus=cpus, image=image, options=options) as (instance, _):
-        completed = instance.execute(
-            Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
-        )
-    return _pass_on(completed, argv[0], timeout)
+        completed = instance.execute(command)
+    return _pass_on(command, completed, envelope)
 
 
 def explain_command(name: str, *, memory: str, cpus: int, image: str, options: Sequence[str] = ()) -> int:
@@ -136,17 +136,14 @@ def _seconds(timeout: str) -> float:
         raise SuiteError("--timeout", str(error)) from None
 
 
-def _pass_on(completed: Completed, program: str, timeout: str) -> int:
+def _pass_on(command: Command, completed: Completed, envelope: Envelope) -> int:
     sys.stdout.buffer.write(completed.stdout)
     sys.stdout.flush()
     sys.stderr.buffer.write(completed.stderr)
     sys.stderr.flush()
-    if completed.timed_out:
-        complain(f"{program} did not finish within {timeout} and was killed")
-        return ExitCode.ENVIRONMENT
-    if completed.signal is not None:
-        complain(f"{program} was killed by signal {completed.signal}")
+    met = completed.oom_kills or completed.pids_refused
+    if completed.returncode in {None, 126, 127} or completed.timed_out or (completed.returncode and met):
+        complain(why_failed(command, completed, envelope))
+    if completed.signal is not None and not completed.timed_out:
         return 128 + completed.signal
-    if completed.returncode == 127:
-        complain(f"{program} is not in the image")
     return completed.returncode if completed.returncode is not None else ExitCode.ENVIRONMENT

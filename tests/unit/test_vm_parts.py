@@ -12,6 +12,7 @@ from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, pa
 from bench.errors import BackendError
 from bench.image import guest as guest_side
 from bench.ledger import MARKER_VARIABLE
+from bench.model import Envelope
 from bench.process import find_tool
 
 DATA = Path(__file__).parents[1] / "data"
@@ -24,6 +25,14 @@ def test_host_and_guest_use_the_same_names():
     sources = "".join(source.read_text() for source in guest_side.SOURCES)
     named = [*(getattr(guest_side, name) for name in names), guest_side.PIDS_PARAMETER, guest_side.SCRATCH_PARAMETER]
     assert all(f'"{name}"' in sources for name in named)
+
+
+def test_qemu_is_limited_in_all_that_the_guest_does_not_limit_itself():
+    envelope = Envelope((1,), 2**28, 2**28, 99, cpu_quota=0.5, cpu_weight=50, io_write_bytes_per_s=2**20)
+    limits = guest.guest_limits(envelope, "254:0")
+    assert (limits.memory_bytes, limits.pids_max) == (None, None)
+    assert (limits.cpus, limits.cpu_quota, limits.cpu_weight) == ((1,), 0.5, 50)
+    assert limits.io_rates() == {"io_write_bytes_per_s": 2**20}
 
 
 def test_modules_come_after_what_they_need():
