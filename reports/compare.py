@@ -119,7 +119,7 @@ def _compare_runs(request: ComparisonRequest, path: Path) -> RunComparison:
     for name, left_out in zip(names, (len(before) - len(shared), len(after) - len(shared)), strict=True):
         if left_out:
             notes.append(f"{plural(left_out, 'value')} of {name} {'is' if left_out == 1 else 'are'} not in the other.")
-    notes.extend(_about_both(first, second, names))
+    notes.extend(_about_both(first, second, names, {line.backend for line in lines}))
     return _finish(names[0], names[1], lines, confounds, notes, is_paired=False)
 
 
@@ -135,7 +135,8 @@ def _compare_backends(analysis: Analysis, first: str, second: str, request: Comp
             if first in cells and second in cells:
                 found = _paired(analysis, row, cells[first], cells[second], request)
                 lines.append(_line(subject, row, "", cells[first], cells[second], found))
-    return _finish(labels[first], labels[second], lines, [], _about(analysis), is_paired=True)
+    sides = {labels[first], labels[second]}
+    return _finish(labels[first], labels[second], lines, [], _about(analysis, sides), is_paired=True)
 
 
 def _compare_values(
@@ -153,7 +154,8 @@ def _compare_values(
                     found = _paired(analysis, row, old, new, request)
                     lines.append(_line(subject, row, old.backend.label, old, new, found))
     names = [one_line(f"{name} {value}") for value in (first, second)]
-    return _finish(names[0], names[1], lines, [], _about(analysis), is_paired=True)
+    notes = _about(analysis, {line.backend for line in lines})
+    return _finish(names[0], names[1], lines, [], notes, is_paired=True)
 
 
 def _subjects_by_value(analysis: Analysis, name: str, first: str, second: str) -> list[tuple[Subject, Subject]]:
@@ -208,14 +210,15 @@ def _line(subject: Subject, row: Row, backend: str, old: CellResult, new: CellRe
     )
 
 
-def _about(analysis: Analysis) -> list[str]:
-    """The weighty caveats of a run: emulation, missing results, what may mislead."""
-    return [caveat.text for caveat in caveats(analysis) if caveat.weight > 1]
+def _about(analysis: Analysis, compared: set[str]) -> list[str]:
+    """The weighty caveats of a run: emulation, missing results, what may mislead; none of backends not compared."""
+    others = tuple(f"{backend.label}: " for backend in analysis.backends if backend.label not in compared)
+    return [caveat.text for caveat in caveats(analysis) if caveat.weight > 1 and not caveat.text.startswith(others)]
 
 
-def _about_both(first: Analysis, second: Analysis, names: list[str]) -> Iterator[str]:
+def _about_both(first: Analysis, second: Analysis, names: list[str], compared: set[str]) -> Iterator[str]:
     """The weighty caveats of two runs; what both have is said once."""
-    ours, theirs = _about(first), _about(second)
+    ours, theirs = _about(first, compared), _about(second, compared)
     yield from (note for note in ours if note in theirs)
     yield from (f"{names[0]}: {note}" for note in ours if note not in theirs)
     yield from (f"{names[1]}: {note}" for note in theirs if note not in ours)

@@ -217,6 +217,9 @@ def test_two_backends_are_compared_block_by_block_as_the_report_does(monday):
     }
     assert {(line.workload, line.metric.name): line.found.ratio for line in comparison.lines} == reported
     assert (comparison.first, comparison.second) == ("bare-metal", "vm (tcg)")
+    assert any("emulated in software" in note for note in comparison.notes)
+    others = compare_request(ComparisonRequest(monday, backends=("bare-metal", "native")))
+    assert not any("emulated in software" in note for note in others.notes)
 
 
 def test_two_values_of_a_parameter(tmp_path):
