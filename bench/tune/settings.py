@@ -104,6 +104,11 @@ def obstacle(setting: Setting, roots: HostRoots, cpus: frozenset[int]) -> str:
         state = _read(targets[0].path)
         if state not in ("on", "off"):
             return f"the kernel says: {state}"
+    if setting.name == "governor":
+        for path in _policies(roots, "scaling_available_governors"):
+            offered = (_read(path) or "").split()
+            if offered and setting.recommended not in offered:
+                return f"the kernel offers: {', '.join(offered)}"
     if not any(os.access(target.path, os.W_OK) for target in targets):
         return "not as root" if os.geteuid() else "read-only here"
     return ""

@@ -337,6 +337,13 @@ def test_a_host_that_has_none_of_it(tmp_path):
     assert {reason for name, reason in applied.skipped if name != "irq"} == {"this host has no such setting"}
 
 
+def test_a_governor_that_the_kernel_does_not_offer_is_left_out(root):
+    (root / f"{CPU}/cpufreq/policy2/scaling_available_governors").write_text("schedutil powersave\n")
+    applied = tuning(root).apply(ALL, CPUS)
+    assert ("governor", "the kernel offers: schedutil, powersave") in applied.skipped
+    assert contents(root)[f"{CPU}/intel_pstate/no_turbo"] == "1"
+
+
 def test_lists_and_masks_of_cpus():
     assert format_cpus(parse_cpus("0-2,5,7-8\n")) == "0-2,5,7-8"
     assert parse_mask("ffffffff,00000003") == {0, 1, *range(32, 64)}
