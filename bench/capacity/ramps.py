@@ -70,6 +70,14 @@ class DensityCell(msgspec.Struct, frozen=True):
             found.append(Ramp(population, np.array(at_s, dtype=np.float64), sign * values))
         return found
 
+    def until(self, population: int) -> "DensityCell":
+        """The same ramps as if they had ended there."""
+        ramps = tuple(
+            {metric: tuple(one for one in own if one[0] <= population) for metric, own in ramp.items()}
+            for ramp in self.ramps
+        )
+        return msgspec.structs.replace(self, ramps=ramps)
+
     @property
     def population(self) -> int:
         """The largest population of its ramps, those included that were interrupted."""
@@ -103,18 +111,43 @@ class InstanceCost(msgspec.Struct, frozen=True):
     @property
     def kernel_interval(self) -> tuple[float, float] | None:
         """The interval of ``kernel``, from those of the two figures, taken as independent."""
-        if self.kernel is None or self.memory is None or self.pss is None:
+        return _interval_of(self.kernel, self.memory, self.pss)
+
+    @property
+    def accounted(self) -> float | None:
+        """Memory of an instance that has a name: PSS, slab, and the kernel's other objects.
+
+        It misses what nobody counts, and does not mind what other programs do meanwhile, as MemAvailable does.
+        """
+        if self.pss is None or self.slab is None or self.kernel_other is None:
             return None
-        halves = [one.half_width for one in (self.memory, self.pss)]
-        if halves[0] is None or halves[1] is None:
-            return None
-        half = math.hypot(halves[0], halves[1])
-        return self.kernel - half, self.kernel + half
+        return self.pss.per_instance + self.slab.per_instance + self.kernel_other.per_instance
+
+    @property
+    def accounted_interval(self) -> tuple[float, float] | None:
+        """The interval of ``accounted``, likewise."""
+        return _interval_of(self.accounted, self.pss, self.slab, self.kernel_other)
+
+    @property
+    def memory_is_drowned(self) -> bool:
+        """Whether MemAvailable says nothing: the host did more meanwhile than the instances."""
+        memory = self.memory
+        return memory is not None and memory.low is not None and memory.high is not None and memory.low <= 0
 
     @property
     def shared(self) -> float | None:
         """Memory of an instance that it only maps because others do too: RSS's figure less PSS's."""
         return None if self.rss is None or self.pss is None else self.rss.per_instance - self.pss.per_instance
+
+
+def _interval_of(value: float | None, *parts: Cost | None) -> tuple[float, float] | None:
+    """The interval of a sum or difference of independent figures; None if one has none."""
+    halves = [None if part is None else part.half_width for part in parts]
+    known = [half for half in halves if half is not None]
+    if value is None or len(known) < len(halves):
+        return None
+    half = math.hypot(*known)
+    return value - half, value + half
 
 
 def find_density(samples: Iterable[Sample], events: Iterable[Event]) -> list[DensityCell]:

@@ -117,6 +117,8 @@ def costs_document(run: LoadedRun, costs: Sequence[tuple[DensityCell, InstanceCo
                 "cost": msgspec.to_builtins(cost),
                 "kernel_bytes": cost.kernel,
                 "kernel_interval": cost.kernel_interval,
+                "accounted_bytes": cost.accounted,
+                "accounted_interval": cost.accounted_interval,
                 "shared_bytes": cost.shared,
             }
             for cell, cost in costs
@@ -145,6 +147,13 @@ def print_costs(console: Console, manifest: Manifest, costs: Sequence[tuple[Dens
                 console.print(Text(f"  what to do: {ending.remedy}"))
             if ending.dead:
                 console.print(Text(f"  {ending.dead} of them were dead at the end"))
+        if cost.memory_is_drowned:
+            console.print(
+                Text(
+                    "  MemAvailable says nothing about it: the host did more meanwhile than the instances. "
+                    "Run it on a quiet host, with more instances or with --blocks 5"
+                )
+            )
         if cost.memory is not None and cost.memory.steps:
             jumps = ", ".join(f"{format_size(step.size)} at {step.population_after}" for step in cost.memory.steps)
             console.print(Text(f"  jumps of memory that no instance explains are left out: {jumps}"))
@@ -182,6 +191,13 @@ def _kernel(cost: InstanceCost) -> str:
     return _with_interval(cost.kernel, low, high, format_size)
 
 
+def _accounted(cost: InstanceCost) -> str:
+    if cost.accounted is None:
+        return ""
+    low, high = cost.accounted_interval or (None, None)
+    return _with_interval(cost.accounted, low, high, format_size)
+
+
 def _difference(value: float | None) -> str:
     return "" if value is None else format_size(value)
 
@@ -207,6 +223,7 @@ _ROWS: tuple[tuple[str, Callable[[DensityCell, InstanceCost], str]], ...] = (
     ("  kernel (the rest)", lambda _, cost: _kernel(cost)),
     ("    slab", lambda _, cost: _size(cost.slab)),
     ("    stacks, page tables, per-CPU", lambda _, cost: _size(cost.kernel_other)),
+    ("memory that has a name", lambda _, cost: _accounted(cost)),
     ("memory (cgroup charge)", lambda _, cost: _size(cost.charge)),
     ("disk", lambda _, cost: _size(cost.disk)),
     ("CPUs while idle", lambda _, cost: _cpus(cost.idle_cpu)),

@@ -103,7 +103,31 @@ def test_the_readings_stand_at_their_population_and_give_the_cost(tmp_path, monk
     assert cost.slab.per_instance == pytest.approx(10 * MIB)
     assert cost.pss.per_instance == pytest.approx(100)
     assert cost.kernel == pytest.approx(100 * MIB - 100)
+    assert cost.accounted == pytest.approx(10 * MIB + 100)
+    assert not cost.memory_is_drowned
+    assert cell.until(10).population == 10
+    assert cost_of(cell.until(10)).memory.at(40) == pytest.approx(cost.memory.at(40))
     assert set(values(run, "density.sampled").values()) == {1, 2, 4, 6, 8}
+
+
+def test_where_the_host_does_more_than_the_instances_it_is_said(tmp_path, monkeypatch):
+    noise = itertools.cycle([0, 900 * MIB, -700 * MIB, 300 * MIB])
+    read = Host.read
+
+    def noisy(self) -> HostMemory:
+        memory = read(self)
+        return msgspec.structs.replace(memory, available=memory.available + next(noise))
+
+    monkeypatch.setattr(Host, "read", noisy)
+    _, run = ramp(tmp_path, monkeypatch, count=6)
+    (cell,) = find_density(run.samples, run.events)
+    cost = cost_of(cell)
+    assert cost.memory_is_drowned
+    assert cost.accounted == pytest.approx(10 * MIB + 100)
+    manifest = msgspec.structs.replace(run.manifest, backends={"fake": BackendDescription("fake")})
+    console = Console(width=200, record=True, file=io.StringIO())
+    cli.print_costs(console, manifest, [(cell, cost)])
+    assert "MemAvailable says nothing" in console.export_text()
 
 
 def test_memory_is_read_after_each_batch_only(tmp_path, monkeypatch):
