@@ -14,6 +14,7 @@ from backends.cgroups.interface import limits_of
 from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
 from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
 from backends.cgroups.unenforced import limit_confounds, try_limits
+from backends.native.descriptors import raise_descriptor_limit, require_descriptors
 from backends.native.explain import explain_start
 from backends.native.identities import write_maps
 from backends.native.instance import ProcessInstance
@@ -101,6 +102,7 @@ class HostKernelBackend(Backend):
         if not found.available:
             raise UnavailableError(f"{self.name}: {found.reason}", remedy=found.remedy)
         self.close()
+        raise_descriptor_limit()
         self._way = self._find_way()
         layout = find_layout()
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
@@ -126,9 +128,11 @@ class HostKernelBackend(Backend):
 
     def explain(self, spec: InstanceSpec) -> list[str]:
         """See ``Backend.explain``."""
+        self._way = self._find_way()
         folder = self.context.work_directory / self.name
         settings = self._settings(folder, spec.image, spec.envelope, ())
-        limits = limits_of(spec.envelope, find_block_device(self.context.work_directory.parent))
+        storage = next(path for path in folder.parents if path.exists())  # nothing of ours is made here
+        limits = limits_of(spec.envelope, find_block_device(storage))
         return explain_start(settings, spec, folder / spec.identifier, find_layout(), limits)
 
     def _unaccounted(self, prepared: _Prepared) -> tuple[Confound, ...]:
@@ -152,6 +156,7 @@ class HostKernelBackend(Backend):
         prepared = self._prepared
         if prepared is None:
             raise BackendError(f"{self.name}: start before prepare")
+        require_descriptors()
         folder = prepared.folder / spec.identifier
         try:
             limits = limits_of(spec.envelope, prepared.io_device)

@@ -1,5 +1,8 @@
 """``tare list``: what a suite can name."""
 
+from enum import Enum
+from typing import Any
+
 import msgspec
 from rich.console import Console
 from rich.markup import escape
@@ -73,6 +76,15 @@ def _workload_details(workload: type[Workload]) -> str:
 def _describe_fields(kind: type[msgspec.Struct]) -> str:
     shown = []
     for field in msgspec.structs.fields(kind):
-        default = "" if field.default is msgspec.NODEFAULT else f" = {field.default!r}"
+        default = "" if field.default is msgspec.NODEFAULT else f" = {_as_in_a_suite(field.default)}"
         shown.append(field.encode_name + default)
     return ", ".join(shown) or "none"
+
+
+def _as_in_a_suite(default: Any) -> str:
+    """A default as it is written in TOML, with what else a choice has."""
+    if isinstance(default, Enum):
+        return " or ".join(
+            repr(choice.value) for choice in (default, *(one for one in type(default) if one != default))
+        )
+    return str(default).lower() if isinstance(default, bool) else repr(default)

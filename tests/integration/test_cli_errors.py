@@ -156,6 +156,37 @@ def test_list_names_everything_that_is_registered(tare):
         assert name in out
 
 
+def test_list_shows_options_as_they_are_written(tare):
+    out = " ".join(tare("list", "backends", "-v").stdout.split())
+    assert "Upper" not in out
+    assert "'disk'" in out
+    assert "'tmpfs'" in out
+
+
+def test_a_start_is_explained_before_there_is_an_image(tare, tmp_path):
+    result = tare("exec", "native", "--explain", "--option", "user_namespace=true", "--option", "upper=tmpfs")
+    assert result.returncode == 0
+    numbered = [line for line in result.stdout.splitlines() if line.lstrip()[:1].isdigit()]
+    for step in ("clone3 a process", "become root of the user namespace", "mount tmpfs on memory", "pivot_root"):
+        assert [line for line in numbered if step in line], step
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vm", "--explain"], "vm does not tell how it starts instances"),
+        (["native", "--option", "colour=red", "--", "true"], "the options of native are: seccomp, capabilities"),
+        (["native", "--option", "boot_offset_s=5", "--", "true"], "boot_offset_s needs time_namespace"),
+    ],
+)
+def test_what_exec_cannot_do(tare, arguments, message):
+    result = tare("exec", *arguments)
+    assert result.returncode in {3, 4}
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['tare', '--help'];"
