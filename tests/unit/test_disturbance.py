@@ -5,7 +5,9 @@ import pytest
 
 from bench.disturbance import Disturbance, DisturbanceMeter, between, disturbance_of, read_counters
 from bench.host import HostRoots
-from bench.model import Event, EventKind, Usage
+from bench.model import Completed, Event, EventKind, Usage
+from tests.unit.fakes import BrokenBackend, FakeBackend, FakeInstance
+from tests.unit.test_runner import run
 
 STAT = """cpu  999 0 999 999 0 0 0 999 0 0
 cpu0 500 0 500 100 0 0 0 50 0 0
@@ -99,3 +101,27 @@ def test_earlier_runs_tell_their_stalls():
     assert disturbance_of(event, 1.0) == Disturbance(span_s=4.0, cpu_stall_s=0.5)
     assert disturbance_of(Event(EventKind.INSTANCE_DONE, 5.0, ""), 1.0) is None
     assert disturbance_of(msgspec.structs.replace(event, details={"disturbance": {"span_s": "x"}}), 1.0) is None
+
+
+def test_every_instance_tells_it_also_the_failed_ones(tmp_path):
+    _, loaded = run(tmp_path, {"fake": FakeBackend(), "broken": BrokenBackend()})
+    ended = [event for event in loaded.events if event.kind in (EventKind.INSTANCE_DONE, EventKind.INSTANCE_FAILED)]
+    told = {event.kind: disturbance_of(event, None) for event in ended}
+    assert told[EventKind.INSTANCE_DONE].other_s is not None
+    assert told[EventKind.INSTANCE_FAILED].other_s is None  # it never told what it cost
+
+
+def test_an_instance_that_is_too_broken_to_tell_its_cost_fails_with_its_own_reason(tmp_path, monkeypatch):
+    def breaks(self):
+        raise RuntimeError("no meter")
+
+    monkeypatch.setattr(FakeInstance, "usage", breaks)
+    backend = FakeBackend()
+    backend.answer = lambda command: Completed(command.argv, 3, None, b"", b"", 1.0, 2.0)
+    _, loaded = run(tmp_path, {"fake": backend})
+    messages = {event.message for event in loaded.events if event.kind is EventKind.INSTANCE_FAILED}
+    assert messages == {
+        "RuntimeError: no meter",
+        "prepare failed with exit status 3",
+    }  # boot asks for it, the other fails first
+    assert backend.live == 0
