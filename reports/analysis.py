@@ -25,6 +25,7 @@ from bench.units import Unit
 from reports.cell_tables import CellTable, CellTables, Points, SubjectKey, make_tables
 from reports.foreign import one_line
 from reports.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
+from reports.sizes import have_same_sizes, without_ratio
 
 __all__ = ["HARNESS_METRICS", "Analysis", "Backend", "CellResult", "Points", "Row", "RunNoise", "Subject", "analyse"]
 
@@ -122,6 +123,8 @@ def _row(
         comparison = None
         if base is not None and not backend.is_baseline:
             comparison = compare(own, base, direction=metric.direction, margin=settings.margin, seed=manifest.seed)
+            if not have_same_sizes(metric.name, table.points, tables[manifest.baseline].points):
+                comparison = without_ratio(comparison)
         cell = CellResult(
             backend=backend,
             blocks=own,

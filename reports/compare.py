@@ -22,6 +22,7 @@ from reports.analysis import Analysis, CellResult, Row, Subject, analyse
 from reports.findings import caveats
 from reports.foreign import one_line
 from reports.frames import params_text
+from reports.sizes import have_same_sizes, without_ratio
 from reports.wording import metric_name, plural, verdict_word
 
 _UNPAIRED = (
@@ -205,6 +206,8 @@ def _cells(analysis: Analysis) -> Iterator[tuple[tuple[str, ...], tuple[Subject,
 
 
 def _line(subject: Subject, row: Row, backend: str, old: CellResult, new: CellResult, found: Comparison) -> Line:
+    if not have_same_sizes(row.metric.name, old.points, new.points):
+        found = without_ratio(found)
     return Line(
         subject.experiment, subject.workload, subject.params, backend, row.metric, old.estimate, new.estimate, found
     )

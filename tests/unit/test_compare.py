@@ -13,10 +13,11 @@ from bench.cli.main import app
 from bench.comparability import conditions, find_differences
 from bench.errors import ExitCode, NotComparableError, RunDirectoryError, UnknownNameError
 from bench.interfaces import ComparisonRequest
-from bench.model import Direction
+from bench.model import Direction, Sample
 from bench.stats import CellBlocks, Verdict
 from bench.stats.unpaired import compare_unpaired, difference_interval
 from bench.store import load_manifest, load_run
+from bench.units import Unit
 from reports.analysis import analyse
 from reports.compare import compare_request
 from reports.markdown import MarkdownReporter
@@ -292,3 +293,35 @@ def test_hostile_names_are_text_in_a_comparison(tmp_path):
     MarkdownReporter().write_comparison(ComparisonRequest(first, second), tmp_path / "out.md")
     assert "<script" not in (tmp_path / "out.md").read_text("utf-8")
     assert msgspec.json.decode(tare("compare", first, second, "-f", "json").stdout)["first"] == HOSTILE[0]
+
+
+def ramp(block, backend, count):
+    return [
+        Sample(
+            f"d-{backend}-{block}", block, "density", "", {}, backend, "density.pss", Unit.BYTE,
+            1e6 * number * (1 + 0.001 * block), number, warmup=False,
+        )
+        for number in range(1, count + 1)
+    ]  # fmt: skip
+
+
+def add_samples(run, samples):
+    with (run / "samples.jsonl").open("ab") as file:
+        file.writelines(msgspec.json.encode(sample) + b"\n" for sample in samples)
+
+
+def test_ramps_of_different_lengths_have_no_ratio(monday, tuesday):
+    """The median of a ramp to 20 is not twice that of a ramp to 10 because an instance costs twice as much."""
+    counts = {"bare-metal": 10, "native": 10, "vm": 20}
+    add_samples(monday, [one for block in range(4) for name, n in counts.items() for one in ramp(block, name, n)])
+    add_samples(tuesday, [one for block in range(4) for name in counts for one in ramp(block, name, 20)])
+    reported = {
+        cell.backend.name: found
+        for _, row, cell, found in analyse(load_run(monday)).comparisons
+        if row.metric.name == "density.pss"
+    }
+    assert reported["native"].verdict is Verdict.EQUIVALENT
+    assert (reported["vm"].ratio, reported["vm"].note) == (None, "taken at other sizes: no ratio")
+    comparison = compare_request(ComparisonRequest(monday, tuesday))
+    assert found_in(comparison, "density.pss", "native").ratio is None
+    assert found_in(comparison, "density.pss", "vm").verdict is Verdict.EQUIVALENT
