@@ -5,8 +5,8 @@
  * outside that time. The first process shares the memory of this one (CLONE_VM), so nothing is copied on write:
  * no runtime that forks can be faster.
  *
- * A line that begins with "keep" leaves the container alive; "end" ends and removes all that were kept. Those share the
- * stack on which they wait for their end.
+ * A line that begins with "keep" leaves the container alive, with a stack of its own; "end" ends and removes all that
+ * were kept.
  *
  * Usage: floor LOWER WORK_FOLDER CPU MEMORY_BYTES PIDS_MAX IO_DEVICE FILTER OWN_FILTER CONTROLLER=PARENT_FOLDER...
  * FILTER and OWN_FILTER are files of seccomp programs: the first is installed once, the second by each container.
@@ -26,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -36,6 +37,7 @@
 #include <unistd.h>
 
 #define MAX_GROUPS 12
+#define STACK_BYTES (256 * 1024)
 #define QUIET (MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 struct group {
@@ -47,11 +49,13 @@ static int group_count, cpu, ready_pipe[2];
 static char *lower, *work, *memory, *pids, *device;
 static struct sock_fprog own_filter;
 static char root[512], instance[600], empty[512];
-static char stack[256 * 1024] __attribute__((aligned(16)));
+static char stack[STACK_BYTES] __attribute__((aligned(16)));
 
 static void die(const char *what, const char *path)
 {
 	dprintf(2, "floor: %s %s: %s\n", what, path, strerror(errno));
+	if (getpid() == 1 && write(ready_pipe[1], "f", 1) < 0) /* a container: whoever waits for it must not for ever */
+		_exit(2);
 	_exit(1);
 }
 
@@ -254,13 +258,13 @@ static void contained(void)
 		pause();
 }
 
-static pid_t start(int cgroup)
+static pid_t start(int cgroup, char *its_stack)
 {
 	struct clone_args args = {
 		.flags = CLONE_VM | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC,
 		.exit_signal = SIGCHLD,
-		.stack = (unsigned long)stack,
-		.stack_size = sizeof stack,
+		.stack = (unsigned long)its_stack,
+		.stack_size = STACK_BYTES,
 	};
 	if (cgroup >= 0) {
 		args.flags |= CLONE_INTO_CGROUP;
@@ -313,8 +317,16 @@ static void drop_folder(const char *folder, const char *below)
 }
 
 static const char *const below[] = { "", "/upper", "/work", "/scratch", "/upper/scratch" };
-static struct { pid_t pid; int number; } kept[4096];
+static struct { pid_t pid; int number; char *stack; } kept[4096];
 static int kept_count;
+
+static char *new_stack(void)
+{
+	char *made = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	if (made == MAP_FAILED)
+		die("mmap", "stack");
+	return made;
+}
 
 static void name_all(int number)
 {
@@ -365,14 +377,17 @@ static void one(int number, int keep)
 	}
 	for (int i = 0; i < 5; i++)
 		make_folder(instance, below[i]);
-	pid_t pid = start(cgroup);
-	if (read(ready_pipe[0], &byte, 1) != 1)
-		die("read", "pipe");
+	keep = keep && kept_count < (int)(sizeof kept / sizeof *kept);
+	if (keep && !kept[kept_count].stack)
+		kept[kept_count].stack = new_stack();
+	pid_t pid = start(cgroup, keep ? kept[kept_count].stack : stack);
+	if (read(ready_pipe[0], &byte, 1) != 1 || byte != 'r')
+		exit(1);
 	printf("%ld\n", now() - began);
 	fflush(stdout);
 	if (cgroup >= 0)
 		close(cgroup);
-	if (keep && kept_count < (int)(sizeof kept / sizeof *kept)) {
+	if (keep) {
 		kept[kept_count].pid = pid;
 		kept[kept_count++].number = number;
 		return;

@@ -141,7 +141,7 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int) -
     envelope = Envelope((cpu,), MEMORY_BYTES, 2**30, PIDS_MAX)
     others = tuple(sorted(os.sched_getaffinity(0) - {cpu}))
     mounts = mount_lines(folder)
-    backend = Native(BackendContext(ledger, work, work, NativeOptions(), others))
+    backend = Native(BackendContext(ledger, work, folder / "cache", NativeOptions(), others))
     entries = len(ledger.entries())
     try:
         backend.prepare(image, envelope)

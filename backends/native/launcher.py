@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 import backends
+from backends.native.descriptors import given_descriptor_limit
 from backends.native.init import READY
 from backends.native.plan import Plan, Settings
 from backends.native.wire import Channel
@@ -210,8 +211,9 @@ def start_zygote(
     if "LD_LIBRARY_PATH" in os.environ:  # an interpreter built with a shared library of its own
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     ours, theirs = socket.socketpair()
-    with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors:
+    with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors, contextlib.ExitStack() as limits:
         arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), ",".join(map(str, cpus))]
+        limits.enter_context(given_descriptor_limit())
         process = Popen(
             [*prefix, sys.executable, "-I", "-S", str(_PROGRAM), *arguments],
             env=environment,
@@ -222,6 +224,7 @@ def start_zygote(
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
         )
+        limits.close()
         theirs.close()
         zygote = Zygote(process, Channel(ours.detach()), log)
         try:
