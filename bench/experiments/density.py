@@ -109,6 +109,8 @@ class _Ramp:
             self._read_instances()
             self._check(stop)
             stopping = time.monotonic()
+            for instance in self._instances:
+                instance.end()
         self._run.record(metrics.STOP_ALL, time.monotonic() - stopping)
         self._record_return()
 
