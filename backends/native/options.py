@@ -52,3 +52,6 @@ class NativeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.boot_offset_s and not self.time_namespace:
             raise ValueError("boot_offset_s needs time_namespace = true")
+        if self.user_namespace and self.network is Network.HOST:
+            # Nor does Docker: /sys can be mounted only by who owns the network namespace that it shows.
+            raise ValueError('user_namespace = true cannot have network = "host"')

@@ -1,5 +1,6 @@
 """The order of an instance's set-up, without root: each step is a value that can be looked at."""
 
+import msgspec
 import pytest
 
 from backends.cgroups.interface import limits_of
@@ -8,6 +9,7 @@ from backends.native import identities, order, privileges
 from backends.native import operations as ops
 from backends.native.backend import find_thermal
 from backends.native.explain import explain_start
+from backends.native.options import NativeOptions
 from backends.native.plan import Plan, Settings, decode_plan, decode_settings
 from bench.model import Envelope, Image, InstanceSpec
 
@@ -171,6 +173,20 @@ def test_a_start_is_told_in_full_without_root(tmp_path):
     assert any(line.startswith("limit it: cpus 0") and "memory_bytes 1024" in line for line in told)
     assert told[-len(described) + 10 :] == described[10:]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"boot_offset_s": 1}, "needs time_namespace"),
+        ({"user_namespace": True, "network": "host"}, "cannot have network"),
+        ({"seccomp": "off"}, "Invalid enum value"),
+        ({"memory": "tmpfs"}, "unknown field"),
+    ],
+)
+def test_options_that_cannot_be(chosen, message):
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(chosen, NativeOptions)
 
 
 def test_identities_outside():
