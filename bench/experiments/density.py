@@ -6,14 +6,12 @@ reason, and the resource that ran out where the error tells it, is a note of the
 
 import contextlib
 import time
-from enum import StrEnum
 
 import msgspec
 
 from bench.errors import BackendError, StoreError, TareError, WorkloadError
 from bench.experiments import density_metrics as metrics
 from bench.experiments.base import Experiment, InstanceRun, record_known
-from bench.experiments.density_exhausted import find_exhausted
 from bench.experiments.density_load import Load
 from bench.experiments.density_meters import (
     HostMemory,
@@ -26,6 +24,7 @@ from bench.experiments.density_meters import (
     settle,
 )
 from bench.experiments.density_options import DensityOptions
+from bench.experiments.density_stop import Stop, StopReason, failed
 from bench.interfaces import Instance
 from bench.model import Command, Phase
 from bench.units import format_duration, format_size, parse_duration
@@ -36,27 +35,6 @@ IDLE_S = 0.5
 """CPU use is told of intervals of at least this length: a shorter one may hold little but the end of a start."""
 _CHECK = Command(("/bin/true",), timeout_s=60.0)
 _TOLD = 5
-
-
-class StopReason(StrEnum):
-    """Why a ramp ended."""
-
-    COUNT = "count"
-    MEMORY_FLOOR = "memory-floor"
-    START_LIMIT = "start-limit"
-    OBJECTIVE = "objective"
-    FAILURE = "failure"
-    DIED = "died"
-
-
-class Stop(msgspec.Struct, frozen=True):
-    """The end of a ramp. ``resource`` is what ran out, and is empty where nothing did or nobody can tell."""
-
-    reason: StopReason
-    message: str
-    resource: str = ""
-    remedy: str = ""
-    evidence: str = ""
 
 
 class Density(Experiment):
@@ -132,7 +110,7 @@ class _Ramp:
             except StoreError:
                 raise
             except (TareError, OSError) as error:
-                return _failure(error, self._population)
+                return failed(error, self._population)
         return Stop(StopReason.COUNT, f"all {self._options.count} instances were started")
 
     def _below_floor(self, memory: HostMemory) -> Stop | None:
@@ -299,17 +277,3 @@ class _Ramp:
                 f"{format_duration(after.waited_s)}",
                 {"code": "density-not-returned", "population": population},
             )
-
-
-def _failure(error: TareError | OSError, population: int) -> Stop:
-    """A ramp that ended because something failed, with what ran out where that can be told."""
-    message = error.message if isinstance(error, TareError) else f"{type(error).__name__}: {error}"
-    exhausted = find_exhausted(error)
-    remedy = getattr(error, "remedy", None) or ""
-    return Stop(
-        StopReason.FAILURE,
-        f"after {population} instances: {message}",
-        resource="" if exhausted is None else exhausted.resource,
-        remedy=remedy if exhausted is None else exhausted.remedy,
-        evidence=getattr(error, "evidence", ""),
-    )
