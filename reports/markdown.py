@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from reports.analysis import Analysis, CellResult, Row
     from reports.compare import Line, RunComparison
 
-MOST_ROWS = 200
-"""A pull request's comment holds 65,536 characters: what is left out is said."""
+MOST_ROWS = 150
+"""Of one table: a comment on GitHub holds 65,536 characters. What is left out is said."""
 _ACTIVE = re.compile(
     r"[\\`*\[\]<>#|~$@&]|(?<![a-z0-9])_|_(?![a-z0-9])|:(?=//)|:(?=[\w+-]+:)|(?<=www)\.|(?<=GH)-", re.IGNORECASE
 )

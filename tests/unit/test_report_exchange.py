@@ -14,9 +14,10 @@ from lxml import etree
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from bench.errors import RunDirectoryError, TareError
-from bench.model import RunStatus
+from bench.model import Direction, Metric, RunStatus
 from bench.registry import find_reporters
 from bench.store import load_run
+from bench.units import Unit
 from reports.analysis import analyse
 from reports.markdown import escape
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
@@ -131,6 +132,28 @@ def test_openmetrics_keeps_units_apart_and_labels_whole(runs, tmp_path):
         )
     }
     assert {"tare_boot_total_seconds", "tare_host_memory_peak_bytes", "tare_events_per_second"} <= normal
+
+
+def test_openmetrics_of_names_that_the_format_or_tare_itself_has(tmp_path):
+    names = {
+        "verdict": Unit.COUNT,
+        "run": Unit.COUNT,
+        "claim": Unit.COUNT,
+        "x.total": Unit.COUNT,
+        "y_bytes": Unit.COUNT,
+    }
+    names |= {"comparison": Unit.RATIO, "y": Unit.BYTE, "é": Unit.SECOND, "1/2": Unit.OPERATIONS_PER_SECOND}
+    metrics = tuple((Metric(name, unit, Direction.LOWER, "d\n\\"), 2.0, 1.0) for name, unit in names.items())
+    run = write_run(tmp_path / "run", replace(SMALL, subjects=(replace(SUBJECTS[0], metrics=metrics),)))
+    text = written("openmetrics", run, tmp_path).read_text("utf-8")
+    kinds = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            kinds.setdefault(sample.labels.get("metric"), set()).add((family.type, family.unit))
+    assert kinds["y"] & {("gauge", "bytes")}
+    assert kinds["y_bytes"] & {("gauge", "")}
+    assert all(("gauge", "ratio") in kinds[name] and ("stateset", "") in kinds[name] for name in names)
+    assert {f.name for f in text_string_to_metric_families(text)} >= {"tare_verdict", "tare_verdict_value", "tare_run"}
 
 
 def test_markdown_says_what_the_report_says(runs, analyses, tmp_path):
