@@ -32,8 +32,6 @@ from bench.model import Envelope, Image, InstanceSpec, Phase
 from bench.process import find_tool
 
 SETTLED_BYTES = 2 * 2**20
-SETTLE_DEADLINE_S = 30.0
-"""The kernel gives the memory of network namespaces back 6 to 15 s after the last process."""
 NAMESPACES = ("mnt", "pid", "net", "uts", "ipc", "cgroup")
 
 
@@ -68,10 +66,14 @@ def main() -> int:
     parser.add_argument("--instances", type=int, default=1000, help="how many live at once (default 1000)")
     parser.add_argument("--rounds", type=int, default=2, help="populations of each kind (default 2)")
     parser.add_argument("--rootfs", type=Path, help="root file system to start (default: tare's newest image)")
+    parser.add_argument(
+        "--settle", type=float, default=30.0, help="wait at most so many seconds for memory to settle (default 30)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     try:
-        result = measure(arguments.rootfs or newest_rootfs(), arguments.instances, arguments.rounds)
+        rootfs = arguments.rootfs or newest_rootfs()
+        result = measure(rootfs, arguments.instances, arguments.rounds, arguments.settle)
     except TareError as error:
         print(f"population: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -91,7 +93,7 @@ def main() -> int:
     return ExitCode.OK
 
 
-def measure(rootfs: Path, count: int, rounds: int) -> Result:
+def measure(rootfs: Path, count: int, rounds: int, settle_s: float) -> Result:
     """Alternate the two. Raises TareError."""
     if find_tool("gcc") is None:
         raise MissingToolError("gcc is not installed", remedy="apt-get install gcc libc6-dev")
@@ -109,13 +111,13 @@ def measure(rootfs: Path, count: int, rounds: int) -> Result:
         stack.enter_context(start_folder(folder))
         floor = stack.enter_context(start_floor(folder, rootfs, layout, cpu))
         for _ in range(rounds):
-            before = wait_settled()
+            before = wait_settled(settle_s)
             for _ in range(count):
                 floor("keep")
-            floors.append((before - wait_settled()) / count)
+            floors.append((before - wait_settled(settle_s)) / count)
             floor("end")
-            wait_settled()
-            ours.append(populate(ledger, folder, rootfs, cpu, count))
+            wait_settled(settle_s)
+            ours.append(populate(ledger, folder, rootfs, cpu, count, settle_s))
     left = sorted({text for one in ours for text in one["left"]})
     memory = statistics.median(one["memory_bytes"] for one in ours)
     return {
@@ -132,7 +134,7 @@ def measure(rootfs: Path, count: int, rounds: int) -> Result:
     }
 
 
-def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int) -> Population:
+def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int, settle_s: float) -> Population:
     """One population of ours, from the first start to the last thing removed."""
     work = folder / "native"
     work.mkdir(exist_ok=True)
@@ -145,7 +147,7 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int) -
     entries = len(ledger.entries())
     try:
         backend.prepare(image, envelope)
-        before = wait_settled()
+        before = wait_settled(settle_s)
         with contextlib.ExitStack() as stack:
             began = time.monotonic()
             alive = [
@@ -153,7 +155,7 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int) -
                 for number in range(count)
             ]
             took = time.monotonic() - began
-            memory = (before - wait_settled()) / count
+            memory = (before - wait_settled(settle_s)) / count
             theirs = set(namespaces_of(alive))
             stopping = time.monotonic()
             for instance in alive:
@@ -172,9 +174,12 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int) -
     return {"rate_per_s": count / took, "growth": growth, "memory_bytes": memory, "stop_s": stopped, "left": left}
 
 
-def wait_settled() -> float:
-    """MemAvailable in bytes once it changes little; there is no event for that, so it is looked at."""
-    deadline = time.monotonic() + SETTLE_DEADLINE_S
+def wait_settled(deadline_s: float) -> float:
+    """MemAvailable in bytes once it changes little; there is no event for that, so it is looked at.
+
+    The kernel gives the memory of network namespaces back 6 to 15 s after the last process.
+    """
+    deadline = time.monotonic() + deadline_s
     last = available_bytes()
     while time.monotonic() < deadline:
         time.sleep(1.0)

@@ -40,7 +40,7 @@ with Ledger(Path(folder) / "ledger") as ledger, start_backend("native", image, P
 
 
 def test_a_small_population_leaves_nothing(image):
-    arguments = ["--instances", "60", "--rounds", "1", "--json", "--rootfs", str(image.rootfs)]
+    arguments = ["--instances", "60", "--rounds", "1", "--settle", "1", "--rootfs", str(image.rootfs), "--json"]
     with Popen([sys.executable, str(BENCHMARK), *arguments], stdout=PIPE, stderr=PIPE, text=True) as process:
         out, err = process.communicate(timeout=170)
     assert process.returncode == 0, err
