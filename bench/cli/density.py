@@ -16,8 +16,8 @@ from bench.capacity.cost import Cost
 from bench.capacity.ramps import DensityCell, InstanceCost, cost_of, find_density
 from bench.capacity.start import StartTrend
 from bench.cli.run import write_report
-from bench.errors import ExitCode, RunDirectoryError, SuiteError
-from bench.model import Manifest
+from bench.errors import ExitCode, SuiteError
+from bench.model import Event, EventKind, Manifest
 from bench.progress import RunDisplay
 from bench.session import RunRequest, start_run
 from bench.store import LoadedRun, load_run
@@ -54,14 +54,13 @@ def density_command(request: DensityRequest, *, as_json: bool, report: bool) -> 
     if report:
         write_report(result.path, "html", result.path / "report.html")
     run = load_run(result.path)
-    cells = find_density(run.samples, run.events)
-    if not cells and not result.outcome.interrupted:
-        raise RunDirectoryError(f"{result.path}: no ramp was measured; `tare report {result.path} -f text` says why")
-    costs = [(cell, cost_of(cell)) for cell in cells]
+    costs = [(cell, cost_of(cell)) for cell in find_density(run.samples, run.events) if cell.population]
     if as_json:
         typer.echo(json.dumps(costs_document(run, costs), indent=2))
     else:
-        print_costs(Console(), run.manifest, costs)
+        if costs:
+            print_costs(Console(), run.manifest, costs)
+        print_failures(Console(), run.events)
         typer.echo(f"\nRun: {result.path.absolute()}")
     if result.outcome.interrupted:
         return ExitCode.INTERRUPTED
@@ -123,7 +122,21 @@ def costs_document(run: LoadedRun, costs: Sequence[tuple[DensityCell, InstanceCo
             }
             for cell, cost in costs
         ],
+        "failures": [
+            {"cell": event.cell, "message": event.message, "remedy": event.details.get("remedy")}
+            for event in run.events
+            if event.kind is EventKind.INSTANCE_FAILED
+        ],
     }
+
+
+def print_failures(console: Console, events: Sequence[Event]) -> None:
+    """What could not be measured, why, and what to do."""
+    for event in events:
+        if event.kind is EventKind.INSTANCE_FAILED:
+            console.print(Text(f"\n{event.cell}: {event.message}"))
+            if event.details.get("remedy"):
+                console.print(Text(f"  what to do: {event.details['remedy']}"))
 
 
 def print_costs(console: Console, manifest: Manifest, costs: Sequence[tuple[DensityCell, InstanceCost]]) -> None:

@@ -119,10 +119,10 @@ class _Ramp:
         each = max(0.0, (self._baseline.available - memory.available) / started) if started else 0.0
         if memory.available - each >= self._floor:
             return None
+        takes = f"an instance takes {format_size(each)}, " if started else ""
         return Stop(
             StopReason.MEMORY_FLOOR,
-            f"{format_size(memory.available)} of memory are available, an instance takes {format_size(each)}, and "
-            f"{format_size(self._floor)} are to stay free",
+            f"{format_size(memory.available)} of memory are available, {takes}and {format_size(self._floor)} are to stay free",
             resource="memory",
             remedy="state a lower memory_floor, or add memory to the host",
         )

@@ -148,6 +148,10 @@ def test_without_room_for_one_instance_the_cell_fails_with_the_reason(tmp_path, 
     (failed,) = [event for event in run.events if event.kind is EventKind.INSTANCE_FAILED]
     assert "12.0 GiB of memory are available" in failed.message
     assert "memory_floor" in failed.details["remedy"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    cli.print_failures(console, run.events)
+    assert "what to do: state a lower memory_floor" in console.export_text()
+    assert cli.costs_document(run, [])["failures"][0]["message"] == failed.message
 
 
 def test_slow_starts_in_a_row_end_the_ramp(tmp_path, monkeypatch):
