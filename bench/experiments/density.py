@@ -122,8 +122,8 @@ class _Ramp:
         takes = f"an instance takes {format_size(each)}, " if started else ""
         return Stop(
             StopReason.MEMORY_FLOOR,
-            f"{format_size(memory.available)} of memory are available, {takes}and {format_size(self._floor)} are to stay "
-            "free",
+            f"{format_size(memory.available)} of memory are available, {takes}and "
+            f"{format_size(self._floor)} are to stay free",
             resource="memory",
             remedy="state a lower memory_floor, or add memory to the host",
         )
