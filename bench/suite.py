@@ -291,6 +291,8 @@ def _check_counts(path: Path, key: str, sampling: Sampling) -> None:
     for name in ("blocks", "instances", "iterations"):
         if getattr(sampling, name) < 1:
             raise SuiteError(f"{path}: {key}.{name}", f"must be at least 1, not {getattr(sampling, name)}")
+    if sampling.seed < 0:
+        raise SuiteError(f"{path}: {key}.seed", f"must be at least 0, not {sampling.seed}")
     if sampling.warmup < 0:
         raise SuiteError(f"{path}: {key}.warmup", f"must be at least 0, not {sampling.warmup}")
     _check_precision(path, key, sampling)

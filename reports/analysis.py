@@ -1,6 +1,7 @@
 """From a run to an ``Analysis``: every ratio, interval, verdict, A/A comparison and precision, once for all reports."""
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -159,7 +160,9 @@ def _noise_floor(
     if base is None:
         return None
     twin = blocks.get(_twin(manifest) or "")
-    return noise_floor(base, twin, direction=metric.direction, margin=margin, seed=manifest.seed)
+    # A split of its own for each metric, as metrics that rise and fall together would all be false alarms at once.
+    seed = abs(manifest.seed) ^ zlib.crc32(metric.name.encode())
+    return noise_floor(base, twin, direction=metric.direction, margin=margin, seed=seed)
 
 
 def _twin(manifest: Manifest) -> str | None:
@@ -181,10 +184,11 @@ def _run_noise(subjects: Sequence[Subject]) -> RunNoise | None:
     ]
     worst = max(leading, default=None, key=lambda entry: entry[0])
     tested = [(title, row, floor) for title, row, floor in floors if floor.comparison.low is not None]
+    adjusted = control_false_discoveries([floor.comparison for *_, floor in tested])
     alarms = [
         (title, row.metric.name)
-        for title, row, floor in tested
-        if floor.comparison.verdict in (Verdict.FASTER, Verdict.SLOWER)
+        for (title, row, _), found in zip(tested, adjusted, strict=True)
+        if found.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER)
     ]
     return RunNoise(
         source=floors[0][2].source,

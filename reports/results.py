@@ -88,8 +88,9 @@ class Subject(msgspec.Struct, frozen=True):
 class RunNoise(msgspec.Struct, frozen=True):
     """What the A/A comparisons of a run say together.
 
-    ``tested`` of all metrics, each once, ``false_alarms`` are those that came out as different from themselves, as
-    (subject, metric). The detectable ratios are over the leading metrics: the median, the largest, and where that is.
+    ``tested`` metrics have an interval; ``false_alarms`` are those that came out as different from themselves, as
+    (subject, metric), with false discoveries controlled as over the run's comparisons. The detectable ratios are over the
+    leading metrics: the median, the largest, and where that is.
     """
 
     source: NoiseSource

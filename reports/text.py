@@ -97,7 +97,7 @@ def _opening(analysis: "Analysis") -> list[RenderableType]:
 
 def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
     """A table a subject, all with the same columns, so that the eye can go down them."""
-    baseline = analysis.baseline
+    baseline = analysis.baseline if analysis.comparisons else None
     make = _values if baseline is None else _compared
     subjects = [(subject, [line for row in subject.rows for line in make(row)]) for subject in analysis.subjects]
     names = (
@@ -106,7 +106,7 @@ def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
         else ("", one_line(baseline.label, 24), "backend", "value", "ratio", "95 % interval", "verdict")
     )
     widths = [
-        max(len(name), *(cell_len(line[place].plain) for _, lines in subjects for line in lines if place < len(line)))
+        max([len(name), *(cell_len(line[place].plain) for _, lines in subjects for line in lines if place < len(line))])
         for place, name in enumerate(names)
     ]
     for subject, lines in subjects:

@@ -114,6 +114,7 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (('memory = "64MiB"', "io_write_ops_per_s = -5"), "envelope.io_write_ops_per_s", "at least 1"),
         (("blocks = 2", "blocks = 0"), "sampling.blocks", "at least 1"),
         (("blocks = 2", 'blocks = "two"'), "sampling.blocks", "int"),
+        (("blocks = 2", "seed = -1"), "sampling.seed", "at least 0"),
         (('type = "fake"\n[[', 'type = "docker"\n[['), "backend[0].type", "there are: broken, fake"),
         (('name = "faster"', ""), "backend[1].name", "twice"),
         (("speed = 2", "sped = 2"), "backend[1].options", "sped"),

@@ -1,0 +1,23 @@
+"""A run of the baseline alone has values with intervals, and its own noise floor, in every form that is read."""
+
+import json
+from dataclasses import replace
+
+from reports.summary_json import JsonReporter
+from reports.text import TextReporter
+from tests.synthetic import QUICK, write_run
+
+
+def test_the_baseline_alone_is_reported_with_its_values(tmp_path):
+    run = write_run(tmp_path / "run", replace(QUICK, backends=("bare-metal",), blocks=8))
+    TextReporter().write(run, tmp_path / "report.txt")
+    text = (tmp_path / "report.txt").read_text("utf-8")
+    line = next(line for line in text.splitlines() if "read.iops" in line and "bare-metal" in line)
+    assert "–" in line  # its interval
+    assert "smallest difference" in text
+    JsonReporter().write(run, tmp_path / "report.json")
+    results = json.loads((tmp_path / "report.json").read_text("utf-8"))["results"]
+    (found,) = [one for one in results if one["metric"] == "read.iops"]
+    assert found["value_low"] < found["value"] < found["value_high"]
+    assert found["comparison"] is None
+    assert found["noise_floor"]["detectable"] > 1
