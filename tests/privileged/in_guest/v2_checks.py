@@ -1,6 +1,7 @@
 """What only a host whose cgroups are all v2 can show. Runs in a guest, as ``test_on_v2.py``."""
 
 import os
+import traceback
 from pathlib import Path
 
 import msgspec
@@ -9,7 +10,9 @@ import pytest
 from backends.cgroups.interface import write_text
 from backends.cgroups.layout import Version, find_layout
 from backends.cgroups.v2 import V2Cgroup
+from backends.native.backend import Native
 from bench.errors import WorkloadError
+from bench.interfaces import BackendContext
 from bench.ledger import Ledger
 from bench.limits_met import raise_if_failed
 from bench.model import SCRATCH, Command
@@ -20,6 +23,7 @@ ENVELOPE = msgspec.structs.replace(host_kernel.ENVELOPE, memory_bytes=96 * 2**20
 """Small, because filling it is slow in an emulated guest."""
 CONTROLLERS = {"cpu", "cpuset", "io", "memory", "pids"}
 TOP = Path("/sys/fs/cgroup")
+USER = 54321
 
 
 LEAF = find_layout().unified
@@ -163,3 +167,51 @@ def test_time_swap_and_io_are_limited(backend, image, request):
         assert 1 <= usage.cpu_throttled_periods <= usage.cpu_periods
         assert usage.cpu_throttled_s > 0
         assert usage.cpu_pressure_s > 0
+
+
+def as_user(group, folder, image):
+    """In a process of its own: an ordinary user in a leaf of a delegated group starts a container. What came of it."""
+    write_text(group / "tare/cgroup.procs", "0")
+    os.setgroups([])
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)
+    with Ledger(folder / "ledger") as ledger:
+        backend = Native(BackendContext(ledger, folder / "work", folder / "cache", Native.Options(), ()))
+        try:
+            codes = {confound.code for confound in backend.prepare(image, ENVELOPE).confounds}
+            with backend.start(spec("delegated", image, ENVELOPE)) as limited:
+                done = python(limited, f"b'x' * {ENVELOPE.memory_bytes * 2}", timeout_s=120)
+                return codes, limited.cgroup.folders[0].parent, done.oom_kills, limited.usage().missing
+        finally:
+            backend.close()
+
+
+def test_an_ordinary_user_in_a_delegated_group(image, tmp_path):
+    group = TOP / "delegated"
+    (group / "tare").mkdir(parents=True)
+    for folder in (group, group / "tare"):
+        for path in (folder, folder / "cgroup.procs", folder / "cgroup.subtree_control"):
+            os.chown(path, USER, USER)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, USER, USER)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            told = repr(as_user(group, home, image))
+        except BaseException:  # noqa: BLE001 - what failed in there is told here
+            told = traceback.format_exc()
+        os.write(writer, told.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        told = pipe.read()
+    os.waitpid(pid, 0)
+    for folder in (group / "tare", group):
+        folder.rmdir()
+    assert f"PosixPath('{group}'), 1, {{}})" in told, "its parent, one OOM kill, all of usage"
+    assert "'unprivileged'" in told
+    assert "'no-" not in told
