@@ -149,10 +149,10 @@ def summarise(times: dict[str, list[float]]) -> Result:
 def start_folder(folder: Path) -> Iterator[None]:
     """A folder that is removed with all it holds."""
     folder.mkdir()
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name) as trash:
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=folder.name) as trash:
             folder.rename(Path(trash) / "folder")
 
 

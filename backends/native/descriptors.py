@@ -53,4 +53,4 @@ def require_descriptors() -> None:
     raise BackendError(
         f"the limit of {limit} open files (RLIMIT_NOFILE, hard limit {hard}) leaves none for another instance",
         remedy="raise it: `ulimit -n 65536` before tare, or LimitNOFILE= in its systemd unit",
-    )
+    ) from OSError(errno.EMFILE, os.strerror(errno.EMFILE))
