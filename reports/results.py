@@ -89,8 +89,8 @@ class RunNoise(msgspec.Struct, frozen=True):
     """What the A/A comparisons of a run say together.
 
     ``tested`` metrics have an interval; ``false_alarms`` are those that came out as different from themselves, as
-    (subject, metric), with false discoveries controlled as over the run's comparisons. The detectable ratios are over the
-    leading metrics: the median, the largest, and where that is.
+    (subject, metric), with false discoveries controlled as over the run's comparisons. The detectable ratios are over
+    the leading metrics: the median, the largest, and where that is.
     """
 
     source: NoiseSource
