@@ -74,6 +74,7 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "virtualization": findings.host_virtualization(analysis),
         "sections": sections,
         "subjects_present": bool(sections),
+        "compared": bool(analysis.comparisons),
         "leading_rows": [row for section in sections for _, row in section.leading],
         "noise": noise_sentence(analysis),
         "own_margins": any(one.margin != analysis.margin for *_, one in analysis.comparisons),

@@ -189,7 +189,7 @@ class _Maker:
         if what is not None and growing:
             sentence = growth_sentence(row, what, sentence if compared else "")
         return RowView(
-            identifier=self._identifier(owner, row.metric.name),
+            identifier=self._identifier(owner.removeprefix("s-"), row.metric.name),
             name=row.metric.name,
             subject=_full_name(subject, row),
             description=describe(row.metric),

@@ -148,13 +148,13 @@ def noise_sentence(analysis: Analysis) -> str:
     if noise is None or analysis.baseline is None:
         return ""
     how = "a second set of instances" if noise.source is NoiseSource.TWIN else "its own blocks, split at random"
-    opening = f"{analysis.baseline.label} against {how}"
+    opening = f"This run compared {analysis.baseline.label} with {how}"
     if noise.detectable is None:
         return f"{opening}: too few blocks to say how small a difference this run could have shown."
-    sentence = f"{opening}: this run could have shown a difference of {_excess(noise.detectable)} in a typical metric"
+    sentence = f"{opening}: the smallest difference it could show is {_excess(noise.detectable)} in a typical metric"
     if noise.worst is not None and noise.detectable_worst is not None:
         where = " ".join(part for part in noise.worst if part)
-        sentence += f", of {_excess(noise.detectable_worst)} in the noisiest ({one_line(where, 80)})"
+        sentence += f", {_excess(noise.detectable_worst)} in the noisiest ({one_line(where, 80)})"
     alarms = len(noise.false_alarms)
     said = "none of" if alarms == 0 else f"{alarms} of"
     return f"{sentence}; {said} {plural(noise.tested, 'metric')} came out as different from itself."

@@ -168,6 +168,13 @@
     table.parentElement.after(box);
   });
 
+  // On a small screen these tables are stacked; a screen reader shall still know them as tables.
+  const roles = { TABLE: "table", THEAD: "rowgroup", TBODY: "rowgroup", TR: "row", TD: "cell" };
+  all(".ratios").forEach((table) => [table, ...all("*", table)].forEach((part) => {
+    const role = part.tagName === "TH" ? (part.scope === "col" ? "columnheader" : "rowheader") : roles[part.tagName];
+    if (role) part.setAttribute("role", role);
+  }));
+
   const here = document.getElementById("samples-here");
   if (here && canDraw) {
     here.append(" ", button("Save them", "Save all samples as CSV", async () => {

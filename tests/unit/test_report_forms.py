@@ -113,7 +113,10 @@ def test_page_is_accessible_in_its_structure(pages, name):
     for attributes in page.all("a"):
         assert attributes["href"].removeprefix("#") in identifiers
     assert all(attributes.get("scope") in ("col", "row", "rowgroup") for attributes in page.all("th"))
-    assert len(page.all("h1")) == 1
+    levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4", "h5", "h6")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     for _, attributes in page.elements:
         if attributes.get("role") == "img":
             assert attributes["aria-label"].strip()
@@ -125,7 +128,7 @@ def test_page_says_what_matters_first(pages):
     page = Page(pages["normal"])
     text = " ".join(" ".join(page.text).split())
     order = [
-        "What does isolation cost on this host?", "itself a virtual machine (firecracker)", "against its own blocks",
+        "What does isolation cost on this host?", "itself a virtual machine (firecracker)", "with its own blocks",
         "Findings", "To keep in mind", "At a glance", "Start and stop", "Phases of a start", "CPU", "sysbench-cpu",
         "Harness detail", "Claims", "Method", "Environment", "Confounds", "Flags", "Failures", "Commands", "Raw data",
     ]  # fmt: skip

@@ -1,0 +1,132 @@
+"""What stands where in a report, what is compared there, and what is said beside it."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from bench.experiments import density_metrics
+from bench.model import Category, Sample, WorkloadTraits
+from bench.store import load_run
+from bench.units import Unit
+from reports import sections
+from reports.analysis import analyse
+from reports.cell_views import operations_beyond
+from reports.charts import Chart
+from reports.sections import section_of, section_views
+from reports.wording import format_estimate
+from tests.synthetic import QUICK, SUBJECTS, write_run
+
+SMALL = replace(QUICK, subjects=SUBJECTS[:2], iterations=3, blocks=3)
+
+
+@pytest.fixture(autouse=True)
+def _pictures_are_not_drawn(monkeypatch):
+    """What is asked here is in words; drawing takes most of the time."""
+    drawn = Chart({}, "<svg/>")
+    monkeypatch.setattr(sections, "distribution_charts", lambda _row, new_name: [("", new_name(), drawn)])
+    monkeypatch.setattr(sections, "block_chart", lambda *_: ("each block", drawn))
+    monkeypatch.setattr(sections, "growth_chart", lambda *_: drawn)
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory):
+    return analyse(load_run(write_run(tmp_path_factory.mktemp("runs") / "run", SMALL)))
+
+
+def with_traits(analysis, **traits):
+    manifest = msgspec.structs.replace(analysis.manifest, workloads=traits)
+    return msgspec.structs.replace(analysis, run=msgspec.structs.replace(analysis.run, manifest=manifest))
+
+
+def test_a_subject_stands_where_the_manifest_says_and_older_runs_where_the_built_ins_belong(analysis):
+    fio = next(subject for subject in analysis.subjects if subject.workload == "fio")
+    assert section_of(fio, analysis.manifest) == "storage"
+    told = with_traits(analysis, fio=WorkloadTraits(Category.NETWORK, fixed_time=False))
+    assert section_of(fio, told.manifest) == "network"
+    titles = [section.title for section in section_views(told)]
+    assert titles == ["Start and stop", "CPU", "Network"]
+
+
+@pytest.mark.parametrize("fixed_time", [True, False])
+def test_the_duration_of_a_command_is_a_result_only_if_nobody_set_it(analysis, fixed_time):
+    told = with_traits(analysis, fio=WorkloadTraits(Category.STORAGE, fixed_time=fixed_time))
+    storage = section_views(told)[-1].subjects[0]
+    details = [row.name for row in storage.details]
+    assert ("command.duration" in details) is fixed_time
+    assert "instance.start" in details
+    assert ("command.duration" in [row.name for row in storage.rows]) is not fixed_time
+    assert all(row.panels == [] for row in storage.details)
+
+
+def test_a_percentile_of_few_operations_is_marked(analysis):
+    fio = next(subject for subject in analysis.subjects if subject.workload == "fio")
+    row = next(row for row in fio.rows if row.metric.name == "read.latency.p99")
+    vm = next(cell.backend for cell in row.cells if cell.backend.name == "vm")
+    # 8,400 reads a second, 2.3 s an iteration, one in a hundred beyond.
+    assert operations_beyond(fio, row, vm) == pytest.approx(195, rel=0.1)
+    rows = [
+        msgspec.structs.replace(one, cells=[scaled(cell, 0.01) for cell in one.cells])
+        if one.metric.name == "read.iops"
+        else one
+        for one in fio.rows
+    ]
+    few = msgspec.structs.replace(analysis, subjects=[msgspec.structs.replace(fio, rows=rows)])
+    shown = {row.name: row for row in section_views(few)[0].subjects[0].rows}
+    assert "operations an iteration" in shown["read.latency.p99"].compared[-1].note
+    assert "an iteration" not in shown["read.latency.p50"].compared[-1].note
+
+
+def scaled(cell, factor):
+    estimate = msgspec.structs.replace(cell.estimate, centre=cell.estimate.centre * factor)
+    return msgspec.structs.replace(cell, estimate=estimate)
+
+
+def test_what_was_taken_at_other_sizes_is_drawn_and_not_compared(tmp_path):
+    run = write_run(tmp_path / "run", SMALL)
+    metric = density_metrics.PSS
+    with (run / "samples.jsonl").open("ab") as file:
+        for backend, sizes in (("bare-metal", (1, 2, 4, 8)), ("native", (1, 2, 4, 8)), ("vm", (1, 2, 3))):
+            for block in range(3):
+                for size in sizes:
+                    sample = Sample(
+                        f"d{block}-{backend}", block, "density", "", {}, backend, metric.name, metric.unit,
+                        1e6 * size * (200 if backend == "vm" else 1), size, warmup=False,
+                    )  # fmt: skip
+                    file.write(msgspec.json.encode(sample) + b"\n")
+    density = next(section for section in section_views(analyse(load_run(run))) if section.title == "Density")
+    row = density.subjects[0].rows[0]
+    assert not row.is_compared
+    assert density.leading == []
+    assert "With 2 instances alive (the most that all reached): bare-metal 1.91 MiB" in row.sentence
+    assert [size for size, _ in row.growth.lines] == [1, 2, 3, 4, 8]
+    assert [value for value, _ in row.growth.lines[-1][1]] == ["7.63 MiB", "7.63 MiB", "–"]
+
+
+def test_identifiers_are_unique_and_the_same_again(analysis):
+    def identifiers():
+        views = section_views(analysis)
+        subjects = [subject for section in views for subject in section.subjects]
+        rows = [row for subject in subjects for row in (*subject.rows, *subject.details)]
+        return [one.identifier for one in (*views, *subjects, *rows)]
+
+    found = identifiers()
+    assert found == identifiers()
+    assert len(set(found)) == len(found)
+    assert "s-steady-fio-block-size-4k-mode-randread-read-iops" in found
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "unit", "text"),
+    [
+        (0.012345, 0.0123, 0.0124, Unit.SECOND, "12.3 ms"),
+        (0.012345, 0.0110, 0.0140, Unit.SECOND, "12 ms"),
+        (1742.0, 1500.0, 2000.0, Unit.OPERATIONS_PER_SECOND, "1,700/s"),
+        (134217728.0, 1.0e8, 1.7e8, Unit.BYTE, "130 MiB"),
+        (250.0, 200.0, 300.0, Unit.SECOND, "4 min 10 s"),
+        (0.0, 0.0, 0.0, Unit.COUNT, "0"),
+        (5.0, None, None, Unit.COUNT, "5.00"),
+    ],
+)
+def test_digits_that_the_interval_does_not_support_are_not_shown(value, low, high, unit, text):
+    assert format_estimate(value, low, high, unit) == text
