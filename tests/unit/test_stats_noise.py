@@ -12,7 +12,7 @@ from scipy import stats as reference
 from bench.model import Direction
 from bench.stats import CellBlocks, NoiseSource, Standing, Verdict, compare, detectable_ratio, noise_floor, precision_of
 from bench.stats.noise import split_blocks
-from bench.stats.precision import FEWEST, blocks_needed
+from bench.stats.precision import ALLOWANCE, FEWEST, blocks_needed
 from bench.store import load_run
 from reports.analysis import analyse
 from tests.synthetic import QUICK, write_run
@@ -122,10 +122,11 @@ def test_precision_is_half_of_the_interval_and_needs_a_few_blocks():
     assert precision_of(zero, 10, 0.05).standing is Standing.CANNOT
 
 
-def test_the_blocks_needed_are_enough():
+def test_the_blocks_needed_are_enough_and_no_more():
+    def half(n: int, spread: float) -> float:
+        return reference.t.ppf(0.975, n - 1) * spread / math.sqrt(n) * math.sqrt(1 + ALLOWANCE / n)
+
     for spread, wanted in ((0.05, 0.02), (0.01, 0.02), (0.2, 0.05)):
-        half = float(reference.t.ppf(0.975, 9)) * spread / math.sqrt(10)
-        needed = blocks_needed(half, 10, wanted)
-        assert reference.t.ppf(0.975, needed - 1) * spread / math.sqrt(needed) <= math.log1p(wanted)
-        if needed > FEWEST:
-            assert reference.t.ppf(0.975, needed - 2) * spread / math.sqrt(needed - 1) > math.log1p(wanted)
+        needed = blocks_needed(float(reference.t.ppf(0.975, 9)) * spread / math.sqrt(10), 10, wanted)
+        assert half(needed, spread) <= math.log1p(wanted)
+        assert needed == FEWEST or half(needed - 1, spread) > math.log1p(wanted)
