@@ -1,7 +1,7 @@
 /* What the first process of an instance becomes once it has set the instance up: init.py executes this.
  *
  * It does what init.py does where no C compiler is at hand: it runs commands for the harness, one at a time, tells how
- * they ended, and reaps orphans. It is here for its size alone: of a process forked from the zygote's Python more than
+ * they ended, forwards signals to the one that runs, and reaps orphans. It is here for its size alone: of a process forked from the zygote's Python more than
  * a megabyte stays copied for as long as the instance lives, of this one less than a tenth of that.
  *
  * Usage: init CHANNEL, a connected stream socket. Messages are those of wire.py: a length, then fields with a length
@@ -51,12 +51,30 @@ struct outcome {
 } __attribute__((packed));
 
 static int channel;
+static volatile pid_t running; /* the command, leader of its own process group; 0 between commands */
+static const int forwarded[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGCONT };
 
 static int64_t now(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* What the first process is sent is meant for what runs under it. */
+static void forward(int number)
+{
+	int kept = errno;
+	if (running)
+		kill(-running, number);
+	errno = kept;
+}
+
+static void forward_signals(void)
+{
+	struct sigaction action = { .sa_handler = forward, .sa_flags = SA_RESTART };
+	for (size_t i = 0; i < sizeof forwarded / sizeof *forwarded; i++)
+		sigaction(forwarded[i], &action, NULL);
 }
 
 /* --- messages --- */
@@ -234,13 +252,14 @@ static const char *find(const char *name, char **env, char *found, size_t size)
 }
 
 /* In a child that shares this process's memory until it executes: returns only if that fails, with errno. */
-static void execute(const char *program, const struct request *r, const char *terminal)
+static void execute(const char *program, const struct request *r, const char *terminal, const sigset_t *mask)
 {
 	static const int ignored_by_python[] = { SIGPIPE, SIGXFSZ };
 	int streams[3] = { 0, 1, 2 };
 	for (size_t i = 0; i < sizeof ignored_by_python / sizeof *ignored_by_python; i++)
 		signal(ignored_by_python[i], SIG_DFL);
 	setsid();
+	sigprocmask(SIG_SETMASK, mask, NULL);
 	if (*terminal) {
 		/* It becomes the controlling terminal because the leader of a new session opens it. */
 		int opened = open(terminal, O_RDWR | O_CLOEXEC);
@@ -264,23 +283,31 @@ static struct outcome run(const struct request *r, const char *terminal, int err
 	const char *program = find(r->argv[0], r->env, found, sizeof found);
 	int status = 0;
 	pid_t pid = 0, ended;
+	sigset_t all, before;
 	failed = program ? 0 : ENOENT;
 	o.started = now();
 	if (program) {
+		/* Until the command has a group of its own, and this process knows it, signals wait. */
+		sigfillset(&all);
+		sigprocmask(SIG_BLOCK, &all, &before);
 		pid = vfork();
 		if (pid == 0) {
-			execute(program, r, terminal);
+			execute(program, r, terminal, &before);
 			failed = errno;
 			_exit(NOT_FOUND);
 		}
 		if (pid < 0)
 			failed = errno;
+		else
+			running = pid;
+		sigprocmask(SIG_SETMASK, &before, NULL);
 	}
 	if (pid > 0)
 		do
 			ended = waitpid(-1, &status, 0); /* orphans among them */
 		while (ended != pid && (ended > 0 || errno == EINTR));
 	o.ended = now();
+	running = 0;
 	if (failed) {
 		o.status = failed == ENOENT || failed == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE;
 		dprintf(errors, "tare: %s: %s\n", r->argv[0], strerror(failed));
@@ -357,6 +384,7 @@ int main(int argc, char **argv)
 	prctl(PR_SET_NAME, "tare-init");
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGCHLD, SIG_IGN);
+	forward_signals();
 	send_message(-1, 3, (struct field[]){ text("ready"), { (char *)&first_instruction, 8 }, text("c") });
 	while (1) {
 		struct request r;

@@ -1,4 +1,4 @@
-"""The first process of an instance: sets it up, runs commands for the harness, and reaps orphans.
+"""The first process of an instance: sets it up, runs commands for the harness, forwards signals, reaps orphans.
 
 Standard library only; forked from the zygote, never executed, so nothing may be imported here once the root
 has changed: it would come from the image.
@@ -15,6 +15,10 @@ from backends.native.operations import Operation
 from backends.native.terminal import give_terminal
 from backends.native.wire import Channel, split_list
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 READY = struct.Struct("=q")
 """First instruction, in nanoseconds of CLOCK_MONOTONIC."""
@@ -24,6 +28,11 @@ OOM_SCORE_ADJ = b"1000"
 """The highest there is; what an instance runs inherits it."""
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
+_FORWARDED = (
+    *(_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM),
+    *(_signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT),
+)
+"""What the first process is sent is meant for what runs under it: it goes to the command's process group."""
 _IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
 
 
@@ -86,6 +95,8 @@ def _tell(error: OSError, path: str) -> tuple[bytes, bytes, bytes]:
 
 def _serve(channel: Channel) -> None:
     _signal.signal(_signal.SIGCHLD, _reap)
+    for number in _FORWARDED:
+        _signal.signal(number, _signal.SIG_IGN)  # nothing runs yet
     while True:
         (cwd, argv, env, *size), descriptors = channel.receive()
         terminal = ""
@@ -140,23 +151,57 @@ def _spawn_and_wait(
         actions += [(os.POSIX_SPAWN_DUP2, 0, number) for number in (1, 2)]
     else:
         actions = [(os.POSIX_SPAWN_DUP2, given, number) for number, given in enumerate(descriptors)]
-    started = time.monotonic_ns()
-    try:
-        pid = os.posix_spawn(
-            program, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_IGNORED_BY_PYTHON
-        )
-    except OSError as error:
-        code = NOT_FOUND if error.errno in {errno.ENOENT, errno.ENOTDIR} else NOT_EXECUTABLE
-        os.write(descriptors[-1], f"tare: {argv[0]}: {error.strerror}\n".encode())
-        return code, 0, started, time.monotonic_ns()
-    while True:
-        ended_pid, status = os.waitpid(-1, 0)
-        if ended_pid == pid:
-            ended = time.monotonic_ns()
-            break
+    defaults = (*_IGNORED_BY_PYTHON, *_FORWARDED)
+    with _Forwarding() as forwarding:
+        started = time.monotonic_ns()
+        try:
+            pid = os.posix_spawn(
+                program, argv, env, file_actions=actions, setsid=True, setsigmask=(), setsigdef=defaults
+            )
+        except OSError as error:
+            code = NOT_FOUND if error.errno in {errno.ENOENT, errno.ENOTDIR} else NOT_EXECUTABLE
+            os.write(descriptors[-1], f"tare: {argv[0]}: {error.strerror}\n".encode())
+            return code, 0, started, time.monotonic_ns()
+        forwarding.to(pid)
+        ended_pid = 0
+        while ended_pid != pid:
+            ended_pid, status = os.waitpid(-1, 0)
+        ended = time.monotonic_ns()
     if os.WIFSIGNALED(status):
         return -1, os.WTERMSIG(status), started, ended
     return os.WEXITSTATUS(status), 0, started, ended
+
+
+class _Forwarding:
+    """Sends on, while a command runs, what this process is sent; what comes before the command is known waits."""
+
+    def __init__(self) -> None:
+        self._group = 0
+        self._early: list[int] = []
+
+    def __enter__(self) -> "Self":
+        for number in _FORWARDED:
+            _signal.signal(number, self._forward)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in _FORWARDED:
+            _signal.signal(number, _signal.SIG_IGN)
+
+    def to(self, group: int) -> None:
+        """The command's process group is known."""
+        self._group = group
+        for number in self._early:
+            self._forward(number, None)
+
+    def _forward(self, number: int, _frame: object) -> None:
+        if not self._group:
+            self._early.append(number)
+            return
+        try:
+            os.killpg(self._group, number)
+        except ProcessLookupError:
+            return
 
 
 def _find(name: str, path: str) -> str:

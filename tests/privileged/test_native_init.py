@@ -107,6 +107,15 @@ def test_signals_are_as_a_program_expects_them(instance):
     assert int(re.search(r"SigBlk:\s+(\w+)", status)[1], 16) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_to_init_reach_the_command_that_runs_and_nothing_afterwards(instance, number):
+    script = f"trap 'echo told; exit 3' {number.name[3:]}; kill -{number.name[3:]} 1; sleep 20 & wait"
+    done = run(instance, "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (3, b"told\n")
+    os.kill(instance.pid, number)
+    assert run(instance, "true").returncode == 0
+
+
 def test_the_program_of_init_cannot_be_changed_from_inside(instance):
     done = run(instance, "sh", "-c", "echo x > /proc/1/exe")
     assert done.returncode != 0
