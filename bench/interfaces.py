@@ -100,6 +100,13 @@ class Instance(ABC):
         For whoever stops many: all of them end at the same time. It is of no use from now on.
         """
 
+    def gone_descriptor(self) -> int | None:
+        """A descriptor that polls as readable once the instance has ended by itself; None if there is none.
+
+        Optional, for whoever keeps many: it stays the instance's, and says nothing while a command runs.
+        """
+        return None
+
     @abstractmethod
     def usage(self) -> Usage:
         """What this instance has cost the host since it started, everything included."""
@@ -122,6 +129,8 @@ class Backend(ABC):
     minimum_memory_bytes: ClassVar[int] = 16 * 2**20
     interactive: ClassVar[bool] = False
     """Whether its instances have ``interact``."""
+    concurrent_starts: ClassVar[int] = 1
+    """From how many threads at most ``start`` may be entered at the same time."""
 
     def __init__(self, context: BackendContext) -> None:
         self.context = context

@@ -1,6 +1,7 @@
 """Executes a plan: one fresh instance after another, everything kept, no failure in one cell stopping the rest."""
 
 import contextlib
+import itertools
 import math
 import time
 import traceback
@@ -176,13 +177,15 @@ class _LiveRun:
         self._experiment: type[Experiment] = subject.experiment
         self._warmup = subject.sampling.warmup
         self._commands = 0
-        self._starts = 0
+        self._starts = itertools.count(1)
         self.workload: Workload | None = subject.workload() if subject.workload else None
         self.params = subject.params
         self.options = subject.options
         self.envelope: Envelope = runner.suite.envelope
         self._given = self.envelope
         self.iterations = subject.sampling.warmup + subject.sampling.iterations
+        backend = runner.backends.get(planned.cell.backend)
+        self.concurrent_starts = 1 if backend is None else backend.concurrent_starts
 
     def is_warmup(self, iteration: int) -> bool:
         return self._experiment.needs_workload and iteration < self._warmup
@@ -190,8 +193,8 @@ class _LiveRun:
     @contextlib.contextmanager
     def start(self, envelope: Envelope | None = None) -> Iterator[Instance]:
         backend = self._runner.backends[self._planned.cell.backend]
-        self._starts += 1
-        number = "" if self._starts == 1 else f"-{self._starts}"
+        started = next(self._starts)
+        number = "" if started == 1 else f"-{started}"
         identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}{number}"
         spec = InstanceSpec(identifier, self._runner.image, self.envelope if envelope is None else envelope)
         self._given = spec.envelope

@@ -147,6 +147,10 @@ class ProcessInstance(Instance):
             rss_bytes=rss,
         )
 
+    def gone_descriptor(self) -> int | None:
+        """See ``Instance.gone_descriptor``: init's end of the channel closes with it."""
+        return self._channel.fileno()
+
     def end(self) -> None:
         """See ``Instance.end``."""
         self.cgroup.begin_kill()

@@ -69,6 +69,14 @@ class VmInstance(Instance):
             rss_bytes=rss,
         )
 
+    def gone_descriptor(self) -> int | None:
+        """See ``Instance.gone_descriptor``."""
+        return self._running.watch.failed
+
+    def end(self) -> None:
+        """See ``Instance.end``: QEMU is killed, and libvirt takes a second or two to notice."""
+        self._running.watch.begin_kill()
+
     def _refuse_failed(self) -> None:
         if self._running.watch.failure is not None:
             raise self._running.failure(f"the guest is gone: {self._running.watch.failure}")

@@ -78,14 +78,19 @@ class Watch:
 
     def kill(self, deadline_s: float) -> bool:
         """SIGKILL QEMU and wait until it is gone; whether it is. Nothing to do if it was never born."""
+        self.begin_kill()
+        with self._changed:
+            if self._pidfd is None and self.pid is None:
+                return True
+            self._changed.wait_for(lambda: self.gone, max(0.0, deadline_s - time.monotonic()))
+            return self.gone
+
+    def begin_kill(self) -> None:
+        """SIGKILL QEMU, if it was born, and return at once."""
         with self._changed:
             if self._pidfd is not None:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            elif self.pid is None:
-                return True
-            self._changed.wait_for(lambda: self.gone, max(0.0, deadline_s - time.monotonic()))
-            return self.gone
 
     def console_tail(self) -> str:
         """The last lines that the guest wrote to its console."""

@@ -16,7 +16,7 @@ class InstanceRun(Protocol):
     """One planned instance, as the runner offers it to an experiment.
 
     ``iterations`` counts the warm-ups too; ``is_warmup`` tells them apart. ``options`` is a value of the
-    experiment's ``Options``.
+    experiment's ``Options``. ``concurrent_starts`` is that of the cell's backend.
     """
 
     workload: Workload | None
@@ -24,6 +24,7 @@ class InstanceRun(Protocol):
     options: Any
     envelope: Envelope
     iterations: int
+    concurrent_starts: int
 
     def is_warmup(self, iteration: int) -> bool:
         """Whether this iteration is a warm-up: kept, flagged, left out of estimates."""
@@ -31,7 +32,8 @@ class InstanceRun(Protocol):
     def start(self, envelope: Envelope | None = None) -> AbstractContextManager[Instance]:
         """Start an instance, in ``envelope`` where it is not the suite's. Leaving the context stops it.
 
-        May be called again while earlier ones live, from one thread.
+        May be called again while earlier ones live, and entered from ``concurrent_starts`` threads at a time; all
+        that enter together have one envelope, and one thread leaves them.
         """
 
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:

@@ -12,6 +12,7 @@ import msgspec
 from bench.errors import BackendError, StoreError, TareError, WorkloadError
 from bench.experiments import density_metrics as metrics
 from bench.experiments.base import Experiment, InstanceRun, record_known
+from bench.experiments.density_alive import Alive
 from bench.experiments.density_load import Load
 from bench.experiments.density_meters import (
     HostMemory,
@@ -24,6 +25,7 @@ from bench.experiments.density_meters import (
     settle,
 )
 from bench.experiments.density_options import DensityOptions
+from bench.experiments.density_starts import Starts
 from bench.experiments.density_stop import Stop, StopReason, failed
 from bench.interfaces import Instance
 from bench.model import Command, Phase
@@ -60,6 +62,7 @@ class _Ramp:
         self._load = None if run.workload is None else Load(run, run.workload, self._options)
         self._instances: list[Instance] = []
         self._watched = Watched()
+        self._alive = Alive()
         self._stalls = Stalls()
         self._loaded_s = 0.0
         self._slow = 0
@@ -76,7 +79,7 @@ class _Ramp:
         self._began_s = before.readings[0].at_s
         self._floor = self._options.floor_bytes or default_floor(self._baseline.total)
         self._keep(before)
-        with self._stack:
+        with self._stack, contextlib.closing(self._alive):
             stop = self._climb()
             if not self._instances:
                 raise BackendError(
@@ -94,18 +97,21 @@ class _Ramp:
 
     def _climb(self) -> Stop:
         """Start instances until something says stop."""
+        starts = Starts(self._run, self._options.rate, self._alive, self._stack)
         self._first_s = time.monotonic()
         memory = self._baseline
         while self._population < self._options.count:
-            if stop := self._below_floor(memory):
-                return stop
-            self._pace()
+            before = self._population
+            fitting = self._count_fitting(memory)
+            if not fitting:
+                return self._below_floor(memory)
             try:
-                if stop := self._start_one():
+                if stop := self._start_some(starts, min(self._options.batch, self._options.count - before, fitting)):
                     return stop
-                if self._population % self._options.batch == 0 or self._population == self._options.count:
-                    memory = self._read_host()
-                if self._is_due() and (stop := self._measure()):
+                memory = self._read_host()
+                if self._is_due(before) and (stop := self._measure()):
+                    return stop
+                if stop := self._find_dead():
                     return stop
             except StoreError:
                 raise
@@ -113,13 +119,20 @@ class _Ramp:
                 return failed(error, self._population)
         return Stop(StopReason.COUNT, f"all {self._options.count} instances were started")
 
-    def _below_floor(self, memory: HostMemory) -> Stop | None:
-        """Whether one more instance, as dear as those before it, would leave too little."""
-        started = self._population
-        each = max(0.0, (self._baseline.available - memory.available) / started) if started else 0.0
-        if memory.available - each >= self._floor:
-            return None
-        takes = f"an instance takes {format_size(each)}, " if started else ""
+    def _each(self, memory: HostMemory) -> float:
+        """What an instance takes: as much as those before it, or all that it may while there are none."""
+        if not self._population:
+            return float(self._run.envelope.memory_bytes)
+        return max(1.0, (self._baseline.available - memory.available) / self._population)
+
+    def _count_fitting(self, memory: HostMemory) -> int:
+        """How many more leave as much memory as is to stay free. The first one is tried wherever that much is free."""
+        room = memory.available - self._floor
+        first = 1 if room >= 0 and not self._population else 0
+        return max(first, int(room / self._each(memory)))
+
+    def _below_floor(self, memory: HostMemory) -> Stop:
+        takes = f"an instance takes {format_size(self._each(memory))}, " if self._population else ""
         return Stop(
             StopReason.MEMORY_FLOOR,
             f"{format_size(memory.available)} of memory are available, {takes}and "
@@ -128,17 +141,19 @@ class _Ramp:
             remedy="state a lower memory_floor, or add memory to the host",
         )
 
-    def _pace(self) -> None:
-        """Wait for this instance's turn, where a rate is stated."""
-        if self._options.rate:
-            due = self._first_s + self._population / self._options.rate
-            time.sleep(max(0.0, due - time.monotonic()))
+    def _start_some(self, starts: Starts, number: int) -> Stop | None:
+        for group in starts.start(number):
+            stops = [self._take(instance) for instance in group]
+            if stop := next(filter(None, stops), None):
+                return stop
+        return None
 
-    def _start_one(self) -> Stop | None:
-        instance = self._stack.enter_context(self._run.start())
+    def _take(self, instance: Instance) -> Stop | None:
+        """Count a new instance in, and keep how its start went."""
         self._instances.append(instance)
         self._last_s = time.monotonic()
         timeline, number = instance.timeline, self._population
+        self._alive.add(instance, number)
         total = timeline.between(Phase.REQUESTED, Phase.READY)
         marks = (Phase.REQUESTED, Phase.CREATED, Phase.FIRST_INSTRUCTION, Phase.READY)
         for metric, first, second in zip(metrics.START_PHASES, marks, marks[1:], strict=False):
@@ -150,6 +165,18 @@ class _Ramp:
         if self._load is not None:
             self._load.begin(instance)
         return self._too_slow(total)
+
+    def _find_dead(self) -> Stop | None:
+        """Whether one has ended by itself, and why, as far as its backend knows."""
+        number = self._alive.find_gone()
+        if number is None:
+            return None
+        what = f"instance {number} of {self._population} died"
+        try:
+            self._instances[number - 1].execute(_CHECK)
+        except (BackendError, WorkloadError) as error:
+            return Stop(StopReason.DIED, f"{what}: {error.message}", remedy=error.remedy or "", evidence=error.evidence)
+        return Stop(StopReason.DIED, what)
 
     def _too_slow(self, start_s: float | None) -> Stop | None:
         limit = self._options.start_limit_s
@@ -165,8 +192,8 @@ class _Ramp:
             resource="start latency",
         )
 
-    def _is_due(self) -> bool:
-        return self._population == 1 or self._population % self._options.every == 0
+    def _is_due(self, before: int) -> bool:
+        return not before or before // self._options.every < self._population // self._options.every
 
     def _measure(self) -> Stop | None:
         """The meters of the instances themselves, and the workload in all of them."""

@@ -150,17 +150,14 @@ class Watched:
 
     def idle_cpus(self, instances: Sequence[Instance], least_s: float) -> float | None:
         """CPUs that an instance kept busy since it was last read, on average; None if none was read ``least_s`` ago."""
+        if self._cpu and time.monotonic() - max(at_s for _, at_s in self._cpu.values()) < least_s:
+            return None
         rates = []
-        for place in sorted({*self._cpu, *self.choose(len(instances))}):
+        for place, (used_before, before_s) in self._cpu.items():
             now = self._read(instances[place])
-            before = self._cpu.get(place)
-            if now is None:
-                continue
-            if before is not None and now[1] - before[1] >= least_s:
-                rates.append((now[0] - before[0]) / (now[1] - before[1]))
-            elif before is not None:
-                continue
-            self._cpu[place] = now
+            if now is not None:
+                rates.append((now[0] - used_before) / (now[1] - before_s))
+        self.begin_idle(instances)
         return sum(rates) / len(rates) if rates else None
 
     def begin_idle(self, instances: Sequence[Instance]) -> None:

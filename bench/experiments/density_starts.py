@@ -1,0 +1,60 @@
+"""The starts of a ramp: one after another, at a rate, or several at the same time where the backend can."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+
+from bench.experiments.base import InstanceRun
+from bench.experiments.density_alive import Alive
+from bench.interfaces import Instance
+from bench.model import Phase
+
+
+class Starts:
+    """Starts instances, each of which is stopped when ``stack`` is left. ``rate`` is in starts a second, 0 for none."""
+
+    def __init__(self, run: InstanceRun, rate: float, alive: Alive, stack: ExitStack) -> None:
+        self._run = run
+        self._rate = rate
+        self._alive = alive
+        self._stack = stack
+        self._asked = 0
+        self._first_s = time.monotonic()
+
+    def start(self, number: int) -> Iterator[list[Instance]]:
+        """So many, in the groups in which they were started: all, or singles where the backend starts one at a time.
+
+        If a start fails, those of its group that are ready come first. Raises what the start raised.
+        """
+        at_once = min(number, self._run.concurrent_starts)
+        if at_once > 1:
+            yield from self._start_group(number, at_once)
+            return
+        for _ in range(number):
+            self._pace(1)
+            yield [self._start()]
+
+    def _start_group(self, number: int, at_once: int) -> Iterator[list[Instance]]:
+        """In a thread each. All that began are waited for, whatever happens: what starts has to be stopped."""
+        self._pace(number)
+        threads = ThreadPoolExecutor(at_once, thread_name_prefix="start")
+        starts = [threads.submit(self._start) for _ in range(number)]
+        try:
+            wait(starts)
+        finally:
+            threads.shutdown(cancel_futures=True)
+        ready = [start.result() for start in starts if start.exception() is None]
+        yield sorted(ready, key=lambda instance: instance.timeline.marks[Phase.READY])
+        for start in starts:
+            start.result()
+
+    def _start(self) -> Instance:
+        return self._stack.enter_context(self._run.start())
+
+    def _pace(self, number: int) -> None:
+        """Wait for the turn of the next ``number``, where a rate is stated; not if an instance dies meanwhile."""
+        if self._rate:
+            due = self._first_s + self._asked / self._rate
+            self._alive.find_gone(max(0.0, due - time.monotonic()))
+        self._asked += number
