@@ -179,6 +179,63 @@ def density(
         raise typer.Exit(density_command(request, as_json=as_json, report=report))
 
 
+@app.command()
+def plan(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of density runs.", show_default=False)
+    ] = None,
+    *,
+    cpus: Annotated[float | None, typer.Option(help="CPUs of a host (the measured host's).")] = None,
+    memory: Annotated[str, typer.Option(help="Memory of a host (the measured host's).")] = "",
+    disk: Annotated[str, typer.Option(help="Disk of a host; without it, disk bounds nothing.")] = "",
+    overcommit: Annotated[
+        list[str] | None, typer.Option(help="How often it may be promised: cpu=4, memory=1.5, disk=2. Repeatable.")
+    ] = None,
+    reserve: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Kept for the host: memory=2GiB (a tenth, at least 1GiB), cpu=2 (a twentieth, at least 0.5), "
+            "disk=50GiB (a tenth). Repeatable."
+        ),
+    ] = None,
+    instances: Annotated[int | None, typer.Option(help="How many are wanted: say how many hosts they need.")] = None,
+    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend; repeatable.")] = None,
+    bound: Annotated[
+        str, typer.Option(help="What fills a host: measured, promised, or auto (promised for guests).")
+    ] = "auto",
+    raised: Annotated[
+        list[str] | None, typer.Option(help="A limit that ended a ramp and will not be there. Repeatable.")
+    ] = None,
+    fleet: Annotated[Path | None, typer.Option(help="A TOML file of several host types and a mix of demands.")] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json or markdown.")] = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; - for stdout.")] = None,
+) -> None:
+    """How many instances a host holds by what density runs measured, what runs out first, how many hosts are needed.
+
+    Examples: tare plan runs/density --cpus 64 --memory 512GiB --disk 4TiB --overcommit cpu=4 --instances 5000;
+    tare plan --fleet fleet.toml.
+    """
+    with guard():
+        from bench.cli.plan import PlanRequest, plan_command
+
+        request = PlanRequest(
+            runs=tuple(runs or ()),
+            fleet=fleet,
+            cpus=cpus,
+            memory=memory,
+            disk=disk,
+            overcommit=tuple(overcommit or ()),
+            reserve=tuple(reserve or ()),
+            instances=instances,
+            backends=tuple(backend or ()),
+            bound=bound,
+            raised=tuple(raised or ()),
+            form=form,
+            output=output,
+        )
+        raise typer.Exit(plan_command(request))
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="backends, workloads, experiments, reporters or all.")] = "all",

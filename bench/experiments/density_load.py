@@ -70,8 +70,16 @@ class Load:
             together.wait()
             return instance.execute(self._commands.measured)
 
+        before = [_cpu_s(instance) for instance in instances]
         with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
             finished = list(threads.map(execute, instances))
+        busy = [
+            (after - first) / completed.duration_s
+            for first, completed, instance in zip(before, finished, instances, strict=True)
+            if first is not None and (after := _cpu_s(instance)) is not None and completed.duration_s > 0
+        ]
+        if len(busy) == population:
+            self._run.record(metrics.LOADED_CPU, sum(busy), iteration=population)
         values: dict[str, list[float]] = {}
         for completed in finished:
             self._run.keep(self._commands.measured, completed, f"loaded-{population}")
@@ -88,6 +96,13 @@ class Load:
         self._run.record(metrics.LATENCY, statistics.median(latencies), iteration=population)
         self._run.record(metrics.LATENCY_WORST, max(latencies), iteration=population)
         return max(latencies)
+
+
+def _cpu_s(instance: Instance) -> float | None:
+    usage = instance.usage()
+    if usage.cpu_user_s is None or usage.cpu_system_s is None:
+        return None
+    return usage.cpu_user_s + usage.cpu_system_s
 
 
 def _choose(workload: Workload, name: str, option: str, kind: _Kind) -> Metric | None:

@@ -66,6 +66,11 @@ LATENCY = lower(
     "density.latency_p99", Unit.SECOND, "The workload's p99 latency, median over the instances, all loaded."
 )
 LATENCY_WORST = lower("density.latency_p99_worst", Unit.SECOND, "The same of the instance that had the worst.")
+LOADED_CPU = lower(
+    "density.loaded_cpu",
+    Unit.RATIO,
+    "CPUs that all instances together kept busy while each ran the workload's command.",
+)
 DURATION = lower("density.duration", Unit.SECOND, "The workload's command, median over the instances, all loaded.")
 
 POPULATION = Metric("density.population", Unit.COUNT, Direction.HIGHER, "Instances alive at once when the ramp ended.")
@@ -82,6 +87,6 @@ TOTALS = (PSS, RSS, PRIVATE, CHARGE, DISK_OWNED)
 ALL = (
     *(START, *START_PHASES, AT, MEMORY_AVAILABLE, SLAB, KERNEL_OTHER, CPU_STALL, MEMORY_STALL, IO_STALL, SETTLE),
     *(SAMPLED, *TOTALS, DISK_SHARED, IDLE_CPU, KSM),
-    *(THROUGHPUT, BYTE_THROUGHPUT, LATENCY, LATENCY_WORST, DURATION),
+    *(THROUGHPUT, BYTE_THROUGHPUT, LATENCY, LATENCY_WORST, LOADED_CPU, DURATION),
     *(POPULATION, DEAD, RAMP, STOP_ALL, MEMORY_KEPT, MEMORY_RETURN),
 )
