@@ -25,19 +25,22 @@ class Starts:
     def start(self, number: int) -> Iterator[list[Instance]]:
         """So many, in the groups in which they were started: all, or singles where the backend starts one at a time.
 
-        If a start fails, those of its group that are ready come first. Raises what the start raised.
+        None from when one is found to have died. If a start fails, those of its group that are ready come first.
+        Raises what the start raised.
         """
         at_once = min(number, self._run.concurrent_starts)
         if at_once > 1:
             yield from self._start_group(number, at_once)
             return
         for _ in range(number):
-            self._pace(1)
+            if not self._may_start(1):
+                return
             yield [self._start()]
 
     def _start_group(self, number: int, at_once: int) -> Iterator[list[Instance]]:
         """In a thread each. All that began are waited for, whatever happens: what starts has to be stopped."""
-        self._pace(number)
+        if not self._may_start(number):
+            return
         threads = ThreadPoolExecutor(at_once, thread_name_prefix="start")
         starts = [threads.submit(self._start) for _ in range(number)]
         try:
@@ -52,9 +55,8 @@ class Starts:
     def _start(self) -> Instance:
         return self._stack.enter_context(self._run.start())
 
-    def _pace(self, number: int) -> None:
-        """Wait for the turn of the next ``number``, where a rate is stated; not if an instance dies meanwhile."""
-        if self._rate:
-            due = self._first_s + self._asked / self._rate
-            self._alive.find_gone(max(0.0, due - time.monotonic()))
+    def _may_start(self, number: int) -> bool:
+        """Wait for the turn of the next ``number``, where a rate is stated; False once an instance has died."""
+        due = self._first_s + self._asked / self._rate if self._rate else 0.0
         self._asked += number
+        return self._alive.find_gone(max(0.0, due - time.monotonic())) is None
