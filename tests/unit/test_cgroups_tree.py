@@ -1,7 +1,9 @@
 """Where an ordinary user may make no cgroup: a tree of real processes, counted, accounted for and killed."""
 
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -72,8 +74,17 @@ def test_root_without_any_hierarchy_has_something_to_mend(tmp_path):
         pass
 
 
+@pytest.fixture
+def open_folder():
+    """A folder that an ordinary user can read; pytest's own lie in one that only root can."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become an ordinary user")
-def test_groups_that_are_not_ours_do_not_count(tmp_path):
+def test_groups_that_are_not_ours_do_not_count(open_folder):
+    tmp_path = open_folder
     (tmp_path / "proc/self").mkdir(parents=True)
     mounts = "35 24 0:30 / /cg/pids rw - cgroup cgroup rw,pids\n36 24 0:31 / /cg/cpu rw - cgroup cgroup rw,cpu\n"
     (tmp_path / "proc/self/mountinfo").write_text(mounts)
@@ -82,8 +93,6 @@ def test_groups_that_are_not_ours_do_not_count(tmp_path):
     (tmp_path / "cg/cpu/mine").mkdir(parents=True)
     os.chown(tmp_path / "cg/cpu/mine", 54321, -1)
     assert set(find_layout(tmp_path).controllers) == {"pids", "cpu"}
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
     pid = os.fork()
     if pid == 0:
         os.setresuid(54321, 54321, 54321)
