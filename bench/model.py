@@ -233,7 +233,8 @@ class Footprint(Struct, frozen=True):
     ``pss_bytes`` and ``private_bytes`` are sums over its processes on the host (``smaps_rollup``);
     ``cgroup_bytes`` is its cgroup's charge; ``disk_owned_bytes`` are blocks only it has,
     ``disk_shared_bytes`` those it shares with others of the same image. ``rss_bytes`` counts a page that several
-    processes share once for each.
+    processes share once for each. ``guest_ram_bytes`` is the part of ``pss_bytes`` that a guest has as its RAM; None
+    where there is no guest, or nobody can tell.
     """
 
     pss_bytes: int | None
@@ -243,6 +244,7 @@ class Footprint(Struct, frozen=True):
     disk_shared_bytes: int
     processes: int
     rss_bytes: int | None = None
+    guest_ram_bytes: int | None = None
 
 
 class Confound(Struct, frozen=True):

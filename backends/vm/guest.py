@@ -62,6 +62,7 @@ class Running(msgspec.Struct, frozen=True):
     domain: Domain
     watch: Watch
     scratch: Path
+    memory_bytes: int
     failure: Callable[[str], BackendError]
 
 
@@ -88,7 +89,7 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
             try:
                 domain = stack.enter_context(_start_domain(ground, guest, watch, failure))
                 _await_ready(domain, watch, timeline, failure)
-                yield Running(cgroup, domain, watch, scratch, failure)
+                yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure)
             finally:
                 timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
                 if not watch.kill(time.monotonic() + KILL_DEADLINE_S):

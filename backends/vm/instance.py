@@ -6,6 +6,7 @@ from backends.cgroups.footprint import process_footprint
 from backends.vm.commands import CommandPort, GuestSilentError
 from backends.vm.disks import allocated_bytes
 from backends.vm.guest import AGENT_DEADLINE_S, Ground, Running
+from backends.vm.guest_ram import guest_ram_bytes
 from bench.errors import BackendError
 from bench.interfaces import Instance
 from bench.model import Command, Completed, Footprint, StartTimeline, Usage
@@ -67,6 +68,7 @@ class VmInstance(Instance):
             disk_shared_bytes=0 if disk is None else allocated_bytes(disk),
             processes=len(members),
             rss_bytes=rss,
+            guest_ram_bytes=guest_ram_bytes(self.pid, self._running.memory_bytes),
         )
 
     def gone_descriptor(self) -> int | None:

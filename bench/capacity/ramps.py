@@ -21,6 +21,7 @@ INSTANCE_METERS: Mapping[str, str] = {
     "pss": "density.pss",
     "rss": "density.rss",
     "private": "density.private",
+    "guest": "density.guest_ram",
     "charge": "density.charge",
     "disk": "density.disk_owned",
     "idle_cpu": "density.idle_cpu",
@@ -89,13 +90,15 @@ class InstanceCost(msgspec.Struct, frozen=True):
 
     ``memory`` is by MemAvailable, which sees all there is. What it sees beyond the processes' PSS is ``kernel``: the
     objects, stacks and page tables that the kernel keeps for an instance, of which ``slab`` and ``kernel_other`` are
-    counted by name. ``shared`` is the part of RSS that PSS divides among those that share it.
+    counted by name. ``guest`` is the part of PSS that is a guest's RAM. ``shared`` is the part of RSS that PSS divides
+    among those that share it.
     """
 
     memory: Cost | None
     pss: Cost | None
     rss: Cost | None
     private: Cost | None
+    guest: Cost | None
     charge: Cost | None
     slab: Cost | None
     kernel_other: Cost | None

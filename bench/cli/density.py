@@ -232,6 +232,7 @@ _ROWS: tuple[tuple[str, Callable[[DensityCell, InstanceCost], str]], ...] = (
     ("memory (MemAvailable)", lambda _, cost: _size(cost.memory)),
     ("  processes (PSS)", lambda _, cost: _size(cost.pss)),
     ("    private", lambda _, cost: _size(cost.private)),
+    ("    RAM of the guest", lambda _, cost: _size(cost.guest)),
     ("    only shared (RSS less PSS)", lambda _, cost: _difference(cost.shared)),
     ("  kernel (the rest)", lambda _, cost: _kernel(cost)),
     ("    slab", lambda _, cost: _size(cost.slab)),

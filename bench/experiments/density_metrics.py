@@ -42,6 +42,7 @@ PSS = lower("density.pss", Unit.BYTE, "Proportional set size of all instances' h
 RSS = lower("density.rss", Unit.BYTE, "Their resident size, pages that several share counted each time, likewise.")
 PRIVATE = lower("density.private", Unit.BYTE, "Their memory that nobody shares, likewise.")
 CHARGE = lower("density.charge", Unit.BYTE, "Memory that the instances' cgroups are charged with, likewise.")
+GUEST_RAM = lower("density.guest_ram", Unit.BYTE, "The part of density.pss that guests have as their RAM, likewise.")
 DISK_OWNED = lower("density.disk_owned", Unit.BYTE, "Disk blocks that single instances own, likewise.")
 DISK_SHARED = lower("density.disk_shared", Unit.BYTE, "Disk blocks of the image, which all instances share: once.")
 IDLE_CPU = lower(
@@ -83,7 +84,7 @@ MEMORY_KEPT = lower(
 MEMORY_RETURN = lower("density.memory_return", Unit.SECOND, "How long it took to settle after the last instance.")
 
 START_PHASES = (CREATE, INIT, READY)
-TOTALS = (PSS, RSS, PRIVATE, CHARGE, DISK_OWNED)
+TOTALS = (PSS, RSS, PRIVATE, GUEST_RAM, CHARGE, DISK_OWNED)
 ALL = (
     *(START, *START_PHASES, AT, MEMORY_AVAILABLE, SLAB, KERNEL_OTHER, CPU_STALL, MEMORY_STALL, IO_STALL, SETTLE),
     *(SAMPLED, *TOTALS, DISK_SHARED, IDLE_CPU, KSM),
