@@ -33,7 +33,7 @@ def growth_chart(row: Row, what: str, identifier: str) -> Chart:
     better = "lower" if row.metric.direction is Direction.LOWER else "higher"
     title = f"{scale.unit}{', log scale' if log else ''} ({better} is better)"
     y_scale = alt.Scale(type="log") if log else alt.Scale(zero=True, nice=True)
-    y = alt.Y("v:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=5, format=",~g"))
+    y = alt.Y("v:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=5, format=",~f"))
     wide = steps.min() > 0 and steps.max() > _MANY_STEPS
     x_title = f"{what}{', log scale' if wide else ''}"
     x = alt.X(
