@@ -85,6 +85,9 @@ def _specs(context: dict[str, Any]) -> dict[str, Any]:
     charts = {panel.name: panel.chart.spec for subject in subjects for row in subject.rows for panel in row.panels}
     if context["phases"] is not None:
         charts |= {bar.name: bar.chart.spec for bar in context["phases"].bars}
+    if context["capacity"] is not None:
+        curves = [curve for *_, own in context["capacity"].curves for curve in own]
+        charts |= {curve.name: curve.chart.spec for curve in curves}
     places = {short_label(backend): backend.place for backend in context["backends"]}
     return {"config": chart_config(), "backends": places, "charts": charts}
 

@@ -15,6 +15,7 @@ from bench.stats import MANY_BLOCKS
 from bench.units import Unit, format_duration, format_size, format_value
 from reports import claims, findings
 from reports.analysis import Analysis
+from reports.capacity import capacity_view
 from reports.disturbances import disturbances_in
 from reports.evidence import command_views, failure_views, raw_view
 from reports.flags import Flag
@@ -80,6 +81,7 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "own_margins": any(one.margin != analysis.margin for *_, one in analysis.comparisons),
         "filters": _filters(sections),
         "phases": phase_view(analysis),
+        "capacity": capacity_view(analysis),
         "claims": claims.judge(analysis) if analysis.subjects else [],
         "flags": _flag_views(flags, analysis),
         "flag_count": len(flags),

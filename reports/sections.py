@@ -109,6 +109,7 @@ class SectionView(msgspec.Struct, frozen=True):
     sentences: list[str]
     forest: Forest
     has_boot: bool
+    has_capacity: bool
 
 
 def section_of(subject: Subject, manifest: Manifest) -> str:
@@ -154,7 +155,17 @@ class _Maker:
                     sentences.append(f"{_full_name(subject, row)} – {found.sentence}")
         title = SECTIONS.get(name, name.replace("_", " ").capitalize())
         forest = forest_of(rows, self.analysis.margin)
-        return SectionView(identifier, title, views, leading, sentences[:MOST_SENTENCES], forest, name == "boot")
+        kept = sentences[:MOST_SENTENCES]
+        return SectionView(
+            identifier,
+            title,
+            views,
+            leading,
+            kept,
+            forest,
+            has_boot=name == "boot",
+            has_capacity=name == "density",
+        )
 
     def _subject(self, subject: Subject) -> SubjectView:
         traits = self.analysis.manifest.workloads.get(subject.workload)

@@ -6,6 +6,9 @@ from enum import StrEnum
 
 import msgspec
 
+from bench.model import Manifest
+from bench.units import parse_size
+
 MEMORY_CGROUPS = 65_535
 """The kernel numbers memory cgroups with 16 bits (``MEM_CGROUP_ID_MAX``); every instance has at least one."""
 LEAST_MEMORY = 2**30
@@ -91,3 +94,12 @@ def find_problem(host: HostType) -> tuple[str, str] | None:
         if host.reserved(resource) >= host.has(resource):
             return f"reserve.{resource}", "leaves nothing of it for instances"
     return None
+
+
+def find_measured_host(manifest: Manifest) -> HostType | None:
+    """The host of a run, as far as it tells of itself (not its disk); None without its CPUs or its memory."""
+    facts = {fact.name: fact.value for fact in manifest.host}
+    try:
+        return HostType("the measured host", float(facts["cpus"]), parse_size(facts["memory"]))
+    except (KeyError, ValueError):
+        return None

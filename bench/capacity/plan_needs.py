@@ -5,12 +5,15 @@ import math
 import msgspec
 import numpy as np
 
+from bench.capacity.cost import Cost
 from bench.capacity.plan_hosts import Resource
 from bench.capacity.ramps import DensityCell, InstanceCost
 from bench.model import Envelope
 from bench.units import format_size
 
 LOADED_CPU = "density.loaded_cpu"
+VAGUE = 0.2
+"""MemAvailable that is known no better than this gives way to what has a name, if that lies in its interval."""
 _DISK_SHARED = "density.disk_shared"
 
 
@@ -81,17 +84,7 @@ class InstanceNeeds:
                 source=source,
             )
         ]
-        over_low: float | None
-        over_high: float | None
-        if self._guest:
-            over, over_low, over_high = each, 0.0, high
-            source = "its RAM and all it cost"
-        else:
-            charge = self._cost.charge
-            over = max(0.0, each - charge.per_instance) if charge else each
-            half = _hypot(_half(low, high), charge.half_width if charge else 0.0)
-            over_low, over_high = (None, None) if half is None else (max(0.0, over - half), over + half)
-            source = "its limit and what is outside it"
+        over, over_low, over_high, source = self._beside(each, low, high)
         needs.append(
             Need(
                 Resource.MEMORY,
@@ -100,19 +93,49 @@ class InstanceNeeds:
                 None if over_high is None else self._memory + over_high,
                 promised=True,
                 binds=promised,
-                measured_on=0 if self._guest else self._on,
+                measured_on=self._on if self._is_split else 0,
                 source=source,
             )
         )
         return needs
 
+    @property
+    def _inside(self) -> Cost | None:
+        """What of its measured memory counts as what it was promised: of a guest its RAM, of others their charge."""
+        return self._cost.guest if self._guest else self._cost.charge
+
+    @property
+    def _is_split(self) -> bool:
+        return self._inside is not None
+
+    def _beside(
+        self, each: float, low: float | None, high: float | None
+    ) -> tuple[float, float | None, float | None, str]:
+        """What it takes beside what it was promised, with its interval, and how that is called.
+
+        Where the two are not told apart, all that it cost is counted as beside it, and the interval begins at nothing.
+        """
+        name = "its RAM" if self._guest else "its limit"
+        inside = self._inside
+        if inside is None:
+            return each, 0.0, high, f"{name} and all it cost"
+        over = max(0.0, each - inside.per_instance)
+        half = _hypot(_half(low, high), inside.half_width)
+        what = f"{name} and the hypervisor" if self._guest else f"{name} and what is outside"
+        return over, None if half is None else max(0.0, over - half), None if half is None else over + half, what
+
     def _measured_memory(self) -> tuple[float, float | None, float | None, str] | None:
+        """By MemAvailable, which misses nothing; by what has a name where that agrees and is far better known."""
         memory, named = self._cost.memory, self._cost.accounted
+        low, high = self._cost.accounted_interval or (None, None)
         if memory is not None and not self._cost.memory_is_drowned and memory.per_instance > 0:
-            return memory.per_instance, memory.low, memory.high, "MemAvailable"
+            half = memory.half_width
+            vague = half is not None and half > VAGUE * memory.per_instance
+            inside = named is not None and (memory.low or 0.0) <= named <= (memory.high or 0.0)
+            if not (vague and inside):
+                return memory.per_instance, memory.low, memory.high, "MemAvailable"
         if named is not None and named > 0:
-            low, high = self._cost.accounted_interval or (None, None)
-            return named, low, high, "what has a name, without MemAvailable"
+            return named, low, high, "PSS, slab, other kernel"
         return None
 
     def cpu(self, *, promised: bool) -> list[Need]:
@@ -187,10 +210,17 @@ class InstanceNeeds:
                 f"{size} does not, so that guests under KVM need less than is planned here"
             )
         if self._guest:
+            split = (
+                ""
+                if self._is_split
+                else (
+                    "; what it had touched of it when measured is not told from QEMU's own memory and counted as that, "
+                    "too, so that this is on the safe side"
+                )
+            )
             notes.append(
                 "a guest never gives back what it once touched: its promise is its whole RAM of "
-                f"{format_size(self._memory)}; what it had touched of it when measured is counted in QEMU's own too, "
-                "so that this is on the safe side"
+                f"{format_size(self._memory)}, and what QEMU takes beside it{split}"
             )
         if not self._cell.workload:
             notes.append(

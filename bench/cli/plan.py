@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench.capacity.fleet import Fleet, WantedType, checked, load_fleet, parse_overcommit, parse_reserve
 from bench.capacity.plan import HostPlan, plan_host
-from bench.capacity.plan_hosts import HostType, Resource
+from bench.capacity.plan_hosts import HostType, Resource, find_measured_host
 from bench.capacity.plan_packing import Demand, Packing, pack
 from bench.capacity.plan_types import Bound, InstanceType, make_type
 from bench.capacity.ramps import DensityCell, find_density
@@ -175,17 +175,16 @@ def _bound(name: str) -> Bound:
 
 def _host(request: PlanRequest, manifest: Manifest) -> HostType:
     """The host of the options; what they leave out is the measured host's."""
-    stated = request.cpus is not None or bool(request.memory)
-    facts = {fact.name: fact.value for fact in manifest.host}
-    try:
-        cpus = request.cpus if request.cpus is not None else float(facts["cpus"])
-        memory = _size("--memory", request.memory or facts["memory"])
-    except (KeyError, ValueError):
+    measured = find_measured_host(manifest)
+    cpus, memory = (None, None) if measured is None else (measured.cpus, measured.memory)
+    cpus = cpus if request.cpus is None else request.cpus
+    memory = _size("--memory", request.memory) if request.memory else memory
+    if cpus is None or memory is None:
         raise SuiteError(
             "tare plan", "the run does not tell its host's CPUs and memory", remedy="state --cpus and --memory"
-        ) from None
+        )
     host = HostType(
-        name="the host" if stated else "the measured host",
+        name=measured.name if measured and request.cpus is None and not request.memory else "the host",
         cpus=cpus,
         memory=memory,
         disk=_size("--disk", request.disk) if request.disk else None,

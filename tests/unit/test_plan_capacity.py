@@ -42,7 +42,7 @@ def need(resource: Resource, each: float, half: float = 0.0, **options) -> Need:
 
 
 def write_density(
-    path: Path, *, accel: str = "", workload: str = "", each: float = 100 * MIB, ending: str = ""
+    path: Path, *, accel: str = "", workload: str = "", each: float = 100 * MIB, ending: str = "", touched: float = 0.0
 ) -> Path:
     """A run whose instances take ``each`` of memory, 2 % of a CPU, 1 MiB of disk; with a workload throughput too."""
     facts = {"accel": accel, "tcg_tb_cache": "48 MiB"} if accel else {}
@@ -68,6 +68,8 @@ def write_density(
             if number:
                 store.add_sample(sample("start", number, 0.02 + 1e-4 * number, Unit.SECOND))
                 store.add_sample(sample("charge", number, number * each / 2))
+                if touched:
+                    store.add_sample(sample("guest_ram", number, number * touched))
                 store.add_sample(sample("disk_owned", number, number * MIB))
                 store.add_sample(sample("disk_shared", number, 300 * MIB))
                 if workload:
@@ -168,7 +170,12 @@ def test_a_guest_is_planned_with_its_whole_ram_and_emulated_cpus_bind_nothing(tm
     assert plan.instances == pytest.approx(512 * 1024 * 0.9 / 356, abs=20)
     assert "48 MiB" in " ".join(plan.notes)
     assert "KVM" in " ".join(plan.notes)
-    real = only(write_density(tmp_path / "kvm", accel="kvm"))
+    assert "on the safe side" in " ".join(plan.notes)
+    real = only(write_density(tmp_path / "kvm", accel="kvm", touched=60 * MIB))
+    # Of the 100 MiB that it cost, 60 were of its own 256 MiB of RAM: 40 are beside it.
+    told = plan_host(real, msgspec.structs.replace(HOST, cpus=1e6))
+    assert told.instances == pytest.approx(512 * 1024 * 0.9 / 296, abs=30)
+    assert told.fewest < told.instances < told.most
     busy = plan_host(real, msgspec.structs.replace(HOST, cpus=1, reserve={Resource.CPU: 0.0}))
     assert (busy.binds, busy.instances) == ("cpu (measured)", 50)
 

@@ -1,0 +1,180 @@
+"""How many instances the measured host holds, and the curves that say so: memory, start latency, throughput."""
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+
+from bench.capacity.plan import HostPlan, plan_host
+from bench.capacity.plan_hosts import find_measured_host
+from bench.capacity.plan_types import make_type
+from bench.capacity.plan_words import host_sentence, notes_of, scaling_sentence
+from bench.capacity.ramps import DensityCell, InstanceCost, cost_of, find_density
+from bench.capacity.scaling import Refusal, Scaling, fit_scaling
+from bench.units import Unit, format_duration, format_size, format_value
+from reports.analysis import Analysis, Backend
+from reports.capacity_charts import Curve, curve_chart
+from reports.charts import Chart
+
+_AVAILABLE, _START = "density.memory_available", "density.start"
+_THROUGHPUT = {"density.throughput": Unit.OPERATIONS_PER_SECOND, "density.byte_throughput": Unit.BYTES_PER_SECOND}
+_STEPS = 60
+
+
+class CurveView(msgspec.Struct, frozen=True):
+    """A curve: ``sentence`` says what the fit is; ``name`` is unique in the page."""
+
+    title: str
+    name: str
+    sentence: str
+    chart: Chart
+
+
+class CapacityLine(msgspec.Struct, frozen=True):
+    """A backend in the table of capacities, in words; ``found`` are the exact figures: how many, fewest, most."""
+
+    backend: Backend
+    what: str
+    instances: str
+    interval: str
+    binds: str
+    memory: str
+    promised: str
+    cpu: str
+    found: list[int | None]
+
+
+class CapacityView(msgspec.Struct, frozen=True):
+    """The capacity of the measured host. ``lines`` is empty if the run does not tell its host's size."""
+
+    sentence: str
+    lines: list[CapacityLine]
+    curves: list[tuple[Backend, str, list[CurveView]]]
+    notes: list[str]
+
+
+def capacity_view(analysis: Analysis) -> CapacityView | None:
+    """The capacity by a run's ramps, or None without any."""
+    manifest = analysis.manifest
+    backends = {backend.name: backend for backend in analysis.backends}
+    cells = [
+        cell
+        for cell in find_density(analysis.run.samples, analysis.run.events)
+        if cell.population and cell.backend in backends and cell.backend in manifest.backends
+    ]
+    if not cells:
+        return None
+    host = find_measured_host(manifest)
+    plans = [] if host is None else [(cell, plan_host(make_type(cell, manifest, manifest.run), host)) for cell in cells]
+    curves = []
+    for number, cell in enumerate(cells):
+        views = list(_curves(cell, cost_of(cell), backends[cell.backend], f"k{number}"))
+        if views:
+            curves.append((backends[cell.backend], _what(cell), views))
+    return CapacityView(
+        sentence="" if host is None else f"By what one more instance cost here, on {host_sentence(host)}.",
+        lines=[_line(plan, cell, backends[cell.backend]) for cell, plan in plans],
+        curves=curves,
+        notes=notes_of([plan for _, plan in plans]),
+    )
+
+
+def _what(cell: DensityCell) -> str:
+    given = [f"{name} {value}" for name, value in sorted(cell.params.items()) if name != "count"]
+    return " ".join([cell.workload or "idle", *given])
+
+
+def _line(plan: HostPlan, cell: DensityCell, backend: Backend) -> CapacityLine:
+    each = {(room.resource.value, room.promised): room.each for room in plan.rooms}
+    memory, promised = each.get(("memory", False)), each.get(("memory", True))
+    cpu = each.get(("cpu", False))
+    most = "no end known" if plan.most is None else f"{plan.most:,}"
+    return CapacityLine(
+        backend=backend,
+        what=_what(cell),
+        instances="no bound is known"
+        if plan.instances is None
+        else f"{plan.instances:,}{' *' if plan.is_extrapolated else ''}",
+        interval="–" if plan.fewest is None else f"{plan.fewest:,} to {most}",
+        binds=plan.binds or "–",
+        memory="–" if memory is None else format_size(memory),
+        promised="–" if promised is None else format_size(promised),
+        cpu="–" if cpu is None else f"{cpu:.2g}",
+        found=[plan.instances, plan.fewest, plan.most],
+    )
+
+
+def _curves(cell: DensityCell, cost: InstanceCost, backend: Backend, name: str) -> Iterator[CurveView]:
+    makers = (("m", _memory), ("s", _start), ("t", _throughput))
+    for letter, maker in makers:
+        if (made := maker(cell, cost)) is not None:
+            title, sentence, curve = made
+            yield CurveView(title, f"{name}{letter}", sentence, curve_chart(curve, backend, f"{name}{letter}"))
+
+
+def _memory(cell: DensityCell, cost: InstanceCost) -> tuple[str, str, Curve] | None:
+    fit = cost.memory
+    if fit is None:
+        return None
+    points = []
+    for ramp in cell.ramps_of(_AVAILABLE):
+        before = ramp.values[ramp.population == 0]
+        start = float(before.mean()) if len(before) else float(ramp.values[0])
+        points += [(float(n), start - float(value)) for n, value in zip(ramp.population, ramp.values, strict=True)]
+    ends = np.array([0.0, float(cell.population)])
+    line = [(float(n), fit.per_instance * float(n)) for n in ends]
+    band = None
+    words = f"{format_size(fit.per_instance)} an instance"
+    if fit.low is not None and fit.high is not None:
+        band = [(float(n), fit.low * float(n), fit.high * float(n)) for n in ends]
+        words += f", 95 % interval {format_size(fit.low)} to {format_size(fit.high)} (band)"
+    if fit.steps:
+        words += "; jumps of the host are in the points and not in the line"
+    if cost.memory_is_drowned:
+        words += "; the host did more meanwhile than the instances, so this line says nothing"
+    return "Memory that the host no longer had", f"{words}.", Curve(points, line, band, Unit.BYTE)
+
+
+def _start(cell: DensityCell, cost: InstanceCost) -> tuple[str, str, Curve] | None:
+    trend = cost.start
+    if trend is None:
+        return None
+    points = [(float(n), value) for ramp in cell.ramps for n, value in ramp.get(_START, ())]
+    largest = float(cell.population)
+    middle = largest / 2
+    ends = [0.0, largest]
+    line = [(n, trend.first_s + trend.per_instance_s * n) for n in ends]
+    words = f"from {format_duration(trend.first_s)} to {format_duration(trend.last_s)} by the line"
+    band = None
+    if trend.low is not None and trend.high is not None:
+        at_middle = trend.first_s + trend.per_instance_s * middle
+        ways = [[at_middle + slope * (n - middle) for slope in (trend.low, trend.high)] for n in ends]
+        band = [(n, min(both), max(both)) for n, both in zip(ends, ways, strict=True)]
+        words += (
+            f"; longer by {format_duration(trend.low)} to {format_duration(trend.high)} an instance "
+            "(band: the slope's 95 % interval, turned about the middle)"
+        )
+    return "Start of an instance", f"{words}.", Curve(points, line, band, Unit.SECOND)
+
+
+def _throughput(cell: DensityCell, _: InstanceCost) -> tuple[str, str, Curve] | None:
+    for metric, unit in _THROUGHPUT.items():
+        points = [(float(n), value) for ramp in cell.ramps for n, value in ramp.get(metric, ())]
+        if not points:
+            continue
+        population, values = (np.array(column) for column in zip(*points, strict=True))
+        fit = fit_scaling(population, values)
+        sentence = scaling_sentence(fit)
+        if isinstance(fit, Refusal):
+            return "Throughput of all", f"{sentence}.".capitalize(), Curve(points, [], None, unit)
+        return "Throughput of all", f"{_peak(fit, unit)}; {sentence}.", Curve(points, _fitted(fit, points), None, unit)
+    return None
+
+
+def _fitted(fit: Scaling, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    first, last = (float(one) for one in (min(n for n, _ in points), max(n for n, _ in points)))
+    return [(float(n), fit.at(float(n))) for n in np.linspace(first, last, _STEPS)]
+
+
+def _peak(fit: Scaling, unit: Unit) -> str:
+    return f"One instance alone does {format_value(fit.rate.value, unit)}"
