@@ -1,0 +1,61 @@
+"""The capacity in a report: the figures of the plan, curves with fit and band, and nothing where there is no ramp."""
+
+import pytest
+
+from bench.capacity.plan import plan_host
+from bench.capacity.plan_hosts import find_measured_host
+from bench.store import load_run
+from reports import capacity
+from reports.analysis import analyse
+from reports.capacity import capacity_view
+from reports.capacity_charts import Curve, curve_chart
+from tests.synthetic import write_run
+from tests.unit.test_plan_capacity import COUNT, GIB, only, write_density
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Curve]:
+    curves: list[Curve] = []
+
+    def draw(curve, backend, identifier):
+        curves.append(curve)
+        return curve_chart(curve, backend, identifier)
+
+    monkeypatch.setattr(capacity, "curve_chart", draw)
+    return curves
+
+
+def test_the_table_says_what_the_plan_says(tmp_path, drawn):
+    path = write_density(tmp_path / "run")
+    run = load_run(path)
+    host = find_measured_host(run.manifest)
+    assert (host.cpus, host.memory) == (2.0, 24 * GIB)
+    view = capacity_view(analyse(run))
+    (line,) = view.lines
+    plan = plan_host(only(path), host)
+    assert line.found == [plan.instances, plan.fewest, plan.most]
+    assert (line.what, line.binds) == ("idle", plan.binds)
+    assert any("measured idle" in note for note in view.notes)
+    memory, start = drawn
+    assert memory.line[-1] == (COUNT, pytest.approx(COUNT * 100 * 2**20, rel=0.05))
+    assert memory.band[-1][1] < memory.line[-1][1] < memory.band[-1][2]
+    assert start.line[0][1] == pytest.approx(0.02, rel=0.05)
+    ((_, _, curves),) = view.curves
+    assert [curve.title for curve in curves] == ["Memory that the host no longer had", "Start of an instance"]
+    assert all({"points", "fit", "band"} <= set(curve.chart.spec["datasets"]) for curve in curves)
+    assert all("<svg" in curve.chart.svg for curve in curves)
+
+
+def test_a_loaded_ramp_has_its_throughput_with_the_law_through_it(tmp_path, drawn):
+    view = capacity_view(analyse(load_run(write_density(tmp_path / "run", workload="sysbench-cpu"))))
+    throughput = drawn[-1]
+    assert len(throughput.points) == COUNT
+    assert throughput.line[0][1] == pytest.approx(100, rel=0.01)
+    ((_, what, curves),) = view.curves
+    assert what == "sysbench-cpu"
+    assert "Universal Scalability Law" in curves[-1].sentence
+    assert "largest throughput with 30.8" in curves[-1].sentence
+
+
+def test_a_run_without_a_ramp_has_no_capacity(tmp_path):
+    assert capacity_view(analyse(load_run(write_run(tmp_path / "run")))) is None
