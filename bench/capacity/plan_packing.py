@@ -6,6 +6,9 @@
 each host is filled with as many of the first type as fit, then of the second, and so on. It is a heuristic: for one
 resource it needs at most 11/9 of the fewest hosts (and a part of one; Johnson 1973), for several it is not known to be
 so close, which is why the bound stands beside it.
+
+Memory and disk have one pool each, from which promises of some types and the use of others are taken; a promise takes
+as much less as it may be promised more often. CPUs have two, as the promised and the used ones bind at once.
 """
 
 import math
@@ -28,11 +31,15 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Filled(msgspec.Struct, frozen=True):
-    """``hosts`` hosts of one type that hold the same: instances by the name of their demand."""
+    """``hosts`` hosts of one type that hold the same: instances by the name of their demand.
+
+    ``shares`` say how full each pool that binds is then, by its name: 1 is full.
+    """
 
     host: str
     hosts: int
     instances: dict[str, int]
+    shares: dict[str, float]
     headroom: tuple[Use, ...]
 
 
@@ -51,13 +58,26 @@ class Packing(msgspec.Struct, frozen=True):
     left: dict[str, int]
 
 
+_Key = tuple[Resource, bool]
+
+
 class _Item(msgspec.Struct, frozen=True):
     """Instances of one demand: what one takes by resource and kind, what all on a host take once, how many at most."""
 
     type: InstanceType
-    each: dict[tuple[Resource, bool], float]
-    once: dict[tuple[Resource, bool], float]
+    each: dict[_Key, float]
+    once: dict[_Key, float]
     most: int | None
+
+    def shares(self, host: HostType, amounts: dict[_Key, float]) -> dict[_Key, float]:
+        """Amounts as shares of a host's pools."""
+        found: dict[_Key, float] = {}
+        for (resource, promised), amount in amounts.items():
+            usable = host.usable(resource, promised=promised)
+            share = amount / usable if usable else (math.inf if amount > 0 else 0.0)
+            pool = (resource, promised and resource is Resource.CPU)
+            found[pool] = found.get(pool, 0.0) + share
+        return found
 
 
 def pack(demands: Sequence[Demand], hosts: Sequence[HostType]) -> Packing:
@@ -83,8 +103,8 @@ def pack(demands: Sequence[Demand], hosts: Sequence[HostType]) -> Packing:
 
 def _item(demand: Demand, end: int) -> _Item | None:
     """With costs as they are (0), or at the lower (-1) or upper (1) end of their intervals; None without one."""
-    each: dict[tuple[Resource, bool], float] = {}
-    once: dict[tuple[Resource, bool], float] = {}
+    each: dict[_Key, float] = {}
+    once: dict[_Key, float] = {}
     for need in demand.type.needs:
         if not need.binds:
             continue
@@ -117,60 +137,63 @@ def _pack(
             left = [rest - same * count for rest, count in zip(left, counts, strict=True)]
             free = None if free is None else free - same
             placed = [(item.type, count) for item, count in zip(items, counts, strict=True) if count]
-            filled.append(
-                Filled(host.name, same, {kind.name: count for kind, count in placed}, tuple(uses(placed, host)))
-            )
+            shares = {_pool_name(pool): used for pool, used in _used(items, counts, host).items()}
+            held = {kind.name: count for kind, count in placed}
+            filled.append(Filled(host.name, same, held, shares, tuple(uses(placed, host))))
     return filled, left
 
 
 def _share(item: _Item, host: HostType) -> float:
     """The largest share of a host that one instance takes of anything."""
-    return max(
-        (
-            amount / (host.usable(resource, promised=promised) or _EXACT)
-            for (resource, promised), amount in item.each.items()
-        ),
-        default=0.0,
-    )
+    return max(item.shares(host, item.each).values(), default=0.0)
+
+
+def _used(items: Sequence[_Item], counts: Sequence[int], host: HostType) -> dict[_Key, float]:
+    used: dict[_Key, float] = {}
+    for item, count in zip(items, counts, strict=True):
+        once = item.shares(host, item.once)
+        for pool, share in item.shares(host, item.each).items() if count else ():
+            used[pool] = used.get(pool, 0.0) + once[pool] + count * share
+    return used
+
+
+def _pool_name(pool: _Key) -> str:
+    resource, promised = pool
+    return f"{resource.value} promised" if promised else resource.value
 
 
 def _fill(items: Sequence[_Item], order: Sequence[int], left: Sequence[int], host: HostType) -> list[int]:
     """As many as fit on one empty host, the largest first."""
-    keys = {key for item in items for key in item.each}
-    free = {key: host.usable(key[0], promised=key[1]) * (1 + _EXACT) for key in keys}
+    free: dict[_Key, float] = {}
     counts = [0] * len(items)
     for place in order:
         item = items[place]
+        each, once = item.shares(host, item.each), item.shares(host, item.once)
         count = left[place] if item.most is None else min(left[place], item.most)
-        for key, amount in item.each.items():
-            room = free[key] - item.once[key]
-            if amount > 0 and math.isfinite(room):
-                count = min(count, max(0, math.floor(room / amount)))
-            elif room < 0:
+        for pool, share in each.items():
+            room = free.get(pool, 1.0 + _EXACT) - once[pool]
+            if room < 0 or math.isinf(share):
                 count = 0
-        if not count:
-            continue
+            elif share > 0:
+                count = min(count, math.floor(room / share))
         counts[place] = count
-        for key, amount in item.each.items():
-            free[key] -= item.once[key] + count * amount
+        for pool, share in each.items() if count else ():
+            free[pool] = free.get(pool, 1.0 + _EXACT) - once[pool] - count * share
     return counts
 
 
 def _bound(demands: Sequence[Demand], host: HostType) -> int | None:
-    """Hosts that no packing can do without: each resource alone, instances cut where it suits."""
-    total: dict[tuple[Resource, bool], float] = {}
+    """Hosts that no packing can do without: each pool alone, instances cut where it suits."""
+    total: dict[_Key, float] = {}
     fewest = 1
     for demand in demands:
         item = _item(demand, 0)
         if item is None:
             continue
-        for key, amount in item.each.items():
-            total[key] = total.get(key, 0.0) + amount * demand.instances
+        for pool, share in item.shares(host, item.each).items():
+            total[pool] = total.get(pool, 0.0) + share * demand.instances
         if item.most:
             fewest = max(fewest, math.ceil(demand.instances / item.most))
-    for (resource, promised), amount in total.items():
-        usable = host.usable(resource, promised=promised)
-        if not usable:
-            return None
-        fewest = max(fewest, math.ceil(amount / usable * (1 - _EXACT)))
-    return fewest
+    if any(math.isinf(share) for share in total.values()):
+        return None
+    return max([fewest, *(math.ceil(share * (1 - _EXACT)) for share in total.values())])

@@ -115,7 +115,7 @@ def packing_rows(packing: Packing) -> list[list[str]]:
             f"{one.hosts:,}",
             one.host,
             ", ".join(f"{count:,} {name}" for name, count in one.instances.items()),
-            ", ".join(_share(use) for use in one.headroom if use.resource in OVERCOMMITTED),
+            ", ".join(f"{name} {100 * share:.0f} %" for name, share in one.shares.items() if name != Resource.CGROUPS),
         ]
         for one in packing.filled
     ]

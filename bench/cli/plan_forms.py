@@ -98,6 +98,7 @@ def plan_document(hosts: Sequence[HostType], plans: Sequence[HostPlan], packing:
                     "host": one.host,
                     "hosts": one.hosts,
                     "instances": one.instances,
+                    "shares": one.shares,
                     "headroom": [_use_document(use) for use in one.headroom],
                 }
                 for one in packing.filled

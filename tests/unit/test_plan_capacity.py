@@ -265,6 +265,18 @@ def test_a_mix_fills_what_one_type_leaves_and_stands_beside_its_bound():
     assert alone == 4
 
 
+def test_what_guests_are_promised_and_what_others_use_come_out_of_one_pool():
+    guest = kind(need(Resource.MEMORY, 8 * GIB, promised=True), name="guest")
+    container = kind(need(Resource.MEMORY, GIB), name="container")
+    host = HostType("h", 4, 40 * GIB, reserve={Resource.MEMORY: 0.0})
+    packing = pack([Demand(guest, 5), Demand(container, 40)], [host])
+    assert (packing.hosts, packing.bound) == (2, 2)
+    twice = msgspec.structs.replace(host, overcommit={Resource.MEMORY: 2.0})
+    packing = pack([Demand(guest, 5), Demand(container, 20)], [twice])
+    assert packing.hosts == 1
+    assert packing.filled[0].shares["memory"] == pytest.approx(1.0)
+
+
 def test_hosts_that_are_counted_run_out_and_the_rest_is_named():
     one = kind(need(Resource.MEMORY, GIB, 0.25 * GIB), name="one")
     small = HostType("small", 4, 5 * GIB, count=3, reserve={Resource.MEMORY: float(GIB)})
