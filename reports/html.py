@@ -88,6 +88,8 @@ def _specs(context: dict[str, Any]) -> dict[str, Any]:
     if context["capacity"] is not None:
         curves = [curve for *_, own in context["capacity"].curves for curve in own]
         charts |= {curve.name: curve.chart.spec for curve in curves}
+    if context["costs"] is not None:
+        charts |= {bar.name: bar.chart.spec for bar in context["costs"].bars}
     places = {short_label(backend): backend.place for backend in context["backends"]}
     return {"config": chart_config(), "backends": places, "charts": charts}
 

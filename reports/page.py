@@ -16,11 +16,14 @@ from bench.units import Unit, format_duration, format_size, format_value
 from reports import claims, findings
 from reports.analysis import Analysis
 from reports.capacity import capacity_view
+from reports.density_costs import costs_view
 from reports.disturbances import disturbances_in
 from reports.evidence import command_views, failure_views, raw_view
 from reports.flags import Flag
 from reports.foreign import one_line
 from reports.frames import params_text
+from reports.interference_heat import heat_view
+from reports.limits_held import held_view
 from reports.phases import phase_view
 from reports.sections import SectionView, section_views
 from reports.wording import noise_sentence, percent, plural
@@ -82,6 +85,9 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "filters": _filters(sections),
         "phases": phase_view(analysis),
         "capacity": capacity_view(analysis),
+        "costs": costs_view(analysis),
+        "heat": heat_view(analysis),
+        "held": held_view(analysis),
         "claims": claims.judge(analysis) if analysis.subjects else [],
         "flags": _flag_views(flags, analysis),
         "flag_count": len(flags),

@@ -100,7 +100,7 @@ class SubjectView(msgspec.Struct, frozen=True):
 
 
 class SectionView(msgspec.Struct, frozen=True):
-    """A section: ``leading`` are the rows of the first table, ``sentences`` what they say."""
+    """A section: ``leading`` are the rows of the first table, ``sentences`` what they say, ``kind`` its key."""
 
     identifier: str
     title: str
@@ -110,6 +110,7 @@ class SectionView(msgspec.Struct, frozen=True):
     forest: Forest
     has_boot: bool
     has_capacity: bool
+    kind: str
 
 
 def section_of(subject: Subject, manifest: Manifest) -> str:
@@ -165,6 +166,7 @@ class _Maker:
             forest,
             has_boot=name == "boot",
             has_capacity=name == "density",
+            kind=name,
         )
 
     def _subject(self, subject: Subject) -> SubjectView:

@@ -61,8 +61,12 @@ def _number_and_text(error: BaseException) -> tuple[int, str]:
     return number, whole
 
 
-def _processes(_text: str, root: Path) -> Exhausted:
-    """EAGAIN: the kernel makes no more processes."""
+def _processes(text: str, root: Path) -> Exhausted:
+    """EAGAIN: the kernel makes no more processes, or none of the contexts through which QEMU does direct I/O."""
+    if "AIO" in text:
+        used = _numbers(root / "proc/sys/fs/aio-nr")
+        limit = _sysctl(root, "fs/aio-max-nr", used[0] if used else None)
+        return _tightest("asynchronous I/O", [limit] if limit else [])
     threads = _threads(root)
     limits = [
         _sysctl(root, "kernel/pid_max", threads),

@@ -187,6 +187,11 @@ class Refusing(FakeBackend):
         (BackendError("the kernel refused a cgroup: No space left on device: /sys/fs/cgroup/x"), "cgroups", "cgroups"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory", "memory"),
         (BackendError("inotify_init", evidence="errno 24"), "inotify instances", "fs.inotify.max_user_instances"),
+        (
+            BackendError("failed to create linux AIO context: Resource temporarily unavailable"),
+            "asynchronous I/O",
+            "fs.aio-max-nr",
+        ),
         (BackendError("the guest did not start"), "", ""),
     ],
 )

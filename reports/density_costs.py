@@ -1,0 +1,119 @@
+"""What an instance of a ramp consists of, and why each ramp ended."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from bench.capacity.ramps import DensityCell, Ending, InstanceCost, cost_of, find_density
+from bench.units import Unit, format_size
+from reports.analysis import Analysis, Backend
+from reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named
+
+_PROCESS, _SHARED, _GUEST, _HYPERVISOR, _KERNEL = "process", "shared", "guest RAM", "hypervisor", "kernel"
+_STRENGTHS = {_PROCESS: 1.0, _GUEST: 1.0, _SHARED: 0.55, _HYPERVISOR: 0.55, _KERNEL: 0.25}
+_WORDS = {
+    _PROCESS: "memory of its processes that nobody shares",
+    _SHARED: "its part of pages that its processes share with others (PSS less private)",
+    _GUEST: "what the guest has touched of the RAM that it was given",
+    _HYPERVISOR: "what QEMU needs beside it (PSS less guest RAM): its own heap, devices, translated code",
+    _KERNEL: "what the host’s kernel keeps for it: MemAvailable less PSS; where the host was not quiet, slab, stacks "
+    "and page tables by name",
+}
+
+
+class CostBar(msgspec.Struct, frozen=True):
+    """An instance's memory in its parts, each with its bytes; ``name`` is unique in the page."""
+
+    backend: Backend
+    what: str
+    total: str
+    words: str
+    name: str
+    chart: Chart
+    parts: list[tuple[str, str, float]]
+
+
+class EndingLine(msgspec.Struct, frozen=True):
+    """How a ramp ended."""
+
+    backend: Backend
+    what: str
+    ending: Ending
+
+
+class CostsView(msgspec.Struct, frozen=True):
+    """Costs and endings of a run's ramps; ``legend`` has the parts that occur, their strength and their meaning."""
+
+    bars: list[CostBar]
+    legend: list[tuple[str, float, str]]
+    endings: list[EndingLine]
+
+
+def costs_view(analysis: Analysis) -> CostsView | None:
+    """The costs by a run's ramps, or None without any."""
+    backends = {backend.name: backend for backend in analysis.backends}
+    bars: list[CostBar] = []
+    endings: list[EndingLine] = []
+    for number, cell in enumerate(find_density(analysis.run.samples, analysis.run.events)):
+        if not cell.population or cell.backend not in backends:
+            continue
+        backend, what = backends[cell.backend], words_of(cell)
+        endings += [EndingLine(backend, what, ending) for ending in cell.endings]
+        parts = list(_parts(cost_of(cell)))
+        if parts:
+            bars.append(_bar(backend, what, parts, f"d{number}"))
+    if not endings and not bars:
+        return None
+    present = {name for bar in bars for name, *_ in bar.parts}
+    legend = [(name, strength, _WORDS[name]) for name, strength in _STRENGTHS.items() if name in present]
+    return CostsView(bars, legend, endings)
+
+
+def words_of(cell: DensityCell) -> str:
+    """What the instances did, in words."""
+    given = [f"{name} {value}" for name, value in sorted(cell.params.items()) if name != "count"]
+    return " ".join([cell.workload or "idle", *given])
+
+
+def _parts(cost: InstanceCost) -> Iterator[tuple[str, float]]:
+    """The parts of what one more instance takes, in bytes. One that noise made negative is left out."""
+    if cost.pss is None:
+        return
+    pss = cost.pss.per_instance
+    named_parts = (_PROCESS, _SHARED, cost.private) if cost.guest is None else (_GUEST, _HYPERVISOR, cost.guest)
+    first, second, known = named_parts
+    own = pss if known is None else min(known.per_instance, pss)
+    kernel = cost.kernel
+    if (cost.memory_is_drowned or kernel is None) and cost.accounted is not None:
+        kernel = cost.accounted - pss
+    for name, size in ((first, own), (second, pss - own), (_KERNEL, kernel or 0.0)):
+        if size > 0:
+            yield name, size
+
+
+def _bar(backend: Backend, what: str, parts: list[tuple[str, float]], name: str) -> CostBar:
+    total = sum(size for _, size in parts)
+    words = ", ".join(f"{part} {format_size(size)}" for part, size in parts)
+    shown = [(part, format_size(size), size) for part, size in parts]
+    return CostBar(backend, what, format_size(total), words, name, _chart(parts, backend.place, name), shown)
+
+
+def _chart(parts: list[tuple[str, float]], place: int, identifier: str) -> Chart:
+    import altair as alt
+
+    scale = display_scale(Unit.BYTE, sum(size for _, size in parts))
+    rows: list[dict[str, Any]] = []
+    start = 0.0
+    for name, size in parts:
+        end = start + size / scale.factor
+        rows.append({"p": name, "s": start, "e": end, "v": format_size(size)})
+        start = end
+    names = [name for name, _ in parts]
+    strengths = alt.Scale(domain=names, range=[_STRENGTHS[name] for name in names])
+    x = alt.X("s:Q", title=scale.unit, axis=alt.Axis(tickCount=6, grid=True), scale=alt.Scale(nice=True, zero=True))
+    tooltip = [alt.Tooltip("p:N", title="part"), alt.Tooltip("v:N", title="memory")]
+    bars = named("parts").mark_bar(height=22, color=accent(place), aria=False)
+    chart = bars.encode(x=x, x2="e:Q", opacity=alt.Opacity("p:O", legend=None, scale=strengths), tooltip=tooltip)
+    sized = chart.properties(width="container", height=30)
+    return finished(sized, {"parts": rows}, identifier, width=STATIC_PHASE_WIDTH)

@@ -1,0 +1,102 @@
+"""What an instance consists of, why ramps ended, which limits held, how much worse a victim got, as a page has it."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from bench.model import Sample
+from bench.store import load_run
+from bench.units import Unit
+from reports import density_costs
+from reports.analysis import analyse
+from reports.charts import Chart
+from reports.density_costs import costs_view
+from reports.interference_heat import heat_view
+from reports.limits_held import held_view
+from tests.synthetic import QUICK, SUBJECTS, write_run
+from tests.unit.test_plan_capacity import COUNT, MIB, write_density
+
+
+def add(run, experiment, metric, values, unit=Unit.RATIO, **params):
+    """``values`` by backend: for each block, values by size."""
+    with (run / "samples.jsonl").open("ab") as file:
+        for backend, blocks in values.items():
+            for block, sizes in enumerate(blocks):
+                for size, value in sizes.items():
+                    sample = Sample(
+                        f"e{block}-{backend}", block, experiment, "fio" if params else "", params, backend, metric,
+                        unit, value, size, warmup=False,
+                    )  # fmt: skip
+                    file.write(msgspec.json.encode(sample) + b"\n")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", replace(QUICK, subjects=SUBJECTS[:1], iterations=2, blocks=2))
+
+
+@pytest.mark.parametrize(
+    ("accel", "pss", "inner", "parts"),
+    [
+        ("", 60, {"private": 40}, {"process": 40, "shared": 20, "kernel": 40}),
+        ("tcg", 90, {"guest_ram": 65}, {"guest RAM": 65, "hypervisor": 25, "kernel": 10}),
+    ],
+)
+def test_an_instance_is_shown_in_its_parts(tmp_path, monkeypatch, accel, pss, inner, parts):
+    monkeypatch.setattr(density_costs, "_chart", lambda *_: Chart({}, "<svg/>"))
+    path = write_density(tmp_path / "run", accel=accel, ending="processes")
+    with (path / "samples.jsonl").open("ab") as file:
+        for name, each in {"pss": pss, **inner}.items():
+            for number in range(2, COUNT + 1, 4):
+                sample = Sample(
+                    "i0", 0, "density", "", {"count": COUNT}, "vm" if accel else "native", f"density.{name}",
+                    Unit.BYTE, number * each * MIB, number, warmup=False,
+                )  # fmt: skip
+                file.write(msgspec.json.encode(sample) + b"\n")
+    view = costs_view(analyse(load_run(path)))
+    (bar,) = view.bars
+    found = {name: size / MIB for name, _, size in bar.parts}
+    assert found == pytest.approx(parts, abs=4)
+    assert [name for name, *_ in view.legend] == list(parts)
+    (line,) = view.endings
+    assert (line.what, line.ending.resource, line.ending.population) == ("idle", "processes", COUNT)
+
+
+def test_the_parts_are_drawn_end_to_end():
+    drawn = density_costs._chart([("process", 40 * MIB), ("kernel", 10 * MIB)], 1, "d0")
+    rows = drawn.spec["datasets"]["parts"]
+    assert [(row["s"], row["e"]) for row in rows] == [(0, 40), (40, 50)]
+    assert "<svg" in drawn.svg
+
+
+def test_a_limit_held_only_if_its_whole_interval_says_so(run):
+    add(run, "limits", "limits.memory_reached", {"bare-metal": [{0: 2.0}, {0: 2.0}], "native": [{0: 0.97}, {0: 0.97}]})
+    add(run, "limits", "limits.cpu_reached", {"native": [{0: 0.8}, {0: 1.25}]})
+    add(run, "limits", "limits.memory_seen", {"native": [{0: 188.0}, {0: 188.0}]})
+    lines = {(line.limit, line.backend.name): line for line in held_view(analyse(load_run(run))).lines}
+    assert {key: line.verdict for key, line in lines.items()} == {
+        ("CPUs", "native"): "uncertain",
+        ("memory", "bare-metal"): "exceeded",
+        ("memory", "native"): "held",
+    }
+    assert lines["memory", "native"].seen.startswith("188")
+    assert lines["memory", "bare-metal"].seen == "–"
+
+
+def test_the_heat_is_by_size_with_the_range_over_blocks(run):
+    values = {"bare-metal": [{1: 1.0, 2: 0.9}, {1: 1.0, 2: 0.9}], "native": [{1: 1.5, 2: 4.0}, {1: 2.5, 2: 4.0}]}
+    add(run, "interference", "interference.ratio.duration", values, aggressor="disk", aggressors=2)
+    view = heat_view(analyse(load_run(run)))
+    assert view.numbers == [1, 2]
+    lines = {line.backend.name: line for line in view.lines}
+    assert (lines["native"].aggressor, lines["native"].metric, lines["native"].victim) == ("disk", "duration", "fio")
+    assert [cell.ratio for cell in lines["native"].cells] == [2.0, 4.0]
+    assert [cell.strength for cell in lines["native"].cells] == [0.5, 1.0]
+    assert lines["native"].cells[0].extent.startswith("1.5")
+    assert [cell.strength for cell in lines["bare-metal"].cells] == [0.0, 0.0]
+
+
+def test_a_run_without_them_has_none_of_them(run):
+    analysis = analyse(load_run(run))
+    assert (costs_view(analysis), heat_view(analysis), held_view(analysis)) == (None, None, None)
