@@ -7,14 +7,20 @@ import numpy as np
 
 from bench.capacity.cost import Cost
 from bench.capacity.plan_hosts import Resource
-from bench.capacity.ramps import DensityCell, InstanceCost
+from bench.capacity.ramps import DensityCell, InstanceCost, cost_of
 from bench.model import Envelope
 from bench.units import format_size
 
 LOADED_CPU = "density.loaded_cpu"
 VAGUE = 0.2
 """MemAvailable that is known no better than this gives way to what has a name, if that lies in its interval."""
+LEAST_HALVED = 20
+"""Ramps of fewer instances are too short to tell their last half from the whole."""
 _DISK_SHARED = "density.disk_shared"
+
+
+_Measured = tuple[float, float | None, float | None, str]
+"""A figure with its interval, and what it is by."""
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -124,19 +130,20 @@ class InstanceNeeds:
         what = f"{name} and the hypervisor" if self._guest else f"{name} and what is outside"
         return over, None if half is None else max(0.0, over - half), None if half is None else over + half, what
 
-    def _measured_memory(self) -> tuple[float, float | None, float | None, str] | None:
-        """By MemAvailable, which misses nothing; by what has a name where that agrees and is far better known."""
-        memory, named = self._cost.memory, self._cost.accounted
-        low, high = self._cost.accounted_interval or (None, None)
-        if memory is not None and not self._cost.memory_is_drowned and memory.per_instance > 0:
-            half = memory.half_width
-            vague = half is not None and half > VAGUE * memory.per_instance
-            inside = named is not None and (memory.low or 0.0) <= named <= (memory.high or 0.0)
-            if not (vague and inside):
-                return memory.per_instance, memory.low, memory.high, "MemAvailable"
-        if named is not None and named > 0:
-            return named, low, high, "PSS, slab, other kernel"
-        return None
+    def _measured_memory(self) -> _Measured | None:
+        """What an instance of the whole ramp cost; of its last half, where those were dearer for sure."""
+        whole = _best_memory(self._cost)
+        if whole is None or whole[2] is None or self._cell.population < LEAST_HALVED:
+            return whole
+        late = _best_memory(cost_of(self._cell.since(self._cell.population // 2)))
+        if late is None or late[1] is None or late[1] <= whole[2]:
+            return whole
+        self._missing.append(
+            f"later instances cost more memory ({format_size(late[0])} each in the last half of the ramp, "
+            f"{format_size(whole[0])} over all of it): the first ones use what the kernel had kept from others; "
+            "planned with the later ones"
+        )
+        return *late[:3], f"{late[3]}, last half"
 
     def cpu(self, *, promised: bool) -> list[Need]:
         """What it kept busy, and what it was given."""
@@ -227,6 +234,21 @@ class InstanceNeeds:
                 "measured idle: what its work takes is in its promise only; `tare density --workload` measures it"
             )
         return notes
+
+
+def _best_memory(cost: InstanceCost) -> _Measured | None:
+    """By MemAvailable, which misses nothing; by what has a name where that agrees and is far better known."""
+    memory, named = cost.memory, cost.accounted
+    if memory is not None and not cost.memory_is_drowned and memory.per_instance > 0:
+        half = memory.half_width
+        vague = half is not None and half > VAGUE * memory.per_instance
+        inside = named is not None and (memory.low or 0.0) <= named <= (memory.high or 0.0)
+        if not (vague and inside):
+            return memory.per_instance, memory.low, memory.high, "MemAvailable"
+    if named is not None and named > 0:
+        low, high = cost.accounted_interval or (None, None)
+        return named, low, high, "PSS, slab, other kernel"
+    return None
 
 
 def _half(low: float | None, high: float | None) -> float | None:

@@ -79,6 +79,14 @@ class DensityCell(msgspec.Struct, frozen=True):
         )
         return msgspec.structs.replace(self, ramps=ramps)
 
+    def since(self, population: int) -> "DensityCell":
+        """The same ramps as if they had begun there."""
+        ramps = tuple(
+            {metric: tuple(one for one in own if one[0] >= population) for metric, own in ramp.items()}
+            for ramp in self.ramps
+        )
+        return msgspec.structs.replace(self, ramps=ramps)
+
     @property
     def population(self) -> int:
         """The largest population of its ramps, those included that were interrupted."""

@@ -42,7 +42,14 @@ def need(resource: Resource, each: float, half: float = 0.0, **options) -> Need:
 
 
 def write_density(
-    path: Path, *, accel: str = "", workload: str = "", each: float = 100 * MIB, ending: str = "", touched: float = 0.0
+    path: Path,
+    *,
+    accel: str = "",
+    workload: str = "",
+    each: float = 100 * MIB,
+    ending: str = "",
+    touched: float = 0.0,
+    late: float = 1.0,
 ) -> Path:
     """A run whose instances take ``each`` of memory, 2 % of a CPU, 1 MiB of disk; with a workload throughput too."""
     facts = {"accel": accel, "tcg_tb_cache": "48 MiB"} if accel else {}
@@ -63,8 +70,8 @@ def write_density(
 
     with RunStore(path, manifest) as store:
         for number in [0, 0, 0, *range(1, COUNT + 1)]:
-            noise = float(random.normal(0, each / 20))
-            store.add_sample(sample("memory_available", number, 20 * GIB - number * each + noise))
+            taken = each * (number + max(0, number - COUNT // 2) * (late - 1)) + float(random.normal(0, each / 20))
+            store.add_sample(sample("memory_available", number, 20 * GIB - taken))
             if number:
                 store.add_sample(sample("start", number, 0.02 + 1e-4 * number, Unit.SECOND))
                 store.add_sample(sample("charge", number, number * each / 2))
@@ -189,6 +196,15 @@ def test_a_container_is_planned_with_what_it_used_or_with_its_limit(tmp_path):
     assert promised.instances == pytest.approx(512 * 1024 * 0.9 / 306, rel=0.03)
     assert any("limits of" in note for note in used.notes)
     assert used.fewest < used.instances < used.most
+
+
+def test_where_later_instances_are_dearer_the_plan_is_made_with_them(tmp_path):
+    free = msgspec.structs.replace(HOST, cpus=1e6)
+    plan = plan_host(only(write_density(tmp_path / "run", late=3.0)), free)
+    assert plan.instances == pytest.approx(512 * 1024 * 0.9 / 300, rel=0.05)
+    assert any("later instances cost more" in note for note in plan.notes)
+    straight = plan_host(only(write_density(tmp_path / "straight")), free)
+    assert not any("later instances" in note for note in straight.notes)
 
 
 def test_a_limit_of_the_measured_host_binds_until_it_is_raised(tmp_path):
