@@ -30,7 +30,10 @@ def curve_chart(curve: Curve, backend: Backend, identifier: str) -> Chart:
     scale = display_scale(curve.unit, max((abs(value) for _, value in curve.points), default=0.0))
     label, colour = short_label(backend), accent(backend.place)
     x = alt.X(
-        "x:Q", title="instances", scale=alt.Scale(nice=False), axis=alt.Axis(format=",d", grid=False, tickCount=6)
+        "x:Q",
+        title="instances",
+        scale=alt.Scale(nice=False),
+        axis=alt.Axis(format=",d", grid=False, tickCount=6, tickMinStep=1),
     )
     y = _y(scale.unit)
     data: dict[str, list[dict[str, Any]]] = {

@@ -109,7 +109,6 @@ class SectionView(msgspec.Struct, frozen=True):
     sentences: list[str]
     forest: Forest
     has_boot: bool
-    has_capacity: bool
     kind: str
 
 
@@ -165,7 +164,6 @@ class _Maker:
             kept,
             forest,
             has_boot=name == "boot",
-            has_capacity=name == "density",
             kind=name,
         )
 
