@@ -64,7 +64,8 @@ class InstanceNeeds:
     ) -> None:
         self._cell, self._cost = cell, cost
         self._guest, self._emulated = guest, emulated
-        self._cpus = promise.cpus if promise.cpus is not None else float(len(envelope.cpus))
+        given = envelope.cpu_quota if envelope.cpu_quota is not None else float(len(envelope.cpus))
+        self._cpus = promise.cpus if promise.cpus is not None else given
         self._memory = promise.memory if promise.memory is not None else envelope.memory_bytes
         self._disk = promise.disk if promise.disk is not None else envelope.scratch_bytes
         self._missing: list[str] = []

@@ -198,6 +198,15 @@ def test_a_container_is_planned_with_what_it_used_or_with_its_limit(tmp_path):
     assert used.fewest < used.instances < used.most
 
 
+def test_a_quota_is_what_was_promised_of_the_cpus(tmp_path):
+    run = load_run(write_density(tmp_path / "run"))
+    (cell,) = find_density(run.samples, run.events)
+    envelope = msgspec.structs.replace(run.manifest.envelope, cpu_quota=0.5)
+    manifest = msgspec.structs.replace(run.manifest, envelope=envelope)
+    host = msgspec.structs.replace(HOST, overcommit={Resource.CPU: 1.0}, reserve={Resource.CPU: 0.0})
+    assert plan_host(make_type(cell, manifest, "", cpu_is_promised=True), host).instances == 128
+
+
 def test_where_later_instances_are_dearer_the_plan_is_made_with_them(tmp_path):
     free = msgspec.structs.replace(HOST, cpus=1e6)
     plan = plan_host(only(write_density(tmp_path / "run", late=3.0)), free)
