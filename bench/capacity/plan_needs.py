@@ -141,8 +141,8 @@ class InstanceNeeds:
             return whole
         self._missing.append(
             f"later instances cost more memory ({format_size(late[0])} each in the last half of the ramp, "
-            f"{format_size(whole[0])} over all of it): the first ones use what the kernel had kept from others; "
-            "planned with the later ones"
+            f"{format_size(whole[0])} over all of it): what the kernel had kept from others may have served "
+            "the first ones; planned with the later ones"
         )
         return *late[:3], f"{late[3]}, last half"
 
