@@ -1,4 +1,4 @@
-/* What the first process of an instance becomes once it has set the instance up: init.py executes this.
+/* What the first process of an instance becomes once it is idle: init.py, which has set the instance up, executes this.
  *
  * It does what init.py does where no C compiler is at hand: it runs commands for the harness, one at a time, tells how
  * they ended, forwards signals to the one that runs, and reaps orphans. It is here for its size alone: of a process forked from the zygote's Python more than
@@ -376,7 +376,6 @@ static void serve(struct request *r)
 
 int main(int argc, char **argv)
 {
-	int64_t first_instruction = now();
 	if (argc != 2)
 		return 2;
 	channel = atoi(argv[1]);
@@ -385,7 +384,6 @@ int main(int argc, char **argv)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGCHLD, SIG_IGN);
 	forward_signals();
-	send_message(-1, 3, (struct field[]){ text("ready"), { (char *)&first_instruction, 8 }, text("c") });
 	while (1) {
 		struct request r;
 		char **arrays;

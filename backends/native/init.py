@@ -26,6 +26,8 @@ DONE = struct.Struct("=iiqq")
 """Exit status or -1, signal or 0, start and end in nanoseconds of CLOCK_MONOTONIC."""
 OOM_SCORE_ADJ = b"1000"
 """The highest there is; what an instance runs inherits it."""
+IDLE_S = 0.02
+"""An instance that is asked for nothing for so long after it became ready is idle."""
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 _FORWARDED = (
@@ -40,7 +42,7 @@ def run_init(channel: Channel, operations: list[Operation], resident: int | None
     """Set up once told to, say so, serve. Returns when the harness is gone, or after having told it of a failure.
 
     The harness makes the cgroups while the kernel makes this process; ``go`` means that they are there. ``resident`` is
-    the program that serves from then on and says that it does; where there is none, this one does.
+    a smaller program that serves an instance which is idle once it is ready; where there is none, this one does.
     """
     try:
         _go_first()
@@ -49,19 +51,24 @@ def run_init(channel: Channel, operations: list[Operation], resident: int | None
         if failure:
             channel.send(*failure)
             return
-        if resident is not None:
-            os.set_inheritable(channel.fileno(), True)  # noqa: FBT003 - positional only
-            try:
-                os.execve(resident, [b"tare-init", str(channel.fileno()).encode()], os.environ)  # noqa: S606 - that is the point
-            except OSError:  # where memory files may not be executed
-                os.set_inheritable(channel.fileno(), False)  # noqa: FBT003 - likewise
-        channel.send(b"ready", READY.pack(time.monotonic_ns()), b"python")
+        channel.send(b"ready", READY.pack(time.monotonic_ns()))
         sys.path.clear()
+        if resident is not None and not channel.wait(IDLE_S):
+            _become(resident, channel)
         _serve(channel)
     except (EOFError, BrokenPipeError):
         return
     except BaseException as error:  # noqa: BLE001 - an init that ends silently cannot be understood from outside
         channel.send(b"failed", b"init", f"{type(error).__name__}: {error}".encode(), b"0", b"")
+
+
+def _become(resident: int, channel: Channel) -> None:
+    """Execute the smaller program, which goes on with the channel. Returns only where that cannot be."""
+    os.set_inheritable(channel.fileno(), True)  # noqa: FBT003 - positional only
+    try:
+        os.execve(resident, [b"tare-init", str(channel.fileno()).encode()], os.environ)  # noqa: S606 - that is the point
+    except OSError:
+        os.set_inheritable(channel.fileno(), False)  # noqa: FBT003 - likewise
 
 
 def _go_first() -> None:

@@ -29,7 +29,6 @@ _IMPORT_ROOT = Path(backends.__file__).resolve().parent.parent
 class Launched(msgspec.Struct, frozen=True):
     """An instance that is ready. ``pid`` is its init's on the host, times are CLOCK_MONOTONIC seconds.
 
-    ``init`` says which program its init is now: ``c`` (init.c) or ``python``.
     ``address`` is what ``connect`` returned, ``connect_s`` how long it took (a duration).
     """
 
@@ -37,7 +36,6 @@ class Launched(msgspec.Struct, frozen=True):
     pid: int
     created_s: float
     first_instruction_s: float
-    init: str
     address: str | None = None
     connect_s: float | None = None
 
@@ -151,7 +149,7 @@ class Zygote:
         if first[0] == b"failed":
             raise _step_failed(first)
         first_instruction_s = READY.unpack(first[1])[0] / 1e9
-        return Launched(channel, pid, created_s, first_instruction_s, first[2].decode(), address, connect_s)
+        return Launched(channel, pid, created_s, first_instruction_s, address, connect_s)
 
     def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
         """One message, or None if its sender is gone."""

@@ -1,4 +1,4 @@
-"""The small program that an instance's init becomes, compiled here and kept in memory where nobody can change it."""
+"""The small program that an idle instance's init becomes, compiled here and kept where nobody can change it."""
 
 import contextlib
 import fcntl
@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.errors import TareError
-from bench.process import run
+from bench.process import Popen, run
 
 _SOURCE = Path(__file__).with_name("init.c")
+_USAGE = 2
 _MFD_EXEC = 0x10
 """Linux 6.3; older kernels do not know it, and need none."""
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -29,10 +30,22 @@ def start_resident(cache: Path) -> Iterator[int | None]:
     with contextlib.suppress(OSError, TareError):  # no compiler, no static C library, or no executable memory files
         descriptor = _seal(_find_or_compile(cache))
     try:
+        if descriptor is not None and not _is_executable(descriptor):
+            os.close(descriptor)
+            descriptor = None
         yield descriptor
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _is_executable(descriptor: int) -> bool:
+    """Whether this host lets memory files be executed: without its argument the program ends at once with status 2."""
+    try:
+        with Popen([f"/proc/self/fd/{descriptor}"], pass_fds=(descriptor,)) as process:
+            return process.wait() == _USAGE
+    except OSError:
+        return False
 
 
 def _find_or_compile(cache: Path) -> bytes:

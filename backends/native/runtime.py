@@ -73,7 +73,6 @@ class HostKernelBackend(Backend):
         self._network: VethNetwork | None = None
         self._way = PRIVILEGED
         self._resident: int | None = None
-        self._init = ""
 
     def _find_way(self) -> Way:
         """How this user makes instances. Raises TareError."""
@@ -122,7 +121,8 @@ class HostKernelBackend(Backend):
             raise
         own = self._describe(layout)
         controllers = ",".join(sorted(layout.granted()))
-        facts = {"init": self._init, "cgroups": layout.version.value, "controllers": controllers, **own.facts}
+        init = "python" if self._resident is None else "python, c when idle"
+        facts = {"init": init, "cgroups": layout.version.value, "controllers": controllers, **own.facts}
         unprivileged = confounds_of(self._way, image.rootfs, self.name)
         return BackendDescription(own.label, facts, (*own.confounds, *unprivileged, *unaccounted))
 
@@ -177,7 +177,6 @@ class HostKernelBackend(Backend):
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
                 launched = zygote.launch(channel, connect, self._identify(prepared.settings))
                 cgroup.adopt(launched.pid)
-                self._init = launched.init
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())

@@ -6,6 +6,7 @@ byte. Every connection is a request and its answer in turn, so a message never s
 
 import _socket
 import os
+import select
 import struct
 
 _LENGTH = struct.Struct("=I")
@@ -53,6 +54,12 @@ class Channel:
                 raise EOFError
             body += part
         return _split(bytes(body)), descriptors
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is something to receive, or the other end's end, within ``seconds``."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def close(self) -> None:
         """Close this end. Safe to call twice."""

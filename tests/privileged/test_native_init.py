@@ -31,13 +31,28 @@ def instance(request, image, tmp_path_factory):
         if request.param == "python":
             patch.setattr(resident, "_find_or_compile", no_compiler)
         with Ledger(folder / "ledger") as ledger, start_backend("native", image, folder / "work", ledger) as backend:
-            assert backend.prepare(image, ENVELOPE).facts["init"] == request.param
+            facts = backend.prepare(image, ENVELOPE).facts
+            assert facts["init"] == ("python" if request.param == "python" else "python, c when idle")
             with backend.start(spec("init", image)) as started:
+                if request.param == "c":
+                    wait_until_idle(started)
                 yield started
 
 
 def no_compiler(_cache):
     raise TareError("gcc is not installed")
+
+
+def wait_until_idle(instance):
+    """Until the smaller program serves."""
+    deadline = time.monotonic() + 10
+    while name_of(instance) != "tare-init":
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def name_of(instance):
+    return Path(f"/proc/{instance.pid}/comm").read_text().strip()
 
 
 def run(instance, *argv, **more):
@@ -61,6 +76,15 @@ def test_commands_and_what_they_leave_behind_are_confined_as_init_is(instance):
     for pid in others:
         assert facts_of(pid) == facts_of(instance.pid)
         os.kill(pid, signal.SIGKILL)
+
+
+def test_an_instance_at_work_from_the_start_keeps_its_init(image, tmp_path):
+    with Ledger(tmp_path / "ledger") as ledger, start_backend("native", image, tmp_path / "work", ledger) as backend:
+        backend.prepare(image, ENVELOPE)
+        with backend.start(spec("busy", image)) as started:
+            assert run(started, "sleep", "0.05").returncode == 0
+            assert name_of(started) != "tare-init"
+            assert run(started, "true").returncode == 0
 
 
 def test_how_commands_end(instance):
