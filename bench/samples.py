@@ -79,6 +79,12 @@ class SampleTable(Sequence[Sample]):
         texts = {name: Texts(column.codes[which], column.kinds) for name, column in self.texts.items()}
         return SampleTable(texts, {name: column[which] for name, column in self.numbers.items()})
 
+    def where(self, name: str, value: Any) -> "SampleTable":
+        """The samples with ``value`` in the column ``name`` of ``TEXTS``."""
+        column = self.texts[name]
+        wanted = np.array([kind == value for kind in column.kinds], dtype=np.bool_)
+        return self.taken(wanted[column.codes])
+
     def without(self, instances: Collection[str]) -> "SampleTable":
         """The samples that are not of these instances."""
         if not instances:

@@ -42,6 +42,9 @@ def test_parts_of_it(tmp_path):
     assert table[2:4] == samples[2:4]
     assert table[-1] == samples[-1]
     assert table.without({"b0"}) == [one for one in samples if one.instance != "b0"]
+    assert table.where("instance", "b1") == [one for one in samples if one.instance == "b1"]
+    assert table.where("params", {"n": 1}) == samples[1::2]
+    assert len(table.where("experiment", "density")) == 0
     assert table.taken(table.numbers["warmup"]) == samples[:1]
     assert table.distinct("instance") == ("b0", "b1", "b2")
     assert table[1:].distinct("instance") == ("b1", "b2", "b0")
