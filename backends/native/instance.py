@@ -11,6 +11,7 @@ from backends.cgroups.footprint import process_footprint
 from backends.cgroups.interface import Cgroup
 from backends.native.init import DONE
 from backends.native.launcher import Launched, wait_readable
+from backends.native.resident import RESIDENT_NAME
 from backends.native.wire import Channel, join_list
 from bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from bench.interfaces import Instance, Terminal
@@ -18,6 +19,8 @@ from bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, 
 
 _CHUNK_BYTES = 1 << 20
 _KILLED_DEADLINE_S = 10.0
+_IDLE_DEADLINE_S = 1.0
+_IDLE_POLL_S = 0.002
 
 
 class ProcessInstance(Instance):
@@ -38,8 +41,13 @@ class ProcessInstance(Instance):
         timeline: StartTimeline,
         shared_bytes: int,
         why_gone: Callable[[], str],
+        *,
+        shrinks: bool,
     ) -> None:
-        """``why_gone`` is what its maker knows about its end: a continuation of the sentence, or nothing."""
+        """``why_gone`` is what its maker knows about its end: a continuation of the sentence, or nothing.
+
+        ``shrinks`` says that its init becomes a smaller program once the instance is idle.
+        """
         self.timeline = timeline
         self.address = launched.address
         self.pid = launched.pid
@@ -49,10 +57,12 @@ class ProcessInstance(Instance):
         self._shared_bytes = shared_bytes
         self._why_gone = why_gone
         self._met: dict[str, int] = {}
+        self._shrinks = shrinks
 
     def execute(self, command: Command) -> Completed:
         """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
         fields = _request(command)
+        self._shrinks = False  # one that is at work stays as it is
         with contextlib.ExitStack() as stack:
             out, out_writer = _start_pipe(stack)
             err, err_writer = _start_pipe(stack)
@@ -134,7 +144,8 @@ class ProcessInstance(Instance):
         return self.cgroup.usage()
 
     def footprint(self) -> Footprint:
-        """See ``Instance.footprint``."""
+        """See ``Instance.footprint``. A new instance is idle first: what it holds until then it does not keep."""
+        self._wait_idle()
         members = self.cgroup.members()
         pss, private, rss = process_footprint(members)
         return Footprint(
@@ -146,6 +157,15 @@ class ProcessInstance(Instance):
             processes=len(members),
             rss_bytes=rss,
         )
+
+    def _wait_idle(self) -> None:
+        # An event for it would cost every instance a descriptor, and the wait is of 20 ms once.
+        deadline = time.monotonic() + _IDLE_DEADLINE_S
+        while self._shrinks and time.monotonic() < deadline:
+            self._shrinks = read_name(self.pid) not in (RESIDENT_NAME, None)
+            if self._shrinks:
+                time.sleep(_IDLE_POLL_S)
+        self._shrinks = False
 
     def gone_descriptor(self) -> int | None:
         """See ``Instance.gone_descriptor``: init's end of the channel closes with it."""
@@ -167,6 +187,14 @@ class ProcessInstance(Instance):
             remedy="give the envelope more memory" if kills else None,
             evidence=f"members left: {self.cgroup.members()}; oom kills: {kills}",
         )
+
+
+def read_name(pid: int) -> str | None:
+    """What the process calls itself, or None if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return None
 
 
 def _request(command: Command) -> tuple[bytes, bytes, bytes]:

@@ -13,6 +13,8 @@ from bench.errors import TareError
 from bench.process import Popen, run
 
 _SOURCE = Path(__file__).with_name("init.c")
+RESIDENT_NAME = "tare-init"
+"""What it calls itself."""
 _USAGE = 2
 _MFD_EXEC = 0x10
 """Linux 6.3; older kernels do not know it, and need none."""

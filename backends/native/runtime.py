@@ -183,7 +183,9 @@ class HostKernelBackend(Backend):
                 if launched.connect_s is not None:
                     timeline.splits["network"] = launched.connect_s
                 size = spec.image.size_bytes
-                instance = ProcessInstance(launched, cgroup, folder, timeline, size, zygote.why_gone)
+                instance = ProcessInstance(
+                    launched, cgroup, folder, timeline, size, zygote.why_gone, shrinks=self._resident is not None
+                )
                 try:
                     yield instance
                 finally:

@@ -79,6 +79,8 @@ def test_the_meters_of_a_ramp_agree_with_proc(tmp_path, image):
 
     def look(live):
         for instance in live:
+            instance.footprint()  # which waits until it is idle
+        for instance in live:
             fields = rollup(instance.pid)
             by_hand["pss"].append(fields["Pss"])
             by_hand["private"].append(fields["Private_Clean"] + fields["Private_Dirty"])

@@ -35,20 +35,13 @@ def instance(request, image, tmp_path_factory):
             assert facts["init"] == ("python" if request.param == "python" else "python, c when idle")
             with backend.start(spec("init", image)) as started:
                 if request.param == "c":
-                    wait_until_idle(started)
+                    started.footprint()  # of an idle instance
+                    assert name_of(started) == resident.RESIDENT_NAME
                 yield started
 
 
 def no_compiler(_cache):
     raise TareError("gcc is not installed")
-
-
-def wait_until_idle(instance):
-    """Until the smaller program serves."""
-    deadline = time.monotonic() + 10
-    while name_of(instance) != "tare-init":
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def name_of(instance):
@@ -83,7 +76,7 @@ def test_an_instance_at_work_from_the_start_keeps_its_init(image, tmp_path):
         backend.prepare(image, ENVELOPE)
         with backend.start(spec("busy", image)) as started:
             assert run(started, "sleep", "0.05").returncode == 0
-            assert name_of(started) != "tare-init"
+            assert name_of(started) != resident.RESIDENT_NAME
             assert run(started, "true").returncode == 0
 
 
