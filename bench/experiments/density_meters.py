@@ -145,8 +145,11 @@ class Watched:
         return sorted({round(k * (population - 1) / (count - 1)) for k in range(count)})
 
     def footprints(self, instances: Sequence[Instance]) -> list[tuple[int, Footprint]]:
-        """The footprints of those chosen, by their places."""
-        return [(place, instances[place].footprint()) for place in self.choose(len(instances))]
+        """The footprints of those chosen, by their places.
+
+        The newest is read first: it may have to become idle, and what it then shares is no longer another's alone.
+        """
+        return [(place, instances[place].footprint()) for place in reversed(self.choose(len(instances)))][::-1]
 
     def idle_cpus(self, instances: Sequence[Instance], least_s: float) -> float | None:
         """CPUs that an instance kept busy since it was last read, on average; None if none was read ``least_s`` ago."""
