@@ -19,123 +19,20 @@ from bench.experiments import EXPERIMENTS, Experiment
 from bench.interfaces import Backend, NoOptions, Workload
 from bench.model import Cell, Envelope, Metric
 from bench.registry import Plugins
-from bench.settings import DEFAULT_MARGIN, quantiles_of
+from bench.settings import quantiles_of
+from bench.suite_file import (
+    SECTIONS,
+    BackendSection,
+    EnvelopeSection,
+    ExperimentSection,
+    ImageSection,
+    Sampling,
+    SuiteFile,
+    SuiteHead,
+)
 from bench.units import parse_duration, parse_size
 
 _T = TypeVar("_T")
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of the sections of a suite file: unknown keys are refused."""
-
-
-class SuiteHead(_Section, frozen=True):
-    """``[suite]``: what the report is called and says it asks."""
-
-    name: str
-    description: str = ""
-
-
-class ImageSection(_Section, frozen=True):
-    """``[image]``: packages beyond what the workloads declare, or an image that was imported or built before."""
-
-    packages: tuple[str, ...] = ()
-    use: str = ""
-
-
-class EnvelopeSection(_Section, frozen=True):
-    """``[envelope]``: the resources of an instance. ``cpus`` is a number of CPUs, or a list of host CPU numbers."""
-
-    cpus: int | tuple[int, ...] = 1
-    memory: str = "512MiB"
-    scratch: str = "256MiB"
-    pids: int = 512
-    storage: str = ""
-    swap: str = "0"
-    cpu_quota: float | None = None
-    cpu_weight: int | None = None
-    io_read_bytes_per_s: str | None = None
-    io_write_bytes_per_s: str | None = None
-    io_read_ops_per_s: int | None = None
-    io_write_ops_per_s: int | None = None
-
-
-class Sampling(_Section, frozen=True):
-    """``[sampling]``: blocks, fresh instances of a cell in a block, iterations in an instance, warm-ups before them.
-
-    With a ``precision`` (0 or None: without), ``blocks`` is the least, and more follow until the leading metric of each
-    cell is known so exactly, ``max_time`` of measuring is spent, or ``max_blocks`` were run.
-    """
-
-    seed: int = 1
-    blocks: int = 5
-    instances: int = 1
-    iterations: int = 3
-    warmup: int = 1
-    precision: float | None = None
-    max_time: str = "10m"
-    max_blocks: int | None = None
-
-
-class ReportSection(_Section, frozen=True):
-    """``[report]``: the margin inside which two values are equivalent, for metrics that have none of their own."""
-
-    margin: float = DEFAULT_MARGIN
-
-
-class MetricSection(_Section, frozen=True):
-    """``[metric."fio/read.iops"]``: a metric's own margin, and quantiles to estimate beside its median."""
-
-    margin: float | None = None
-    quantile: float | tuple[float, ...] = ()
-
-
-class BackendSection(_Section, frozen=True):
-    """``[[backend]]``: ``type`` is a registered backend, ``name`` what this suite calls it (the type unless given)."""
-
-    type: str
-    name: str = ""
-    options: Mapping[str, Any] = {}
-
-
-class ExperimentSection(_Section, frozen=True):
-    """``[[experiment]]``: a procedure, the workload it needs, and counts where they differ from ``[sampling]``."""
-
-    kind: str
-    workload: str = ""
-    params: Mapping[str, Any] = {}
-    options: Mapping[str, Any] = {}
-    blocks: int | None = None
-    instances: int | None = None
-    iterations: int | None = None
-    warmup: int | None = None
-    precision: float | None = None
-    max_blocks: int | None = None
-
-
-class SuiteFile(_Section, frozen=True):
-    """A suite file as written."""
-
-    suite: SuiteHead
-    backend: tuple[BackendSection, ...]
-    experiment: tuple[ExperimentSection, ...]
-    image: ImageSection = ImageSection()
-    envelope: EnvelopeSection = EnvelopeSection()
-    sampling: Sampling = Sampling()
-    report: ReportSection = ReportSection()
-    metric: Mapping[str, MetricSection] = {}
-
-
-_SECTIONS: Mapping[str, type[_Section]] = {
-    "suite": SuiteHead,
-    "image": ImageSection,
-    "envelope": EnvelopeSection,
-    "sampling": Sampling,
-    "report": ReportSection,
-    "metric": MetricSection,
-    "backend": BackendSection,
-    "experiment": ExperimentSection,
-}
 
 
 class BackendChoice(msgspec.Struct, frozen=True):
@@ -281,7 +178,7 @@ def _convert(value: Any, kind: type[_T], path: Path, key: str) -> _T:
         place = ".".join(part for part in (key, where) if part) or "top level"
         remedy = None
         if "unknown field" in problem:
-            section = _SECTIONS.get(where.partition("[")[0], kind) if kind is SuiteFile else kind
+            section = SECTIONS.get(where.partition("[")[0], kind) if kind is SuiteFile else kind
             known = msgspec.structs.fields(cast("type[msgspec.Struct]", section))
             remedy = f"known keys there: {', '.join(field.encode_name for field in known) or 'none'}"
         raise SuiteError(f"{path}: {place}", problem, remedy=remedy) from None
