@@ -43,7 +43,7 @@ def explain_start(settings: Settings, spec: InstanceSpec, folder: Path, layout: 
             if settings.network == "veth"
             else []
         ),
-        "ready: it runs commands and reaps orphans",
+        "ready: it runs commands, forwards signals and reaps orphans",
     ]
 
 

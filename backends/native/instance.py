@@ -114,6 +114,7 @@ class ProcessInstance(Instance):
 
     def interact(self, command: Command, terminal: Terminal) -> Completed:
         """See ``Instance.interact``: on a pseudo-terminal of the instance's own devpts."""
+        self._shrinks = False  # as in execute
         try:
             try:
                 self._channel.send(*_request(command), terminal.size())
