@@ -22,6 +22,7 @@ from bench.model import (
     Completed,
     Envelope,
     Footprint,
+    Histogram,
     Image,
     InstanceSpec,
     Measurement,
@@ -68,8 +69,8 @@ class Terminal(Protocol):
 class Instance(ABC):
     """One live isolated environment. Made by ``Backend.start``; not thread-safe.
 
-    ``address`` is its IPv4 address where the backend gives each instance one of its own; instances of one backend
-    reach one another there. None where they have no network, or the host's.
+    ``address`` is the IPv4 address at which other instances of its backend reach it, and so does the backend's host
+    side: one of its own, or the host's loopback where it shares the host's network. None where it has no network.
     """
 
     timeline: StartTimeline
@@ -135,6 +136,11 @@ class Backend(ABC):
     def __init__(self, context: BackendContext) -> None:
         self.context = context
 
+    @classmethod
+    def packages(cls, options: Any) -> tuple[str, ...]:  # noqa: ARG003 - for overriding
+        """The Debian packages that instances with ``options`` (a value of ``Options``) need in the image."""
+        return ()
+
     @abstractmethod
     def probe(self) -> Availability:
         """Whether this backend can work here. Never raises for absence: says why not, and how to get it."""
@@ -153,6 +159,15 @@ class Backend(ABC):
         On entry the timeline holds requested, created, first_instruction and ready; after exit also
         stop_requested and stopped. Raises BackendError with evidence, having undone what was done.
         """
+
+    def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
+        """An environment on the host, on the same network as this backend's instances and without their isolation.
+
+        For the other end of what is measured: it runs programs of the image on the housekeeping CPUs, and what it costs
+        is no cost of an instance. Optional: raises UnsupportedError where the instances have no network.
+        """
+        del spec
+        raise UnsupportedError(f"the backend {self.name} offers no environment on the host's side of its network")
 
     def explain(self, spec: InstanceSpec) -> list[str]:
         """The steps of starting ``spec``, in their order and in words, taking none of them; empty if it offers none.
@@ -198,6 +213,10 @@ class Workload(ABC):
         Raises ParseError with the offending text if the output is not what the tool's known versions
         print; never returns a guess.
         """
+
+    def histograms(self, completed: Completed) -> list[Histogram]:  # noqa: ARG002 - for overriding
+        """The distributions in one iteration's output that ``parse`` has accepted, in base units. Raises ParseError."""
+        return []
 
     @classmethod
     def duration_s(cls, params: Any) -> float:  # noqa: ARG003 - for overriding

@@ -78,6 +78,19 @@ class Measurement(Struct, frozen=True):
     value: float
 
 
+class Histogram(Struct, frozen=True):
+    """A distribution as a tool counted it in one iteration: ``counts[i]`` values up to ``bounds[i]``.
+
+    ``name`` is what was counted (``read.latency``), in ``unit``. ``bounds`` are the inclusive upper edges of the
+    buckets, rising; buckets that counted nothing may be left out, and so the lower edges are the tool's.
+    """
+
+    name: str
+    unit: Unit
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
 # --- what is asked for ----------------------------------------------------------------------------
 
 
@@ -148,12 +161,35 @@ class Completed(Struct, frozen=True):
         return self.ended_s - self.started_s
 
 
+SERVER = "@server@"
+"""In the arguments or the environment of a command: the IPv4 address on which the workload's services listen."""
+
+
+class Service(Struct, frozen=True):
+    """A program that the measured command talks to, and that runs beside it until its instance ends.
+
+    ``command`` stays in the foreground, listens on ``SERVER``, and gets no standard input. ``ready`` ends with exit
+    status 0 as soon as the service answers: it waits for that by itself, within its own timeout.
+    """
+
+    name: str
+    command: Command
+    ready: Command
+
+
 class Commands(Struct, frozen=True):
-    """What a workload wants run in one instance: set-up once, the measured command each iteration, teardown once."""
+    """What a workload wants run: set-up once, the measured command each iteration, teardown once.
+
+    The ``services`` are started after the set-up, in their order, each when the one before is ready; then ``load`` runs
+    once (a database is filled). Where services run in an instance of their own, the set-up is run there, and
+    everything else, their ``ready`` too, where the measured command runs.
+    """
 
     measured: Command
     setup: tuple[Command, ...] = ()
     teardown: tuple[Command, ...] = ()
+    services: tuple[Service, ...] = ()
+    load: tuple[Command, ...] = ()
 
 
 # --- what an instance reports -----------------------------------------------------------------------
@@ -362,6 +398,21 @@ class Sample(Struct, frozen=True):
     value: float
     iteration: int
     warmup: bool
+    raw: str = ""
+
+
+class HistogramRecord(Struct, frozen=True):
+    """A distribution of one iteration, as a line of ``histograms.jsonl``. The fields are those of ``Sample``."""
+
+    instance: str
+    block: int
+    experiment: str
+    workload: str
+    params: Mapping[str, Any]
+    backend: str
+    iteration: int
+    warmup: bool
+    histogram: Histogram
     raw: str = ""
 
 

@@ -6,6 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from bench.model import (
     Envelope,
     Event,
     EventKind,
+    Histogram,
+    HistogramRecord,
     Image,
     InstanceSpec,
     Metric,
@@ -206,6 +209,11 @@ class _LiveRun:
                 self._meter.instance_ends(usage)
                 self._limits_met.add(usage)
 
+    def start_host_side(self) -> AbstractContextManager[Instance]:
+        backend = self._runner.backends[self._planned.cell.backend]
+        identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}-h{next(self._starts)}"
+        return backend.host_side(InstanceSpec(identifier, self._runner.image, self.envelope))
+
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         completed = instance.execute(command)
         return completed, self.keep(command, completed, role)
@@ -250,6 +258,23 @@ class _LiveRun:
         )
         self._runner.store.add_sample(sample)
         self._runner.on_sample(sample)
+
+    def record_histogram(self, histogram: Histogram, *, iteration: int, raw: str) -> None:
+        cell = self._planned.cell
+        self._runner.store.add_histogram(
+            HistogramRecord(
+                instance=self._name,
+                block=self._planned.block,
+                experiment=cell.experiment,
+                workload=cell.workload,
+                params=cell.params,
+                backend=cell.backend,
+                iteration=iteration,
+                warmup=self.is_warmup(iteration),
+                histogram=histogram,
+                raw=raw,
+            )
+        )
 
     def _check_clock(self, completed: Completed) -> None:
         """The guest's clock against the host's: a difference means that one of them cannot be believed."""

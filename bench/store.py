@@ -1,8 +1,9 @@
 """A run on disk: a directory that is appended to while the run goes on, and read back afterwards.
 
-``manifest.json`` is replaced atomically; ``samples.jsonl`` and ``events.jsonl`` only ever grow, a record a line, and
-are on disk before the next instance starts; ``raw/INSTANCE/`` holds the compressed outputs of each command. A
-half-written last line, as a crash or a full disk leaves it, is dropped with a warning; everything before it counts.
+``manifest.json`` is replaced atomically; ``samples.jsonl``, ``histograms.jsonl`` and ``events.jsonl`` only ever grow, a
+record a line, and are on disk before the next instance starts; ``raw/INSTANCE/`` holds the compressed outputs of each
+command. A half-written last line, as a crash or a full disk leaves it, is dropped with a warning; everything before it
+counts.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import msgspec
 
 from bench.errors import RunDirectoryError, StoreError
 from bench.lines import read_lines
-from bench.model import SCHEMA_VERSION, Completed, Event, EventKind, Manifest, Sample
+from bench.model import SCHEMA_VERSION, Completed, Event, EventKind, HistogramRecord, Manifest, Sample
 
 if TYPE_CHECKING:
     from bench.samples import SampleTable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
 EVENTS = "events.jsonl"
+HISTOGRAMS = "histograms.jsonl"
 RAW = "raw"
 
 
@@ -64,6 +66,7 @@ class RunStore:
             self.save_manifest(manifest)
             self._samples = _open_for_append(path / SAMPLES)
             self._events = _open_for_append(path / EVENTS)
+            self._histograms = _open_for_append(path / HISTOGRAMS)
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest atomically."""
@@ -87,6 +90,11 @@ class RunStore:
         with _named_failures(self.path):
             _append(self._events, event)
 
+    def add_histogram(self, record: HistogramRecord) -> None:
+        """Append a distribution. It is on disk after the next ``sync``."""
+        with _named_failures(self.path):
+            _append(self._histograms, record)
+
     def add_raw(self, instance: str, name: str, completed: Completed) -> str:
         """Keep a command's whole output, compressed; returns its name relative to the run directory.
 
@@ -106,11 +114,13 @@ class RunStore:
         with _named_failures(self.path):
             os.fsync(self._samples)
             os.fsync(self._events)
+            os.fsync(self._histograms)
 
     def close(self) -> None:
         """Close the files and give up the lock."""
         os.close(self._samples)
         os.close(self._events)
+        os.close(self._histograms)
         self._lock.close()
         (self.path / ".lock").unlink(missing_ok=True)
 
@@ -138,6 +148,20 @@ def load_run(path: Path) -> LoadedRun:
     if replaced:
         warnings.append(f"{len(replaced)} unfinished instances were measured again; their first samples are left out")
     return LoadedRun(path, manifest, samples.without(replaced), events, warnings)
+
+
+def load_histograms(run: LoadedRun) -> list[HistogramRecord]:
+    """The distributions of a run, without those of attempts that a later one replaced.
+
+    Runs from before there were any have none; what cannot be read is left out with a warning among the run's. Raises
+    RunDirectoryError.
+    """
+    records: list[HistogramRecord] = []
+    file = run.path / HISTOGRAMS
+    if file.exists():
+        read_lines(file, HistogramRecord, records.extend, run.warnings)
+    replaced = _replaced_attempts({record.instance for record in records}, run.events)
+    return [record for record in records if record.instance not in replaced]
 
 
 def load_manifest(path: Path) -> Manifest:

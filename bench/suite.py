@@ -17,7 +17,7 @@ import msgspec
 from bench.errors import SuiteError, TareError, UnknownNameError
 from bench.experiments import EXPERIMENTS, Experiment
 from bench.interfaces import Backend, NoOptions, Workload
-from bench.model import Cell, Envelope, Metric
+from bench.model import Cell, Commands, Envelope, Metric
 from bench.registry import Plugins
 from bench.settings import quantiles_of
 from bench.suite_file import (
@@ -87,8 +87,10 @@ class Suite(msgspec.Struct, frozen=True):
     source: Mapping[str, Any]
 
     def packages(self) -> tuple[str, ...]:
-        """The Debian packages that the image needs: the suite's own and the workloads'."""
+        """The Debian packages that the image needs: the suite's own, the backends' and the workloads'."""
         needed = set(self.image.packages)
+        for choice in self.backends:
+            needed.update(choice.type.packages(choice.options))
         for subject in self.subjects:
             needed.update(subject.workload.packages if subject.workload else ())
         return tuple(sorted(needed))
@@ -342,7 +344,9 @@ def _resolve_subjects(
         _refuse_shared_names(path, key, section)
         for given in _each_combination(section.params):
             params = _convert(given, workload.Params, path, f"{key}.params")
-            _check_commands(path, key, workload, params, envelope)
+            commands = _check_commands(path, key, workload, params, envelope)
+            for _, options in choices:
+                _check_options(path, key, experiment, options, commands)
             subjects += [
                 Subject(experiment, workload, params, {**given, **chosen}, own, options) for chosen, options in choices
             ]
@@ -393,13 +397,20 @@ def _each_combination(params: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(params, combination, strict=True)) for combination in itertools.product(*values)]
 
 
-def _check_commands(path: Path, key: str, workload: type[Workload], params: Any, envelope: Envelope) -> None:
+def _check_commands(path: Path, key: str, workload: type[Workload], params: Any, envelope: Envelope) -> Commands:
     """Workloads are pure, so what they refuse is known before anything runs."""
     try:
-        workload().commands(params, envelope)
+        return workload().commands(params, envelope)
     except (TareError, ValueError) as error:
         message = error.message if isinstance(error, TareError) else str(error)
         raise SuiteError(f"{path}: {key}.params", message) from None
+
+
+def _check_options(path: Path, key: str, experiment: type[Experiment], options: Any, commands: Commands) -> None:
+    try:
+        experiment.check(options, commands)
+    except ValueError as error:
+        raise SuiteError(f"{path}: {key}.options", str(error)) from None
 
 
 def _look_up(plugins: Plugins[_T], name: str, place: str) -> type[_T]:

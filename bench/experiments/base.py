@@ -8,7 +8,17 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from bench.interfaces import Instance, NoOptions, Workload
-from bench.model import Command, Completed, Direction, Envelope, Metric, Phase, StartTimeline
+from bench.model import (
+    Command,
+    Commands,
+    Completed,
+    Direction,
+    Envelope,
+    Histogram,
+    Metric,
+    Phase,
+    StartTimeline,
+)
 from bench.units import Unit
 
 
@@ -36,6 +46,12 @@ class InstanceRun(Protocol):
         that enter together have one envelope, and one thread leaves them.
         """
 
+    def start_host_side(self) -> AbstractContextManager[Instance]:
+        """The host's side of the cell's backend (``Backend.host_side``); what it costs is not counted.
+
+        Raises UnsupportedError where the backend has none.
+        """
+
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         """Run a command, keep its whole output, and return how it ended with the name of the kept output.
 
@@ -56,6 +72,9 @@ class InstanceRun(Protocol):
 
         Raises WorkloadError if it is not a finite number.
         """
+
+    def record_histogram(self, histogram: Histogram, *, iteration: int, raw: str) -> None:
+        """Keep a distribution that the tool reported in one iteration."""
 
 
 class Experiment(ABC):
@@ -78,6 +97,10 @@ class Experiment(ABC):
     def metrics_with(cls, workload: type[Workload] | None) -> tuple[Metric, ...]:  # noqa: ARG003 - few depend on it
         """``metrics``, and those that follow from the workload's."""
         return cls.metrics
+
+    @classmethod
+    def check(cls, options: Any, commands: Commands) -> None:
+        """Called when the suite is read: raises ValueError, with the option's name, for what does not fit."""
 
     @abstractmethod
     def run(self, run: InstanceRun) -> None:

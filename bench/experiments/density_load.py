@@ -11,6 +11,7 @@ from bench.errors import WorkloadError
 from bench.experiments import density_metrics as metrics
 from bench.experiments.base import InstanceRun
 from bench.experiments.density_options import DensityOptions
+from bench.experiments.work import Work
 from bench.interfaces import Instance, Workload
 from bench.model import Completed, Direction, Metric
 from bench.units import Unit
@@ -45,6 +46,7 @@ class Load:
         self._run = run
         self._workload = workload
         self._commands = workload.commands(run.params, run.envelope)
+        self._measured = self._commands.measured
         self.latency = _choose(workload, options.latency, "latency", _LATENCY)
         self.throughput = _choose(workload, options.throughput, "throughput", _RATE)
         if options.objective and self.latency is None:
@@ -55,8 +57,7 @@ class Load:
 
     def begin(self, instance: Instance) -> None:
         """What the workload wants done once in an instance: files laid out, a service started."""
-        for command in self._commands.setup:
-            self._run.execute(instance, command, "setup")
+        self._measured = Work(self._run, self._commands, instance).measured
 
     def measure(self, instances: Sequence[Instance]) -> float | None:
         """Run the command once in all of them together, and record; the worst p99, if the workload tells one.
@@ -68,7 +69,7 @@ class Load:
 
         def execute(instance: Instance) -> Completed:
             together.wait()
-            return instance.execute(self._commands.measured)
+            return instance.execute(self._measured)
 
         before = [_cpu_s(instance) for instance in instances]
         with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
@@ -82,7 +83,7 @@ class Load:
             self._run.record(metrics.LOADED_CPU, sum(busy), iteration=population)
         values: dict[str, list[float]] = {}
         for completed in finished:
-            self._run.keep(self._commands.measured, completed, f"loaded-{population}")
+            self._run.keep(self._measured, completed, f"loaded-{population}")
             for measurement in self._workload.parse(completed):
                 values.setdefault(measurement.metric, []).append(measurement.value)
         self._run.record(

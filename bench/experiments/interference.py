@@ -16,7 +16,8 @@ from bench.errors import BackendError, WorkloadError
 from bench.experiments import interference_metrics as metrics
 from bench.experiments.base import Experiment, InstanceRun
 from bench.experiments.interference_aggressors import KINDS, Aggressor
-from bench.interfaces import Instance, Workload
+from bench.experiments.work import Work
+from bench.interfaces import Workload
 from bench.model import Direction, Envelope, Metric
 from bench.units import parse_duration
 
@@ -82,20 +83,18 @@ class _Victim:
     def run(self) -> None:
         envelope = _choose_envelope(self._run.envelope, self._options)
         with self._run.start() as victim, contextlib.ExitStack() as stack:
-            for command in self._commands.setup:
-                self._run.execute(victim, command, "setup")
-            self._alone = self._measure(victim, 0)
+            work = Work(self._run, self._commands, victim)
+            self._alone = self._measure(work, 0)
             aggressors: list[Aggressor] = []
             for _ in range(self._options.aggressors):
                 instance = stack.enter_context(self._run.start(envelope))
                 aggressors.append(Aggressor(instance, self._options.aggressor, envelope, self._bound_s()))
-                self._measure_beside(victim, aggressors)
-            for command in self._commands.teardown:
-                self._run.execute(victim, command, "teardown")
+                self._measure_beside(work, aggressors)
+            work.end()
 
-    def _measure_beside(self, victim: Instance, aggressors: list[Aggressor]) -> None:
+    def _measure_beside(self, work: Work, aggressors: list[Aggressor]) -> None:
         before, began = [one.cpu_s() for one in aggressors], time.monotonic()
-        beside = self._measure(victim, len(aggressors))
+        beside = self._measure(work, len(aggressors))
         after, took = [one.cpu_s() for one in aggressors], time.monotonic() - began
         for one in aggressors:
             one.check()
@@ -109,13 +108,13 @@ class _Victim:
         if len(used) == len(aggressors):
             self._run.record(metrics.AGGRESSOR_CPU, sum(used) / took, iteration=len(aggressors))
 
-    def _measure(self, victim: Instance, number: int) -> dict[str, float]:
+    def _measure(self, work: Work, number: int) -> dict[str, float]:
         """The medians of the victim's metrics beside ``number`` aggressors; warm-ups of each number are left out."""
         values: dict[str, list[float]] = {}
         for repetition in range(self._run.iterations):
             warmup = self._run.is_warmup(repetition)
             role = f"{'warmup-' if warmup else ''}beside-{number}"
-            completed, raw = self._run.execute(victim, self._commands.measured, role)
+            completed, raw = work.measure(role)
             if warmup:
                 continue
             read = {metrics.DURATION.name: completed.duration_s}

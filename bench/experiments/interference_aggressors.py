@@ -1,17 +1,12 @@
-"""Programs that take something from their neighbours: stress-ng in an instance of its own, bounded in time.
-
-An aggressor is left running by the command that starts it, so it is a process of its instance and of nothing else:
-whatever ends the instance (the end of the cell, an interrupt, the death of tare) ends it.
-"""
+"""Programs that take something from their neighbours: stress-ng in an instance of its own, bounded in time."""
 
 from collections.abc import Mapping
 
 from bench.errors import WorkloadError
+from bench.experiments.background import Background
 from bench.interfaces import Instance
-from bench.model import SCRATCH, Command, Completed, Envelope
+from bench.model import SCRATCH, Command, Envelope
 
-_LOG = f"{SCRATCH}/aggressor.log"
-_START = f'"$@" >{_LOG} 2>&1 </dev/null & echo $!'
 _FILE_BYTES = "64m"
 _MOST_BYTES = 2**28
 """More than a last-level cache holds, where the envelope allows."""
@@ -44,12 +39,8 @@ class Aggressor:
         """Start it. Raises WorkloadError if it could not be."""
         self._instance = instance
         self._kind = kind
-        argv = aggressor_argv(kind, envelope, bound_s)
-        started = instance.execute(Command(("sh", "-c", _START, "sh", *argv), cwd=SCRATCH))
-        pid = started.stdout.strip()
-        if started.returncode != 0 or not pid.isdigit():
-            raise WorkloadError(f"the aggressor {kind} could not be started", evidence=_said(started))
-        self._pid = pid.decode()
+        command = Command(aggressor_argv(kind, envelope, bound_s), cwd=SCRATCH)
+        self._program = Background(instance, f"the aggressor {kind}", "aggressor", command)
 
     def cpu_s(self) -> float | None:
         """CPU seconds that its instance has cost the host; None where the host does not tell."""
@@ -60,16 +51,10 @@ class Aggressor:
 
     def check(self) -> None:
         """Raises WorkloadError if it no longer runs: what was measured meanwhile was beside nothing."""
-        alive = self._instance.execute(Command(("sh", "-c", f"kill -0 {self._pid}")))
-        if alive.returncode == 0:
+        if self._program.is_alive():
             return
-        log = self._instance.execute(Command(("tail", "-n", "12", _LOG)))
         raise WorkloadError(
             f"the aggressor {self._kind} ended while the victim was measured",
             remedy="give the envelope more memory, pids or scratch, or let the victim's command take less time",
-            evidence=_said(log),
+            evidence=self._program.said(),
         )
-
-
-def _said(completed: Completed) -> str:
-    return (completed.stdout + completed.stderr).decode(errors="replace").strip()

@@ -11,6 +11,7 @@ from bench.errors import BackendError, TareError, WorkloadError
 from bench.experiments import limits_metrics as metrics
 from bench.experiments import limits_probes as probes
 from bench.experiments.base import Experiment, InstanceRun
+from bench.experiments.work import Work
 from bench.interfaces import Instance
 from bench.model import Command, Envelope
 from bench.units import format_size, parse_duration, parse_size
@@ -237,9 +238,7 @@ def _try_workload(run: InstanceRun, envelope: Envelope) -> None:
     assert run.workload is not None
     commands = run.workload.commands(run.params, envelope)
     with run.start(envelope) as instance:
-        for command in commands.setup:
-            run.execute(instance, command, "setup")
-        completed, _ = run.execute(instance, commands.measured, "measured")
+        completed, _ = Work(run, commands, instance).measure()
         try:
             run.workload.parse(completed)
         except TareError as error:

@@ -1,9 +1,16 @@
 """``steady``: iterations of a workload in a fresh instance, with what each cost the host."""
 
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
 from bench.errors import WorkloadError
 from bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
+from bench.experiments.work import Work
 from bench.interfaces import Instance, Workload
-from bench.model import Completed, Metric, Phase, Usage
+from bench.model import Commands, Completed, Metric, Phase, Usage
 from bench.units import Unit
 
 DURATION = lower(
@@ -26,13 +33,33 @@ START = lower("instance.start", Unit.SECOND, "Requested until ready to execute."
 STOP = lower("instance.stop", Unit.SECOND, "Asked to stop until its last process and host resource were gone.")
 
 
+class SteadyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[experiment.options]`` of ``steady``.
+
+    ``server`` is where a workload's services run: in the instance that the measured command runs in, in another of the
+    same backend, or on the host's side of the backend's network, where they cost nothing that is counted.
+    """
+
+    server: Literal["same-instance", "other-instance", "host"] = "same-instance"
+
+
 class Steady(Experiment):
-    """Runs the workload's set-up once, its measured command each iteration, its teardown once."""
+    """Runs the workload's set-up once, its measured command each iteration, its teardown once.
+
+    Where its services run in another instance, ``host.*`` are sums over both.
+    """
 
     name = "steady"
     summary = "iterations of a workload in fresh instances, with what each cost the host"
     needs_workload = True
     metrics = (DURATION, GUEST_DURATION, CPU, IO_READ, IO_WRITE, MEMORY_PEAK, START, STOP)
+    Options = SteadyOptions
+
+    @classmethod
+    def check(cls, options: SteadyOptions, commands: Commands) -> None:
+        """Only what serves can be elsewhere."""
+        if options.server != "same-instance" and not commands.services:
+            raise ValueError(f"server: the workload has no service that could run in {options.server!r}")
 
     def run(self, run: InstanceRun) -> None:
         """One instance with all its iterations."""
@@ -40,22 +67,31 @@ class Steady(Experiment):
         if workload is None:
             raise WorkloadError("steady was planned without a workload")
         commands = workload.commands(run.params, run.envelope)
-        with run.start() as instance:
-            for command in commands.setup:
-                run.execute(instance, command, "setup")
-            for iteration in range(run.iterations):
-                before = instance.usage()
-                completed, raw = run.execute(instance, commands.measured, "measured")
-                _record_cost(run, before, instance.usage(), iteration)
-                _record_iteration(run, workload, completed, iteration, raw)
-            for command in commands.teardown:
-                run.execute(instance, command, "teardown")
-            self._record_life(run, instance)
-        record_span(run, STOP, instance.timeline, Phase.STOP_REQUESTED, Phase.STOPPED)
+        with contextlib.ExitStack() as servers:
+            serving = _start_server(run, servers)
+            with run.start() as instance:
+                work = Work(run, commands, instance, serving=serving)
+                counted = [instance] if serving is None or run.options.server == "host" else [instance, serving]
+                for iteration in range(run.iterations):
+                    before = [one.usage() for one in counted]
+                    completed, raw = work.measure()
+                    _record_cost(run, before, [one.usage() for one in counted], iteration)
+                    _record_iteration(run, workload, completed, iteration, raw)
+                work.end()
+                record_span(run, START, instance.timeline, Phase.REQUESTED, Phase.READY)
+                record_known(run, MEMORY_PEAK, _total([one.usage().memory_peak_bytes for one in counted]))
+            record_span(run, STOP, instance.timeline, Phase.STOP_REQUESTED, Phase.STOPPED)
 
-    def _record_life(self, run: InstanceRun, instance: Instance) -> None:
-        record_span(run, START, instance.timeline, Phase.REQUESTED, Phase.READY)
-        record_known(run, MEMORY_PEAK, instance.usage().memory_peak_bytes)
+
+def _start_server(run: InstanceRun, stack: contextlib.ExitStack) -> Instance | None:
+    """Where the services are to run, if not beside the measured command."""
+    match run.options.server:
+        case "other-instance":
+            return stack.enter_context(run.start())
+        case "host":
+            return stack.enter_context(run.start_host_side())
+        case _:
+            return None
 
 
 def _record_iteration(run: InstanceRun, workload: Workload, completed: Completed, iteration: int, raw: str) -> None:
@@ -69,21 +105,32 @@ def _record_iteration(run: InstanceRun, workload: Workload, completed: Completed
                 f"the workload {workload.name} returned {measurement.metric!r}, which it does not declare"
             )
         run.record(known[measurement.metric], measurement.value, iteration=iteration, raw=raw)
+    for histogram in workload.histograms(completed):
+        run.record_histogram(histogram, iteration=iteration, raw=raw)
 
 
-def _record_cost(run: InstanceRun, before: Usage, after: Usage, iteration: int) -> None:
-    """What the host's meter counted between two readings; a meter this host lacks is left out."""
-    pairs = (
-        (CPU, _cpu(before), _cpu(after)),
-        (IO_READ, before.io_read_bytes, after.io_read_bytes),
-        (IO_WRITE, before.io_write_bytes, after.io_write_bytes),
+def _record_cost(run: InstanceRun, before: Sequence[Usage], after: Sequence[Usage], iteration: int) -> None:
+    """What the host's meters counted between two readings; a meter this host lacks is left out."""
+    meters: tuple[tuple[Metric, Callable[[Usage], float | None]], ...] = (
+        (CPU, _cpu),
+        (IO_READ, lambda usage: usage.io_read_bytes),
+        (IO_WRITE, lambda usage: usage.io_write_bytes),
     )
-    for metric, first, second in pairs:
+    for metric, meter in meters:
+        first, second = _total(map(meter, before)), _total(map(meter, after))
         if first is not None and second is not None:
             run.record(metric, second - first, iteration=iteration)
 
 
+def _total(values: Iterable[float | None]) -> float | None:
+    """Their sum, or None if one is not known."""
+    total = 0.0
+    for value in values:
+        if value is None:
+            return None
+        total += value
+    return total
+
+
 def _cpu(usage: Usage) -> float | None:
-    if usage.cpu_user_s is None or usage.cpu_system_s is None:
-        return None
-    return usage.cpu_user_s + usage.cpu_system_s
+    return _total((usage.cpu_user_s, usage.cpu_system_s))

@@ -18,7 +18,13 @@ BASE_PACKAGES = (
     *("python3", "qemu-guest-agent", "tini"),  # for the harness itself
     *("fio", "iperf3", "linux-perf", "redis", "stress-ng", "sysbench"),
 )
-"""In every image. With the tools of all built-in workloads, suites that need no more share one image."""
+"""In every image: what the harness needs, and the tools of the workloads that suites have most often."""
+CATALOGUE_PACKAGES = (
+    *("7zip", "hpcc", "mariadb-server", "nginx-light", "openssl", "pixz", "postgresql", "qperf", "rt-tests"),
+    *("sockperf", "wrk", "xz-utils"),
+    *("dbus", "systemd-sysv", "udev"),  # for instances that boot the whole distribution
+)
+"""Added, all of them, where one is needed: so that all suites of the built-in workloads share two images."""
 
 DEFAULT_SUITE = "bookworm"
 
@@ -30,7 +36,7 @@ class Recipe(Struct, frozen=True):
     """All that decides what is in an image, apart from the archive's own versions.
 
     ``variant`` is mmdebstrap's. ``guest_version`` names the files in ``bench/image/guest``. Made by ``of``,
-    which sorts and checks.
+    which sorts, checks, and rounds up to the base or the catalogue.
     """
 
     suite: str
@@ -44,7 +50,9 @@ class Recipe(Struct, frozen=True):
     @classmethod
     def of(cls, packages: Iterable[str], *, suite: str = DEFAULT_SUITE) -> "Recipe":
         """The recipe of an image with ``packages`` beside the base. Raises ImageError for an impossible name."""
-        wanted = tuple(sorted({*packages, *BASE_PACKAGES}))
+        asked = set(packages)
+        catalogue = CATALOGUE_PACKAGES if asked & set(CATALOGUE_PACKAGES) else ()
+        wanted = tuple(sorted({*asked, *BASE_PACKAGES, *catalogue}))
         for name in (suite, *wanted):
             if not _NAME.fullmatch(name):
                 raise ImageError(

@@ -1,0 +1,124 @@
+"""A workload made ready: the order of its commands, where each runs, and what is told when a service fails."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bench.errors import BackendError, WorkloadError
+from bench.experiments.steady import Steady, SteadyOptions
+from bench.experiments.work import Work
+from bench.interfaces import Instance
+from bench.model import SERVER, Command, Commands, Completed, Footprint, Service, StartTimeline, Usage
+
+SERVED = Commands(
+    measured=Command(("client", SERVER)),
+    setup=(Command(("lay-out",)),),
+    teardown=(Command(("tidy",)),),
+    services=(Service("db", Command(("server", f"--bind={SERVER}")), Command(("ping",), env={"HOST": SERVER})),),
+    load=(Command(("fill", SERVER)),),
+)
+
+
+class Recorded(Instance):
+    """Remembers what it was asked, and ends what ``fails`` names with status 1."""
+
+    def __init__(self, name: str, log: list[tuple[str, ...]], address: str | None = None, fails: str = "") -> None:
+        self.name, self.log, self.address, self.fails = name, log, address, fails
+        self.timeline = StartTimeline()
+
+    def execute(self, command: Command) -> Completed:
+        self.log.append((self.name, *command.argv, *command.env.values()))
+        status = 1 if self.fails and self.fails in " ".join(command.argv) else 0
+        out = b"bind: Address already in use" if command.argv[0] == "tail" else b"17\n"
+        return Completed(command.argv, status, None, out, b"", 0.0, 1.0)
+
+    def usage(self) -> Usage:
+        raise NotImplementedError
+
+    def footprint(self) -> Footprint:
+        raise NotImplementedError
+
+
+class Run:
+    """The part of ``InstanceRun`` that is needed here."""
+
+    def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
+        completed = instance.execute(command)
+        if completed.returncode:
+            raise WorkloadError(f"{role}: status {completed.returncode}")
+        return completed, role
+
+
+def prepared(instance: Instance, serving: Instance | None = None) -> Work:
+    return Work(Run(), SERVED, instance, serving=serving)  # type: ignore[arg-type]  # as much of a run as it needs
+
+
+def test_everything_runs_in_one_instance_over_loopback() -> None:
+    log: list[tuple[str, ...]] = []
+    work = prepared(Recorded("a", log))
+    work.measure()
+    work.end()
+    assert [entry[:2] for entry in log] == [
+        ("a", "lay-out"),
+        ("a", "sh"),
+        ("a", "ping"),
+        ("a", "fill"),
+        ("a", "client"),
+        ("a", "sh"),
+        ("a", "tidy"),
+    ]
+    assert log[1][-1] == "--bind=127.0.0.1"
+    assert log[2][-1] == log[3][-1] == log[4][-1] == "127.0.0.1"
+    assert work.measured.argv == ("client", "127.0.0.1")
+
+
+def test_another_instance_serves_at_its_address() -> None:
+    log: list[tuple[str, ...]] = []
+    prepared(Recorded("client", log), Recorded("server", log, "10.1.2.3")).measure()
+    assert [entry[:2] for entry in log] == [
+        ("server", "lay-out"),
+        ("server", "sh"),
+        ("client", "ping"),
+        ("client", "fill"),
+        ("client", "client"),
+    ]
+    assert log[1][-1] == "--bind=10.1.2.3"
+    assert log[4][-1] == "10.1.2.3"
+
+
+def test_a_server_without_a_network_is_refused() -> None:
+    with pytest.raises(BackendError, match="has no network"):
+        prepared(Recorded("client", []), Recorded("server", []))
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        ("ping", "the service db did not become ready: ready-db: status 1"),
+        ("log=", "the service db could not be started"),
+    ],
+)
+def test_a_service_that_does_not_come_tells_its_last_words(fails: str, message: str) -> None:
+    with pytest.raises(WorkloadError) as caught:
+        prepared(Recorded("a", [], fails=fails))
+    assert caught.value.message == message
+    if fails == "ping":
+        assert caught.value.evidence == "bind: Address already in use"
+
+
+@pytest.mark.parametrize("use", [Work.measure, Work.end])
+def test_a_service_that_ended_is_named_instead_of_what_it_broke(use: Callable[[Work], object]) -> None:
+    instance = Recorded("a", [])
+    work = prepared(instance)
+    instance.fails = "kill -0" if use is Work.end else ""
+    if use is Work.measure:
+        instance.execute = lambda command: Completed(command.argv, 1, None, b"", b"", 0.0, 1.0)  # type: ignore[method-assign]
+    with pytest.raises(WorkloadError, match="the service db ended while it was used"):
+        use(work)
+
+
+def test_what_serves_nothing_cannot_serve_elsewhere() -> None:
+    Steady.check(SteadyOptions("host"), SERVED)
+    Steady.check(SteadyOptions(), Commands(Command(("true",))))
+    with pytest.raises(ValueError, match="server: the workload has no service"):
+        Steady.check(SteadyOptions("host"), Commands(Command(("true",))))
