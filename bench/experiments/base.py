@@ -101,6 +101,7 @@ class Experiment(ABC):
     @classmethod
     def check(cls, options: Any, commands: Commands) -> None:
         """Called when the suite is read: raises ValueError, with the option's name, for what does not fit."""
+        del options, commands
 
     @abstractmethod
     def run(self, run: InstanceRun) -> None:
