@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from backends.cgroups.footprint import parse_rollup
-from backends.vm.backend import Options, VirtualMachine
+from backends.vm.backend import VirtualMachine
 from backends.vm.disks import DiskMode, choose_scratch_mode, copy_sparse, make_scratch_template
 from backends.vm.domain_xml import TB_CACHE_MIB
 from backends.vm.emulator import PROGRAM
 from backends.vm.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, KERNEL_ARGUMENTS, SCRATCH_SERIAL
 from backends.vm.instance import VmInstance
+from backends.vm.options import VmOptions
 from bench.errors import ExitCode, TareError
 from bench.image import ImageStore
 from bench.interfaces import BackendContext
@@ -80,7 +81,7 @@ def measure(reference: str, rounds: int) -> dict[str, Any]:
         stack.enter_context(ledger.holding(ResourceKind.DIRECTORY, folder))
         stack.enter_context(start_folder(folder))
         image = find_image(reference, ledger)
-        backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), Options(), ()))
+        backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), VmOptions(), ()))
         stack.callback(backend.close)
         facts = backend.prepare(image, envelope).facts
         by_hand = ByHand(ledger, folder, image, envelope, facts["accel"])

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from backends.vm.disks import SHARED_MODE, choose_scratch_mode, make_scratch_tem
 from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator
 from backends.vm.guest import Ground, guest_limits, start_guest
 from backends.vm.instance import VmInstance
+from backends.vm.options import VmOptions
 from bench.errors import BackendError, UnavailableError
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import ResourceKind
@@ -34,18 +35,12 @@ from bench.model import (
 from bench.packages import load_packages, remedy_for
 
 
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``accel``: ``kvm`` is refused where no guest boots under it; ``auto`` then emulates, and says so."""
-
-    accel: Literal["auto", "kvm", "tcg"] = "auto"
-
-
 class VirtualMachine(Backend):
     """Each instance is a libvirt domain that boots the image's kernel on the image's disk."""
 
     name = "vm"
     summary = "guests through libvirt (QEMU; KVM where it works, else emulated)"
-    Options = Options
+    Options = VmOptions
     minimum_memory_bytes: ClassVar[int] = 96 * 2**20
     concurrent_starts: ClassVar[int] = 16
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm.backend import Options, VirtualMachine
+from backends.vm.backend import VirtualMachine
+from backends.vm.options import VmOptions
 from bench.interfaces import BackendContext
 from bench.ledger import Ledger
 from bench.locations import cache_directory
@@ -91,7 +92,7 @@ def guest(image, tmp_path_factory):
         pytest.skip(f"the guest has Python 3.11 and this is {have}: msgspec's compiled module would not load there")
     folder = tmp_path_factory.mktemp("v2")
     with Ledger(folder / "ledger") as ledger:
-        backend = VirtualMachine(BackendContext(ledger, folder / "work", cache_directory(), Options(), ()))
+        backend = VirtualMachine(BackendContext(ledger, folder / "work", cache_directory(), VmOptions(), ()))
         found = backend.probe()
         if not found.available:
             pytest.skip(f"vm is not available here: {found.reason}")

@@ -14,7 +14,8 @@ import pytest
 
 from backends.cgroups.layout import find_layout
 from backends.vm import accel
-from backends.vm.backend import Options, VirtualMachine
+from backends.vm.backend import VirtualMachine
+from backends.vm.options import VmOptions
 from bench.errors import BackendError, OutputTooLargeError, UnavailableError
 from bench.interfaces import BackendContext
 from bench.ledger import Ledger, clean
@@ -28,7 +29,7 @@ ENVELOPE = Envelope(CPUS[-1:], 192 * 2**20, 64 * 2**20, 64)
 
 
 def make_backend(ledger, work, cache, **options):
-    backend = VirtualMachine(BackendContext(ledger, work, cache, Options(**options), ()))
+    backend = VirtualMachine(BackendContext(ledger, work, cache, VmOptions(**options), ()))
     found = backend.probe()
     if not found.available:
         pytest.skip(f"vm is not available here: {found.reason}")
@@ -269,7 +270,8 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import msgspec
-from backends.vm.backend import Options, VirtualMachine
+from backends.vm.backend import VirtualMachine
+from backends.vm.options import VmOptions
 from bench.interfaces import BackendContext
 from bench.ledger import Ledger
 from bench.model import Command, Envelope, Image, InstanceSpec
@@ -277,7 +279,7 @@ folder, cache, image, envelope, name = sys.argv[1:]
 image = msgspec.json.decode(image, type=Image, dec_hook=lambda _, text: Path(text))
 envelope = msgspec.json.decode(envelope, type=Envelope)
 with Ledger(Path(folder) / "ledger") as ledger:
-    backend = VirtualMachine(BackendContext(ledger, Path(folder) / "work", Path(cache), Options(), ()))
+    backend = VirtualMachine(BackendContext(ledger, Path(folder) / "work", Path(cache), VmOptions(), ()))
     backend.prepare(image, envelope)
     print("prepared", flush=True)
     with backend.start(InstanceSpec(name, image, envelope)) as instance:
