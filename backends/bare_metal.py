@@ -1,12 +1,26 @@
-"""The ``bare-metal`` backend: the host itself, with the image as its root."""
+"""The ``bare-metal`` backend: the same programs and files as everywhere, on the host itself.
 
+An instance is a process in a mount namespace whose root is an overlay of the image, like a chroot: it has
+the host's own processes, network, users and /proc, but the image's file system as its root.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
 
 from backends.cgroups.layout import Layout
 from backends.native.plan import Settings
 from backends.native.runtime import HostKernelBackend
-from bench.model import BackendDescription, Envelope, Image
+from bench.interfaces import BackendContext, Instance, NoOptions
+from bench.model import BackendDescription, Envelope, Image, InstanceSpec
+from bench.network_path import LOOPBACK, describe_paths
+
+if TYPE_CHECKING:
+    from backends.network.bridge import BridgeNetwork
 
 
 class BareMetal(HostKernelBackend):
@@ -21,6 +35,24 @@ class BareMetal(HostKernelBackend):
     style = "bare-metal"
     namespaces: ClassVar[tuple[str, ...]] = ("mnt",)
 
+    @property
+    def _shared_address(self) -> str:
+        return LOOPBACK
+
+    def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
+        """See ``Backend.host_side``: it is one more instance, on other CPUs where there are any."""
+        own = msgspec.structs.replace(
+            spec.envelope,
+            cpus=self.context.housekeeping_cpus or spec.envelope.cpus,
+            cpu_quota=None,
+            cpu_weight=None,
+            io_read_bytes_per_s=None,
+            io_write_bytes_per_s=None,
+            io_read_ops_per_s=None,
+            io_write_ops_per_s=None,
+        )
+        return self.start(msgspec.structs.replace(spec, envelope=own))
+
     def _settings(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Settings:  # noqa: ARG002
         return Settings(style="bare-metal", root=str(folder / "root"), empty=str(folder / "empty"))
 
@@ -31,6 +63,40 @@ class BareMetal(HostKernelBackend):
                 "namespaces": "mnt",
                 "root": "overlay",
                 "network": "the host's",
+                **describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo"),
                 "limits": "the envelope's CPUs, memory and processes, by a cgroup",
             },
         )
+
+
+class HostSide(BareMetal):
+    """Bare metal in the network namespace of ``network``, or the host's own: the other end of what is measured.
+
+    Use its ``host_side``; made by ``start_host_side``.
+    """
+
+    name = "host-side"
+
+    def __init__(self, context: BackendContext, network: "BridgeNetwork | None") -> None:
+        super().__init__(msgspec.structs.replace(context, options=NoOptions()))
+        self._beside = network
+
+    @property
+    def _shared_address(self) -> str:
+        return LOOPBACK if self._beside is None else self._beside.address
+
+    def _zygote_place(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._beside is None else self._beside.inside()
+
+
+@contextlib.contextmanager
+def start_host_side(
+    context: BackendContext, network: "BridgeNetwork | None", image: Image, envelope: Envelope
+) -> Iterator[HostSide]:
+    """The host's side of ``network``, ready to start environments. Raises TareError."""
+    side = HostSide(context, network)
+    try:
+        side.prepare(image, envelope)
+        yield side
+    finally:
+        side.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,16 +14,24 @@ from backends.native.privileges import DEFAULT_CAPABILITIES
 from backends.native.runtime import HostKernelBackend, probe_host
 from backends.native.seccomp import INTENT, Filters, compile_filters, probe_seccomp
 from backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, is_privileged, probe_way
-from bench.interfaces import BackendContext
-from bench.model import Availability, BackendDescription, Confound, Envelope, Image
+from bench.errors import UnsupportedError
+from bench.interfaces import BackendContext, Instance
+from bench.model import Availability, BackendDescription, Confound, Envelope, Image, InstanceSpec
+from bench.network_path import LOOPBACK, describe_paths
 
 if TYPE_CHECKING:
-    from backends.native.network import VethNetwork
+    from backends.bare_metal import HostSide
+    from backends.network.bridge import BridgeNetwork
 
 _NETWORKS = {
     Network.NONE: "lo only",
     Network.HOST: "the host's",
     Network.VETH: "lo, and a veth pair into a bridge in a network namespace of tare's",
+}
+_PATHS = {
+    Network.NONE: describe_paths(inside="the container's lo"),
+    Network.HOST: describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo"),
+    Network.VETH: describe_paths(inside="the container's lo", other="veth, bridge, veth", host="veth, bridge"),
 }
 _OWN_NETWORK = {
     Network.NONE: "its network namespace holds lo only; bare metal has the host's",
@@ -45,6 +54,7 @@ class Native(HostKernelBackend):
     def __init__(self, context: BackendContext) -> None:
         super().__init__(context)
         self._filters = _NO_FILTERS
+        self._host: HostSide | None = None
 
     @property
     def options(self) -> NativeOptions:
@@ -109,14 +119,37 @@ class Native(HostKernelBackend):
         return {"user namespace": f"identities {describe_map(REMAPPED)}"} if self.options.user_namespace else {}
 
     @contextlib.contextmanager
-    def _start_network(self) -> Iterator["VethNetwork | None"]:
+    def _start_network(self) -> Iterator["BridgeNetwork | None"]:
         if self.options.network is not Network.VETH:
             yield None
             return
-        from backends.native.network import start_network
+        from backends.network.bridge import start_network
 
-        with start_network() as network:
+        with start_network(Network.VETH) as network:
             yield network
+
+    @property
+    def _shared_address(self) -> str | None:
+        return LOOPBACK if self.options.network is Network.HOST else None
+
+    def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
+        """See ``Backend.host_side``: bare metal in the namespace of the bridge, or beside containers on the host."""
+        if self.options.network is Network.NONE:
+            raise UnsupportedError(
+                "a container with the network none reaches nothing outside",
+                remedy='options = { network = "veth" }, or "host", for the backend "native"',
+            )
+        if self._host is None:
+            from backends.bare_metal import start_host_side
+
+            starting = start_host_side(self.context, self._network, spec.image, spec.envelope)
+            self._host = self._stack.enter_context(starting)
+        return self._host.host_side(spec)
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        self._host = None
+        super().close()
 
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
         options = self.options
@@ -129,6 +162,7 @@ class Native(HostKernelBackend):
                 "namespaces": ",".join(self._chosen_namespaces()),
                 "root": f"overlay, upper layer {'in memory (tmpfs)' if in_memory else 'on disk'}",
                 "network": _NETWORKS[self.options.network],
+                **_PATHS[self.options.network],
                 "capabilities": ",".join(self._capabilities()) or "none",
                 "no_new_privs": "yes",
                 "seccomp": f"default (Docker's intent, {self._filters.allowed} calls allowed)" if filtered else "none",

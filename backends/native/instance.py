@@ -49,7 +49,6 @@ class ProcessInstance(Instance):
         ``shrinks`` says that its init becomes a smaller program once the instance is idle.
         """
         self.timeline = timeline
-        self.address = launched.address
         self.pid = launched.pid
         self.cgroup = cgroup
         self._channel = launched.channel

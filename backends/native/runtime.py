@@ -5,6 +5,7 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -39,7 +40,7 @@ from bench.model import (
 from bench.trees import remove_tree
 
 if TYPE_CHECKING:
-    from backends.native.network import VethNetwork
+    from backends.network.bridge import BridgeNetwork
 
 _MOUNT_POINTS = ("proc", "sys", "dev")
 
@@ -70,7 +71,7 @@ class HostKernelBackend(Backend):
         self._zygote: Zygote | None = None
         self._zygote_stack = contextlib.ExitStack()
         self._stack = contextlib.ExitStack()
-        self._network: VethNetwork | None = None
+        self._network: BridgeNetwork | None = None
         self._way = PRIVILEGED
         self._resident: int | None = None
 
@@ -86,8 +87,17 @@ class HostKernelBackend(Backend):
     def _settings(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Settings:
         """What all its instances have in common, below ``folder``; ``missing`` are mount points the image lacks."""
 
+    @property
+    def _shared_address(self) -> str | None:
+        """The address of instances that have none of their own, if they can be reached."""
+        return None
+
+    def _zygote_place(self) -> AbstractContextManager[None]:
+        """Where the zygote is started, and with it whatever it inherits from the calling thread."""
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
-    def _start_network(self) -> "Iterator[VethNetwork | None]":
+    def _start_network(self) -> "Iterator[BridgeNetwork | None]":
         """What every new instance is connected to, if to anything."""
         yield None
 
@@ -186,6 +196,7 @@ class HostKernelBackend(Backend):
                 instance = ProcessInstance(
                     launched, cgroup, folder, timeline, size, zygote.why_gone, shrinks=self._resident is not None
                 )
+                instance.address = launched.address or self._shared_address
                 try:
                     yield instance
                 finally:
@@ -224,7 +235,8 @@ class HostKernelBackend(Backend):
                 self._way.prefix,
                 self._resident,
             )
-            self._zygote = self._zygote_stack.enter_context(zygote)
+            with self._zygote_place():
+                self._zygote = self._zygote_stack.enter_context(zygote)
         return self._zygote
 
     @contextlib.contextmanager

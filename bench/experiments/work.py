@@ -9,8 +9,7 @@ from bench.experiments.background import Background
 from bench.experiments.base import InstanceRun
 from bench.interfaces import Instance
 from bench.model import SERVER, Command, Commands, Completed, Service
-
-LOOPBACK = "127.0.0.1"
+from bench.network_path import LOOPBACK
 
 
 class Work:

@@ -37,7 +37,11 @@ class Subject:
         """A fresh instance, not yet entered, with its identifier."""
         self._started += 1
         identifier = f"contract-{self.name}-{os.getpid()}-{self._started}"
-        return identifier, self.backend.start(InstanceSpec(identifier, self.image, self.envelope))
+        return identifier, self.backend.start(self.spec(identifier))
+
+    def spec(self, identifier: str) -> InstanceSpec:
+        """An instance of the subject's image in its envelope."""
+        return InstanceSpec(identifier, self.image, self.envelope)
 
 
 class Live:

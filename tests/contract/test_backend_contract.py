@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from backends.cgroups.layout import find_layout
+from bench.errors import UnsupportedError
 from bench.model import SCRATCH, Command, Phase
 
 ORDER = [Phase.REQUESTED, Phase.CREATED, Phase.FIRST_INSTRUCTION, Phase.READY, Phase.STOP_REQUESTED, Phase.STOPPED]
@@ -166,6 +167,33 @@ def test_memory_limit_holds_and_the_instance_survives(live, isolated):
     assert b"got it" not in done.stdout
     assert done.signal == 9 or done.returncode not in {0, None}
     assert live.execute(Command(("true",))).returncode == 0
+
+
+SERVE = """
+import os, socket, sys
+server = socket.create_server((sys.argv[1], 0))
+if os.fork():
+    print(server.getsockname()[1])
+else:
+    os.close(1)
+    client, _ = server.accept()
+    client.send(b"reached")
+"""
+CONNECT = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 20).recv(99).decode())"
+
+
+def test_an_instance_with_an_address_is_reached_there_and_one_without_has_no_other_side(live, subject):
+    identifier, spec = live.identifier + "-host", live.subject.spec
+    if live.instance.address is None:
+        with pytest.raises(UnsupportedError), subject.backend.host_side(spec(identifier)):
+            pass
+        return
+    with subject.backend.host_side(spec(identifier)) as side:
+        for server, client in ((live.instance, side), (side, live.instance)):
+            done = server.execute(Command(("python3", "-c", SERVE, server.address)))
+            assert done.returncode == 0, done.stderr
+            reach = Command(("python3", "-c", CONNECT, server.address, done.stdout.decode().strip()))
+            assert client.execute(reach).stdout == b"reached\n"
 
 
 def test_instances_are_private_and_leave_nothing(subject, isolated, live):

@@ -1,20 +1,24 @@
 """The network modes of containers: what connects them, and that nothing of it stays or touches the host's own."""
 
+import json
 import os
 import select
 import signal
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from backends.native.network import GATEWAY, SUBNET
+from backends.native.backend import Native
 from backends.native.options import NativeOptions, Network
+from backends.network.bridge import GATEWAY, SUBNET
+from bench.errors import UnsupportedError
+from bench.interfaces import BackendContext
 from bench.ledger import Ledger, clean
 from bench.model import Command
+from bench.network_path import find_path
 from bench.process import PIPE, Popen
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
@@ -61,19 +65,20 @@ def test_containers_reach_one_another(veth, image):
         assert one.timeline.splits["network"] > 0
 
 
-def test_containers_reach_a_server_of_tares(veth, image):
-    server = veth._network.run_inside(lambda: socket.create_server((GATEWAY, 0)))
-
-    def serve():
-        client, (address, _) = server.accept()
-        with client:
-            client.send(f"hello {address}".encode())
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    with server, veth.start(spec("client", image)) as instance:
-        assert python(instance, CONNECT, GATEWAY, str(server.getsockname()[1])) == f"hello {instance.address}"
-        thread.join()
+def test_the_hosts_side_is_bare_metal_in_the_namespace_of_the_bridge(veth, image):
+    entries = veth.context.ledger.entries()
+    with veth.host_side(spec("side", image)) as side, veth.start(spec("guest", image)) as instance:
+        assert side.address == GATEWAY
+        assert python(instance, CONNECT, GATEWAY, python(side, SERVE)) == f"hello {instance.address}"
+        assert python(side, CONNECT, instance.address, python(instance, SERVE)) == f"hello {GATEWAY}"
+        assert int(python(side, "import os; print(os.getppid())")) == side.pid, "no pid namespace"
+        allowed = json.loads(python(side, "import json, os; print(json.dumps([*os.sched_getaffinity(0)]))"))
+        assert tuple(sorted(allowed)) == (veth.context.housekeeping_cpus or ENVELOPE.cpus)
+        began = len(veth.context.ledger.entries())
+    with veth.host_side(spec("again", image)) as side:
+        assert python(side, "print(1)") == "1"
+        assert len(veth.context.ledger.entries()) < began
+    assert {entry.target for entry in entries} <= {entry.target for entry in veth.context.ledger.entries()}
 
 
 def test_a_container_has_its_pair_and_nothing_of_the_host(veth, image):
@@ -114,23 +119,33 @@ def test_host_mode_shares_the_hosts_network(image, tmp_path):
         assert "net" not in description.facts["namespaces"].split(",")
         assert "own-network" not in {confound.code for confound in description.confounds}
         with backend.start(spec("host", image)) as instance:
-            assert instance.address is None
+            assert instance.address == "127.0.0.1"
             seen = instance.execute(Command(("readlink", "/proc/self/ns/net"))).stdout.decode().strip()
             assert seen == str(Path("/proc/self/ns/net").readlink())
+            with backend.host_side(spec("side", image)) as side:
+                assert python(instance, CONNECT, side.address, python(side, SERVE)) == "hello 127.0.0.1"
+
+
+def test_a_container_without_a_network_has_no_other_side(image, tmp_path):
+    context = BackendContext(Ledger(tmp_path), tmp_path, tmp_path, NativeOptions(), ())
+    with pytest.raises(UnsupportedError, match="reaches nothing outside"):
+        Native(context).host_side(spec("side", image))
 
 
 def test_veth_is_a_fact_and_a_confound(veth, image):
     described = veth._describe(veth._prepared.layout)
     assert "veth" in described.facts["network"]
+    assert find_path(described.facts, "other-instance") == "veth, bridge, veth"
     assert [confound.code for confound in described.confounds].count("own-network") == 1
 
 
 KILLED = """
 import os, sys, time
 from pathlib import Path
+from backends.native.backend import Native
 from backends.native.options import NativeOptions, Network
 from bench.ledger import Ledger
-from bench.model import Image
+from bench.model import Command, Image
 from tests.privileged.host_kernel import spec, start_backend
 rootfs, folder = sys.argv[1:]
 image = Image("", "", Path(rootfs), Path(rootfs), None, None, None, "", {}, 0)
@@ -139,8 +154,11 @@ with (
     Ledger(Path(folder) / "ledger") as ledger,
     start_backend("native", image, Path(folder) / "work", ledger, options) as backend,
     backend.start(spec("victim", image)) as instance,
+    backend.host_side(spec("side", image)) as side,
 ):
-    print(instance.pid, backend._network.run_inside(lambda: os.readlink("/proc/thread-self/ns/net")), flush=True)
+    side.execute(Command(("sh", "-c", "sleep 1000 & :")))
+    own = backend._network.run_inside(lambda: os.readlink("/proc/thread-self/ns/net"))
+    print(instance.pid, side.cgroup.members()[-1], own, flush=True)
     time.sleep(1000)
 """
 
@@ -148,15 +166,17 @@ with (
 def test_nothing_survives_a_killed_harness(image, tmp_path):
     before = links()
     with Popen([sys.executable, "-c", KILLED, str(image.rootfs), str(tmp_path)], stdout=PIPE, text=True) as process:
-        pid, tares = process.stdout.readline().split()
+        pid, sleeper, tares = process.stdout.readline().split()
         theirs = str(Path(f"/proc/{pid}/ns/net").readlink())
-        init = os.pidfd_open(int(pid))
+        assert str(Path(f"/proc/{sleeper}/ns/net").readlink()) == tares
+        ends = [os.pidfd_open(int(one)) for one in (pid, sleeper)]
         process.send_signal(signal.SIGKILL)
-    poll = select.poll()
-    poll.register(init, select.POLLIN)
-    assert poll.poll(10_000)
-    os.close(init)
     assert clean(tmp_path / "ledger").failed == ()
+    for end in ends:
+        poll = select.poll()
+        poll.register(end, select.POLLIN)
+        assert poll.poll(10_000)
+        os.close(end)
     assert list((tmp_path / "ledger").iterdir()) == []
     assert links() == before
     assert holders({theirs, tares}) == []

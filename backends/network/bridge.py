@@ -1,0 +1,233 @@
+"""A network namespace of tare's own, with a bridge that instances are ports of: containers by veth, guests by tap.
+
+Nothing here touches the host's own network. The namespace belongs to threads and a few descriptors of this process, so
+it is gone when they are, also after a kill, and all its links with it: nothing to enter in the ledger. A container's
+pair goes with the container's namespace, which the kernel takes apart after its last process, and a guest's tap is
+deleted in a thread of its own: both outside what a stop waits for, as deleting a link takes tens of milliseconds.
+"""
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import msgspec
+
+from backends.native import syscalls
+from backends.network.netlink import Netlink
+from backends.network.tap import make_tap
+from bench.errors import BackendError, UnavailableError
+
+Result = TypeVar("Result")
+
+SUBNET = ipaddress.IPv4Network("10.157.0.0/16")
+"""Where instances have their addresses. Nobody outside sees it, so it may be in use on the host's own network."""
+GATEWAY = str(SUBNET[1])
+"""The address of tare's own namespace, which is the bridge's."""
+LINK = "eth0"
+"""What the pair's end is called inside a container."""
+MOST_INSTANCES = 1023
+"""The ports that a bridge can have (BR_MAX_PORTS of the kernel)."""
+_BRIDGE = "tare0"
+
+
+class Tap(msgspec.Struct, frozen=True):
+    """A port for a guest: ``name`` of the device in tare's namespace, what the guest's interface is to have."""
+
+    name: str
+    address: str
+    mac: str
+
+    @property
+    def kernel_argument(self) -> str:
+        """What tells the guest's init its address."""
+        return f"tare.net={self.address}/{SUBNET.prefixlen}"
+
+
+class BridgeNetwork:
+    """A bridge in a namespace of its own, in which ``address`` is that of tare. Made by ``start_network``."""
+
+    address = GATEWAY
+
+    def __init__(self, worker: ThreadPoolExecutor, remover: ThreadPoolExecutor) -> None:
+        self._worker = worker
+        self._remover = remover
+        self._lock = threading.Lock()
+        self._next = 2
+        self._used: set[str] = set()
+        self._namespace = -1
+        self._requests: Netlink | None = None
+        self._bridge = 0
+
+    @contextlib.contextmanager
+    def start_port(self, pid: int) -> Iterator[str]:
+        """Connect the network namespace of the process ``pid`` to the bridge; the address it has from now on.
+
+        On exit the address may be given to another; the links are gone with the process. Raises BackendError.
+        """
+        address = self._take_address()
+        try:
+            with _port_errors("veth"):
+                self.run_inside(lambda: self._attach(pid, address))
+            yield address
+        finally:
+            self._let_go(address)
+
+    @contextlib.contextmanager
+    def start_tap(self) -> Iterator[Tap]:
+        """A tap device on the bridge, for a QEMU that opens it ``inside``; it is deleted soon after the exit.
+
+        Raises BackendError.
+        """
+        address = self._take_address()
+        tap = Tap(_name("tap", address), address, _mac(address))
+        index = 0
+        try:
+            with _port_errors("tap"):
+                index = self.run_inside(lambda: self._add_tap(tap.name))
+            yield tap
+        finally:
+            if index:
+                self._remover.submit(self._remove, index, address)
+            else:
+                self._let_go(address)
+
+    def run_inside(self, function: Callable[[], Result]) -> Result:
+        """Call ``function`` in the thread that is in the namespace: a socket made there belongs to it."""
+        return self._worker.submit(function).result()
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Have the calling thread in the namespace meanwhile, and the processes that it starts for good."""
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.setns(self._namespace, syscalls.CLONE_NEWNET)
+            try:
+                yield
+            finally:
+                syscalls.setns(own, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(own)
+
+    def _take_address(self) -> str:
+        with self._lock:
+            # Counting on, so that an address comes again only long after the kernel has let go of its last link.
+            for number in range(self._next, self._next + SUBNET.num_addresses):
+                offset = 2 + (number - 2) % (SUBNET.num_addresses - 3)
+                address = str(SUBNET[offset])
+                if address not in self._used:
+                    self._next = offset + 1
+                    self._used.add(address)
+                    return address
+        raise BackendError(f"every address of {SUBNET} is in use")
+
+    def _let_go(self, address: str) -> None:
+        with self._lock:
+            self._used.discard(address)
+
+    def enter(self) -> None:
+        """Make the namespace and its bridge; called once, in the thread. Raises OSError."""
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._requests = requests = Netlink()
+        requests.set_link(socket.if_nametoindex("lo"))
+        requests.add_link(_BRIDGE, "bridge")
+        self._bridge = socket.if_nametoindex(_BRIDGE)
+        requests.add_address(self._bridge, GATEWAY, SUBNET)
+
+    def leave(self) -> None:
+        """Close what holds the namespace, beside the threads."""
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+        if self._namespace >= 0:
+            os.close(self._namespace)
+            self._namespace = -1
+
+    def _attach(self, pid: int, address: str) -> None:
+        assert self._requests is not None
+        theirs = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            peer = {"attrs": [["IFLA_IFNAME", LINK], ["IFLA_NET_NS_FD", theirs]]}
+            ends = {"attrs": [["VETH_INFO_PEER", peer]]}
+            self._requests.add_link(_name("veth", address), "veth", data=ends, master=self._bridge)
+            syscalls.setns(theirs, syscalls.CLONE_NEWNET)
+            try:
+                index, inside = socket.if_nametoindex(LINK), Netlink()
+            finally:
+                syscalls.setns(self._namespace, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(theirs)
+        with contextlib.closing(inside):
+            inside.add_address(index, address, SUBNET)
+            inside.set_link(index)
+
+    def _add_tap(self, name: str) -> int:
+        assert self._requests is not None
+        index = make_tap(name)
+        try:
+            self._requests.set_link(index, master=self._bridge)
+        except OSError:
+            self._requests.delete_link(index)
+            raise
+        return index
+
+    def _remove(self, index: int, address: str) -> None:
+        with self.inside(), contextlib.closing(Netlink()) as requests, contextlib.suppress(OSError):
+            requests.delete_link(index)
+        self._let_go(address)
+
+
+@contextlib.contextmanager
+def start_network(option: str) -> Iterator[BridgeNetwork]:
+    """The namespace and its bridge, for who chose ``network = OPTION``.
+
+    Raises UnavailableError where the kernel or our privileges do not allow it.
+    """
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="tare-network"))
+        network = BridgeNetwork(worker, ThreadPoolExecutor(1, thread_name_prefix="tare-network-removal"))
+        stack.callback(network.leave)
+        stack.callback(network._remover.shutdown)  # noqa: SLF001 - its maker
+        try:
+            network.run_inside(network.enter)
+        except OSError as error:
+            raise UnavailableError(
+                f'network = "{option}" needs a network namespace with a bridge, which was refused: {error.strerror}',
+                remedy='modprobe bridge, and run tare as root; or use network = "none"',
+            ) from error
+        yield network
+
+
+def _name(kind: str, address: str) -> str:
+    return kind + "-".join(address.split(".")[2:])
+
+
+def _mac(address: str) -> str:
+    """In QEMU's range, and its own as long as the address is."""
+    third, fourth = (int(part) for part in address.split(".")[2:])
+    return f"52:54:00:9d:{third:02x}:{fourth:02x}"
+
+
+@contextlib.contextmanager
+def _port_errors(kind: str) -> Iterator[None]:
+    """What can go wrong with a new port, in words. Raises BackendError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EXFULL:
+            raise BackendError(
+                f'no more than {MOST_INSTANCES} instances with network = "{kind}" can live at once',
+                remedy='a bridge has no more ports; use network = "none" for more',
+            ) from error
+        module = "tun" if kind == "tap" else kind
+        reason = f"this kernel has no {kind}" if error.errno == errno.EOPNOTSUPP else error.strerror
+        raise BackendError(
+            f"could not connect the instance to its network: {reason}",
+            remedy=f"see that the kernel has {kind} (modprobe {module}); `dmesg` may tell more",
+        ) from error
