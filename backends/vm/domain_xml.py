@@ -1,7 +1,8 @@
 """The libvirt domain of a guest, from typed values. Pure: the same values give the same text.
 
 Schema: libvirt's ``domain.rng`` (checked with ``virt-xml-validate`` in the tests). What is not written here is what
-libvirt and QEMU choose by themselves for a ``q35`` machine.
+libvirt and QEMU choose by themselves for a ``q35`` machine. What hypervisors other than QEMU have no element for is
+left out (``hypervisors``).
 """
 
 import xml.etree.ElementTree as ET
@@ -10,6 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 
 import msgspec
+
+from backends.vm.hypervisors import TRAITS, Accelerator, Hypervisor, Traits
+
+__all__ = ["CPU_MODE", "MACHINE", "TB_CACHE_MIB", "Accelerator", "Disk", "Guest", "Memory", "Share", "domain_xml"]
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU_NAMESPACE)
@@ -20,23 +25,28 @@ TB_CACHE_MIB = 48
 SLOW_QUERY = "cpu-unavailable-features"
 """A QEMU capability that libvirt is told not to use: with it, it asks for some 400 CPU properties one by one while the
 guest waits, which is 0.35 s of every start. Without it, it reads the same from two properties."""
-
-
-class Accelerator(StrEnum):
-    """What executes the guest's instructions."""
-
-    KVM = "kvm"
-    TCG = "tcg"
-
-
-_DOMAIN_TYPE = {Accelerator.KVM: "kvm", Accelerator.TCG: "qemu"}
 CPU_MODE = {Accelerator.KVM: "host-passthrough", Accelerator.TCG: "maximum"}
+"""The CPU model where none is asked for."""
+CPU_MODES = frozenset({"host-passthrough", "host-model", "maximum"})
+"""The CPU models that are a mode of libvirt's, and no name of QEMU's."""
+
+SCSI_PREFIX = "sd"
+
+
+class Memory(StrEnum):
+    """What the guest's RAM is made of on the host: private memory, huge pages, or a file in memory."""
+
+    PLAIN = "plain"
+    HUGEPAGES = "hugepages"
+    MEMFD = "memfd"
 
 
 class Disk(msgspec.Struct, frozen=True):
-    """A raw disk on virtio-blk. ``serial`` is how the guest finds it; ``cache`` and ``io`` are libvirt's names.
+    """A disk. ``serial`` is how the guest finds it; ``cache`` and ``io`` are libvirt's names.
 
-    ``io_thread`` numbers the I/O thread that serves it, from 1; 0 leaves it to QEMU's main loop.
+    ``device`` begins with ``vd`` for virtio-blk, with ``sd`` for virtio-scsi (each disk on a controller of its own).
+    ``format`` is ``raw`` or ``qcow2``; ``backing`` is the raw file below a qcow2 one. ``io_thread`` numbers the
+    I/O thread that serves it, from 1; 0 leaves it to QEMU's main loop.
     """
 
     path: Path
@@ -46,14 +56,30 @@ class Disk(msgspec.Struct, frozen=True):
     io: str
     read_only: bool = False
     io_thread: int = 0
+    format: str = "raw"
+    backing: Path | None = None
+
+    @property
+    def is_scsi(self) -> bool:
+        """Whether it is a disk on virtio-scsi."""
+        return self.device.startswith(SCSI_PREFIX)
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A folder of the host's: ``socket`` is where its virtiofsd listens, ``tag`` the name by which it is mounted."""
+
+    socket: Path
+    tag: str
 
 
 class Guest(msgspec.Struct, frozen=True):
     """Everything that decides a domain.
 
-    ``cpus`` are the host CPUs, one for each vCPU; QEMU's other threads may run on all of them and nowhere
-    else. The sockets are Unix sockets: QEMU connects to those of the console and of the command port, and
-    listens on the agent's, to which libvirt connects. ``environment`` is QEMU's.
+    ``cpus`` are the host CPUs, one for each vCPU; QEMU's other threads run on ``emulator_cpus``, or on those of the
+    vCPUs if there are none. The sockets are Unix sockets: QEMU connects to those of the console and of the command
+    port, and listens on the agent's, to which libvirt connects. ``environment`` is QEMU's. ``cpu_model`` is one of
+    ``CPU_MODES`` or QEMU's name; empty is that of ``CPU_MODE``. ``free_page_reporting`` is a property of the balloon.
+    ``security_models`` are those that a libvirt daemon applies; none of them is to change how QEMU runs.
     """
 
     name: str
@@ -71,93 +97,176 @@ class Guest(msgspec.Struct, frozen=True):
     command_port: str
     agent_port: str
     environment: Mapping[str, str] = {}
+    hypervisor: Hypervisor = Hypervisor.QEMU
+    cpu_model: str = ""
+    emulator_cpus: tuple[int, ...] = ()
+    memory: Memory = Memory.PLAIN
+    mergeable: bool = True
+    balloon: bool = False
+    free_page_reporting: bool = False
+    share: Share | None = None
+    security_models: tuple[str, ...] = ()
 
 
 def domain_xml(guest: Guest) -> str:
     """The XML that ``virDomainCreateXML`` takes."""
-    domain = ET.Element("domain", type=_DOMAIN_TYPE[guest.accelerator])
+    traits = TRAITS[guest.hypervisor]
+    domain = ET.Element("domain", type=traits.types[guest.accelerator])
     _text(domain, "name", guest.name)
     _text(domain, "memory", str(guest.memory_bytes), unit="b")
-    _add_cpus(domain, guest)
-    _add_boot(domain, guest)
+    if traits.full:
+        _add_memory_backing(domain, guest)
+    _add_cpus(domain, guest, traits)
+    _add_boot(domain, guest, traits)
     features = ET.SubElement(domain, "features")
     ET.SubElement(features, "acpi")
     if guest.accelerator is Accelerator.TCG:
         _text(ET.SubElement(features, "tcg"), "tb-cache", str(TB_CACHE_MIB), unit="MiB")
-    _add_cpu_model(domain, guest.accelerator)
+    _add_cpu_model(domain, guest)
     _text(domain, "on_reboot", "destroy")
     _text(domain, "on_crash", "destroy")
-    _add_devices(domain, guest)
-    _add_qemu_extensions(domain, guest)
+    _add_devices(domain, guest, traits)
+    if traits.full:
+        _add_labels(domain, guest.security_models)
+        _add_qemu_extensions(domain, guest)
     return ET.tostring(domain, encoding="unicode")
 
 
-def _add_cpus(domain: ET.Element, guest: Guest) -> None:
-    every = ",".join(map(str, guest.cpus))
+def _add_memory_backing(domain: ET.Element, guest: Guest) -> None:
+    backing = ET.Element("memoryBacking")
+    if guest.memory is Memory.HUGEPAGES:
+        ET.SubElement(backing, "hugepages")
+    if not guest.mergeable:
+        ET.SubElement(backing, "nosharepages")
+    if guest.memory is not Memory.PLAIN:
+        # Huge pages as a file in memory too: no hugetlbfs has to be mounted. Shared, or each page would be there twice.
+        ET.SubElement(backing, "source", type="memfd")
+        ET.SubElement(backing, "access", mode="shared")
+    if len(backing):
+        domain.append(backing)
+
+
+def _add_cpus(domain: ET.Element, guest: Guest, traits: Traits) -> None:
     io_threads = max((disk.io_thread for disk in guest.disks), default=0)
-    _text(domain, "vcpu", str(len(guest.cpus)), placement="static", cpuset=every)
-    if io_threads:
+    _text(domain, "vcpu", str(len(guest.cpus)), placement="static", cpuset=",".join(map(str, guest.cpus)))
+    if io_threads and traits.full:
         _text(domain, "iothreads", str(io_threads))
     tuning = ET.SubElement(domain, "cputune")
     for vcpu, cpu in enumerate(guest.cpus):
         ET.SubElement(tuning, "vcpupin", vcpu=str(vcpu), cpuset=str(cpu))
-    ET.SubElement(tuning, "emulatorpin", cpuset=every)
+    if not traits.full:
+        return
+    others = ",".join(map(str, guest.emulator_cpus or guest.cpus))
+    ET.SubElement(tuning, "emulatorpin", cpuset=others)
     for number in range(1, io_threads + 1):
-        ET.SubElement(tuning, "iothreadpin", iothread=str(number), cpuset=every)
+        ET.SubElement(tuning, "iothreadpin", iothread=str(number), cpuset=others)
 
 
-def _add_boot(domain: ET.Element, guest: Guest) -> None:
+def _add_boot(domain: ET.Element, guest: Guest, traits: Traits) -> None:
     system = ET.SubElement(domain, "os")
-    _text(system, "type", "hvm", arch="x86_64", machine=MACHINE)
+    machine = {} if traits.machine is None else {"machine": traits.machine}
+    _text(system, "type", "hvm", arch="x86_64", **machine)
     _text(system, "kernel", str(guest.kernel))
     _text(system, "initrd", str(guest.initramfs))
     _text(system, "cmdline", " ".join(guest.kernel_arguments))
 
 
-def _add_cpu_model(domain: ET.Element, accelerator: Accelerator) -> None:
-    cpu = ET.SubElement(domain, "cpu", mode=CPU_MODE[accelerator], check="none")
-    if accelerator is Accelerator.KVM:
+def _add_cpu_model(domain: ET.Element, guest: Guest) -> None:
+    model = guest.cpu_model or CPU_MODE[guest.accelerator]
+    if model not in CPU_MODES:
+        cpu = ET.SubElement(domain, "cpu", mode="custom", match="exact", check="none")
+        _text(cpu, "model", model, fallback="forbid")
+        return
+    cpu = ET.SubElement(domain, "cpu", mode=model, check="none")
+    if model == "host-passthrough":
         cpu.set("migratable", "off")
 
 
-def _add_devices(domain: ET.Element, guest: Guest) -> None:
+def _add_devices(domain: ET.Element, guest: Guest, traits: Traits) -> None:
     devices = ET.SubElement(domain, "devices")
     _text(devices, "emulator", str(guest.emulator))
     for disk in guest.disks:
-        _add_disk(devices, disk)
-    ET.SubElement(devices, "controller", type="usb", model="none")
-    ET.SubElement(devices, "controller", type="virtio-serial", index="0")
+        _add_disk(devices, disk, traits)
+    if traits.full:
+        _add_controllers(devices, guest)
+    if traits.full and guest.share is not None:
+        _add_share(devices, guest.share)
     for element in ("serial", "console"):
-        console = ET.SubElement(devices, element, type="unix")
-        ET.SubElement(console, "source", mode="connect", path=str(guest.console_socket))
+        console = ET.SubElement(devices, element, type=traits.console)
+        if traits.console == "unix":
+            ET.SubElement(console, "source", mode="connect", path=str(guest.console_socket))
         target = ET.SubElement(console, "target", port="0")
         if element == "console":
             target.set("type", "serial")
-    _add_channel(devices, "bind", guest.agent_socket, guest.agent_port)
-    _add_channel(devices, "connect", guest.command_socket, guest.command_port)
-    ET.SubElement(devices, "memballoon", model="none")
+    if traits.channel is not None:
+        _add_channel(devices, "bind", guest.agent_socket, traits.channel, guest.agent_port)
+        _add_channel(devices, "connect", guest.command_socket, traits.channel, guest.command_port)
+    balloon = ET.SubElement(devices, "memballoon", model="virtio" if guest.balloon and traits.full else "none")
+    if guest.free_page_reporting and traits.full:
+        balloon.set("freePageReporting", "on")
 
 
-def _add_disk(devices: ET.Element, disk: Disk) -> None:
+def _add_disk(devices: ET.Element, disk: Disk, traits: Traits) -> None:
     element = ET.SubElement(devices, "disk", type="file", device="disk")
     # A full host disk is an I/O error in the guest, as it is elsewhere; QEMU's own choice is to pause the guest.
     policy = {"error_policy": "report"}
     driver = ET.SubElement(
-        element, "driver", {"name": "qemu", "type": "raw", "cache": disk.cache, "io": disk.io, **policy}
+        element, "driver", {"name": "qemu", "type": disk.format, "cache": disk.cache, "io": disk.io, **policy}
     )
-    if disk.io_thread:
+    if disk.io_thread and not disk.is_scsi and traits.full:
         driver.set("iothread", str(disk.io_thread))
     ET.SubElement(element, "source", file=str(disk.path))
-    ET.SubElement(element, "target", dev=disk.device, bus="virtio")
+    if disk.backing is not None:
+        backing = ET.SubElement(element, "backingStore", type="file")
+        ET.SubElement(backing, "format", type="raw")
+        ET.SubElement(backing, "source", file=str(disk.backing))
+    device = disk.device if traits.disk_prefix is None else traits.disk_prefix + disk.device[-1]
+    bus = traits.disk_bus or ("scsi" if disk.is_scsi else "virtio")
+    ET.SubElement(element, "target", dev=device, bus=bus)
     if disk.read_only:
         ET.SubElement(element, "readonly")
     _text(element, "serial", disk.serial)
+    if bus == "scsi":
+        ET.SubElement(element, "address", type="drive", controller=str(_scsi_number(disk)))
 
 
-def _add_channel(devices: ET.Element, mode: str, path: Path, port: str) -> None:
+def _scsi_number(disk: Disk) -> int:
+    """The number of a disk's own controller: a for 0, b for 1."""
+    return ord(disk.device[-1]) - ord("a")
+
+
+def _add_controllers(devices: ET.Element, guest: Guest) -> None:
+    for disk in guest.disks:
+        if disk.is_scsi:
+            number = str(_scsi_number(disk))
+            controller = ET.SubElement(devices, "controller", type="scsi", index=number, model="virtio-scsi")
+            if disk.io_thread:
+                ET.SubElement(controller, "driver", iothread=str(disk.io_thread))
+    ET.SubElement(devices, "controller", type="usb", model="none")
+    ET.SubElement(devices, "controller", type="virtio-serial", index="0")
+
+
+def _add_share(devices: ET.Element, share: Share) -> None:
+    folder = ET.SubElement(devices, "filesystem", type="mount")
+    ET.SubElement(folder, "driver", type="virtiofs")
+    ET.SubElement(folder, "source", socket=str(share.socket))
+    ET.SubElement(folder, "target", dir=share.tag)
+
+
+def _add_channel(devices: ET.Element, mode: str, path: Path, kind: str, port: str) -> None:
     channel = ET.SubElement(devices, "channel", type="unix")
     ET.SubElement(channel, "source", mode=mode, path=str(path))
-    ET.SubElement(channel, "target", type="virtio", name=port)
+    ET.SubElement(channel, "target", type=kind, name=port)
+
+
+def _add_labels(domain: ET.Element, models: tuple[str, ...]) -> None:
+    """Have a daemon run QEMU as root, as the embedded driver does, and change the owner of no file of ours."""
+    for model in models:
+        if model == "dac":
+            label = ET.SubElement(domain, "seclabel", type="static", model=model, relabel="no")
+            _text(label, "label", "+0:+0")
+        else:
+            ET.SubElement(domain, "seclabel", type="none", model=model)
 
 
 def _add_qemu_extensions(domain: ET.Element, guest: Guest) -> None:
