@@ -112,6 +112,13 @@ class Instance(ABC):
     def usage(self) -> Usage:
         """What this instance has cost the host since it started, everything included."""
 
+    def guest_steal_s(self) -> float | None:
+        """CPU time that, as its own kernel was told, others had when it wanted it, since it started; None without one.
+
+        Asks the guest: for before and after a measured command. Raises BackendError if it does not answer.
+        """
+        return None
+
     @abstractmethod
     def footprint(self) -> Footprint:
         """What this instance holds on the host now."""

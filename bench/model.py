@@ -241,6 +241,7 @@ class Usage(Struct, frozen=True):
     A CPU quota is dealt out in periods, of which ``cpu_throttled_periods`` had it used up. ``memory_file_bytes`` is
     the page cache in ``memory_current_bytes``. The ``*_pressure_s`` are seconds in which some process of it waited for
     the resource (PSI). ``pids_refused`` counts processes that its limit on them refused.
+    ``cpu_vcpu_s`` is the part of its CPU time in which a guest's vCPUs ran; None where there is no guest.
     """
 
     cpu_user_s: float | None
@@ -260,6 +261,7 @@ class Usage(Struct, frozen=True):
     memory_pressure_s: float | None = None
     io_pressure_s: float | None = None
     pids_refused: int | None = None
+    cpu_vcpu_s: float | None = None
     missing: Mapping[str, str] = {}
 
 
@@ -270,7 +272,8 @@ class Footprint(Struct, frozen=True):
     ``cgroup_bytes`` is its cgroup's charge; ``disk_owned_bytes`` are blocks only it has,
     ``disk_shared_bytes`` those it shares with others of the same image. ``rss_bytes`` counts a page that several
     processes share once for each. ``guest_ram_bytes`` is the part of ``pss_bytes`` that a guest has as its RAM; None
-    where there is no guest, or nobody can tell.
+    where there is no guest, or nobody can tell. ``tcg_cache_bytes`` is the part that is translated code, where the
+    guest's processor is emulated.
     """
 
     pss_bytes: int | None
@@ -281,6 +284,7 @@ class Footprint(Struct, frozen=True):
     processes: int
     rss_bytes: int | None = None
     guest_ram_bytes: int | None = None
+    tcg_cache_bytes: int | None = None
 
 
 class Confound(Struct, frozen=True):

@@ -10,13 +10,15 @@ from bench.units import Unit, format_size
 from reports.analysis import Analysis, Backend
 from reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named
 
-_PROCESS, _SHARED, _GUEST, _HYPERVISOR, _KERNEL = "process", "shared", "guest RAM", "hypervisor", "kernel"
-_STRENGTHS = {_PROCESS: 1.0, _GUEST: 1.0, _SHARED: 0.55, _HYPERVISOR: 0.55, _KERNEL: 0.25}
+_PROCESS, _SHARED, _KERNEL = "process", "shared", "kernel"
+_GUEST, _TRANSLATED, _HYPERVISOR = "guest RAM", "translated code", "hypervisor"
+_STRENGTHS = {_PROCESS: 1.0, _GUEST: 1.0, _TRANSLATED: 0.75, _SHARED: 0.55, _HYPERVISOR: 0.5, _KERNEL: 0.25}
 _WORDS = {
     _PROCESS: "memory of its processes that nobody shares",
     _SHARED: "its part of pages that its processes share with others (PSS less private)",
     _GUEST: "what the guest has touched of the RAM that it was given",
-    _HYPERVISOR: "what QEMU needs beside it (PSS less guest RAM): its own heap, devices, translated code",
+    _TRANSLATED: "the guest’s code as TCG translated it for this processor, in a cache of bounded size",
+    _HYPERVISOR: "what QEMU needs beside them (the rest of its PSS): its devices, its own heap, its program",
     _KERNEL: "what the host’s kernel keeps for it: MemAvailable less PSS; where the host was not quiet, slab, stacks "
     "and page tables by name",
 }
@@ -81,13 +83,17 @@ def _parts(cost: InstanceCost) -> Iterator[tuple[str, float]]:
     if cost.pss is None:
         return
     pss = cost.pss.per_instance
-    named_parts = (_PROCESS, _SHARED, cost.private) if cost.guest is None else (_GUEST, _HYPERVISOR, cost.guest)
-    first, second, known = named_parts
-    own = pss if known is None else min(known.per_instance, pss)
+    if cost.guest is None:
+        own = pss if cost.private is None else min(cost.private.per_instance, pss)
+        parts = [(_PROCESS, own), (_SHARED, pss - own)]
+    else:
+        ram = min(cost.guest.per_instance, pss)
+        translated = 0.0 if cost.translated is None else min(cost.translated.per_instance, pss - ram)
+        parts = [(_GUEST, ram), (_TRANSLATED, translated), (_HYPERVISOR, pss - ram - translated)]
     kernel = cost.kernel
     if (cost.memory_is_drowned or kernel is None) and cost.accounted is not None:
         kernel = cost.accounted - pss
-    for name, size in ((first, own), (second, pss - own), (_KERNEL, kernel or 0.0)):
+    for name, size in (*parts, (_KERNEL, kernel or 0.0)):
         if size > 0:
             yield name, size
 

@@ -14,8 +14,9 @@ def process_footprint(pids: Iterable[int], proc: Path = Path("/proc")) -> tuple[
     for pid in pids:
         with contextlib.suppress(OSError):
             fields = parse_rollup((proc / str(pid) / "smaps_rollup").read_text())
-            pss += fields["Pss"]
-            private += fields["Private_Clean"] + fields["Private_Dirty"] + fields.get("Private_Hugetlb", 0)
+            huge = fields.get("Private_Hugetlb", 0)  # which PSS leaves out
+            pss += fields["Pss"] + huge
+            private += fields["Private_Clean"] + fields["Private_Dirty"] + huge
             rss += fields["Rss"]
             readable += 1
     return (pss, private, rss) if readable else (None, None, None)

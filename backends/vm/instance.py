@@ -2,11 +2,14 @@
 
 import time
 
+import msgspec
+
 from backends.cgroups.footprint import process_footprint
+from backends.vm.accounting import memory_parts, vcpu_seconds
 from backends.vm.commands import CommandPort, GuestSilentError
 from backends.vm.disks import allocated_bytes
 from backends.vm.guest import AGENT_DEADLINE_S, Ground, Running
-from backends.vm.guest_ram import guest_ram_bytes
+from backends.vm.hypervisors import Accelerator
 from bench.errors import BackendError
 from bench.interfaces import Instance
 from bench.model import Command, Completed, Footprint, StartTimeline, Usage
@@ -28,6 +31,7 @@ class VmInstance(Instance):
         self.timeline = timeline
         self._running = running
         self._ground = ground
+        self._tells_steal = True
         assert running.watch.command_port is not None
         self._port = CommandPort(running.watch.command_port, running.watch.failed)
 
@@ -53,13 +57,33 @@ class VmInstance(Instance):
 
     def usage(self) -> Usage:
         """See ``Instance.usage``."""
-        return self._running.cgroup.usage()
+        # The part before the whole, so that it is never the larger.
+        vcpus = vcpu_seconds(self.pid)
+        used = self._running.cgroup.usage()
+        missing = used.missing if vcpus is not None else {**used.missing, "cpu_vcpu_s": "QEMU names no thread as a vCPU"}
+        return msgspec.structs.replace(used, cpu_vcpu_s=vcpus, missing=missing)
+
+    def guest_steal_s(self) -> float | None:
+        """See ``Instance.guest_steal_s``; a guest agent before 7.1 cannot tell."""
+        if not self._tells_steal:
+            return None
+        self._refuse_failed()
+        try:
+            cpus = self._running.domain.ask_agent("guest-get-cpustats", timeout_s=AGENT_DEADLINE_S)
+        except BackendError as error:
+            if "has not been found" in error.message:
+                self._tells_steal = False
+                return None
+            raise self._destroyed(error.message) from error
+        return sum(float(cpu.get("steal", 0)) for cpu in cpus) / 1000
 
     def footprint(self) -> Footprint:
         """See ``Instance.footprint``."""
         members = self._running.cgroup.members()
         pss, private, rss = process_footprint(members)
         disk = self._ground.image.disk
+        translates = self._ground.acceleration.accelerator is Accelerator.TCG
+        parts = memory_parts(self.pid, members, self._running.memory_bytes, translates=translates)
         return Footprint(
             pss_bytes=pss,
             private_bytes=private,
@@ -68,7 +92,8 @@ class VmInstance(Instance):
             disk_shared_bytes=0 if disk is None else allocated_bytes(disk),
             processes=len(members),
             rss_bytes=rss,
-            guest_ram_bytes=guest_ram_bytes(self.pid, self._running.memory_bytes),
+            guest_ram_bytes=parts.guest_ram,
+            tcg_cache_bytes=parts.tcg_cache,
         )
 
     def gone_descriptor(self) -> int | None:

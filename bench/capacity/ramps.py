@@ -23,6 +23,7 @@ INSTANCE_METERS: Mapping[str, str] = {
     "rss": "density.rss",
     "private": "density.private",
     "guest": "density.guest_ram",
+    "translated": "density.tcg_cache",
     "charge": "density.charge",
     "disk": "density.disk_owned",
     "idle_cpu": "density.idle_cpu",
@@ -99,7 +100,8 @@ class InstanceCost(msgspec.Struct, frozen=True):
 
     ``memory`` is by MemAvailable, which sees all there is. What it sees beyond the processes' PSS is ``kernel``: the
     objects, stacks and page tables that the kernel keeps for an instance, of which ``slab`` and ``kernel_other`` are
-    counted by name. ``guest`` is the part of PSS that is a guest's RAM. ``shared`` is the part of RSS that PSS divides
+    counted by name. ``guest`` is the part of PSS that is a guest's RAM, ``translated`` the part that is
+    code translated for an emulated processor. ``shared`` is the part of RSS that PSS divides
     among those that share it.
     """
 
@@ -108,6 +110,7 @@ class InstanceCost(msgspec.Struct, frozen=True):
     rss: Cost | None
     private: Cost | None
     guest: Cost | None
+    translated: Cost | None
     charge: Cost | None
     slab: Cost | None
     kernel_other: Cost | None

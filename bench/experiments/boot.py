@@ -4,7 +4,7 @@ Every mark is on the host's monotonic clock. What a guest tells about itself (fi
 """
 
 from bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
-from bench.model import Command, Phase
+from bench.model import Command, Footprint, Phase
 from bench.units import Unit
 
 CREATE = lower("boot.create", Unit.SECOND, "Requested until what isolates exists: first process, or the hypervisor's.")
@@ -17,7 +17,14 @@ FIRST_COMMAND = lower(
 STOP = lower("boot.stop", Unit.SECOND, "Asked to stop until its last process and host resource were gone.")
 PSS = lower("boot.pss", Unit.BYTE, "Proportional set size of all its host processes when it was ready and idle.")
 CHARGE = lower("boot.charge", Unit.BYTE, "Memory its cgroup was charged with when it was ready and idle.")
+PRIVATE = lower("boot.private", Unit.BYTE, "The part of its processes' memory that nobody shares, likewise.")
+GUEST_RAM = lower("boot.guest_ram", Unit.BYTE, "The part of boot.pss that a guest has as its RAM: what it has touched.")
+TCG_CACHE = lower("boot.tcg_cache", Unit.BYTE, "The part of boot.pss that is code translated for an emulated CPU.")
+HYPERVISOR = lower("boot.hypervisor", Unit.BYTE, "The rest of boot.pss: the hypervisor's devices, heap and program.")
+DISK_OWNED = lower("boot.disk_owned", Unit.BYTE, "Disk blocks that only it has: its overlay, or its scratch disk.")
+DISK_SHARED = lower("boot.disk_shared", Unit.BYTE, "Disk blocks of the image, which it shares with others of it.")
 CPU = lower("boot.cpu", Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
+FOOTPRINT = (PSS, PRIVATE, GUEST_RAM, TCG_CACHE, HYPERVISOR, CHARGE, DISK_OWNED, DISK_SHARED)
 SPLITS = {
     "guest.firmware": lower("guest.firmware", Unit.SECOND, "Firmware, as the guest tells it."),
     "guest.kernel": lower(
@@ -35,7 +42,7 @@ class Boot(Experiment):
     name = "boot"
     summary = "start and stop of an instance by phase, and what it holds when idle"
     needs_workload = False
-    metrics = (CREATE, INIT, READY, TOTAL, FIRST_COMMAND, STOP, PSS, CHARGE, CPU, *SPLITS.values())
+    metrics = (CREATE, INIT, READY, TOTAL, FIRST_COMMAND, STOP, *FOOTPRINT, CPU, *SPLITS.values())
 
     def run(self, run: InstanceRun) -> None:
         """One start and stop."""
@@ -49,10 +56,23 @@ class Boot(Experiment):
         record_span(run, TOTAL, timeline, Phase.REQUESTED, Phase.READY)
         record_span(run, STOP, timeline, Phase.STOP_REQUESTED, Phase.STOPPED)
         run.record(FIRST_COMMAND, completed.duration_s, raw=raw)
-        record_known(run, PSS, footprint.pss_bytes)
-        record_known(run, CHARGE, footprint.cgroup_bytes)
+        _record_footprint(run, footprint)
         if usage.cpu_user_s is not None and usage.cpu_system_s is not None:
             run.record(CPU, usage.cpu_user_s + usage.cpu_system_s)
         for name, seconds in timeline.splits.items():
             if name in SPLITS:
                 run.record(SPLITS[name], seconds)
+
+
+def _record_footprint(run: InstanceRun, footprint: Footprint) -> None:
+    """What it holds, a guest's by its parts."""
+    pss, ram, translated = footprint.pss_bytes, footprint.guest_ram_bytes, footprint.tcg_cache_bytes
+    record_known(run, PSS, pss)
+    record_known(run, PRIVATE, footprint.private_bytes)
+    record_known(run, GUEST_RAM, ram)
+    record_known(run, TCG_CACHE, translated)
+    if pss is not None and ram is not None:
+        run.record(HYPERVISOR, pss - ram - (translated or 0))
+    record_known(run, CHARGE, footprint.cgroup_bytes)
+    run.record(DISK_OWNED, footprint.disk_owned_bytes)
+    run.record(DISK_SHARED, footprint.disk_shared_bytes)

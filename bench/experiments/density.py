@@ -241,7 +241,10 @@ class _Ramp:
         self._run.record(metrics.SAMPLED, len(read), iteration=number)
         for metric, field in zip(
             metrics.TOTALS,
-            ("pss_bytes", "rss_bytes", "private_bytes", "guest_ram_bytes", "cgroup_bytes", "disk_owned_bytes"),
+            (
+                *("pss_bytes", "rss_bytes", "private_bytes", "guest_ram_bytes", "tcg_cache_bytes"),
+                *("cgroup_bytes", "disk_owned_bytes"),
+            ),
             strict=True,
         ):
             values = [value for _, footprint in read if (value := getattr(footprint, field)) is not None]

@@ -43,6 +43,9 @@ RSS = lower("density.rss", Unit.BYTE, "Their resident size, pages that several s
 PRIVATE = lower("density.private", Unit.BYTE, "Their memory that nobody shares, likewise.")
 CHARGE = lower("density.charge", Unit.BYTE, "Memory that the instances' cgroups are charged with, likewise.")
 GUEST_RAM = lower("density.guest_ram", Unit.BYTE, "The part of density.pss that guests have as their RAM, likewise.")
+TCG_CACHE = lower(
+    "density.tcg_cache", Unit.BYTE, "The part of density.pss that is code translated for emulated processors, likewise."
+)
 DISK_OWNED = lower("density.disk_owned", Unit.BYTE, "Disk blocks that single instances own, likewise.")
 DISK_SHARED = lower("density.disk_shared", Unit.BYTE, "Disk blocks of the image, which all instances share: once.")
 IDLE_CPU = lower(
@@ -84,7 +87,7 @@ MEMORY_KEPT = lower(
 MEMORY_RETURN = lower("density.memory_return", Unit.SECOND, "How long it took to settle after the last instance.")
 
 START_PHASES = (CREATE, INIT, READY)
-TOTALS = (PSS, RSS, PRIVATE, GUEST_RAM, CHARGE, DISK_OWNED)
+TOTALS = (PSS, RSS, PRIVATE, GUEST_RAM, TCG_CACHE, CHARGE, DISK_OWNED)
 ALL = (
     *(START, *START_PHASES, AT, MEMORY_AVAILABLE, SLAB, KERNEL_OTHER, CPU_STALL, MEMORY_STALL, IO_STALL, SETTLE),
     *(SAMPLED, *TOTALS, DISK_SHARED, IDLE_CPU, KSM),

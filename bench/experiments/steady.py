@@ -20,6 +20,17 @@ GUEST_DURATION = lower("command.guest_duration", Unit.SECOND, "The same command 
 CPU = lower(
     "host.cpu", Unit.SECOND, "CPU seconds, user and system, the host spent on the instance during the iteration."
 )
+CPU_OVERHEAD = lower(
+    "host.cpu_overhead",
+    Unit.SECOND,
+    "The part of host.cpu in which no vCPU ran: the hypervisor's main loop, its I/O threads, its helpers.",
+)
+STEAL = lower(
+    "guest.steal",
+    Unit.SECOND,
+    "CPU seconds that, as the guest's kernel was told, others had when its vCPUs wanted them. Only KVM tells a guest; "
+    "an emulated one is told none.",
+)
 IO_READ = lower(
     "host.io_read", Unit.BYTE, "Bytes the instance read from the host's block devices during the iteration."
 )
@@ -52,7 +63,7 @@ class Steady(Experiment):
     name = "steady"
     summary = "iterations of a workload in fresh instances, with what each cost the host"
     needs_workload = True
-    metrics = (DURATION, GUEST_DURATION, CPU, IO_READ, IO_WRITE, MEMORY_PEAK, START, STOP)
+    metrics = (DURATION, GUEST_DURATION, CPU, CPU_OVERHEAD, STEAL, IO_READ, IO_WRITE, MEMORY_PEAK, START, STOP)
     Options = SteadyOptions
 
     @classmethod
@@ -73,9 +84,12 @@ class Steady(Experiment):
                 work = Work(run, commands, instance, serving=serving)
                 counted = [instance] if serving is None or run.options.server == "host" else [instance, serving]
                 for iteration in range(run.iterations):
+                    stolen = _total(one.guest_steal_s() for one in counted)
                     before = [one.usage() for one in counted]
                     completed, raw = work.measure()
                     _record_cost(run, before, [one.usage() for one in counted], iteration)
+                    if stolen is not None and (now := _total(one.guest_steal_s() for one in counted)) is not None:
+                        run.record(STEAL, now - stolen, iteration=iteration)
                     _record_iteration(run, workload, completed, iteration, raw)
                 work.end()
                 record_span(run, START, instance.timeline, Phase.REQUESTED, Phase.READY)
@@ -113,6 +127,7 @@ def _record_cost(run: InstanceRun, before: Sequence[Usage], after: Sequence[Usag
     """What the host's meters counted between two readings; a meter this host lacks is left out."""
     meters: tuple[tuple[Metric, Callable[[Usage], float | None]], ...] = (
         (CPU, _cpu),
+        (CPU_OVERHEAD, _cpu_overhead),
         (IO_READ, lambda usage: usage.io_read_bytes),
         (IO_WRITE, lambda usage: usage.io_write_bytes),
     )
@@ -134,3 +149,8 @@ def _total(values: Iterable[float | None]) -> float | None:
 
 def _cpu(usage: Usage) -> float | None:
     return _total((usage.cpu_user_s, usage.cpu_system_s))
+
+
+def _cpu_overhead(usage: Usage) -> float | None:
+    used = _cpu(usage)
+    return None if used is None or usage.cpu_vcpu_s is None else used - usage.cpu_vcpu_s

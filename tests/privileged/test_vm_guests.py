@@ -15,6 +15,7 @@ import pytest
 from backends.cgroups.layout import find_layout
 from backends.vm import accel
 from backends.vm.backend import VirtualMachine
+from backends.vm.domain_xml import TB_CACHE_MIB
 from backends.vm.options import VmOptions
 from bench.errors import BackendError, OutputTooLargeError, UnavailableError
 from bench.interfaces import BackendContext
@@ -177,6 +178,39 @@ def test_qemu_was_born_in_its_cgroup(live):
     # All that the process ever used, its first steps included; its own counters tick in hundredths.
     assert used.cpu_user_s + used.cpu_system_s >= seconds - 0.1
     assert live.pid in live._running.cgroup.members()
+
+
+def test_everything_qemu_runs_is_in_the_guests_cgroup(live):
+    folders = {str(folder.name) for folder in live._running.cgroup.folders}
+    live.execute(shell(f"dd if=/dev/zero of={SCRATCH}/some bs=1M count=4 oflag=direct; rm {SCRATCH}/some"))
+    for task in Path(f"/proc/{live.pid}/task").iterdir():
+        joined = {line.rpartition("/")[2] for line in (task / "cgroup").read_text().splitlines()}
+        assert folders <= joined, (task / "comm").read_text()
+    named = [pid for pid, line in command_lines() if f"vmlive-{os.getpid()}" in line and pid != os.getpid()]
+    assert set(named) == set(live._running.cgroup.members())
+
+
+def test_cpu_time_of_the_vcpus_is_told_from_the_rest(live):
+    before, steal_before = live.usage(), live.guest_steal_s()
+    live.execute(Command(("python3", "-c", "import time\nwhile time.process_time() < 0.5: pass")))
+    after, steal_after = live.usage(), live.guest_steal_s()
+    used = after.cpu_user_s + after.cpu_system_s - before.cpu_user_s - before.cpu_system_s
+    assert 0.4 < after.cpu_vcpu_s - before.cpu_vcpu_s < used
+    assert after.cpu_vcpu_s < after.cpu_user_s + after.cpu_system_s
+    assert 0 <= steal_before <= steal_after
+
+
+def test_memory_is_told_by_its_parts(live):
+    before = live.footprint()
+    live.execute(shell("head -c 48000000 /dev/zero | tr '\\0' x > /dev/shm/held"))
+    held = live.footprint()
+    live.execute(shell("rm /dev/shm/held"))
+    assert before.guest_ram_bytes < held.guest_ram_bytes <= ENVELOPE.memory_bytes
+    rest = held.pss_bytes - held.guest_ram_bytes - (held.tcg_cache_bytes or 0)
+    assert 5 * 2**20 < rest < 120 * 2**20
+    if accel.Accelerator(live._ground.acceleration.accelerator) is accel.Accelerator.TCG:
+        assert 20 * 2**20 < held.tcg_cache_bytes <= TB_CACHE_MIB * 2**20
+    assert 0 < held.disk_owned_bytes < ENVELOPE.scratch_bytes < held.disk_shared_bytes
 
 
 def test_too_little_memory(guests):

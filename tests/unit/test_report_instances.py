@@ -40,7 +40,11 @@ def run(tmp_path):
     ("accel", "pss", "inner", "parts"),
     [
         ("", 60, {"private": 40}, {"process": 40, "shared": 20, "kernel": 40}),
-        ("tcg", 90, {"guest_ram": 65}, {"guest RAM": 65, "hypervisor": 25, "kernel": 10}),
+        ("kvm", 90, {"guest_ram": 65}, {"guest RAM": 65, "hypervisor": 25, "kernel": 10}),
+        (
+            *("tcg", 90, {"guest_ram": 65, "tcg_cache": 15}),
+            {"guest RAM": 65, "translated code": 15, "hypervisor": 10, "kernel": 10},
+        ),
     ],
 )
 def test_an_instance_is_shown_in_its_parts(tmp_path, monkeypatch, accel, pss, inner, parts):

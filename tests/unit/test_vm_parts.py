@@ -9,7 +9,6 @@ import pytest
 from backends.vm import guest, instance
 from backends.vm.disks import allocated_bytes, copy_sparse, make_scratch_template
 from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, parse_version
-from backends.vm.guest_ram import parse_guest_ram
 from bench.errors import BackendError
 from bench.image import guest as guest_side
 from bench.ledger import MARKER_VARIABLE
@@ -139,13 +138,3 @@ def test_a_scratch_disk_that_is_too_small_is_refused(tmp_path):
         pytest.skip("mkfs.ext4 (e2fsprogs) is not installed")
     with pytest.raises(BackendError, match="could not make a scratch disk of 65536 bytes"):
         make_scratch_template(tmp_path / "template", 65536)
-
-
-def test_the_ram_of_a_guest_is_the_mapping_of_its_size():
-    mappings = [(64, 60), (65536, 900), (262144, 120000), (1048576, 7)]
-    smaps = "".join(
-        f"7f00-7f01 rw-p 0 00:00 0 \nSize: {size} kB\nRss: {pss} kB\nPss: {pss} kB\nVmFlags: rd wr\n"
-        for size, pss in mappings
-    )
-    assert parse_guest_ram(smaps, 256 * 2**20) == 120000 * 1024
-    assert parse_guest_ram(smaps, 2 * 2**30) is None
