@@ -191,7 +191,8 @@ class Backend(ABC):
 class Workload(ABC):
     """Builds the commands to run and parses their output. Pure: executes nothing, touches no file.
 
-    ``packages`` are the Debian packages that the image needs for it. ``metrics`` declares every metric
+    ``packages`` are the Debian packages that the image needs for it; one of PyPI is named with its version, like
+    ``pypi:pyperf==2.10.0`` (pure Python, without its dependencies). ``metrics`` declares every metric
     that ``parse`` can return, the one that says most first. ``category`` is the section of the report that it stands
     in. ``fixed_time`` says that the measured command takes the time it was told to, so that how long it took is no
     result.

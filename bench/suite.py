@@ -87,7 +87,7 @@ class Suite(msgspec.Struct, frozen=True):
     source: Mapping[str, Any]
 
     def packages(self) -> tuple[str, ...]:
-        """The Debian packages that the image needs: the suite's own, the backends' and the workloads'."""
+        """The packages that the image needs: the suite's own, the backends' and the workloads'."""
         needed = set(self.image.packages)
         for choice in self.backends:
             needed.update(choice.type.packages(choice.options))

@@ -91,9 +91,10 @@ def _describe(item: Listed) -> str:
     recipe = description.recipe
     made = description.built_utc[:16].replace("T", " ")
     size = format_size(description.size_bytes)
+    made_of = f"{recipe.suite}: {' '.join((*recipe.packages, *recipe.python_packages))}" if recipe else ""
     lines = [
         f"{item.digest[:12]}  {names:20}  {made}  {size:>8}  kernel {description.kernel_version or 'none'}",
-        f"    {recipe.suite}: {' '.join(recipe.packages)}" if recipe else f"    imported: {description.origin}",
+        f"    {made_of or f'imported: {description.origin}'}",
     ]
     if item.problem:
         lines.append(f"    {item.problem}")

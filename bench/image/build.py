@@ -13,6 +13,7 @@ from bench.image import stored
 from bench.image.boot import make_disk, make_initramfs
 from bench.image.kernel import Kernel, fetch_kernel
 from bench.image.manifest import digest_of, hash_file, list_tree
+from bench.image.python_packages import PREFIX
 from bench.image.recipe import Recipe
 from bench.image.rootfs import installed_packages, make_tree
 from bench.image.tools import Progress, Runner
@@ -111,7 +112,7 @@ def finish(
         origin=origin,
         kernel_version=kernel.version if kernel else "",
         guest_problem=guest_problem,
-        packages={**installed_packages(tree, runner), **_kernel_package(kernel)},
+        packages={**installed_packages(tree, runner), **_python_packages(recipe), **_kernel_package(kernel)},
         tools=_tool_versions(runner),
         size_bytes=tree_bytes + sum(file.size for file in files.values()),
         files=files,
@@ -121,6 +122,11 @@ def finish(
 
 def _kernel_package(kernel: Kernel | None) -> dict[str, str]:
     return {kernel.package: kernel.package_version} if kernel else {}
+
+
+def _python_packages(recipe: Recipe | None) -> dict[str, str]:
+    names = (package.split("==") for package in recipe.python_packages) if recipe else ()
+    return {f"{PREFIX}{name}": version for name, version in names}
 
 
 def _tool_versions(runner: Runner) -> dict[str, str]:

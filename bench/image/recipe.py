@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from bench.errors import ImageError
+from bench.image.python_packages import split_packages
 from bench.model import Struct
 
 BUILDER_VERSION = 1
@@ -20,8 +21,9 @@ BASE_PACKAGES = (
 )
 """In every image: what the harness needs, and the tools of the workloads that suites have most often."""
 CATALOGUE_PACKAGES = (
-    *("7zip", "hpcc", "mariadb-server", "nginx-light", "openssl", "pixz", "postgresql", "qperf", "rt-tests"),
-    *("sockperf", "wrk", "xz-utils"),
+    *("7zip", "hpcc", "libopenblas0-serial", "mariadb-server", "nginx-light", "openssl", "pixz", "postgresql"),
+    *("qperf", "rt-tests", "sockperf", "wrk", "xz-utils"),
+    *("pypi:pyperf==2.10.0", "pypi:pyperformance==1.14.0"),
     *("dbus", "systemd-sysv", "udev"),  # for instances that boot the whole distribution
 )
 """Added, all of them, where one is needed: so that all suites of the built-in workloads share two images."""
@@ -35,8 +37,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]+")
 class Recipe(Struct, frozen=True):
     """All that decides what is in an image, apart from the archive's own versions.
 
-    ``variant`` is mmdebstrap's. ``guest_version`` names the files in ``bench/image/guest``. Made by ``of``,
-    which sorts, checks, and rounds up to the base or the catalogue.
+    ``packages`` are Debian's, ``python_packages`` PyPI's with their versions. ``variant`` is mmdebstrap's.
+    ``guest_version`` names the files in ``bench/image/guest``. Made by ``of``, which sorts, checks, and rounds up to
+    the base or the catalogue.
     """
 
     suite: str
@@ -46,14 +49,18 @@ class Recipe(Struct, frozen=True):
     kernel_package: str
     guest_version: str
     builder_version: int = BUILDER_VERSION
+    python_packages: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, packages: Iterable[str], *, suite: str = DEFAULT_SUITE) -> "Recipe":
-        """The recipe of an image with ``packages`` beside the base. Raises ImageError for an impossible name."""
+        """The recipe of an image with ``packages`` beside the base. Raises ImageError for an impossible name.
+
+        A package of PyPI is named like ``pypi:pyperf==2.10.0``.
+        """
         asked = set(packages)
         catalogue = CATALOGUE_PACKAGES if asked & set(CATALOGUE_PACKAGES) else ()
-        wanted = tuple(sorted({*asked, *BASE_PACKAGES, *catalogue}))
-        for name in (suite, *wanted):
+        wanted, python = split_packages({*asked, *BASE_PACKAGES, *catalogue})
+        for name in (suite, *sorted(wanted)):
             if not _NAME.fullmatch(name):
                 raise ImageError(
                     f"{name!r} cannot be the name of a Debian package or suite",
@@ -62,11 +69,12 @@ class Recipe(Struct, frozen=True):
         architecture = host_architecture()
         return cls(
             suite=suite,
-            packages=wanted,
+            packages=tuple(sorted(wanted)),
             architecture=architecture,
             variant="minbase",
             kernel_package=f"linux-image-cloud-{architecture}",
             guest_version=guest_version(),
+            python_packages=tuple(sorted(python)),
         )
 
     @property

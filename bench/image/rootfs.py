@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.errors import MissingToolError
 from bench.image.failures import explain_build_failure
+from bench.image.python_packages import install_python_packages
 from bench.image.recipe import Recipe
 from bench.image.sources import find_debian_sources
 from bench.image.tools import Progress, Runner
@@ -87,6 +88,9 @@ def make_tree(recipe: Recipe, tree: Path, scratch: Path, runner: Runner, progres
         f'--extract-hook=cp "{dpkg_options}" "$1/etc/dpkg/dpkg.cfg.d/98tare"',
     ]
     run_mmdebstrap(recipe, tree, arguments, scratch=scratch, runner=runner, on_line=_follow(progress))
+    if recipe.python_packages:
+        progress("installing the suite's Python packages")
+        install_python_packages(recipe.python_packages, tree, runner)
     tidy(tree, started_s)
 
 
