@@ -43,6 +43,7 @@ from bench.registry import find_backends, find_workloads
 from bench.runner import Observer, Outcome, Runner, make_event
 from bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
 from bench.suite import BackendChoice, Suite, load_suite, resolve_suite
+from bench.trees import make_work_folder
 from bench.tune import journal_file, tuned_facts
 from bench.until_precise import ShowsBlocks, Watched, run_until_precise
 
@@ -349,7 +350,7 @@ def work_folder(ledger: Ledger, work: Path) -> Iterator[None]:
     """The folder that instances live in, removed on every way out that this process survives."""
     entry = ledger.enter(ResourceKind.DIRECTORY, work)
     try:
-        work.mkdir(parents=True)
+        make_work_folder(work)
         yield
     finally:
         try:

@@ -1,14 +1,40 @@
-"""Removing a folder that instances have written to, also without root."""
+"""Folders for instances: making one that fills quickly, and removing what they have written to, also without root."""
 
 import contextlib
+import fcntl
 import os
 import shutil
+import struct
 from pathlib import Path
 
 from bench.errors import TareError
 from bench.process import run
 
 _AS_ROOT_OF_A_RANGE = ("unshare", "--user", "--map-root-user", "--map-auto", "--")
+
+
+_FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+"""As on most architectures; elsewhere they are other requests, which a folder refuses (see linux/fs.h)."""
+_FS_TOPDIR_FL = 0x00020000
+_FLAGS = struct.Struct("=q")
+
+
+def make_work_folder(folder: Path) -> None:
+    """Make ``folder`` and what is missing above it, to hold a folder for each of a few purposes. Raises OSError.
+
+    ext4 puts a new file near its folder, and a folder near its parent. Where that part of the disk has no inode left,
+    each new file makes it look through the whole disk: 0.3 to 1 ms instead of 0.03 on a disk of 250 GB, and a container
+    is ten new files. The flag (``chattr +T``) asks for each subfolder to be put where there is room. File systems
+    without it do as usual.
+    """
+    folder.mkdir(parents=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            (flags,) = _FLAGS.unpack(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(_FLAGS.size)))
+            fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, _FLAGS.pack(flags | _FS_TOPDIR_FL))
+    finally:
+        os.close(descriptor)
 
 
 def remove_tree(folder: Path) -> None:

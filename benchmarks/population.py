@@ -1,5 +1,7 @@
 """A thousand live containers from one run: how fast they start, the last as the first, and the memory of each.
 
+As many at a time as the backend can start, as a ramp does with a batch; the floor starts one after another.
+
 Ours take turns with those of floor.c, a C program doing the same steps whose containers hold nothing but what the
 kernel needs for them. Memory is what MemAvailable lost by all of them together, once it no longer changes. The
 rate depends on the machine, so the floor's own is told beside it.
@@ -18,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
 
@@ -160,11 +163,10 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int, s
         backend.prepare(image, envelope)
         before = wait_settled(settle_s)
         with contextlib.ExitStack() as stack:
+            specs = [InstanceSpec(f"{tag}-{number}", image, envelope) for number in range(count)]
             began = time.monotonic()
-            alive = [
-                stack.enter_context(backend.start(InstanceSpec(f"{tag}-{number}", image, envelope)))
-                for number in range(count)
-            ]
+            with ThreadPoolExecutor(backend.concurrent_starts) as threads:
+                alive = list(threads.map(lambda spec: stack.enter_context(backend.start(spec)), specs))
             took = time.monotonic() - began
             memory = (before - wait_settled(settle_s)) / count
             theirs = set(namespaces_of(alive))

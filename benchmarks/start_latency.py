@@ -37,6 +37,7 @@ from bench.ledger import Ledger, ResourceKind, clean
 from bench.locations import cache_directory
 from bench.model import Envelope, Image, InstanceSpec, Phase
 from bench.process import PIPE, Popen, find_tool, run
+from bench.trees import make_work_folder
 
 HERE = Path(__file__).resolve().parent
 LEDGER = Path("/var/tmp/tare-benchmark-ledger")
@@ -147,8 +148,8 @@ def summarise(times: dict[str, list[float]]) -> Result:
 
 @contextlib.contextmanager
 def start_folder(folder: Path) -> Iterator[None]:
-    """A folder that is removed with all it holds."""
-    folder.mkdir()
+    """A folder like that of a run, removed with all it holds."""
+    make_work_folder(folder)
     try:
         yield
     finally:

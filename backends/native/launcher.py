@@ -209,9 +209,9 @@ def start_zygote(
     if "LD_LIBRARY_PATH" in os.environ:  # an interpreter built with a shared library of its own
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     ours, theirs = socket.socketpair()
-    with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors, contextlib.ExitStack() as limits:
-        arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), ",".join(map(str, cpus))]
-        limits.enter_context(given_descriptor_limit())
+    with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors:
+        listed = ",".join(map(str, cpus))
+        arguments = [str(theirs.fileno()), str(_IMPORT_ROOT), listed, str(given_descriptor_limit())]
         process = Popen(
             [*prefix, sys.executable, "-I", "-S", str(_PROGRAM), *arguments],
             env=environment,
@@ -222,7 +222,6 @@ def start_zygote(
             pass_fds=(theirs.fileno(),),
             start_new_session=True,
         )
-        limits.close()
         theirs.close()
         zygote = Zygote(process, Channel(ours.detach()), log)
         try:

@@ -24,6 +24,7 @@ from backends.native.places import make_folders, make_plan, make_shared_folders
 from backends.native.plan import Settings
 from backends.native.resident import start_resident
 from backends.native.unprivileged import CGROUP_REMEDY, PRIVILEGED, Way, confounds_of, is_privileged, probe_switches
+from backends.native.zygotes import Zygotes
 from bench.errors import BackendError, UnavailableError
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import ResourceKind
@@ -60,6 +61,7 @@ class HostKernelBackend(Backend):
     """A backend whose instances are processes of the host's kernel, made by a zygote."""
 
     interactive = True
+    concurrent_starts: ClassVar[int] = 4
     style: ClassVar[str]
     """Which of ``order.STYLES`` its zygote makes."""
     namespaces: ClassVar[tuple[str, ...]]
@@ -68,8 +70,7 @@ class HostKernelBackend(Backend):
     def __init__(self, context: BackendContext) -> None:
         super().__init__(context)
         self._prepared: _Prepared | None = None
-        self._zygote: Zygote | None = None
-        self._zygote_stack = contextlib.ExitStack()
+        self._zygotes = Zygotes(self._start_zygote)
         self._stack = contextlib.ExitStack()
         self._network: BridgeNetwork | None = None
         self._way = PRIVILEGED
@@ -174,18 +175,18 @@ class HostKernelBackend(Backend):
                 begin_cgroup(self.context.ledger, spec.identifier, prepared.layout) as cgroup,
                 contextlib.ExitStack() as port,
             ):
-                zygote = self._running_zygote()
-                channel = zygote.request(make_plan(prepared.settings, spec, folder, cgroup), cgroup.clone_into)
-                try:
-                    # The kernel takes a millisecond to clone the process; the rest is made meanwhile.
-                    complete_cgroup(cgroup, limits)
-                    make_folders(folder, prepared.settings, prepared.missing)
-                except BaseException:
-                    zygote.abandon(channel)
-                    raise
                 network = self._network
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
-                launched = zygote.launch(channel, connect, self._identify(prepared.settings))
+                with self._zygotes.borrow() as zygote:
+                    channel = zygote.request(make_plan(prepared.settings, spec, folder, cgroup), cgroup.clone_into)
+                    try:
+                        # The kernel takes a millisecond to clone the process; the rest is made meanwhile.
+                        complete_cgroup(cgroup, limits)
+                        make_folders(folder, prepared.settings, prepared.missing)
+                    except BaseException:
+                        zygote.abandon(channel)
+                        raise
+                    launched = zygote.launch(channel, connect, self._identify(prepared.settings))
                 cgroup.adopt(launched.pid)
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
@@ -222,22 +223,21 @@ class HostKernelBackend(Backend):
 
         return identify
 
-    def _running_zygote(self) -> Zygote:
-        """The zygote, or a new one if it died."""
-        if self._zygote is None or not self._zygote.is_alive():
-            self._zygote_stack.close()
-            assert self._prepared is not None
-            zygote = start_zygote(
-                self.context.ledger,
-                self._prepared.folder,
-                self._prepared.settings,
-                self.context.housekeeping_cpus,
-                self._way.prefix,
-                self._resident,
-            )
+    @contextlib.contextmanager
+    def _start_zygote(self) -> Iterator[Zygote]:
+        assert self._prepared is not None
+        zygote = start_zygote(
+            self.context.ledger,
+            self._prepared.folder,
+            self._prepared.settings,
+            self.context.housekeeping_cpus,
+            self._way.prefix,
+            self._resident,
+        )
+        with contextlib.ExitStack() as stack:
             with self._zygote_place():
-                self._zygote = self._zygote_stack.enter_context(zygote)
-        return self._zygote
+                started = stack.enter_context(zygote)
+            yield started
 
     @contextlib.contextmanager
     def _start_folder(self, folder: Path) -> Iterator[None]:
@@ -250,11 +250,10 @@ class HostKernelBackend(Backend):
 
     def close(self) -> None:
         """See ``Backend.close``."""
-        self._zygote = None
         self._prepared = None
         self._network = None
         self._resident = None
-        self._zygote_stack.close()
+        self._zygotes.close()
         self._stack.close()
 
 

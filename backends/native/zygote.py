@@ -1,7 +1,7 @@
 """The process that every instance is forked from.
 
-Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS``; the first message is the Settings, with
-the program that instances' inits become, if there is one.
+Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS FILES``; the first message is the Settings, with
+the program that instances' inits become, if there is one. FILES is how many they may open.
 
 Standard library only, with as little imported as possible: what is in memory here is what ``clone3`` copies, and
 a fork of the harness itself (numpy, pandas) takes more than twice as long. It answers one request at a time:
@@ -11,6 +11,7 @@ a fork of the harness itself (numpy, pandas) takes more than twice as long. It a
 import _signal  # type: ignore[import-not-found]  # signal itself imports enum; typeshed has no stub for its core
 import gc
 import os
+import resource
 import sys
 import time
 
@@ -28,6 +29,7 @@ def main() -> None:
     cpus = [int(cpu) for cpu in sys.argv[3].split(",") if cpu]
     if cpus:
         os.sched_setaffinity(0, cpus)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     sys.path.insert(0, sys.argv[2])
     from backends.native.wire import Channel
 

@@ -60,7 +60,9 @@ class VmInstance(Instance):
         # The part before the whole, so that it is never the larger.
         vcpus = vcpu_seconds(self.pid)
         used = self._running.cgroup.usage()
-        missing = used.missing if vcpus is not None else {**used.missing, "cpu_vcpu_s": "QEMU names no thread as a vCPU"}
+        missing = (
+            used.missing if vcpus is not None else {**used.missing, "cpu_vcpu_s": "QEMU names no thread as a vCPU"}
+        )
         return msgspec.structs.replace(used, cpu_vcpu_s=vcpus, missing=missing)
 
     def guest_steal_s(self) -> float | None:

@@ -6,6 +6,7 @@ import select
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 
 from backends.native.options import NativeOptions
 from bench.errors import BackendError, OutputTooLargeError, WorkloadError
-from bench.ledger import Ledger, clean
+from bench.ledger import Ledger, ResourceKind, clean
 from bench.model import Command, Phase
 from bench.process import PIPE, Popen
 from tests.privileged.host_kernel import BACKENDS, ENVELOPE, our_cgroups, spec, start_backend
@@ -29,7 +30,8 @@ def backend(request, image, tmp_path):
     ):
         kinds = [entry.kind for entry in ledger.entries()]
         yield prepared
-        assert [entry.kind for entry in ledger.entries()] == kinds
+        zygotes = [ResourceKind.PROCESS] * (len(prepared._zygotes.pids()) - 1)  # the first is in both
+        assert sorted(entry.kind for entry in ledger.entries()) == sorted([*kinds, *zygotes])
         assert our_cgroups() == []
 
 
@@ -80,11 +82,34 @@ def test_an_interrupted_command_ends_with_its_instance(backend, image):
 
 def test_the_zygote_dies_while_an_instance_lives(backend, image):
     with backend.start(spec("orphan", image)) as instance:
-        os.kill(backend._zygote.pid, signal.SIGKILL)
+        os.kill(backend._zygotes.pids()[-1], signal.SIGKILL)
         with pytest.raises(BackendError, match="the instance is gone"):
             instance.execute(Command(("sleep", "30")))
     with backend.start(spec("next", image)) as instance:
         assert instance.execute(Command(("true",))).returncode == 0
+
+
+def test_starts_that_come_together_have_a_zygote_each(backend, image):
+    with ThreadPoolExecutor(backend.concurrent_starts) as threads, contextlib.ExitStack() as stack:
+        starts = [spec(f"together-{number}", image) for number in range(3 * backend.concurrent_starts)]
+        alive = list(threads.map(lambda one: stack.enter_context(backend.start(one)), starts))
+        assert len({instance.pid for instance in alive}) == len(alive)
+        zygotes = backend._zygotes.pids()
+        assert 1 < len(zygotes) <= backend.concurrent_starts
+        victim = _parent(alive[0].pid)
+        dead = [one for one in alive if _parent(one.pid) == victim]
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises(BackendError, match="because the zygote that made it ended"):
+            dead[0].execute(Command(("sleep", "30")))
+        others = [one for one in alive if one not in dead]
+        assert [one.execute(Command(("true",))).returncode for one in others] == [0] * len(others)
+        for number in range(len(zygotes)):
+            one = stack.enter_context(backend.start(spec(f"next-{number}", image)))
+            assert _parent(one.pid) != victim
+
+
+def _parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_init_is_killed(backend, image):
@@ -163,7 +188,7 @@ def test_many_starts_leave_nothing(backend, image):
             pass
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert len(list(Path(f"/proc/{backend._zygote.pid}/fd").iterdir())) <= 5, "streams, channel, init.c"
+    assert len(list(Path(f"/proc/{backend._zygotes.pids()[-1]}/fd").iterdir())) <= 5, "streams, channel, init.c"
 
 
 KILLED_RUN = """
@@ -178,7 +203,7 @@ image = Image("", "", Path(rootfs), Path(rootfs), None, None, None, "", {}, 0)
 with Ledger(Path(folder) / "ledger") as ledger, start_backend(name, image, Path(folder) / "work", ledger) as backend:
     with backend.start(spec("victim", image)) as instance:
         instance.execute(Command(("sh", "-c", "setsid sleep 1000 </dev/null >/dev/null 2>&1 & sleep 0.1")))
-        print(*instance.cgroup.members(), backend._zygote.pid, flush=True)
+        print(*instance.cgroup.members(), backend._zygotes.pids()[-1], flush=True)
         instance.execute(Command(("sleep", "1000"), timeout_s=1000))
 """
 
