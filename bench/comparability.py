@@ -4,6 +4,7 @@ A field is named ``host.kernel``, ``backend.vm.accel``, ``envelope.memory_bytes`
 run (load, start time, seed, number of blocks) is no field.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,10 @@ _VOLATILE_FACTS = ("load average", "storage")
 _VOLATILE_BACKEND_FACTS = ("accel_reason",)
 _SAMPLING = ("instances", "iterations", "warmup")
 """What of the sampling policy changes what is estimated, and not only how well."""
+
+_WORDS = ("name", "summary", "category", "licence")
+"""What a suite says of a workload of its own that changes nothing of what is measured."""
+_LONGEST = 300
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -95,7 +100,7 @@ def _fields(manifest: Manifest, backends: Collection[str]) -> Iterator[tuple[str
 
 
 def _suite_fields(suite: Mapping[str, Any], backends: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """Backends' options, and the sampling policy with the experiments that have their own."""
+    """Backends' options, the sampling policy, experiments that have their own, and the suite's own workloads."""
     for section in _sections(suite.get("backend")):
         name = section.get("name") or section.get("type")
         if name in backends:
@@ -108,6 +113,17 @@ def _suite_fields(suite: Mapping[str, Any], backends: Collection[str]) -> Iterat
         for name in _SAMPLING:
             if section.get(name) is not None:
                 yield f"sampling.{kind}.{name}", section[name]
+    yield from _own_workload_fields(suite)
+
+
+def _own_workload_fields(suite: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What the suite's own workloads run and measure; a long text, such as a script, by its hash."""
+    for section in _sections(suite.get("workload")):
+        for name, value in section.items():
+            if name not in _WORDS:
+                text = _text(value)
+                digest = hashlib.sha256(text.encode()).hexdigest()[:19]
+                yield f"workload.{section.get('name')}.{name}", text if len(text) <= _LONGEST else f"sha256:{digest}"
 
 
 def _sections(value: Any) -> list[Mapping[str, Any]]:

@@ -7,7 +7,7 @@ A plug-in registers a class in the entry-point group ``tare.backends``, ``tare.w
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import msgspec
 
@@ -230,6 +230,44 @@ class Workload(ABC):
     def duration_s(cls, params: Any) -> float:  # noqa: ARG003 - for overriding
         """About how long the measured command takes on bare metal, for the progress display's first estimate."""
         return 1.0
+
+
+class WorkloadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The keys that every ``[[workload]]`` of a suite may have, whatever its kind.
+
+    ``packages`` are the Debian packages that the image needs for it, ``category`` is its section in the report.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=40)]
+    summary: str = ""
+    packages: tuple[str, ...] = ()
+    category: Category = Category.APPLICATION
+    licence: str = ""
+
+
+class WorkloadKind(ABC):
+    """Makes workloads of what suites state under ``[[workload]]``, so that a user needs no Python.
+
+    A section is of the kind whose ``name`` is one of its keys. ``Section`` has the keys that it may have, and refuses
+    wrong values by itself: ``ValueError`` in ``__post_init__``, beginning with the key.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Section: ClassVar[type[WorkloadSection]]
+
+    def complete(self, section: Any, folder: Path) -> Any:
+        """``section`` with all that it takes from files (relative to ``folder``, the suite's) read into it.
+
+        What is returned is kept in the manifest, and makes the same workload where the files are gone. Raises
+        ValueError that begins with the key, OSError.
+        """
+        del folder
+        return section
+
+    @abstractmethod
+    def make(self, section: Any) -> type[Workload]:
+        """The workload of a complete ``section`` (a value of ``Section``)."""
 
 
 class ComparisonRequest(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from bench.errors import UnavailableError, UnknownNameError
-from bench.interfaces import Backend, Reporter, Workload
+from bench.interfaces import Backend, Reporter, Workload, WorkloadKind
 
 _Plugin = TypeVar("_Plugin")
 
@@ -52,6 +52,11 @@ def find_workloads() -> Plugins[Workload]:
     return _load("workload", Workload)  # type: ignore[type-abstract]  # as above
 
 
+def find_workload_kinds() -> Plugins[WorkloadKind]:
+    """Every registered kind of ``[[workload]]``."""
+    return _load("workload_kind", WorkloadKind)  # type: ignore[type-abstract]  # as above
+
+
 def find_reporters() -> Plugins[Reporter]:
     """Every registered reporter."""
     return _load("reporter", Reporter)  # type: ignore[type-abstract]  # as above
@@ -66,7 +71,7 @@ def _load(kind: str, base: type[_Plugin]) -> Plugins[_Plugin]:
         except Exception as error:  # noqa: BLE001 - whatever somebody's module raises must not stop the others
             reason = f"{type(error).__name__}: {error}"
             failures[point.name] = PluginFailure(point.name, point.value, reason)
-    return Plugins(kind, loaded, failures)
+    return Plugins(kind.replace("_", " "), loaded, failures)
 
 
 def _load_one(point: EntryPoint, base: type[_Plugin]) -> type[_Plugin]:

@@ -7,10 +7,9 @@ backend alike. Lists in ``params`` make one cell a value.
 import difflib
 import itertools
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,10 +17,10 @@ from bench.errors import SuiteError, TareError, UnknownNameError
 from bench.experiments import EXPERIMENTS, Experiment
 from bench.interfaces import Backend, NoOptions, Workload
 from bench.model import Cell, Commands, Envelope, Metric
+from bench.own_workloads import with_own_workloads
 from bench.registry import Plugins
 from bench.settings import quantiles_of
 from bench.suite_file import (
-    SECTIONS,
     BackendSection,
     EnvelopeSection,
     ExperimentSection,
@@ -30,6 +29,7 @@ from bench.suite_file import (
     SuiteFile,
     SuiteHead,
 )
+from bench.suite_reading import convert, read_toml
 from bench.units import parse_duration, parse_size
 
 _T = TypeVar("_T")
@@ -108,7 +108,7 @@ def load_suite(
 
     Raises SuiteError with the file and the key, whatever is wrong.
     """
-    return resolve_suite(_read_toml(path), path, backends, workloads, only=only, seed=seed)
+    return resolve_suite(read_toml(path), path, backends, workloads, only=only, seed=seed)
 
 
 def resolve_suite(
@@ -121,7 +121,9 @@ def resolve_suite(
     seed: int | None = None,
 ) -> Suite:
     """Resolve a suite that was read from ``path``: a file, or the manifest of a run that goes on."""
-    file = _convert(raw, SuiteFile, path, "")
+    file = convert(raw, SuiteFile, path, "")
+    workloads, own = with_own_workloads(path, file.workload, workloads)
+    file = msgspec.structs.replace(file, workload=own)
     if seed is not None:
         file = msgspec.structs.replace(file, sampling=msgspec.structs.replace(file.sampling, seed=seed))
     if only:
@@ -158,32 +160,6 @@ def _resolve_storage(path: Path, storage: str) -> Path | None:
     if not folder.is_dir():
         raise SuiteError(f"{path}: envelope.storage", f"{folder} is not a folder")
     return folder
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise SuiteError(str(path), "there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SuiteError(str(path), f"cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SuiteError(str(path), f"is not TOML: {error}") from None
-
-
-def _convert(value: Any, kind: type[_T], path: Path, key: str) -> _T:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        problem, _, where = str(error).partition(" - at `$")
-        where = where.rstrip("`").lstrip(".")
-        place = ".".join(part for part in (key, where) if part) or "top level"
-        remedy = None
-        if "unknown field" in problem:
-            section = SECTIONS.get(where.partition("[")[0], kind) if kind is SuiteFile else kind
-            known = msgspec.structs.fields(cast("type[msgspec.Struct]", section))
-            remedy = f"known keys there: {', '.join(field.encode_name for field in known) or 'none'}"
-        raise SuiteError(f"{path}: {place}", problem, remedy=remedy) from None
 
 
 def _check_counts(path: Path, key: str, sampling: Sampling) -> None:
@@ -313,7 +289,7 @@ def _resolve_backends(
                 f"{envelope.memory_bytes // 2**20}MiB is too little for the backend {name!r}, which needs {least}",
                 remedy=f"state at least {least}, or leave that backend out",
             )
-        options = _convert(section.options, plugin.Options, path, f"{key}.options")
+        options = convert(section.options, plugin.Options, path, f"{key}.options")
         choices.append(BackendChoice(name, plugin, options))
     return choices
 
@@ -334,7 +310,7 @@ def _resolve_subjects(
         own = _own_sampling(sampling, section)
         _check_counts(path, key, own)
         choices = [
-            (options, _convert(options, experiment.Options, path, f"{key}.options"))
+            (options, convert(options, experiment.Options, path, f"{key}.options"))
             for options in _each_combination(section.options)
         ]
         workload = _find_workload(path, key, section, experiment, workloads)
@@ -343,7 +319,7 @@ def _resolve_subjects(
             continue
         _refuse_shared_names(path, key, section)
         for given in _each_combination(section.params):
-            params = _convert(given, workload.Params, path, f"{key}.params")
+            params = convert(given, workload.Params, path, f"{key}.params")
             commands = _check_commands(path, key, workload, params, envelope)
             for _, options in choices:
                 _check_options(path, key, experiment, options, commands)

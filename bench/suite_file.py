@@ -107,16 +107,5 @@ class SuiteFile(Section, frozen=True):
     sampling: Sampling = Sampling()
     report: ReportSection = ReportSection()
     metric: Mapping[str, MetricSection] = {}
-
-
-SECTIONS: Mapping[str, type[Section]] = {
-    "suite": SuiteHead,
-    "image": ImageSection,
-    "envelope": EnvelopeSection,
-    "sampling": Sampling,
-    "report": ReportSection,
-    "metric": MetricSection,
-    "backend": BackendSection,
-    "experiment": ExperimentSection,
-}
-"""The sections by their name in the file."""
+    workload: tuple[Mapping[str, Any], ...] = ()
+    """``[[workload]]``: the suite's own, each with the keys of its kind (``bench.own_workloads``)."""

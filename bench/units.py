@@ -4,9 +4,13 @@ Sizes are bytes with IEC prefixes (``512MiB``), durations are seconds. Everythin
 base unit of its metric; ``format_value`` is for display only.
 """
 
+import difflib
 import math
 import re
+from collections.abc import Iterator
+from decimal import Decimal
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Unit(StrEnum):
@@ -47,6 +51,54 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise ValueError(f"{text!r} is not a duration; write it like 90s, 10m or 250ms")
     return float(match["number"]) * _SECONDS[match["unit"]]
+
+
+class Scale(NamedTuple):
+    """A unit in which a tool prints: so many of ``unit`` as ``factor`` times ten to the ``exponent``."""
+
+    unit: Unit
+    exponent: int = 0
+    factor: int = 1
+
+    def to_base(self, digits: str) -> float:
+        """The number written as ``digits`` in the base unit. Raises ArithmeticError where it has no such value.
+
+        The point is moved in the text, so that the float is the one nearest to what was printed: 0.015 ms is 1.5e-05 s.
+        """
+        return float(Decimal(digits).scaleb(self.exponent) * self.factor)
+
+
+def _scales() -> Iterator[tuple[str, Scale]]:
+    for name, exponent in (("s", 0), ("ms", -3), ("us", -6), ("µs", -6), ("ns", -9)):
+        yield name, Scale(Unit.SECOND, exponent)
+    yield "min", Scale(Unit.SECOND, factor=60)
+    yield "h", Scale(Unit.SECOND, factor=3600)
+    for unit, suffix in ((Unit.BYTE, ""), (Unit.BYTES_PER_SECOND, "/s")):
+        for prefix, exponent in (("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12)):
+            yield f"{prefix}B{suffix}", Scale(unit, exponent)
+            yield f"{prefix}bit{suffix}", Scale(unit, exponent - 3, 125)
+        for binary in ("Ki", "Mi", "Gi", "Ti"):
+            yield f"{binary}B{suffix}", Scale(unit, factor=_IEC[binary])
+    for name, exponent in (("1/s", 0), ("k/s", 3), ("M/s", 6), ("G/s", 9), ("1/ms", 3)):
+        yield name, Scale(Unit.OPERATIONS_PER_SECOND, exponent)
+    yield "1", Scale(Unit.COUNT)
+    yield "ratio", Scale(Unit.RATIO)
+    yield "%", Scale(Unit.RATIO, -2)
+
+
+SCALES = dict(_scales())
+"""The units that ``parse_unit`` knows, by their name. ``k`` and ``M`` are powers of 1000, ``Ki`` and ``Mi`` of 1024."""
+
+
+def parse_unit(text: str) -> Scale:
+    """The unit that a tool prints in, such as ``ms``, ``MiB/s``, ``Mbit/s`` or ``%``. Raises ValueError."""
+    if text in SCALES:
+        return SCALES[text]
+    folded = {name.lower(): name for name in SCALES}
+    close = difflib.get_close_matches(text.lower().replace("sec", "s"), folded, n=3)
+    # Half of the tools that print KB mean 1000 bytes, the others 1024: whoever writes the suite has to know.
+    named = [folded[name] for name in close] or list(SCALES)
+    raise ValueError(f"{text!r} is no unit that is known; there are: {', '.join(named)}")
 
 
 def format_size(value: float) -> str:

@@ -17,8 +17,11 @@ EVIDENCE_CHARACTERS = 4000
 _DECIMAL = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 
-def read_output(tool: str, completed: Completed) -> str:
-    """What ``tool`` printed to stdout. Raises ParseError if it did not end well, or did not print UTF-8 text."""
+def read_output(tool: str, completed: Completed, *, stream: str = "stdout") -> str:
+    """What ``tool`` printed to stdout, which errors call ``stream``.
+
+    Raises ParseError if it did not end well, or did not print UTF-8 text.
+    """
     if completed.timed_out or completed.returncode != 0:
         how = _describe_end(completed)
         text = (completed.stdout + b"\n" + completed.stderr).decode(errors="backslashreplace")
@@ -30,7 +33,7 @@ def read_output(tool: str, completed: Completed) -> str:
         raise ParseError(f"{tool} printed bytes that are not UTF-8 text: {error.reason}", evidence=shown) from None
     if not text.strip():
         said = excerpt(completed.stderr.decode(errors="backslashreplace"))
-        raise ParseError(f"{tool} printed nothing to stdout", evidence=said or "(empty)")
+        raise ParseError(f"{tool} printed nothing to {stream}", evidence=said or "(empty)")
     return text
 
 
