@@ -17,7 +17,7 @@ from bench.interfaces import BackendContext
 from bench.ledger import Ledger
 from bench.locations import cache_directory, ledger_directory, work_directory
 from bench.packages import load_packages, remedy_for
-from bench.registry import Plugins, find_backends, find_reporters, find_workloads
+from bench.registry import Plugins, find_backends, find_reporters, find_workload_kinds, find_workloads
 from bench.tune import journal_file, tuned_facts
 
 
@@ -103,7 +103,7 @@ def _check_backends() -> Iterator[Check]:
 
 
 def _check_plugins() -> Iterator[Check]:
-    every: tuple[Plugins, ...] = (find_backends(), find_workloads(), find_reporters())  # type: ignore[type-arg]  # three kinds
+    every: tuple[Plugins, ...] = (find_backends(), find_workloads(), find_workload_kinds(), find_reporters())  # type: ignore[type-arg]  # four kinds
     for plugins in every:
         for failure in plugins.failures.values():
             name = f"{plugins.kind} {failure.name} ({failure.value})"
