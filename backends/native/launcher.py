@@ -149,6 +149,8 @@ class Zygote:
         if first[0] == b"failed":
             raise _step_failed(first)
         first_instruction_s = READY.unpack(first[1])[0] / 1e9
+        # Where the zygote lost its CPU before it looked at the clock, the process itself says that it was there.
+        created_s = min(created_s, first_instruction_s)
         return Launched(channel, pid, created_s, first_instruction_s, address, connect_s)
 
     def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
