@@ -45,15 +45,6 @@ def vcpu_seconds(pid: int, proc: Path = _PROC) -> float | None:
     return None if total is None else total / 1e9
 
 
-def vcpu_waited_s(pid: int, proc: Path = _PROC) -> float:
-    """The longest time that a thread of QEMU was ready to run and had no CPU; 0 if nobody can tell."""
-    waited = 0
-    for task in _tasks(pid, proc):
-        with contextlib.suppress(OSError, IndexError):
-            waited = max(waited, int((task / "schedstat").read_text().split()[1]))
-    return waited / 1e9
-
-
 def memory_parts(
     pid: int, helpers: Iterable[int], memory_bytes: int, *, translates: bool, proc: Path = _PROC
 ) -> MemoryParts:
@@ -63,7 +54,8 @@ def memory_parts(
     ram = find_guest_ram(own, memory_bytes)
     shared = sum(other.resident for other in others if ram is not None and ram.name and other.name == ram.name)
     return MemoryParts(
-        guest_ram=None if ram is None else ram.resident + shared,
+        # A huge page that both have touched is counted for each, as it has no proportional share.
+        guest_ram=None if ram is None else min(ram.resident + shared, ram.size),
         tcg_cache=find_tcg_cache(own) if translates and own else None,
     )
 

@@ -10,7 +10,7 @@ from bench.interfaces import Workload
 from bench.model import Command, Commands, Completed, Direction, Envelope, Measurement, Metric
 from bench.units import Unit
 
-# One command, because a process that a command leaves behind ends with it.
+# One command, so that each iteration has a server of its own; one that stays would be a Service of Commands.
 SCRIPT = """
 redis-server --port 0 --unixsocket /tmp/redis.sock --save '' >&2 &
 until redis-cli -s /tmp/redis.sock ping >&2; do kill -0 $! || exit 1; done
