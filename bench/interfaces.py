@@ -163,8 +163,9 @@ class Backend(ABC):
     def start(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
         """Start a fresh instance; leaving the context stops it and removes all it had.
 
-        On entry the timeline holds requested, created, first_instruction and ready; after exit also
-        stop_requested and stopped. Raises BackendError with evidence, having undone what was done.
+        On entry the timeline holds requested, created, first_instruction and ready; after exit also stop_requested,
+        process_gone where it can be told from what follows, and stopped. Raises BackendError with evidence, having
+        undone what was done.
         """
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:

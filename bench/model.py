@@ -200,8 +200,9 @@ class Phase(StrEnum):
 
     ``requested``: the harness asked for it. ``created``: the thing that isolates exists (the new
     namespaces' first process; the QEMU process). ``first_instruction``: the first user-space code inside
-    ran. ``ready``: the harness knows that it can execute a command. ``stop_requested``, ``stopped``: the
-    harness asked it to end; its last process and host resource were gone.
+    ran. ``ready``: the harness knows that it can execute a command. ``stop_requested``: the harness asked it to end.
+    ``guest_down``: its own kernel had shut down, where there is one that was asked to. ``process_gone``: its last
+    process on the host was gone. ``stopped``: all that it had on the host was released.
     """
 
     REQUESTED = "requested"
@@ -209,6 +210,8 @@ class Phase(StrEnum):
     FIRST_INSTRUCTION = "first_instruction"
     READY = "ready"
     STOP_REQUESTED = "stop_requested"
+    GUEST_DOWN = "guest_down"
+    PROCESS_GONE = "process_gone"
     STOPPED = "stopped"
 
 

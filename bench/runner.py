@@ -232,7 +232,7 @@ class _LiveRun:
         }
         self._runner._event(EventKind.COMMAND, self._name, self._planned, details=details)  # noqa: SLF001 - its own part
         raise_if_failed(command, completed, self._given)
-        self._check_clock(completed)
+        self._check_clock(completed, raw)
         return raw
 
     def note(self, message: str, details: Mapping[str, Any]) -> None:
@@ -276,7 +276,7 @@ class _LiveRun:
             )
         )
 
-    def _check_clock(self, completed: Completed) -> None:
+    def _check_clock(self, completed: Completed, raw: str) -> None:
         """The guest's clock against the host's: a difference means that one of them cannot be believed."""
         guest = completed.guest_duration_s
         if guest is None:
@@ -287,7 +287,14 @@ class _LiveRun:
                 f"clocks disagree: {completed.argv[0]} took {completed.duration_s:.3f} s by the host's clock and "
                 f"{guest:.3f} s by the guest's"
             )
-            self._runner._event(EventKind.NOTE, self._name, self._planned, message, {"code": "clock"})  # noqa: SLF001
+            details = {
+                "code": "clock",
+                "host_s": completed.duration_s,
+                "guest_s": guest,
+                "allowed_s": allowed,
+                "raw": raw,
+            }
+            self._runner._event(EventKind.NOTE, self._name, self._planned, message, details)  # noqa: SLF001
 
 
 def _usage_of(instance: Instance) -> Usage | None:

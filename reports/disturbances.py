@@ -3,7 +3,7 @@
 An instance is flagged where it stands out from its cell: by the modified z-score of Iglewicz and Hoaglin (1993, beyond
 3.5, with the larger of the run's and the cell's own median absolute deviation), and by an absolute floor, as on a quiet
 host trifles stand out. What only others can cause is also flagged above a level of its own, even if every instance has
-it. ``disturbances`` adds the flags on the order of values.
+it. ``disturbances`` adds the flags on guests' clocks and on the order of values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 from bench.disturbance import Disturbance, disturbance_of
 from bench.model import EventKind
 from bench.store import LoadedRun
+from reports.clocks import clock_flags
 from reports.flags import EVERY_BACKEND, EVERY_CELL, CellName, Flag, FlagKind, make_flag
 from reports.frames import params_text
 from reports.order import order_flags
@@ -53,7 +54,8 @@ def disturbances(run: LoadedRun) -> list[Flag]:
 
 def disturbances_in(analysis: Analysis) -> list[Flag]:
     """The same for a run that is analysed already."""
-    found = [*_host_flags(analysis.run), *order_flags(analysis)]
+    run = analysis.run
+    found = [*_host_flags(run), *clock_flags(run, _cells_by_instance(run)), *order_flags(analysis)]
     return sorted(found, key=lambda flag: (list(FlagKind).index(flag.kind), flag.workload, flag.backend))
 
 
@@ -217,13 +219,18 @@ def _host_flag(
     )
 
 
-def _disturbances_by_cell(run: LoadedRun) -> dict[CellName, dict[str, Disturbance]]:
+def _cells_by_instance(run: LoadedRun) -> dict[str, CellName]:
     """Of the instances that gave samples."""
     cells: dict[str, CellName] = {}
     for place in np.unique(run.samples.texts["instance"].codes, return_index=True)[1].tolist():
         sample = run.samples[place]
         params = params_text(sample.params)
         cells[sample.instance] = CellName(sample.experiment, sample.workload, params, sample.backend)
+    return cells
+
+
+def _disturbances_by_cell(run: LoadedRun) -> dict[CellName, dict[str, Disturbance]]:
+    cells = _cells_by_instance(run)
     started: dict[str, float] = {}
     found: dict[CellName, dict[str, Disturbance]] = {}
     for event in run.events:

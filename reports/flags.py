@@ -27,6 +27,7 @@ class FlagKind(StrEnum):
     THROTTLING = "throttling"
     CLOCK_STEP = "clock-step"
     CLOCK_SOURCE = "clock-source"
+    GUEST_CLOCK = "guest-clock"
     AUTOCORRELATION = "autocorrelation"
     DRIFT = "drift"
 

@@ -70,13 +70,15 @@ class Cgroup(ABC):
     ``folders`` is what was made. A process joins by writing ``0`` into each of ``join_files``, itself and
     while it has one thread: moving itself takes tens of microseconds, being moved by another waits for an
     RCU grace period (7 to 15 ms after idling). ``clone_into`` is the folder for ``CLONE_INTO_CGROUP``;
-    a process made that way only has to join ``join_files_after_clone``.
+    a process made that way only has to join ``join_files_after_clone``. ``emptied_s`` is when its last process was
+    gone, on the host's monotonic clock, once it was stopped.
     """
 
     folders: tuple[Path, ...]
     join_files: tuple[Path, ...]
     clone_into: Path | None
     join_files_after_clone: tuple[Path, ...]
+    emptied_s: float | None = None
 
     @abstractmethod
     def set_limits(self, limits: Limits) -> dict[str, str]:

@@ -45,6 +45,7 @@ def begin_cgroup(ledger: Ledger, name: str, layout: Layout | None = None) -> Ite
             yield tree
         finally:
             tree.kill()
+            tree.emptied_s = time.monotonic()
         return
     if layout.version is Version.NONE:
         raise UnavailableError("no cgroup hierarchy is mounted", remedy="mount -t cgroup2 none /sys/fs/cgroup")
@@ -92,6 +93,7 @@ def stop_cgroup(cgroup: Cgroup) -> None:
     """Kill what is left in a cgroup and remove it. Safe on one half made or already removed. Raises BackendError."""
     if not _kill_at_once(cgroup):
         cgroup.kill()
+    cgroup.emptied_s = time.monotonic()
     for folder in cgroup.folders:
         try:
             os.rmdir(folder)  # noqa: PTH106 - on the measured stop path

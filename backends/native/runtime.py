@@ -203,9 +203,11 @@ class HostKernelBackend(Backend):
                 finally:
                     timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
                     instance.close()
-            timeline.mark(Phase.STOPPED, time.monotonic())
+            assert cgroup.emptied_s is not None
+            timeline.mark(Phase.PROCESS_GONE, cgroup.emptied_s)
         finally:
             _remove_folder(folder)
+        timeline.mark(Phase.STOPPED, time.monotonic())
 
     def _identify(self, settings: Settings) -> Callable[[int], None] | None:
         """What gives a new instance's process its identities, if it has a user namespace."""

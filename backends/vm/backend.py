@@ -131,6 +131,7 @@ class VirtualMachine(Backend):
             scratch_mode=choose_scratch_mode(folder),
             layout=find_layout(),
             io_device=find_block_device(folder),
+            stop=self.context.options.stop,
         )
 
     @contextlib.contextmanager
@@ -163,6 +164,7 @@ class VirtualMachine(Backend):
             "scratch_disk": f"virtio-blk,raw,{ground.scratch_mode},iothread",
             "root": "overlay of a tmpfs on erofs",
             "network": "lo only",
+            "stop": self.context.options.stop,
             "guest_kernel": ground.image.kernel_version,
         }
         if accelerator is Accelerator.TCG:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -16,6 +17,7 @@ from backends.vm.connection import Connection, Domain
 from backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
 from backends.vm.domain_xml import Disk, Guest, domain_xml
 from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
+from backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping, make_stopping
 from backends.vm.watch import Watch, start_watch
 from bench.errors import BackendError
 from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
@@ -53,6 +55,7 @@ class Ground(msgspec.Struct, frozen=True):
     scratch_mode: DiskMode
     layout: Layout
     io_device: str | None
+    stop: Literal["kill", "shutdown"] = "kill"
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -64,6 +67,7 @@ class Running(msgspec.Struct, frozen=True):
     scratch: Path
     memory_bytes: int
     failure: Callable[[str], BackendError]
+    stopping: Stopping
 
 
 def guest_limits(envelope: Envelope, io_device: str | None) -> Limits:
@@ -89,12 +93,26 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
             try:
                 domain = stack.enter_context(_start_domain(ground, guest, watch, failure))
                 _await_ready(domain, watch, timeline, failure)
-                yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure)
-            finally:
+                stopping = make_stopping(ground.stop, domain, watch)
+                yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping)
                 timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
+                if not stopping.finish():
+                    raise failure(
+                        f"the guest did not power off when it was asked to (within {SHUTDOWN_DEADLINE_S:g} s)"
+                    )
+            finally:
+                timeline.marks.setdefault(Phase.STOP_REQUESTED, time.monotonic())
                 if not watch.kill(time.monotonic() + KILL_DEADLINE_S):
                     raise BackendError(f"QEMU (pid {watch.pid}) did not end within {KILL_DEADLINE_S:g} s of SIGKILL")
-        timeline.mark(Phase.STOPPED, time.monotonic())
+                _mark_end(watch, timeline)
+    timeline.mark(Phase.STOPPED, time.monotonic())
+
+
+def _mark_end(watch: Watch, timeline: StartTimeline) -> None:
+    """The phases of the stop that were seen; what ended before it was asked to had none of them."""
+    for phase, at_s in ((Phase.GUEST_DOWN, watch.down_s), (Phase.PROCESS_GONE, watch.gone_s)):
+        if at_s is not None and at_s >= timeline.marks[Phase.STOP_REQUESTED]:
+            timeline.mark(phase, at_s)
 
 
 @contextlib.contextmanager

@@ -103,8 +103,8 @@ class VmInstance(Instance):
         return self._running.watch.failed
 
     def end(self) -> None:
-        """See ``Instance.end``: QEMU is killed, and libvirt takes a second or two to notice."""
-        self._running.watch.begin_kill()
+        """See ``Instance.end``."""
+        self._running.stopping.begin()
 
     def _refuse_failed(self) -> None:
         if self._running.watch.failure is not None:

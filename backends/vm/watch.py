@@ -30,6 +30,9 @@ _MARK = re.compile(r"tare: (?P<name>\w+) (?P<seconds>\d+\.\d+)$")
 _FAILED = re.compile(r"tare: failed (?P<reason>.+)")
 _PANIC = re.compile(r"(?P<reason>Kernel panic - not syncing.*)")
 
+_DOWN = re.compile(r"reboot: Power down$")
+"""The kernel's last words, whatever the guest runs and however quiet it is: nothing but the machine is left."""
+
 
 def parse_line(line: str, host_s: float) -> Mark | str | None:
     """What a line of the console means: a mark, the reason why this guest is of no use, or nothing to us."""
@@ -45,8 +48,9 @@ def parse_line(line: str, host_s: float) -> Mark | str | None:
 class Watch:
     """What is known about one guest. Made by ``start_watch``; waiting is for one thread.
 
-    ``born_s`` is when QEMU existed, with its ``pid``; ``marks`` are init's; ``failure`` says why the guest is
-    of no use, if it is. ``failed`` is an eventfd that becomes readable with ``failure``, for polling.
+    ``born_s`` is when QEMU existed, with its ``pid``, ``gone_s`` when it was gone; ``marks`` are init's, ``down_s`` is
+    when the guest's kernel had shut down. ``failure`` says why the guest is of no use, if it is; ``failed`` is an
+    eventfd that becomes readable with it, for polling.
     ``agent_connected`` says whether the guest agent has opened its port.
     ``command_port`` is the host's end of the guest's command port once QEMU has connected to it.
     """
@@ -60,6 +64,8 @@ class Watch:
         self.marks: dict[str, Mark] = {}
         self.failure: str | None = None
         self.gone = False
+        self.gone_s: float | None = None
+        self.down_s: float | None = None
         self.agent_connected = False
         self.command_port: socket.socket | None = None
         self.failed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -106,16 +112,16 @@ class Watch:
                 self._pidfd = os.pidfd_open(pid)
             self._changed.notify_all()
         if self._pidfd is None:
-            self.on_gone()
+            self.on_gone(at_s)
         return self._pidfd
 
-    def on_gone(self) -> None:
+    def on_gone(self, at_s: float) -> None:
         """QEMU ended. It is our child if libvirt started it while we adopted orphans, and would stay a zombie."""
         with contextlib.suppress(ChildProcessError):
             if self.pid is not None:
                 os.waitpid(self.pid, os.WNOHANG)
         with self._changed:
-            self.gone = True
+            self.gone, self.gone_s = True, at_s
             self._fail("QEMU ended")
 
     def on_console(self, data: bytes, at_s: float) -> None:
@@ -131,6 +137,8 @@ class Watch:
                         self.marks[mark.name] = mark
                     case str(reason):
                         self._fail(reason)
+                if _DOWN.search(line):
+                    self.down_s = at_s
             self._changed.notify_all()
 
     def on_agent(self) -> None:
@@ -220,11 +228,11 @@ class _Loop:
         pidfd = self._watch.on_born(pid, now)
         self._selector.unregister(self._born)
         if pidfd is not None:
-            self._selector.register(pidfd, selectors.EVENT_READ, lambda _: self._end(pidfd))
+            self._selector.register(pidfd, selectors.EVENT_READ, lambda now: self._end(pidfd, now))
 
-    def _end(self, pidfd: int) -> None:
+    def _end(self, pidfd: int, now: float) -> None:
         self._selector.unregister(pidfd)
-        self._watch.on_gone()
+        self._watch.on_gone(now)
 
     def _accept_console(self, _: float) -> None:
         connection, _address = self._console.accept()

@@ -15,6 +15,9 @@ FIRST_COMMAND = lower(
     "boot.first_command", Unit.SECOND, "The first command in the fresh instance, /bin/true, there and back."
 )
 STOP = lower("boot.stop", Unit.SECOND, "Asked to stop until its last process and host resource were gone.")
+STOP_GUEST = lower("boot.stop_guest", Unit.SECOND, "The part of boot.stop until the guest's own kernel had shut down.")
+STOP_PROCESS = lower("boot.stop_process", Unit.SECOND, "The part of boot.stop until its last host process was gone.")
+RELEASE = lower("boot.release", Unit.SECOND, "The rest of boot.stop: until cgroup, mounts and files were gone.")
 PSS = lower("boot.pss", Unit.BYTE, "Proportional set size of all its host processes when it was ready and idle.")
 CHARGE = lower("boot.charge", Unit.BYTE, "Memory its cgroup was charged with when it was ready and idle.")
 PRIVATE = lower("boot.private", Unit.BYTE, "The part of its processes' memory that nobody shares, likewise.")
@@ -24,6 +27,7 @@ HYPERVISOR = lower("boot.hypervisor", Unit.BYTE, "The rest of boot.pss: the hype
 DISK_OWNED = lower("boot.disk_owned", Unit.BYTE, "Disk blocks that only it has: its overlay, or its scratch disk.")
 DISK_SHARED = lower("boot.disk_shared", Unit.BYTE, "Disk blocks of the image, which it shares with others of it.")
 CPU = lower("boot.cpu", Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
+STOPS = (STOP_GUEST, STOP_PROCESS, RELEASE)
 FOOTPRINT = (PSS, PRIVATE, GUEST_RAM, TCG_CACHE, HYPERVISOR, CHARGE, DISK_OWNED, DISK_SHARED)
 SPLITS = {
     "guest.firmware": lower("guest.firmware", Unit.SECOND, "Firmware, as the guest tells it."),
@@ -42,7 +46,7 @@ class Boot(Experiment):
     name = "boot"
     summary = "start and stop of an instance by phase, and what it holds when idle"
     needs_workload = False
-    metrics = (CREATE, INIT, READY, TOTAL, FIRST_COMMAND, STOP, *FOOTPRINT, CPU, *SPLITS.values())
+    metrics = (CREATE, INIT, READY, TOTAL, FIRST_COMMAND, STOP, *STOPS, *FOOTPRINT, CPU, *SPLITS.values())
 
     def run(self, run: InstanceRun) -> None:
         """One start and stop."""
@@ -55,6 +59,9 @@ class Boot(Experiment):
         record_span(run, READY, timeline, Phase.FIRST_INSTRUCTION, Phase.READY)
         record_span(run, TOTAL, timeline, Phase.REQUESTED, Phase.READY)
         record_span(run, STOP, timeline, Phase.STOP_REQUESTED, Phase.STOPPED)
+        record_span(run, STOP_GUEST, timeline, Phase.STOP_REQUESTED, Phase.GUEST_DOWN)
+        record_span(run, STOP_PROCESS, timeline, Phase.STOP_REQUESTED, Phase.PROCESS_GONE)
+        record_span(run, RELEASE, timeline, Phase.PROCESS_GONE, Phase.STOPPED)
         run.record(FIRST_COMMAND, completed.duration_s, raw=raw)
         _record_footprint(run, footprint)
         if usage.cpu_user_s is not None and usage.cpu_system_s is not None:

@@ -95,5 +95,6 @@ class Fake(Backend):
                 yield FakeInstance(folder, spec.envelope, timeline)
             finally:
                 timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
+                timeline.mark(Phase.PROCESS_GONE, time.monotonic())
                 folder.rmdir()
                 timeline.mark(Phase.STOPPED, time.monotonic())

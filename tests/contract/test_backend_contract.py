@@ -10,7 +10,7 @@ from backends.cgroups.layout import find_layout
 from bench.errors import UnsupportedError
 from bench.model import SCRATCH, Command, Phase
 
-ORDER = [Phase.REQUESTED, Phase.CREATED, Phase.FIRST_INSTRUCTION, Phase.READY, Phase.STOP_REQUESTED, Phase.STOPPED]
+ORDER = [phase for phase in Phase if phase is not Phase.GUEST_DOWN]
 
 
 def shell(script, **more):

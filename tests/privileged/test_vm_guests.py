@@ -300,6 +300,26 @@ def test_a_full_disk_under_the_guest_is_an_error_inside(ledger, cache, image, tm
     assert "scratch_disk" in description.facts
 
 
+def test_a_guest_that_is_asked_powers_off_by_itself(ledger, cache, image, tmp_path, monkeypatch):
+    backend = make_backend(ledger, tmp_path, cache, stop="shutdown")
+    backend.prepare(image, ENVELOPE)
+    with backend.start(InstanceSpec(f"vmtest-{os.getpid()}-down", image, ENVELOPE)) as instance:
+        instance.execute(shell(f"setsid sleep 600 >{SCRATCH}/held 2>&1 & exit 0"))
+        pid = instance.pid
+    marks = instance.timeline.marks
+    phases = [Phase.READY, Phase.STOP_REQUESTED, Phase.GUEST_DOWN, Phase.PROCESS_GONE, Phase.STOPPED]
+    assert [marks[phase] for phase in phases] == sorted(marks[phase] for phase in phases)
+    assert not Path(f"/proc/{pid}").exists()
+    monkeypatch.setattr("backends.vm.stop._AGENT_DEADLINE_S", 1)
+    with (
+        pytest.raises(BackendError, match="did not power off within"),
+        backend.start(InstanceSpec(f"vmtest-{os.getpid()}-stuck", image, ENVELOPE)) as instance,
+    ):
+        os.kill(instance.pid, signal.SIGSTOP)
+    backend.close()
+    assert_nothing_left(f"vmtest-{os.getpid()}-")
+
+
 CHILD = """
 import sys, time
 from pathlib import Path

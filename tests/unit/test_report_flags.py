@@ -81,6 +81,24 @@ def test_what_stands_out_is_said_with_where(run, change, kind, words):
     assert words in flag.sentence
 
 
+def test_clocks_that_disagree_flag_their_instances(run):
+    told = [event for event in run.events if event.kind is EventKind.INSTANCE_DONE]
+    cell = [event.instance for event in told if event.cell == "steady/sysbench-cpu/native"]
+    notes = [
+        Event(
+            EventKind.NOTE, 1.0, "", name, "", "", {"code": "clock", "host_s": 2.0, "guest_s": guest, "allowed_s": 0.1}
+        )
+        for name, guest in ((cell[0], 1.8), (cell[0], 1.5), (cell[3], 2.2), ("of no sample", 9.0))
+    ]
+    (flag,) = flags(msgspec.structs.replace(run, events=[*run.events, *notes]))
+    assert (flag.kind, flag.backend, flag.instances) == (FlagKind.GUEST_CLOCK, "native", (cell[0], cell[3]))
+    assert flag.value == pytest.approx(0.25)
+    assert flag.sentence.startswith(
+        "In 2 of 8 instances the guest's clock and the host's disagree about the durations of 3"
+    )
+    assert "at worst 1.500 s and 2.000 s (0.100 s may lie between them)" in flag.sentence
+
+
 @pytest.mark.parametrize(
     "change",
     [

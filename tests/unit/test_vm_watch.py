@@ -62,13 +62,13 @@ def test_too_little_memory(told):
 
 def test_the_first_failure_is_the_one_that_counts(told):
     told.on_console(lines_of("console-damaged-disk.txt"), 1.0)
-    told.on_gone()
+    told.on_gone(2.0)
     assert "gave up" in told.failure
     assert os.eventfd_read(told.failed) == 1
 
 
 def test_a_silent_end_is_named(told):
-    told.on_gone()
+    told.on_gone(2.0)
     assert "before the kernel had said anything" in _why_not(told)
     assert "more memory" in _remedy(_why_not(told), "")
 
@@ -88,6 +88,12 @@ def test_other_lines_mean_nothing(line):
 
 def test_a_line_that_is_a_mark():
     assert parse_line("tare: init 2.300001", 5.0) == Mark("init", 5.0, 2.300001)
+
+
+def test_the_kernel_tells_that_it_is_down(told):
+    told.on_console(b"tare: ready 1.0\n[    3.112233] reboot: Power down\r\n", 4.0)
+    told.on_gone(4.5)
+    assert (told.down_s, told.gone_s) == (4.0, 4.5)
 
 
 def test_the_tail_is_bounded(told):

@@ -21,6 +21,7 @@
 #include <linux/netlink.h>
 #include <net/if.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,6 +40,9 @@
 #define MODULES "/modules"
 #define NEW_ROOT "/newroot"
 #define DEVICE_DEADLINE_MS 20000
+#define TERMINATE_DEADLINE_MS 5000
+#define KILL_DEADLINE_MS 5000
+#define POWER_OFF_SIGNAL (SIGRTMIN + 4) /* as systemd takes it, so that any guest is asked in the same way */
 #define AGENT_PORT_NAME "org.qemu.guest_agent.0"
 #define COMMAND_PORT_NAME "org.tare.command.0"
 
@@ -269,17 +273,62 @@ static pid_t start_agent(void)
     return child;
 }
 
-static void reap(pid_t agent)
+/* --- the end ------------------------------------------------------------------------------------------------------------ */
+
+/* From here on these come one by one, to reap(). */
+static void hold_signals(sigset_t *awaited)
+{
+    sigemptyset(awaited);
+    sigaddset(awaited, SIGCHLD);
+    sigaddset(awaited, POWER_OFF_SIGNAL);
+    sigprocmask(SIG_BLOCK, awaited, NULL);
+}
+
+/* Whether every process has ended within the time. */
+static int await_all(const sigset_t *awaited, int deadline_ms)
+{
+    uint64_t deadline = now_ns() + deadline_ms * 1000000ull;
+    for (;;) {
+        pid_t ended = waitpid(-1, NULL, WNOHANG);
+        if (ended < 0)
+            return 1;
+        uint64_t now = now_ns();
+        if (ended == 0 && now >= deadline)
+            return 0;
+        struct timespec left = {(time_t)((deadline - now) / 1000000000u), (long)((deadline - now) % 1000000000u)};
+        if (ended == 0)
+            sigtimedwait(awaited, NULL, &left);
+    }
+}
+
+/* Ends what runs, lets go of the scratch disk and turns the machine off, in the order in which any init does. */
+static _Noreturn void power_off(const sigset_t *awaited)
+{
+    kill(-1, SIGTERM);
+    kill(-1, SIGCONT);
+    if (!await_all(awaited, TERMINATE_DEADLINE_MS)) {
+        kill(-1, SIGKILL);
+        await_all(awaited, KILL_DEADLINE_MS);
+    }
+    umount2("/scratch", MNT_DETACH);
+    sync();
+    for (;;)
+        reboot(RB_POWER_OFF);
+}
+
+static void reap(pid_t agent, const sigset_t *awaited)
 {
     for (;;) {
         int status;
-        pid_t ended = waitpid(-1, &status, 0);
-        if (ended == agent && WIFSIGNALED(status))
-            say("failed the guest agent was ended by signal %d", WTERMSIG(status));
-        else if (ended == agent)
-            say("failed the guest agent ended with status %d", WEXITSTATUS(status));
-        else if (ended < 0 && errno == ECHILD)
-            pause();
+        pid_t ended;
+        while ((ended = waitpid(-1, &status, WNOHANG)) > 0) {
+            if (ended == agent && WIFSIGNALED(status))
+                say("failed the guest agent was ended by signal %d", WTERMSIG(status));
+            else if (ended == agent)
+                say("failed the guest agent ended with status %d", WEXITSTATUS(status));
+        }
+        if (sigwaitinfo(awaited, NULL) == POWER_OFF_SIGNAL)
+            power_off(awaited);
     }
 }
 
@@ -295,6 +344,8 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "command") == 0)
         return run_command();
+    if (argc > 1 && strcmp(argv[1], "poweroff") == 0)
+        return kill(1, POWER_OFF_SIGNAL) != 0;
     say_mark("init");
     setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
     attach("dev", "/dev", "devtmpfs", MS_NOSUID, "mode=0755");
@@ -310,6 +361,8 @@ int main(int argc, char **argv)
     configure_network();
     link_command_port();
     mount_scratch();
+    sigset_t awaited;
+    hold_signals(&awaited);
     say_mark("ready");
-    reap(agent);
+    reap(agent, &awaited);
 }
