@@ -30,6 +30,7 @@ from bench.model import (
     StartTimeline,
     Usage,
 )
+from bench.network_path import ServerPlace
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,11 +71,13 @@ class Instance(ABC):
     """One live isolated environment. Made by ``Backend.start``; not thread-safe.
 
     ``address`` is the IPv4 address at which other instances of its backend reach it, and so does the backend's host
-    side: one of its own, or the host's loopback where it shares the host's network. None where it has no network.
+    side: one of its own, or the host's loopback where it shares the host's network. None where none reaches it.
+    ``bind_address`` is where a server in it has to listen to be reached there; None says that it is the same.
     """
 
     timeline: StartTimeline
     address: str | None = None
+    bind_address: str | None = None
 
     @abstractmethod
     def execute(self, command: Command) -> Completed:
@@ -147,6 +150,14 @@ class Backend(ABC):
     def packages(cls, options: Any) -> tuple[str, ...]:  # noqa: ARG003 - for overriding
         """The Debian packages that instances with ``options`` (a value of ``Options``) need in the image."""
         return ()
+
+    @classmethod
+    def check_server(cls, options: Any, place: ServerPlace) -> None:
+        """Called when the suite is read: raises ValueError, with the option's name, where no way leads to ``place``.
+
+        For ``options`` (a value of ``Options``), and a workload whose services are to run there.
+        """
+        del options, place
 
     @abstractmethod
     def probe(self) -> Availability:

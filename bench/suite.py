@@ -132,6 +132,8 @@ def resolve_suite(
     envelope = _resolve_envelope(path, file.envelope)
     subjects = tuple(_resolve_subjects(path, file.experiment, workloads, file.sampling, envelope))
     _check_metrics(path, file, subjects)
+    choices = tuple(_resolve_backends(path, file.backend, backends, envelope))
+    _check_servers(path, choices, subjects)
     return Suite(
         path=path,
         head=file.suite,
@@ -139,7 +141,7 @@ def resolve_suite(
         envelope=envelope,
         storage=_resolve_storage(path, file.envelope.storage),
         sampling=file.sampling,
-        backends=tuple(_resolve_backends(path, file.backend, backends, envelope)),
+        backends=choices,
         subjects=subjects,
         source=msgspec.to_builtins(file),
     )
@@ -292,6 +294,17 @@ def _resolve_backends(
         options = convert(section.options, plugin.Options, path, f"{key}.options")
         choices.append(BackendChoice(name, plugin, options))
     return choices
+
+
+def _check_servers(path: Path, choices: Sequence[BackendChoice], subjects: Sequence[Subject]) -> None:
+    """Every backend has a way to where the services of each experiment are to run."""
+    places = dict.fromkeys(subject.experiment.server_place(subject.options) for subject in subjects)
+    for (index, choice), place in itertools.product(enumerate(choices), places):
+        try:
+            choice.type.check_server(choice.options, place)
+        except ValueError as error:
+            problem = f"with server = {place.value!r} no way leads there from the backend {choice.name!r}: {error}"
+            raise SuiteError(f"{path}: backend[{index}].options", problem) from None
 
 
 def _resolve_subjects(

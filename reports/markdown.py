@@ -153,10 +153,14 @@ def _claims(analysis: "Analysis") -> list[str]:
 
 
 def _environment(analysis: "Analysis") -> list[str]:
+    from reports.network_paths import path_sentence
+
     manifest = analysis.manifest
     margins = sorted({found.margin for *_, found in analysis.comparisons})
     margin = ", ".join(f"{margin * 100:g} %" for margin in margins)
     about = [f"run {escape(manifest.run)}", f"host {escape(manifest.host_summary, 200)}"]
+    paths = dict.fromkeys(path_sentence(subject, manifest, analysis.backends) for subject in analysis.subjects)
+    about += [escape(path.removesuffix("."), 600) for path in paths if path]
     about += [f"image {escape(str(manifest.image.get('digest', '?'))[:19])}", f"tare {escape(manifest.tare_version)}"]
     noise = escape(noise_sentence(analysis), 400)
     shown = f"{'; '.join(about)}{f'; margin {margin}' if margin else ''}; 95 % intervals. {noise}".strip()

@@ -12,6 +12,7 @@ from reports.cell_views import CellView, cell_view
 from reports.charts import LEVEL, Chart, distribution_charts
 from reports.forest import Forest, forest_of
 from reports.growth import GrowthView, grows, growth_sentence, growth_view, is_comparable
+from reports.network_paths import path_sentence
 from reports.series_charts import block_chart, growth_chart
 from reports.wording import (
     describe,
@@ -87,7 +88,10 @@ class RowView(msgspec.Struct, frozen=True):
 
 
 class SubjectView(msgspec.Struct, frozen=True):
-    """What is compared across backends. ``details`` are metrics of the harness, without figures."""
+    """What is compared across backends.
+
+    ``details`` are metrics of the harness, without figures; ``path`` says what lay between it and its server, if any.
+    """
 
     identifier: str
     title: str
@@ -97,6 +101,7 @@ class SubjectView(msgspec.Struct, frozen=True):
     details: list[RowView]
     forest: Forest
     has_ratios: bool
+    path: str
 
 
 class SectionView(msgspec.Struct, frozen=True):
@@ -188,6 +193,7 @@ class _Maker:
             details=[make(subject, row, identifier, figures=False) for row in detail],
             forest=forest,
             has_ratios=any(view.is_compared for view in rows),
+            path=path_sentence(subject, self.analysis.manifest, self.analysis.backends),
         )
 
     def _row(self, subject: Subject, row: Row, owner: str, *, leading: bool = False, figures: bool = True) -> RowView:

@@ -97,6 +97,8 @@ def _opening(analysis: "Analysis") -> list[RenderableType]:
 
 def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
     """A table a subject, all with the same columns, so that the eye can go down them."""
+    from reports.network_paths import path_sentence
+
     baseline = analysis.baseline if analysis.comparisons else None
     make = _values if baseline is None else _compared
     subjects = [(subject, [line for row in subject.rows for line in make(row)]) for subject in analysis.subjects]
@@ -111,6 +113,8 @@ def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
     ]
     for subject, lines in subjects:
         yield Text.assemble((subject.title, "bold"), f"  {subject.params_line}" if subject.params else "")
+        if path := path_sentence(subject, analysis.manifest, analysis.backends):
+            yield Text(path, style="dim")
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
         for name, width in zip(names, widths, strict=True):
             justify: JustifyMethod = "left" if name in ("", "backend", "verdict") else "right"

@@ -17,7 +17,7 @@ from backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, 
 from bench.errors import UnsupportedError
 from bench.interfaces import BackendContext, Instance
 from bench.model import Availability, BackendDescription, Confound, Envelope, Image, InstanceSpec
-from bench.network_path import LOOPBACK, describe_paths
+from bench.network_path import LOOPBACK, ServerPlace, describe_paths
 
 if TYPE_CHECKING:
     from backends.bare_metal import HostSide
@@ -61,6 +61,14 @@ class Native(HostKernelBackend):
         """What the suite chose."""
         assert isinstance(self.context.options, NativeOptions)
         return self.context.options
+
+    @classmethod
+    def check_server(cls, options: NativeOptions, place: ServerPlace) -> None:
+        """See ``Backend.check_server``."""
+        if options.network is Network.NONE and place is not ServerPlace.SAME_INSTANCE:
+            raise ValueError(
+                f'network: "{Network.NONE}" reaches nothing outside; "{Network.VETH}" and "{Network.HOST}" do'
+            )
 
     def probe(self) -> Availability:
         """See ``Backend.probe``: what every such backend needs, and what the options ask for."""

@@ -34,6 +34,7 @@ LINK = "eth0"
 MOST_INSTANCES = 1023
 """The ports that a bridge can have (BR_MAX_PORTS of the kernel)."""
 _BRIDGE = "tare0"
+_TAKEN = frozenset({errno.EEXIST, errno.EBUSY})
 
 
 class Tap(msgspec.Struct, frozen=True):
@@ -197,9 +198,11 @@ def start_network(option: str) -> Iterator[BridgeNetwork]:
         try:
             network.run_inside(network.enter)
         except OSError as error:
+            absent = error.errno == errno.EOPNOTSUPP
+            reason = "this kernel has no bridges" if absent else f"which was refused: {error.strerror}"
             raise UnavailableError(
-                f'network = "{option}" needs a network namespace with a bridge, which was refused: {error.strerror}',
-                remedy='modprobe bridge, and run tare as root; or use network = "none"',
+                f'network = "{option}" needs a network namespace with a bridge: {reason}',
+                remedy=f'{"modprobe bridge" if absent else "run tare as root"}; or use network = "none"',
             ) from error
         yield network
 
@@ -220,6 +223,11 @@ def _port_errors(kind: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _TAKEN:
+            raise BackendError(
+                f"could not connect the instance to its network: its {kind} is there already ({error.strerror})",
+                remedy="somebody else made a device in tare's network namespace; start the run again",
+            ) from error
         if error.errno == errno.EXFULL:
             raise BackendError(
                 f'no more than {MOST_INSTANCES} instances with network = "{kind}" can live at once',

@@ -19,6 +19,7 @@ from bench.model import (
     Phase,
     StartTimeline,
 )
+from bench.network_path import ServerPlace
 from bench.units import Unit
 
 
@@ -102,6 +103,12 @@ class Experiment(ABC):
     def check(cls, options: Any, commands: Commands) -> None:
         """Called when the suite is read: raises ValueError, with the option's name, for what does not fit."""
         del options, commands
+
+    @classmethod
+    def server_place(cls, options: Any) -> ServerPlace:
+        """Where a workload's services are to run."""
+        del options
+        return ServerPlace.SAME_INSTANCE
 
     @abstractmethod
     def run(self, run: InstanceRun) -> None:

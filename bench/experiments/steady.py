@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
 import msgspec
 
@@ -11,6 +10,7 @@ from bench.experiments.base import Experiment, InstanceRun, lower, record_known,
 from bench.experiments.work import Work
 from bench.interfaces import Instance, Workload
 from bench.model import Commands, Completed, Metric, Phase, Usage
+from bench.network_path import ServerPlace
 from bench.units import Unit
 
 DURATION = lower(
@@ -51,7 +51,7 @@ class SteadyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     same backend, or on the host's side of the backend's network, where they cost nothing that is counted.
     """
 
-    server: Literal["same-instance", "other-instance", "host"] = "same-instance"
+    server: ServerPlace = ServerPlace.SAME_INSTANCE
 
 
 class Steady(Experiment):
@@ -69,8 +69,13 @@ class Steady(Experiment):
     @classmethod
     def check(cls, options: SteadyOptions, commands: Commands) -> None:
         """Only what serves can be elsewhere."""
-        if options.server != "same-instance" and not commands.services:
-            raise ValueError(f"server: the workload has no service that could run in {options.server!r}")
+        if options.server is not ServerPlace.SAME_INSTANCE and not commands.services:
+            raise ValueError(f"server: the workload has no service that could run in {options.server.value!r}")
+
+    @classmethod
+    def server_place(cls, options: SteadyOptions) -> ServerPlace:
+        """What the suite stated."""
+        return options.server
 
     def run(self, run: InstanceRun) -> None:
         """One instance with all its iterations."""
@@ -82,7 +87,8 @@ class Steady(Experiment):
             serving = _start_server(run, servers)
             with run.start() as instance:
                 work = Work(run, commands, instance, serving=serving)
-                counted = [instance] if serving is None or run.options.server == "host" else [instance, serving]
+                is_host = run.options.server is ServerPlace.HOST
+                counted = [instance] if serving is None or is_host else [instance, serving]
                 for iteration in range(run.iterations):
                     stolen = _total(one.guest_steal_s() for one in counted)
                     before = [one.usage() for one in counted]
@@ -100,9 +106,9 @@ class Steady(Experiment):
 def _start_server(run: InstanceRun, stack: contextlib.ExitStack) -> Instance | None:
     """Where the services are to run, if not beside the measured command."""
     match run.options.server:
-        case "other-instance":
+        case ServerPlace.OTHER_INSTANCE:
             return stack.enter_context(run.start())
-        case "host":
+        case ServerPlace.HOST:
             return stack.enter_context(run.start_host_side())
         case _:
             return None

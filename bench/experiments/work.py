@@ -24,10 +24,11 @@ class Work:
         self._instance = instance
         self._serving = instance if serving is None else serving
         self._address = LOOPBACK if serving is None else _address_of(serving)
+        self._bind_address = self._address if serving is None else serving.bind_address or self._address
         self._services: list[tuple[Service, Background]] = []
         self.measured = self._addressed(commands.measured)
         for command in commands.setup:
-            run.execute(self._serving, self._addressed(command), "setup")
+            run.execute(self._serving, _addressed(command, self._bind_address), "setup")
         for service in commands.services:
             self._start(service)
         for command in commands.load:
@@ -51,7 +52,8 @@ class Work:
 
     def _start(self, service: Service) -> None:
         what = f"the service {service.name}"
-        program = Background(self._serving, what, service.name, self._addressed(service.command))
+        command = _addressed(service.command, self._bind_address)
+        program = Background(self._serving, what, service.name, command)
         try:
             self._run.execute(self._instance, self._addressed(service.ready), f"ready-{service.name}")
         except WorkloadError as error:
@@ -68,9 +70,13 @@ class Work:
             raise
 
     def _addressed(self, command: Command) -> Command:
-        argv = tuple(argument.replace(SERVER, self._address) for argument in command.argv)
-        env: Mapping[str, str] = {name: value.replace(SERVER, self._address) for name, value in command.env.items()}
-        return msgspec.structs.replace(command, argv=argv, env=env)
+        return _addressed(command, self._address)
+
+
+def _addressed(command: Command, address: str) -> Command:
+    argv = tuple(argument.replace(SERVER, address) for argument in command.argv)
+    env: Mapping[str, str] = {name: value.replace(SERVER, address) for name, value in command.env.items()}
+    return msgspec.structs.replace(command, argv=argv, env=env)
 
 
 def _address_of(serving: Instance) -> str:

@@ -9,6 +9,7 @@ from bench.experiments.steady import Steady, SteadyOptions
 from bench.experiments.work import Work
 from bench.interfaces import Instance
 from bench.model import SERVER, Command, Commands, Completed, Footprint, Service, StartTimeline, Usage
+from bench.network_path import ServerPlace
 
 SERVED = Commands(
     measured=Command(("client", SERVER)),
@@ -86,6 +87,14 @@ def test_another_instance_serves_at_its_address() -> None:
     assert log[4][-1] == "10.1.2.3"
 
 
+def test_a_server_may_listen_elsewhere_than_where_it_is_reached() -> None:
+    log: list[tuple[str, ...]] = []
+    serving = Recorded("server", log, "10.0.2.2")
+    serving.bind_address = "127.0.0.1"
+    prepared(Recorded("client", log), serving).measure()
+    assert [entry[-1] for entry in log] == ["lay-out", "--bind=127.0.0.1", "10.0.2.2", "10.0.2.2", "10.0.2.2"]
+
+
 def test_a_server_without_a_network_is_refused() -> None:
     with pytest.raises(BackendError, match="has no network"):
         prepared(Recorded("client", []), Recorded("server", []))
@@ -118,7 +127,7 @@ def test_a_service_that_ended_is_named_instead_of_what_it_broke(use: Callable[[W
 
 
 def test_what_serves_nothing_cannot_serve_elsewhere() -> None:
-    Steady.check(SteadyOptions("host"), SERVED)
+    Steady.check(SteadyOptions(ServerPlace.HOST), SERVED)
     Steady.check(SteadyOptions(), Commands(Command(("true",))))
     with pytest.raises(ValueError, match="server: the workload has no service"):
-        Steady.check(SteadyOptions("host"), Commands(Command(("true",))))
+        Steady.check(SteadyOptions(ServerPlace.HOST), Commands(Command(("true",))))
