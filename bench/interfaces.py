@@ -20,6 +20,7 @@ from bench.model import (
     Command,
     Commands,
     Completed,
+    Diagnosis,
     Envelope,
     Footprint,
     Histogram,
@@ -237,6 +238,10 @@ class Workload(ABC):
     def histograms(self, completed: Completed) -> list[Histogram]:  # noqa: ARG002 - for overriding
         """The distributions in one iteration's output that ``parse`` has accepted, in base units. Raises ParseError."""
         return []
+
+    def diagnose(self, completed: Completed) -> Diagnosis | None:  # noqa: ARG002 - for overriding
+        """Why one of its commands failed, where its output shows a cause that is known; None if it does not."""
+        return None
 
     @classmethod
     def duration_s(cls, params: Any) -> float:  # noqa: ARG003 - for overriding

@@ -3,7 +3,7 @@
 import signal
 
 from bench.errors import WorkloadError
-from bench.model import Command, Completed, Envelope, Usage
+from bench.model import Command, Completed, Diagnosis, Envelope, Usage
 from bench.units import format_size
 
 LIMIT_FIELDS = (
@@ -34,9 +34,16 @@ class LimitsMet:
                 self.totals[field] = round(self.totals.get(field, 0) + value, 6)
 
 
-def raise_if_failed(command: Command, completed: Completed, envelope: Envelope) -> None:
+def have_failed(completed: Completed) -> bool:
+    """Whether a command did not end with 0."""
+    return completed.timed_out or completed.returncode != 0
+
+
+def raise_if_failed(
+    command: Command, completed: Completed, envelope: Envelope, diagnosis: Diagnosis | None = None
+) -> None:
     """Raises WorkloadError for a command that did not end with 0: why, the limits it met, and its last words."""
-    if not completed.timed_out and completed.returncode == 0:
+    if not have_failed(completed):
         return
     shown = [f"$ {' '.join(command.argv)}"]
     for name, content in (("standard output", completed.stdout), ("standard error", completed.stderr)):
@@ -44,6 +51,8 @@ def raise_if_failed(command: Command, completed: Completed, envelope: Envelope) 
             shown.append(f"{name} ends with:\n{content[-_TAIL:].decode(errors='replace').strip()}")
     reason = why_failed(command, completed, envelope)
     remedy = "give the envelope more memory" if completed.oom_kills else None
+    if diagnosis is not None:
+        reason, remedy = f"{reason}: {diagnosis.reason}", diagnosis.remedy
     raise WorkloadError(reason, remedy=remedy, evidence="\n".join(shown))
 
 

@@ -161,6 +161,13 @@ class Completed(Struct, frozen=True):
         return self.ended_s - self.started_s
 
 
+class Diagnosis(Struct, frozen=True):
+    """Why a command failed, as its workload knows: ``reason`` in one line, ``remedy`` what to do about it."""
+
+    reason: str
+    remedy: str
+
+
 SERVER = "@server@"
 """In the arguments or the environment of a command: the IPv4 address on which the workload's services listen."""
 

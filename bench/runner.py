@@ -17,7 +17,7 @@ from bench.disturbance import DisturbanceMeter
 from bench.errors import BackendError, StoreError, TareError, WorkloadError
 from bench.experiments import Experiment
 from bench.interfaces import Backend, Instance, Workload
-from bench.limits_met import LimitsMet, raise_if_failed
+from bench.limits_met import LimitsMet, have_failed, raise_if_failed
 from bench.model import (
     Command,
     Completed,
@@ -231,7 +231,8 @@ class _LiveRun:
             "raw": raw,
         }
         self._runner._event(EventKind.COMMAND, self._name, self._planned, details=details)  # noqa: SLF001 - its own part
-        raise_if_failed(command, completed, self._given)
+        known = self.workload.diagnose(completed) if self.workload is not None and have_failed(completed) else None
+        raise_if_failed(command, completed, self._given, known)
         self._check_clock(completed, raw)
         return raw
 

@@ -4,9 +4,7 @@ The file is laid out and synced by a command of its own before the first measure
 allocates blocks, and the measured one refuses to make the file itself. Each CPU runs one job on a region of its own.
 """
 
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,15 +12,34 @@ from msgspec import Meta
 
 from bench.errors import ParseError, WorkloadError
 from bench.interfaces import Workload
-from bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from bench.model import (
+    SCRATCH,
+    Category,
+    Command,
+    Commands,
+    Completed,
+    Diagnosis,
+    Direction,
+    Envelope,
+    Histogram,
+    Measurement,
+    Metric,
+)
 from bench.units import Unit, format_size, parse_size
+from workloads.fio_output import (
+    PERCENTILE_LIST,
+    TOOL,
+    Latency,
+    declare_latency,
+    find_job,
+    get,
+    number,
+    read_latency,
+)
 from workloads.output import excerpt, read_output, refuse
 from workloads.parameters import START_MARGIN_S, Seconds, Size, bounded_size
 
-_TOOL = "fio"
 _FILE = f"{SCRATCH}/tare-fio"
-_NOTE = re.compile(r"(?:fio|note): .*", re.ASCII)
-_VERSION = re.compile(r"fio-3\.\d+\S*", re.ASCII)
 _DIRECTIONS: Mapping[str, tuple[str, ...]] = {
     "read": ("read",),
     "randread": ("read",),
@@ -31,7 +48,6 @@ _DIRECTIONS: Mapping[str, tuple[str, ...]] = {
     "rw": ("read", "write"),
     "randrw": ("read", "write"),
 }
-_PERCENTILES: Mapping[str, str] = {"p50": "50.000000", "p99": "99.000000", "p99.9": "99.900000"}
 _SLOWEST_LAYOUT_BYTES_PER_S = 2 * 2**20
 
 SHARE_OF_SCRATCH = 5 / 6
@@ -39,7 +55,6 @@ SHARE_OF_SCRATCH = 5 / 6
 
 
 def _declare(direction: str, verb: str) -> tuple[Metric, ...]:
-    latency = f"from submitting a {direction} to its completion"
     return (
         Metric(
             f"{direction}.iops",
@@ -53,21 +68,7 @@ def _declare(direction: str, verb: str) -> tuple[Metric, ...]:
             Direction.HIGHER,
             f"Bytes {verb} in a second by all jobs together.",
         ),
-        Metric(
-            f"{direction}.latency.mean",
-            Unit.SECOND,
-            Direction.LOWER,
-            f"Mean time {latency}.",
-        ),
-        *(
-            Metric(
-                f"{direction}.latency.{name}",
-                Unit.SECOND,
-                Direction.LOWER,
-                f"{name[1:]} % of the times {latency} are shorter (to the bucket of fio's histogram, 1.6 % wide).",
-            )
-            for name in _PERCENTILES
-        ),
+        *declare_latency(f"{direction}.latency", f"from submitting a {direction} to its completion"),
     )
 
 
@@ -84,22 +85,28 @@ class Fio(Workload):
     licence = "GPL-2.0-only"
     category = Category.STORAGE
     fixed_time = True
-    metrics = (*_declare("read", "read"), *_declare("write", "written"))
+    metrics = (
+        *_declare("read", "read"),
+        *_declare("write", "written"),
+        *declare_latency("sync.latency", "that an fsync took"),
+    )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """``io_depth`` above 1 needs an asynchronous ``engine``; libaio is asynchronous with ``direct`` only.
 
         ``size`` is the whole file, shared out evenly among the jobs. In a mix, ``read_percent`` of the blocks are read.
+        Each job calls fsync after every ``fsync`` writes; 0: never.
         """
 
         rw: Literal["read", "write", "randread", "randwrite", "rw", "randrw"] = "randread"
         block_size: Size = "4KiB"
         io_depth: Annotated[int, Meta(ge=1, le=1024)] = 1
-        engine: Literal["psync", "libaio"] = "psync"
+        engine: Literal["psync", "libaio", "io_uring"] = "psync"
         direct: bool = True
         size: Size = "64MiB"
         runtime_s: Seconds = 1.0
         read_percent: Annotated[int, Meta(ge=1, le=99)] = 50
+        fsync: Annotated[int, Meta(ge=0, le=1_000_000, description="an fsync after so many writes")] = 0
 
         def __post_init__(self) -> None:
             block = bounded_size("block_size", self.block_size, 512, 64 * 2**20)
@@ -107,9 +114,11 @@ class Fio(Workload):
                 raise ValueError(f"block_size: {self.block_size} is no multiple of 512 bytes")
             bounded_size("size", self.size, block, 16 * 2**40)
             if self.io_depth > 1 and self.engine == "psync":
-                raise ValueError("io_depth: the engine psync has one operation in flight; use engine = 'libaio'")
+                raise ValueError("io_depth: the engine psync has one operation in flight; use 'libaio' or 'io_uring'")
             if self.engine == "libaio" and not self.direct:
-                raise ValueError("direct: libaio is synchronous without it; set direct = true or engine = 'psync'")
+                raise ValueError("direct: libaio is synchronous without it; set direct = true, or use 'io_uring'")
+            if self.fsync and _DIRECTIONS[self.rw] == ("read",):
+                raise ValueError(f"fsync: with rw = {self.rw!r} nothing is written that could be synced")
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """Lay the file out, run the jobs, remove the file.
@@ -138,8 +147,9 @@ class Fio(Workload):
             # The same blocks in the same order on every backend.
             "--randrepeat=1",
             "--group_reporting",
-            "--percentile_list=50:99:99.9",
-            "--output-format=json",
+            *([f"--fsync={params.fsync}"] if params.fsync else []),
+            PERCENTILE_LIST,
+            "--output-format=json+",
         )
         return Commands(
             measured=Command(measured, timeout_s=2 * params.runtime_s + START_MARGIN_S),
@@ -148,16 +158,37 @@ class Fio(Workload):
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """What the job reports for each direction that its own options ask for."""
-        text = read_output(_TOOL, completed)
-        job = _find_job(text)
-        rw = _get(job, text, "job options", "rw")
-        if not isinstance(rw, str) or rw not in _DIRECTIONS:
-            refuse(_TOOL, f"the job's option rw is {rw!r}", text)
+        """What the job reports for each direction that its own options ask for, and for the fsyncs if they do."""
+        text = read_output(TOOL, completed)
+        job = find_job(text)
         measurements: list[Measurement] = []
-        for direction in _DIRECTIONS[rw]:
-            measurements += _read_direction(job, direction, text)
+        for name, latency in _latencies(job, text):
+            if name != "sync":
+                measurements += [
+                    Measurement(f"{name}.iops", number(job, text, name, "iops")),
+                    Measurement(f"{name}.bandwidth", number(job, text, name, "bw_bytes")),
+                ]
+            measurements += latency.measurements(f"{name}.latency")
         return measurements
+
+    def histograms(self, completed: Completed) -> list[Histogram]:
+        """Every latency in the buckets in which fio counts it."""
+        text = read_output(TOOL, completed)
+        return [latency.histogram(f"{name}.latency") for name, latency in _latencies(find_job(text), text)]
+
+    def diagnose(self, completed: Completed) -> Diagnosis | None:
+        """What fio says where io_uring is refused."""
+        said = completed.stdout + completed.stderr
+        if "--ioengine=io_uring" not in completed.argv:
+            return None
+        if b"Operation not permitted" in said:
+            return Diagnosis(
+                "io_uring is refused in this instance (EPERM), as by the system-call filter of a container",
+                "let the suite give the container no filter (native: seccomp = 'none'), or use engine = 'libaio'",
+            )
+        if b"doesn't support io_uring" in said:
+            return Diagnosis("the instance's kernel has no io_uring", "use engine = 'libaio'")
+        return None
 
     @classmethod
     def duration_s(cls, params: Params) -> float:
@@ -201,64 +232,19 @@ def _layout(size: int) -> Command:
     return Command(argv, timeout_s=START_MARGIN_S + size / _SLOWEST_LAYOUT_BYTES_PER_S)
 
 
-def _find_job(text: str) -> Mapping[str, Any]:
-    """The one job of a report. fio prints notes before the JSON when it changes what was asked for."""
-    lines = text.split("\n")
-    start = next((number for number, line in enumerate(lines) if line == "{"), None)
-    if start is None:
-        refuse(_TOOL, "there is no JSON", text)
-    stray = next((line for line in lines[:start] if line and not _NOTE.fullmatch(line)), None)
-    if stray is not None:
-        refuse(_TOOL, f"{stray!r} stands before the JSON", text)
-    try:
-        report = json.loads("\n".join(lines[start:]), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        refuse(_TOOL, f"its JSON cannot be read: {error}", text)
-    version, jobs = _get(report, text, "fio version"), _get(report, text, "jobs")
-    if not isinstance(version, str) or not _VERSION.fullmatch(version):
-        refuse(_TOOL, f"its version is {version!r}", text)
-    if not isinstance(jobs, list) or len(jobs) != 1 or not isinstance(jobs[0], dict):
-        refuse(_TOOL, "it does not report exactly one group of jobs", text)
-    job: dict[str, Any] = jobs[0]
-    if _get(job, text, "error") != 0:
-        refuse(_TOOL, f"the job ended with error {job['error']!r}", text)
-    return job
-
-
-def _read_direction(job: Mapping[str, Any], direction: str, text: str) -> list[Measurement]:
-    def number(*keys: str) -> float:
-        value = _get(job, text, direction, *keys)
-        # bool is an int to Python; an integer beyond a float's range is no measurement either.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
-            refuse(_TOOL, f"{direction}.{'.'.join(keys)} is {value!r}", text)
-        return float(value)
-
-    if _get(job, text, direction, "total_ios") == 0:
-        raise ParseError(
-            f"fio finished not one {direction} within its run time, so there is nothing to measure",
-            remedy="raise runtime_s, or lower block_size",
-            evidence=excerpt(text),
-        )
-    if number("total_ios") != number("clat_ns", "N"):
-        refuse(_TOOL, f"it has latencies for other than the {direction}s it counts", text)
-    return [
-        Measurement(f"{direction}.iops", number("iops")),
-        Measurement(f"{direction}.bandwidth", number("bw_bytes")),
-        Measurement(f"{direction}.latency.mean", number("clat_ns", "mean") / 1e9),
-        *(
-            Measurement(f"{direction}.latency.{name}", number("clat_ns", "percentile", key) / 1e9)
-            for name, key in _PERCENTILES.items()
-        ),
-    ]
-
-
-def _get(value: Any, text: str, *keys: str) -> Any:
-    for depth, key in enumerate(keys):
-        if not isinstance(value, dict) or key not in value:
-            refuse(_TOOL, f"{'.'.join(keys[: depth + 1])} is missing", text)
-        value = value[key]
-    return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+def _latencies(job: Mapping[str, Any], text: str) -> Iterator[tuple[str, Latency]]:
+    """The latencies of each direction that the job's options ask for, and of its fsyncs. Raises ParseError."""
+    rw = get(job, text, "job options", "rw")
+    if not isinstance(rw, str) or rw not in _DIRECTIONS:
+        refuse(TOOL, f"the job's option rw is {rw!r}", text)
+    asked = [(direction, "clat_ns") for direction in _DIRECTIONS[rw]]
+    if "fsync" in get(job, text, "job options"):
+        asked.append(("sync", "lat_ns"))
+    for name, key in asked:
+        if get(job, text, name, "total_ios") == 0:
+            raise ParseError(
+                f"fio finished not one {name} within its run time, so there is nothing to measure",
+                remedy="raise runtime_s, or lower block_size",
+                evidence=excerpt(text),
+            )
+        yield name, read_latency(job, text, name, key, count=number(job, text, name, "total_ios"))

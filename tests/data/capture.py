@@ -1,11 +1,14 @@
 """Captures the real output of the workloads' commands in a built image, as the tests' data.
 
-Run as root: ``python tests/data/capture.py ROOTFS SCRATCH`` with the root file system of an image (``tare image list``)
-and an empty folder on a disk. Each command runs as its workload builds it, in a chroot over a temporary overlay in a
-mount namespace of its own. Written are ``<tool>-<version>/<name>.stdout``, byte by byte, and beside it ``<name>.toml``
-with the command line, how it ended and what it said on stderr.
+Run as root: ``python tests/data/capture.py ROOTFS SCRATCH [PACKAGE ...]`` with the root file system of an image
+(``tare image list``) and an empty folder on a disk; of all packages, or of those named. Each command runs as its
+workload builds it, in a chroot over a temporary overlay in a mount namespace of its own. Written are
+``<tool>-<version>/<name>.stdout``, byte by byte, and beside it ``<name>.toml`` with the command line, how it ended and
+what it said on stderr.
 """
 
+import errno
+import functools
 import json
 import platform
 import subprocess
@@ -13,6 +16,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pyseccomp
 
 from bench.model import Command, Envelope
 from bench.registry import find_workloads
@@ -68,17 +72,22 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
         "fio",
         [
             ("randread-psync", {}, 1),
-            ("randread-psync-2-jobs", {}, 2),
-            ("randread-libaio-depth-16", {"engine": "libaio", "io_depth": 16}, 2),
+            ("randread-psync-2-jobs", {"runtime_s": 0.2}, 2),
+            ("randread-libaio-depth-16", {"engine": "libaio", "io_depth": 16, "runtime_s": 0.2}, 2),
+            ("randread-io_uring-depth-8", {"engine": "io_uring", "io_depth": 8, "runtime_s": 0.2}, 1),
             ("randread-tiny", {"runtime_s": 0.1, "size": "1MiB"}, 1),
-            ("randwrite-libaio", {"rw": "randwrite", "engine": "libaio", "io_depth": 4}, 1),
-            ("randrw-psync", {"rw": "randrw"}, 1),
-            ("randrw-libaio-2-jobs", {"rw": "randrw", "engine": "libaio", "io_depth": 8, "read_percent": 70}, 2),
+            ("randrw-psync", {"rw": "randrw", "runtime_s": 0.2}, 1),
+            (
+                "randrw-libaio-2-jobs",
+                {"rw": "randrw", "engine": "libaio", "io_depth": 8, "read_percent": 70, "runtime_s": 0.2},
+                2,
+            ),
+            ("randread-buffered-2-jobs", {"direct": False, "runtime_s": 0.2}, 2),
+            ("randwrite-io_uring-buffered", {"rw": "randwrite", "engine": "io_uring", "direct": False}, 1),
+            ("randwrite-fsync", {"rw": "randwrite", "fsync": 1, "runtime_s": 0.5}, 1),
+            ("rw-buffered-fsync", {"rw": "rw", "direct": False, "block_size": "64KiB", "fsync": 16}, 2),
             ("read-1M", {"rw": "read", "block_size": "1MiB"}, 1),
-            ("read-buffered", {"rw": "read", "block_size": "128KiB", "direct": False}, 1),
-            ("randread-buffered-2-jobs", {"direct": False}, 2),
             ("write-1M", {"rw": "write", "block_size": "1MiB"}, 1),
-            ("rw-buffered", {"rw": "rw", "direct": False, "block_size": "64KiB"}, 1),
         ],
     ),
     "perf-sched-pipe": (
@@ -156,13 +165,33 @@ NOTED: list[tuple[str, str, tuple[str, ...]]] = [
         words(
             "fio --name=tare --filename=/scratch/f --rw=randrw --bs=4096 --size=524288 "
             "--offset_increment=524288 --numjobs=2 --group_reporting --ioengine=psync --iodepth=4 "
-            "--time_based --runtime=200ms --percentile_list=50:99:99.9 --output-format=json"
+            "--time_based --runtime=200ms --percentile_list=50:99:99.9 --output-format=json+"
+        ),
+    ),
+]
+
+# Refused by the kernel, as under a container's filter of system calls: (package, name, denied call, argv)
+DENIED: list[tuple[str, str, str, tuple[str, ...]]] = [
+    (
+        "fio",
+        "refused-io_uring",
+        "io_uring_setup",
+        words(
+            "fio --name=tare --filename=/scratch/f --rw=randread --size=1M --ioengine=io_uring "
+            "--allow_file_create=0 --output-format=json+"
         ),
     ),
 ]
 
 
-def run(rootfs: Path, scratch: Path, command: Command) -> subprocess.CompletedProcess[bytes]:
+def deny(call: str) -> None:
+    """Let this system call fail with EPERM for this process and all that it starts."""
+    filters = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    filters.add_rule(pyseccomp.ERRNO(errno.EPERM), call)
+    filters.load()
+
+
+def run(rootfs: Path, scratch: Path, command: Command, denied: str = "") -> subprocess.CompletedProcess[bytes]:
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ROOTFS": str(rootfs), "SCRATCH": str(scratch)}
     return subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "bash", "-c", INSIDE, "inside", *command.argv],
@@ -170,6 +199,7 @@ def run(rootfs: Path, scratch: Path, command: Command) -> subprocess.CompletedPr
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=command.timeout_s + 60,
+        preexec_fn=functools.partial(deny, denied) if denied else None,
         check=False,
     )
 
@@ -199,8 +229,15 @@ def write(folder: Path, name: str, header: dict[str, object], done: subprocess.C
 
 def main() -> None:
     rootfs, scratch = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    only = sys.argv[3:]
+
+    def wanted(package: str) -> bool:
+        return not only or package in only
+
     workloads = find_workloads()
     for workload_name, (package, variants) in CAPTURES.items():
+        if not wanted(package):
+            continue
         workload = workloads.get(workload_name)()
         version = version_of(rootfs, scratch, package)
         for name, given, cpus in variants:
@@ -213,10 +250,13 @@ def main() -> None:
                 run(rootfs, scratch, command).check_returncode()
             header = {"package": f"{package} {version}", "argv": commands.measured.argv, "workload": workload_name}
             write(folder_of(package, version), name, {**header, "cpus": cpus, "params": given}, done)
-    for package, name, argv in (*NOTED, *REFUSED):
+    undenied = [(package, name, "", argv) for package, name, argv in (*NOTED, *REFUSED)]
+    for package, name, denied, argv in (*undenied, *DENIED):
+        if not wanted(package):
+            continue
         version = version_of(rootfs, scratch, package)
         (scratch / "f").write_bytes(bytes(2**20))
-        done = run(rootfs, scratch, Command(argv))
+        done = run(rootfs, scratch, Command(argv), denied)
         (scratch / "f").unlink()
         write(folder_of(package, version), name, {"package": f"{package} {version}", "argv": argv}, done)
 

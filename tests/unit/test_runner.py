@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import Command, Completed, EventKind, Usage
+from bench.model import Command, Completed, Diagnosis, EventKind, Usage
 from bench.plan import make_plan
 from bench.runner import Outcome, Runner
 from bench.store import LoadedRun, RunStore, done_instances, load_run
 from bench.suite import Suite, resolve_suite
-from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, BrokenBackend, FakeBackend, FakeInstance
+from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, BrokenBackend, FakeBackend, FakeInstance, FakeWorkload
 from tests.unit.test_store import MANIFEST
 
 
@@ -120,6 +120,22 @@ def test_a_command_that_goes_wrong_fails_the_cell_with_what_it_printed(tmp_path,
     if change.get("stderr"):
         assert "no such device" in failed[0].details["evidence"]
     assert backend.live == 0
+
+
+def test_a_failure_that_the_workload_knows_is_told_with_its_remedy(tmp_path, monkeypatch):
+    def diagnose(_, completed):
+        return Diagnosis("the device is missing", "plug it in") if b"no such device" in completed.stderr else None
+
+    monkeypatch.setattr(FakeWorkload, "diagnose", diagnose)
+    backend = FakeBackend()
+    backend.answer = lambda command: end(
+        command, returncode=3 * (command.argv[0] == "answer"), stderr=b"no such device"
+    )
+    _, loaded = run(tmp_path, {"fake": backend})
+    failed = next(event for event in loaded.events if event.kind is EventKind.INSTANCE_FAILED)
+    assert failed.message == "answer failed with exit status 3: the device is missing"
+    assert failed.details["remedy"] == "plug it in"
+    assert "no such device" in failed.details["evidence"]
 
 
 def test_the_last_event_of_an_instance_tells_what_limits_it_met(tmp_path, monkeypatch):

@@ -107,7 +107,14 @@ DECISIVE = {
     "stress-ng": ("cpu-1-instance", [r"real-time: (\S+)", r"sys-time: (\S+)", r"bogo-ops: (\S+)", r"wall-.*: (\S+)"]),
     "fio": (
         "randread-psync",
-        [r'"iops" : (\S+),', r'"bw_bytes" : (\S+),', r'"mean" : ([1-9]\S+),', r'"99.900000" : (\S+)'],
+        [
+            r'"iops" : (\S+),',
+            r'"bw_bytes" : (\S+),',
+            r'"mean" : ([1-9]\S+),',
+            r'"99.900000" : (\S+)',
+            r'"bins" : \{\s+"(\d+)"',
+            r'"bins" : \{\s+"\d+" : (\d+)',
+        ],
     ),
 }
 
@@ -150,6 +157,7 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("fio", '"total_ios" : 1', '"total_ios" : 2'),
         ("fio", '"error" : 0', '"error" : 5'),
         ("fio", "fio-3.33", "fio-2.1"),
+        ("fio", '"bins" : {\n', '"bins" : {\n "100" : 1,\n'),
         ("fio", '"jobname"', '"name"  : NaN, "jobname"'),
     ],
 )
@@ -193,7 +201,9 @@ def test_fio_json_with_any_value_replaced(data: st.DataObject) -> None:
     for key in path[:-1]:
         target = target[key]
     target[path[-1]] = data.draw(JSON)
-    attempt(WORKLOADS["fio"], completed(json.dumps(report, indent=2).encode()))
+    changed = completed(json.dumps(report, indent=2).encode())
+    if attempt(WORKLOADS["fio"], changed) is not None:
+        assert WORKLOADS["fio"].histograms(changed)
 
 
 def test_deep_json_is_refused() -> None:

@@ -75,18 +75,22 @@ def flatten(text: str) -> dict[str, str]:
     return values
 
 
+FIO_PERCENTILES = (("p50", "50.000000"), ("p99", "99.000000"), ("p99.9", "99.900000"))
+
+
 def fio(text: str) -> dict[str, Decimal | float]:
     values = flatten(text)
     found: dict[str, Decimal | float] = {}
-    for direction in ("read", "write"):
-        base = f"jobs/{direction}"
-        if values[f"{base}/total_ios"] == "0":
+    for kind, latency in (("read", "clat_ns"), ("write", "clat_ns"), ("sync", "lat_ns")):
+        base = f"jobs/{kind}"
+        if values[f"{base}/total_ios"] == "0" or (kind == "sync" and "jobs/job options/fsync" not in values):
             continue
-        found[f"{direction}.iops"] = Decimal(values[f"{base}/iops"])
-        found[f"{direction}.bandwidth"] = Decimal(values[f"{base}/bw_bytes"])
-        found[f"{direction}.latency.mean"] = float(values[f"{base}/clat_ns/mean"]) / 10**9
-        for name, key in (("p50", "50.000000"), ("p99", "99.000000"), ("p99.9", "99.900000")):
-            found[f"{direction}.latency.{name}"] = Decimal(values[f"{base}/clat_ns/percentile/{key}"]) / 10**9
+        if kind != "sync":
+            found[f"{kind}.iops"] = Decimal(values[f"{base}/iops"])
+            found[f"{kind}.bandwidth"] = Decimal(values[f"{base}/bw_bytes"])
+        found[f"{kind}.latency.mean"] = float(values[f"{base}/{latency}/mean"]) / 10**9
+        for name, key in FIO_PERCENTILES:
+            found[f"{kind}.latency.{name}"] = Decimal(values[f"{base}/{latency}/percentile/{key}"]) / 10**9
     return found
 
 
@@ -106,6 +110,40 @@ def test_another_way_gives_the_same_numbers(capture: Capture) -> None:
     parsed = {m.metric: m.value for m in WORKLOADS[workload].parse(capture.completed)}
     again = {name: float(value) for name, value in RECOMPUTE[workload](capture.text).items()}
     assert parsed == again
+
+
+def fio_bins(text: str, path: str) -> dict[int, int]:
+    """Middle of a bucket in nanoseconds: how many times fio counted in it."""
+    found = {key: value for key, value in flatten(text).items() if key.startswith(f"{path}/bins/")}
+    return {int(key.rpartition("/")[2]): int(value) for key, value in found.items()}
+
+
+@pytest.mark.parametrize("capture", measured("fio"), ids=identify)
+def test_fio_histograms_are_its_bins_and_give_its_percentiles(capture: Capture) -> None:
+    workload = WORKLOADS["fio"]
+    parsed = {m.metric: m.value for m in workload.parse(capture.completed)}
+    histograms = workload.histograms(capture.completed)
+    assert {histogram.name for histogram in histograms} == {
+        name.removesuffix(".mean") for name in parsed if name.endswith(".mean")
+    }
+    for histogram in histograms:
+        kind = histogram.name.partition(".")[0]
+        path = f"jobs/{kind}/{'lat_ns' if kind == 'sync' else 'clat_ns'}"
+        bins = fio_bins(capture.text, path)
+        assert histogram.counts == tuple(bins.values())
+        low, high = (int(flatten(capture.text)[f"{path}/{end}"]) / 1e9 for end in ("min", "max"))
+        assert low <= histogram.bounds[0]
+        assert high <= histogram.bounds[-1]
+        for middle, bound, following in zip(bins, histogram.bounds, [*bins, 2**63][1:], strict=False):
+            assert 0 <= bound * 1e9 - middle <= middle / 64
+            assert round(bound * 1e9) < following
+        for name, key in FIO_PERCENTILES:
+            wanted, seen = float(key) / 100 * sum(bins.values()), 0
+            for middle, count in bins.items():  # noqa: B007 - the last one is the answer
+                seen += count
+                if seen >= wanted:
+                    break
+            assert parsed[f"{histogram.name}.{name}"] == middle / 1e9
 
 
 def _fio_plausible(values: dict[str, str], direction: str) -> bool:
