@@ -169,7 +169,7 @@ class ByHand:
     def _options(self, scratch: Path) -> list[str]:
         cpu = "host,migratable=off" if self._accel == "kvm" else "max"
         accel = "kvm" if self._accel == "kvm" else f"tcg,tb-size={TB_CACHE_MIB}"
-        arguments = [*KERNEL_ARGUMENTS, f"tare_pids={PIDS_MAX}", "tare_scratch=1"]
+        arguments = [*KERNEL_ARGUMENTS, f"tare.pids={PIDS_MAX}", "tare.scratch=disk"]
         options = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-cpu", cpu]
         options += ["-accel", accel, "-m", f"{MEMORY_BYTES // 2**20}", "-smp", str(len(self._cpus))]
         options += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]

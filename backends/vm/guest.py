@@ -140,7 +140,7 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
         memory_bytes=envelope.memory_bytes,
         kernel=image.kernel,
         initramfs=image.initramfs,
-        kernel_arguments=(*KERNEL_ARGUMENTS, f"tare_pids={envelope.pids_max}", "tare_scratch=1"),
+        kernel_arguments=(*KERNEL_ARGUMENTS, f"tare.pids={envelope.pids_max}", "tare.scratch=disk"),
         disks=(
             Disk(image.disk, "vda", IMAGE_SERIAL, shared.cache, shared.io, read_only=True),
             Disk(scratch, "vdb", SCRATCH_SERIAL, private.cache, private.io, io_thread=1),

@@ -23,7 +23,7 @@ def test_host_and_guest_use_the_same_names():
     assert all(getattr(guest, name) == getattr(guest_side, name) for name in names)
     assert guest_side.GUEST_PROGRAM == instance._GUEST_PROGRAM
     sources = "".join(source.read_text() for source in guest_side.SOURCES)
-    named = [*(getattr(guest_side, name) for name in names), guest_side.PIDS_PARAMETER, guest_side.SCRATCH_PARAMETER]
+    named = [*(getattr(guest_side, name) for name in names), *guest_side.PARAMETERS]
     assert all(f'"{name}"' in sources for name in named)
 
 

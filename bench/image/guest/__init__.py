@@ -2,7 +2,7 @@
 
 For the packer, everything there is to know:
 
-- ``compile_init(target)`` compiles the guest's one program, ``/init`` (static; see init.c and command.c).
+- ``compile_init(target)`` compiles the guest's one program, ``/init`` (static; see init.c and guest.h).
 - ``initramfs_entries(modules_dep, modules_builtin)`` says what the archive holds, in order, parents first. It is
   pure: it takes the *text* of ``modules.dep`` (as ``depmod -b ROOT VERSION`` writes it) and ``modules.builtin``.
 - Each entry is a folder (``content`` is None), or a file whose bytes come from ``content``: an ``InitProgram``, a
@@ -11,6 +11,7 @@ For the packer, everything there is to know:
   than to copy. Module files go in as they are (Debian's are not compressed; ``UnsupportedKernelError`` otherwise).
 """
 
+import contextlib
 from pathlib import Path
 
 import msgspec
@@ -18,17 +19,20 @@ import msgspec
 from bench.errors import ImageError
 from bench.process import run
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("init.c", "command.c"))
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))
 
 WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay", "ext4")
 """Kernel modules the guest needs, in the order in which it needs them; those built into the kernel are left out."""
+
+OPTIONAL_MODULES = ("virtio_net", "virtio_scsi", "sd_mod", "virtiofs", "virtio_balloon")
+"""Kernel modules that are loaded only where ``tare.modules`` on the kernel's command line names them."""
 
 CONSOLE_PREFIX = "tare: "
 """How the guest's own lines on its console begin."""
 
 IMAGE_SERIAL = "tare-image"
 SCRATCH_SERIAL = "tare-scratch"
-"""Serial numbers by which the guest tells its disks apart."""
+"""Serial numbers by which the guest tells its disks apart; the scratch's is the tag of a shared folder too."""
 
 AGENT_PORT = "org.qemu.guest_agent.0"
 COMMAND_PORT = "org.tare.command.0"
@@ -37,9 +41,8 @@ COMMAND_PORT = "org.tare.command.0"
 GUEST_PROGRAM = "/run/tare/guest"
 """Where the guest finds its own program once it has entered the image's root."""
 
-PIDS_PARAMETER = "tare_pids"
-SCRATCH_PARAMETER = "tare_scratch"
-"""Parameters on the kernel's command line: the bound on processes, and whether there is a scratch disk."""
+PARAMETERS = ("tare.pids", "tare.scratch", "tare.modules", "tare.net", "tare.gateway")
+"""Parameters on the kernel's command line that init knows (guest.h says what they are); any other ends the guest."""
 
 
 class UnsupportedKernelError(ImageError):
@@ -74,17 +77,28 @@ def compile_init(target: Path) -> None:
 def initramfs_entries(modules_dep: str, modules_builtin: str) -> tuple[InitramfsEntry, ...]:
     """What the initramfs holds, for a kernel with these modules. Raises UnsupportedKernelError."""
     modules = order_modules(modules_dep, modules_builtin, WANTED_MODULES)
-    names = [Path(module).name for module in modules]
-    order = "".join(f"{name}\n" for name in names).encode()
+    further = optional_modules(modules_dep, modules_builtin)
+    order = "".join(f"{Path(module).name}\n" for module in modules)
+    optional = "".join(" ".join([name, *(Path(path).name for path in paths)]) + "\n" for name, paths in further.items())
+    files = dict.fromkeys([*modules, *(path for paths in further.values() for path in paths)])
     return (
         InitramfsEntry("init", 0o755, InitProgram()),
         InitramfsEntry("modules", 0o755, None),
-        InitramfsEntry("modules/order", 0o644, order),
-        *(
-            InitramfsEntry(f"modules/{name}", 0o644, ModuleFile(path))
-            for name, path in zip(names, modules, strict=True)
-        ),
+        InitramfsEntry("modules/order", 0o644, order.encode()),
+        InitramfsEntry("modules/optional", 0o644, optional.encode()),
+        *(InitramfsEntry(f"modules/{Path(path).name}", 0o644, ModuleFile(path)) for path in files),
     )
+
+
+def optional_modules(modules_dep: str, modules_builtin: str) -> dict[str, tuple[str, ...]]:
+    """For each optional module that this kernel has, the paths to load beyond those that every guest loads."""
+    always = frozenset(order_modules(modules_dep, modules_builtin, WANTED_MODULES))
+    further: dict[str, tuple[str, ...]] = {}
+    for name in OPTIONAL_MODULES:
+        with contextlib.suppress(UnsupportedKernelError):
+            paths = order_modules(modules_dep, modules_builtin, (name,))
+            further[name] = tuple(path for path in paths if path not in always)
+    return further
 
 
 def order_modules(modules_dep: str, modules_builtin: str, wanted: tuple[str, ...]) -> tuple[str, ...]:

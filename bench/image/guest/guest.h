@@ -1,19 +1,97 @@
-/* What the two halves of the guest program share: init.c (PID 1) and command.c (one command for the host). */
+/* What the parts of the guest program share. init.c says what PID 1 does, command.c how one command is run. */
 
 #ifndef TARE_GUEST_H
 #define TARE_GUEST_H
 
+#include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define RUN_FOLDER "/run/tare"
 #define COMMAND_PORT RUN_FOLDER "/command-port"
 #define COMMANDS_CGROUP "/sys/fs/cgroup/tare"
+#define NEW_ROOT "/newroot"
+
+/* --- tell.c: to the host, by lines on the console ----------------------------------------------------------------- */
 
 /* The guest's CLOCK_MONOTONIC, which starts when its kernel does. */
 uint64_t now_ns(void);
 
+/* Writes one line that starts with "tare: ". */
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Says that this guest has come as far as `mark`, and when by its own clock. */
+void say_mark(const char *mark);
+
+/* Says what failed and why, and powers the guest off. */
+_Noreturn void give_up(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void fail(const char *what, const char *which, int error);
+
+/* --- parameters.c: what the host asks for on the kernel's command line ---------------------------------------------- */
+
+struct parameters {
+    char *pids;    /* bound on the processes of all commands */
+    char *scratch; /* "disk" or "virtiofs"; none without it */
+    char *modules; /* names of further kernel modules, joined by commas */
+    char *net;     /* ADDRESS/PREFIX of the first virtio network interface */
+    char *gateway; /* the address of its default route */
+};
+
+extern struct parameters parameters;
+
+/* Reads /proc/cmdline. A parameter that starts with "tare." and is none of ours, or has no value, ends the guest. */
+void read_parameters(void);
+
+/* --- modules.c -------------------------------------------------------------------------------------------------------- */
+
+/* Loads what every guest needs, then those that were asked for with all that they need. */
+void load_modules(void);
+
+/* --- devices.c -------------------------------------------------------------------------------------------------------- */
+
+/* Begins to listen to the kernel's device events. Before the modules are loaded. */
+void listen_to_devices(void);
+
+/* Waits until `find` returns a number other than 0, asking it again after each device event; ends the guest after 20 s. */
+void await_device(int (*find)(const char *wanted, char *found, size_t size), const char *wanted, char *found, size_t size);
+
+/* For await_device: /dev/NAME of the disk with this serial number (virtio-blk or SCSI), of the virtio port with this name. */
+int find_disk(const char *serial, char *device, size_t size);
+int find_port(const char *name, char *device, size_t size);
+
+/* --- network.c -------------------------------------------------------------------------------------------------------- */
+
+/* Brings up lo, and the first virtio network interface with its address if parameters ask for it. */
+void configure_network(void);
+
+/* --- files.c ---------------------------------------------------------------------------------------------------------- */
+
 /* Writes a small file in one go; returns 0 or an errno. */
 int write_file(const char *path, const char *text);
+
+/* Reads a small file as a string without the newline at its end; returns its length, or -1. */
+long read_file(const char *path, char *text, size_t size);
+
+void attach(const char *source, const char *target, const char *type, unsigned long flags, const char *options);
+
+/* The image below a tmpfs on NEW_ROOT; then its kernel file systems, and the step into it; then the rest of them. */
+void mount_root(void);
+void enter_root(void);
+void finish_file_systems(void);
+void mount_scratch(void);
+
+/* --- end.c ------------------------------------------------------------------------------------------------------------ */
+
+#define POWER_OFF_SIGNAL (SIGRTMIN + 4) /* as systemd takes it, so that any guest is asked in the same way */
+
+/* From here on SIGCHLD and POWER_OFF_SIGNAL come one by one, to reap(). */
+void hold_signals(sigset_t *awaited);
+
+/* Reaps for good; says so if the agent ends. Powers off when it is asked to. */
+_Noreturn void reap(pid_t agent, const sigset_t *awaited);
+
+/* --- command.c -------------------------------------------------------------------------------------------------------- */
 
 /* Runs one command for the host; returns the exit status of this process. */
 int run_command(void);
