@@ -57,6 +57,12 @@ def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> l
     if known.get("storage file system") in {"tmpfs", "ramfs"}:
         detail = "Instances live on a memory file system: I/O figures are memory figures."
         found.append(Confound("storage-in-memory", detail))
+    if known.get("same-page merging") == "1":
+        detail = (
+            "The kernel merges equal pages (KSM): it looks for them among guests' memory only, takes CPU time for it, "
+            "and guests that hold the same cost less memory than they would without it."
+        )
+        found.append(Confound("same-page-merging", detail))
     if known.get("frequency governor", "performance") != "performance":
         detail = f"The CPU frequency governor is {known['frequency governor']}: clocks move with the load."
         found.append(Confound("frequency-governor", detail))

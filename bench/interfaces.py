@@ -160,9 +160,21 @@ class Backend(ABC):
         """
         del options, place
 
+    @classmethod
+    def check(cls, options: Any, envelope: Envelope) -> None:
+        """Refuse ``options`` that cannot be had in ``envelope``, when the suite is read.
+
+        Raises ValueError that begins with the key. What ``Options`` refuses by itself needs no envelope.
+        """
+        del options, envelope
+
     @abstractmethod
     def probe(self) -> Availability:
         """Whether this backend can work here. Never raises for absence: says why not, and how to get it."""
+
+    def facilities(self) -> tuple[tuple[str, Availability], ...]:
+        """What its options can use on this host, by name, for whoever looks at the host. Never raises for absence."""
+        return ()
 
     @abstractmethod
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:

@@ -1,7 +1,7 @@
 """Reads a suite: a TOML file becomes a resolved, checked value, or one message with the file and the key.
 
 A suite states the image, the envelope, the sampling policy, the backends and the experiments once, for every
-backend alike. Lists in ``params`` make one cell a value.
+backend alike. Lists in ``params`` make one cell a value, lists in the options of a backend one backend a value.
 """
 
 import difflib
@@ -36,11 +36,12 @@ _T = TypeVar("_T")
 
 
 class BackendChoice(msgspec.Struct, frozen=True):
-    """A backend of the suite, its class and its checked options."""
+    """A backend of the suite, its class and its checked options; ``key`` is its section's in the file."""
 
     name: str
     type: type[Backend]
     options: Any
+    key: str = ""
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -126,13 +127,15 @@ def resolve_suite(
     file = msgspec.structs.replace(file, workload=own)
     if seed is not None:
         file = msgspec.structs.replace(file, sampling=msgspec.structs.replace(file.sampling, seed=seed))
+    variants = _each_variant(path, file.backend)
     if only:
-        file = msgspec.structs.replace(file, backend=_keep(path, file.backend, only))
+        variants = _keep(path, variants, only)
+    file = msgspec.structs.replace(file, backend=tuple(variant.section for variant in variants))
     _check_counts(path, "sampling", file.sampling)
     envelope = _resolve_envelope(path, file.envelope)
     subjects = tuple(_resolve_subjects(path, file.experiment, workloads, file.sampling, envelope))
     _check_metrics(path, file, subjects)
-    choices = tuple(_resolve_backends(path, file.backend, backends, envelope))
+    choices = tuple(_resolve_backends(path, variants, backends, envelope))
     _check_servers(path, choices, subjects)
     return Suite(
         path=path,
@@ -147,12 +150,46 @@ def resolve_suite(
     )
 
 
-def _keep(path: Path, sections: Sequence[BackendSection], only: Sequence[str]) -> tuple[BackendSection, ...]:
-    names = [section.name or section.type for section in sections]
+class _Variant(msgspec.Struct, frozen=True):
+    """A backend of the suite, with one value for each option; ``given`` is the name of the section it comes from."""
+
+    key: str
+    given: str
+    section: BackendSection
+
+    @property
+    def name(self) -> str:
+        """What the suite calls it."""
+        return self.section.name or self.section.type
+
+
+def _each_variant(path: Path, sections: Sequence[BackendSection]) -> list[_Variant]:
+    """A list among the options is a dimension: one backend a value, which its name then holds."""
+    variants = []
+    for index, section in enumerate(sections):
+        key, given = f"backend[{index}]", section.name or section.type
+        for option, value in section.options.items():
+            if value == []:
+                raise SuiteError(f"{path}: {key}.options.{option}", "is a list without a value")
+        several = [option for option, value in section.options.items() if isinstance(value, list) and len(value) > 1]
+        for options in _each_combination(section.options):
+            named = ",".join(f"{option}={_as_written(options[option])}" for option in several)
+            name = f"{given}:{named}" if named else section.name
+            variants.append(_Variant(key, given, msgspec.structs.replace(section, name=name, options=options)))
+    return variants
+
+
+def _as_written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _keep(path: Path, variants: Sequence[_Variant], only: Sequence[str]) -> list[_Variant]:
+    """Those that ``only`` names: one by one, or all that come from a section."""
     for name in only:
-        if name not in names:
-            raise SuiteError(f"{path}: backend", f"--backend {name}: the suite has {', '.join(names)}")
-    return tuple(section for section, name in zip(sections, names, strict=True) if name in only)
+        if not any(name in {variant.name, variant.given} for variant in variants):
+            known = ", ".join(variant.name for variant in variants)
+            raise SuiteError(f"{path}: backend", f"--backend {name}: the suite has {known}")
+    return [variant for variant in variants if not {variant.name, variant.given}.isdisjoint(only)]
 
 
 def _resolve_storage(path: Path, storage: str) -> Path | None:
@@ -273,15 +310,14 @@ def _choose_cpus(path: Path, wanted: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _resolve_backends(
-    path: Path, sections: Sequence[BackendSection], plugins: Plugins[Backend], envelope: Envelope
+    path: Path, variants: Sequence[_Variant], plugins: Plugins[Backend], envelope: Envelope
 ) -> list[BackendChoice]:
-    if not sections:
+    if not variants:
         raise SuiteError(f"{path}: backend", "the suite names no backend")
     choices: list[BackendChoice] = []
-    for index, section in enumerate(sections):
-        key = f"backend[{index}]"
+    for variant in variants:
+        key, section, name = variant.key, variant.section, variant.name
         plugin = _look_up(plugins, section.type, f"{path}: {key}.type")
-        name = section.name or section.type
         if any(choice.name == name for choice in choices):
             raise SuiteError(f"{path}: {key}.name", f"{name!r} is there twice; give each its own name")
         if envelope.memory_bytes < plugin.minimum_memory_bytes:
@@ -292,19 +328,23 @@ def _resolve_backends(
                 remedy=f"state at least {least}, or leave that backend out",
             )
         options = convert(section.options, plugin.Options, path, f"{key}.options")
-        choices.append(BackendChoice(name, plugin, options))
+        try:
+            plugin.check(options, envelope)
+        except ValueError as error:
+            raise SuiteError(f"{path}: {key}.options", str(error)) from None
+        choices.append(BackendChoice(name, plugin, options, key))
     return choices
 
 
 def _check_servers(path: Path, choices: Sequence[BackendChoice], subjects: Sequence[Subject]) -> None:
     """Every backend has a way to where the services of each experiment are to run."""
     places = dict.fromkeys(subject.experiment.server_place(subject.options) for subject in subjects)
-    for (index, choice), place in itertools.product(enumerate(choices), places):
+    for choice, place in itertools.product(choices, places):
         try:
             choice.type.check_server(choice.options, place)
         except ValueError as error:
             problem = f"with server = {place.value!r} no way leads there from the backend {choice.name!r}: {error}"
-            raise SuiteError(f"{path}: backend[{index}].options", problem) from None
+            raise SuiteError(f"{path}: {choice.key}.options", problem) from None
 
 
 def _resolve_subjects(

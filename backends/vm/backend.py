@@ -7,6 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import msgspec
@@ -14,11 +15,13 @@ import msgspec
 from backends.cgroups.layout import Version, find_block_device, find_layout
 from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.vm import accel, connection, emulator
-from backends.vm.disks import SHARED_MODE, choose_scratch_mode, make_scratch_template
-from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator
+from backends.vm.cpu_models import require_cpu_model
+from backends.vm.disks import SHARED_MODE, choose_scratch_mode, make_clone, make_qcow2, make_scratch_template
+from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator, Memory
+from backends.vm.facilities import probe_huge_pages, probe_io_uring
 from backends.vm.guest import Ground, guest_limits, start_guest
 from backends.vm.instance import VmInstance
-from backends.vm.options import VmOptions
+from backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, DiskFormat, Io, Pinning, VmOptions
 from bench.errors import BackendError, UnavailableError
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import ResourceKind
@@ -33,6 +36,12 @@ from bench.model import (
     StartTimeline,
 )
 from bench.packages import load_packages, remedy_for
+
+_PINNED = {
+    Pinning.TOGETHER: "a vCPU on each of the envelope's CPUs; QEMU's other threads on all of them and no other",
+    Pinning.APART: "a vCPU on each of the envelope's CPUs; QEMU's other threads on the host's other CPUs",
+    Pinning.NONE: "all of QEMU's threads anywhere on the envelope's CPUs",
+}
 
 
 class VirtualMachine(Backend):
@@ -76,7 +85,30 @@ class VirtualMachine(Backend):
                 reason="no cgroup hierarchy is mounted",
                 remedy="mount -t cgroup2 none /sys/fs/cgroup",
             )
+        for facility in self._needed_facilities():
+            if not facility.available:
+                return facility
         return Availability(available=True, reason=accel.known_outcome(self._cache))
+
+    def facilities(self) -> tuple[tuple[str, Availability], ...]:
+        """See ``Backend.facilities``."""
+        return (
+            ('memory_backing = "hugepages"', probe_huge_pages()),
+            ('io = "io_uring"', probe_io_uring()),
+        )
+
+    @classmethod
+    def check(cls, options: VmOptions, envelope: Envelope) -> None:
+        """See ``Backend.check``."""
+        if options.pinning is Pinning.APART and not os.sched_getaffinity(0) - set(envelope.cpus):
+            raise ValueError('pinning = "apart" needs a host CPU that the envelope does not have')
+
+    def _needed_facilities(self, memory_bytes: int = 0) -> Iterator[Availability]:
+        options = self.context.options
+        if options.memory_backing is Memory.HUGEPAGES:
+            yield probe_huge_pages(memory_bytes)
+        if options.io is Io.IO_URING:
+            yield probe_io_uring()
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
         """See ``Backend.prepare``: finds QEMU, proves KVM, opens libvirt, formats the scratch disk to copy."""
@@ -88,13 +120,16 @@ class VirtualMachine(Backend):
                 f"{self.name}: {image.guest_problem or f'image {image.digest} has no kernel, and a guest needs one'}",
                 remedy="build the image with `tare image build`, or leave this backend out of the suite",
             )
+        for facility in self._needed_facilities(envelope.memory_bytes):
+            if not facility.available:
+                raise UnavailableError(f"{self.name}: {facility.reason}", remedy=facility.remedy)
         self.close()
         try:
             self._ground = ground = self._lay_ground(image, envelope)
         except BaseException:
             self.close()
             raise
-        limits = guest_limits(envelope, ground.io_device)
+        limits = guest_limits(envelope, ground.io_device, ground.emulator_cpus)
         try:
             unenforced = try_limits(self.context.ledger, limits, ground.layout)
         except BaseException:
@@ -105,33 +140,39 @@ class VirtualMachine(Backend):
         return msgspec.structs.replace(own, confounds=(*own.confounds, *confounds))
 
     def _lay_ground(self, image: Image, envelope: Envelope) -> Ground:
-        ledger = self.context.ledger
+        ledger, options = self.context.ledger, self.context.options
         assert image.kernel is not None
         assert image.initramfs is not None
+        assert image.disk is not None
         qemu = emulator.find_emulator(self._cache)
         acceleration = accel.decide(
-            self.context.options.accel, qemu, image.kernel, image.initramfs, cache=self._cache, ledger=ledger
+            options.accel, qemu, image.kernel, image.initramfs, cache=self._cache, ledger=ledger
         )
         capabilities = self._cache / "capabilities"
         libvirt = self._stack.enter_context(connection.start_connection(ledger, capabilities))
-        libvirt.learn(qemu.wrapper, acceleration.accelerator, capabilities)
+        found = libvirt.learn(qemu.wrapper, acceleration.accelerator, capabilities)
+        if options.cpu_model != AUTO:
+            require_cpu_model(options.cpu_model, acceleration.accelerator, found)
         folder = self.context.work_directory / f"vm-{secrets.token_hex(4)}"
         self._stack.enter_context(ledger.holding(ResourceKind.DIRECTORY, folder))
         self._stack.callback(shutil.rmtree, folder)
         folder.mkdir(parents=True)
-        template = folder / "scratch-template.raw"
-        make_scratch_template(template, envelope.scratch_bytes)
+        mode = choose_scratch_mode(folder, options.cache, options.io)
+        template, clone = _make_disks(folder, image.disk, envelope.scratch_bytes, options.disk_format)
+        apart = options.pinning is Pinning.APART
         return Ground(
+            options=options,
             connection=libvirt,
             emulator=qemu,
             acceleration=acceleration,
             image=image,
             folder=folder,
             template=template,
-            scratch_mode=choose_scratch_mode(folder),
+            scratch_mode=mode,
             layout=find_layout(),
             io_device=find_block_device(folder),
-            stop=self.context.options.stop,
+            clone=clone,
+            emulator_cpus=tuple(sorted({*self.context.housekeeping_cpus} - {*envelope.cpus})) if apart else (),
         )
 
     @contextlib.contextmanager
@@ -150,7 +191,8 @@ class VirtualMachine(Backend):
         self._stack.close()
 
     def _describe(self, ground: Ground) -> BackendDescription:
-        accelerator = ground.acceleration.accelerator
+        accelerator, options = ground.acceleration.accelerator, ground.options
+        thread = "iothread" if options.iothread else "main loop"
         facts = {
             "accel": accelerator.value,
             "accel_reason": ground.acceleration.reason,
@@ -158,13 +200,14 @@ class VirtualMachine(Backend):
             "libvirt": ground.connection.version,
             "connection": "qemu:///embed",
             "machine": MACHINE,
-            "cpu_model": CPU_MODE[accelerator],
-            "pinning": "a vCPU on each of the envelope's CPUs; QEMU's other threads on all of them and no other",
-            "image_disk": f"virtio-blk,raw,read-only,{SHARED_MODE}",
-            "scratch_disk": f"virtio-blk,raw,{ground.scratch_mode},iothread",
+            "cpu_model": CPU_MODE[accelerator] if options.cpu_model == AUTO else options.cpu_model,
+            "pinning": _PINNED[options.pinning],
+            "memory_backing": options.memory_backing.value,
+            "image_disk": f"virtio-blk,{options.disk_format},read-only,{SHARED_MODE}",
+            "scratch_disk": f"virtio-blk,{options.disk_format},{ground.scratch_mode},{thread}",
             "root": "overlay of a tmpfs on erofs",
             "network": "lo only",
-            "stop": self.context.options.stop,
+            "stop": options.stop,
             "guest_kernel": ground.image.kernel_version,
         }
         if accelerator is Accelerator.TCG:
@@ -199,20 +242,43 @@ class VirtualMachine(Backend):
         )
         yield Confound(
             "storage-path",
-            f"/scratch is a file system of the guest's own on virtio-blk (raw, {ground.scratch_mode}); elsewhere it is "
-            "a folder of the host's",
+            f"/scratch is a file system of the guest's own on virtio-blk ({ground.options.disk_format}, "
+            f"{ground.scratch_mode}); elsewhere it is a folder of the host's",
             self.name,
         )
-        yield Confound(
-            "cpus-shared-with-hypervisor",
-            "QEMU's main loop and its I/O thread run on the same CPUs as the guest's vCPUs, so that the guest gets no "
-            "CPU that the others do not have",
-            self.name,
-        )
-        if ground.scratch_mode.cache != "none":
+        if ground.emulator_cpus:
             yield Confound(
-                "scratch-cached",
-                "the work directory's file system has no direct I/O, so the scratch disk goes through two page caches",
+                "more-cpus-than-others",
+                "QEMU's main loop and its I/O thread run on CPUs beside the envelope's (pinning = apart), which the "
+                "other backends' instances do not have",
                 self.name,
             )
+        else:
+            yield Confound(
+                "cpus-shared-with-hypervisor",
+                "QEMU's main loop and its I/O thread run on the same CPUs as the guest's vCPUs, so that the guest gets "
+                "no CPU that the others do not have",
+                self.name,
+            )
+        if ground.scratch_mode.cache not in PAST_THE_PAGE_CACHE:
+            why = (
+                "the work directory's file system has no direct I/O"
+                if ground.options.cache is Cache.AUTO
+                else f"cache = {ground.scratch_mode.cache} was asked for"
+            )
+            yield Confound("scratch-cached", f"{why}, so the scratch disk goes through two page caches", self.name)
+        if ground.scratch_mode.cache == Cache.UNSAFE:
+            yield Confound("scratch-unsafe", "cache = unsafe: what a guest syncs is not on the disk", self.name)
         yield from ground.layout.confounds(self.name)
+
+
+def _make_disks(folder: Path, image_disk: Path, scratch_bytes: int, form: DiskFormat) -> tuple[Path, Path | None]:
+    """The scratch disk to copy, and the clone of the image's disk if the disks are qcow2. Raises BackendError."""
+    template = folder / "scratch-template.raw"
+    make_scratch_template(template, scratch_bytes)
+    if form is DiskFormat.RAW:
+        return template, None
+    converted, clone = folder / "scratch-template.qcow2", folder / "image.qcow2"
+    make_qcow2(template, converted)
+    make_clone(image_disk, clone)
+    return converted, clone

@@ -84,16 +84,17 @@ class Connection:
             handle.domainEventRegisterAny(None, agent, self._on_agent, None),
         )
 
-    def learn(self, emulator: Path, accelerator: Accelerator, cache: Path) -> None:
-        """Have libvirt find out what an emulator can do, now rather than in the first start. Raises BackendError.
+    def learn(self, emulator: Path, accelerator: Accelerator, cache: Path) -> str:
+        """What an emulator can do, as XML: found out now rather than in the first start. Raises BackendError.
 
         libvirt keeps what it found in one file for each emulator, and checks by itself whether it still
         holds; ``cache`` shares these files between processes, whose root folders are their own.
         """
         kind = "kvm" if accelerator is Accelerator.KVM else "qemu"
         with _translated(f"find out what {emulator} can do"):
-            self._handle.getDomainCapabilities(str(emulator), "x86_64", MACHINE, kind)
+            found: str = self._handle.getDomainCapabilities(str(emulator), "x86_64", MACHINE, kind)
         _copy_new(_capabilities(self.root), cache)
+        return found
 
     @contextlib.contextmanager
     def start_domain(self, name: str, xml: str, on_agent: Callable[[], None]) -> Iterator["Domain"]:

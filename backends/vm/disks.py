@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import BackendError, TareError
+from backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, Io
+from bench.errors import BackendError, TareError, UnavailableError
 from bench.process import run
 
 _CHUNK = 1 << 20
@@ -24,27 +25,68 @@ class DiskMode(msgspec.Struct, frozen=True):
 
 SHARED_MODE = DiskMode("writeback", "threads")
 """The image's disk, which is read only: through the host's page cache, so that all guests share what one has read."""
-DIRECT_MODE = DiskMode("none", "native")
-BUFFERED_MODE = DiskMode("writeback", "threads")
 
 
-def choose_scratch_mode(folder: Path) -> DiskMode:
-    """Past the host's page cache and with native asynchronous I/O, if the file system of ``folder`` can do that."""
+def choose_scratch_mode(folder: Path, cache: str = AUTO, io: str = AUTO) -> DiskMode:
+    """How QEMU opens scratch disks in ``folder``; what is ``auto`` depends on whether its file system has direct I/O.
+
+    Past the host's page cache where it has, with native asynchronous I/O: each guest then caches its disk once, and
+    its writes are on the disk when it is told so. Raises UnavailableError, with the key, for what needs direct I/O.
+    """
+    if cache == AUTO:
+        direct = have_direct_io(folder)
+        cache = Cache.NONE if direct else Cache.WRITEBACK
+    elif cache in PAST_THE_PAGE_CACHE and not have_direct_io(folder):
+        raise _no_direct_io(folder, "cache", cache)
+    direct = cache in PAST_THE_PAGE_CACHE
+    if io == AUTO:
+        io = Io.NATIVE if direct else Io.THREADS
+    elif io == Io.NATIVE and not direct:
+        raise _no_direct_io(folder, "io", io)
+    return DiskMode(str(cache), str(io))
+
+
+def _no_direct_io(folder: Path, key: str, value: str) -> UnavailableError:
+    return UnavailableError(
+        f"options.{key}: {value} needs direct I/O, which the file system of {folder} does not have",
+        remedy=f"state another envelope.storage, or leave {key} out",
+    )
+
+
+def have_direct_io(folder: Path) -> bool:
+    """Whether files in ``folder`` can be written past the page cache."""
     file = folder / "direct-io"
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o600)
     except OSError:
         file.unlink(missing_ok=True)
-        return BUFFERED_MODE
+        return False
     try:
         with mmap.mmap(-1, 4096) as aligned:
             os.write(descriptor, aligned)
     except OSError:
-        return BUFFERED_MODE
+        return False
     finally:
         os.close(descriptor)
         file.unlink()
-    return DIRECT_MODE
+    return True
+
+
+def make_qcow2(source: Path, target: Path) -> None:
+    """The content of a raw disk as qcow2, its blocks of zeros left out. Raises BackendError."""
+    _run_qemu_img(["convert", "-q", "-f", "raw", "-O", "qcow2", str(source), str(target)], target)
+
+
+def make_clone(base: Path, target: Path) -> None:
+    """A qcow2 that holds nothing yet and reads what it has not from the raw disk ``base``. Raises BackendError."""
+    _run_qemu_img(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base.resolve()), str(target)], target)
+
+
+def _run_qemu_img(arguments: list[str], target: Path) -> None:
+    try:
+        run(["qemu-img", *arguments], timeout_s=120)
+    except TareError as error:
+        raise BackendError(f"could not make the disk {target}: {error.message}", remedy=error.remedy) from error
 
 
 def make_scratch_template(target: Path, size_bytes: int) -> None:

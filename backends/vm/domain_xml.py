@@ -75,11 +75,12 @@ class Share(msgspec.Struct, frozen=True):
 class Guest(msgspec.Struct, frozen=True):
     """Everything that decides a domain.
 
-    ``cpus`` are the host CPUs, one for each vCPU; QEMU's other threads run on ``emulator_cpus``, or on those of the
-    vCPUs if there are none. The sockets are Unix sockets: QEMU connects to those of the console and of the command
-    port, and listens on the agent's, to which libvirt connects. ``environment`` is QEMU's. ``cpu_model`` is one of
-    ``CPU_MODES`` or QEMU's name; empty is that of ``CPU_MODE``. ``free_page_reporting`` is a property of the balloon.
-    ``security_models`` are those that a libvirt daemon applies; none of them is to change how QEMU runs.
+    ``cpus`` are the host CPUs, one for each vCPU, each on its own if ``pinned``, else all on all; QEMU's other
+    threads run on ``emulator_cpus``, or on those of the vCPUs if there are none. The sockets are Unix sockets: QEMU
+    connects to those of the console and of the command port, and listens on the agent's, to which libvirt connects.
+    ``environment`` is QEMU's. ``cpu_model`` is one of ``CPU_MODES`` or QEMU's name; empty is that of ``CPU_MODE``.
+    ``free_page_reporting`` is a property of the balloon. ``security_models`` are those that a libvirt daemon
+    applies; none of them is to change how QEMU runs.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Guest(msgspec.Struct, frozen=True):
     hypervisor: Hypervisor = Hypervisor.QEMU
     cpu_model: str = ""
     emulator_cpus: tuple[int, ...] = ()
+    pinned: bool = True
     memory: Memory = Memory.PLAIN
     mergeable: bool = True
     balloon: bool = False
@@ -152,7 +154,7 @@ def _add_cpus(domain: ET.Element, guest: Guest, traits: Traits) -> None:
     if io_threads and traits.full:
         _text(domain, "iothreads", str(io_threads))
     tuning = ET.SubElement(domain, "cputune")
-    for vcpu, cpu in enumerate(guest.cpus):
+    for vcpu, cpu in enumerate(guest.cpus if guest.pinned else ()):
         ET.SubElement(tuning, "vcpupin", vcpu=str(vcpu), cpuset=str(cpu))
     if not traits.full:
         return

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -17,6 +16,7 @@ from backends.vm.connection import Connection, Domain
 from backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
 from backends.vm.domain_xml import Disk, Guest, domain_xml
 from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
+from backends.vm.options import AUTO, Pinning, VmOptions
 from backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping, make_stopping
 from backends.vm.watch import Watch, start_watch
 from bench.errors import BackendError
@@ -44,8 +44,11 @@ class Ground(msgspec.Struct, frozen=True):
     """What all guests of a run stand on: made once by ``prepare``.
 
     ``folder`` is below the work directory, ``template`` the scratch disk to copy, ``scratch_mode`` how QEMU opens it.
+    ``clone`` is the qcow2 over the image's disk, None where that is used as it is. ``emulator_cpus`` are those of
+    QEMU's threads other than the vCPUs, none where they are the envelope's.
     """
 
+    options: VmOptions
     connection: Connection
     emulator: Emulator
     acceleration: Acceleration
@@ -55,7 +58,8 @@ class Ground(msgspec.Struct, frozen=True):
     scratch_mode: DiskMode
     layout: Layout
     io_device: str | None
-    stop: Literal["kill", "shutdown"] = "kill"
+    clone: Path | None
+    emulator_cpus: tuple[int, ...]
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -70,16 +74,17 @@ class Running(msgspec.Struct, frozen=True):
     stopping: Stopping
 
 
-def guest_limits(envelope: Envelope, io_device: str | None) -> Limits:
+def guest_limits(envelope: Envelope, io_device: str | None, emulator_cpus: tuple[int, ...] = ()) -> Limits:
     """What QEMU's cgroup enforces: CPUs, their time and I/O. Memory and processes are limited by the guest itself."""
-    return msgspec.structs.replace(limits_of(envelope, io_device), memory_bytes=None, pids_max=None)
+    cpus = tuple(sorted({*envelope.cpus, *emulator_cpus}))
+    return msgspec.structs.replace(limits_of(envelope, io_device), cpus=cpus, memory_bytes=None, pids_max=None)
 
 
 @contextlib.contextmanager
 def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: StartTimeline) -> Iterator[Running]:
     """A guest that has answered; on exit its QEMU, its cgroup and its files are gone. Raises BackendError."""
     name = spec.identifier
-    limits = guest_limits(spec.envelope, ground.io_device)
+    limits = guest_limits(spec.envelope, ground.io_device, ground.emulator_cpus)
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(_start_scratch(ground, name))
         # The sockets' paths have to be short.
@@ -93,7 +98,7 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
             try:
                 domain = stack.enter_context(_start_domain(ground, guest, watch, failure))
                 _await_ready(domain, watch, timeline, failure)
-                stopping = make_stopping(ground.stop, domain, watch)
+                stopping = make_stopping(ground.options.stop, domain, watch)
                 yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping)
                 timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
                 if not stopping.finish():
@@ -131,7 +136,7 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
     assert image.disk is not None
     assert image.kernel is not None
     assert image.initramfs is not None
-    shared, private = SHARED_MODE, ground.scratch_mode
+    options = ground.options
     return Guest(
         name=spec.identifier,
         accelerator=ground.acceleration.accelerator,
@@ -141,10 +146,7 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
         kernel=image.kernel,
         initramfs=image.initramfs,
         kernel_arguments=(*KERNEL_ARGUMENTS, f"tare.pids={envelope.pids_max}", "tare.scratch=disk"),
-        disks=(
-            Disk(image.disk, "vda", IMAGE_SERIAL, shared.cache, shared.io, read_only=True),
-            Disk(scratch, "vdb", SCRATCH_SERIAL, private.cache, private.io, io_thread=1),
-        ),
+        disks=_disks(ground, image.disk, scratch),
         console_socket=watch.console_socket,
         command_socket=watch.command_socket,
         agent_socket=watch.console_socket.with_name("agent"),
@@ -155,6 +157,37 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
             JOIN_VARIABLE: "\n".join(map(str, cgroup.join_files)),
             BORN_VARIABLE: str(watch.born_fifo),
         },
+        cpu_model="" if options.cpu_model == AUTO else options.cpu_model,
+        emulator_cpus=ground.emulator_cpus,
+        pinned=options.pinning is not Pinning.NONE,
+        memory=options.memory_backing,
+    )
+
+
+def _disks(ground: Ground, image: Path, scratch: Path) -> tuple[Disk, ...]:
+    """The image's disk, which all guests read through the host's page cache, and the instance's own."""
+    options, mode = ground.options, ground.scratch_mode
+    below = None if ground.clone is None else image
+    return (
+        Disk(
+            ground.clone or image,
+            "vda",
+            IMAGE_SERIAL,
+            SHARED_MODE.cache,
+            SHARED_MODE.io,
+            read_only=True,
+            format=options.disk_format,
+            backing=below,
+        ),
+        Disk(
+            scratch,
+            "vdb",
+            SCRATCH_SERIAL,
+            mode.cache,
+            mode.io,
+            io_thread=1 if options.iothread else 0,
+            format=options.disk_format,
+        ),
     )
 
 
@@ -236,7 +269,7 @@ def _remedy(message: str, console: str) -> str | None:
 def _start_scratch(ground: Ground, name: str) -> Iterator[Path]:
     """An instance's folder with its fresh scratch disk. The folder above is in the ledger."""
     with _start_folder(ground.folder / name) as folder:
-        scratch = folder / "scratch.raw"
+        scratch = folder / f"scratch.{ground.options.disk_format}"
         try:
             copy_sparse(ground.template, scratch)
         except OSError as error:

@@ -100,6 +100,8 @@ def _check_backends() -> Iterator[Check]:
             here = backend(context).probe()
             more = f"\nfor more: {here.remedy}" if here.available and here.remedy else ""
             yield Check(f"backend {name}", here.available, here.reason + more, here.remedy or "")
+            for facility, found in backend(context).facilities():
+                yield Check(f"{name}: {facility}", found.available, found.reason, found.remedy or "", needed=False)
 
 
 def _check_plugins() -> Iterator[Check]:

@@ -84,6 +84,10 @@ def start_instance(
         least = backend_type.minimum_memory_bytes // 2**20
         raise SuiteError("--memory", f"{memory} is too little for {name}, which needs {least}MiB")
     chosen = _options(backend_type, options)
+    try:
+        backend_type.check(chosen, envelope)
+    except ValueError as error:
+        raise SuiteError("--option", str(error)) from None
     raise_if_failed(clean(ledger_directory()))
     housekeeping = keep_off(envelope.cpus)
     identity = secrets.token_hex(3)

@@ -82,6 +82,21 @@ def test_a_list_in_params_is_a_dimension(tmp_path):
     assert given == [{"size": size, "mode": mode} for size in (1, 2) for mode in ("fast", "slow")]
 
 
+def test_a_list_in_a_backend_s_options_is_a_dimension(tmp_path):
+    text = GOOD.replace("speed = 2", "speed = [2, 3]")
+    suite = load(tmp_path, text)
+    assert [choice.name for choice in suite.backends] == ["fake", "faster:speed=2", "faster:speed=3"]
+    assert [choice.options.speed for choice in suite.backends] == [1, 2, 3]
+    again = resolve_suite(suite.source, Path("manifest.json"), BACKENDS, WORKLOADS)
+    assert [choice.options for choice in again.backends] == [choice.options for choice in suite.backends]
+    assert [choice.name for choice in again.backends] == [choice.name for choice in suite.backends]
+    for only, kept in ((("faster",), suite.backends[1:]), (("faster:speed=3", "fake"), suite.backends[::2])):
+        assert load(tmp_path, text, only=only).backends == kept
+    assert "the suite has fake, faster:speed=2" in refusal(tmp_path, text, only=("faster:speed=4",)).message
+    assert refusal(tmp_path, GOOD.replace("speed = 2", "speed = []")).place.endswith("backend[1].options.speed")
+    assert "twice" in refusal(tmp_path, GOOD.replace("speed = 2", "speed = [2, 2]")).message
+
+
 def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_path):
     suite = load(tmp_path, GOOD, only=("faster",), seed=99)
     assert [choice.name for choice in suite.backends] == ["faster"]

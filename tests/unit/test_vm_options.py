@@ -1,0 +1,166 @@
+"""What a suite may ask of guests: what cannot be is refused, with its key or the host's reason."""
+
+from pathlib import Path
+
+import pytest
+
+from backends.vm import disks
+from backends.vm.cpu_models import parse_cpu_models, require_cpu_model
+from backends.vm.disks import DiskMode, choose_scratch_mode, have_direct_io
+from backends.vm.facilities import probe_huge_pages, probe_io_uring
+from backends.vm.hypervisors import Accelerator
+from bench.errors import SuiteError, UnavailableError
+from bench.registry import find_backends
+from bench.suite import load_suite
+from tests.unit.fakes import WORKLOADS
+
+CAPABILITIES = (Path(__file__).parents[1] / "data/libvirt-9.0.0/domain-capabilities-tcg.xml").read_text()
+
+SUITE = """
+[suite]
+name = "options"
+[[backend]]
+type = "vm"
+options = {{ {options} }}
+[[experiment]]
+kind = "boot"
+"""
+
+
+def backends_of(tmp_path, options):
+    file = tmp_path / "suite.toml"
+    file.write_text(SUITE.format(options=options))
+    return load_suite(file, find_backends(), WORKLOADS).backends
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "problem"),
+    [
+        ('io = "native", cache = "writeback"', "options", 'io = "native" needs cache = "none" or "directsync"'),
+        ('io = ["threads", "native"], cache = "unsafe"', "options", 'io = "native" needs cache'),
+        ('accel = "tcg", cpu_model = "host-passthrough"', "options", 'cpu_model = "host-passthrough" needs KVM'),
+        ('cpu_model = "a b"', "options.cpu_model", "regex"),
+        ('memory_backing = "huge"', "options.memory_backing", "Invalid enum value 'huge'"),
+        ("cache = []", "options.cache", "a list without a value"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_the_suite_is_read(tmp_path, options, place, problem):
+    with pytest.raises(SuiteError) as caught:
+        backends_of(tmp_path, options)
+    assert caught.value.place.endswith(f": backend[0].{place}")
+    assert problem in caught.value.message
+
+
+def test_apart_needs_another_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    with pytest.raises(SuiteError, match=r'backend\[0\].options: pinning = "apart" needs a host CPU'):
+        backends_of(tmp_path, 'pinning = "apart"')
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3})
+    assert backends_of(tmp_path, 'pinning = "apart"')[0].options.pinning == "apart"
+
+
+def test_each_value_of_a_list_is_a_backend(tmp_path):
+    found = backends_of(tmp_path, 'accel = "tcg", disk_format = ["raw", "qcow2"], iothread = [true, false]')
+    assert [choice.name for choice in found] == [
+        "vm:disk_format=raw,iothread=true",
+        "vm:disk_format=raw,iothread=false",
+        "vm:disk_format=qcow2,iothread=true",
+        "vm:disk_format=qcow2,iothread=false",
+    ]
+    assert [choice.options.iothread for choice in found] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("cache", "io", "direct", "mode"),
+    [
+        ("auto", "auto", True, ("none", "native")),
+        ("auto", "auto", False, ("writeback", "threads")),
+        ("directsync", "auto", True, ("directsync", "native")),
+        ("auto", "io_uring", False, ("writeback", "io_uring")),
+        ("writethrough", "auto", True, ("writethrough", "threads")),
+    ],
+)
+def test_how_the_scratch_disk_is_opened(tmp_path, monkeypatch, cache, io, direct, mode):
+    monkeypatch.setattr(disks, "have_direct_io", lambda _: direct)
+    assert choose_scratch_mode(tmp_path, cache, io) == DiskMode(*mode)
+
+
+@pytest.mark.parametrize(
+    ("cache", "io", "key"), [("none", "auto", "cache"), ("directsync", "native", "cache"), ("auto", "native", "io")]
+)
+def test_direct_io_that_the_storage_lacks_is_refused(monkeypatch, cache, io, key):
+    monkeypatch.setattr(disks, "have_direct_io", lambda _: False)
+    with pytest.raises(
+        UnavailableError, match=f"options.{key}: .* needs direct I/O, .* /there does not have"
+    ) as caught:
+        choose_scratch_mode(Path("/there"), cache, io)
+    assert "envelope.storage" in caught.value.remedy
+
+
+def test_direct_io_is_tried_and_leaves_no_file(tmp_path):
+    assert have_direct_io(tmp_path) in {True, False}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cpu_models_of_this_libvirt():
+    models = parse_cpu_models(CAPABILITIES)
+    assert (models["maximum"], models["host-passthrough"], models["Westmere"], models["EPYC"]) == (
+        True,
+        False,
+        True,
+        False,
+    )
+    assert "custom" not in models
+    assert parse_cpu_models("<domainCapabilities/>") == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "why", "choose"),
+    [
+        ("host-passthrough", "is not possible under tcg", "auto"),
+        ("EPYC", "lacks features that this host cannot give", "auto"),
+        ("Westmer", "is not known to libvirt", "auto, Westmere"),
+    ],
+)
+def test_a_cpu_model_that_cannot_be_had_is_refused(model, why, choose):
+    with pytest.raises(UnavailableError, match=f"options.cpu_model: {model} {why}") as caught:
+        require_cpu_model(model, Accelerator.TCG, CAPABILITIES)
+    assert choose in caught.value.remedy
+    require_cpu_model("Westmere", Accelerator.TCG, CAPABILITIES)
+
+
+@pytest.fixture
+def proc(tmp_path):
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/mounts").write_text("proc /proc proc rw 0 0\nhuge /dev/hugepages hugetlbfs rw 0 0\n")
+    return tmp_path
+
+
+def meminfo(proc, total, free, reserved):
+    text = "MemTotal:  100 kB\nHugePages_Total: {}\nHugePages_Free: {}\nHugePages_Rsvd: {}\nHugepagesize:  2048 kB\n"
+    (proc / "meminfo").write_text(text.format(total, free, reserved))
+
+
+def test_huge_pages_that_are_promised_are_not_free(proc):
+    meminfo(proc, 200, 130, 3)
+    assert probe_huge_pages(proc=proc).available
+    assert probe_huge_pages(127 * 2**21, proc).available
+    short = probe_huge_pages(127 * 2**21 + 1, proc)
+    assert (short.available, short.reason) == (False, "127 huge pages of 2 MiB are free, and a guest needs 128")
+    assert "vm.nr_hugepages" in short.remedy
+    (proc / "self/mounts").write_text("proc /proc proc rw 0 0\n")
+    unmounted = probe_huge_pages(proc=proc)
+    assert "no hugetlbfs is mounted" in unmounted.reason
+    assert "mount -t hugetlbfs" in unmounted.remedy
+    meminfo(proc, 3, 3, 3)
+    assert not probe_huge_pages(proc=proc).available
+    (proc / "meminfo").write_text("MemTotal:  100 kB\n")
+    assert probe_huge_pages(proc=proc).reason == "this kernel has no huge pages"
+
+
+def test_io_uring_may_be_switched_off(proc):
+    assert probe_io_uring(proc).available
+    for value, available in (("0", True), ("1", True), ("2", False)):
+        (proc / "sys/kernel/io_uring_disabled").write_text(f"{value}\n")
+        assert probe_io_uring(proc).available is available
