@@ -16,7 +16,7 @@ from bench.registry import find_workloads
 
 
 def workload_packages() -> set[str]:
-    """The Debian packages of every registered workload."""
+    """The packages of every registered workload."""
     workloads = find_workloads()
     assert not workloads.failures, workloads.failures
     return {package for workload in workloads.loaded.values() for package in workload.packages}
@@ -24,18 +24,27 @@ def workload_packages() -> set[str]:
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[Image]:
-    """The image with every workload's packages, in the real cache: found there, or built once for all tests."""
+    """The base image, in the real cache: found there, or built once for all tests."""
+    yield from _hold(Recipe.of(()))
+
+
+@pytest.fixture(scope="session")
+def catalogue_image() -> Iterator[Image]:
+    """The image with every workload's packages, for the tests of workloads that the base image does not suffice for."""
+    yield from _hold(Recipe.of(workload_packages()))
+
+
+def _hold(recipe: Recipe) -> Iterator[Image]:
     # The real ledger too, so that `tare clean` knows what a killed test run left in the real cache. Closed before the
     # tests run: they open ledgers of their own.
     with Ledger(ledger_directory()) as ledger:
         images = ImageStore(cache_directory(), ledger)
-        found = _find_or_build(images)
+        found = _find_or_build(images, recipe)
     with images.hold(found):
         yield found
 
 
-def _find_or_build(images: ImageStore) -> Image:
-    recipe = Recipe.of(workload_packages())
+def _find_or_build(images: ImageStore, recipe: Recipe) -> Image:
     found = images.find(recipe)
     if found is not None:
         return found

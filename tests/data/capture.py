@@ -38,7 +38,7 @@ mkdir -p "$root/scratch"
 mount --bind "$SCRATCH" "$root/scratch"
 set +e
 env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
-    chroot "$root" "$@"
+    chroot "$root" sh -c 'cd "$1" && shift && exec "$@"' inside "$FOLDER" "$@"
 """
 
 
@@ -99,6 +99,41 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
         ],
     ),
     "perf-syscall": ("linux-perf", [("syscall-basic", {}, 1), ("syscall-basic-few", {"loops": 1000}, 1)]),
+    "openssl-speed": (
+        "openssl",
+        [
+            ("aes-256-gcm", {}, 1),
+            ("aes-256-gcm-2-processes", {"block_size": "64KiB"}, 2),
+            ("sha256-2-processes", {"algorithm": "sha256"}, 2),
+            ("rsa2048", {"algorithm": "rsa2048"}, 1),
+            ("rsa2048-2-processes", {"algorithm": "rsa2048"}, 2),
+        ],
+    ),
+    "7zip": (
+        "7zip",
+        [
+            ("benchmark-1-thread", {}, 1),
+            ("benchmark-2-threads", {}, 2),
+            ("benchmark-3-dictionaries", {"dictionary_bits": 20}, 2),
+        ],
+    ),
+    "xz": (
+        "xz-utils",
+        [
+            ("compress", {}, 1),
+            ("compress-2-threads", {"preset": 1, "size": "8MiB", "seed": 7}, 2),
+            ("decompress", {"operation": "decompress", "size": "2MiB"}, 1),
+            ("decompress-2-threads", {"operation": "decompress"}, 2),
+        ],
+    ),
+    "pixz": (
+        "pixz",
+        [
+            ("compress", {}, 1),
+            ("compress-2-threads", {"preset": 6, "size": "2MiB"}, 2),
+            ("decompress-2-threads", {"operation": "decompress"}, 2),
+        ],
+    ),
     "stress-ng": (
         "stress-ng",
         [
@@ -149,6 +184,10 @@ REFUSED: list[tuple[str, str, tuple[str, ...]]] = [
     ),
     ("linux-perf", "refused-simple-format", ("perf", "bench", "--format=simple", "sched", "pipe", "--loop", "1000")),
     ("linux-perf", "refused-unknown-collection", ("perf", "bench", "nonsense")),
+    ("openssl", "refused-normal-output", words("openssl speed -elapsed -seconds 1 -multi 2 -bytes 16384 -evp sha256")),
+    ("openssl", "refused-one-process", words("openssl speed -mr -elapsed -seconds 1 -bytes 16384 -evp sha256")),
+    ("openssl", "refused-unknown-cipher", words("openssl speed -mr -elapsed -seconds 1 -multi 1 -evp nonsense")),
+    ("7zip", "refused-one-method", words("7zz b -mmt1 -mm=CRC32 -mtime=1")),
     ("stress-ng", "refused-log-only", ("stress-ng", "--cpu", "1", "--timeout", "1s", "--metrics")),
     (
         "stress-ng",
@@ -193,10 +232,11 @@ def deny(call: str) -> None:
 
 def run(rootfs: Path, scratch: Path, command: Command, denied: str = "") -> subprocess.CompletedProcess[bytes]:
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ROOTFS": str(rootfs), "SCRATCH": str(scratch)}
+    environment["FOLDER"] = command.cwd
     return subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "bash", "-c", INSIDE, "inside", *command.argv],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        input=command.stdin,
         capture_output=True,
         timeout=command.timeout_s + 60,
         preexec_fn=functools.partial(deny, denied) if denied else None,
@@ -210,7 +250,8 @@ def version_of(rootfs: Path, scratch: Path, package: str) -> str:
 
 
 def folder_of(package: str, version: str) -> Path:
-    upstream = version.partition("+")[0].partition("-")[0]
+    # 7zip's 22.01+really26.02 is 26.02.
+    upstream = version.rpartition("+really")[2].partition("+")[0].partition("-")[0]
     return HERE / f"{package.removeprefix('linux-')}-{upstream}"
 
 

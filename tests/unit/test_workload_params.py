@@ -1,6 +1,9 @@
 """Parameters: what a suite may state, and how a wrong value is refused by its key before anything runs."""
 
 import difflib
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from bench.registry import Plugins, find_backends
 from bench.suite import resolve_suite
 from bench.units import parse_size
 from tests.unit.workload_captures import WORKLOADS, envelope
+from workloads.corpus import GENERATOR
 from workloads.stress_ng import STRESSORS, UNSAFE_STRESSORS
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
@@ -46,6 +50,14 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("fio", {"runtime_s": float("inf")}, "runtime_s"),
     ("fio", {"runtime_s": float("nan")}, "runtime_s"),
     ("fio", {"read_percent": 100}, "read_percent"),
+    ("openssl-speed", {"algorithm": "des"}, "algorithm"),
+    ("openssl-speed", {"block_size": "8B"}, "block_size"),
+    ("7zip", {"dictionary_bits": 28}, "dictionary_bits"),
+    ("7zip", {"step_s": 0}, "step_s"),
+    ("xz", {"preset": 10}, "preset"),
+    ("xz", {"size": "1000"}, "size"),
+    ("pixz", {"operation": "list"}, "operation"),
+    ("pixz", {"seed": -1}, "seed"),
     ("perf-sched-pipe", {"loops": 0}, "loops"),
     ("perf-sched-pipe", {"loops": 1e6 + 0.5}, "loops"),
     ("perf-sched-pipe", {"threaded": 1}, "threaded"),
@@ -109,7 +121,7 @@ def test_defaults_are_short_and_bounded(name: str) -> None:
     assert all(command.timeout_s > 0 for command in (*commands.setup, *commands.teardown))
 
 
-@pytest.mark.parametrize("name", ["sysbench-cpu", "sysbench-memory", "fio", "stress-ng"])
+@pytest.mark.parametrize("name", ["sysbench-cpu", "sysbench-memory", "fio", "openssl-speed", "stress-ng"])
 def test_duration_and_timeout_follow_the_run_time(name: str) -> None:
     workload = WORKLOADS[name]
     params = msgspec.convert({"runtime_s": 300}, workload.Params)
@@ -130,6 +142,12 @@ def test_threads_follow_the_envelope(cpus: int) -> None:
     assert f"--threads={cpus}" in build("sysbench-cpu", cpus=cpus).measured.argv
     assert f"--threads={cpus}" in build("sysbench-memory", cpus=cpus).measured.argv
     assert f"--numjobs={cpus}" in build("fio", cpus=cpus).measured.argv
+    argv = build("openssl-speed", cpus=cpus).measured.argv
+    assert argv[argv.index("-multi") + 1] == str(cpus)
+    assert f"-mmt{cpus}" in build("7zip", cpus=cpus).measured.argv
+    assert f"-T{cpus}" in build("xz", cpus=cpus).measured.argv
+    argv = build("pixz", cpus=cpus).measured.argv
+    assert argv[argv.index("-p") + 1] == str(cpus)
     argv = build("stress-ng", {"stressor": "vm"}, cpus=cpus).measured.argv
     assert argv[argv.index("--vm") + 1] == str(cpus)
 
@@ -168,6 +186,28 @@ def test_sysbench_memory_fits_the_memory_or_says_so() -> None:
         build("sysbench-memory", {"block_size": "512MiB"})
     with pytest.raises(WorkloadError, match="block_size = 256MiB"):
         build("sysbench-memory", {"block_size": "256MiB", "scope": "local"}, cpus=2)
+
+
+def test_a_corpus_is_cut_into_a_block_a_thread_and_fits_or_says_so() -> None:
+    argv = build("xz", {"size": "10MiB"}, cpus=3).measured.argv
+    assert f"--block-size={-(-10 * 2**20 // 3)}" in argv
+    argv = build("pixz", {"size": "8MiB", "preset": 6}, cpus=2).measured.argv
+    assert argv[argv.index("-f") + 1] == "0.500000"
+    for name in ("xz", "pixz"):
+        with pytest.raises(WorkloadError, match=r"does not fit the instance's scratch folder of 9\.00 MiB"):
+            build(name, scratch_bytes=9 * 2**20)
+        with pytest.raises(WorkloadError, match=r"with 7 threads at preset = 6"):
+            build(name, {"preset": 6}, cpus=7)
+    with pytest.raises(WorkloadError, match="dictionary_bits = 25, 1 threads"):
+        build("7zip", {"dictionary_bits": 25})
+
+
+def test_the_corpus_is_the_same_on_every_machine_and_python(tmp_path: Path) -> None:
+    path = tmp_path / "corpus"
+    for seed, digest in ((1, "a092ee865cbdf45f"), (2, "8358a6af7a5b5579")):
+        subprocess.run([sys.executable, "-c", GENERATOR, "100001", str(seed), path], check=True, timeout=60)
+        assert path.stat().st_size == 100001
+        assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == digest
 
 
 def test_fio_takes_fractions_of_a_second() -> None:

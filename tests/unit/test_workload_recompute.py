@@ -4,6 +4,7 @@ The parsers use anchored patterns, floats and JSON. Here the text is cut into fi
 the arithmetic is decimal; fio's report is reduced to paths and values without a JSON parser.
 """
 
+import itertools
 import re
 from collections import defaultdict
 from decimal import Decimal
@@ -11,7 +12,7 @@ from math import floor
 
 import pytest
 
-from tests.unit.workload_captures import WORKLOADS, Capture, identify, measured
+from tests.unit.workload_captures import DURATION_S, WORKLOADS, Capture, identify, measured
 
 
 def last_field(text: str, start: str) -> Decimal:
@@ -94,7 +95,36 @@ def fio(text: str) -> dict[str, Decimal | float]:
     return found
 
 
+def openssl_speed(text: str) -> dict[str, Decimal | float]:
+    fields = text.splitlines()[-1].split(":")
+    names = ("data.bandwidth",) if len(fields) == 4 else ("sign.operations_per_second", "verify.operations_per_second")
+    return dict(zip(names, map(Decimal, fields[3:]), strict=True))
+
+
+def seven_zip(text: str) -> dict[str, Decimal | float]:
+    (fields,) = [line.split() for line in text.splitlines() if line.startswith("Avr:")]
+    return {
+        "compress.bandwidth": Decimal(fields[1]) * 1024,
+        "compress.rating": Decimal(fields[4]) * 10**6,
+        "decompress.bandwidth": Decimal(fields[6]) * 1024,
+        "decompress.rating": Decimal(fields[9]) * 10**6,
+    }
+
+
+def compression(text: str) -> dict[str, Decimal | float]:
+    """The bytes of the corpus over the time of the command, as often as it was unpacked."""
+    words = text.split()
+    if "unpacked" in words:
+        unpacked = sum(int(size) for word, size in itertools.pairwise(words) if word == "unpacked")
+        return {"decompress.bandwidth": unpacked / DURATION_S}
+    return {"compress.bandwidth": int(words[words.index("plain") + 1]) / DURATION_S}
+
+
 RECOMPUTE = {
+    "openssl-speed": openssl_speed,
+    "7zip": seven_zip,
+    "xz": compression,
+    "pixz": compression,
     "sysbench-cpu": sysbench_cpu,
     "sysbench-memory": sysbench_memory,
     "perf-sched-pipe": perf,

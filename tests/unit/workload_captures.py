@@ -11,6 +11,8 @@ from bench.model import Completed, Envelope
 from bench.registry import find_workloads
 
 DATA = Path(__file__).parents[1] / "data"
+DURATION_S = 2.5
+"""How long the captured commands are said to have taken, on the host's clock."""
 WORKLOADS = {name: kind() for name, kind in find_workloads().loaded.items() if kind.__module__.startswith("workloads.")}
 
 
@@ -38,7 +40,7 @@ def envelope(cpus: int = 1, memory_bytes: int = 512 * 2**20, scratch_bytes: int 
 
 
 def completed(stdout: bytes, stderr: bytes = b"", returncode: int | None = 0, argv: Any = ("tool",)) -> Completed:
-    return Completed(tuple(argv), returncode, None, stdout, stderr, 1.0, 2.0)
+    return Completed(tuple(argv), returncode, None, stdout, stderr, 1.0, 1.0 + DURATION_S)
 
 
 def load(tool: str, name: str) -> Capture:
@@ -49,11 +51,7 @@ def load(tool: str, name: str) -> Capture:
 @functools.cache
 def captures(workload: str | None = None) -> list[Capture]:
     """Every capture of the built-in workloads' tools, or of one workload's measured command."""
-    found = [
-        load(path.parent.name, path.stem)
-        for tool in ("sysbench-1.0.20", "fio-3.33", "perf-6.1.192", "stress-ng-0.15.06")
-        for path in sorted((DATA / tool).glob("*.toml"))
-    ]
+    found = [load(path.parent.name, path.stem) for path in sorted(DATA.glob("*/*.toml"))]
     return [capture for capture in found if workload in (None, capture.header.get("workload"))]
 
 

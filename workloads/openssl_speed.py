@@ -1,0 +1,108 @@
+"""``openssl speed`` 3: ciphers and hashes over a buffer in memory, RSA signatures, one process a CPU.
+
+Of its forms the one for machines is taken (``-mr``), which has all digits. ``-elapsed``, because it would divide by
+its own CPU time else, from which the time that a hypervisor or a neighbour took is missing.
+"""
+
+import re
+from decimal import Decimal
+from typing import Literal
+
+import msgspec
+
+from bench.interfaces import Workload
+from bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from bench.units import Unit, parse_size
+from workloads.output import one_match, positive, read_output, refuse
+from workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
+
+_TOOL = "openssl speed"
+_WHOLE = re.compile(r"\A(?:(?:Forked child|Got:) [^\n]*\n)+\+F[^\n]*\n*\Z", re.ASCII)
+_LINES = re.MULTILINE | re.ASCII
+_FORKED = re.compile(r"^Forked child \d+$", _LINES)
+_DATA = r"\+F:\d{1,3}:[A-Za-z0-9-]+:(?P<first>\d{1,15}\.\d\d)"
+_KEYS = r"\+F2:\d{1,3}:\d{4,5}:(?P<first>\d{1,15}\.\d{6}):(?P<second>\d{1,15}\.\d{6})"
+_RSA = "rsa"
+
+
+class OpensslSpeed(Workload):
+    """What the processor's instructions for cryptography give, and big-number arithmetic for RSA.
+
+    No system calls and no memory beyond the caches: a guest or a container should cost next to nothing, unless it is
+    not shown the instructions (a guest's CPU model) or is not given the CPU.
+    """
+
+    name = "openssl-speed"
+    summary = "cryptography: AES-GCM, SHA-2 or RSA in memory, one process a CPU"
+    packages = ("openssl",)
+    licence = "Apache-2.0"
+    category = Category.CPU
+    fixed_time = True
+    metrics = (
+        Metric(
+            "data.bandwidth",
+            Unit.BYTES_PER_SECOND,
+            Direction.HIGHER,
+            "Bytes that all processes together encrypted or hashed in a second.",
+        ),
+        Metric(
+            "sign.operations_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Signatures with the private key that all processes together made in a second.",
+        ),
+        Metric(
+            "verify.operations_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Signatures that all processes together verified with the public key in a second.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``block_size`` is of one call of a cipher or a hash; RSA signs for ``runtime_s``, then verifies."""
+
+        algorithm: Literal[
+            "aes-128-gcm", "aes-256-gcm", "chacha20-poly1305", "rsa2048", "rsa4096", "sha256", "sha512"
+        ] = "aes-256-gcm"
+        block_size: Size = "16KiB"
+        runtime_s: WholeSeconds = 1
+
+        def __post_init__(self) -> None:
+            bounded_size("block_size", self.block_size, 16, 64 * 2**20)
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """One process on each CPU of ``envelope``, each with buffers of its own."""
+        options = ("-mr", "-elapsed", "-seconds", str(params.runtime_s), "-multi", str(len(envelope.cpus)))
+        if params.algorithm.startswith(_RSA):
+            what: tuple[str, ...] = (params.algorithm,)
+        else:
+            what = ("-bytes", str(parse_size(params.block_size)), "-evp", params.algorithm)
+        timeout_s = 2 * self.duration_s(params) + START_MARGIN_S
+        return Commands(Command(("openssl", "speed", *options, *what), timeout_s=timeout_s))
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The totals as printed; they have to be the sums of what each process is printed to have done."""
+        text = read_output(_TOOL, completed)
+        one_match(_TOOL, "the whole report", _WHOLE, text)
+        form = _KEYS if "\n+F2:" in text else _DATA
+        total = one_match(_TOOL, "the total", re.compile(rf"^{form}$", _LINES), text)
+        children = list(re.finditer(rf"^Got: {form} from \d+$", text, _LINES))
+        if len(children) != len(_FORKED.findall(text)):
+            refuse(_TOOL, "not every process is there once", text)
+        for place in total.groupdict():
+            # Each figure is rounded by itself.
+            allowed = (len(children) + 1) * Decimal("0.01")
+            if abs(sum(Decimal(child[place]) for child in children) - Decimal(total[place])) > allowed:
+                refuse(_TOOL, f"{total[place]} is not the sum over the processes", text)
+        if form is _DATA:
+            return [Measurement("data.bandwidth", positive(_TOOL, "the bandwidth", total["first"], text))]
+        return [
+            Measurement("sign.operations_per_second", positive(_TOOL, "the rate of signing", total["first"], text)),
+            Measurement("verify.operations_per_second", positive(_TOOL, "of verifying", total["second"], text)),
+        ]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time, twice for RSA: openssl stops by its clock."""
+        return float(params.runtime_s * (2 if params.algorithm.startswith(_RSA) else 1))
