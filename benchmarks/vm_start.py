@@ -1,14 +1,18 @@
-"""How long the vm backend takes until a guest can execute, beside the same guest started by hand.
+"""How long the vm backend takes until a guest can execute, beside the same guest started by hand, and a naive one.
 
-The two take turns in one process, in random order. Ours is the timeline's requested to ready. By hand is
+The three take turns in one process, in random order. Ours is the timeline's requested to ready. By hand is
 `qemu-system-x86_64` with the same kernel, initramfs, disks, devices and CPUs, from its start until its guest agent has
-answered and its init has finished; its scratch disk is copied before the clock starts.
+answered and its init has finished; its scratch disk is copied before the clock starts. The naive guest is that of
+naive_guest.py, until it answers.
 
-    python benchmarks/vm_start.py [--image NAME] [--rounds N] [--json]
+    python benchmarks/vm_start.py [--image NAME] [--rounds N] [--busybox PATH] [--json]
 
-Needs root, QEMU, libvirt and an image (`tare image build`). Leaves nothing behind; what a killed run left is removed
-at the next. With --json, `ratios` maps `qemu-by-hand` to our median over its; `teardown_s` is our median from asked
-to gone, `resident_bytes` what our QEMU holds when the guest is ready, with a guest of 256 MiB.
+Needs root, QEMU, libvirt, a static busybox and an image (`tare image build`). Leaves nothing behind; what a killed run
+left is removed at the next. With --json, `ratios` maps `qemu-by-hand` and `naive` to our median over theirs;
+`libvirt_s` is by how much our guest's first instruction comes later than by hand, which is what libvirt costs, with
+the cgroup, folders and scratch disk that we make; `teardown_s` is our median from asked to process gone, `release_s`
+from there until libvirt knew and nothing was left, `resident_bytes` what our QEMU holds when the guest is ready, with a
+guest of 256 MiB.
 """
 
 import argparse
@@ -24,7 +28,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from naive_guest import NaiveGuest
 
 from backends.cgroups.footprint import parse_rollup
 from backends.vm.backend import VirtualMachine
@@ -54,10 +60,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", default="", help="name or digest of the image (default: the newest)")
     parser.add_argument("--rounds", type=int, default=12, help="starts of each kind (default 12)")
+    parser.add_argument("--busybox", type=Path, help="a static busybox (default: the one in PATH)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     try:
-        result = measure(arguments.image, max(2, arguments.rounds))
+        result = measure(arguments.image, max(2, arguments.rounds), arguments.busybox or require_tool("busybox"))
     except TareError as error:
         print(f"vm_start: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -66,13 +73,16 @@ def main() -> int:
         return ExitCode.OK
     for name, median in result["medians_s"].items():
         print(f"{name:13} {median:7.3f} s")
-    print(f"vm / qemu-by-hand: {result['ratios']['qemu-by-hand']:.3f} ({result['accel']}: {result['accel_reason']})")
-    print(f"teardown {result['teardown_s'] * 1e3:.0f} ms, resident {result['resident_bytes'] / 2**20:.0f} MiB")
+    for name, ratio in result["ratios"].items():
+        print(f"vm / {name}: {ratio:.3f}")
+    print(f"{result['accel']}: {result['accel_reason']}")
+    print(f"libvirt {result['libvirt_s'] * 1e3:.0f} ms, teardown {result['teardown_s'] * 1e3:.0f} ms", end=", ")
+    print(f"release {result['release_s'] * 1e3:.0f} ms, resident {result['resident_bytes'] / 2**20:.0f} MiB")
     return ExitCode.OK
 
 
-def measure(reference: str, rounds: int) -> dict[str, Any]:
-    """Alternate the two and compare. Raises TareError."""
+def measure(reference: str, rounds: int, busybox: Path) -> dict[str, Any]:
+    """Alternate the three and compare. Raises TareError."""
     clean(BASE / "ledger")
     folder = BASE / str(os.getpid())
     envelope = Envelope((max(os.sched_getaffinity(0)),), MEMORY_BYTES, SCRATCH_BYTES, PIDS_MAX)
@@ -85,29 +95,35 @@ def measure(reference: str, rounds: int) -> dict[str, Any]:
         stack.callback(backend.close)
         facts = backend.prepare(image, envelope).facts
         by_hand = ByHand(ledger, folder, image, envelope, facts["accel"])
-        times: dict[str, list[float]] = {"vm": [], "qemu-by-hand": []}
-        teardowns, resident = [], []
+        naive = NaiveGuest(
+            ledger, folder, image, cpus=envelope.cpus, memory_bytes=envelope.memory_bytes, busybox=busybox
+        )
+        times: dict[str, list[float]] = {"vm": [], "qemu-by-hand": [], "naive": []}
+        ours: list[Ours] = []
+        first_by_hand: list[float] = []
         for number in range(rounds):
             kinds = list(times)
             random.shuffle(kinds)
             for kind in kinds:
                 if kind == "vm":
-                    took, teardown, held = start_ours(
-                        backend, InstanceSpec(f"start-{os.getpid()}-{number}", image, envelope)
-                    )
-                    teardowns.append(teardown)
-                    resident.append(held)
+                    ours.append(start_ours(backend, InstanceSpec(f"start-{os.getpid()}-{number}", image, envelope)))
+                    took = ours[-1].ready_s
+                elif kind == "qemu-by-hand":
+                    first, took = by_hand.start()
+                    first_by_hand.append(first)
                 else:
-                    took = by_hand.start()
+                    took = naive.start(facts["accel"])
                 times[kind].append(took)
     with contextlib.suppress(OSError):  # somebody else's benchmark may be using them
         (BASE / "ledger").rmdir()
         BASE.rmdir()
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first warms caches
     return {
-        "ratios": {"qemu-by-hand": medians["vm"] / medians["qemu-by-hand"]},
-        "teardown_s": statistics.median(teardowns),
-        "resident_bytes": round(statistics.median(resident)),
+        "ratios": {name: medians["vm"] / medians[name] for name in ("qemu-by-hand", "naive")},
+        "libvirt_s": statistics.median(one.init_s for one in ours[1:]) - statistics.median(first_by_hand[1:]),
+        "teardown_s": statistics.median(one.gone_s for one in ours),
+        "release_s": statistics.median(one.release_s for one in ours),
+        "resident_bytes": round(statistics.median(one.resident_bytes for one in ours)),
         "accel": facts["accel"],
         "accel_reason": facts["accel_reason"],
         "medians_s": medians,
@@ -115,17 +131,32 @@ def measure(reference: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def start_ours(backend: VirtualMachine, spec: InstanceSpec) -> tuple[float, float, int]:
-    """One start by the backend: seconds to ready, seconds to stop, resident bytes of its QEMU."""
+class Ours(NamedTuple):
+    """One start by the backend, in seconds, and what its QEMU held.
+
+    To its init and to ready; from asked to stop until its process was gone, and from there until all was released.
+    """
+
+    init_s: float
+    ready_s: float
+    gone_s: float
+    release_s: float
+    resident_bytes: int
+
+
+def start_ours(backend: VirtualMachine, spec: InstanceSpec) -> Ours:
+    """Start and stop one guest."""
     with backend.start(spec) as instance:
         assert isinstance(instance, VmInstance)
         held = parse_rollup(Path(f"/proc/{instance.pid}/smaps_rollup").read_text())["Rss"]
-    timeline = instance.timeline
-    took = timeline.between(Phase.REQUESTED, Phase.READY)
-    teardown = timeline.between(Phase.STOP_REQUESTED, Phase.STOPPED)
-    assert took is not None
-    assert teardown is not None
-    return took, teardown, held
+    marks = instance.timeline.marks
+    return Ours(
+        marks[Phase.FIRST_INSTRUCTION] - marks[Phase.REQUESTED],
+        marks[Phase.READY] - marks[Phase.REQUESTED],
+        marks[Phase.PROCESS_GONE] - marks[Phase.STOP_REQUESTED],
+        marks[Phase.STOPPED] - marks[Phase.PROCESS_GONE],
+        held,
+    )
 
 
 class ByHand:
@@ -142,8 +173,11 @@ class ByHand:
         self._template = self._folder / "template.raw"
         make_scratch_template(self._template, envelope.scratch_bytes)
 
-    def start(self) -> float:
-        """Seconds from QEMU's start until the agent has answered and init has finished. Raises TareError."""
+    def start(self) -> tuple[float, float]:
+        """Seconds from QEMU's start until init began, and until it had finished and the agent has answered.
+
+        Raises TareError.
+        """
         scratch = self._folder / "scratch.raw"
         scratch.unlink(missing_ok=True)
         copy_sparse(self._template, scratch)
@@ -164,7 +198,8 @@ class ByHand:
             environment = {**os.environ, MARKER_VARIABLE: marker}
             process = stack.enter_context(Popen(argv, env=environment, stdin=DEVNULL, stdout=DEVNULL))
             stack.callback(process.kill)
-            return await_ready(stack, listeners, began + DEADLINE_S) - began
+            first, ready = await_ready(stack, listeners, began + DEADLINE_S)
+            return first - began, ready - began
 
     def _options(self, scratch: Path) -> list[str]:
         cpu = "host,migratable=off" if self._accel == "kvm" else "max"
@@ -196,8 +231,11 @@ def cached(mode: DiskMode) -> str:
     return f"cache={mode.cache},aio={mode.io},werror=report,rerror=report"
 
 
-def await_ready(stack: contextlib.ExitStack, listeners: dict[str, socket.socket], deadline: float) -> float:
-    """When (monotonic) the agent had answered and init had finished. Raises TareError."""
+def await_ready(
+    stack: contextlib.ExitStack, listeners: dict[str, socket.socket], deadline: float
+) -> tuple[float, float]:
+    """When (monotonic) init began, and when the agent had answered and init had finished. Raises TareError."""
+    first = None
     console, agent, _ = [accept(stack, listener, deadline) for listener in listeners.values()]
     agent.sendall(b'{"execute":"guest-ping"}\n')
     said = {console: b"", agent: b""}
@@ -208,7 +246,10 @@ def await_ready(stack: contextlib.ExitStack, listeners: dict[str, socket.socket]
             raise TareError(f"the guest by hand did not start: {said[console].decode(errors='replace')[-2000:]}")
         for connection, chunk in chunks.items():
             said[connection] += chunk
-    return time.monotonic()
+        if first is None and b"tare: init" in said[console]:
+            first = time.monotonic()
+    assert first is not None
+    return first, time.monotonic()
 
 
 def accept(stack: contextlib.ExitStack, listener: socket.socket, deadline: float) -> socket.socket:

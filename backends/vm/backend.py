@@ -51,7 +51,7 @@ class VirtualMachine(Backend):
     summary = "guests through libvirt (QEMU; KVM where it works, else emulated)"
     Options = VmOptions
     minimum_memory_bytes: ClassVar[int] = 96 * 2**20
-    concurrent_starts: ClassVar[int] = 16
+    concurrent_starts: ClassVar[int] = 32
 
     def __init__(self, context: BackendContext) -> None:
         super().__init__(context)

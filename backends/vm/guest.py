@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from bench.model import Envelope, Image, InstanceSpec, Phase, StartTimeline
 
 BOOT_DEADLINE_S = 90.0
-"""From QEMU's existence to the last mark of init. Under emulation on a busy host a boot takes some 10 s."""
+"""From asking libvirt for a guest to the last mark of init, for each guest that a CPU of its envelope starts meanwhile.
+Under emulation on a busy host a boot takes some 10 s."""
 AGENT_DEADLINE_S = 30
 KILL_DEADLINE_S = 20.0
 
@@ -96,8 +98,9 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
             guest = _describe(ground, spec, scratch, watch, cgroup, marker)
             failure = _failure_of(ground, watch, guest)
             try:
-                domain = stack.enter_context(_start_domain(ground, guest, watch, failure))
-                _await_ready(domain, watch, timeline, failure)
+                with _crowd.joined():
+                    domain = stack.enter_context(_start_domain(ground, guest, watch, failure))
+                    _await_ready(domain, watch, timeline, len(spec.envelope.cpus), failure)
                 stopping = make_stopping(ground.options.stop, domain, watch)
                 yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping)
                 timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
@@ -204,15 +207,50 @@ def _start_domain(
         yield running
 
 
-def _await_ready(domain: Domain, watch: Watch, timeline: StartTimeline, failure: Callable[[str], BackendError]) -> None:
+class Crowd:
+    """How many guests are being started at the same time, by all threads, and how long that lets a start take."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._starting = 0
+        self._most = 0
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Be counted meanwhile."""
+        with self._lock:
+            self._starting += 1
+            self._most = max(self._most, self._starting)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._starting -= 1
+                if not self._starting:
+                    self._most = 0
+
+    def deadline_s(self, cpus: int) -> float:
+        """Seconds that a start may take now: in proportion to the most that shared ``cpus`` CPUs since the first."""
+        with self._lock:
+            return BOOT_DEADLINE_S * max(1.0, self._most / cpus)
+
+
+_crowd = Crowd()
+
+
+def _await_ready(
+    domain: Domain, watch: Watch, timeline: StartTimeline, cpus: int, failure: Callable[[str], BackendError]
+) -> None:
     """Wait for every phase of a start and mark it. Raises BackendError with the console's last lines."""
-    deadline = time.monotonic() + BOOT_DEADLINE_S
+    began = time.monotonic()
 
     def ready() -> bool:
         return "ready" in watch.marks and watch.agent_connected and watch.command_port is not None
 
-    if not watch.wait(ready, deadline):
-        raise failure(f"the guest did not start: {_why_not(watch)}")
+    # Others may be asked for while this one is waited for, and slow it down from then on.
+    while not watch.wait(ready, began + (allowed_s := _crowd.deadline_s(cpus))):
+        if watch.failure is not None or time.monotonic() >= began + _crowd.deadline_s(cpus):
+            raise failure(f"the guest did not start: {_why_not(watch, allowed_s)}")
     try:
         domain.ask_agent("guest-ping", timeout_s=AGENT_DEADLINE_S)
     except BackendError as error:
@@ -226,7 +264,7 @@ def _await_ready(domain: Domain, watch: Watch, timeline: StartTimeline, failure:
     timeline.splits["guest.init"] = last.guest_s - init.guest_s
 
 
-def _why_not(watch: Watch) -> str:
+def _why_not(watch: Watch, allowed_s: float) -> str:
     """Why a guest is not ready: what failed, or what had not come when the time was up."""
     if watch.gone and not watch.console_tail():
         return _RESET
@@ -238,7 +276,7 @@ def _why_not(watch: Watch) -> str:
         what = "its init did not finish"
     else:
         what = "its guest agent did not open its port"
-    return f"{what} within {BOOT_DEADLINE_S:g} s"
+    return f"{what} within {allowed_s:g} s"
 
 
 def _failure_of(ground: Ground, watch: Watch, guest: Guest) -> Callable[[str], BackendError]:

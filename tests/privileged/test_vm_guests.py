@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -138,9 +139,12 @@ def test_the_timeline_is_whole_and_agrees_with_the_guest(live):
     assert 0 < splits["guest.init"] < live.timeline.between(Phase.FIRST_INSTRUCTION, Phase.READY) + 0.05
 
 
-def test_output_larger_than_the_guest_agent_can_carry(live):
-    done = live.execute(shell("head -c 20000000 /dev/zero; echo end >&2"))
-    assert (len(done.stdout), done.stderr) == (20_000_000, b"end\n")
+def test_a_hundred_megabytes_there_and_back(live):
+    """More than the guest agent can carry, and than fits into the guest twice: each way waits for the other."""
+    content = os.urandom(2**20) * 100
+    done = live.execute(Command(("cat",), stdin=content, timeout_s=120))
+    assert (done.returncode, len(done.stdout)) == (0, len(content))
+    assert done.stdout == content
 
 
 def test_guest_and_host_agree_on_a_duration(live):
@@ -298,6 +302,19 @@ def test_a_full_disk_under_the_guest_is_an_error_inside(ledger, cache, image, tm
     finally:
         run(["umount", str(tmp_path)], timeout_s=10)
     assert "scratch_disk" in description.facts
+
+
+def test_guests_that_start_together_all_answer(guests):
+    asked = [guests.start(cpus=CPUS) for _ in range(4)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(asked)) as pool:
+        started = list(pool.map(lambda one: one.__enter__(), asked))
+        for one in asked:
+            stack.push(one)
+        for number, instance in enumerate(started):
+            assert instance.execute(Command(("echo", str(number)))).stdout == f"{number}\n".encode()
+        for instance in started:
+            instance.end()
+    assert [pid for pid in (instance.pid for instance in started) if Path(f"/proc/{pid}").exists()] == []
 
 
 def test_a_guest_that_is_asked_powers_off_by_itself(ledger, cache, image, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a guest's console and its QEMU tell, and how it is stamped."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.vm.connection import parse_log
-from backends.vm.guest import _remedy, _why_not
+from backends.vm.guest import BOOT_DEADLINE_S, Crowd, _remedy, _why_not
 from backends.vm.watch import Mark, Watch, parse_line, start_watch
 
 DATA = Path(__file__).parents[1] / "data"
@@ -69,16 +70,16 @@ def test_the_first_failure_is_the_one_that_counts(told):
 
 def test_a_silent_end_is_named(told):
     told.on_gone(2.0)
-    assert "before the kernel had said anything" in _why_not(told)
-    assert "more memory" in _remedy(_why_not(told), "")
+    assert "before the kernel had said anything" in _why_not(told, 90.0)
+    assert "more memory" in _remedy(_why_not(told, 90.0), "")
 
 
 def test_what_did_not_come_is_named(told):
-    assert "did not reach user space" in _why_not(told)
+    assert "did not reach user space" in _why_not(told, 90.0)
     told.on_console(b"tare: init 1.0\n", 1.0)
-    assert "init did not finish" in _why_not(told)
+    assert "init did not finish" in _why_not(told, 90.0)
     told.on_console(b"tare: ready 1.0\n", 1.0)
-    assert "did not open its port" in _why_not(told)
+    assert "did not open its port" in _why_not(told, 90.0)
 
 
 @pytest.mark.parametrize("line", ["", "hello", "tare:", "tare: init", "tare: init x", "not tare: init 1.0"])
@@ -101,6 +102,19 @@ def test_the_tail_is_bounded(told):
     tail = told.console_tail().splitlines()
     assert tail[-2:] == ["line 999", "unfinished"]
     assert len(tail) <= 41
+
+
+def test_those_that_start_together_are_given_time_together():
+    crowd = Crowd()
+    with contextlib.ExitStack() as others:
+        with crowd.joined():
+            assert crowd.deadline_s(1) == BOOT_DEADLINE_S
+            for _ in range(19):
+                others.enter_context(crowd.joined())
+            assert (crowd.deadline_s(1), crowd.deadline_s(2)) == (20 * BOOT_DEADLINE_S, 10 * BOOT_DEADLINE_S)
+        assert crowd.deadline_s(1) == 20 * BOOT_DEADLINE_S, "those that are ready still compete for the CPU"
+    with crowd.joined():
+        assert crowd.deadline_s(1) == BOOT_DEADLINE_S
 
 
 def test_a_process_is_followed_from_birth_to_end(tmp_path):
