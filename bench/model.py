@@ -176,12 +176,14 @@ class Service(Struct, frozen=True):
     """A program that the measured command talks to, and that runs beside it until its instance ends.
 
     ``command`` stays in the foreground, listens on ``SERVER``, and gets no standard input. ``ready`` ends with exit
-    status 0 as soon as the service answers: it waits for that by itself, within its own timeout.
+    status 0 as soon as the service answers: it waits for that by itself, within its own timeout. For ``ready_within_s``
+    it is run again, as long as the service runs: one that ended at once is told of at once.
     """
 
     name: str
     command: Command
     ready: Command
+    ready_within_s: float = 0.0
 
 
 class Commands(Struct, frozen=True):

@@ -22,6 +22,8 @@ class Unit(StrEnum):
     OPERATIONS_PER_SECOND = "1/s"
     COUNT = "1"
     RATIO = "ratio"
+    SHARE = "share"
+    """A part of a whole, from 0 to 1, shown in per cent."""
 
 
 _SIZE = re.compile(r"(?P<number>\d{1,30}(?:\.\d{1,30})?)\s*(?P<prefix>[KMGT]i)?B?", re.ASCII)
@@ -83,7 +85,7 @@ def _scales() -> Iterator[tuple[str, Scale]]:
         yield name, Scale(Unit.OPERATIONS_PER_SECOND, exponent)
     yield "1", Scale(Unit.COUNT)
     yield "ratio", Scale(Unit.RATIO)
-    yield "%", Scale(Unit.RATIO, -2)
+    yield "%", Scale(Unit.SHARE, -2)
 
 
 SCALES = dict(_scales())
@@ -142,6 +144,9 @@ def format_value(value: float, unit: Unit) -> str:
             return _thousands(value)
         case Unit.RATIO:
             return f"{_significant(value)}×"
+        case Unit.SHARE:
+            percent = value * 100
+            return f"{_significant(percent)} %" if math.isfinite(percent) else "–"
 
 
 def _significant(value: float) -> str:

@@ -72,6 +72,8 @@ def display_scale(unit: Unit, typical: float) -> Scale:
             steps = ((2.0**30, "GiB/s"), (2.0**20, "MiB/s"), (2.0**10, "KiB/s"), (1.0, "bytes/s"))
         case Unit.OPERATIONS_PER_SECOND:
             steps = ((1e6, "million per second"), (1e3, "thousand per second"), (1.0, "per second"))
+        case Unit.SHARE:
+            steps = ((0.01, "%"),)
         case _:
             steps = ((1.0, "ratio" if unit is Unit.RATIO else "count"),)
     size = abs(typical)

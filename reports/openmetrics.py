@@ -29,6 +29,7 @@ _UNITS = {
     Unit.OPERATIONS_PER_SECOND: "per_second",
     Unit.COUNT: "",
     Unit.RATIO: "ratio",
+    Unit.SHARE: "ratio",
 }
 _OWN = ("tare_run", "tare_failed_instances", "tare_claim", "tare_comparison", "tare_verdict")
 _RESERVED = ("_total", "_created", "_count", "_sum", "_bucket", "_info", "_gcount", "_gsum")

@@ -12,7 +12,7 @@ from reports.foreign import one_line
 _WIDE = 0.1
 """An interval this wide, relative to its centre, supports two digits."""
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
-_COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO)
+_COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO, Unit.SHARE)
 _MARKS = {"faster": "↑", "slower": "↓", "more": "↑", "less": "↓", "better": "↑", "worse": "↓", "equivalent": "="}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from bench.errors import WorkloadError
+from bench.errors import ParseError, WorkloadError
 from bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
 from bench.experiments.work import Work
 from bench.interfaces import Instance, Workload
@@ -96,7 +96,11 @@ class Steady(Experiment):
                     _record_cost(run, before, [one.usage() for one in counted], iteration)
                     if stolen is not None and (now := _total(one.guest_steal_s() for one in counted)) is not None:
                         run.record(STEAL, now - stolen, iteration=iteration)
-                    _record_iteration(run, workload, completed, iteration, raw)
+                    try:
+                        _record_iteration(run, workload, completed, iteration, raw)
+                    except ParseError:
+                        work.check()
+                        raise
                 work.end()
                 record_span(run, START, instance.timeline, Phase.REQUESTED, Phase.READY)
                 record_known(run, MEMORY_PEAK, _total([one.usage().memory_peak_bytes for one in counted]))

@@ -1,5 +1,6 @@
 """A workload made ready in its instance: set up, its services answering, what it wants loaded there."""
 
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -55,12 +56,25 @@ class Work:
         command = _addressed(service.command, self._bind_address)
         program = Background(self._serving, what, service.name, command)
         try:
-            self._run.execute(self._instance, self._addressed(service.ready), f"ready-{service.name}")
+            self._await(service, program)
         except WorkloadError as error:
             how = "did not become ready" if program.is_alive() else "ended before it was ready"
             evidence = "\n".join(part for part in (program.said(), error.evidence) if part)
             raise WorkloadError(f"{what} {how}: {error.message}", remedy=error.remedy, evidence=evidence) from error
         self._services.append((service, program))
+        self.check()  # something else may answer on its port
+
+    def _await(self, service: Service, program: Background) -> None:
+        ready = self._addressed(service.ready)
+        deadline = time.monotonic() + service.ready_within_s
+        while True:
+            try:
+                self._run.execute(self._instance, ready, f"ready-{service.name}")
+            except WorkloadError:
+                if time.monotonic() >= deadline or not program.is_alive():
+                    raise
+            else:
+                return
 
     def _execute(self, command: Command, role: str) -> tuple[Completed, str]:
         try:

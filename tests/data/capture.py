@@ -4,13 +4,14 @@ Run as root: ``python tests/data/capture.py ROOTFS SCRATCH [PACKAGE ...]`` with 
 (``tare image list``) and an empty folder on a disk; of all packages, or of those named. Each command runs as its
 workload builds it, in a chroot over a temporary overlay in a mount namespace of its own. Written are
 ``<tool>-<version>/<name>.stdout``, byte by byte, and beside it ``<name>.toml`` with the command line, how it ended and
-what it said on stderr.
+what it said on stderr. A workload's services run beside it, in a network namespace with nothing but lo.
 """
 
 import errno
 import functools
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,15 @@ from pathlib import Path
 import msgspec
 import pyseccomp
 
-from bench.model import Command, Envelope
+from bench.model import SERVER, Command, Commands, Envelope
+from bench.network_path import LOOPBACK
 from bench.registry import find_workloads
 
 HERE = Path(__file__).parent
 
 INSIDE = """
 set -e
+ip link set lo up
 stage=$(mktemp -d)
 trap 'umount -l "$stage"; rmdir "$stage"' EXIT
 mount -t tmpfs tmpfs "$stage"
@@ -151,6 +154,18 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
     ),
 }
 
+CAPTURES["iperf3"] = (
+    "iperf3",
+    [
+        ("tcp-send", {}, 1),
+        ("tcp-receive-2-streams", {"direction": "receive", "streams": 2}, 2),
+        ("tcp-send-4-streams-cubic", {"streams": 4, "congestion": "cubic"}, 1),
+        ("udp-send", {"protocol": "udp"}, 1),
+        ("udp-send-lossy", {"protocol": "udp", "streams": 2, "offered_per_s": "1GiB"}, 1),
+        ("udp-receive-lossy", {"protocol": "udp", "direction": "receive", "offered_per_s": "1GiB"}, 2),
+    ],
+)
+
 # Real outputs that are no measurement: (package, name, argv)
 REFUSED: list[tuple[str, str, tuple[str, ...]]] = [
     ("sysbench", "refused-bad-option", ("sysbench", "cpu", "--time=0.5", "run")),
@@ -189,6 +204,7 @@ REFUSED: list[tuple[str, str, tuple[str, ...]]] = [
     ("openssl", "refused-unknown-cipher", words("openssl speed -mr -elapsed -seconds 1 -multi 1 -evp nonsense")),
     ("7zip", "refused-one-method", words("7zz b -mmt1 -mm=CRC32 -mtime=1")),
     ("stress-ng", "refused-log-only", ("stress-ng", "--cpu", "1", "--timeout", "1s", "--metrics")),
+    ("iperf3", "refused-no-server", words("iperf3 --client 127.0.0.1 --time 1 --json")),
     (
         "stress-ng",
         "refused-two-stressors",
@@ -230,11 +246,28 @@ def deny(call: str) -> None:
     filters.load()
 
 
+def served(commands: Commands) -> Command:
+    """The measured command, beside the services that it needs."""
+    script = ""
+    for service in commands.services:
+        started, ready = shlex.join(service.command.argv), shlex.join(service.ready.argv)
+        script += f"{started} >/dev/null 2>&1 & {ready} >/dev/null || exit; "
+    script += f"exec {shlex.join(commands.measured.argv)}"
+    return msgspec.structs.replace(commands.measured, argv=("sh", "-c", script.replace(SERVER, LOOPBACK)))
+
+
 def run(rootfs: Path, scratch: Path, command: Command, denied: str = "") -> subprocess.CompletedProcess[bytes]:
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ROOTFS": str(rootfs), "SCRATCH": str(scratch)}
     environment["FOLDER"] = command.cwd
     return subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "bash", "-c", INSIDE, "inside", *command.argv],
+        [
+            *words("unshare --mount --net --pid --fork --kill-child --propagation private"),
+            "bash",
+            "-c",
+            INSIDE,
+            "inside",
+            *command.argv,
+        ],
         env=environment,
         input=command.stdin,
         capture_output=True,
@@ -286,7 +319,7 @@ def main() -> None:
             commands = workload.commands(msgspec.convert(given, workload.Params), envelope)
             for command in commands.setup:
                 run(rootfs, scratch, command).check_returncode()
-            done = run(rootfs, scratch, commands.measured)
+            done = run(rootfs, scratch, served(commands))
             for command in commands.teardown:
                 run(rootfs, scratch, command).check_returncode()
             header = {"package": f"{package} {version}", "argv": commands.measured.argv, "workload": workload_name}

@@ -155,6 +155,8 @@ def test_durations_for_people(value: float, shown: str) -> None:
         (12.345, Unit.COUNT, "12.3"),
         (1.8571, Unit.RATIO, "1.86×"),
         (0.0, Unit.COUNT, "0"),
+        (0.01234, Unit.SHARE, "1.23 %"),
+        (0.0, Unit.SHARE, "0 %"),
         (math.nan, Unit.BYTES_PER_SECOND, "–"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from bench.errors import BackendError, WorkloadError
@@ -63,13 +64,14 @@ def test_everything_runs_in_one_instance_over_loopback() -> None:
         ("a", "lay-out"),
         ("a", "sh"),
         ("a", "ping"),
+        ("a", "sh"),
         ("a", "fill"),
         ("a", "client"),
         ("a", "sh"),
         ("a", "tidy"),
     ]
     assert log[1][-1] == "--bind=127.0.0.1"
-    assert log[2][-1] == log[3][-1] == log[4][-1] == "127.0.0.1"
+    assert log[2][-1] == log[4][-1] == log[5][-1] == "127.0.0.1"
     assert work.measured.argv == ("client", "127.0.0.1")
 
 
@@ -80,11 +82,12 @@ def test_another_instance_serves_at_its_address() -> None:
         ("server", "lay-out"),
         ("server", "sh"),
         ("client", "ping"),
+        ("server", "sh"),
         ("client", "fill"),
         ("client", "client"),
     ]
     assert log[1][-1] == "--bind=10.1.2.3"
-    assert log[4][-1] == "10.1.2.3"
+    assert log[5][-1] == "10.1.2.3"
 
 
 def test_a_server_may_listen_elsewhere_than_where_it_is_reached() -> None:
@@ -92,7 +95,8 @@ def test_a_server_may_listen_elsewhere_than_where_it_is_reached() -> None:
     serving = Recorded("server", log, "10.0.2.2")
     serving.bind_address = "127.0.0.1"
     prepared(Recorded("client", log), serving).measure()
-    assert [entry[-1] for entry in log] == ["lay-out", "--bind=127.0.0.1", "10.0.2.2", "10.0.2.2", "10.0.2.2"]
+    used = [entry[-1] for entry in log if "kill" not in entry[-1]]
+    assert used == ["lay-out", "--bind=127.0.0.1", "10.0.2.2", "10.0.2.2", "10.0.2.2"]
 
 
 def test_a_server_without_a_network_is_refused() -> None:
@@ -124,6 +128,37 @@ def test_a_service_that_ended_is_named_instead_of_what_it_broke(use: Callable[[W
         instance.execute = lambda command: Completed(command.argv, 1, None, b"", b"", 0.0, 1.0)  # type: ignore[method-assign]
     with pytest.raises(WorkloadError, match="the service db ended while it was used"):
         use(work)
+
+
+def test_a_service_is_asked_again_until_it_answers_or_has_ended() -> None:
+    """What is ``ready_within_s`` for: a server that takes its time, and one that gave up at once."""
+    patient = msgspec.structs.replace(
+        SERVED, services=(msgspec.structs.replace(SERVED.services[0], ready_within_s=60),)
+    )
+    log: list[tuple[str, ...]] = []
+    instance = Recorded("a", log)
+    answers = iter([1, 1, 0])
+    plain = instance.execute
+
+    def execute(command: Command) -> Completed:
+        completed = plain(command)
+        return msgspec.structs.replace(completed, returncode=next(answers)) if command.argv == ("ping",) else completed
+
+    instance.execute = execute  # type: ignore[method-assign]
+    Work(Run(), patient, instance)  # type: ignore[arg-type]
+    assert [entry[1] for entry in log].count("ping") == 3
+    answers = iter([1])
+    instance.fails = "kill -0"
+    with pytest.raises(WorkloadError, match="the service db ended before it was ready"):
+        Work(Run(), patient, instance)  # type: ignore[arg-type]
+    assert next(answers, None) is None
+
+
+def test_what_answers_in_place_of_the_service_is_not_taken_for_it() -> None:
+    """Another server has its port: it answers, and ours has ended."""
+    with pytest.raises(WorkloadError, match="the service db ended while it was used") as caught:
+        prepared(Recorded("a", [], fails="kill -0"))
+    assert "Address already in use" in caught.value.evidence
 
 
 def test_what_serves_nothing_cannot_serve_elsewhere() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bench.errors import ParseError
 from bench.interfaces import Workload
 from bench.model import Completed, Measurement
-from tests.unit.workload_captures import WORKLOADS, Capture, completed, identify, load, measured
+from tests.unit.workload_captures import MAY_BE_ZERO, WORKLOADS, Capture, completed, identify, load, measured
 
 # No deadline: the machine is shared, and how long an example takes is not what is tested.
 calm = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
@@ -34,7 +34,8 @@ def attempt(workload: Workload, attempted: Completed) -> list[Measurement] | Non
         return None
     declared = {metric.name for metric in workload.metrics}
     assert found
-    assert all(m.metric in declared and math.isfinite(m.value) and m.value > 0 for m in found)
+    assert all(m.metric in declared and math.isfinite(m.value) for m in found)
+    assert all(m.value > 0 or (m.value == 0 and m.metric in MAY_BE_ZERO) for m in found)
     return found
 
 
@@ -129,6 +130,16 @@ DECISIVE = {
             r'"bins" : \{\s+"\d+" : (\d+)',
         ],
     ),
+    "iperf3": (
+        "udp-send-lossy",
+        [
+            r'"sum_received":(?s:.*)"bits_per_second":\t([^,]+),',
+            *(
+                rf'(?s:.*)"sum":\t{{[^}}]*"end"[^}}]*"{key}":\t([^,]+),'
+                for key in ("jitter_ms", "lost_packets", "packets")
+            ),
+        ],
+    ),
 }
 
 
@@ -181,6 +192,11 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("fio", "fio-3.33", "fio-2.1"),
         ("fio", '"bins" : {\n', '"bins" : {\n "100" : 1,\n'),
         ("fio", '"jobname"', '"name"  : NaN, "jobname"'),
+        ("iperf3", '"num_streams":\t', '"num_streams":\t1'),
+        ("iperf3", '"sum_received":\t{', '"sum_received":\t{"seconds": 9, "seconds_":\t{'),
+        ("iperf3", '"end":\t{', '"error": "interrupted", "end":\t{'),
+        ("iperf3", '"sum_sent":\t{', '"sum_gone":\t{'),
+        ("iperf3", "iperf 3.12", "iperf 2.1"),
     ],
 )
 def test_figures_that_contradict_one_another_are_refused(name: str, old: str, new: str) -> None:

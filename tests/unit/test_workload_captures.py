@@ -10,13 +10,24 @@ from bench.errors import ParseError
 from bench.interfaces import Workload
 from bench.model import SCRATCH
 from bench.units import Unit
-from tests.unit.workload_captures import WORKLOADS, Capture, captures, completed, envelope, identify, load, measured
+from tests.unit.workload_captures import (
+    MAY_BE_ZERO,
+    WORKLOADS,
+    Capture,
+    captures,
+    completed,
+    envelope,
+    identify,
+    load,
+    measured,
+)
 
 EXPECTED = {
     *("7zip", "openssl-speed", "pixz", "sysbench-cpu", "xz"),
     *("sysbench-memory",),
     *("perf-sched-pipe", "perf-syscall", "stress-ng"),
     *("fio",),
+    *("iperf3",),
 }
 
 
@@ -38,7 +49,8 @@ def test_declarations_say_what_a_reader_needs(workload: Workload) -> None:
     for metric in workload.metrics:
         assert re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(\.9)?", metric.name), metric.name
         assert metric.description.endswith(".")
-        assert metric.unit in (Unit.SECOND, Unit.BYTES_PER_SECOND, Unit.OPERATIONS_PER_SECOND)
+        rates_and_times = (Unit.SECOND, Unit.BYTES_PER_SECOND, Unit.OPERATIONS_PER_SECOND)
+        assert metric.unit in rates_and_times or metric.name in MAY_BE_ZERO
 
 
 @pytest.mark.parametrize("capture", measured(), ids=identify)
@@ -49,7 +61,7 @@ def test_a_real_output_gives_declared_finite_positive_values(capture: Capture) -
     assert found
     assert len(set(names)) == len(names)
     assert set(names) <= {metric.name for metric in workload.metrics}
-    assert all(math.isfinite(measurement.value) and measurement.value > 0 for measurement in found)
+    assert all(math.isfinite(one.value) and (one.value > 0 or one.metric in MAY_BE_ZERO) for one in found)
 
 
 @pytest.mark.parametrize("capture", [c for c in captures() if "workload" in c.header], ids=identify)
@@ -147,8 +159,15 @@ def test_known_values_of_one_capture_each() -> None:
     }
     fio = values("fio", load("fio-3.33", "randread-psync"))
     assert (fio["read.iops"], fio["read.latency.p99.9"]) == (9063.936064, 0.008159232)
+    udp = values("iperf3", load("iperf3-3.12", "udp-send-lossy"))
+    assert udp == {"udp.bandwidth": 45682000 / 1.001212, "udp.loss": 27582 / 60212, "udp.jitter": 4.13065970348874e-05}
     memory = values("sysbench-memory", load("sysbench-1.0.20", "memory-write-1-thread"))
     assert memory["memory.bandwidth"] == 17279.37 * 2**20
+
+
+def test_what_iperf3_says_went_wrong_is_the_reason() -> None:
+    with pytest.raises(ParseError, match="iperf3 failed: unable to connect to server: Connection refused"):
+        WORKLOADS["iperf3"].parse(load("iperf3-3.12", "refused-no-server").completed)
 
 
 def test_the_scratch_folder_is_where_files_go() -> None:

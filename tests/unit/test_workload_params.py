@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from bench.errors import SuiteError, WorkloadError
-from bench.model import Commands
+from bench.model import SERVER, Commands
 from bench.registry import Plugins, find_backends
 from bench.suite import resolve_suite
 from bench.units import parse_size
@@ -69,6 +69,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("stress-ng", {"stressor": "CPU"}, "stressor"),
     ("stress-ng", {"stressor": ""}, "stressor"),
     ("stress-ng", {"runtime_s": 3601}, "runtime_s"),
+    ("iperf3", {"protocol": "sctp"}, "protocol"),
+    ("iperf3", {"streams": 0}, "streams"),
+    ("iperf3", {"port": 80}, "port"),
+    ("iperf3", {"offered_per_s": "1GB"}, "offered_per_s"),
+    ("iperf3", {"offered_per_s": "1B"}, "offered_per_s"),
+    ("iperf3", {"datagram_bytes": 70000}, "datagram_bytes"),
 ]
 
 
@@ -121,7 +127,7 @@ def test_defaults_are_short_and_bounded(name: str) -> None:
     assert all(command.timeout_s > 0 for command in (*commands.setup, *commands.teardown))
 
 
-@pytest.mark.parametrize("name", ["sysbench-cpu", "sysbench-memory", "fio", "openssl-speed", "stress-ng"])
+@pytest.mark.parametrize("name", ["sysbench-cpu", "sysbench-memory", "fio", "openssl-speed", "stress-ng", "iperf3"])
 def test_duration_and_timeout_follow_the_run_time(name: str) -> None:
     workload = WORKLOADS[name]
     params = msgspec.convert({"runtime_s": 300}, workload.Params)
@@ -212,6 +218,17 @@ def test_the_corpus_is_the_same_on_every_machine_and_python(tmp_path: Path) -> N
 
 def test_fio_takes_fractions_of_a_second() -> None:
     assert "--runtime=250ms" in build("fio", {"runtime_s": 0.25}).measured.argv
+
+
+def test_iperf3_shares_what_udp_offers_among_its_streams() -> None:
+    commands = build("iperf3", {"protocol": "udp", "streams": 4, "offered_per_s": "1MiB", "direction": "receive"})
+    argv = commands.measured.argv
+    assert argv[argv.index("--bitrate") + 1] == str(2**20 * 8 // 4)
+    assert "--reverse" in argv
+    assert "--congestion" not in argv
+    (service,) = commands.services
+    assert service.command.argv[:4] == ("iperf3", "--server", "--bind", SERVER)
+    assert "--udp" not in build("iperf3").measured.argv
 
 
 def test_an_unknown_stressor_is_answered_with_the_nearest() -> None:

@@ -120,7 +120,25 @@ def compression(text: str) -> dict[str, Decimal | float]:
     return {"compress.bandwidth": int(words[words.index("plain") + 1]) / DURATION_S}
 
 
+def iperf3(text: str) -> dict[str, Decimal | float]:
+    """The blocks at the end are flat: fields are cut out of them without a JSON parser."""
+
+    def last(block: str, key: str) -> Decimal:
+        found = text.rpartition(f'"{block}":')[2].partition("}")[0]
+        return Decimal(found.partition(f'"{key}":')[2].split(",")[0].strip())
+
+    rate = float(last("sum_received", "bits_per_second")) / 8
+    if '"protocol":\t"TCP"' in text:
+        return {"tcp.bandwidth": rate, "tcp.retransmits": last("sum_sent", "retransmits")}
+    return {
+        "udp.bandwidth": rate,
+        "udp.loss": float(last("sum", "lost_packets") / last("sum", "packets")),
+        "udp.jitter": float(last("sum", "jitter_ms")) / 1000,
+    }
+
+
 RECOMPUTE = {
+    "iperf3": iperf3,
     "openssl-speed": openssl_speed,
     "7zip": seven_zip,
     "xz": compression,

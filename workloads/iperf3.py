@@ -1,0 +1,227 @@
+"""iperf3: bytes through TCP, datagrams through UDP, between a client that is measured and a server.
+
+Each side counts for itself, and the client prints both. What is taken is what arrived, by the receiver's clock.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bench.errors import ParseError
+from bench.interfaces import Workload
+from bench.model import (
+    SERVER,
+    Category,
+    Command,
+    Commands,
+    Completed,
+    Direction,
+    Envelope,
+    Measurement,
+    Metric,
+    Service,
+)
+from bench.units import Unit, parse_size
+from workloads.output import excerpt, read_output, refuse
+from workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
+from workloads.services import READY_WITHIN_S, Port, answers
+
+_TOOL = "iperf3"
+_SILENCE_MS = "10000"
+_TCP_WRITE_BYTES = 128 * 1024
+
+# After each test the server closes its listener and opens it again; a client that comes too early is refused, or told
+# that the server is busy: once in a hundred times where iterations follow one another at once.
+_CLIENT = """
+tries=0
+while
+    out=$("$@")
+    status=$?
+    tries=$((tries + 1))
+    case $out in
+        *'"error":'*'busy running a test'* | *'"error":'*'Connection refused'*) [ $tries -lt 20 ] ;;
+        *) false ;;
+    esac
+do sleep 0.05; done
+printf '%s\\n' "$out"
+exit $status
+"""
+
+_Positive = Annotated[float, Meta(gt=0)]
+_Natural = Annotated[int, Meta(ge=0)]
+
+
+class _Start(msgspec.Struct, frozen=True):
+    protocol: Literal["TCP", "UDP"]
+    num_streams: Annotated[int, Meta(ge=1)]
+    reverse: Literal[0, 1]
+
+
+class _Opening(msgspec.Struct, frozen=True):
+    version: Annotated[str, Meta(pattern=r"^iperf 3\.\d+")]
+    test_start: _Start
+
+
+class _Sum(msgspec.Struct, frozen=True):
+    seconds: _Positive
+    bytes: Annotated[int, Meta(gt=0)]
+    bits_per_second: _Positive
+    retransmits: _Natural | None = None
+
+
+class _Datagrams(msgspec.Struct, frozen=True):
+    jitter_ms: _Positive
+    lost_packets: _Natural
+    packets: Annotated[int, Meta(gt=0)]
+    lost_percent: Annotated[float, Meta(ge=0, lt=100)]
+
+
+class _Ending(msgspec.Struct, frozen=True):
+    sum_sent: _Sum
+    sum_received: _Sum
+    streams: list[Any]
+    sum: _Datagrams | None = None
+
+
+class _Report(msgspec.Struct, frozen=True):
+    start: _Opening
+    end: _Ending
+
+
+class Iperf3(Workload):
+    """Throughput of the path between the client and its server. One stream is one connection, served by one thread."""
+
+    name = "iperf3"
+    summary = "network throughput: TCP, or UDP at a given rate, between a client and its server"
+    packages = ("iperf3",)
+    licence = "BSD-3-Clause"
+    category = Category.NETWORK
+    fixed_time = True
+    metrics = (
+        Metric(
+            "tcp.bandwidth",
+            Unit.BYTES_PER_SECOND,
+            Direction.HIGHER,
+            "Bytes of payload that arrived in a second, over all streams.",
+        ),
+        Metric(
+            "tcp.retransmits",
+            Unit.COUNT,
+            Direction.LOWER,
+            "Segments that the sender's kernel sent again during the test, over all streams.",
+        ),
+        Metric(
+            "udp.bandwidth",
+            Unit.BYTES_PER_SECOND,
+            Direction.HIGHER,
+            "Bytes of payload that arrived in a second, over all streams; no more than is sent.",
+        ),
+        Metric(
+            "udp.loss",
+            Unit.SHARE,
+            Direction.LOWER,
+            "Share of the datagrams that did not arrive, by the gaps in their numbers.",
+        ),
+        Metric(
+            "udp.jitter",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Smoothed difference between the transit times of successive datagrams (RFC 1889), mean over the streams.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``direction`` is the client's. ``offered_per_s`` is what UDP sends in a second, over all streams.
+
+        ``congestion`` is the congestion control of TCP, the same on every backend: the kernel of the host and that of a
+        guest have defaults of their own. Linux lets everybody have reno; the others only where the host allows them.
+        """
+
+        protocol: Literal["tcp", "udp"] = "tcp"
+        streams: Annotated[int, Meta(ge=1, le=128)] = 1
+        direction: Literal["send", "receive"] = "send"
+        runtime_s: WholeSeconds = 1
+        congestion: Literal["reno", "cubic", "bbr"] = "reno"
+        offered_per_s: Size = "16MiB"
+        datagram_bytes: Annotated[int, Meta(ge=16, le=65507)] = 1400
+        port: Port = 5201
+
+        def __post_init__(self) -> None:
+            bounded_size("offered_per_s", self.offered_per_s, 1024, 2**40)
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - the path decides, not the size
+        """A server that takes one client after another, and the client."""
+        port = ("--port", str(params.port))
+        server = Command((_TOOL, "--server", "--bind", SERVER, *port))
+        ping = (_TOOL, "--client", SERVER, *port, "--connect-timeout", "1000", "--blockcount", "1", "--length", "1")
+        argv = (
+            *("sh", "-c", _CLIENT, "sh"),
+            *(_TOOL, "--client", SERVER, *port),
+            *("--connect-timeout", "5000"),
+            *("--time", str(params.runtime_s)),
+            *("--parallel", str(params.streams)),
+            *(_udp(params) if params.protocol == "udp" else _tcp(params)),
+            *(("--reverse", "--rcv-timeout", _SILENCE_MS) if params.direction == "receive" else ()),
+            "--json",
+        )
+        return Commands(
+            measured=Command(argv, timeout_s=2 * params.runtime_s + START_MARGIN_S),
+            services=(Service("iperf3", server, answers(*ping), READY_WITHIN_S),),
+        )
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """What the receiver counted; bytes, seconds and rates have to agree."""
+        text = read_output(_TOOL, completed)
+        report = _read(text)
+        received = report.end.sum_received
+        _check_close(received.bits_per_second, received.bytes * 8 / received.seconds, "the rate received", text)
+        if len(report.end.streams) != report.start.test_start.num_streams:
+            refuse(_TOOL, f"it has results of {len(report.end.streams)} streams", text)
+        bandwidth = received.bits_per_second / 8
+        if report.start.test_start.protocol == "TCP":
+            sent_again = report.end.sum_sent.retransmits
+            if sent_again is None:
+                refuse(_TOOL, "end.sum_sent.retransmits is missing", text)
+            return [Measurement("tcp.bandwidth", bandwidth), Measurement("tcp.retransmits", float(sent_again))]
+        datagrams = report.end.sum
+        if datagrams is None:
+            refuse(_TOOL, "end.sum is missing", text)
+        share = datagrams.lost_packets / datagrams.packets
+        _check_close(datagrams.lost_percent, share * 100, "the share of lost datagrams", text)
+        return [
+            Measurement("udp.bandwidth", bandwidth),
+            Measurement("udp.loss", share),
+            Measurement("udp.jitter", datagrams.jitter_ms / 1e3),
+        ]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time, and the connections around it."""
+        return params.runtime_s + 0.1
+
+
+def _tcp(params: Iperf3.Params) -> tuple[str, ...]:
+    send = ("--snd-timeout", _SILENCE_MS) if params.direction == "send" else ()
+    return ("--congestion", params.congestion, "--length", str(_TCP_WRITE_BYTES), *send)
+
+
+def _udp(params: Iperf3.Params) -> tuple[str, ...]:
+    each = round(parse_size(params.offered_per_s) * 8 / params.streams)
+    return ("--udp", "--bitrate", str(each), "--length", str(params.datagram_bytes))
+
+
+def _read(text: str) -> _Report:
+    try:
+        failed = msgspec.json.decode(text, type=dict[str, Any]).get("error")
+        if failed is not None:
+            raise ParseError(f"iperf3 failed: {failed}", evidence=excerpt(text))
+        return msgspec.json.decode(text, type=_Report)
+    except (msgspec.DecodeError, RecursionError) as error:
+        refuse(_TOOL, f"its JSON cannot be read: {error}", text)
+
+
+def _check_close(printed: float, computed: float, what: str, text: str) -> None:
+    if not math.isfinite(printed) or not math.isclose(printed, computed, rel_tol=1e-5):
+        refuse(_TOOL, f"{what} is printed as {printed:g}, and its parts give {computed:g}", text)
