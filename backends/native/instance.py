@@ -42,11 +42,11 @@ class ProcessInstance(Instance):
         shared_bytes: int,
         why_gone: Callable[[], str],
         *,
-        shrinks: bool,
+        shrink: Callable[[], None] | None,
     ) -> None:
         """``why_gone`` is what its maker knows about its end: a continuation of the sentence, or nothing.
 
-        ``shrinks`` says that its init becomes a smaller program once the instance is idle.
+        ``shrink`` lets its init become a smaller program, if there is one and the instance is idle.
         """
         self.timeline = timeline
         self.pid = launched.pid
@@ -56,12 +56,12 @@ class ProcessInstance(Instance):
         self._shared_bytes = shared_bytes
         self._why_gone = why_gone
         self._met: dict[str, int] = {}
-        self._shrinks = shrinks
+        self._shrink = shrink
 
     def execute(self, command: Command) -> Completed:
         """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
         fields = _request(command)
-        self._shrinks = False  # one that is at work stays as it is
+        self._shrink = None  # one that is at work stays as it is
         with contextlib.ExitStack() as stack:
             out, out_writer = _start_pipe(stack)
             err, err_writer = _start_pipe(stack)
@@ -113,7 +113,7 @@ class ProcessInstance(Instance):
 
     def interact(self, command: Command, terminal: Terminal) -> Completed:
         """See ``Instance.interact``: on a pseudo-terminal of the instance's own devpts."""
-        self._shrinks = False  # as in execute
+        self._shrink = None  # as in execute
         try:
             try:
                 self._channel.send(*_request(command), terminal.size())
@@ -159,13 +159,13 @@ class ProcessInstance(Instance):
         )
 
     def _wait_idle(self) -> None:
-        # An event for it would cost every instance a descriptor, and the wait is of 20 ms once.
-        deadline = time.monotonic() + _IDLE_DEADLINE_S
-        while self._shrinks and time.monotonic() < deadline:
-            self._shrinks = read_name(self.pid) not in (RESIDENT_NAME, None)
-            if self._shrinks:
+        # An event for it would cost every instance a descriptor, and the wait is of some milliseconds once.
+        if self._shrink is not None:
+            deadline = time.monotonic() + _IDLE_DEADLINE_S
+            while read_name(self.pid) not in (RESIDENT_NAME, None) and time.monotonic() < deadline:
+                self._shrink()  # again, as a start that begins meanwhile takes it back
                 time.sleep(_IDLE_POLL_S)
-        self._shrinks = False
+            self._shrink = None
 
     def gone_descriptor(self) -> int | None:
         """See ``Instance.gone_descriptor``: init's end of the channel closes with it."""

@@ -199,15 +199,16 @@ def start_zygote(
     settings: Settings,
     cpus: tuple[int, ...],
     prefix: tuple[str, ...] = (),
-    resident: int | None = None,
+    resident: tuple[int, int] | None = None,
 ) -> Iterator[Zygote]:
     """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError.
 
-    ``prefix`` is a command that becomes the zygote.
+    ``prefix`` is a command that becomes the zygote. ``resident`` is the program that inits become, and what tells when.
     """
     target = f"zygote-{os.getpid()}-{secrets.token_hex(4)}"
     log = folder / f"{target}.log"
-    environment = {MARKER_VARIABLE: target}
+    # LD_BIND_NOW: else each instance looks up, in pages that it has to copy for it, what the zygote never called.
+    environment = {MARKER_VARIABLE: target, "LD_BIND_NOW": "1"}
     if "LD_LIBRARY_PATH" in os.environ:  # an interpreter built with a shared library of its own
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     ours, theirs = socket.socketpair()
@@ -228,7 +229,7 @@ def start_zygote(
         zygote = Zygote(process, Channel(ours.detach()), log)
         try:
             with contextlib.suppress(OSError):  # one that is gone is noticed next
-                zygote._channel.send(*settings.encode(), descriptors=() if resident is None else (resident,))  # noqa: SLF001 - its maker
+                zygote._channel.send(*settings.encode(), descriptors=resident or ())  # noqa: SLF001 - its maker
             answer = zygote._receive(zygote._channel, time.monotonic() + _START_DEADLINE_S)  # noqa: SLF001 - its maker
             if answer is not None and answer[0] == b"failed":
                 raise _step_failed(answer, "what all instances share")

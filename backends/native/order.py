@@ -121,6 +121,19 @@ def same_operations(settings: Settings) -> list[Operation]:
     return _container(settings) if settings.style == "native" else _bare_metal(settings)
 
 
+def rehearsal() -> list[Operation]:
+    """Steps of each kind that stands in an instance's list more than once, on paths that never exist: all fail."""
+    nowhere = "/proc/0/nowhere"
+    return [
+        JoinCgroup(nowhere),
+        Mount("tmpfs", nowhere),
+        Bind(nowhere, nowhere),
+        Mask(nowhere, nowhere),
+        MakeReadOnly(nowhere),
+        FillDev(nowhere),
+    ]
+
+
 def _container(settings: Settings) -> list[Operation]:
     root, dev = settings.root, f"{settings.root}/dev"
     return [

@@ -23,6 +23,7 @@ from backends.native.launcher import Zygote, start_zygote
 from backends.native.places import make_folders, make_plan, make_shared_folders
 from backends.native.plan import Settings
 from backends.native.resident import start_resident
+from backends.native.rest import Rest
 from backends.native.unprivileged import CGROUP_REMEDY, PRIVILEGED, Way, confounds_of, is_privileged, probe_switches
 from backends.native.zygotes import Zygotes
 from bench.errors import BackendError, UnavailableError
@@ -61,7 +62,7 @@ class HostKernelBackend(Backend):
     """A backend whose instances are processes of the host's kernel, made by a zygote."""
 
     interactive = True
-    concurrent_starts: ClassVar[int] = 4
+    concurrent_starts: ClassVar[int] = 6
     style: ClassVar[str]
     """Which of ``order.STYLES`` its zygote makes."""
     namespaces: ClassVar[tuple[str, ...]]
@@ -74,7 +75,7 @@ class HostKernelBackend(Backend):
         self._stack = contextlib.ExitStack()
         self._network: BridgeNetwork | None = None
         self._way = PRIVILEGED
-        self._resident: int | None = None
+        self._resident: tuple[int, Rest] | None = None
 
     def _find_way(self) -> Way:
         """How this user makes instances. Raises TareError."""
@@ -122,7 +123,9 @@ class HostKernelBackend(Backend):
         self._prepared = _Prepared(image, folder, settings, missing, layout, find_block_device(folder))
         try:
             make_shared_folders(folder, settings)
-            self._resident = self._stack.enter_context(start_resident(self.context.cache_directory))
+            program = self._stack.enter_context(start_resident(self.context.cache_directory))
+            if program is not None:
+                self._resident = program, self._stack.enter_context(contextlib.closing(Rest()))
             self._network = self._stack.enter_context(self._start_network())
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
@@ -177,7 +180,7 @@ class HostKernelBackend(Backend):
             ):
                 network = self._network
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
-                with self._zygotes.borrow() as zygote:
+                with self._undisturbed(), self._zygotes.borrow() as zygote:
                     channel = zygote.request(make_plan(prepared.settings, spec, folder, cgroup), cgroup.clone_into)
                     try:
                         # The kernel takes a millisecond to clone the process; the rest is made meanwhile.
@@ -194,9 +197,8 @@ class HostKernelBackend(Backend):
                 if launched.connect_s is not None:
                     timeline.splits["network"] = launched.connect_s
                 size = spec.image.size_bytes
-                instance = ProcessInstance(
-                    launched, cgroup, folder, timeline, size, zygote.why_gone, shrinks=self._resident is not None
-                )
+                shrink = None if self._resident is None else self._resident[1].now
+                instance = ProcessInstance(launched, cgroup, folder, timeline, size, zygote.why_gone, shrink=shrink)
                 instance.address = launched.address or self._shared_address
                 try:
                     yield instance
@@ -208,6 +210,10 @@ class HostKernelBackend(Backend):
         finally:
             _remove_folder(folder)
         timeline.mark(Phase.STOPPED, time.monotonic())
+
+    def _undisturbed(self) -> AbstractContextManager[None]:
+        """While an instance is started, none that is there becomes smaller."""
+        return contextlib.nullcontext() if self._resident is None else self._resident[1].postponed()
 
     def _identify(self, settings: Settings) -> Callable[[int], None] | None:
         """What gives a new instance's process its identities, if it has a user namespace."""
@@ -234,7 +240,7 @@ class HostKernelBackend(Backend):
             self._prepared.settings,
             self.context.housekeeping_cpus,
             self._way.prefix,
-            self._resident,
+            None if self._resident is None else (self._resident[0], self._resident[1].fileno()),
         )
         with contextlib.ExitStack() as stack:
             with self._zygote_place():

@@ -55,11 +55,12 @@ class Channel:
             body += part
         return _split(bytes(body)), descriptors
 
-    def wait(self, seconds: float) -> bool:
-        """Whether there is something to receive, or the other end's end, within ``seconds``."""
+    def comes_before(self, other: int) -> bool:
+        """Wait for something to receive, or the other end's end, or until ``other`` is readable; False if only that."""
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        poll.register(other, select.POLLIN)
+        return any(descriptor == self.fileno() for descriptor, _ in poll.poll())
 
     def close(self) -> None:
         """Close this end. Safe to call twice."""

@@ -1,7 +1,7 @@
 """The process that every instance is forked from.
 
 Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS FILES``; the first message is the Settings, with
-the program that instances' inits become, if there is one. FILES is how many they may open.
+the program that instances' inits become, if there is one, and what tells them when. FILES is how many they may open.
 
 Standard library only, with as little imported as possible: what is in memory here is what ``clone3`` copies, and
 a fork of the harness itself (numpy, pandas) takes more than twice as long. It answers one request at a time:
@@ -19,6 +19,8 @@ _CALLS_UNTIL_REWRITTEN = 20
 """With a margin: 8 in CPython 3.11, and then as many again until its guesses have settled."""
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from backends.native.operations import Operation
+    from backends.native.plan import Settings
     from backends.native.wire import Channel
 
 
@@ -48,20 +50,14 @@ def _serve(channel: "Channel", kill_files: list[str]) -> None:
 
     fields, programs = channel.receive()
     settings = plan.decode_settings(fields)
-    resident = programs[0] if programs else None
+    resident = (programs[0], programs[1]) if programs else None
     failure = init.carry_out(order.zygote_operations(settings))
     if failure:
         channel.send(*failure)
         return
     flags = order.clone_flags(settings)
     same = order.same_operations(settings)
-    # CPython rewrites the code of a function that has been called some times. Better here than in each instance, which
-    # would need copies of the memory that it lies in: 0.1 ms.
-    example = plan.Plan(
-        hostname="", lower="", upper="", work="", scratch="", cpus=(), join_files=("", "", "", "", ""), kill_file=""
-    )
-    for _ in range(_CALLS_UNTIL_REWRITTEN):
-        order.instance_operations(settings, plan.decode_plan(list(example.encode())), same)
+    _rehearse(settings, same)
     gc.collect()
     gc.freeze()  # what is there now is never looked at again, in instances either: nothing to copy on write
     gc.disable()
@@ -89,6 +85,22 @@ def _serve(channel: "Channel", kill_files: list[str]) -> None:
             channel.send(b"created", str(pid).encode(), str(created).encode())
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _rehearse(settings: "Settings", same: "list[Operation]") -> None:
+    """Have CPython rewrite the code of what instances call, as it does with a function that has been called some times.
+
+    Better here than in each instance, which would need copies of the memory that it lies in.
+    """
+    from backends.native import init, order, plan
+
+    example = plan.Plan(
+        hostname="", lower="", upper="", work="", scratch="", cpus=(), join_files=("", "", "", "", ""), kill_file=""
+    )
+    for _ in range(_CALLS_UNTIL_REWRITTEN):
+        order.instance_operations(settings, plan.decode_plan(list(example.encode())), same)
+        for operation in order.rehearsal():
+            init.carry_out([operation])
 
 
 def _kill_cgroup(path: str) -> None:
