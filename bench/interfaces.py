@@ -73,12 +73,10 @@ class Instance(ABC):
 
     ``address`` is the IPv4 address at which other instances of its backend reach it, and so does the backend's host
     side: one of its own, or the host's loopback where it shares the host's network. None where none reaches it.
-    ``bind_address`` is where a server in it has to listen to be reached there; None says that it is the same.
     """
 
     timeline: StartTimeline
     address: str | None = None
-    bind_address: str | None = None
 
     @abstractmethod
     def execute(self, command: Command) -> Completed:

@@ -20,18 +20,20 @@ _VHOST_SET_OWNER = 0xAF01
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
+_IFF_TUN_EXCL = 0x8000
 _REQUEST = struct.Struct("16sH22x")
 """``struct ifreq`` with flags."""
 
 
 def make_tap(name: str) -> int:
-    """A tap device that stays until it is deleted; its index. Raises OSError.
+    """A tap device that stays until it is deleted; its index. Raises OSError: EBUSY where a device has the name.
 
     With the header of virtio-net, so that large segments and checksums are handed on as they are.
     """
     descriptor = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(descriptor, _TUNSETIFF, _REQUEST.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
+        fcntl.ioctl(descriptor, _TUNSETIFF, _REQUEST.pack(name.encode(), flags))
         fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
     finally:
         os.close(descriptor)

@@ -7,8 +7,9 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -21,8 +22,9 @@ from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator,
 from backends.vm.facilities import probe_huge_pages, probe_io_uring
 from backends.vm.guest import Ground, guest_limits, start_guest
 from backends.vm.instance import VmInstance
-from backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, DiskFormat, Io, Pinning, VmOptions
-from bench.errors import BackendError, UnavailableError
+from backends.vm.network import check_server, no_network_facts, probe_network, start_guest_network
+from backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, DiskFormat, Io, Network, Pinning, VmOptions
+from bench.errors import BackendError, UnavailableError, UnsupportedError
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import ResourceKind
 from bench.model import (
@@ -35,7 +37,11 @@ from bench.model import (
     Phase,
     StartTimeline,
 )
+from bench.network_path import ServerPlace
 from bench.packages import load_packages, remedy_for
+
+if TYPE_CHECKING:
+    from backends.bare_metal import HostSide
 
 _PINNED = {
     Pinning.TOGETHER: "a vCPU on each of the envelope's CPUs; QEMU's other threads on all of them and no other",
@@ -58,6 +64,12 @@ class VirtualMachine(Backend):
         self._cache = context.cache_directory / "vm"
         self._ground: Ground | None = None
         self._stack = contextlib.ExitStack()
+        self._host: HostSide | None = None
+
+    @classmethod
+    def check_server(cls, options: VmOptions, place: ServerPlace) -> None:
+        """See ``Backend.check_server``."""
+        check_server(options.network, place)
 
     def probe(self) -> Availability:
         """See ``Backend.probe``."""
@@ -95,6 +107,7 @@ class VirtualMachine(Backend):
         return (
             ('memory_backing = "hugepages"', probe_huge_pages()),
             ('io = "io_uring"', probe_io_uring()),
+            ('network = "tap"', probe_network(Network.TAP)),
         )
 
     @classmethod
@@ -109,6 +122,7 @@ class VirtualMachine(Backend):
             yield probe_huge_pages(memory_bytes)
         if options.io is Io.IO_URING:
             yield probe_io_uring()
+        yield probe_network(options.network)
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
         """See ``Backend.prepare``: finds QEMU, proves KVM, opens libvirt, formats the scratch disk to copy."""
@@ -173,6 +187,7 @@ class VirtualMachine(Backend):
             io_device=find_block_device(folder),
             clone=clone,
             emulator_cpus=tuple(sorted({*self.context.housekeeping_cpus} - {*envelope.cpus})) if apart else (),
+            network=self._stack.enter_context(start_guest_network(options.network)),
         )
 
     @contextlib.contextmanager
@@ -185,9 +200,25 @@ class VirtualMachine(Backend):
         with start_guest(self._ground, spec, self.context.ledger, timeline) as running:
             yield VmInstance(running, self._ground, timeline)
 
+    def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
+        """See ``Backend.host_side``: bare metal in the namespace that the guests' QEMUs are in."""
+        network = None if self._ground is None else self._ground.network
+        if network is None:
+            raise UnsupportedError(
+                "a guest with the network none reaches nothing outside",
+                remedy='options = { network = "tap" }, or "user", for the backend "vm"',
+            )
+        if self._host is None:
+            from backends.bare_metal import start_host_side
+
+            starting = start_host_side(self.context, network.bridge, spec.image, spec.envelope)
+            self._host = self._stack.enter_context(starting)
+        return self._host.host_side(spec)
+
     def close(self) -> None:
         """See ``Backend.close``."""
         self._ground = None
+        self._host = None
         self._stack.close()
 
     def _describe(self, ground: Ground) -> BackendDescription:
@@ -206,7 +237,7 @@ class VirtualMachine(Backend):
             "image_disk": f"virtio-blk,{options.disk_format},read-only,{SHARED_MODE}",
             "scratch_disk": f"virtio-blk,{options.disk_format},{ground.scratch_mode},{thread}",
             "root": "overlay of a tmpfs on erofs",
-            "network": "lo only",
+            **(no_network_facts() if ground.network is None else ground.network.facts()),
             "stop": options.stop,
             "guest_kernel": ground.image.kernel_version,
         }
@@ -269,6 +300,8 @@ class VirtualMachine(Backend):
             yield Confound("scratch-cached", f"{why}, so the scratch disk goes through two page caches", self.name)
         if ground.scratch_mode.cache == Cache.UNSAFE:
             yield Confound("scratch-unsafe", "cache = unsafe: what a guest syncs is not on the disk", self.name)
+        if ground.network is not None:
+            yield from ground.network.confounds(self.name)
         yield from ground.layout.confounds(self.name)
 
 

@@ -14,7 +14,18 @@ import msgspec
 
 from backends.vm.hypervisors import TRAITS, Accelerator, Hypervisor, Traits
 
-__all__ = ["CPU_MODE", "MACHINE", "TB_CACHE_MIB", "Accelerator", "Disk", "Guest", "Memory", "Share", "domain_xml"]
+__all__ = [
+    "CPU_MODE",
+    "MACHINE",
+    "TB_CACHE_MIB",
+    "Accelerator",
+    "Disk",
+    "Guest",
+    "Interface",
+    "Memory",
+    "Share",
+    "domain_xml",
+]
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU_NAMESPACE)
@@ -72,6 +83,19 @@ class Share(msgspec.Struct, frozen=True):
     tag: str
 
 
+class Interface(msgspec.Struct, frozen=True):
+    """A virtio network interface: on the device ``tap``, which has to exist, or with a user-mode stack on ``subnet``.
+
+    ``tap`` is looked for in the network namespace of the thread that starts the domain. ``vhost``: the kernel moves its
+    packets, not QEMU.
+    """
+
+    mac: str
+    tap: str = ""
+    subnet: tuple[str, int] = ("", 0)
+    vhost: bool = False
+
+
 class Guest(msgspec.Struct, frozen=True):
     """Everything that decides a domain.
 
@@ -107,6 +131,7 @@ class Guest(msgspec.Struct, frozen=True):
     balloon: bool = False
     free_page_reporting: bool = False
     share: Share | None = None
+    interface: Interface | None = None
     security_models: tuple[str, ...] = ()
 
 
@@ -193,6 +218,8 @@ def _add_devices(domain: ET.Element, guest: Guest, traits: Traits) -> None:
         _add_controllers(devices, guest)
     if traits.full and guest.share is not None:
         _add_share(devices, guest.share)
+    if traits.full and guest.interface is not None:
+        _add_interface(devices, guest.interface)
     for element in ("serial", "console"):
         console = ET.SubElement(devices, element, type=traits.console)
         if traits.console == "unix":
@@ -253,6 +280,20 @@ def _add_share(devices: ET.Element, share: Share) -> None:
     ET.SubElement(folder, "driver", type="virtiofs")
     ET.SubElement(folder, "source", socket=str(share.socket))
     ET.SubElement(folder, "target", dir=share.tag)
+
+
+def _add_interface(devices: ET.Element, interface: Interface) -> None:
+    element = ET.SubElement(devices, "interface", type="ethernet" if interface.tap else "user")
+    ET.SubElement(element, "mac", address=interface.mac)
+    if interface.tap:
+        ET.SubElement(element, "target", dev=interface.tap, managed="no")
+        ET.SubElement(element, "driver", name="vhost" if interface.vhost else "qemu")
+    else:
+        address, prefix = interface.subnet
+        ET.SubElement(element, "ip", family="ipv4", address=address, prefix=str(prefix))
+    ET.SubElement(element, "model", type="virtio")
+    # Its option ROM, to boot from the network, would cost every start some time.
+    ET.SubElement(element, "rom", enabled="no")
 
 
 def _add_channel(devices: ET.Element, mode: str, path: Path, kind: str, port: str) -> None:

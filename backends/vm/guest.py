@@ -17,6 +17,7 @@ from backends.vm.connection import Connection, Domain
 from backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
 from backends.vm.domain_xml import Disk, Guest, domain_xml
 from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
+from backends.vm.network import GuestNetwork, GuestPort
 from backends.vm.options import AUTO, Pinning, VmOptions
 from backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping, make_stopping
 from backends.vm.watch import Watch, start_watch
@@ -48,6 +49,7 @@ class Ground(msgspec.Struct, frozen=True):
     ``folder`` is below the work directory, ``template`` the scratch disk to copy, ``scratch_mode`` how QEMU opens it.
     ``clone`` is the qcow2 over the image's disk, None where that is used as it is. ``emulator_cpus`` are those of
     QEMU's threads other than the vCPUs, none where they are the envelope's.
+    ``network`` is what each guest gets a port of, None for none.
     """
 
     options: VmOptions
@@ -62,6 +64,7 @@ class Ground(msgspec.Struct, frozen=True):
     io_device: str | None
     clone: Path | None
     emulator_cpus: tuple[int, ...]
+    network: GuestNetwork | None
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -74,6 +77,7 @@ class Running(msgspec.Struct, frozen=True):
     memory_bytes: int
     failure: Callable[[str], BackendError]
     stopping: Stopping
+    address: str | None
 
 
 def guest_limits(envelope: Envelope, io_device: str | None, emulator_cpus: tuple[int, ...] = ()) -> Limits:
@@ -95,14 +99,16 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
         marker = f"vm-{name}"
         with _entered(ledger, marker, watch), contextlib.ExitStack() as live:
             cgroup = live.enter_context(start_cgroup(ledger, name, limits, ground.layout))
-            guest = _describe(ground, spec, scratch, watch, cgroup, marker)
+            port = stack.enter_context(_start_port(ground.network, timeline))
+            guest = _connected(_describe(ground, spec, scratch, watch, cgroup, marker), port)
             failure = _failure_of(ground, watch, guest)
             try:
                 with _crowd.joined():
                     domain = stack.enter_context(_start_domain(ground, guest, watch, failure))
                     _await_ready(domain, watch, timeline, len(spec.envelope.cpus), failure)
                 stopping = make_stopping(ground.options.stop, domain, watch)
-                yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping)
+                address = None if port is None else port.address
+                yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping, address)
                 timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
                 if not stopping.finish():
                     raise failure(
@@ -195,13 +201,34 @@ def _disks(ground: Ground, image: Path, scratch: Path) -> tuple[Disk, ...]:
 
 
 @contextlib.contextmanager
+def _start_port(network: GuestNetwork | None, timeline: StartTimeline) -> Iterator[GuestPort | None]:
+    """A port of the guests' network, if they have one; what making it took is a split of the start."""
+    if network is None:
+        yield None
+        return
+    began = time.monotonic()
+    with network.start_port() as port:
+        timeline.splits["network"] = time.monotonic() - began
+        yield port
+
+
+def _connected(guest: Guest, port: GuestPort | None) -> Guest:
+    if port is None:
+        return guest
+    arguments = (*guest.kernel_arguments, *port.kernel_arguments)
+    return msgspec.structs.replace(guest, interface=port.interface, kernel_arguments=arguments)
+
+
+@contextlib.contextmanager
 def _start_domain(
     ground: Ground, guest: Guest, watch: Watch, failure: Callable[[str], BackendError]
 ) -> Iterator[Domain]:
     domain = ground.connection.start_domain(guest.name, domain_xml(guest), watch.on_agent)
     with contextlib.ExitStack() as stack:
+        inside = contextlib.nullcontext() if ground.network is None else ground.network.bridge.inside()
         try:
-            running = stack.enter_context(domain)
+            with inside:
+                running = stack.enter_context(domain)
         except BackendError as error:
             raise failure(error.message) from error
         yield running

@@ -29,6 +29,7 @@ class VmInstance(Instance):
 
     def __init__(self, running: Running, ground: Ground, timeline: StartTimeline) -> None:
         self.timeline = timeline
+        self.address = running.address
         self._running = running
         self._ground = ground
         self._tells_steal = True

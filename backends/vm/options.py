@@ -53,6 +53,18 @@ class Io(StrEnum):
 PAST_THE_PAGE_CACHE = frozenset({Cache.NONE, Cache.DIRECTSYNC})
 
 
+class Network(StrEnum):
+    """What a guest is connected to.
+
+    ``none``: lo only. ``tap``: a bridge in a network namespace that tare made, at an address of its own. ``user``:
+    QEMU's own stack, by which the guest reaches the host's side there and nobody the guest.
+    """
+
+    NONE = "none"
+    TAP = "tap"
+    USER = "user"
+
+
 class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``options`` of a ``[[backend]]`` of the type ``vm``; the default of each is what a good operator would choose.
 
@@ -71,6 +83,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     io: Io = Io.AUTO
     iothread: bool = True
     stop: Literal["kill", "shutdown"] = "kill"
+    network: Network = Network.NONE
 
     def __post_init__(self) -> None:
         if self.accel == "tcg" and self.cpu_model == "host-passthrough":

@@ -25,11 +25,10 @@ class Work:
         self._instance = instance
         self._serving = instance if serving is None else serving
         self._address = LOOPBACK if serving is None else _address_of(serving)
-        self._bind_address = self._address if serving is None else serving.bind_address or self._address
         self._services: list[tuple[Service, Background]] = []
         self.measured = self._addressed(commands.measured)
         for command in commands.setup:
-            run.execute(self._serving, _addressed(command, self._bind_address), "setup")
+            run.execute(self._serving, self._addressed(command), "setup")
         for service in commands.services:
             self._start(service)
         for command in commands.load:
@@ -53,8 +52,7 @@ class Work:
 
     def _start(self, service: Service) -> None:
         what = f"the service {service.name}"
-        command = _addressed(service.command, self._bind_address)
-        program = Background(self._serving, what, service.name, command)
+        program = Background(self._serving, what, service.name, self._addressed(service.command))
         try:
             self._await(service, program)
         except WorkloadError as error:
@@ -84,13 +82,9 @@ class Work:
             raise
 
     def _addressed(self, command: Command) -> Command:
-        return _addressed(command, self._address)
-
-
-def _addressed(command: Command, address: str) -> Command:
-    argv = tuple(argument.replace(SERVER, address) for argument in command.argv)
-    env: Mapping[str, str] = {name: value.replace(SERVER, address) for name, value in command.env.items()}
-    return msgspec.structs.replace(command, argv=argv, env=env)
+        argv = tuple(argument.replace(SERVER, self._address) for argument in command.argv)
+        env: Mapping[str, str] = {name: value.replace(SERVER, self._address) for name, value in command.env.items()}
+        return msgspec.structs.replace(command, argv=argv, env=env)
 
 
 def _address_of(serving: Instance) -> str:

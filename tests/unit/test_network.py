@@ -10,9 +10,11 @@ import pytest
 
 from backends.network import bridge
 from backends.network.tap import require_tap, why_no_vhost
+from backends.vm.network import GuestNetwork
+from backends.vm.options import Network
 from bench.errors import BackendError, SuiteError, UnavailableError
 from bench.model import BackendDescription, Category, WorkloadTraits
-from bench.network_path import describe_paths
+from bench.network_path import describe_paths, find_path
 from bench.registry import find_backends, find_workloads
 from bench.store import load_run
 from bench.suite import load_suite
@@ -47,6 +49,7 @@ direction = "lower"
 description = "All of it."
 exit_time = true
 """
+USER_ALONE = 'network: "user" lets a guest reach the host\'s side, and nobody reach the guest; "tap" does'
 ALL = '["same-instance", "other-instance", "host"]'
 
 
@@ -62,6 +65,9 @@ def load(tmp_path, kind, network, servers=ALL):
         ("native", "veth", ALL),
         ("native", "host", ALL),
         ("native", "none", '"same-instance"'),
+        ("vm", "tap", ALL),
+        ("vm", "user", '["same-instance", "host"]'),
+        ("vm", "none", '"same-instance"'),
     ],
 )
 def test_a_way_that_there_is(tmp_path, kind, network, servers):
@@ -73,6 +79,9 @@ def test_a_way_that_there_is(tmp_path, kind, network, servers):
     [
         ("native", "none", "other-instance", 'network: "none" reaches nothing outside; "veth" and "host" do'),
         ("native", "none", "host", 'network: "none" reaches nothing outside; "veth" and "host" do'),
+        ("vm", "none", "other-instance", 'network: "none" reaches nothing outside; "tap" does'),
+        ("vm", "none", "host", 'network: "none" reaches nothing outside; "tap" does'),
+        ("vm", "user", "other-instance", USER_ALONE),
     ],
 )
 def test_no_way_is_refused_when_the_suite_is_read(tmp_path, kind, network, server, reason):
@@ -154,6 +163,22 @@ def sentence(manifest, workload, **params):
         Backend("old", "old", 1, is_baseline=False),
     ]
     return path_sentence(Subject("steady", workload, params, []), manifest, backends)
+
+
+def test_a_guest_s_path_says_who_moves_its_packets():
+    network = bridge.BridgeNetwork(None, None)  # type: ignore[arg-type]  # its threads are not needed here
+    fast, slow = (GuestNetwork(Network.TAP, network, reason) for reason in ("", "/dev/vhost-net: not here"))
+    assert find_path(fast.facts(), "other-instance") == "virtio-net, vhost, tap, bridge, tap, vhost, virtio-net"
+    assert find_path(slow.facts(), "host") == "virtio-net, QEMU, tap, bridge"
+    assert slow.facts()["packets_moved_by"] == "QEMU (/dev/vhost-net: not here)"
+    codes = [[found.code for found in one.confounds("vm")] for one in (fast, slow)]
+    assert codes == [["own-network"], ["own-network", "no-vhost"]]
+    user = GuestNetwork(Network.USER, network, "")
+    assert find_path(user.facts(), "other-instance") == "none"
+    assert [found.code for found in user.confounds("vm")] == ["own-network"]
+    with user.start_port() as port:
+        assert port.kernel_arguments == ("tare.net=10.0.2.15/24", "tare.gateway=10.0.2.2")
+        assert (port.address, port.interface.tap) == (None, "")
 
 
 def test_a_report_states_the_path_where_there_is_a_server(manifest):

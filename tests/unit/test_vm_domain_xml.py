@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm.domain_xml import QEMU_NAMESPACE, Accelerator, Disk, Guest, Memory, Share, domain_xml
+from backends.vm.domain_xml import QEMU_NAMESPACE, Accelerator, Disk, Guest, Interface, Memory, Share, domain_xml
 from backends.vm.hypervisors import TRAITS, Hypervisor
 from bench.process import ToolFailedError, find_tool, run
 
@@ -158,6 +158,20 @@ def test_balloon_and_share():
     assert (folder.find("source").get("socket"), folder.find("target").get("dir")) == ("/run/s", "tag")
 
 
+def test_interfaces():
+    assert parsed().find("devices/interface") is None
+    tap = parsed(interface=INTERFACES[1]).find("devices/interface")
+    assert tap.get("type") == "ethernet"
+    assert tap.find("target").attrib == {"dev": "tap0-2", "managed": "no"}
+    assert tap.find("mac").get("address") == "52:54:00:9d:00:02"
+    assert tap.find("driver").get("name") == "qemu"
+    assert parsed(interface=INTERFACES[2]).find("devices/interface/driver").get("name") == "vhost"
+    user = parsed(interface=INTERFACES[3]).find("devices/interface")
+    assert user.get("type") == "user"
+    assert user.find("ip").attrib == {"family": "ipv4", "address": "10.0.2.0", "prefix": "24"}
+    assert [one.find("rom").get("enabled") for one in (tap, user)] == ["no", "no"], "no time for an option ROM"
+
+
 def test_no_daemon_changes_owners_or_drops_to_another_user():
     assert parsed().find("seclabel") is None
     dac, other = parsed(security_models=("dac", "apparmor")).findall("seclabel")
@@ -186,6 +200,14 @@ def every_set_of_disks():
             yield root, Disk(scratch, f"{prefix}b", "tare-scratch", cache, io, io_thread=number, format=kind)
 
 
+INTERFACES = (
+    None,
+    Interface("52:54:00:9d:00:02", tap="tap0-2"),
+    Interface("52:54:00:9d:00:02", tap="tap0-2", vhost=True),
+    Interface("52:54:00:9d:00:02", subnet=("10.0.2.0", 24)),
+)
+
+
 def every_guest():
     """Every domain that options can lead to: the disks in all combinations, and all that is not disks in all."""
     for hypervisor, accelerator in itertools.product(Hypervisor, Accelerator):
@@ -193,7 +215,12 @@ def every_guest():
             yield guest(hypervisor=hypervisor, accelerator=accelerator)
     for disks in every_set_of_disks():
         yield guest(disks=disks)
+<<<<<<< HEAD
     yield guest(pinned=False)
+=======
+    for accelerator, interface in itertools.product(Accelerator, INTERFACES):
+        yield guest(accelerator=accelerator, interface=interface)
+>>>>>>> b569e2a (vm: network = tap or user, in a namespace of tare's; guests, containers and the host's side on a bridge)
     for accelerator, cpus, model, apart, memory, mergeable, balloon, share, models in itertools.product(
         Accelerator,
         [(0,), (1, 3, 7)],

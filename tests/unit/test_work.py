@@ -90,15 +90,6 @@ def test_another_instance_serves_at_its_address() -> None:
     assert log[5][-1] == "10.1.2.3"
 
 
-def test_a_server_may_listen_elsewhere_than_where_it_is_reached() -> None:
-    log: list[tuple[str, ...]] = []
-    serving = Recorded("server", log, "10.0.2.2")
-    serving.bind_address = "127.0.0.1"
-    prepared(Recorded("client", log), serving).measure()
-    used = [entry[-1] for entry in log if "kill" not in entry[-1]]
-    assert used == ["lay-out", "--bind=127.0.0.1", "10.0.2.2", "10.0.2.2", "10.0.2.2"]
-
-
 def test_a_server_without_a_network_is_refused() -> None:
     with pytest.raises(BackendError, match="has no network"):
         prepared(Recorded("client", []), Recorded("server", []))
