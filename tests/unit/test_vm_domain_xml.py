@@ -215,12 +215,9 @@ def every_guest():
             yield guest(hypervisor=hypervisor, accelerator=accelerator)
     for disks in every_set_of_disks():
         yield guest(disks=disks)
-<<<<<<< HEAD
     yield guest(pinned=False)
-=======
     for accelerator, interface in itertools.product(Accelerator, INTERFACES):
         yield guest(accelerator=accelerator, interface=interface)
->>>>>>> b569e2a (vm: network = tap or user, in a namespace of tare's; guests, containers and the host's side on a bridge)
     for accelerator, cpus, model, apart, memory, mergeable, balloon, share, models in itertools.product(
         Accelerator,
         [(0,), (1, 3, 7)],
