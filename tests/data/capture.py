@@ -93,6 +93,15 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
             ("write-1M", {"rw": "write", "block_size": "1MiB"}, 1),
         ],
     ),
+    "fio-metadata": ("fio", [("metadata", {"files": 300}, 1), ("metadata-2-jobs", {}, 2)]),
+    "first-write": (
+        "python3",
+        [
+            ("first-write", {}, 1),
+            ("first-write-large", {"files": 5, "size": "128KiB"}, 1),
+            ("refused-no-files-left", {"files": 50000}, 1),
+        ],
+    ),
     "perf-sched-pipe": (
         "linux-perf",
         [

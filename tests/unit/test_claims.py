@@ -295,6 +295,25 @@ def test_noisy_neighbour(make, accel, container, verdict):
     assert claim(make(samples=samples, accel=accel), "noisy-neighbour").verdict is verdict
 
 
+@pytest.mark.parametrize(
+    ("ratio", "spread", "verdict"),
+    [
+        (40.0, 0.1, ClaimVerdict.HELD),
+        (1.0, 0.001, ClaimVerdict.DID_NOT_HOLD),
+        (1.02, 0.01, ClaimVerdict.UNDECIDED),
+    ],
+)
+def test_copy_on_write_is_asked_of_containers(make, ratio, spread, verdict):
+    samples = measured("steady", "first_write.ratio", Unit.RATIO, {"native": ratio, "vm": 1.0}, spread=spread)
+    found = claim(make(samples=samples), "copy-on-write")
+    assert found.verdict is verdict
+    assert "first_write.ratio on native" in found.reason
+
+
+def test_copy_on_write_that_nobody_measured(make):
+    assert claim(make(), "copy-on-write").verdict is ClaimVerdict.NOT_MEASURED
+
+
 def test_an_empty_run_measures_nothing(make):
     found = judge(make(replace(SMALL, failing=SMALL.backends), change=lambda content: content["image"].pop("sizes")))
     assert {one.verdict for one in found} == {ClaimVerdict.NOT_MEASURED}

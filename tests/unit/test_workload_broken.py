@@ -119,6 +119,11 @@ DECISIVE = {
     "xz": ("compress", [r"plain (\d+)", r"packed (\d+)"]),
     "pixz": ("decompress-2-threads", [r"plain (\d+)", r"unpacked (\d+)\nend"]),
     "stress-ng": ("cpu-1-instance", [r"real-time: (\S+)", r"sys-time: (\S+)", r"bogo-ops: (\S+)", r"wall-.*: (\S+)"]),
+    "first-write": ("first-write-large", [r'"first_ns": \[(\d+)', r'"volume_ns": \[\d+, (\d+)', r'"format": (\S),']),
+    "fio-metadata": (
+        "metadata",
+        [r'"total_ios" : (\S+),', r'"mean" : ([1-9]\S+),', r'"99.900000" : (\S+)', r'"bins" : \{\s+"(\d+)"'],
+    ),
     "fio": (
         "randread-psync",
         [
@@ -152,7 +157,7 @@ def test_nonsense_in_place_of_a_decisive_number_is_refused(name: str, nasty: str
         match = re.search(pattern, capture.text)
         assert match, pattern
         changed = capture.text[: match.start(1)] + nasty + capture.text[match.end(1) :]
-        if name == "fio" and pattern.startswith('"mean"'):
+        if name.startswith("fio") and pattern.startswith('"mean"'):
             changed = re.sub(r'("clat_ns" : \{[^}]*?"mean" : )[1-9][^,]*', rf"\g<1>{nasty}", capture.text, count=1)
         assert changed != capture.text
         assert attempt(WORKLOADS[name], completed(changed.encode())) is None, (pattern, nasty)
@@ -190,6 +195,9 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("fio", '"total_ios" : 1', '"total_ios" : 2'),
         ("fio", '"error" : 0', '"error" : 5'),
         ("fio", "fio-3.33", "fio-2.1"),
+        ("fio-metadata", '"ioengine" : "filestat"', '"ioengine" : "filecreate"'),
+        ("fio-metadata", '"nrfiles" : "', '"nrfiles" : "1'),
+        ("first-write", '"second_ns": [', '"second_ns": [17, '),
         ("fio", '"bins" : {\n', '"bins" : {\n "100" : 1,\n'),
         ("fio", '"jobname"', '"name"  : NaN, "jobname"'),
         ("iperf3", '"num_streams":\t', '"num_streams":\t1'),

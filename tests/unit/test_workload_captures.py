@@ -18,6 +18,7 @@ from tests.unit.workload_captures import (
     completed,
     envelope,
     identify,
+    is_refused,
     load,
     measured,
 )
@@ -26,7 +27,7 @@ EXPECTED = {
     *("7zip", "openssl-speed", "pixz", "sysbench-cpu", "xz"),
     *("sysbench-memory",),
     *("perf-sched-pipe", "perf-syscall", "stress-ng"),
-    *("fio",),
+    *("first-write", "fio", "fio-metadata"),
     *("iperf3",),
 }
 
@@ -49,7 +50,7 @@ def test_declarations_say_what_a_reader_needs(workload: Workload) -> None:
     for metric in workload.metrics:
         assert re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(\.9)?", metric.name), metric.name
         assert metric.description.endswith(".")
-        rates_and_times = (Unit.SECOND, Unit.BYTES_PER_SECOND, Unit.OPERATIONS_PER_SECOND)
+        rates_and_times = (Unit.SECOND, Unit.BYTES_PER_SECOND, Unit.OPERATIONS_PER_SECOND, Unit.RATIO)
         assert metric.unit in rates_and_times or metric.name in MAY_BE_ZERO
 
 
@@ -77,12 +78,11 @@ def test_every_metric_is_seen_in_a_real_output() -> None:
         assert seen == {metric.name for metric in workload.metrics}
 
 
-@pytest.mark.parametrize(
-    "capture", [c for c in captures() if c.name.startswith("refused") or c.name == "apparmor-skipped"], ids=identify
-)
+@pytest.mark.parametrize("capture", [c for c in captures() if is_refused(c)], ids=identify)
 def test_real_outputs_that_are_no_measurement_are_refused_with_the_text(capture: Capture) -> None:
     tool = capture.tool.rpartition("-")[0]
-    tried = [workload for name, workload in WORKLOADS.items() if name.startswith(tool)]
+    own = capture.header.get("workload", tool)
+    tried = [workload for name, workload in WORKLOADS.items() if name.startswith(own)]
     assert tried
     for workload in tried:
         with pytest.raises(ParseError) as caught:
@@ -127,6 +127,14 @@ def test_a_refused_io_uring_is_explained() -> None:
     assert "kernel has no io_uring" in str(fio.diagnose(old))
     assert fio.diagnose(load("fio-3.33", "refused-no-file").completed) is None
     assert fio.diagnose(msgspec.structs.replace(refused, stdout=b"", stderr=b"No space left on device\n")) is None
+
+
+def test_files_that_were_all_written_to_are_explained() -> None:
+    first_write = WORKLOADS["first-write"]
+    found = first_write.diagnose(load("python3-3.11.2", "refused-no-files-left").completed)
+    assert found is not None
+    assert "too few files of this size" in found.reason
+    assert first_write.diagnose(completed(b"", b"OSError: [Errno 28] No space left on device\n", 1)) is None
 
 
 def test_a_direction_in_which_nothing_finished_is_told_plainly() -> None:

@@ -58,6 +58,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("xz", {"size": "1000"}, "size"),
     ("pixz", {"operation": "list"}, "operation"),
     ("pixz", {"seed": -1}, "seed"),
+    ("fio-metadata", {"files": 9}, "files"),
+    ("first-write", {"files": 0}, "files"),
+    ("first-write", {"size": "1KiB"}, "size"),
     ("perf-sched-pipe", {"loops": 0}, "loops"),
     ("perf-sched-pipe", {"loops": 1e6 + 0.5}, "loops"),
     ("perf-sched-pipe", {"threaded": 1}, "threaded"),
@@ -154,6 +157,9 @@ def test_threads_follow_the_envelope(cpus: int) -> None:
     assert f"-T{cpus}" in build("xz", cpus=cpus).measured.argv
     argv = build("pixz", cpus=cpus).measured.argv
     assert argv[argv.index("-p") + 1] == str(cpus)
+    metadata = build("fio-metadata", {"files": 1000}, cpus=cpus).measured.argv
+    assert f"--numjobs={cpus}" in metadata
+    assert f"--nrfiles={1000 // cpus}" in metadata
     argv = build("stress-ng", {"stressor": "vm"}, cpus=cpus).measured.argv
     assert argv[argv.index("--vm") + 1] == str(cpus)
 
@@ -183,6 +189,14 @@ def test_fio_fits_the_scratch_folder_or_says_so() -> None:
     assert caught.value.remedy is not None
     with pytest.raises(WorkloadError, match="less than one block of 1MiB for each of 4 jobs"):
         build("fio", {"size": "3MiB", "block_size": "1MiB"}, cpus=4)
+
+
+def test_many_files_fit_the_scratch_folder_or_say_so() -> None:
+    build("fio-metadata", {"files": 4096}, scratch_bytes=64 * 2**20)
+    with pytest.raises(WorkloadError, match=r"files: .* of 64\.0 MiB has inodes for 4096 files, not for 4097"):
+        build("fio-metadata", {"files": 4097}, scratch_bytes=64 * 2**20)
+    with pytest.raises(WorkloadError, match="less than one for each of 11 jobs"):
+        build("fio-metadata", {"files": 10}, cpus=11)
 
 
 def test_sysbench_memory_fits_the_memory_or_says_so() -> None:

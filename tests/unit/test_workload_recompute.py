@@ -137,7 +137,33 @@ def iperf3(text: str) -> dict[str, Decimal | float]:
     }
 
 
+def fio_metadata(text: str) -> dict[str, Decimal | float]:
+    found: dict[str, Decimal | float] = {}
+    for name, report in zip(("create", "stat", "unlink"), text.split("\n}\n"), strict=False):
+        values = flatten(report)
+        base = "jobs/read/clat_ns"
+        assert values["jobs/jobname"] == f'"{name}"'
+        found[f"{name}.latency.mean"] = float(values[f"{base}/mean"]) / 10**9
+        for key, percent in FIO_PERCENTILES:
+            found[f"{name}.latency.{key}"] = Decimal(values[f"{base}/percentile/{percent}"]) / 10**9
+    return found
+
+
+def first_write(text: str) -> dict[str, Decimal | float]:
+    found: dict[str, Decimal | float] = {}
+    for name, key in (("first_write", "first_ns"), ("second_write", "second_ns"), ("volume_write", "volume_ns")):
+        listed = text[text.index(f'"{key}": [') :].partition("[")[2].partition("]")[0]
+        times = sorted(Decimal(time) for time in listed.split(", "))
+        middle = (times[(len(times) - 1) // 2] + times[len(times) // 2]) / 2
+        found[f"{name}.latency.mean"] = float(sum(times) / len(times)) / 10**9
+        found[f"{name}.latency.p50"] = middle / 10**9
+    found["first_write.ratio"] = Decimal(found["first_write.latency.p50"]) / Decimal(found["second_write.latency.p50"])
+    return found
+
+
 RECOMPUTE = {
+    "first-write": first_write,
+    "fio-metadata": fio_metadata,
     "iperf3": iperf3,
     "openssl-speed": openssl_speed,
     "7zip": seven_zip,
@@ -164,6 +190,19 @@ def fio_bins(text: str, path: str) -> dict[int, int]:
     """Middle of a bucket in nanoseconds: how many times fio counted in it."""
     found = {key: value for key, value in flatten(text).items() if key.startswith(f"{path}/bins/")}
     return {int(key.rpartition("/")[2]): int(value) for key, value in found.items()}
+
+
+@pytest.mark.parametrize("capture", measured(), ids=identify)
+def test_histograms_are_whole(capture: Capture) -> None:
+    """Where a tool counts a distribution, the counts are positive and the edges rise; the mean lies inside."""
+    workload = WORKLOADS[capture.header["workload"]]
+    parsed = {m.metric: m.value for m in workload.parse(capture.completed)}
+    for histogram in workload.histograms(capture.completed):
+        assert len(histogram.bounds) == len(histogram.counts)
+        assert list(histogram.bounds) == sorted(set(histogram.bounds))
+        assert min(histogram.counts) > 0
+        total = sum(bound * count for bound, count in zip(histogram.bounds, histogram.counts, strict=True))
+        assert parsed[f"{histogram.name}.mean"] <= total / sum(histogram.counts) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("capture", measured("fio"), ids=identify)

@@ -59,9 +59,14 @@ def captures(workload: str | None = None) -> list[Capture]:
 
 def measured(workload: str | None = None) -> list[Capture]:
     """The captures that are measurements."""
-    found = [c for c in captures(workload) if "workload" in c.header and c.name != "apparmor-skipped"]
+    found = [c for c in captures(workload) if "workload" in c.header and not is_refused(c)]
     assert found, f"no capture of {workload}"
     return found
+
+
+def is_refused(capture: Capture) -> bool:
+    """Whether it is a real output that is no measurement."""
+    return capture.name.startswith("refused") or capture.name == "apparmor-skipped"
 
 
 def identify(capture: Capture) -> str:

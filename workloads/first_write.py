@@ -1,0 +1,203 @@
+"""What the first write to a file of the image costs, against a second one and one to a file in the scratch folder.
+
+A small Python program opens, writes and closes files below /usr, each exactly once for the first time: it takes the
+next ones of a list that the set-up makes. It writes what stands there already, so the files stay what they are.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from bench.interfaces import Workload
+from bench.model import (
+    SCRATCH,
+    Category,
+    Command,
+    Commands,
+    Completed,
+    Diagnosis,
+    Direction,
+    Envelope,
+    Histogram,
+    Measurement,
+    Metric,
+)
+from bench.units import Unit, parse_size
+from workloads.output import read_output, refuse
+from workloads.parameters import START_MARGIN_S, Size, bounded_size
+
+_TOOL = "first-write"
+_FOLDER = f"{SCRATCH}/tare-first-write"
+_NOMINAL_FILE_S = 10e-3
+_SLOWEST = 50.0
+_FORMAT = 1
+
+# No program and no library, so that nothing that runs is opened for writing. In an order that says nothing of the size.
+_CHOOSE = """
+import os, random, stat, sys
+folder, least = sys.argv[1], int(sys.argv[2])
+found = []
+for top, _, names in os.walk("/usr"):
+    for path in (os.path.join(top, name) for name in names if ".so" not in name):
+        status = os.lstat(path)
+        if (stat.S_ISREG(status.st_mode) and least <= status.st_size < 2 * least and status.st_nlink == 1
+                and not status.st_mode & 0o7111):
+            found.append(path)
+found.sort()
+random.Random(1).shuffle(found)
+os.makedirs(folder, exist_ok=True)
+with open(folder + "/left", "w", encoding="utf-8", errors="surrogateescape") as file:
+    file.writelines(path + "\\n" for path in found)
+"""
+
+_MEASURE = """
+import json, os, sys, time
+folder, number = sys.argv[1], int(sys.argv[2])
+text = {"encoding": "utf-8", "errors": "surrogateescape"}
+with open(folder + "/left", **text) as file:
+    left = file.read().splitlines()
+if len(left) < number:
+    sys.exit(f"no files left: {number} are asked for, and {len(left)} of the size were not written to yet")
+with open(folder + "/left", "w", **text) as file:
+    file.writelines(path + "\\n" for path in left[number:])
+
+def write(path, content):
+    began = time.perf_counter_ns()
+    descriptor = os.open(path, os.O_WRONLY)
+    os.pwrite(descriptor, content, 0)
+    os.close(descriptor)
+    return time.perf_counter_ns() - began
+
+times = {"first": [], "second": [], "volume": []}
+sizes = []
+for path in left[:number]:
+    with open(path, "rb") as file:
+        whole = file.read()
+    volume = folder + "/volume"
+    with open(volume, "wb") as file:
+        file.write(whole)
+        file.flush()
+        os.fsync(file.fileno())
+    start = whole[:4096]
+    times["first"].append(write(path, start))
+    times["second"].append(write(path, start))
+    times["volume"].append(write(volume, start))
+    sizes.append(len(whole))
+print(json.dumps({"format": 1, "sizes_bytes": sizes, **{name + "_ns": found for name, found in times.items()}}))
+"""
+
+_WRITES: Mapping[str, tuple[str, str]] = {
+    "first": ("first_write", "the first write to a file of the image's layer"),
+    "second": ("second_write", "a second write to the same file"),
+    "volume": ("volume_write", "a write to a file of the same size in the scratch folder"),
+}
+
+
+def _declare(name: str, what: str) -> tuple[Metric, ...]:
+    return (
+        Metric(f"{name}.latency.mean", Unit.SECOND, Direction.LOWER, f"Mean time of {what}: open, 4 KiB, close."),
+        Metric(f"{name}.latency.p50", Unit.SECOND, Direction.LOWER, f"Median time of {what}: open, 4 KiB, close."),
+    )
+
+
+class FirstWrite(Workload):
+    """The files are read before they are written to: what is timed is the copying and not the disk below.
+
+    On bare metal the image is the lower layer of an overlay too. A layer that is no overlay shows a ratio of 1.
+    """
+
+    name = "first-write"
+    summary = "storage: the first write to files of the image, against the second and one to the scratch folder"
+    packages = ("python3",)
+    licence = "PSF-2.0"
+    category = Category.STORAGE
+    metrics = (
+        *(metric for write in _WRITES.values() for metric in _declare(*write)),
+        Metric(
+            "first_write.ratio",
+            Unit.RATIO,
+            Direction.LOWER,
+            "Median time of the first write over that of the second, which finds the file in the upper layer.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """Each iteration takes ``files`` files of ``size`` up to twice that, none of them twice in an instance."""
+
+        files: Annotated[int, Meta(ge=5, le=100_000)] = 32
+        size: Size = "16KiB"
+
+        def __post_init__(self) -> None:
+            bounded_size("size", self.size, 4096, 64 * 2**20)
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """The list is made once, and each iteration takes from its top."""
+        del envelope
+        choose = ("python3", "-c", _CHOOSE, _FOLDER, str(parse_size(params.size)))
+        measure = ("python3", "-c", _MEASURE, _FOLDER, str(params.files))
+        timeout = START_MARGIN_S + _SLOWEST * params.files * _NOMINAL_FILE_S
+        return Commands(
+            Command(measure, timeout_s=timeout),
+            setup=(Command(choose, timeout_s=2 * START_MARGIN_S),),
+            teardown=(Command(("rm", "-rf", _FOLDER)),),
+        )
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """Means and medians of each kind of write, and the ratio of two medians."""
+        times = _read_times(completed)
+        medians = {name: statistics.median(found) for name, found in times.items()}
+        measurements = []
+        for name, (metric, _) in _WRITES.items():
+            mean = sum(times[name]) / len(times[name])
+            measurements += [
+                Measurement(f"{metric}.latency.mean", mean / 1e9),
+                Measurement(f"{metric}.latency.p50", medians[name] / 1e9),
+            ]
+        return [*measurements, Measurement("first_write.ratio", medians["first"] / medians["second"])]
+
+    def histograms(self, completed: Completed) -> list[Histogram]:
+        """Every single time."""
+        found = []
+        for name, times in _read_times(completed).items():
+            counts = {time: times.count(time) for time in sorted(set(times))}
+            bounds = tuple(time / 1e9 for time in counts)
+            found.append(Histogram(f"{_WRITES[name][0]}.latency", Unit.SECOND, bounds, tuple(counts.values())))
+        return found
+
+    def diagnose(self, completed: Completed) -> Diagnosis | None:
+        """What it means that the list is at its end."""
+        if not completed.stderr.startswith(b"no files left: "):
+            return None
+        return Diagnosis(
+            "the image has too few files of this size, each of which can be written to for the first time once",
+            "state fewer files, fewer iterations, or another size",
+        )
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """About 10 ms a file, most of it to sync its copy."""
+        return params.files * _NOMINAL_FILE_S + 0.2
+
+
+def _read_times(completed: Completed) -> Mapping[str, Sequence[int]]:
+    """The times of each kind of write in nanoseconds, as many of each. Raises ParseError."""
+    text = read_output(_TOOL, completed)
+    if not text.endswith("}\n"):
+        refuse(_TOOL, "it is no whole report", text)
+    try:
+        report = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        refuse(_TOOL, f"its JSON cannot be read: {error}", text)
+    if not isinstance(report, dict) or report.get("format") != _FORMAT:
+        refuse(_TOOL, "its format is another", text)
+    columns: list[Any] = [report.get("sizes_bytes"), *(report.get(f"{name}_ns") for name in _WRITES)]
+    for column in columns:
+        if not isinstance(column, list) or not column or len(column) != len(columns[0]):
+            refuse(_TOOL, "it does not have as many times of each kind as files", text)
+        if not all(type(value) is int and 0 < value < 10**15 for value in column):
+            refuse(_TOOL, "there are times or sizes that cannot be", text)
+    return dict(zip(_WRITES, columns[1:], strict=True))
