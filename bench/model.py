@@ -176,8 +176,8 @@ class Service(Struct, frozen=True):
     """A program that the measured command talks to, and that runs beside it until its instance ends.
 
     ``command`` stays in the foreground, listens on ``SERVER``, and gets no standard input. ``ready`` ends with exit
-    status 0 as soon as the service answers: it waits for that by itself, within its own timeout. For ``ready_within_s``
-    it is run again, as long as the service runs: one that ended at once is told of at once.
+    status 0 if the service answers. It is run again and again until then, for ``ready_within_s`` at most or until the
+    service has ended; 0: it is run once, and waits by itself within its own timeout.
     """
 
     name: str

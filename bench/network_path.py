@@ -3,11 +3,28 @@
 A backend states it among its facts, one for each place where the server can be (``steady``'s option ``server``).
 """
 
+import itertools
+import os
 from collections.abc import Mapping
 from enum import StrEnum
+from ipaddress import IPv4Address
 
 LOOPBACK = "127.0.0.1"
 """Where a program reaches what listens on the same network stack."""
+
+_LOOPBACK_HOSTS = 2**24
+_FEW = 256
+_numbers = itertools.count(os.getpid() * _FEW)
+
+
+def own_loopback() -> str:
+    """An address of the loopback network that is given once in this process, and hardly ever in another that lives.
+
+    Linux serves all of 127.0.0.0/8 on lo: so many servers can listen on one port of a network stack that they share.
+    """
+    # Not the first and the last: 127.0.0.0 is the network and 127.255.255.255 its broadcast; 127.0.0.1 is for others.
+    host = 2 + next(_numbers) % (_LOOPBACK_HOSTS - 3)
+    return str(IPv4Address("127.0.0.0") + host)
 
 
 class ServerPlace(StrEnum):

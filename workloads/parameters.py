@@ -22,6 +22,10 @@ START_MARGIN_S = 60.0
 """What a command may take beyond its run time before it is killed: an emulated guest starts programs slowly."""
 
 
+READY_WITHIN_S = 120.0
+"""How long a server may take to answer: a database starts in seconds, and ten times slower in an emulated guest."""
+
+
 def bounded_size(key: str, text: str, least: int, most: int) -> int:
     """Bytes of the size parameter ``key``. Raises ValueError that names the key if it is out of bounds."""
     value = parse_size(text)

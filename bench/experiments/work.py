@@ -10,7 +10,10 @@ from bench.experiments.background import Background
 from bench.experiments.base import InstanceRun
 from bench.interfaces import Instance
 from bench.model import SERVER, Command, Commands, Completed, Service
-from bench.network_path import LOOPBACK
+from bench.network_path import LOOPBACK, own_loopback
+
+_ASKED_EVERY_S = 0.05
+"""Between two questions to a service that does not answer yet: they take its CPU while it starts."""
 
 
 class Work:
@@ -24,7 +27,7 @@ class Work:
         self._commands = commands
         self._instance = instance
         self._serving = instance if serving is None else serving
-        self._address = LOOPBACK if serving is None else _address_of(serving)
+        self._address = _loopback_of(instance) if serving is None else _address_of(serving)
         self._services: list[tuple[Service, Background]] = []
         self.measured = self._addressed(commands.measured)
         for command in commands.setup:
@@ -53,26 +56,30 @@ class Work:
     def _start(self, service: Service) -> None:
         what = f"the service {service.name}"
         program = Background(self._serving, what, service.name, self._addressed(service.command))
+        ready = self._addressed(service.ready)
+        asked = self._ask(service, ready, program)
         try:
-            self._await(service, program)
+            self._run.keep(ready, asked, f"ready-{service.name}")
         except WorkloadError as error:
             how = "did not become ready" if program.is_alive() else "ended before it was ready"
             evidence = "\n".join(part for part in (program.said(), error.evidence) if part)
             raise WorkloadError(f"{what} {how}: {error.message}", remedy=error.remedy, evidence=evidence) from error
+        if not program.is_alive():
+            raise WorkloadError(
+                f"{what} ended, and something else answers where it was to listen",
+                remedy="end what listens there, or give the backend a network of its own",
+                evidence=program.said(),
+            )
         self._services.append((service, program))
-        self.check()  # something else may answer on its port
 
-    def _await(self, service: Service, program: Background) -> None:
-        ready = self._addressed(service.ready)
+    def _ask(self, service: Service, ready: Command, program: Background) -> Completed:
+        """How ``ready`` ended the last time: well, too late, or without a service to ask."""
         deadline = time.monotonic() + service.ready_within_s
         while True:
-            try:
-                self._run.execute(self._instance, ready, f"ready-{service.name}")
-            except WorkloadError:
-                if time.monotonic() >= deadline or not program.is_alive():
-                    raise
-            else:
-                return
+            asked = self._instance.execute(ready)
+            if asked.returncode == 0 or time.monotonic() >= deadline or not program.is_alive():
+                return asked
+            time.sleep(_ASKED_EVERY_S)
 
     def _execute(self, command: Command, role: str) -> tuple[Completed, str]:
         try:
@@ -87,10 +94,15 @@ class Work:
         return msgspec.structs.replace(command, argv=argv, env=env)
 
 
+def _loopback_of(instance: Instance) -> str:
+    """Where it reaches itself, and nothing else listens: beside it may be others that share the host's network."""
+    return own_loopback() if instance.address == LOOPBACK else LOOPBACK
+
+
 def _address_of(serving: Instance) -> str:
     if serving.address is None:
         raise BackendError(
             "the instance that is to serve has no network that another can reach it by",
             remedy="give the backend a network (its option network), or state server = 'same-instance'",
         )
-    return serving.address
+    return own_loopback() if serving.address == LOOPBACK else serving.address

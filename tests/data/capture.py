@@ -1,27 +1,33 @@
 """Captures the real output of the workloads' commands in a built image, as the tests' data.
 
-Run as root: ``python tests/data/capture.py ROOTFS SCRATCH [PACKAGE ...]`` with the root file system of an image
+Run as root: ``python -m tests.data.capture ROOTFS SCRATCH [PACKAGE ...]`` with the root file system of an image
 (``tare image list``) and an empty folder on a disk; of all packages, or of those named. Each command runs as its
-workload builds it, in a chroot over a temporary overlay in a mount namespace of its own. Written are
-``<tool>-<version>/<name>.stdout``, byte by byte, and beside it ``<name>.toml`` with the command line, how it ended and
-what it said on stderr. A workload's services run beside it, in a network namespace with nothing but lo.
+workload builds it, in a chroot over a temporary overlay in a mount namespace of its own; those of a workload with
+services run in an instance of bare metal. Written are ``<tool>-<version>/<name>.stdout``, byte by byte, and beside it
+``<name>.toml`` with the command line, how it ended and what it said on stderr.
 """
 
 import errno
 import functools
 import json
 import platform
-import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyseccomp
 
-from bench.model import SERVER, Command, Commands, Envelope
-from bench.network_path import LOOPBACK
+from bench.experiments.work import Work
+from bench.image import ImageStore
+from bench.interfaces import Instance
+from bench.ledger import Ledger
+from bench.limits_met import raise_if_failed
+from bench.locations import cache_directory
+from bench.model import Command, Commands, Completed, Envelope, InstanceSpec
 from bench.registry import find_workloads
+from tests.privileged.host_kernel import start_backend
 
 HERE = Path(__file__).parent
 
@@ -161,6 +167,23 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
             ("apparmor-skipped", {"stressor": "apparmor"}, 1),
         ],
     ),
+    "nginx": (
+        "wrk",
+        [
+            ("nginx-10-connections", {}, 1),
+            ("nginx-1-connection", {"connections": 1}, 2),
+            ("nginx-close", {"keep_alive": False, "connections": 100}, 2),
+            ("nginx-large-page", {"page_size": "1MiB", "runtime_s": 2}, 1),
+        ],
+    ),
+    "redis": (
+        "redis",
+        [
+            ("redis-50-clients", {}, 1),
+            ("redis-1-client", {"clients": 1, "requests": 5000}, 1),
+            ("redis-pipeline", {"clients": 100, "pipeline": 16}, 2),
+        ],
+    ),
 }
 
 CAPTURES["iperf3"] = (
@@ -255,16 +278,6 @@ def deny(call: str) -> None:
     filters.load()
 
 
-def served(commands: Commands) -> Command:
-    """The measured command, beside the services that it needs."""
-    script = ""
-    for service in commands.services:
-        started, ready = shlex.join(service.command.argv), shlex.join(service.ready.argv)
-        script += f"{started} >/dev/null 2>&1 & {ready} >/dev/null || exit; "
-    script += f"exec {shlex.join(commands.measured.argv)}"
-    return msgspec.structs.replace(commands.measured, argv=("sh", "-c", script.replace(SERVER, LOOPBACK)))
-
-
 def run(rootfs: Path, scratch: Path, command: Command, denied: str = "") -> subprocess.CompletedProcess[bytes]:
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ROOTFS": str(rootfs), "SCRATCH": str(scratch)}
     environment["FOLDER"] = command.cwd
@@ -286,14 +299,46 @@ def run(rootfs: Path, scratch: Path, command: Command, denied: str = "") -> subp
     )
 
 
+class Captured:
+    """As much of a run as ``Work`` needs: a command that fails ends the capture."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        self._envelope = envelope
+
+    def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
+        completed = instance.execute(command)
+        return completed, self.keep(command, completed, role)
+
+    def keep(self, command: Command, completed: Completed, role: str) -> str:
+        raise_if_failed(command, completed, self._envelope)
+        return role
+
+
+def run_served(
+    rootfs: Path, scratch: Path, commands: Commands, envelope: Envelope
+) -> subprocess.CompletedProcess[bytes]:
+    """The measured command beside its services, in an instance of bare metal."""
+    with Ledger(scratch / "ledger") as ledger:
+        image = ImageStore(cache_directory(), ledger).get(rootfs.parent.name)
+        with (
+            start_backend("bare-metal", image, scratch / "work", ledger) as backend,
+            backend.start(InstanceSpec("tare-capture", image, envelope)) as instance,
+        ):
+            run: Any = Captured(envelope)
+            work = Work(run, commands, instance)
+            done, _ = work.measure()
+            work.end()
+    return subprocess.CompletedProcess(done.argv, done.returncode or 0, done.stdout, done.stderr)
+
+
 def version_of(rootfs: Path, scratch: Path, package: str) -> str:
     argv = ("dpkg-query", "--show", "--showformat=${Version}", package)
     return run(rootfs, scratch, Command(argv)).stdout.decode()
 
 
 def folder_of(package: str, version: str) -> Path:
-    # 7zip's 22.01+really26.02 is 26.02.
-    upstream = version.rpartition("+really")[2].partition("+")[0].partition("-")[0]
+    # 7zip's 22.01+really26.02 is 26.02, redis' 5:7.0.15 is 7.0.15.
+    upstream = version.rpartition("+really")[2].rpartition(":")[2].partition("+")[0].partition("-")[0]
     return HERE / f"{package.removeprefix('linux-')}-{upstream}"
 
 
@@ -326,11 +371,14 @@ def main() -> None:
         for name, given, cpus in variants:
             envelope = Envelope(tuple(range(cpus)), 512 * 2**20, 256 * 2**20, 512)
             commands = workload.commands(msgspec.convert(given, workload.Params), envelope)
-            for command in commands.setup:
-                run(rootfs, scratch, command).check_returncode()
-            done = run(rootfs, scratch, served(commands))
-            for command in commands.teardown:
-                run(rootfs, scratch, command).check_returncode()
+            if commands.services:
+                done = run_served(rootfs, scratch, commands, envelope)
+            else:
+                for command in commands.setup:
+                    run(rootfs, scratch, command).check_returncode()
+                done = run(rootfs, scratch, commands.measured)
+                for command in commands.teardown:
+                    run(rootfs, scratch, command).check_returncode()
             header = {"package": f"{package} {version}", "argv": commands.measured.argv, "workload": workload_name}
             write(folder_of(package, version), name, {**header, "cpus": cpus, "params": given}, done)
     undenied = [(package, name, "", argv) for package, name, argv in (*NOTED, *REFUSED)]

@@ -61,7 +61,7 @@ def test_the_registry_finds_both_beside_the_built_ins(installed: Path) -> None:
     done = python(installed, "-c", REPORT)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
-    assert found["workloads"]["redis"] == "tare_redis"
+    assert found["workloads"]["redis-socket"] == "tare_redis"
     assert found["backends"]["unshare"] == "tare_unshare"
     assert set(find_workloads().loaded) < set(found["workloads"])
 
@@ -74,7 +74,7 @@ def test_a_plugin_that_does_not_load_is_listed_with_its_reason_and_harms_no_othe
     assert "broken-example" not in found["workloads"]
     listed = python(installed, "-m", "bench", "list", "workloads")
     assert listed.returncode == 0, listed.stderr
-    assert "redis" in listed.stdout
+    assert "redis-socket" in listed.stdout
     assert re.search(r"broken-example +cannot be loaded .*a_library_that_nobody_installed", listed.stdout)
 
 
@@ -91,7 +91,7 @@ def test_a_suite_that_names_the_broken_plugin_gets_its_reason(installed: Path, t
 
 
 def test_without_the_package_neither_is_known() -> None:
-    assert "redis" not in find_workloads().loaded
+    assert "redis-socket" not in find_workloads().loaded
     assert "broken-example" not in find_workloads().failures
 
 
@@ -100,7 +100,7 @@ import sys
 from bench.errors import ParseError
 from bench.model import Completed, Envelope
 from bench.registry import find_workloads
-workload = find_workloads().get("redis")()
+workload = find_workloads().get("redis-socket")()
 header = b'"test","rps","p99_latency_ms"\\n'
 good = header + b'"SET","26109.66","0.119"\\n"GET","28409.09","0.055"\\n'
 values = {m.metric: m.value for m in workload.parse(Completed((), 0, None, good, b"", 0.0, 1.0))}
@@ -152,7 +152,7 @@ with Ledger(work / "ledger") as ledger:
         assert run("true").returncode == 0
         assert instance.usage().cpu_user_s is None and instance.usage().missing["cpu_user_s"]
         assert instance.footprint().disk_owned_bytes >= 4096
-        workload = find_workloads().get("redis")()
+        workload = find_workloads().get("redis-socket")()
         params = workload.Params(requests=2000)
         completed = instance.execute(workload.commands(params, envelope).measured)
         values = {m.metric: m.value for m in workload.parse(completed)}
@@ -198,7 +198,7 @@ warmup = 0
 type = "unshare"
 [[experiment]]
 kind = "steady"
-workload = "redis"
+workload = "redis-socket"
 params = {{ requests = 2000 }}
 [[experiment]]
 kind = "boot"

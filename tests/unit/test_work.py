@@ -1,6 +1,7 @@
 """A workload made ready: the order of its commands, where each runs, and what is told when a service fails."""
 
 from collections.abc import Callable
+from ipaddress import ip_address
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from bench.experiments.steady import Steady, SteadyOptions
 from bench.experiments.work import Work
 from bench.interfaces import Instance
 from bench.model import SERVER, Command, Commands, Completed, Footprint, Service, StartTimeline, Usage
-from bench.network_path import ServerPlace
+from bench.network_path import LOOPBACK, ServerPlace
 
 SERVED = Commands(
     measured=Command(("client", SERVER)),
@@ -46,9 +47,12 @@ class Run:
 
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         completed = instance.execute(command)
+        return completed, self.keep(command, completed, role)
+
+    def keep(self, command: Command, completed: Completed, role: str) -> str:
         if completed.returncode:
             raise WorkloadError(f"{role}: status {completed.returncode}")
-        return completed, role
+        return role
 
 
 def prepared(instance: Instance, serving: Instance | None = None) -> Work:
@@ -88,6 +92,17 @@ def test_another_instance_serves_at_its_address() -> None:
     ]
     assert log[1][-1] == "--bind=10.1.2.3"
     assert log[5][-1] == "10.1.2.3"
+
+
+def test_instances_that_share_a_network_stack_serve_at_addresses_of_their_own() -> None:
+    logs: list[list[tuple[str, ...]]] = [[], [], []]
+    prepared(Recorded("a", logs[0], LOOPBACK))
+    prepared(Recorded("b", logs[1], LOOPBACK))
+    prepared(Recorded("client", logs[2], LOOPBACK), Recorded("server", logs[2], LOOPBACK))
+    bound = [ip_address(entry[-1].removeprefix("--bind=")) for log in logs for entry in log if "--bind" in entry[-1]]
+    assert len(set(bound)) == 3
+    assert all(address.is_loopback and str(address) != LOOPBACK for address in bound)
+    assert logs[2][-1] == ("client", "fill", str(bound[2]))
 
 
 def test_a_server_without_a_network_is_refused() -> None:
@@ -147,7 +162,7 @@ def test_a_service_is_asked_again_until_it_answers_or_has_ended() -> None:
 
 def test_what_answers_in_place_of_the_service_is_not_taken_for_it() -> None:
     """Another server has its port: it answers, and ours has ended."""
-    with pytest.raises(WorkloadError, match="the service db ended while it was used") as caught:
+    with pytest.raises(WorkloadError, match="the service db ended, and something else answers") as caught:
         prepared(Recorded("a", [], fails="kill -0"))
     assert "Address already in use" in caught.value.evidence
 

@@ -124,6 +124,26 @@ DECISIVE = {
         "metadata",
         [r'"total_ios" : (\S+),', r'"mean" : ([1-9]\S+),', r'"99.900000" : (\S+)', r'"bins" : \{\s+"(\d+)"'],
     ),
+    "nginx": (
+        "nginx-10-connections",
+        [
+            r"Requests/sec: +(\S+)",
+            r"requests, (\S+) bytes",
+            r"bytes, (\S+) us",
+            r"us mean (\S+)",
+            r" p99 (\S+)",
+            r"max (\S+)",
+        ],
+    ),
+    "redis": (
+        "redis-50-clients",
+        [
+            r"summary: (\S+) requests",
+            r"p99 +max\n +(\S+)",
+            r"p99 +max\n(?: +\S+){2} +(\S+)",
+            r"p99 +max\n(?: +\S+){5} +(\S+)",
+        ],
+    ),
     "fio": (
         "randread-psync",
         [
@@ -192,6 +212,13 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("pixz", "unpacked 4194304\n", ""),
         ("stress-ng", "      wall-clock-time: ", "      wall-clock-time: 1"),
         ("stress-ng", "      user-time: ", "      user-time: 1"),
+        ("nginx", "status 0", "status 7"),
+        ("nginx", "Requests/sec:  ", "Requests/sec:  1"),
+        ("nginx", " requests, ", "1 requests, "),
+        ("nginx", "us mean ", "us mean 1"),
+        ("redis", "000 requests completed", "001 requests completed"),
+        ("redis", "98.438% <= ", "98.438% <= x"),
+        ("redis", "====== GET", "====== INCR"),
         ("fio", '"total_ios" : 1', '"total_ios" : 2'),
         ("fio", '"error" : 0', '"error" : 5'),
         ("fio", "fio-3.33", "fio-2.1"),

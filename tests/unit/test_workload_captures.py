@@ -29,6 +29,7 @@ EXPECTED = {
     *("perf-sched-pipe", "perf-syscall", "stress-ng"),
     *("first-write", "fio", "fio-metadata"),
     *("iperf3",),
+    *("nginx", "redis"),
 }
 
 

@@ -161,6 +161,41 @@ def first_write(text: str) -> dict[str, Decimal | float]:
     return found
 
 
+def nginx(text: str) -> dict[str, Decimal | float]:
+    counted = text.split("counted ")[1].split()
+    # Each latency as often as it was counted, in µs; wrk takes the rank after the share.
+    every = [
+        int(line.split()[0])
+        for line in text.splitlines()
+        if re.fullmatch(r"\d+ \d+", line)
+        for _ in range(int(line.split()[1]))
+    ]
+    fields = text.split()
+    found: dict[str, Decimal | float] = {
+        "http.requests_per_second": last_field(text, "Requests/sec:"),
+        "http.bandwidth": int(counted[2]) / float(Decimal(counted[4]) / 10**6),
+        "http.latency.mean": Decimal(fields[fields.index("mean") + 1]) / 10**6,
+        "http.latency.max": Decimal(every[-1]) / 10**6,
+    }
+    for share in ("50", "90", "99", "99.9"):
+        rank = floor(len(every) * Decimal(share) / 100 + 1)
+        found[f"http.latency.p{share}"] = Decimal(every[rank - 1]) / 10**6
+    return found
+
+
+def redis(text: str) -> dict[str, Decimal | float]:
+    found: dict[str, Decimal | float] = {}
+    for operation, report in zip(("set", "get"), text.split("======")[2::2], strict=True):
+        fields = report.split()
+        found[f"{operation}.operations_per_second"] = Decimal(fields[fields.index("throughput") + 2])
+        names = ("mean", "min", "p50", "p95", "p99", "max")
+        summary = report.split("latency summary (msec):")[1].split()[6:12]
+        for name, digits in zip(names, summary, strict=True):
+            if name != "min":
+                found[f"{operation}.latency.{name}"] = Decimal(digits) / 1000
+    return found
+
+
 RECOMPUTE = {
     "first-write": first_write,
     "fio-metadata": fio_metadata,
@@ -175,6 +210,8 @@ RECOMPUTE = {
     "perf-syscall": perf,
     "stress-ng": stress_ng,
     "fio": fio,
+    "nginx": nginx,
+    "redis": redis,
 }
 
 

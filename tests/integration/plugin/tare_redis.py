@@ -34,7 +34,7 @@ def _declare(operation: str) -> tuple[Metric, ...]:
 class Redis(Workload):
     """A key-value server and its client in one instance: system calls, wake-ups, little else."""
 
-    name = "redis"
+    name = "redis-socket"
     summary = "a key-value server and its client over a Unix socket"
     packages = ("redis",)
     licence = "BSD-3-Clause"

@@ -1,0 +1,102 @@
+"""Servers and their clients in real instances, and what is told when a server does not do as it should."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from backends.bare_metal import BareMetal
+from backends.native.backend import Native
+from bench.errors import WorkloadError
+from bench.experiments.work import Work
+from bench.interfaces import Instance
+from bench.ledger import Ledger
+from bench.limits_met import raise_if_failed
+from bench.model import Command, Commands, Completed, Image
+from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
+from workloads.redis import Redis
+
+pytestmark = [pytest.mark.root, pytest.mark.image]
+
+
+class Run:
+    """The part of ``InstanceRun`` that ``Work`` needs."""
+
+    def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
+        completed = instance.execute(command)
+        return completed, self.keep(command, completed, role)
+
+    def keep(self, command: Command, completed: Completed, role: str) -> str:
+        raise_if_failed(command, completed, ENVELOPE)
+        return role
+
+
+def prepare(instance: Instance, commands: Commands) -> Work:
+    return Work(Run(), commands, instance)  # type: ignore[arg-type]  # as much of a run as it needs
+
+
+@pytest.fixture(scope="module", params=[Native, BareMetal], ids=lambda kind: kind.name)
+def backend(request, image: Image, tmp_path_factory: pytest.TempPathFactory):
+    folder: Path = tmp_path_factory.mktemp("applications")
+    with Ledger(folder / "ledger") as ledger, start_backend(request.param.name, image, folder / "w", ledger) as started:
+        yield started
+
+
+def test_redis_answers_its_client(backend, image):
+    workload = Redis()
+    commands = workload.commands(workload.Params(requests=2000, clients=10, pipeline=4), ENVELOPE)
+    with backend.start(spec("redis", image)) as instance:
+        work = prepare(instance, commands)
+        for _ in range(2):
+            completed, _ = work.measure()
+            assert {found.metric for found in workload.parse(completed)} == {m.name for m in workload.metrics}
+            assert [sum(histogram.counts) for histogram in workload.histograms(completed)] == [2000, 2000]
+        work.end()
+
+
+def serve(instance: Instance, commands: Commands) -> None:
+    work = prepare(instance, commands)
+    work.measure()
+    work.end()
+
+
+REDIS = Redis().commands(Redis.Params(requests=1000, clients=2), ENVELOPE)
+(SERVER_OF_REDIS,) = REDIS.services
+
+
+def faulty(**changes: object) -> Commands:
+    return msgspec.structs.replace(REDIS, services=(msgspec.structs.replace(SERVER_OF_REDIS, **changes),))
+
+
+TWICE = msgspec.structs.replace(
+    REDIS, services=(SERVER_OF_REDIS, msgspec.structs.replace(SERVER_OF_REDIS, name="second"))
+)
+LONG = Redis().commands(Redis.Params(requests=100_000_000, clients=2), ENVELOPE).measured
+DIES = msgspec.structs.replace(
+    REDIS,
+    measured=Command(
+        ("sh", "-c", '(sleep 0.2; redis-cli -h "$3" -p 26379 shutdown nosave) & exec "$@"', "sh", *LONG.argv),
+        timeout_s=5.0,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("commands", "message", "said"),
+    [
+        (faulty(command=Command(("no-such-server",))), "the service redis ended before it was ready", "not found"),
+        (
+            faulty(command=Command(("sleep", "60")), ready_within_s=0.2),
+            "the service redis did not become ready",
+            "Connection refused",
+        ),
+        (TWICE, "the service second ended", "Address already in use"),
+        (DIES, "the service redis ended while it was used", "User requested shutdown"),
+    ],
+    ids=["missing", "never-ready", "port-taken", "dies"],
+)
+def test_a_server_that_fails_is_told_with_its_last_words(backend, image, commands, message, said):
+    with backend.start(spec("faulty", image)) as instance, pytest.raises(WorkloadError) as caught:
+        serve(instance, commands)
+    assert message in caught.value.message
+    assert said in caught.value.evidence

@@ -1,0 +1,200 @@
+"""Redis: keys set and got over TCP by redis-benchmark, from a server that stays for all iterations.
+
+redis-benchmark counts latencies in a histogram whose buckets are 8 µs wide at the lower end, and prints it whole.
+"""
+
+import itertools
+import re
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from bench.interfaces import Workload
+from bench.model import (
+    SCRATCH,
+    SERVER,
+    Command,
+    Commands,
+    Completed,
+    Direction,
+    Envelope,
+    Histogram,
+    Measurement,
+    Metric,
+    Service,
+)
+from bench.units import Unit
+from workloads.output import positive, read_output, refuse
+from workloads.parameters import READY_WITHIN_S
+
+_TOOL = "redis-benchmark"
+_PORT = "26379"
+"""Not Redis' own, which a server of the host's may have where an instance shares the host's network."""
+_REQUESTS_PER_S = 40_000
+_SLOWEST_REQUESTS_PER_S = 1000
+_MARGIN_S = 20.0
+OPERATIONS = ("set", "get")
+
+_LINES = re.MULTILINE | re.ASCII
+_PROGRESS = re.compile(r"^[^\n]*\r", re.MULTILINE)
+"""What it overwrites on a terminal while it runs."""
+_SECTION = re.compile(
+    r"====== (?P<operation>SET|GET) ======\n"
+    r"  (?P<requests>\d{1,15}) requests completed in \d+\.\d\d seconds\n"
+    r"  \d+ parallel clients\n  \d+ bytes payload\n  keep alive: 1\n(?:  [a-z][^\n]*\n)*\n"
+    r"Latency by percentile distribution:\n(?P<distribution>(?:\d+\.\d{3}% <= [^\n]*\n)+)\n"
+    r"Cumulative distribution of latencies:\n(?:\d+\.\d{3}% <= [^\n]*\n)+\n"
+    r"Summary:\n"
+    r"  throughput summary: (?P<rate>\d+\.\d\d) requests per second\n"
+    r"  latency summary \(msec\):\n +avg +min +p50 +p95 +p99 +max\n"
+    r" +(?P<mean>\d+\.\d{3}) +\d+\.\d{3} +(?P<p50>\d+\.\d{3}) +(?P<p95>\d+\.\d{3}) +(?P<p99>\d+\.\d{3})"
+    r" +(?P<max>\d+\.\d{3})\n*",
+    _LINES,
+)
+_BUCKET = re.compile(r"^\d+\.\d{3}% <= (\d+\.\d{3}) milliseconds \(cumulative count (\d{1,15})\)$", _LINES)
+_LATENCIES = ("mean", "p50", "p95", "p99", "max")
+
+
+def _declare(operation: str) -> tuple[Metric, ...]:
+    name = operation.upper()
+    return (
+        Metric(
+            f"{operation}.operations_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            f"{name} requests of all connections together that were answered in a second.",
+        ),
+        Metric(
+            f"{operation}.latency.mean",
+            Unit.SECOND,
+            Direction.LOWER,
+            f"Mean time from sending a {name} request, or the batch it is in, to its answer.",
+        ),
+        *(
+            Metric(
+                f"{operation}.latency.{percentile}",
+                Unit.SECOND,
+                Direction.LOWER,
+                f"{percentile[1:]} % of the {name} requests are answered sooner (to a bucket, 8 µs or more wide).",
+            )
+            for percentile in ("p50", "p95", "p99")
+        ),
+        Metric(
+            f"{operation}.latency.max",
+            Unit.SECOND,
+            Direction.LOWER,
+            f"Time of the slowest {name} request; one interruption decides it.",
+        ),
+    )
+
+
+class Redis(Workload):
+    """One thread serves all connections, so what is measured is the network stack's and the scheduler's latency.
+
+    With ``pipeline`` requests are sent in batches, and the server's own work comes to the fore.
+    """
+
+    name = "redis"
+    summary = "a key-value server: SET and GET over TCP by a number of connections, with or without a pipeline"
+    packages = ("redis",)
+    licence = "BSD-3-Clause"
+    metrics = tuple(metric for operation in OPERATIONS for metric in _declare(operation))
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``requests`` of each kind by ``clients`` connections, ``pipeline`` of them sent at a time by each."""
+
+        clients: Annotated[int, Meta(ge=1, le=1000)] = 50
+        pipeline: Annotated[int, Meta(ge=1, le=1000)] = 1
+        requests: Annotated[int, Meta(ge=1000, le=100_000_000)] = 20_000
+        value_bytes: Annotated[int, Meta(ge=1, le=1_000_000)] = 64
+
+        def __post_init__(self) -> None:
+            if self.clients * self.pipeline > self.requests:
+                raise ValueError(
+                    f"requests: {self.requests} are fewer than one batch of {self.pipeline} for each of "
+                    f"{self.clients} clients"
+                )
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """The same on any envelope: the server is one thread, and so is its client."""
+        del envelope
+        measured = (
+            *("redis-benchmark", "-h", SERVER, "-p", _PORT, "-t", ",".join(OPERATIONS)),
+            *("-n", str(params.requests), "-c", str(params.clients), "-P", str(params.pipeline)),
+            *("-d", str(params.value_bytes), "--precision", "3"),
+        )
+        server = (
+            *("redis-server", "--bind", SERVER, "--port", _PORT, "--protected-mode", "no"),
+            # Nothing is written to disk: a snapshot would come at a moment of its own choosing.
+            *("--save", "", "--appendonly", "no", "--dir", SCRATCH),
+        )
+        ready = Command(("redis-cli", "-e", "-h", SERVER, "-p", _PORT, "ping"), timeout_s=_MARGIN_S)
+        # Where its server has died, redis-benchmark may wait for ever.
+        timeout_s = _MARGIN_S + len(OPERATIONS) * params.requests / _SLOWEST_REQUESTS_PER_S
+        return Commands(
+            measured=Command(measured, timeout_s=timeout_s),
+            services=(Service("redis", Command(server), ready, ready_within_s=READY_WITHIN_S),),
+        )
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """A section for each operation; its figures have to agree with its histogram."""
+        text = read_output(_TOOL, completed)
+        measurements: list[Measurement] = []
+        for operation, section in zip(OPERATIONS, _sections(text), strict=True):
+            found = {name: _number(f"{operation} {name}", section[name], text, exponent=-3) for name in _LATENCIES}
+            _check(section, text)
+            rate = _number(f"{operation} throughput", section["rate"], text)
+            measurements.append(Measurement(f"{operation}.operations_per_second", rate))
+            measurements += [Measurement(f"{operation}.latency.{name}", value) for name, value in found.items()]
+        return measurements
+
+    def histograms(self, completed: Completed) -> list[Histogram]:
+        """The percentiles of each operation as counts of the buckets between them."""
+        text = read_output(_TOOL, completed)
+        histograms: list[Histogram] = []
+        for operation, section in zip(OPERATIONS, _sections(text), strict=True):
+            counted = _cumulated(section, text)
+            counts = [after - before for before, after in itertools.pairwise((0, *counted.values()))]
+            bounds = tuple(_number("a bucket", digits, text, exponent=-3) for digits in counted)
+            histograms.append(Histogram(f"{operation}.latency", Unit.SECOND, bounds, tuple(counts)))
+        return histograms
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """Both kinds of requests at a rate that one server thread has on a current CPU."""
+        return len(OPERATIONS) * params.requests / _REQUESTS_PER_S
+
+
+def _sections(text: str) -> list[re.Match[str]]:
+    """One for each operation, in their order, and nothing between them."""
+    plain = _PROGRESS.sub("", text)
+    sections = list(_SECTION.finditer(plain))
+    if tuple(section["operation"].lower() for section in sections) != OPERATIONS or _SECTION.sub("", plain).strip():
+        refuse(_TOOL, "it is not a report on SET and one on GET", text)
+    return sections
+
+
+def _check(section: re.Match[str], text: str) -> None:
+    """The histogram counts every request, and ends with the slowest."""
+    counted = _cumulated(section, text)
+    if list(counted.values()) != sorted(counted.values()) or [*counted.values()][-1] != int(section["requests"]):
+        refuse(_TOOL, f"its histogram does not count the {section['requests']} requests", text)
+    if [*counted][-1] != section["max"]:
+        refuse(_TOOL, f"its slowest request took {section['max']} ms, and its histogram ends at {[*counted][-1]}", text)
+    median = next(digits for digits, count in counted.items() if 2 * count >= int(section["requests"]))
+    if median != section["p50"]:
+        refuse(_TOOL, f"its median is {section['p50']} ms in one place and {median} in another", text)
+
+
+def _cumulated(section: re.Match[str], text: str) -> dict[str, int]:
+    """Requests answered within so many milliseconds, written as there."""
+    rows = [_BUCKET.fullmatch(line) for line in section["distribution"].splitlines()]
+    counted = {row[1]: int(row[2]) for row in rows if row}
+    if None in rows:
+        refuse(_TOOL, "a row of its histogram is not whole", text)
+    return counted
+
+
+def _number(what: str, digits: str, text: str, *, exponent: int = 0) -> float:
+    return positive(_TOOL, what, digits, text, exponent=exponent)
