@@ -90,6 +90,18 @@ class Cgroup(ABC):
     def adopt(self, pid: int) -> None:  # noqa: B027 - a cgroup knows its members
         """Told the host pid of the instance's first process, for what has no other way to know its members."""
 
+    def move(self, pid: int) -> None:
+        """Move a whole process that runs already into it, each thread with the affinity it has. Raises OSError.
+
+        Older kernels give what is moved to another cpuset the affinity of all its CPUs.
+        """
+        affinities = {thread: os.sched_getaffinity(thread) for thread in _threads_of(pid)}
+        for file in self.join_files:
+            write_text(file.with_name("cgroup.procs"), str(pid))
+        for thread, affinity in affinities.items():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, affinity)
+
     @abstractmethod
     def usage(self) -> Usage:
         """What the processes of this cgroup, dead ones included, have used since it was made."""
@@ -122,7 +134,7 @@ class Cgroup(ABC):
         found: list[int] = []
         for pid in self.members():
             with contextlib.suppress(OSError):
-                found += [int(folder.name) for folder in Path(f"/proc/{pid}/task").iterdir()]
+                found += _threads_of(pid)
         return found
 
     def kill(self, *, keep: Collection[int] = ()) -> None:
@@ -154,6 +166,10 @@ class Cgroup(ABC):
                 return
         for descriptor in signal_all(self.members()):
             os.close(descriptor)
+
+
+def _threads_of(pid: int) -> list[int]:
+    return [int(folder.name) for folder in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def signal_all(pids: list[int]) -> list[int]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from backends.cgroups.footprint import process_footprint
+from backends.cgroups.footprint import process_footprint, tree_bytes
 from backends.cgroups.interface import Cgroup
 from backends.native.init import DONE
 from backends.native.launcher import Launched, wait_readable
@@ -152,7 +152,7 @@ class ProcessInstance(Instance):
             pss_bytes=pss,
             private_bytes=private,
             cgroup_bytes=self.cgroup.charge_bytes(),
-            disk_owned_bytes=_allocated_bytes(self._folder),
+            disk_owned_bytes=tree_bytes(self._folder),
             disk_shared_bytes=self._shared_bytes,
             processes=len(members),
             rss_bytes=rss,
@@ -292,13 +292,3 @@ def _open_stdin(content: bytes) -> int:
         view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-def _allocated_bytes(folder: Path) -> int:
-    """Blocks allocated below a folder; what vanishes meanwhile counts nothing."""
-    total = 0
-    for parent, _, files in os.walk(folder, onerror=None):
-        for name in (*files, "."):
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_blocks * 512  # noqa: PTH118 - a walk over many
-    return total

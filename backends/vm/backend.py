@@ -17,13 +17,28 @@ from backends.cgroups.layout import Version, find_block_device, find_layout
 from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.vm import accel, connection, emulator
 from backends.vm.cpu_models import require_cpu_model
+from backends.vm.daemons import start_daemon_connection
 from backends.vm.disks import SHARED_MODE, choose_scratch_mode, make_clone, make_qcow2, make_scratch_template
 from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator, Memory
-from backends.vm.facilities import probe_huge_pages, probe_io_uring
+from backends.vm.embedded import start_embedded
+from backends.vm.facilities import probe_daemon, probe_huge_pages, probe_io_uring
 from backends.vm.guest import Ground, guest_limits, start_guest
 from backends.vm.instance import VmInstance
 from backends.vm.network import check_server, no_network_facts, probe_network, start_guest_network
-from backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, DiskFormat, Io, Network, Pinning, VmOptions
+from backends.vm.options import (
+    AUTO,
+    EMBEDDED,
+    PAST_THE_PAGE_CACHE,
+    Cache,
+    DiskFormat,
+    Io,
+    Network,
+    Pinning,
+    Scratch,
+    VmOptions,
+)
+from backends.vm.share import OPTIONS as SHARE_OPTIONS
+from backends.vm.share import probe_virtiofsd
 from bench.errors import BackendError, UnavailableError, UnsupportedError
 from bench.interfaces import Backend, BackendContext, Instance
 from bench.ledger import ResourceKind
@@ -107,6 +122,8 @@ class VirtualMachine(Backend):
         return (
             ('memory_backing = "hugepages"', probe_huge_pages()),
             ('io = "io_uring"', probe_io_uring()),
+            ('scratch = "virtiofs"', probe_virtiofsd()),
+            ('connection = "qemu:///system"', probe_daemon()),
             ('network = "tap"', probe_network(Network.TAP)),
         )
 
@@ -122,6 +139,8 @@ class VirtualMachine(Backend):
             yield probe_huge_pages(memory_bytes)
         if options.io is Io.IO_URING:
             yield probe_io_uring()
+        if options.scratch is Scratch.VIRTIOFS:
+            yield probe_virtiofsd()
         yield probe_network(options.network)
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
@@ -162,9 +181,13 @@ class VirtualMachine(Backend):
         acceleration = accel.decide(
             options.accel, qemu, image.kernel, image.initramfs, cache=self._cache, ledger=ledger
         )
-        capabilities = self._cache / "capabilities"
-        libvirt = self._stack.enter_context(connection.start_connection(ledger, capabilities))
-        found = libvirt.learn(qemu.wrapper, acceleration.accelerator, capabilities)
+        opening = (
+            start_embedded(ledger, self._cache / "capabilities")
+            if options.connection == EMBEDDED
+            else start_daemon_connection(options.connection, ledger)
+        )
+        libvirt = self._stack.enter_context(opening)
+        found = libvirt.learn(qemu, acceleration.accelerator)
         if options.cpu_model != AUTO:
             require_cpu_model(options.cpu_model, acceleration.accelerator, found)
         folder = self.context.work_directory / f"vm-{secrets.token_hex(4)}"
@@ -229,23 +252,33 @@ class VirtualMachine(Backend):
             "accel_reason": ground.acceleration.reason,
             "qemu": ground.emulator.version,
             "libvirt": ground.connection.version,
-            "connection": "qemu:///embed",
+            "connection": options.connection,
             "machine": MACHINE,
             "cpu_model": CPU_MODE[accelerator] if options.cpu_model == AUTO else options.cpu_model,
             "pinning": _PINNED[options.pinning],
             "memory_backing": options.memory_backing.value,
-            "image_disk": f"virtio-blk,{options.disk_format},read-only,{SHARED_MODE}",
-            "scratch_disk": f"virtio-blk,{options.disk_format},{ground.scratch_mode},{thread}",
+            "balloon": options.balloon.value,
+            "image_disk": f"{options.disk_bus},{options.disk_format},read-only,{SHARED_MODE}",
+            "scratch_disk": f"{options.disk_bus},{options.disk_format},{ground.scratch_mode},{thread}",
             "root": "overlay of a tmpfs on erofs",
             **(no_network_facts() if ground.network is None else ground.network.facts()),
             "stop": options.stop,
             "guest_kernel": ground.image.kernel_version,
         }
+        if options.scratch is Scratch.VIRTIOFS:
+            facts["scratch_disk"] = f"virtiofs,{SHARE_OPTIONS}"
         if accelerator is Accelerator.TCG:
             facts["tcg_tb_cache"] = f"{TB_CACHE_MIB} MiB"
         return BackendDescription(f"vm ({accelerator.value})", facts, tuple(self._confounds(ground)))
 
+    def _scratch_path(self, ground: Ground) -> str:
+        options = ground.options
+        if options.scratch is Scratch.VIRTIOFS:
+            return f"a folder of the host's through virtiofsd ({SHARE_OPTIONS})"
+        return f"a file system of the guest's own on {options.disk_bus} ({options.disk_format}, {ground.scratch_mode})"
+
     def _confounds(self, ground: Ground) -> Iterator[Confound]:
+        options = ground.options
         if ground.acceleration.accelerator is Accelerator.TCG:
             yield Confound(
                 "accel-tcg",
@@ -273,10 +306,16 @@ class VirtualMachine(Backend):
         )
         yield Confound(
             "storage-path",
-            f"/scratch is a file system of the guest's own on virtio-blk ({ground.options.disk_format}, "
-            f"{ground.scratch_mode}); elsewhere it is a folder of the host's",
+            f"/scratch is {self._scratch_path(ground)}; elsewhere it is a folder of the host's",
             self.name,
         )
+        if options.connection != EMBEDDED:
+            yield Confound(
+                "start-not-charged",
+                f"QEMU was started by the daemon of {options.connection}, in a cgroup of its own, and moved to its "
+                "instance's before the guest's first instruction: what QEMU used until then is not in the costs",
+                self.name,
+            )
         if ground.emulator_cpus:
             yield Confound(
                 "more-cpus-than-others",
@@ -291,10 +330,10 @@ class VirtualMachine(Backend):
                 "no CPU that the others do not have",
                 self.name,
             )
-        if ground.scratch_mode.cache not in PAST_THE_PAGE_CACHE:
+        if options.scratch is Scratch.DISK and ground.scratch_mode.cache not in PAST_THE_PAGE_CACHE:
             why = (
                 "the work directory's file system has no direct I/O"
-                if ground.options.cache is Cache.AUTO
+                if options.cache is Cache.AUTO
                 else f"cache = {ground.scratch_mode.cache} was asked for"
             )
             yield Confound("scratch-cached", f"{why}, so the scratch disk goes through two page caches", self.name)

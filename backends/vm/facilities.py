@@ -1,5 +1,7 @@
-"""What this host offers to the options of guests: huge pages, io_uring. Asked before anything is started."""
+"""What this host offers to the options of guests: huge pages, io_uring, a daemon. Asked before anything is started."""
 
+import contextlib
+import socket
 from pathlib import Path
 
 from bench.model import Availability
@@ -8,10 +10,7 @@ _PROC = Path("/proc")
 
 
 def probe_huge_pages(needed_bytes: int = 0, proc: Path = _PROC) -> Availability:
-    """Whether as many huge pages are free as ``needed_bytes`` take, and any at all; libvirt also wants a hugetlbfs.
-
-    It looks for one when its driver starts, though QEMU then takes the pages without it.
-    """
+    """Whether as many huge pages are free as ``needed_bytes`` take, and any at all."""
     fields = _read_meminfo(proc)
     page = fields.get("Hugepagesize", 0)
     if not page:
@@ -26,12 +25,6 @@ def probe_huge_pages(needed_bytes: int = 0, proc: Path = _PROC) -> Availability:
             available=False,
             reason=f"{said}, and a guest needs {needed}" if needed_bytes else said,
             remedy="reserve them (sysctl vm.nr_hugepages=N, for all guests that live at the same time), best at boot",
-        )
-    if not any(line.split()[2] == "hugetlbfs" for line in (proc / "self/mounts").read_text().splitlines()):
-        return Availability(
-            available=False,
-            reason=f"{said}, but no hugetlbfs is mounted, without which libvirt gives none to guests",
-            remedy="mkdir -p /dev/hugepages && mount -t hugetlbfs hugetlbfs /dev/hugepages",
         )
     return Availability(available=True, reason=said)
 
@@ -48,6 +41,20 @@ def probe_io_uring(proc: Path = _PROC) -> Availability:
             available=False, reason=f"{switch} is 2", remedy='set it to 1 or 0, or leave out io = "io_uring"'
         )
     return Availability(available=True, reason="the kernel allows it")
+
+
+def probe_daemon(folder: Path = Path("/run/libvirt")) -> Availability:
+    """Whether a libvirt daemon for QEMU answers here."""
+    sockets = [folder / name for name in ("virtqemud-sock", "libvirt-sock")]
+    for path in sockets:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):
+            client.connect(str(path))
+            return Availability(available=True, reason=f"a daemon answers at {path}")
+    return Availability(
+        available=False,
+        reason="no libvirt daemon answers, which only this connection needs",
+        remedy="install libvirt-daemon-system and start it (systemctl start libvirtd)",
+    )
 
 
 def _read_meminfo(proc: Path) -> dict[str, int]:

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -15,10 +16,11 @@ from backends.cgroups.lifecycle import start_cgroup
 from backends.vm.accel import Acceleration
 from backends.vm.connection import Connection, Domain
 from backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
-from backends.vm.domain_xml import Disk, Guest, domain_xml
+from backends.vm.domain_xml import Disk, Guest, Share, domain_xml
 from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
 from backends.vm.network import GuestNetwork, GuestPort
-from backends.vm.options import AUTO, Pinning, VmOptions
+from backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
+from backends.vm.share import start_virtiofsd
 from backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping, make_stopping
 from backends.vm.watch import Watch, start_watch
 from bench.errors import BackendError
@@ -30,6 +32,9 @@ BOOT_DEADLINE_S = 90.0
 Under emulation on a busy host a boot takes some 10 s."""
 AGENT_DEADLINE_S = 30
 KILL_DEADLINE_S = 20.0
+_CONSOLE_DEADLINE_S = 10.0
+_SHARE_SOCKET = "share"
+_SHARE_LOG = "share.log"
 
 KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
 """No self-tests of ciphers at each boot (0.5 s under emulation); a panic ends the guest at once, after its message."""
@@ -92,10 +97,12 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
     name = spec.identifier
     limits = guest_limits(spec.envelope, ground.io_device, ground.emulator_cpus)
     with contextlib.ExitStack() as stack:
-        scratch = stack.enter_context(_start_scratch(ground, name))
+        folder = stack.enter_context(_start_folder(ground.folder / name))
+        scratch = _make_scratch(ground, folder)
         # The sockets' paths have to be short.
         sockets = stack.enter_context(_start_folder(ground.connection.root / f"i{time.monotonic_ns():x}"))
-        watch = stack.enter_context(start_watch(sockets))
+        embedded = ground.options.connection == EMBEDDED
+        watch = stack.enter_context(start_watch(sockets, born_by_console=not embedded))
         marker = f"vm-{name}"
         with _entered(ledger, marker, watch), contextlib.ExitStack() as live:
             cgroup = live.enter_context(start_cgroup(ledger, name, limits, ground.layout))
@@ -103,8 +110,14 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
             guest = _connected(_describe(ground, spec, scratch, watch, cgroup, marker), port)
             failure = _failure_of(ground, watch, guest)
             try:
+                if ground.options.scratch is Scratch.VIRTIOFS:
+                    said = sockets / _SHARE_LOG
+                    stack.enter_context(
+                        start_virtiofsd(sockets / _SHARE_SOCKET, scratch, said, marker, cgroup.join_files)
+                    )
+                adopt = None if embedded else partial(_adopt, watch, cgroup)
                 with _crowd.joined():
-                    domain = stack.enter_context(_start_domain(ground, guest, watch, failure))
+                    domain = stack.enter_context(_start_domain(ground, guest, watch, failure, adopt))
                     _await_ready(domain, watch, timeline, len(spec.envelope.cpus), failure)
                 stopping = make_stopping(ground.options.stop, domain, watch)
                 address = None if port is None else port.address
@@ -146,15 +159,24 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
     assert image.kernel is not None
     assert image.initramfs is not None
     options = ground.options
+    share = None
+    if options.scratch is Scratch.VIRTIOFS:
+        share = Share(watch.console_socket.with_name(_SHARE_SOCKET), SCRATCH_SERIAL)
+    modules = (f"tare.modules={','.join(options.modules)}",) if options.modules else ()
     return Guest(
         name=spec.identifier,
         accelerator=ground.acceleration.accelerator,
-        emulator=ground.emulator.wrapper,
+        emulator=ground.connection.emulator(ground.emulator),
         cpus=envelope.cpus,
         memory_bytes=envelope.memory_bytes,
         kernel=image.kernel,
         initramfs=image.initramfs,
-        kernel_arguments=(*KERNEL_ARGUMENTS, f"tare.pids={envelope.pids_max}", "tare.scratch=disk"),
+        kernel_arguments=(
+            *KERNEL_ARGUMENTS,
+            f"tare.pids={envelope.pids_max}",
+            f"tare.scratch={options.scratch}",
+            *modules,
+        ),
         disks=_disks(ground, image.disk, scratch),
         console_socket=watch.console_socket,
         command_socket=watch.command_socket,
@@ -170,34 +192,39 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
         emulator_cpus=ground.emulator_cpus,
         pinned=options.pinning is not Pinning.NONE,
         memory=options.memory_backing,
+        balloon=options.balloon is not Balloon.OFF,
+        free_page_reporting=options.balloon is Balloon.REPORTING,
+        share=share,
+        security_models=ground.connection.security_models,
     )
 
 
 def _disks(ground: Ground, image: Path, scratch: Path) -> tuple[Disk, ...]:
     """The image's disk, which all guests read through the host's page cache, and the instance's own."""
     options, mode = ground.options, ground.scratch_mode
-    below = None if ground.clone is None else image
-    return (
-        Disk(
-            ground.clone or image,
-            "vda",
-            IMAGE_SERIAL,
-            SHARED_MODE.cache,
-            SHARED_MODE.io,
-            read_only=True,
-            format=options.disk_format,
-            backing=below,
-        ),
-        Disk(
-            scratch,
-            "vdb",
-            SCRATCH_SERIAL,
-            mode.cache,
-            mode.io,
-            io_thread=1 if options.iothread else 0,
-            format=options.disk_format,
-        ),
+    prefix = "sd" if options.disk_bus is DiskBus.SCSI else "vd"
+    root = Disk(
+        ground.clone or image,
+        f"{prefix}a",
+        IMAGE_SERIAL,
+        SHARED_MODE.cache,
+        SHARED_MODE.io,
+        read_only=True,
+        format=options.disk_format,
+        backing=None if ground.clone is None else image,
     )
+    if options.scratch is Scratch.VIRTIOFS:
+        return (root,)
+    own = Disk(
+        scratch,
+        f"{prefix}b",
+        SCRATCH_SERIAL,
+        mode.cache,
+        mode.io,
+        io_thread=1 if options.iothread else 0,
+        format=options.disk_format,
+    )
+    return root, own
 
 
 @contextlib.contextmanager
@@ -221,9 +248,13 @@ def _connected(guest: Guest, port: GuestPort | None) -> Guest:
 
 @contextlib.contextmanager
 def _start_domain(
-    ground: Ground, guest: Guest, watch: Watch, failure: Callable[[str], BackendError]
+    ground: Ground,
+    guest: Guest,
+    watch: Watch,
+    failure: Callable[[str], BackendError],
+    before: Callable[[], None] | None,
 ) -> Iterator[Domain]:
-    domain = ground.connection.start_domain(guest.name, domain_xml(guest), watch.on_agent)
+    domain = ground.connection.start_domain(guest.name, domain_xml(guest), watch.on_agent, before)
     with contextlib.ExitStack() as stack:
         inside = contextlib.nullcontext() if ground.network is None else ground.network.bridge.inside()
         try:
@@ -232,6 +263,16 @@ def _start_domain(
         except BackendError as error:
             raise failure(error.message) from error
         yield running
+
+
+def _adopt(watch: Watch, cgroup: Cgroup) -> None:
+    """Move a QEMU that a daemon started, and that runs no guest yet, to its instance's cgroup. Raises BackendError."""
+    if not watch.wait(lambda: watch.pid is not None, time.monotonic() + _CONSOLE_DEADLINE_S) or watch.pid is None:
+        raise BackendError(f"the guest's QEMU did not open its console within {_CONSOLE_DEADLINE_S:g} s")
+    try:
+        cgroup.move(watch.pid)
+    except OSError as error:
+        raise BackendError(f"QEMU could not be moved to its cgroup: {error.strerror}: {error.filename}") from error
 
 
 class Crowd:
@@ -311,6 +352,8 @@ def _failure_of(ground: Ground, watch: Watch, guest: Guest) -> Callable[[str], B
 
     def failure(message: str) -> BackendError:
         said = {"console": watch.console_tail(), "QEMU": ground.connection.log_tail(guest.name)}
+        with contextlib.suppress(OSError):
+            said["virtiofsd"] = watch.console_socket.with_name(_SHARE_LOG).read_text(errors="replace").strip()
         evidence = "\n".join(f"--- {who} ---\n{text}" for who, text in said.items() if text)
         return BackendError(message, remedy=_remedy(message, said["console"]), evidence=evidence)
 
@@ -323,6 +366,13 @@ def _remedy(message: str, console: str) -> str | None:
         return "give the envelope more memory: the guest's kernel lives in it too"
     if _RESET in text:
         return "give the envelope more memory, for a kernel that does not fit ends like this; or build the image again"
+    if "virtlogd" in message:
+        return "start virtlogd, to which libvirt's daemon gives QEMU's output (systemctl start virtlogd)"
+    if "hugetlbfs" in message:
+        return (
+            "mount a hugetlbfs (mount -t hugetlbfs hugetlbfs /dev/hugepages) and restart libvirt's daemon, or leave "
+            "out connection"
+        )
     if "mounting /lower" in text:
         return (
             "the image's disk is damaged: remove the image and build it again (`tare image remove`, `tare image build`)"
@@ -330,19 +380,21 @@ def _remedy(message: str, console: str) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _start_scratch(ground: Ground, name: str) -> Iterator[Path]:
-    """An instance's folder with its fresh scratch disk. The folder above is in the ledger."""
-    with _start_folder(ground.folder / name) as folder:
-        scratch = folder / f"scratch.{ground.options.disk_format}"
-        try:
-            copy_sparse(ground.template, scratch)
-        except OSError as error:
-            raise BackendError(
-                f"could not make the scratch disk: {error.strerror}: {error.filename or scratch}",
-                remedy="see that the work directory has space left",
-            ) from error
-        yield scratch
+def _make_scratch(ground: Ground, folder: Path) -> Path:
+    """An instance's fresh scratch disk, or the folder that it shares. What is above is in the ledger."""
+    if ground.options.scratch is Scratch.VIRTIOFS:
+        shared = folder / "scratch"
+        shared.mkdir(mode=0o755)
+        return shared
+    scratch = folder / f"scratch.{ground.options.disk_format}"
+    try:
+        copy_sparse(ground.template, scratch)
+    except OSError as error:
+        raise BackendError(
+            f"could not make the scratch disk: {error.strerror}: {error.filename or scratch}",
+            remedy="see that the work directory has space left",
+        ) from error
+    return scratch
 
 
 @contextlib.contextmanager

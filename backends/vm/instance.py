@@ -4,7 +4,7 @@ import time
 
 import msgspec
 
-from backends.cgroups.footprint import process_footprint
+from backends.cgroups.footprint import process_footprint, tree_bytes
 from backends.vm.accounting import memory_parts, vcpu_seconds
 from backends.vm.commands import CommandPort, GuestSilentError
 from backends.vm.disks import allocated_bytes
@@ -91,13 +91,17 @@ class VmInstance(Instance):
             pss_bytes=pss,
             private_bytes=private,
             cgroup_bytes=self._running.cgroup.charge_bytes(),
-            disk_owned_bytes=allocated_bytes(self._running.scratch),
+            disk_owned_bytes=self._owned_bytes(),
             disk_shared_bytes=0 if disk is None else allocated_bytes(disk),
             processes=len(members),
             rss_bytes=rss,
             guest_ram_bytes=parts.guest_ram,
             tcg_cache_bytes=parts.tcg_cache,
         )
+
+    def _owned_bytes(self) -> int:
+        scratch = self._running.scratch
+        return tree_bytes(scratch) if scratch.is_dir() else allocated_bytes(scratch)
 
     def gone_descriptor(self) -> int | None:
         """See ``Instance.gone_descriptor``."""

@@ -2,12 +2,15 @@
 
 from enum import StrEnum
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
 from backends.vm.domain_xml import Memory
 
 AUTO = "auto"
+EMBEDDED = "qemu:///embed"
+DRIVERS = (EMBEDDED, "qemu:///system")
 
 
 class Pinning(StrEnum):
@@ -21,6 +24,28 @@ class Pinning(StrEnum):
     TOGETHER = "together"
     APART = "apart"
     NONE = "none"
+
+
+class Balloon(StrEnum):
+    """Whether the host can ask for memory back, and whether the guest tells by itself which pages it does not use."""
+
+    OFF = "off"
+    ON = "on"
+    REPORTING = "free-page-reporting"
+
+
+class DiskBus(StrEnum):
+    """What the guest sees its disks at."""
+
+    BLK = "virtio-blk"
+    SCSI = "virtio-scsi"
+
+
+class Scratch(StrEnum):
+    """What ``/scratch`` is: a disk with a file system of the guest's, or a folder of the host's."""
+
+    DISK = "disk"
+    VIRTIOFS = "virtiofs"
 
 
 class DiskFormat(StrEnum):
@@ -68,25 +93,73 @@ class Network(StrEnum):
 class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``options`` of a ``[[backend]]`` of the type ``vm``; the default of each is what a good operator would choose.
 
-    ``accel``: ``kvm`` is refused where no guest boots under it; ``auto`` then emulates, and says so. ``cpu_model`` is
+    ``accel``: ``kvm`` is refused where no guest boots under it; ``auto`` then emulates, and says so.
+    ``connection`` is libvirt's URI of a QEMU driver on this host; ``qemu:///embed`` needs no daemon. ``cpu_model`` is
     ``auto`` (``host-passthrough`` under KVM, ``maximum`` under TCG), a mode of libvirt's, or QEMU's name of a model.
     ``stop``: ``kill`` ends QEMU at once; ``shutdown`` has the guest's init end what runs and power off first.
+    ``scratch``: the folder that ``virtiofs`` shows is on the suite's storage.
     ``cache``, ``io`` and ``iothread`` (a thread of its own for the disk's I/O) are those of the scratch disk.
     """
 
     accel: Literal["auto", "kvm", "tcg"] = "auto"
+    connection: str = EMBEDDED
     cpu_model: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = AUTO
     pinning: Pinning = Pinning.TOGETHER
     memory_backing: Memory = Memory.PLAIN
+    balloon: Balloon = Balloon.OFF
+    disk_bus: DiskBus = DiskBus.BLK
     disk_format: DiskFormat = DiskFormat.RAW
     cache: Cache = Cache.AUTO
     io: Io = Io.AUTO
     iothread: bool = True
+    scratch: Scratch = Scratch.DISK
     stop: Literal["kill", "shutdown"] = "kill"
     network: Network = Network.NONE
 
     def __post_init__(self) -> None:
+        _check_uri(self.connection)
         if self.accel == "tcg" and self.cpu_model == "host-passthrough":
             raise ValueError('cpu_model = "host-passthrough" needs KVM, and accel = "tcg" emulates: use "maximum"')
         if self.io is Io.NATIVE and self.cache not in PAST_THE_PAGE_CACHE | {Cache.AUTO}:
             raise ValueError(f'io = "native" needs cache = "none" or "directsync", not "{self.cache}"')
+        if self.network is not Network.NONE and self.connection != EMBEDDED:
+            raise ValueError(
+                f'network = "{self.network}" needs connection = "{EMBEDDED}": a daemon starts QEMU elsewhere'
+            )
+        if self.scratch is Scratch.VIRTIOFS:
+            self._check_virtiofs()
+
+    def _check_virtiofs(self) -> None:
+        if self.memory_backing is Memory.PLAIN:
+            raise ValueError(
+                'scratch = "virtiofs" needs memory that its server can map: memory_backing = "memfd" or "hugepages"'
+            )
+        for key, value in (("cache", self.cache), ("io", self.io)):
+            if value != AUTO:
+                raise ValueError(f'{key} = "{value}" is for a disk, and with scratch = "virtiofs" there is none')
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The kernel modules that a guest needs for them, beyond those that every guest loads."""
+        scsi = ("virtio_scsi", "sd_mod") if self.disk_bus is DiskBus.SCSI else ()
+        balloon = ("virtio_balloon",) if self.balloon is not Balloon.OFF else ()
+        return scsi + balloon
+
+
+def _check_uri(uri: str) -> None:
+    """Raises ValueError for what is no QEMU driver on this host."""
+    parts = urlsplit(uri)
+    driver, _, transport = parts.scheme.partition("+")
+    what = f'connection = "{uri}"'
+    if driver != "qemu":
+        raise ValueError(f"{what} is no QEMU driver of libvirt's: those are {', '.join(DRIVERS)}")
+    if parts.netloc or transport not in {"", "unix"}:
+        raise ValueError(f"{what} is a driver on another host, and tare measures on the one it runs on")
+    if parts.path == "/session":
+        raise ValueError(
+            f"{what} is for ordinary users, and libvirt has none for root, as which guests run: {DRIVERS[1]}"
+        )
+    if f"qemu://{parts.path}" not in DRIVERS:
+        raise ValueError(f"{what} names no driver that there is: {', '.join(DRIVERS)}")
+    if f"qemu://{parts.path}" == EMBEDDED and uri != EMBEDDED:
+        raise ValueError(f'{what}: the embedded driver is "{EMBEDDED}", with a folder that tare makes')

@@ -6,6 +6,7 @@ import re
 import selectors
 import signal
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -16,6 +17,8 @@ import msgspec
 
 _TAIL_LINES = 40
 _READ_BYTES = 65536
+_CREDENTIALS = struct.Struct("3i")
+"""``struct ucred``: pid, uid, gid."""
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -169,8 +172,11 @@ class Watch:
 
 
 @contextlib.contextmanager
-def start_watch(folder: Path) -> Iterator[Watch]:
-    """A watch with its fifo and sockets in ``folder`` (short: a socket's path has at most 107 bytes)."""
+def start_watch(folder: Path, *, born_by_console: bool = False) -> Iterator[Watch]:
+    """A watch with its fifo and sockets in ``folder`` (short: a socket's path has at most 107 bytes).
+
+    With ``born_by_console`` nobody writes to the fifo: who opens the console is QEMU, and is there since then.
+    """
     watch = Watch(folder)
     with contextlib.ExitStack() as stack:
         stack.callback(watch.close)
@@ -182,7 +188,7 @@ def start_watch(folder: Path) -> Iterator[Watch]:
         command = stack.enter_context(_listen(watch.command_socket))
         stop = os.eventfd(0, os.EFD_CLOEXEC)
         stack.callback(os.close, stop)
-        loop = _Loop(watch, born, console, command, stop)
+        loop = _Loop(watch, born, console, command, stop, born_by_console=born_by_console)
         thread = threading.Thread(target=loop.run, name=f"watch {folder.name}", daemon=True)
         thread.start()
         stack.callback(thread.join)
@@ -200,9 +206,19 @@ def _listen(path: Path) -> socket.socket:
 class _Loop:
     """The thread's body: one selector over everything that one guest can tell."""
 
-    def __init__(self, watch: Watch, born: int, console: socket.socket, command: socket.socket, stop: int) -> None:
+    def __init__(
+        self,
+        watch: Watch,
+        born: int,
+        console: socket.socket,
+        command: socket.socket,
+        stop: int,
+        *,
+        born_by_console: bool,
+    ) -> None:
         self._watch = watch
         self._born = born
+        self._born_by_console = born_by_console
         self._console = console
         self._command = command
         self._closing = contextlib.ExitStack()
@@ -224,9 +240,11 @@ class _Loop:
                     key.data(now)
 
     def _read_born(self, now: float) -> None:
-        pid = int(os.read(self._born, 64))
-        pidfd = self._watch.on_born(pid, now)
         self._selector.unregister(self._born)
+        self._watch_over(int(os.read(self._born, 64)), now)
+
+    def _watch_over(self, pid: int, now: float) -> None:
+        pidfd = self._watch.on_born(pid, now)
         if pidfd is not None:
             self._selector.register(pidfd, selectors.EVENT_READ, lambda now: self._end(pidfd, now))
 
@@ -234,9 +252,14 @@ class _Loop:
         self._selector.unregister(pidfd)
         self._watch.on_gone(now)
 
-    def _accept_console(self, _: float) -> None:
+    def _accept_console(self, now: float) -> None:
         connection, _address = self._console.accept()
         self._closing.callback(connection.close)
+        if self._born_by_console:
+            pid, _user, _group = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            self._watch_over(pid, now)
         self._selector.unregister(self._console)
         self._selector.register(connection, selectors.EVENT_READ, lambda now: self._read_console(connection, now))
 

@@ -1,17 +1,19 @@
 """Options of guests, as QEMU, the host and the guest itself show them: several in one boot."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from backends.native import syscalls
 from backends.vm.backend import VirtualMachine
 from backends.vm.options import VmOptions
+from bench.errors import UnavailableError
 from bench.interfaces import BackendContext
 from bench.ledger import Ledger
-from bench.model import SCRATCH, Command, Envelope, InstanceSpec
+from bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
+from tests.privileged.libvirt_daemon import find_daemons, start_daemons
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
 
@@ -101,24 +103,28 @@ def test_a_model_apart_on_memfd_and_qcow2(start):
 
 
 @pytest.fixture
-def huge_pages(tmp_path):
-    """As many huge pages as the guest needs, and the file system that libvirt asks for, for the time of one test."""
+def huge_pages():
+    """As many huge pages as the guest needs, reserved for the time of one test."""
     setting = Path("/proc/sys/vm/nr_hugepages")
     before = setting.read_text()
-    folder = tmp_path / "hugepages"
-    folder.mkdir()
-    syscalls.mount("hugetlbfs", str(folder), "hugetlbfs", 0)
-    try:
-        setting.write_text(str(int(before) + ENVELOPE.memory_bytes // (2 * MIB) + 8))
-        yield
-    finally:
-        setting.write_text(before)
-        syscalls.umount2(str(folder), syscalls.MNT_DETACH)
+    setting.write_text(str(int(before) + ENVELOPE.memory_bytes // (2 * MIB) + 8))
+    yield
+    setting.write_text(before)
 
 
-def test_huge_pages_unpinned_and_without_a_cache(start, huge_pages):
-    description, guest = start(memory_backing="hugepages", pinning="none", cache="directsync", io="threads")
+def test_huge_pages_unpinned_on_scsi_and_without_a_cache(start, huge_pages):
+    description, guest = start(
+        memory_backing="hugepages",
+        pinning="none",
+        cache="directsync",
+        io="threads",
+        disk_bus="virtio-scsi",
+        balloon="on",
+    )
     with guest as instance:
+        disks = instance.execute(Command(("sh", "-c", "ls /sys/block; ls /sys/bus/virtio/drivers/virtio_balloon")))
+        assert {b"sda", b"sdb", b"module"} <= set(disks.stdout.split())
+        assert not any(name.startswith(b"vd") for name in disks.stdout.split())
         line = qemu_command_line(instance)
         assert '"hugetlb":true' in line
         assert '"cache":{"direct":true,"no-flush":false}' in line
@@ -127,3 +133,62 @@ def test_huge_pages_unpinned_and_without_a_cache(start, huge_pages):
         assert uses_scratch(instance)
         assert instance.footprint().guest_ram_bytes == pytest.approx(ENVELOPE.memory_bytes, rel=0.1)
     assert description.facts["memory_backing"] == "hugepages"
+
+
+def test_a_shared_folder_is_served_and_paid_for_in_the_guest_s_cgroup(start):
+    description, guest = start(scratch="virtiofs", memory_backing="memfd", balloon="free-page-reporting")
+    with guest as instance:
+        mounts = instance.execute(Command(("cat", "/proc/mounts"))).stdout.decode()
+        assert f" {SCRATCH} virtiofs " in mounts
+        assert uses_scratch(instance)
+        shared = instance._running.scratch
+        assert (shared / "a").read_text() == "kept\n"
+        (shared / "b").write_text("from the host\n")
+        assert instance.execute(Command(("cat", f"{SCRATCH}/b"))).stdout == b"from the host\n"
+        names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in instance._running.cgroup.members()]
+        assert names.count("virtiofsd") >= 1
+        before = instance.footprint()
+        write = ("dd", "if=/dev/urandom", f"of={SCRATCH}/c", "bs=1M", "count=8", "oflag=direct")
+        assert instance.execute(Command(write)).returncode == 0
+        assert instance.footprint().disk_owned_bytes >= before.disk_owned_bytes + 8 * MIB
+        assert '"free-page-reporting":true' in qemu_command_line(instance)
+    assert not shared.exists()
+    assert description.facts["scratch_disk"].startswith("virtiofs,")
+
+
+@pytest.fixture
+def system_uri():
+    """A system driver of this test's own. Its folder is short, because sockets lie in it."""
+    if find_daemons() is None:
+        pytest.skip("libvirtd or virtlogd (Debian packages libvirt-daemon and libvirt-daemon-system) is not installed")
+    with tempfile.TemporaryDirectory(prefix="tare-d") as folder, start_daemons(Path(folder)) as uri:
+        yield uri
+
+
+def test_a_guest_of_a_daemon_lives_in_its_instance_s_cgroup(start, system_uri):
+    description, guest = start(connection=system_uri)
+    with guest as instance:
+        assert instance._running.cgroup.members() == [instance.pid]
+        assert all(where <= set(ENVELOPE.cpus) for where in threads(instance).values())
+        joined = {folder.name for folder in instance._running.cgroup.folders}
+        for task in Path(f"/proc/{instance.pid}/task").iterdir():
+            assert joined <= {line.rpartition("/")[2] for line in (task / "cgroup").read_text().splitlines()}
+        assert Path(f"/proc/{instance.pid}").stat().st_uid == 0
+        before = instance.usage()
+        spent = sum(map(int, Path(f"/proc/{instance.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        not_charged = spent / os.sysconf("SC_CLK_TCK") - before.cpu_user_s - before.cpu_system_s
+        assert -0.1 < not_charged < 0.2 * (before.cpu_user_s + before.cpu_system_s)
+        assert uses_scratch(instance)
+        after = instance.usage()
+        assert before.cpu_vcpu_s < after.cpu_vcpu_s < after.cpu_user_s + after.cpu_system_s
+        marks = instance.timeline.marks
+        assert marks[Phase.REQUESTED] < marks[Phase.CREATED] < marks[Phase.FIRST_INSTRUCTION] < marks[Phase.READY]
+    assert not Path(f"/proc/{instance.pid}").exists()
+    assert "start-not-charged" in [confound.code for confound in description.confounds]
+    assert description.facts["connection"] == system_uri
+
+
+def test_a_daemon_that_does_not_answer_is_told_as_such(start, tmp_path):
+    with pytest.raises(UnavailableError, match=r"is not answered by a daemon: .*No such file") as caught:
+        start(connection=f"qemu+unix:///system?socket={tmp_path}/none")
+    assert "start libvirtd and virtlogd" in caught.value.remedy

@@ -6,6 +6,7 @@ import pytest
 
 from backends.vm import disks
 from backends.vm.cpu_models import parse_cpu_models, require_cpu_model
+from backends.vm.daemons import explain, parse_security_models
 from backends.vm.disks import DiskMode, choose_scratch_mode, have_direct_io
 from backends.vm.facilities import probe_huge_pages, probe_io_uring
 from backends.vm.hypervisors import Accelerator
@@ -39,6 +40,25 @@ def backends_of(tmp_path, options):
         ('io = "native", cache = "writeback"', "options", 'io = "native" needs cache = "none" or "directsync"'),
         ('io = ["threads", "native"], cache = "unsafe"', "options", 'io = "native" needs cache'),
         ('accel = "tcg", cpu_model = "host-passthrough"', "options", 'cpu_model = "host-passthrough" needs KVM'),
+        ('connection = "xen:///system"', "options", "is no QEMU driver of libvirt's: those are qemu:///embed"),
+        ('connection = "system"', "options", "is no QEMU driver"),
+        ('connection = "qemu+ssh://there/system"', "options", "is a driver on another host"),
+        ('connection = "qemu://there/system"', "options", "is a driver on another host"),
+        ('connection = "qemu:///session"', "options", "libvirt has none for root, as which guests run: qemu:///system"),
+        ('connection = "qemu:///"', "options", "names no driver that there is: qemu:///embed, qemu:///system"),
+        ('connection = "qemu:///embed?root=/x"', "options", 'the embedded driver is "qemu:///embed"'),
+        ('scratch = "virtiofs"', "options", 'scratch = "virtiofs" needs memory that its server can map'),
+        (
+            'scratch = "virtiofs", memory_backing = "memfd", cache = "none"',
+            "options",
+            'cache = "none" is for a disk, and with scratch = "virtiofs" there is none',
+        ),
+        ("balloon = true", "options.balloon", "Expected `str`"),
+        (
+            'connection = "qemu:///system", network = "tap"',
+            "options",
+            'network = "tap" needs connection = "qemu:///embed"',
+        ),
         ('cpu_model = "a b"', "options.cpu_model", "regex"),
         ('memory_backing = "huge"', "options.memory_backing", "Invalid enum value 'huge'"),
         ("cache = []", "options.cache", "a list without a value"),
@@ -132,8 +152,6 @@ def test_a_cpu_model_that_cannot_be_had_is_refused(model, why, choose):
 @pytest.fixture
 def proc(tmp_path):
     (tmp_path / "sys/kernel").mkdir(parents=True)
-    (tmp_path / "self").mkdir()
-    (tmp_path / "self/mounts").write_text("proc /proc proc rw 0 0\nhuge /dev/hugepages hugetlbfs rw 0 0\n")
     return tmp_path
 
 
@@ -149,10 +167,6 @@ def test_huge_pages_that_are_promised_are_not_free(proc):
     short = probe_huge_pages(127 * 2**21 + 1, proc)
     assert (short.available, short.reason) == (False, "127 huge pages of 2 MiB are free, and a guest needs 128")
     assert "vm.nr_hugepages" in short.remedy
-    (proc / "self/mounts").write_text("proc /proc proc rw 0 0\n")
-    unmounted = probe_huge_pages(proc=proc)
-    assert "no hugetlbfs is mounted" in unmounted.reason
-    assert "mount -t hugetlbfs" in unmounted.remedy
     meminfo(proc, 3, 3, 3)
     assert not probe_huge_pages(proc=proc).available
     (proc / "meminfo").write_text("MemTotal:  100 kB\n")
@@ -164,3 +178,31 @@ def test_io_uring_may_be_switched_off(proc):
     for value, available in (("0", True), ("1", True), ("2", False)):
         (proc / "sys/kernel/io_uring_disabled").write_text(f"{value}\n")
         assert probe_io_uring(proc).available is available
+
+
+@pytest.mark.parametrize(
+    ("said", "why", "remedy"),
+    [
+        (
+            "Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory",
+            "is not answered by a daemon",
+            "systemctl start libvirtd",
+        ),
+        (
+            "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Permission denied",
+            "may not be opened",
+            "run tare as root",
+        ),
+        ("authentication unavailable: no polkit agent available", "may not be opened", "join the group"),
+        ("no connection driver available for qemu:///system", "does not open", "virsh -c 'qemu:///system' version"),
+    ],
+)
+def test_why_a_connection_does_not_open(said, why, remedy):
+    refusal = explain("qemu:///system", said)
+    assert refusal.why == f"{why}: {said}"
+    assert remedy in refusal.remedy
+
+
+def test_security_models_of_a_daemon():
+    host = "<host><secmodel><model>none</model></secmodel><secmodel><model>dac</model></secmodel></host>"
+    assert parse_security_models(f"<capabilities>{host}</capabilities>") == ("dac",)
