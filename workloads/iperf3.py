@@ -25,8 +25,7 @@ from bench.model import (
 )
 from bench.units import Unit, parse_size
 from workloads.output import excerpt, read_output, refuse
-from workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
-from workloads.services import READY_WITHIN_S, Port, answers
+from workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port, Size, WholeSeconds, bounded_size
 
 _TOOL = "iperf3"
 _SILENCE_MS = "10000"
@@ -168,7 +167,7 @@ class Iperf3(Workload):
         )
         return Commands(
             measured=Command(argv, timeout_s=2 * params.runtime_s + START_MARGIN_S),
-            services=(Service("iperf3", server, answers(*ping), READY_WITHIN_S),),
+            services=(Service("iperf3", server, Command(ping), READY_WITHIN_S),),
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:

@@ -18,6 +18,8 @@ Size = Annotated[
 WholeSeconds = Annotated[int, Meta(ge=1, le=3600, description="seconds; the tool takes whole ones only")]
 Seconds = Annotated[float, Meta(ge=0.1, le=3600.0, description="seconds")]
 
+Port = Annotated[int, Meta(ge=1024, le=65535)]
+
 START_MARGIN_S = 60.0
 """What a command may take beyond its run time before it is killed: an emulated guest starts programs slowly."""
 

@@ -176,6 +176,7 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
             ("nginx-large-page", {"page_size": "1MiB", "runtime_s": 2}, 1),
         ],
     ),
+    "nginx-connections": ("wrk", [("connections", {}, 1), ("connections-1-client", {"clients": 1}, 1)]),
     "redis": (
         "redis",
         [
@@ -195,6 +196,14 @@ CAPTURES["iperf3"] = (
         ("udp-send", {"protocol": "udp"}, 1),
         ("udp-send-lossy", {"protocol": "udp", "streams": 2, "offered_per_s": "1GiB"}, 1),
         ("udp-receive-lossy", {"protocol": "udp", "direction": "receive", "offered_per_s": "1GiB"}, 2),
+    ],
+)
+
+CAPTURES["sockperf"] = (
+    "sockperf",
+    [
+        ("tcp", {}, 1),
+        ("udp-large-3s", {"protocol": "udp", "message_bytes": 1400, "runtime_s": 3}, 2),
     ],
 )
 

@@ -135,6 +135,7 @@ DECISIVE = {
             r"max (\S+)",
         ],
     ),
+    "nginx-connections": ("connections", [r"Requests/sec: +(\S+)", r"counted (\S+) requests"]),
     "redis": (
         "redis-50-clients",
         [
@@ -153,6 +154,17 @@ DECISIVE = {
             r'"99.900000" : (\S+)',
             r'"bins" : \{\s+"(\d+)"',
             r'"bins" : \{\s+"\d+" : (\d+)',
+        ],
+    ),
+    "sockperf": (
+        "tcp",
+        [
+            r"percentile 50.000 = +(\S+)",
+            r"avg-rtt=(\S+)",
+            r"percentile 99.900 = +(\S+)",
+            r"MAX> observation = +(\S+)",
+            r"ReceivedMessages=(\S+)\n.*avg",
+            r"bucket \d+ (\d+)",
         ],
     ),
     "iperf3": (
@@ -216,6 +228,7 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("nginx", "Requests/sec:  ", "Requests/sec:  1"),
         ("nginx", " requests, ", "1 requests, "),
         ("nginx", "us mean ", "us mean 1"),
+        ("nginx-connections", "errors connect 0", "errors connect 1"),
         ("redis", "000 requests completed", "001 requests completed"),
         ("redis", "98.438% <= ", "98.438% <= x"),
         ("redis", "====== GET", "====== INCR"),
@@ -227,6 +240,11 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("first-write", '"second_ns": [', '"second_ns": [17, '),
         ("fio", '"bins" : {\n', '"bins" : {\n "100" : 1,\n'),
         ("fio", '"jobname"', '"name"  : NaN, "jobname"'),
+        ("sockperf", "dropped messages = ", "dropped messages = 1"),
+        ("sockperf", "\nbucket ", "\nbuckets "),
+        ("sockperf", "percentile 99.000 = ", "percentile 99.000 = 1"),
+        ("sockperf", " sec; SentMessages=", " sec; SentMessages=1"),
+        ("sockperf", "end of ", "ends after "),
         ("iperf3", '"num_streams":\t', '"num_streams":\t1'),
         ("iperf3", '"sum_received":\t{', '"sum_received":\t{"seconds": 9, "seconds_":\t{'),
         ("iperf3", '"end":\t{', '"error": "interrupted", "end":\t{'),

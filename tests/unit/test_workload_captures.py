@@ -28,7 +28,7 @@ EXPECTED = {
     *("sysbench-memory",),
     *("perf-sched-pipe", "perf-syscall", "stress-ng"),
     *("first-write", "fio", "fio-metadata"),
-    *("iperf3",),
+    *("iperf3", "nginx-connections", "sockperf"),
     *("nginx", "redis"),
 }
 
@@ -172,6 +172,14 @@ def test_known_values_of_one_capture_each() -> None:
     assert udp == {"udp.bandwidth": 45682000 / 1.001212, "udp.loss": 27582 / 60212, "udp.jitter": 4.13065970348874e-05}
     memory = values("sysbench-memory", load("sysbench-1.0.20", "memory-write-1-thread"))
     assert memory["memory.bandwidth"] == 17279.37 * 2**20
+
+
+def test_a_server_that_does_not_answer_sockperf_is_the_reason() -> None:
+    gone = completed(b"", b"sockperf: No messages were received from the server. Is the server down?\n", 1)
+    found = WORKLOADS["sockperf"].diagnose(gone)
+    assert found is not None
+    assert found.reason == "sockperf: No messages were received from the server"
+    assert WORKLOADS["sockperf"].diagnose(completed(b"", b"killed", 1)) is None
 
 
 def test_what_iperf3_says_went_wrong_is_the_reason() -> None:

@@ -69,6 +69,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("nginx", {"connections": 0}, "connections"),
     ("nginx", {"keep_alive": "yes"}, "keep_alive"),
     ("nginx", {"page_size": "2GiB"}, "page_size"),
+    ("nginx-connections", {"keep_alive": True}, "keep_alive"),
     ("redis", {"clients": 0}, "clients"),
     ("redis", {"requests": 999}, "requests"),
     ("redis", {"clients": 1000, "pipeline": 10, "requests": 5000}, "requests"),
@@ -78,6 +79,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("stress-ng", {"stressor": "CPU"}, "stressor"),
     ("stress-ng", {"stressor": ""}, "stressor"),
     ("stress-ng", {"runtime_s": 3601}, "runtime_s"),
+    ("sockperf", {"message_bytes": 13}, "message_bytes"),
+    ("sockperf", {"runtime_s": 1}, "runtime_s"),
     ("iperf3", {"protocol": "sctp"}, "protocol"),
     ("iperf3", {"streams": 0}, "streams"),
     ("iperf3", {"port": 80}, "port"),
@@ -130,9 +133,10 @@ def _resolve(name: str, params: dict[str, Any]) -> None:
 def test_defaults_are_short_and_bounded(name: str) -> None:
     workload = WORKLOADS[name]
     params = workload.Params()
-    assert 0.5 <= workload.duration_s(params) <= 2.0
+    sleeps = 2.2 if name == "sockperf" else 0.0
+    assert 0.5 <= workload.duration_s(params) - sleeps <= 2.0
     commands = workload.commands(params, envelope())
-    assert commands.measured.timeout_s > 20 * workload.duration_s(params)
+    assert commands.measured.timeout_s > min(20 * workload.duration_s(params), 60)
     assert all(command.timeout_s > 0 for command in (*commands.setup, *commands.teardown))
 
 

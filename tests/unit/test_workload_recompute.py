@@ -14,6 +14,8 @@ import pytest
 
 from tests.unit.workload_captures import DURATION_S, WORKLOADS, Capture, identify, measured
 
+SOCKPERF_PERCENTILES = (("p50", "50.000"), ("p90", "90.000"), ("p99", "99.000"), ("p99.9", "99.900"))
+
 
 def last_field(text: str, start: str) -> Decimal:
     """The last field of the line that starts with ``start``."""
@@ -120,6 +122,17 @@ def compression(text: str) -> dict[str, Decimal | float]:
     return {"compress.bandwidth": int(words[words.index("plain") + 1]) / DURATION_S}
 
 
+def sockperf(text: str) -> dict[str, Decimal | float]:
+    fields = {line.split()[3]: line.split()[-1] for line in text.splitlines() if "> percentile " in line}
+    valid = next(line for line in text.splitlines() if "[Valid Duration]" in line).split()
+    messages, duration = (valid[place].rpartition("=")[2] for place in (-1, 3))
+    return {
+        **{f"round_trip.{name}": Decimal(fields[key]) / 10**6 for name, key in SOCKPERF_PERCENTILES},
+        "round_trip.mean": Decimal(text.partition("avg-rtt=")[2].split()[0]) / 10**6,
+        "round_trip.rate": int(messages.rstrip(";")) / float(duration),
+    }
+
+
 def iperf3(text: str) -> dict[str, Decimal | float]:
     """The blocks at the end are flat: fields are cut out of them without a JSON parser."""
 
@@ -199,6 +212,7 @@ def redis(text: str) -> dict[str, Decimal | float]:
 RECOMPUTE = {
     "first-write": first_write,
     "fio-metadata": fio_metadata,
+    "sockperf": sockperf,
     "iperf3": iperf3,
     "openssl-speed": openssl_speed,
     "7zip": seven_zip,
@@ -211,6 +225,7 @@ RECOMPUTE = {
     "stress-ng": stress_ng,
     "fio": fio,
     "nginx": nginx,
+    "nginx-connections": lambda text: {"connections.per_second": last_field(text, "Requests/sec:")},
     "redis": redis,
 }
 
@@ -288,3 +303,19 @@ def test_fio_figures_agree_with_its_own_counts(capture: Capture) -> None:
             assert parsed[f"{direction}.bandwidth"] == pytest.approx(parsed[f"{direction}.iops"] * block, rel=1e-6)
             assert parsed[f"{direction}.latency.p50"] <= parsed[f"{direction}.latency.p99"]
             assert parsed[f"{direction}.latency.p99"] <= parsed[f"{direction}.latency.p99.9"]
+
+
+@pytest.mark.parametrize("capture", measured("sockperf"), ids=identify)
+def test_sockperf_histograms_hold_every_round_trip_and_its_percentiles(capture: Capture) -> None:
+    parsed = {m.metric: m.value for m in WORKLOADS["sockperf"].parse(capture.completed)}
+    (histogram,) = WORKLOADS["sockperf"].histograms(capture.completed)
+    rows = [line.split() for line in capture.text.splitlines() if line.startswith("bucket ")]
+    assert dict(zip(histogram.bounds, histogram.counts, strict=True)) == {
+        int(bound) / 1e9: int(count) for _, bound, count in rows
+    }
+    assert list(histogram.bounds) == sorted(histogram.bounds)
+    middle = sum(bound * count for bound, count in zip(histogram.bounds, histogram.counts, strict=True))
+    assert middle / sum(histogram.counts) == pytest.approx(parsed["round_trip.mean"], rel=1 / 64)
+    for name, key in SOCKPERF_PERCENTILES[:3]:
+        every = [bound for bound, count in zip(histogram.bounds, histogram.counts, strict=True) for _ in range(count)]
+        assert every[floor(float(key) / 100 * len(every))] == pytest.approx(parsed[f"round_trip.{name}"], rel=1 / 32)

@@ -1,0 +1,233 @@
+"""sockperf: round trips of small messages between a client that is measured and a server, each of them timed.
+
+sockperf logs every round trip. The log is too long to be carried out of an instance (a megabyte a second), so it is
+counted there, once sockperf has ended, in buckets 1/64 wide; what sockperf says of all values comes beside them.
+"""
+
+import itertools
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bench.interfaces import Workload
+from bench.model import (
+    SCRATCH,
+    SERVER,
+    Category,
+    Command,
+    Commands,
+    Completed,
+    Diagnosis,
+    Direction,
+    Envelope,
+    Histogram,
+    Measurement,
+    Metric,
+    Service,
+)
+from bench.units import Unit
+from workloads.output import one_match, positive, read_output, refuse
+from workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port
+
+_TOOL = "sockperf"
+_LOG = f"{SCRATCH}/tare-sockperf"
+_PERCENTILES = {"p50": "50.000", "p90": "90.000", "p99": "99.000", "p99.9": "99.900"}
+_SLEEP_S = 2.2
+"""sockperf sleeps for two seconds between its connection and its test."""
+
+# Ends with 0 where sockperf failed: then there is no log.
+_CLIENT = """
+log=$1
+shift
+rm -f "$log"
+"$@" --full-log "$log" >&2 || exit
+[ -f "$log" ] || exit 1
+awk -F ', ' '
+    NF != 4 || !/^[0-9]/ { print; next }
+    {
+        ns = $4 * 1000
+        for (width = 1; ns >= width * 128; width *= 2) { }
+        count[int(ns / width) * width + width - 1]++
+    }
+    END { for (bound in count) printf "bucket %d %d\\n", bound, count[bound]; print "end of " NR " lines" }
+' "$log" && rm "$log"
+"""
+
+# A message as sockperf's header has it: number, flags (from a client, to be answered), length.
+_PING = """
+import socket, struct, sys
+kind = socket.SOCK_STREAM if sys.argv[1] == "tcp" else socket.SOCK_DGRAM
+with socket.socket(socket.AF_INET, kind) as link:
+    link.settimeout(1)
+    link.connect((sys.argv[2], int(sys.argv[3])))
+    link.send(struct.pack("!QHI", 1, 3, 14))
+    assert link.recv(100)[:8] == struct.pack("!Q", 1)
+"""
+
+_LINES = re.MULTILINE | re.ASCII
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_VALID = re.compile(
+    r"^sockperf: \[Valid Duration\] RunTime=(\d+\.\d{3}) sec; SentMessages=(\d{1,12}); ReceivedMessages=(\d{1,12})$",
+    _LINES,
+)
+_MEAN = re.compile(r"^sockperf: ====> avg-rtt=(\d+\.\d{3}) \(std-dev=\d+\.\d{3}\)$", _LINES)
+_FAULTS = re.compile(
+    r"^sockperf: # dropped messages = (\d+); # duplicated messages = (\d+); # out-of-order messages = (\d+)$", _LINES
+)
+_OBSERVED = re.compile(
+    r"^sockperf: Total (\d{1,12}) observations; each percentile contains \d+\.\d\d observations$", _LINES
+)
+_EXTREMES = {
+    name: re.compile(rf"^sockperf: ---> <{name}> observation = +(\d+\.\d{{3}})$", _LINES) for name in ("MIN", "MAX")
+}
+_BUCKET = re.compile(r"^bucket (\d{1,15}) (\d{1,12})$", _LINES)
+_END = re.compile(r"^end of (\d{1,12}) lines\n*\Z", _LINES)
+
+
+class Sockperf(Workload):
+    """Request and response, one message in flight: what a call over the path costs in time.
+
+    Every message is answered before the next is sent, and the client waits in recvfrom(): a round trip holds two
+    wake-ups of processes. sockperf leaves out what was in the first 0.4 s of the run time and in the last 0.5 s.
+    """
+
+    name = "sockperf"
+    summary = "network latency: round trips of small messages, one at a time, each timed"
+    packages = ("sockperf",)
+    licence = "BSD-3-Clause"
+    category = Category.NETWORK
+    fixed_time = True
+    metrics = (
+        *(
+            Metric(
+                f"round_trip.{name}",
+                Unit.SECOND,
+                Direction.LOWER,
+                f"{name[1:]} % of the round trips take less.",
+            )
+            for name in _PERCENTILES
+        ),
+        Metric("round_trip.mean", Unit.SECOND, Direction.LOWER, "Mean time from sending a message to its answer."),
+        Metric(
+            "round_trip.rate",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Messages answered in a second, one after another.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """The answer is as long as the message: ``message_bytes``, sockperf's header of 14 included."""
+
+        protocol: Literal["tcp", "udp"] = "tcp"
+        message_bytes: Annotated[int, Meta(ge=14, le=65507)] = 64
+        runtime_s: Annotated[int, Meta(ge=2, le=600, description="seconds; the tool takes whole ones only")] = 2
+        port: Port = 11111
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - the path decides, not the size
+        """A server that answers, and the client."""
+        protocol = ("--tcp",) if params.protocol == "tcp" else ()
+        place = (*protocol, "--ip", SERVER, "--port", str(params.port))
+        client = (
+            *("sockperf", "ping-pong", *place, "--msg-size", str(params.message_bytes)),
+            # By the kernel's clock: how fast a guest's time stamp counter runs is a guess of sockperf's.
+            *("--time", str(params.runtime_s), "--full-rtt", "--no-rdtsc"),
+        )
+        ping = ("python3", "-c", _PING, params.protocol, SERVER, str(params.port))
+        return Commands(
+            measured=Command(
+                ("sh", "-c", _CLIENT, "sh", _LOG, *client), timeout_s=2 * params.runtime_s + _SLEEP_S + START_MARGIN_S
+            ),
+            services=(Service("sockperf", Command(("sockperf", "server", *place)), Command(ping), READY_WITHIN_S),),
+        )
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """What sockperf says of all its values; the buckets have to say the same."""
+        text = _read(completed)
+        duration, sent, received = one_match(_TOOL, "the valid duration", _VALID, text).groups()
+        observed = one_match(_TOOL, "the number of observations", _OBSERVED, text)[1]
+        histogram = _count(text)
+        if not sent == received == observed == str(sum(histogram.counts)):
+            refuse(_TOOL, f"of {sent} messages, {received} were answered and {observed} timed", text)
+        if any(int(number) for number in one_match(_TOOL, "the number of lost messages", _FAULTS, text).groups()):
+            refuse(_TOOL, "messages were lost, doubled or out of order", text)
+        values = {
+            name: _microseconds(f"the percentile {digits}", _percentile(digits), text)
+            for name, digits in _PERCENTILES.items()
+        }
+        mean = _microseconds("the mean", _MEAN, text)
+        _check(histogram, mean, values, text)
+        return [
+            *(Measurement(f"round_trip.{name}", value) for name, value in values.items()),
+            Measurement("round_trip.mean", mean),
+            Measurement("round_trip.rate", int(received) / positive(_TOOL, "the valid duration", duration, text)),
+        ]
+
+    def histograms(self, completed: Completed) -> list[Histogram]:
+        """Every round trip that is not left out, in buckets 1/64 wide or 1 ns."""
+        return [_count(_read(completed))]
+
+    def diagnose(self, completed: Completed) -> Diagnosis | None:
+        """What sockperf says where the server is gone."""
+        for said in (b"No messages were received from the server", b"A connection was forcibly closed by a peer"):
+            if said in completed.stderr:
+                return Diagnosis(f"sockperf: {said.decode()}", "see the server's last words, if it has any")
+        return None
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time, and how long sockperf sleeps before it."""
+        return params.runtime_s + _SLEEP_S
+
+
+def _read(completed: Completed) -> str:
+    return _COLOURS.sub("", read_output(_TOOL, completed))
+
+
+def _count(text: str) -> Histogram:
+    """The buckets, rising. Raises ParseError if there are none, or one stands there twice."""
+    one_match(_TOOL, "the last line", _END, text)
+    counts = {int(bound): int(count) for bound, count in _BUCKET.findall(text)}
+    if not counts or len(counts) != text.count("\nbucket ") or not all(counts.values()):
+        refuse(_TOOL, "the buckets of its log are not whole", text)
+    bounds = sorted(counts)
+    return Histogram(
+        "round_trip", Unit.SECOND, tuple(bound / 1e9 for bound in bounds), tuple(counts[bound] for bound in bounds)
+    )
+
+
+def _check(histogram: Histogram, mean: float, values: dict[str, float], text: str) -> None:
+    """The ends of the histogram are the extremes, its buckets hold the mean, and the percentiles to one value."""
+    least, most = (_microseconds(f"the {name}imum", _EXTREMES[name], text) for name in ("MIN", "MAX"))
+    if not (_holds(histogram.bounds[0], least) and _holds(histogram.bounds[-1], most)):
+        refuse(_TOOL, "its extremes are not those of its log", text)
+    total = sum(bound * count for bound, count in zip(histogram.bounds, histogram.counts, strict=True))
+    if not mean - 2e-9 <= total / sum(histogram.counts) <= mean * (1 + 1 / 64) + 2e-9:
+        refuse(_TOOL, f"its mean is {mean:g} s, and its log has another", text)
+    seen = list(itertools.accumulate(histogram.counts))
+    for name, value in values.items():
+        rank = float(_PERCENTILES[name]) / 100 * seen[-1]
+        near = [
+            bound
+            for bound, before, up_to in zip(histogram.bounds, [0, *seen], seen, strict=False)
+            if before - 1 <= rank <= up_to + 1
+        ]
+        if not any(_holds(bound, value) for bound in near):
+            refuse(_TOOL, f"{name} is {value:g} s, and its log has another", text)
+
+
+def _holds(bound_s: float, value_s: float) -> bool:
+    """Whether the bucket up to ``bound_s`` holds ``value_s``, to a nanosecond."""
+    bound, value = round(bound_s * 1e9), round(value_s * 1e9)
+    width = max(1, 1 << max(0, bound.bit_length() - 7))
+    return bound - width - 1 <= value <= bound + 1
+
+
+def _percentile(digits: str) -> re.Pattern[str]:
+    return re.compile(rf"^sockperf: ---> percentile {re.escape(digits)} = +(\d+\.\d{{3}})$", _LINES)
+
+
+def _microseconds(what: str, pattern: re.Pattern[str], text: str) -> float:
+    return positive(_TOOL, what, one_match(_TOOL, what, pattern, text)[1], text, exponent=-6)
