@@ -366,6 +366,8 @@ def _remedy(message: str, console: str) -> str | None:
         return "give the envelope more memory: the guest's kernel lives in it too"
     if _RESET in text:
         return "give the envelope more memory, for a kernel that does not fit ends like this; or build the image again"
+    if "unable to map backing store" in message:
+        return "reserve more huge pages: each guest that lives takes all of its memory from them at once"
     if "virtlogd" in message:
         return "start virtlogd, to which libvirt's daemon gives QEMU's output (systemctl start virtlogd)"
     if "hugetlbfs" in message:

@@ -9,6 +9,7 @@ from backends.vm.cpu_models import parse_cpu_models, require_cpu_model
 from backends.vm.daemons import explain, parse_security_models
 from backends.vm.disks import DiskMode, choose_scratch_mode, have_direct_io
 from backends.vm.facilities import probe_huge_pages, probe_io_uring
+from backends.vm.guest import _remedy
 from backends.vm.hypervisors import Accelerator
 from bench.errors import SuiteError, UnavailableError
 from bench.registry import find_backends
@@ -206,3 +207,15 @@ def test_why_a_connection_does_not_open(said, why, remedy):
 def test_security_models_of_a_daemon():
     host = "<host><secmodel><model>none</model></secmodel><secmodel><model>dac</model></secmodel></host>"
     assert parse_security_models(f"<capabilities>{host}</capabilities>") == ("dac",)
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("qemu-system-x86_64: unable to map backing store for guest RAM: Cannot allocate memory", "more huge pages"),
+        ("Failed to connect socket to '/run/libvirt/virtlogd-sock': No such file or directory", "start virtlogd"),
+        ("internal error: hugetlbfs filesystem is not mounted or disabled by administrator config", "-t hugetlbfs"),
+    ],
+)
+def test_what_a_start_lacked_is_told(said, remedy):
+    assert remedy in _remedy(f"libvirt could not start the guest: {said}", "")
