@@ -108,6 +108,14 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
             ("refused-no-files-left", {"files": 50000}, 1),
         ],
     ),
+    "cyclictest": (
+        "rt-tests",
+        [
+            ("cyclictest", {}, 1),
+            ("cyclictest-2-threads", {"interval_us": 5000}, 2),
+            ("cyclictest-fifo", {"policy": "fifo", "priority": 80}, 2),
+        ],
+    ),
     "perf-sched-pipe": (
         "linux-perf",
         [
@@ -268,6 +276,12 @@ NOTED: list[tuple[str, str, tuple[str, ...]]] = [
 
 # Refused by the kernel, as under a container's filter of system calls: (package, name, denied call, argv)
 DENIED: list[tuple[str, str, str, tuple[str, ...]]] = [
+    (
+        "rt-tests",
+        "refused-priority",
+        "sched_setscheduler",
+        words("cyclictest --default-system --policy=fifo --priority=80 --duration=1 --quiet"),
+    ),
     (
         "fio",
         "refused-io_uring",

@@ -119,6 +119,10 @@ DECISIVE = {
     "xz": ("compress", [r"plain (\d+)", r"packed (\d+)"]),
     "pixz": ("decompress-2-threads", [r"plain (\d+)", r"unpacked (\d+)\nend"]),
     "stress-ng": ("cpu-1-instance", [r"real-time: (\S+)", r"sys-time: (\S+)", r"bogo-ops: (\S+)", r"wall-.*: (\S+)"]),
+    "cyclictest": (
+        "cyclictest",
+        [r'"avg": (\S+),', r'"max": (\S+),', r'"cycles": (\S+),', r'"histogram": \{\s+"(\d+)"'],
+    ),
     "first-write": ("first-write-large", [r'"first_ns": \[(\d+)', r'"volume_ns": \[\d+, (\d+)', r'"format": (\S),']),
     "fio-metadata": (
         "metadata",
@@ -237,6 +241,8 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("fio", "fio-3.33", "fio-2.1"),
         ("fio-metadata", '"ioengine" : "filestat"', '"ioengine" : "filecreate"'),
         ("fio-metadata", '"nrfiles" : "', '"nrfiles" : "1'),
+        ("cyclictest", '"avg": ', '"avg": 1'),
+        ("cyclictest", '"num_threads": ', '"num_threads": 1'),
         ("first-write", '"second_ns": [', '"second_ns": [17, '),
         ("fio", '"bins" : {\n', '"bins" : {\n "100" : 1,\n'),
         ("fio", '"jobname"', '"name"  : NaN, "jobname"'),

@@ -1,5 +1,6 @@
 """The parsers on real outputs of the tools, and the declarations that go with them."""
 
+import json
 import math
 import re
 
@@ -27,7 +28,7 @@ EXPECTED = {
     *("7zip", "openssl-speed", "pixz", "sysbench-cpu", "xz"),
     *("sysbench-memory",),
     *("perf-sched-pipe", "perf-syscall", "stress-ng"),
-    *("first-write", "fio", "fio-metadata"),
+    *("cyclictest", "first-write", "fio", "fio-metadata"),
     *("iperf3", "nginx-connections", "sockperf"),
     *("nginx", "redis"),
 }
@@ -82,7 +83,7 @@ def test_every_metric_is_seen_in_a_real_output() -> None:
 @pytest.mark.parametrize("capture", [c for c in captures() if is_refused(c)], ids=identify)
 def test_real_outputs_that_are_no_measurement_are_refused_with_the_text(capture: Capture) -> None:
     tool = capture.tool.rpartition("-")[0]
-    own = capture.header.get("workload", tool)
+    own = capture.header.get("workload", {"rt-tests": "cyclictest"}.get(tool, tool))
     tried = [workload for name, workload in WORKLOADS.items() if name.startswith(own)]
     assert tried
     for workload in tried:
@@ -128,6 +129,30 @@ def test_a_refused_io_uring_is_explained() -> None:
     assert "kernel has no io_uring" in str(fio.diagnose(old))
     assert fio.diagnose(load("fio-3.33", "refused-no-file").completed) is None
     assert fio.diagnose(msgspec.structs.replace(refused, stdout=b"", stderr=b"No space left on device\n")) is None
+
+
+def test_a_refused_priority_is_explained() -> None:
+    cyclictest = WORKLOADS["cyclictest"]
+    found = cyclictest.diagnose(load("rt-tests-2.4", "refused-priority").completed)
+    assert found is not None
+    assert "real-time priority is refused in this instance" in found.reason
+    assert "policy = 'other'" in found.remedy
+    assert cyclictest.diagnose(completed(b"", b"out of memory", 1)) is None
+
+
+def test_wake_ups_beyond_the_histogram_are_kept_and_decide_no_percentile() -> None:
+    cyclictest = WORKLOADS["cyclictest"]
+    report = json.loads(load("rt-tests-2.4", "cyclictest").text)
+    thread = report["thread"]["0"]
+    thread["cycles"] += 1
+    thread["max"] = 123_456
+    few = completed(json.dumps(report).encode())
+    (histogram,) = cyclictest.histograms(few)
+    assert (histogram.bounds[-1], histogram.counts[-1]) == (0.123456, 1)
+    assert {m.metric: m.value for m in cyclictest.parse(few)}["wakeup.latency.max"] == 0.123456
+    thread["cycles"] += thread["cycles"] // 10
+    with pytest.raises(ParseError, match=r"more than 1 % of the wake-ups were late by more than 0\.1 s"):
+        cyclictest.parse(completed(json.dumps(report).encode()))
 
 
 def test_files_that_were_all_written_to_are_explained() -> None:

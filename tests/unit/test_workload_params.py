@@ -58,6 +58,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("xz", {"size": "1000"}, "size"),
     ("pixz", {"operation": "list"}, "operation"),
     ("pixz", {"seed": -1}, "seed"),
+    ("cyclictest", {"priority": 80}, "priority"),
+    ("cyclictest", {"policy": "fifo"}, "priority"),
+    ("cyclictest", {"policy": "deadline"}, "policy"),
+    ("cyclictest", {"interval_us": 10}, "interval_us"),
     ("fio-metadata", {"files": 9}, "files"),
     ("first-write", {"files": 0}, "files"),
     ("first-write", {"size": "1KiB"}, "size"),
@@ -161,6 +165,7 @@ def test_threads_follow_the_envelope(cpus: int) -> None:
     assert f"--threads={cpus}" in build("sysbench-cpu", cpus=cpus).measured.argv
     assert f"--threads={cpus}" in build("sysbench-memory", cpus=cpus).measured.argv
     assert f"--numjobs={cpus}" in build("fio", cpus=cpus).measured.argv
+    assert f"--threads={cpus}" in build("cyclictest", cpus=cpus).measured.argv
     argv = build("openssl-speed", cpus=cpus).measured.argv
     assert argv[argv.index("-multi") + 1] == str(cpus)
     assert f"-mmt{cpus}" in build("7zip", cpus=cpus).measured.argv
