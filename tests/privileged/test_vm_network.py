@@ -105,7 +105,6 @@ def test_two_guests_and_the_host_s_side_are_on_one_bridge(image, tmp_path):
             ):
                 assert exchange(one, two) == f"1048576 bytes from {two.address}"
                 assert exchange(side, one) == f"1048576 bytes from {one.address}"
-                assert exchange(two, side) == f"1048576 bytes from {GATEWAY}"
                 assert len(taps_of(bridge)) == 2
                 assert one.timeline.splits["network"] > 0
                 assert namespace_of(one.pid) == namespace_of(two.pid) == namespace_of(side.pid)

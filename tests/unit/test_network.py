@@ -10,7 +10,8 @@ import pytest
 
 from backends.network import bridge
 from backends.network.tap import require_tap, why_no_vhost
-from backends.vm.network import GuestNetwork
+from backends.vm import network
+from backends.vm.network import GuestNetwork, probe_network
 from backends.vm.options import Network
 from bench.errors import BackendError, SuiteError, UnavailableError
 from bench.model import BackendDescription, Category, WorkloadTraits
@@ -103,6 +104,16 @@ def test_a_host_without_tap_devices_is_told_how_to_get_them(tmp_path):
     assert why_no_vhost(tmp_path / "vhost-net") == f"{tmp_path / 'vhost-net'}: No such file or directory"
 
 
+def test_a_backend_says_what_its_network_lacks(monkeypatch):
+    def refuse():
+        raise UnavailableError("no tap", remedy="make one")
+
+    monkeypatch.setattr(network, "require_tap", refuse)
+    found = probe_network(Network.TAP)
+    assert (found.available, found.reason, found.remedy) == (False, "no tap", "make one")
+    assert probe_network(Network.USER).available
+
+
 @pytest.mark.parametrize(
     ("number", "problem", "remedy"),
     [
@@ -137,13 +148,13 @@ def test_a_port_that_cannot_be_made(number, problem):
 
 def test_addresses_are_given_once_until_none_is_left(monkeypatch):
     monkeypatch.setattr(bridge, "SUBNET", bridge.ipaddress.IPv4Network("10.157.0.0/29"))
-    network = bridge.BridgeNetwork(None, None)  # type: ignore[arg-type]  # its threads are not needed here
-    given = [network._take_address() for _ in range(5)]
+    made = bridge.BridgeNetwork(None, None)  # type: ignore[arg-type]  # its threads are not needed here
+    given = [made._take_address() for _ in range(5)]
     assert given == [f"10.157.0.{last}" for last in range(2, 7)]
     with pytest.raises(BackendError, match=re.escape("every address of 10.157.0.0/29 is in use")):
-        network._take_address()
-    network._let_go("10.157.0.4")
-    assert network._take_address() == "10.157.0.4"
+        made._take_address()
+    made._let_go("10.157.0.4")
+    assert made._take_address() == "10.157.0.4"
     assert bridge._mac("10.157.3.20") == "52:54:00:9d:03:14"
 
 
@@ -166,14 +177,14 @@ def sentence(manifest, workload, **params):
 
 
 def test_a_guest_s_path_says_who_moves_its_packets():
-    network = bridge.BridgeNetwork(None, None)  # type: ignore[arg-type]  # its threads are not needed here
-    fast, slow = (GuestNetwork(Network.TAP, network, reason) for reason in ("", "/dev/vhost-net: not here"))
+    made = bridge.BridgeNetwork(None, None)  # type: ignore[arg-type]  # its threads are not needed here
+    fast, slow = (GuestNetwork(Network.TAP, made, reason) for reason in ("", "/dev/vhost-net: not here"))
     assert find_path(fast.facts(), "other-instance") == "virtio-net, vhost, tap, bridge, tap, vhost, virtio-net"
     assert find_path(slow.facts(), "host") == "virtio-net, QEMU, tap, bridge"
     assert slow.facts()["packets_moved_by"] == "QEMU (/dev/vhost-net: not here)"
     codes = [[found.code for found in one.confounds("vm")] for one in (fast, slow)]
     assert codes == [["own-network"], ["own-network", "no-vhost"]]
-    user = GuestNetwork(Network.USER, network, "")
+    user = GuestNetwork(Network.USER, made, "")
     assert find_path(user.facts(), "other-instance") == "none"
     assert [found.code for found in user.confounds("vm")] == ["own-network"]
     with user.start_port() as port:
