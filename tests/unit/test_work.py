@@ -1,16 +1,17 @@
 """A workload made ready: the order of its commands, where each runs, and what is told when a service fails."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 import msgspec
 import pytest
 
-from bench.errors import BackendError, WorkloadError
+from bench.errors import BackendError, ParseError, WorkloadError
 from bench.experiments.steady import Steady, SteadyOptions
 from bench.experiments.work import Work
-from bench.interfaces import Instance
-from bench.model import SERVER, Command, Commands, Completed, Footprint, Service, StartTimeline, Usage
+from bench.interfaces import Instance, Workload
+from bench.model import SERVER, Command, Commands, Completed, Footprint, Measurement, Service, StartTimeline, Usage
 from bench.network_path import LOOPBACK, ServerPlace
 
 SERVED = Commands(
@@ -165,6 +166,51 @@ def test_what_answers_in_place_of_the_service_is_not_taken_for_it() -> None:
     with pytest.raises(WorkloadError, match="the service db ended, and something else answers") as caught:
         prepared(Recorded("a", [], fails="kill -0"))
     assert "Address already in use" in caught.value.evidence
+
+
+class Garbled(Workload):
+    """Its client ends well when the server is gone, and prints something else then."""
+
+    metrics = ()
+
+    def commands(self, params: object, envelope: object) -> Commands:
+        return SERVED
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        raise ParseError("no such output is known", evidence="connection reset")
+
+
+class Steadily(Run):
+    workload, params, envelope, options, iterations = Garbled(), None, None, SteadyOptions(), 1
+
+    def __init__(self, instance: Recorded) -> None:
+        self.instance = instance
+        instance.usage = lambda: Usage(None, None, None, None, None, None)  # type: ignore[method-assign]
+
+    @contextmanager
+    def start(self) -> Iterator[Instance]:
+        yield self.instance
+
+    def record(self, *_: object, **__: object) -> None:
+        pass
+
+
+def test_output_that_a_dead_service_spoilt_is_told_by_the_service() -> None:
+    """iperf3 ends with status 0 in any case: a report without results is the server's doing if that has ended."""
+    instance = Recorded("a", [])
+    run = Steadily(instance)
+    with pytest.raises(ParseError, match="no such output is known"):
+        Steady().run(run)  # type: ignore[arg-type]  # as much of a run as it needs
+    plain = instance.execute
+
+    def execute(command: Command) -> Completed:
+        if command.argv[0] == "client":
+            instance.fails = "kill -0"
+        return plain(command)
+
+    instance.execute = execute  # type: ignore[method-assign]
+    with pytest.raises(WorkloadError, match="the service db ended while it was used"):
+        Steady().run(run)  # type: ignore[arg-type]
 
 
 def test_what_serves_nothing_cannot_serve_elsewhere() -> None:
