@@ -83,6 +83,7 @@ def _specs(context: dict[str, Any]) -> dict[str, Any]:
 
     subjects = [subject for section in context["sections"] for subject in section.subjects]
     charts = {panel.name: panel.chart.spec for subject in subjects for row in subject.rows for panel in row.panels}
+    charts |= {tail.chart_name: tail.chart.spec for subject in subjects for tail in subject.tails}
     if context["phases"] is not None:
         charts |= {bar.name: bar.chart.spec for bar in context["phases"].bars}
     if context["capacity"] is not None:

@@ -14,6 +14,7 @@ from reports.forest import Forest, forest_of
 from reports.growth import GrowthView, grows, growth_sentence, growth_view, is_comparable
 from reports.network_paths import path_sentence
 from reports.series_charts import block_chart, growth_chart
+from reports.tails import Tails, TailView
 from reports.wording import (
     describe,
     direction_words,
@@ -90,7 +91,8 @@ class RowView(msgspec.Struct, frozen=True):
 class SubjectView(msgspec.Struct, frozen=True):
     """What is compared across backends.
 
-    ``details`` are metrics of the harness, without figures; ``path`` says what lay between it and its server, if any.
+    ``details`` are metrics of the harness, without figures; ``path`` says what lay between it and its server, if any;
+    ``tails`` are the distributions that the tool counted.
     """
 
     identifier: str
@@ -102,6 +104,7 @@ class SubjectView(msgspec.Struct, frozen=True):
     forest: Forest
     has_ratios: bool
     path: str
+    tails: list[TailView]
 
 
 class SectionView(msgspec.Struct, frozen=True):
@@ -139,6 +142,7 @@ class _Maker:
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
+        self.tails = Tails(analysis)
         self.identifiers: set[str] = set()
         self.figures = 0
         self.charts = 0
@@ -194,6 +198,9 @@ class _Maker:
             forest=forest,
             has_ratios=any(view.is_compared for view in rows),
             path=path_sentence(subject, self.analysis.manifest, self.analysis.backends),
+            tails=list(
+                self.tails.views(subject, lambda name: self._identifier(identifier, "all", name), self._chart_name)
+            ),
         )
 
     def _row(self, subject: Subject, row: Row, owner: str, *, leading: bool = False, figures: bool = True) -> RowView:
