@@ -72,34 +72,44 @@ def uses_scratch(instance):
 
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="needs a CPU beside the guest's")
-def test_a_model_apart_on_memfd_and_qcow2(start):
+def test_a_model_apart_on_memfd_with_a_shared_folder(start):
     description, guest = start(
         cpu_model="Westmere",
         pinning="apart",
         memory_backing="memfd",
-        disk_format="qcow2",
-        io="io_uring",
-        iothread=False,
+        balloon="free-page-reporting",
+        scratch="virtiofs",
     )
     with guest as instance:
         line = qemu_command_line(instance)
         assert "Westmere" in instance.execute(Command(("grep", "-m1", "model name", "/proc/cpuinfo"))).stdout.decode()
         assert '"qom-type":"memory-backend-memfd"' in line
-        assert '"driver":"io_uring"' not in line
-        assert line.count('"driver":"qcow2"') == 2
-        assert '"aio":"io_uring"' in line
-        assert '"qom-type":"iothread"' not in line
-        found = threads(instance)
-        assert all(
-            where == ({CPUS[-1]} if name.startswith("CPU ") else set(CPUS[:-1])) for name, where in found.items()
-        )
-        assert uses_scratch(instance)
-        footprint = instance.footprint()
-        assert 0 < footprint.guest_ram_bytes <= ENVELOPE.memory_bytes
-        assert 0 < footprint.disk_owned_bytes < footprint.disk_shared_bytes
+        assert '"free-page-reporting":true' in line
+        where = threads(instance)
+        assert all(on == ({CPUS[-1]} if name.startswith("CPU ") else set(CPUS[:-1])) for name, on in where.items())
+        assert 0 < instance.footprint().guest_ram_bytes <= ENVELOPE.memory_bytes
+        shared = instance._running.scratch
+        check_share(instance, shared)
+        names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in instance._running.cgroup.members()]
+        assert "virtiofsd" in names
+    assert not shared.exists()
     assert "more-cpus-than-others" in [confound.code for confound in description.confounds]
     assert description.facts["cpu_model"] == "Westmere"
-    assert description.facts["scratch_disk"].startswith("virtio-blk,qcow2,")
+    assert description.facts["scratch_disk"].startswith("virtiofs,")
+
+
+def check_share(instance, shared):
+    """The guest's scratch is the host's folder, both ways, and its blocks are the instance's."""
+    mounts = instance.execute(Command(("cat", "/proc/mounts"))).stdout.decode()
+    assert f" {SCRATCH} virtiofs " in mounts
+    assert uses_scratch(instance)
+    assert (shared / "a").read_text() == "kept\n"
+    (shared / "b").write_text("from the host\n")
+    assert instance.execute(Command(("cat", f"{SCRATCH}/b"))).stdout == b"from the host\n"
+    before = instance.footprint().disk_owned_bytes
+    write = ("dd", "if=/dev/urandom", f"of={SCRATCH}/c", "bs=1M", "count=8", "oflag=direct")
+    assert instance.execute(Command(write)).returncode == 0
+    assert instance.footprint().disk_owned_bytes >= before + 8 * MIB
 
 
 @pytest.fixture
@@ -112,48 +122,34 @@ def huge_pages():
     setting.write_text(before)
 
 
-def test_huge_pages_unpinned_on_scsi_and_without_a_cache(start, huge_pages):
+def test_huge_pages_unpinned_with_qcow2_on_scsi(start, huge_pages):
     description, guest = start(
         memory_backing="hugepages",
         pinning="none",
-        cache="directsync",
-        io="threads",
-        disk_bus="virtio-scsi",
         balloon="on",
+        disk_bus="virtio-scsi",
+        disk_format="qcow2",
+        cache="directsync",
+        io="io_uring",
+        iothread=False,
     )
     with guest as instance:
-        disks = instance.execute(Command(("sh", "-c", "ls /sys/block; ls /sys/bus/virtio/drivers/virtio_balloon")))
-        assert {b"sda", b"sdb", b"module"} <= set(disks.stdout.split())
-        assert not any(name.startswith(b"vd") for name in disks.stdout.split())
+        devices = instance.execute(Command(("sh", "-c", "ls /sys/block; ls /sys/bus/virtio/drivers/virtio_balloon")))
+        assert {b"sda", b"sdb", b"module"} <= set(devices.stdout.split())
+        assert not any(name.startswith(b"vd") for name in devices.stdout.split())
         line = qemu_command_line(instance)
         assert '"hugetlb":true' in line
         assert '"cache":{"direct":true,"no-flush":false}' in line
-        assert '"qom-type":"iothread"' in line
+        assert '"aio":"io_uring"' in line
+        assert line.count('"driver":"qcow2"') == 2
+        assert '"qom-type":"iothread"' not in line
         assert set(map(frozenset, threads(instance).values())) == {frozenset(ENVELOPE.cpus)}
         assert uses_scratch(instance)
-        assert instance.footprint().guest_ram_bytes == pytest.approx(ENVELOPE.memory_bytes, rel=0.1)
+        footprint = instance.footprint()
+        assert footprint.guest_ram_bytes == pytest.approx(ENVELOPE.memory_bytes, rel=0.1)
+        assert 0 < footprint.disk_owned_bytes < footprint.disk_shared_bytes
     assert description.facts["memory_backing"] == "hugepages"
-
-
-def test_a_shared_folder_is_served_and_paid_for_in_the_guest_s_cgroup(start):
-    description, guest = start(scratch="virtiofs", memory_backing="memfd", balloon="free-page-reporting")
-    with guest as instance:
-        mounts = instance.execute(Command(("cat", "/proc/mounts"))).stdout.decode()
-        assert f" {SCRATCH} virtiofs " in mounts
-        assert uses_scratch(instance)
-        shared = instance._running.scratch
-        assert (shared / "a").read_text() == "kept\n"
-        (shared / "b").write_text("from the host\n")
-        assert instance.execute(Command(("cat", f"{SCRATCH}/b"))).stdout == b"from the host\n"
-        names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in instance._running.cgroup.members()]
-        assert names.count("virtiofsd") >= 1
-        before = instance.footprint()
-        write = ("dd", "if=/dev/urandom", f"of={SCRATCH}/c", "bs=1M", "count=8", "oflag=direct")
-        assert instance.execute(Command(write)).returncode == 0
-        assert instance.footprint().disk_owned_bytes >= before.disk_owned_bytes + 8 * MIB
-        assert '"free-page-reporting":true' in qemu_command_line(instance)
-    assert not shared.exists()
-    assert description.facts["scratch_disk"].startswith("virtiofs,")
+    assert description.facts["scratch_disk"].startswith("virtio-scsi,qcow2,cache=directsync,io=io_uring,main loop")
 
 
 @pytest.fixture
