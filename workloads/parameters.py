@@ -28,6 +28,10 @@ READY_WITHIN_S = 120.0
 """How long a server may take to answer: a database starts in seconds, and ten times slower in an emulated guest."""
 
 
+SHARE_FOR_DATA = 5 / 6
+"""How much of the scratch folder data may fill: a file system of 64 MiB keeps 15 % for itself (ext4)."""
+
+
 def bounded_size(key: str, text: str, least: int, most: int) -> int:
     """Bytes of the size parameter ``key``. Raises ValueError that names the key if it is out of bounds."""
     value = parse_size(text)

@@ -20,12 +20,12 @@ from bench.units import Unit, format_size, parse_size
 from workloads.output import one_match, positive, read_output, refuse
 from workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
 
-_TOOL = "sysbench"
+SYSBENCH = "sysbench"
 _LINES = re.MULTILINE | re.ASCII
 _VERSION = re.compile(r"\Asysbench 1\.\d+\.\d+\S* \([^\n]*\)\n", re.ASCII)
 _END = re.compile(r"^ +execution time \(avg/stddev\): +\d+\.\d{4}/\d+\.\d\d\n*\Z", _LINES)
 _THREADS = re.compile(r"^Number of threads: (\d+)$", _LINES)
-_EVENTS = re.compile(r"^ +total number of events: +(\d{1,15})$", _LINES)
+EVENTS = re.compile(r"^ +total number of events: +(\d{1,15})$", _LINES)
 _LATENCIES = {
     name: re.compile(rf"^ +{name}: +(\d+\.\d\d)$", _LINES) for name in ("min", "avg", "max", "95th percentile")
 }
@@ -40,6 +40,8 @@ _BUCKET = re.compile(r"^ +(\d+\.\d{3}) \|\** +(\d{1,15})$", _LINES)
 _OPERATIONS = re.compile(r"^Total operations: (\d+) \( *(\d+\.\d\d) per second\)$", _LINES)
 _TRANSFERRED = re.compile(r"^(\d+\.\d\d) MiB transferred \((\d+\.\d\d) MiB/sec\)$", _LINES)
 
+_TO_EDGE = math.exp(math.log(1e8) / 1023 / 2)
+"""A bucket is printed by its middle; the 1024 of them are evenly spaced, by logarithm, from 1 µs to 100 s."""
 _HALF_PRINTED_S = 0.0056e-3
 """How far a latency that sysbench prints with two decimals of a millisecond may be from the true one.
 
@@ -96,18 +98,14 @@ class SysbenchCpu(Workload):
 
     def parse(self, completed: Completed) -> list[Measurement]:
         """See the class; counts, sums and rounded values have to agree with one another."""
-        text = read_output(_TOOL, completed)
-        _check_frame(text)
-        events = _number("the number of events", _EVENTS, text)
-        mean_s = _number("the sum of latencies", _SUM, text, exponent=-3) / events
-        _check_rounded(text, "avg", mean_s)
-        p95_s = _percentile_s(text, events, 95)
-        _check_rounded(text, "95th percentile", p95_s)
+        text = read_output(SYSBENCH, completed)
+        check_frame(text)
+        latencies = read_latencies(text)
         return [
             Measurement("cpu.events_per_second", _number("the rate of events", _RATE, text)),
-            Measurement("cpu.latency.mean", mean_s),
-            Measurement("cpu.latency.p95", p95_s),
-            Measurement("cpu.latency.max", _number("the longest latency", _LATENCIES["max"], text, exponent=-3)),
+            Measurement("cpu.latency.mean", latencies.mean_s),
+            Measurement("cpu.latency.p95", latencies.p95_s),
+            Measurement("cpu.latency.max", latencies.max_s),
         ]
 
     @classmethod
@@ -180,15 +178,15 @@ class SysbenchMemory(Workload):
 
     def parse(self, completed: Completed) -> list[Measurement]:
         """Bandwidth in bytes a second of the printed MiB a second (2^20 bytes)."""
-        text = read_output(_TOOL, completed)
-        _check_frame(text)
-        operations = one_match(_TOOL, "the number of operations", _OPERATIONS, text)
-        transferred = one_match(_TOOL, "the amount transferred", _TRANSFERRED, text)
-        if operations[1] != one_match(_TOOL, "the number of events", _EVENTS, text)[1]:
-            refuse(_TOOL, "operations and events differ in number", text)
+        text = read_output(SYSBENCH, completed)
+        check_frame(text)
+        operations = one_match(SYSBENCH, "the number of operations", _OPERATIONS, text)
+        transferred = one_match(SYSBENCH, "the amount transferred", _TRANSFERRED, text)
+        if operations[1] != one_match(SYSBENCH, "the number of events", EVENTS, text)[1]:
+            refuse(SYSBENCH, "operations and events differ in number", text)
         return [
-            Measurement("memory.bandwidth", positive(_TOOL, "the bandwidth", transferred[2], text) * 2**20),
-            Measurement("memory.operations_per_second", positive(_TOOL, "the rate", operations[2], text)),
+            Measurement("memory.bandwidth", positive(SYSBENCH, "the bandwidth", transferred[2], text) * 2**20),
+            Measurement("memory.operations_per_second", positive(SYSBENCH, "the rate", operations[2], text)),
         ]
 
     @classmethod
@@ -202,31 +200,58 @@ def _command(test: str, options: tuple[str, ...], runtime_s: int, envelope: Enve
     return Command(argv, timeout_s=2 * runtime_s + START_MARGIN_S)
 
 
-def _check_frame(text: str) -> None:
+def check_frame(text: str) -> None:
     """The first and the last line: what lies between is a whole report of a version that is known."""
-    one_match(_TOOL, "the line with the version", _VERSION, text)
-    one_match(_TOOL, "the last line, `execution time`,", _END, text)
-    one_match(_TOOL, "the number of threads", _THREADS, text)
+    one_match(SYSBENCH, "the line with the version", _VERSION, text)
+    one_match(SYSBENCH, "the last line, `execution time`,", _END, text)
+    one_match(SYSBENCH, "the number of threads", _THREADS, text)
+
+
+class Latencies(msgspec.Struct, frozen=True):
+    """What sysbench's report says about the latencies of all events, in seconds."""
+
+    mean_s: float
+    p95_s: float
+    max_s: float
+
+
+def read_latencies(text: str) -> Latencies:
+    """Mean and percentile with more digits than sysbench prints them, checked against those. Raises ParseError."""
+    events = _number("the number of events", EVENTS, text)
+    mean_s = _number("the sum of latencies", _SUM, text, exponent=-3) / events
+    _check_rounded(text, "avg", mean_s)
+    p95_s = _percentile_s(text, events, 95)
+    _check_rounded(text, "95th percentile", p95_s)
+    return Latencies(mean_s, p95_s, _number("the longest latency", _LATENCIES["max"], text, exponent=-3))
+
+
+def read_buckets(text: str) -> list[tuple[float, int]]:
+    """The histogram: each bucket's upper edge in seconds and how many events it counts. Raises ParseError."""
+    table = one_match(SYSBENCH, "the latency histogram", _BUCKETS, text)[1]
+    return [
+        (positive(SYSBENCH, "a bucket", digits, text, exponent=-3) * _TO_EDGE, int(count))
+        for digits, count in _BUCKET.findall(table)
+    ]
 
 
 def _number(what: str, pattern: re.Pattern[str], text: str, *, exponent: int = 0) -> float:
-    return positive(_TOOL, what, one_match(_TOOL, what, pattern, text)[1], text, exponent=exponent)
+    return positive(SYSBENCH, what, one_match(SYSBENCH, what, pattern, text)[1], text, exponent=exponent)
 
 
 def _check_rounded(text: str, name: str, value_s: float) -> None:
     printed = _number(f"the latency `{name}`", _LATENCIES[name], text, exponent=-3)
     if abs(printed - value_s) > _HALF_PRINTED_S:
-        refuse(_TOOL, f"the latency `{name}` is printed as {printed:g} s and counted as {value_s:g} s", text)
+        refuse(SYSBENCH, f"the latency `{name}` is printed as {printed:g} s and counted as {value_s:g} s", text)
 
 
 def _percentile_s(text: str, events: float, percentile: int) -> float:
     """The histogram's bucket that sysbench takes for ``percentile``: the same rank, one digit more. In seconds."""
-    table = one_match(_TOOL, "the latency histogram", _BUCKETS, text)[1]
+    table = one_match(SYSBENCH, "the latency histogram", _BUCKETS, text)[1]
     buckets = [(digits, int(count)) for digits, count in _BUCKET.findall(table)]
     counted = sum(count for _, count in buckets)
     if counted != events:
-        refuse(_TOOL, f"the histogram counts {counted} events and the summary {events:.0f}", text)
+        refuse(SYSBENCH, f"the histogram counts {counted} events and the summary {events:.0f}", text)
     rank = math.floor(events * percentile / 100 + 0.5)
     seen = itertools.accumulate(count for _, count in buckets)
     reached = next(digits for (digits, _), so_far in zip(buckets, seen, strict=True) if so_far >= rank)
-    return positive(_TOOL, "the bucket of the percentile", reached, text, exponent=-3)
+    return positive(SYSBENCH, "the bucket of the percentile", reached, text, exponent=-3)

@@ -1,10 +1,10 @@
 """Captures the real output of the workloads' commands in a built image, as the tests' data.
 
-Run as root: ``python -m tests.data.capture ROOTFS SCRATCH [PACKAGE ...]`` with the root file system of an image
-(``tare image list``) and an empty folder on a disk; of all packages, or of those named. Each command runs as its
-workload builds it, in a chroot over a temporary overlay in a mount namespace of its own; those of a workload with
-services run in an instance of bare metal. Written are ``<tool>-<version>/<name>.stdout``, byte by byte, and beside it
-``<name>.toml`` with the command line, how it ended and what it said on stderr.
+Run as root: ``python -m tests.data.capture ROOTFS SCRATCH [NAME ...]`` with the root file system of an image
+(``tare image list``) and an empty folder on a disk; of all, or of the packages and workloads named. Each command runs
+as its workload builds it, in a chroot over a temporary overlay in a mount namespace of its own; those of a workload
+with services run in an instance of bare metal. Written are ``<tool>-<version>/<name>.stdout``, byte by byte, and beside
+it ``<name>.toml`` with the command line, how it ended and what it said on stderr.
 """
 
 import errno
@@ -179,12 +179,25 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
         "wrk",
         [
             ("nginx-10-connections", {}, 1),
-            ("nginx-1-connection", {"connections": 1}, 2),
             ("nginx-close", {"keep_alive": False, "connections": 100}, 2),
-            ("nginx-large-page", {"page_size": "1MiB", "runtime_s": 2}, 1),
         ],
     ),
     "nginx-connections": ("wrk", [("connections", {}, 1), ("connections-1-client", {"clients": 1}, 1)]),
+    "postgresql": (
+        "postgresql-15",
+        [
+            ("pgbench-tpcb-like", {}, 1),
+            ("pgbench-select-only", {"script": "select-only", "clients": 4}, 2),
+            ("pgbench-simple-update", {"script": "simple-update", "clients": 2, "protocol": "simple"}, 1),
+        ],
+    ),
+    "mariadb": (
+        "sysbench",
+        [
+            ("oltp-read-write", {}, 1),
+            ("oltp-read-only", {"mode": "read-only", "clients": 4}, 2),
+        ],
+    ),
     "redis": (
         "redis",
         [
@@ -360,6 +373,8 @@ def version_of(rootfs: Path, scratch: Path, package: str) -> str:
 
 
 def folder_of(package: str, version: str) -> Path:
+    # The name of PostgreSQL's package has a version too.
+    package = package.rstrip("-0123456789")
     # 7zip's 22.01+really26.02 is 26.02, redis' 5:7.0.15 is 7.0.15.
     upstream = version.rpartition("+really")[2].rpartition(":")[2].partition("+")[0].partition("-")[0]
     return HERE / f"{package.removeprefix('linux-')}-{upstream}"
@@ -382,12 +397,12 @@ def main() -> None:
     rootfs, scratch = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     only = sys.argv[3:]
 
-    def wanted(package: str) -> bool:
-        return not only or package in only
+    def wanted(*names: str) -> bool:
+        return not only or not set(names).isdisjoint(only)
 
     workloads = find_workloads()
     for workload_name, (package, variants) in CAPTURES.items():
-        if not wanted(package):
+        if not wanted(package, workload_name):
             continue
         workload = workloads.get(workload_name)()
         version = version_of(rootfs, scratch, package)

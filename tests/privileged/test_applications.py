@@ -14,6 +14,9 @@ from bench.ledger import Ledger
 from bench.limits_met import raise_if_failed
 from bench.model import Command, Commands, Completed, Image
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
+from workloads.mariadb import MariaDB
+from workloads.nginx import Nginx
+from workloads.postgresql import PostgreSQL
 from workloads.redis import Redis
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
@@ -36,21 +39,35 @@ def prepare(instance: Instance, commands: Commands) -> Work:
 
 
 @pytest.fixture(scope="module", params=[Native, BareMetal], ids=lambda kind: kind.name)
-def backend(request, image: Image, tmp_path_factory: pytest.TempPathFactory):
+def backend(request, catalogue_image: Image, tmp_path_factory: pytest.TempPathFactory):
     folder: Path = tmp_path_factory.mktemp("applications")
-    with Ledger(folder / "ledger") as ledger, start_backend(request.param.name, image, folder / "w", ledger) as started:
+    with (
+        Ledger(folder / "ledger") as ledger,
+        start_backend(request.param.name, catalogue_image, folder / "w", ledger) as started,
+    ):
         yield started
 
 
-def test_redis_answers_its_client(backend, image):
-    workload = Redis()
-    commands = workload.commands(workload.Params(requests=2000, clients=10, pipeline=4), ENVELOPE)
-    with backend.start(spec("redis", image)) as instance:
+SMALL = [
+    (Redis, {"requests": 2000, "clients": 10, "pipeline": 4}),
+    (Nginx, {"connections": 2}),
+    (PostgreSQL, {}),
+    (MariaDB, {"rows": 100}),
+]
+
+
+@pytest.mark.parametrize(("kind", "params"), SMALL, ids=lambda value: getattr(value, "name", ""))
+def test_a_server_answers_its_client(backend, catalogue_image, kind, params):
+    if kind in (PostgreSQL, MariaDB) and backend.name != Native.name:
+        pytest.skip("databases take their time, and one kind of instance shows that they work")
+    workload = kind()
+    envelope = msgspec.structs.replace(ENVELOPE, memory_bytes=512 * 2**20)
+    commands = workload.commands(workload.Params(**params), envelope)
+    with backend.start(spec(workload.name, catalogue_image, envelope)) as instance:
         work = prepare(instance, commands)
-        for _ in range(2):
-            completed, _ = work.measure()
-            assert {found.metric for found in workload.parse(completed)} == {m.name for m in workload.metrics}
-            assert [sum(histogram.counts) for histogram in workload.histograms(completed)] == [2000, 2000]
+        completed, _ = work.measure()
+        assert {found.metric for found in workload.parse(completed)} == {metric.name for metric in workload.metrics}
+        assert all(sum(histogram.counts) > 10 for histogram in workload.histograms(completed))
         work.end()
 
 
@@ -95,8 +112,8 @@ DIES = msgspec.structs.replace(
     ],
     ids=["missing", "never-ready", "port-taken", "dies"],
 )
-def test_a_server_that_fails_is_told_with_its_last_words(backend, image, commands, message, said):
-    with backend.start(spec("faulty", image)) as instance, pytest.raises(WorkloadError) as caught:
+def test_a_server_that_fails_is_told_with_its_last_words(backend, catalogue_image, commands, message, said):
+    with backend.start(spec("faulty", catalogue_image)) as instance, pytest.raises(WorkloadError) as caught:
         serve(instance, commands)
     assert message in caught.value.message
     assert said in caught.value.evidence

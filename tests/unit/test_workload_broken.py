@@ -128,6 +128,20 @@ DECISIVE = {
         "metadata",
         [r'"total_ios" : (\S+),', r'"mean" : ([1-9]\S+),', r'"99.900000" : (\S+)', r'"bins" : \{\s+"(\d+)"'],
     ),
+    "postgresql": (
+        "pgbench-tpcb-like",
+        [r"tps = (\S+)", r"processed: (\S+)", r"(\S+) \S+\ncounted all", r" (\S+)\ncounted all"],
+    ),
+    "mariadb": (
+        "oltp-read-write",
+        [
+            r"transactions: +\S+ +\((\S+)",
+            r"queries: +\S+ +\((\S+)",
+            r" sum: +(\S+)",
+            r" max: +(\S+)",
+            r"95th.*: +(\S+)",
+        ],
+    ),
     "nginx": (
         "nginx-10-connections",
         [
@@ -228,6 +242,12 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("pixz", "unpacked 4194304\n", ""),
         ("stress-ng", "      wall-clock-time: ", "      wall-clock-time: 1"),
         ("stress-ng", "      user-time: ", "      user-time: 1"),
+        ("postgresql", "actually processed: ", "actually processed: 1"),
+        ("postgresql", "failed transactions: 0", "failed transactions: 1"),
+        ("postgresql", "counted all", "9 1\ncounted all"),
+        ("mariadb", "    transactions:      ", "    transactions:     1"),
+        ("mariadb", "    reconnects:                          0", "    reconnects:                          1"),
+        ("mariadb", "         avg:  ", "         avg: 9"),
         ("nginx", "status 0", "status 7"),
         ("nginx", "Requests/sec:  ", "Requests/sec:  1"),
         ("nginx", " requests, ", "1 requests, "),

@@ -30,7 +30,7 @@ EXPECTED = {
     *("perf-sched-pipe", "perf-syscall", "stress-ng"),
     *("cyclictest", "first-write", "fio", "fio-metadata"),
     *("iperf3", "nginx-connections", "sockperf"),
-    *("nginx", "redis"),
+    *("mariadb", "nginx", "postgresql", "redis"),
 }
 
 

@@ -70,6 +70,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("perf-sched-pipe", {"threaded": 1}, "threaded"),
     ("perf-syscall", {"loops": -1}, "loops"),
     ("perf-syscall", {"threaded": True}, "threaded"),
+    ("postgresql", {"script": "tpch"}, "script"),
+    ("postgresql", {"scale": 0}, "scale"),
+    ("postgresql", {"protocol": "binary"}, "protocol"),
+    ("mariadb", {"mode": "write"}, "mode"),
+    ("mariadb", {"rows": 10}, "rows"),
     ("nginx", {"connections": 0}, "connections"),
     ("nginx", {"keep_alive": "yes"}, "keep_alive"),
     ("nginx", {"page_size": "2GiB"}, "page_size"),
@@ -243,6 +248,13 @@ def test_the_corpus_is_the_same_on_every_machine_and_python(tmp_path: Path) -> N
         subprocess.run([sys.executable, "-c", GENERATOR, "100001", str(seed), path], check=True, timeout=60)
         assert path.stat().st_size == 100001
         assert hashlib.sha256(path.read_bytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize(("name", "params"), [("postgresql", {"scale": 10}), ("mariadb", {"rows": 1_000_000})])
+def test_databases_fit_the_scratch_folder_or_say_so(name: str, params: dict[str, Any]) -> None:
+    build(name, params, scratch_bytes=2**30)
+    with pytest.raises(WorkloadError, match=rf"{name} needs about .* scratch folder of 256 MiB"):
+        build(name, params)
 
 
 def test_fio_takes_fractions_of_a_second() -> None:

@@ -23,7 +23,7 @@ def last_field(text: str, start: str) -> Decimal:
     return Decimal(line.split()[-1])
 
 
-def sysbench_cpu(text: str) -> dict[str, Decimal | float]:
+def sysbench_latencies(text: str) -> dict[str, Decimal | float]:
     rows = [line.split() for line in text.splitlines() if " |" in line and not line.strip().startswith("value")]
     # value, bar (may be empty but for "|"), count
     events = sum(int(row[-1]) for row in rows)
@@ -31,11 +31,15 @@ def sysbench_cpu(text: str) -> dict[str, Decimal | float]:
     rank = floor(events * 0.95 + 0.5)
     every = [row[0] for row in rows for _ in range(int(row[-1]))]
     return {
-        "cpu.events_per_second": last_field(text, "events per second:"),
-        "cpu.latency.mean": float(last_field(text, "sum:") / 1000) / events,
-        "cpu.latency.p95": Decimal(every[rank - 1]) / 1000,
-        "cpu.latency.max": last_field(text, "max:") / 1000,
+        "mean": float(last_field(text, "sum:") / 1000) / events,
+        "p95": Decimal(every[rank - 1]) / 1000,
+        "max": last_field(text, "max:") / 1000,
     }
+
+
+def sysbench_cpu(text: str) -> dict[str, Decimal | float]:
+    latencies = {f"cpu.latency.{name}": value for name, value in sysbench_latencies(text).items()}
+    return {"cpu.events_per_second": last_field(text, "events per second:"), **latencies}
 
 
 def sysbench_memory(text: str) -> dict[str, Decimal | float]:
@@ -174,6 +178,35 @@ def first_write(text: str) -> dict[str, Decimal | float]:
     return found
 
 
+def postgresql(text: str) -> dict[str, Decimal | float]:
+    table = text.split("latency us, transactions:\n")[1].splitlines()[:-1]
+    every = [Decimal(line.split()[0]) for line in table for _ in range(int(line.split()[1]))]
+    fields = text.split()
+    found: dict[str, Decimal | float] = {
+        "sql.transactions_per_second": Decimal(fields[fields.index("tps") + 2]),
+        "sql.latency.mean": Decimal(repr(float(sum(every)) / len(every))) / 10**6,
+        "sql.latency.max": every[-1] / 10**6,
+    }
+    assert len(every) == last_field(text, "number of transactions actually processed:")
+    for share in ("50", "95", "99", "99.9"):
+        found[f"sql.latency.p{share}"] = every[ceil(len(every) * Decimal(share) / 100) - 1] / 10**6
+    return found
+
+
+def mariadb(text: str) -> dict[str, Decimal | float]:
+    rates = {
+        line.split(":")[0].strip(): line.partition("(")[2].split()[0]
+        for line in text.splitlines()
+        if "per sec.)" in line
+    }
+    alike = sysbench_latencies(text)
+    return {
+        "sql.transactions_per_second": Decimal(rates["transactions"]),
+        "sql.queries_per_second": Decimal(rates["queries"]),
+        **{f"sql.latency.{name}": value for name, value in alike.items()},
+    }
+
+
 def nginx(text: str) -> dict[str, Decimal | float]:
     counted = text.split("counted ")[1].split()
     # Each latency as often as it was counted, in µs; wrk takes the rank after the share.
@@ -250,6 +283,8 @@ RECOMPUTE = {
     "nginx": nginx,
     "nginx-connections": lambda text: {"connections.per_second": last_field(text, "Requests/sec:")},
     "redis": redis,
+    "postgresql": postgresql,
+    "mariadb": mariadb,
 }
 
 

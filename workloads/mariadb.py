@@ -1,0 +1,187 @@
+"""MariaDB: sysbench's OLTP transactions, with the percentile and the histogram that sysbench prints.
+
+The database is made inside the instance below the scratch folder, where the server runs as the ordinary user ``mysql``.
+"""
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bench.errors import WorkloadError
+from bench.interfaces import Workload
+from bench.model import (
+    SCRATCH,
+    SERVER,
+    Command,
+    Commands,
+    Completed,
+    Direction,
+    Envelope,
+    Histogram,
+    Measurement,
+    Metric,
+    Service,
+)
+from bench.units import Unit, format_size
+from workloads.output import one_match, positive, read_output, refuse
+from workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
+from workloads.sysbench import EVENTS, SYSBENCH, check_frame, read_buckets, read_latencies
+
+_PORT = "23306"
+"""Not MariaDB's own, which a server of the host's may have where an instance shares the host's network."""
+_FOLDER = f"{SCRATCH}/mariadb"
+_USER = "tare"
+_DATABASE = "sbtest"
+
+_MAKE = f"""\
+set -e
+mkdir {_FOLDER}
+chown mysql:mysql {_FOLDER}
+mariadb-install-db --no-defaults --user=mysql --datadir={_FOLDER}/data --auth-root-authentication-method=normal \
+  --skip-test-db --skip-name-resolve --innodb-log-file-size="$1"
+cat >{_FOLDER}/begin.sql
+"""
+_BEGIN_SQL = f"""\
+CREATE DATABASE IF NOT EXISTS {_DATABASE};
+CREATE USER IF NOT EXISTS {_USER}@'%' IDENTIFIED BY '';
+GRANT ALL ON {_DATABASE}.* TO {_USER}@'%';
+"""
+
+_SYSTEM_BYTES = 64 * 2**20
+_ROW_BYTES = 400
+
+_LINES = re.MULTILINE | re.ASCII
+_TRANSACTIONS = re.compile(r"^    transactions: +(\d{1,15}) +\((\d+\.\d\d) per sec\.\)$", _LINES)
+_QUERIES = re.compile(r"^    queries: +(\d{1,15}) +\((\d+\.\d\d) per sec\.\)$", _LINES)
+_RECONNECTS = re.compile(r"^    reconnects: +(\d{1,15}) +\(\d+\.\d\d per sec\.\)$", _LINES)
+
+
+class MariaDB(Workload):
+    """Each transaction is 14 reads (and 4 writes in ``read-write``), each a round trip, within BEGIN and COMMIT."""
+
+    name = "mariadb"
+    summary = "a database: sysbench's OLTP transactions over TCP, on the envelope's storage"
+    packages = ("mariadb-server", "sysbench")
+    licence = "GPL-2.0-only (MariaDB), GPL-2.0-or-later (sysbench)"
+    fixed_time = True
+    metrics = (
+        Metric(
+            "sql.transactions_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Transactions of all clients together in a second.",
+        ),
+        Metric(
+            "sql.queries_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Statements of all clients together in a second, BEGIN and COMMIT included.",
+        ),
+        Metric(
+            "sql.latency.mean",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Mean time of a transaction, from the sum of all times and their number.",
+        ),
+        Metric(
+            "sql.latency.p95",
+            Unit.SECOND,
+            Direction.LOWER,
+            "95 % of the transactions are done sooner (to the bucket of sysbench's histogram, 1.8 % wide).",
+        ),
+        Metric(
+            "sql.latency.max",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Time of the slowest transaction, which sysbench rounds to 0.01 ms; one interruption decides it.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``tables`` of ``rows`` each; ``clients`` are sysbench's threads."""
+
+        mode: Literal["read-only", "read-write"] = "read-write"
+        tables: Annotated[int, Meta(ge=1, le=1000)] = 1
+        rows: Annotated[int, Meta(ge=100, le=100_000_000)] = 10_000
+        clients: Annotated[int, Meta(ge=1, le=1000)] = 1
+        runtime_s: WholeSeconds = 1
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """A quarter of the memory for the buffer pool, an eighth of the scratch folder at most for the redo log.
+
+        Raises WorkloadError if the data does not fit the scratch folder of ``envelope``.
+        """
+        redo = min(96 * 2**20, max(4 * 2**20, envelope.scratch_bytes // 8))
+        rows = params.tables * params.rows
+        needed = _SYSTEM_BYTES + redo + rows * _ROW_BYTES
+        if needed > envelope.scratch_bytes * SHARE_FOR_DATA:
+            raise WorkloadError(
+                f"mariadb needs about {format_size(needed)} (tables = {params.tables}, rows = {params.rows}), more "
+                f"than five sixths of the instance's scratch folder of {format_size(envelope.scratch_bytes)}",
+                remedy="state fewer rows, or more scratch in the envelope",
+            )
+        server = (
+            *("mariadbd", "--no-defaults", "--user=mysql", f"--datadir={_FOLDER}/data", f"--bind-address={SERVER}"),
+            *(f"--port={_PORT}", f"--socket={_FOLDER}/socket", f"--pid-file={_FOLDER}/pid", "--skip-name-resolve"),
+            *(f"--innodb-buffer-pool-size={envelope.memory_bytes // 4}", f"--innodb-log-file-size={redo}"),
+            *(f"--max-connections={params.clients + 10}", f"--init-file={_FOLDER}/begin.sql"),
+        )
+        ready = (
+            *("mariadb-admin", "--no-defaults", "--protocol=tcp", f"--host={SERVER}", f"--port={_PORT}"),
+            *(f"--user={_USER}", "ping"),
+        )
+        test = (
+            *("sysbench", f"oltp_{params.mode.replace('-', '_')}", "--db-driver=mysql", f"--mysql-host={SERVER}"),
+            *(f"--mysql-port={_PORT}", f"--mysql-user={_USER}", f"--mysql-db={_DATABASE}"),
+            *(f"--tables={params.tables}", f"--table-size={params.rows}"),
+        )
+        run = (
+            # The same rows in the same order on every backend.
+            *("--rand-seed=1", f"--threads={params.clients}", f"--time={params.runtime_s}"),
+            *("--histogram=on", "run"),
+        )
+        return Commands(
+            measured=Command((*test, *run), timeout_s=2 * params.runtime_s + START_MARGIN_S),
+            setup=(Command(("sh", "-c", _MAKE, "sh", str(redo)), stdin=_BEGIN_SQL.encode(), timeout_s=300.0),),
+            services=(
+                Service(
+                    "mariadb",
+                    Command(server),
+                    Command(ready, timeout_s=START_MARGIN_S),
+                    ready_within_s=READY_WITHIN_S,
+                ),
+            ),
+            load=(Command((*test, "prepare"), timeout_s=START_MARGIN_S + rows / 500),),
+        )
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """Rates as sysbench prints them; its counts have to agree. A deadlock that it tried again is no transaction."""
+        text = read_output(SYSBENCH, completed)
+        check_frame(text)
+        if (lost := one_match(SYSBENCH, "the reconnects", _RECONNECTS, text)[1]) != "0":
+            refuse(SYSBENCH, f"it lost its connection {lost} times", text)
+        transactions = one_match(SYSBENCH, "the transactions", _TRANSACTIONS, text)
+        queries = one_match(SYSBENCH, "the queries", _QUERIES, text)
+        if transactions[1] != one_match(SYSBENCH, "the number of events", EVENTS, text)[1]:
+            refuse(SYSBENCH, "transactions and events differ in number", text)
+        latencies = read_latencies(text)
+        return [
+            Measurement("sql.transactions_per_second", positive(SYSBENCH, "the rate", transactions[2], text)),
+            Measurement("sql.queries_per_second", positive(SYSBENCH, "the rate of queries", queries[2], text)),
+            Measurement("sql.latency.mean", latencies.mean_s),
+            Measurement("sql.latency.p95", latencies.p95_s),
+            Measurement("sql.latency.max", latencies.max_s),
+        ]
+
+    def histograms(self, completed: Completed) -> list[Histogram]:
+        """The buckets as sysbench prints them."""
+        buckets = read_buckets(read_output(SYSBENCH, completed))
+        bounds, counts = zip(*buckets, strict=True)
+        return [Histogram("sql.latency", Unit.SECOND, bounds, counts)]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time: sysbench stops by its clock."""
+        return float(params.runtime_s)
