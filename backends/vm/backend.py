@@ -18,11 +18,18 @@ from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.vm import accel, connection, emulator
 from backends.vm.cpu_models import require_cpu_model
 from backends.vm.daemons import start_daemon_connection
-from backends.vm.disks import SHARED_MODE, choose_scratch_mode, make_clone, make_qcow2, make_scratch_template
+from backends.vm.disks import (
+    SHARED_MODE,
+    allocated_bytes,
+    choose_scratch_mode,
+    make_clone,
+    make_qcow2,
+    make_scratch_template,
+)
 from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator, Memory
 from backends.vm.embedded import start_embedded
 from backends.vm.facilities import probe_daemon, probe_huge_pages, probe_io_uring
-from backends.vm.guest import Ground, guest_limits, start_guest
+from backends.vm.guest import Ground, guest_limits, save_prepared, start_guest
 from backends.vm.instance import VmInstance
 from backends.vm.network import check_server, no_network_facts, probe_network, start_guest_network
 from backends.vm.options import (
@@ -197,7 +204,7 @@ class VirtualMachine(Backend):
         mode = choose_scratch_mode(folder, options.cache, options.io)
         template, clone = _make_disks(folder, image.disk, envelope.scratch_bytes, options.disk_format)
         apart = options.pinning is Pinning.APART
-        return Ground(
+        ground = Ground(
             options=options,
             connection=libvirt,
             emulator=qemu,
@@ -212,6 +219,7 @@ class VirtualMachine(Backend):
             emulator_cpus=tuple(sorted({*self.context.housekeeping_cpus} - {*envelope.cpus})) if apart else (),
             network=self._stack.enter_context(start_guest_network(options.network)),
         )
+        return save_prepared(ground, envelope, ledger) if options.start == "restore" else ground
 
     @contextlib.contextmanager
     def start(self, spec: InstanceSpec) -> Iterator[Instance]:
@@ -262,11 +270,14 @@ class VirtualMachine(Backend):
             "scratch_disk": f"{options.disk_bus},{options.disk_format},{ground.scratch_mode},{thread}",
             "root": "overlay of a tmpfs on erofs",
             **(no_network_facts() if ground.network is None else ground.network.facts()),
+            "start": options.start,
             "stop": options.stop,
             "guest_kernel": ground.image.kernel_version,
         }
         if options.scratch is Scratch.VIRTIOFS:
             facts["scratch_disk"] = f"virtiofs,{SHARE_OPTIONS}"
+        if ground.saved is not None:
+            facts["saved_memory"] = f"{allocated_bytes(ground.saved.file)} bytes"
         if accelerator is Accelerator.TCG:
             facts["tcg_tb_cache"] = f"{TB_CACHE_MIB} MiB"
         return BackendDescription(f"vm ({accelerator.value})", facts, tuple(self._confounds(ground)))
@@ -291,6 +302,14 @@ class VirtualMachine(Backend):
                 "other-kernel",
                 f"the guest runs Linux {ground.image.kernel_version}, the host {platform.release()}: a part of any "
                 "difference may be the kernel's",
+                self.name,
+            )
+        if ground.saved is not None:
+            yield Confound(
+                "restored-memory",
+                "every guest goes on from the memory of one that was booted once in this run: what differs from boot "
+                "to boot (addresses, page cache, where things lie) is the same in all of them, so that the intervals "
+                "do not hold it",
                 self.name,
             )
         yield Confound(

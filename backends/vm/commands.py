@@ -23,6 +23,8 @@ _END = struct.Struct("<iiQ")
 _WELCOME = struct.Struct("<I")
 _READ_BYTES = 1 << 18
 
+GUEST_PROGRAM = "/run/tare/guest"
+"""Where a guest has its own program (bench/image/guest, where a test compares it)."""
 START_DEADLINE_S = 30.0
 """For the guest's half to start and to start the program, which takes 0.1 s under emulation."""
 KILLED_DEADLINE_S = 15.0

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -89,18 +90,25 @@ class Connection(ABC):
 
     @contextlib.contextmanager
     def start_domain(
-        self, name: str, xml: str, on_agent: Callable[[], None], before: Callable[[], None] | None = None
+        self,
+        name: str,
+        xml: str,
+        on_agent: Callable[[], None],
+        *,
+        before: Callable[[], None] | None = None,
+        saved: Path | None = None,
     ) -> Iterator["Domain"]:
         """A running domain. Kill its QEMU before the exit, which waits until libvirt knows. Raises BackendError.
 
-        With ``before``, its vCPUs run no instruction until that has returned.
+        With ``before``, its vCPUs run no instruction until that has returned. Without, it may go on from the file
+        ``saved``, which then holds the XML too.
         """
         domain = self._domains[name] = Domain(on_agent)
         try:
             with self.starting():
                 with translated("start the guest"):
                     flags = 0 if before is None else library().VIR_DOMAIN_START_PAUSED
-                    domain.handle = self._handle.createXML(xml, flags)
+                    domain.handle = self._handle.createXML(xml, flags) if saved is None else self._restore(name, saved)
                 if before is not None:
                     before()
                     with translated("let the guest run"):
@@ -109,6 +117,10 @@ class Connection(ABC):
         finally:
             domain.end()
             del self._domains[name]
+
+    def _restore(self, name: str, saved: Path) -> Any:
+        self._handle.restore(str(saved))
+        return self._handle.lookupByName(name)
 
     def log_tail(self, name: str) -> str:
         """The last lines of QEMU's own output."""
@@ -128,6 +140,9 @@ class Connection(ABC):
         known = self._domains.get(domain.name())
         if known is not None and event == library().VIR_DOMAIN_EVENT_STOPPED:
             known.stopped.set()
+        if known is not None and event == library().VIR_DOMAIN_EVENT_RESUMED:
+            known.resumed_s = time.monotonic()
+            known.resumed.set()
 
     def _on_agent(self, _conn: Any, domain: Any, state: int, _reason: int, _opaque: object) -> None:
         known = self._domains.get(domain.name())
@@ -136,12 +151,17 @@ class Connection(ABC):
 
 
 class Domain:
-    """A domain that runs, or is being started. ``on_agent`` is called when its guest agent opens its port."""
+    """A domain that runs, or is being started. ``on_agent`` is called when its guest agent opens its port.
+
+    ``resumed_s`` is when libvirt told last that its CPUs run, on the host's monotonic clock.
+    """
 
     def __init__(self, on_agent: Callable[[], None]) -> None:
         self.handle: Any = None
         self.on_agent = on_agent
         self.stopped = threading.Event()
+        self.resumed = threading.Event()
+        self.resumed_s = 0.0
 
     def ask_agent(self, execute: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: int) -> Any:
         """What the guest agent returns for a command of its protocol. Raises BackendError."""
@@ -153,6 +173,11 @@ class Domain:
         with translated(f"have the guest agent do {execute}"):
             answer = libvirt_qemu.qemuAgentCommand(self.handle, json.dumps(question), timeout_s, 0)
         return json.loads(answer)["return"]
+
+    def save(self, file: Path) -> None:
+        """Write the guest's memory and devices to ``file``, which ends it. Raises BackendError."""
+        with translated("save the guest"):
+            self.handle.save(str(file))
 
     def end(self) -> None:
         """Wait until libvirt knows that QEMU was killed; if it does not notice, have it do that itself."""

@@ -104,7 +104,8 @@ class Guest(msgspec.Struct, frozen=True):
     connects to those of the console and of the command port, and listens on the agent's, to which libvirt connects.
     ``environment`` is QEMU's. ``cpu_model`` is one of ``CPU_MODES`` or QEMU's name; empty is that of ``CPU_MODE``.
     ``free_page_reporting`` is a property of the balloon. ``security_models`` are those that a libvirt daemon
-    applies; none of them is to change how QEMU runs.
+    applies; none of them is to change how QEMU runs. ``saved`` says that it is saved or goes on from what was, which
+    KVM allows only with features that it can save.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Guest(msgspec.Struct, frozen=True):
     share: Share | None = None
     interface: Interface | None = None
     security_models: tuple[str, ...] = ()
+    saved: bool = False
 
 
 def domain_xml(guest: Guest) -> str:
@@ -206,7 +208,7 @@ def _add_cpu_model(domain: ET.Element, guest: Guest) -> None:
         return
     cpu = ET.SubElement(domain, "cpu", mode=model, check="none")
     if model == "host-passthrough":
-        cpu.set("migratable", "off")
+        cpu.set("migratable", "on" if guest.saved else "off")
 
 
 def _add_devices(domain: ET.Element, guest: Guest, traits: Traits) -> None:

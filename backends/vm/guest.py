@@ -1,6 +1,7 @@
 """One guest from its request to its end: starts it, waits for it phase by phase, stops it."""
 
 import contextlib
+import os
 import shutil
 import threading
 import time
@@ -14,12 +15,14 @@ from backends.cgroups.interface import Cgroup, Limits, limits_of
 from backends.cgroups.layout import Layout
 from backends.cgroups.lifecycle import start_cgroup
 from backends.vm.accel import Acceleration
+from backends.vm.commands import GUEST_PROGRAM
 from backends.vm.connection import Connection, Domain
 from backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
 from backends.vm.domain_xml import Disk, Guest, Share, domain_xml
 from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
 from backends.vm.network import GuestNetwork, GuestPort
 from backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
+from backends.vm.restore import Saved, find_offset, start_feeding
 from backends.vm.share import start_virtiofsd
 from backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping, make_stopping
 from backends.vm.watch import Watch, start_watch
@@ -53,8 +56,8 @@ class Ground(msgspec.Struct, frozen=True):
 
     ``folder`` is below the work directory, ``template`` the scratch disk to copy, ``scratch_mode`` how QEMU opens it.
     ``clone`` is the qcow2 over the image's disk, None where that is used as it is. ``emulator_cpus`` are those of
-    QEMU's threads other than the vCPUs, none where they are the envelope's.
-    ``network`` is what each guest gets a port of, None for none.
+    QEMU's threads other than the vCPUs, none where they are the envelope's. ``network`` is what each guest gets a port
+    of, None for none. ``saved`` is what guests go on from, once there is such a thing; until then they boot.
     """
 
     options: VmOptions
@@ -70,6 +73,7 @@ class Ground(msgspec.Struct, frozen=True):
     clone: Path | None
     emulator_cpus: tuple[int, ...]
     network: GuestNetwork | None
+    saved: Saved | None = None
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -96,6 +100,8 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
     """A guest that has answered; on exit its QEMU, its cgroup and its files are gone. Raises BackendError."""
     name = spec.identifier
     limits = guest_limits(spec.envelope, ground.io_device, ground.emulator_cpus)
+    if ground.saved is not None and (obstacle := ground.saved.obstacle(spec.envelope)):
+        raise BackendError(f"a restored guest is what it was when it was saved: {obstacle}", remedy='start = "cold"')
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_start_folder(ground.folder / name))
         scratch = _make_scratch(ground, folder)
@@ -118,7 +124,8 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
                 adopt = None if embedded else partial(_adopt, watch, cgroup)
                 with _crowd.joined():
                     domain = stack.enter_context(_start_domain(ground, guest, watch, failure, adopt))
-                    _await_ready(domain, watch, timeline, len(spec.envelope.cpus), failure)
+                    wait = _await_boot if ground.saved is None else _await_restored
+                    wait(domain, watch, timeline, len(spec.envelope.cpus), failure)
                 stopping = make_stopping(ground.options.stop, domain, watch)
                 address = None if port is None else port.address
                 yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping, address)
@@ -183,6 +190,7 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
         agent_socket=watch.console_socket.with_name("agent"),
         command_port=COMMAND_PORT,
         agent_port=AGENT_PORT,
+        saved=ground.options.start == "restore",
         environment={
             MARKER_VARIABLE: marker,
             JOIN_VARIABLE: "\n".join(map(str, cgroup.join_files)),
@@ -254,14 +262,17 @@ def _start_domain(
     failure: Callable[[str], BackendError],
     before: Callable[[], None] | None,
 ) -> Iterator[Domain]:
-    domain = ground.connection.start_domain(guest.name, domain_xml(guest), watch.on_agent, before)
+    xml = domain_xml(guest)
     with contextlib.ExitStack() as stack:
         inside = contextlib.nullcontext() if ground.network is None else ground.network.bridge.inside()
-        try:
-            with inside:
-                running = stack.enter_context(domain)
-        except BackendError as error:
-            raise failure(error.message) from error
+        with contextlib.ExitStack() as feeding:
+            fed = None if ground.saved is None else feeding.enter_context(start_feeding(ground.saved, xml))
+            domain = ground.connection.start_domain(guest.name, xml, watch.on_agent, before=before, saved=fed)
+            try:
+                with inside:
+                    running = stack.enter_context(domain)
+            except BackendError as error:
+                raise failure(error.message) from error
         yield running
 
 
@@ -306,19 +317,30 @@ class Crowd:
 _crowd = Crowd()
 
 
-def _await_ready(
+def _await(
+    watch: Watch,
+    condition: Callable[[], bool],
+    cpus: int,
+    failure: Callable[[str], BackendError],
+    late: Callable[[Watch], str],
+) -> None:
+    """Wait until ``condition`` holds. Raises BackendError with the console's last lines; ``late`` says what was."""
+    began = time.monotonic()
+    # Others may be asked for while this one is waited for, and slow it down from then on.
+    while not watch.wait(condition, began + (allowed_s := _crowd.deadline_s(cpus))):
+        if watch.failure is not None or time.monotonic() >= began + _crowd.deadline_s(cpus):
+            raise failure(f"the guest did not start: {_why_not(watch, allowed_s, late)}")
+
+
+def _await_boot(
     domain: Domain, watch: Watch, timeline: StartTimeline, cpus: int, failure: Callable[[str], BackendError]
 ) -> None:
-    """Wait for every phase of a start and mark it. Raises BackendError with the console's last lines."""
-    began = time.monotonic()
+    """Wait for every phase of a start and mark it. Raises BackendError."""
 
     def ready() -> bool:
         return "ready" in watch.marks and watch.agent_connected and watch.command_port is not None
 
-    # Others may be asked for while this one is waited for, and slow it down from then on.
-    while not watch.wait(ready, began + (allowed_s := _crowd.deadline_s(cpus))):
-        if watch.failure is not None or time.monotonic() >= began + _crowd.deadline_s(cpus):
-            raise failure(f"the guest did not start: {_why_not(watch, allowed_s)}")
+    _await(watch, ready, cpus, failure, _late_boot)
     try:
         domain.ask_agent("guest-ping", timeout_s=AGENT_DEADLINE_S)
     except BackendError as error:
@@ -332,19 +354,57 @@ def _await_ready(
     timeline.splits["guest.init"] = last.guest_s - init.guest_s
 
 
-def _why_not(watch: Watch, allowed_s: float) -> str:
+def _await_restored(
+    domain: Domain, watch: Watch, timeline: StartTimeline, cpus: int, failure: Callable[[str], BackendError]
+) -> None:
+    """Wait until a guest runs on, give it the time and random numbers of its own, and mark the phases.
+
+    Its first instruction is when libvirt told that its CPUs run. Raises BackendError.
+    """
+    _await(watch, lambda: watch.agent_connected and watch.command_port is not None, cpus, failure, _late_agent)
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    arguments = ["restored", str(seconds), str(nanoseconds), os.urandom(32).hex()]
+    try:
+        domain.ask_agent("guest-exec", {"path": GUEST_PROGRAM, "arg": arguments}, timeout_s=AGENT_DEADLINE_S)
+    except BackendError as error:
+        raise failure(f"the restored guest did not go on: {error.message}") from error
+    _await(watch, lambda: "restored" in watch.marks, cpus, failure, _late_agent)
+    timeline.mark(Phase.READY, time.monotonic())
+    if not domain.resumed.wait(AGENT_DEADLINE_S):
+        raise failure("libvirt did not tell that the restored guest runs")
+    assert watch.born_s is not None
+    timeline.mark(Phase.CREATED, watch.born_s)
+    timeline.mark(Phase.FIRST_INSTRUCTION, domain.resumed_s)
+
+
+def save_prepared(ground: Ground, envelope: Envelope, ledger: Ledger) -> Ground:
+    """Boot a guest, save it when it is ready, and have all others go on from there. Raises BackendError."""
+    spec = InstanceSpec(f"{ground.folder.name}-saved", ground.image, envelope)
+    file, scratch = ground.folder / "saved-memory", ground.folder / "saved-scratch.raw"
+    with start_guest(ground, spec, ledger, StartTimeline()) as running:
+        running.domain.save(file)
+        copy_sparse(running.scratch, scratch)
+    saved = Saved(file, find_offset(file), scratch, envelope)
+    return msgspec.structs.replace(ground, saved=saved, template=scratch)
+
+
+def _why_not(watch: Watch, allowed_s: float, late: Callable[[Watch], str]) -> str:
     """Why a guest is not ready: what failed, or what had not come when the time was up."""
     if watch.gone and not watch.console_tail():
         return _RESET
-    if watch.failure is not None:
-        return watch.failure
+    return watch.failure or f"{late(watch)} within {allowed_s:g} s"
+
+
+def _late_boot(watch: Watch) -> str:
     if "init" not in watch.marks:
-        what = "its kernel did not reach user space"
-    elif "ready" not in watch.marks:
-        what = "its init did not finish"
-    else:
-        what = "its guest agent did not open its port"
-    return f"{what} within {allowed_s:g} s"
+        return "its kernel did not reach user space"
+    if "ready" not in watch.marks:
+        return "its init did not finish"
+    return "its guest agent did not open its port"
+
+
+def _late_agent(_watch: Watch) -> str:
+    return "its memory was restored, and its guest agent did not go on"
 
 
 def _failure_of(ground: Ground, watch: Watch, guest: Guest) -> Callable[[str], BackendError]:

@@ -6,7 +6,7 @@ import msgspec
 
 from backends.cgroups.footprint import process_footprint, tree_bytes
 from backends.vm.accounting import memory_parts, vcpu_seconds
-from backends.vm.commands import CommandPort, GuestSilentError
+from backends.vm.commands import GUEST_PROGRAM, CommandPort, GuestSilentError
 from backends.vm.disks import allocated_bytes
 from backends.vm.guest import AGENT_DEADLINE_S, Ground, Running
 from backends.vm.hypervisors import Accelerator
@@ -14,7 +14,6 @@ from bench.errors import BackendError
 from bench.interfaces import Instance
 from bench.model import Command, Completed, Footprint, StartTimeline, Usage
 
-_GUEST_PROGRAM = "/run/tare/guest"
 _KILL_DEADLINE_S = 20.0
 _CAUSE_DEADLINE_S = 0.5
 
@@ -47,7 +46,7 @@ class VmInstance(Instance):
         self._refuse_failed()
         try:
             self._running.domain.ask_agent(
-                "guest-exec", {"path": _GUEST_PROGRAM, "arg": ["command"]}, timeout_s=AGENT_DEADLINE_S
+                "guest-exec", {"path": GUEST_PROGRAM, "arg": ["command"]}, timeout_s=AGENT_DEADLINE_S
             )
         except BackendError as error:
             raise self._destroyed(error.message) from error

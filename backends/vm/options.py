@@ -96,6 +96,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``accel``: ``kvm`` is refused where no guest boots under it; ``auto`` then emulates, and says so.
     ``connection`` is libvirt's URI of a QEMU driver on this host; ``qemu:///embed`` needs no daemon. ``cpu_model`` is
     ``auto`` (``host-passthrough`` under KVM, ``maximum`` under TCG), a mode of libvirt's, or QEMU's name of a model.
+    ``start``: ``cold`` boots; ``restore`` goes on from the memory of a guest that was booted and saved once a run.
     ``stop``: ``kill`` ends QEMU at once; ``shutdown`` has the guest's init end what runs and power off first.
     ``scratch``: the folder that ``virtiofs`` shows is on the suite's storage.
     ``cache``, ``io`` and ``iothread`` (a thread of its own for the disk's I/O) are those of the scratch disk.
@@ -113,6 +114,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     io: Io = Io.AUTO
     iothread: bool = True
     scratch: Scratch = Scratch.DISK
+    start: Literal["cold", "restore"] = "cold"
     stop: Literal["kill", "shutdown"] = "kill"
     network: Network = Network.NONE
 
@@ -120,6 +122,8 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_uri(self.connection)
         if self.accel == "tcg" and self.cpu_model == "host-passthrough":
             raise ValueError('cpu_model = "host-passthrough" needs KVM, and accel = "tcg" emulates: use "maximum"')
+        if self.start == "restore":
+            self._check_restore()
         if self.io is Io.NATIVE and self.cache not in PAST_THE_PAGE_CACHE | {Cache.AUTO}:
             raise ValueError(f'io = "native" needs cache = "none" or "directsync", not "{self.cache}"')
         if self.network is not Network.NONE and self.connection != EMBEDDED:
@@ -128,6 +132,17 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.scratch is Scratch.VIRTIOFS:
             self._check_virtiofs()
+
+    def _check_restore(self) -> None:
+        """What a guest's memory knows of the world outside has to be the same in the next guest."""
+        for key, value, needed in (
+            ("connection", self.connection, EMBEDDED),
+            ("disk_format", self.disk_format, DiskFormat.RAW),
+            ("scratch", self.scratch, Scratch.DISK),
+            ("network", self.network, Network.NONE),
+        ):
+            if value != needed:
+                raise ValueError(f'start = "restore" needs {key} = "{needed}", not "{value}"')
 
     def _check_virtiofs(self) -> None:
         if self.memory_backing is Memory.PLAIN:

@@ -4,13 +4,13 @@ import time
 from abc import ABC, abstractmethod
 from typing import Literal
 
+from backends.vm.commands import GUEST_PROGRAM
 from backends.vm.connection import Domain
 from backends.vm.watch import Watch
 from bench.errors import BackendError
 
 SHUTDOWN_DEADLINE_S = 60.0
 """From asking a guest to power off until its QEMU is gone; a guest of 192 MiB takes 0.3 s under emulation."""
-_GUEST_PROGRAM = "/run/tare/guest"
 _AGENT_DEADLINE_S = 10
 
 
@@ -56,7 +56,7 @@ class Shutdown(Stopping):
             return
         self._deadline = time.monotonic() + SHUTDOWN_DEADLINE_S
         try:
-            request = {"path": _GUEST_PROGRAM, "arg": ["poweroff"]}
+            request = {"path": GUEST_PROGRAM, "arg": ["poweroff"]}
             self._domain.ask_agent("guest-exec", request, timeout_s=_AGENT_DEADLINE_S)
         except BackendError:
             self._watch.begin_kill()

@@ -251,6 +251,15 @@ def test_a_file_that_is_no_kernel(guests, image, tmp_path):
     assert "kernel" in caught.value.evidence
 
 
+def test_a_guest_that_is_not_ready_in_time(guests, monkeypatch):
+    monkeypatch.setattr("backends.vm.guest.BOOT_DEADLINE_S", 0.5)
+    with (
+        pytest.raises(BackendError, match=r"did not start: its kernel did not reach user space within 0\.5 s"),
+        guests.start(),
+    ):
+        pass
+
+
 def test_a_panic_in_the_middle(guests):
     with guests.start() as instance:
         with pytest.raises(BackendError, match="kernel panicked") as caught:
@@ -317,6 +326,34 @@ def test_guests_that_start_together_all_answer(guests):
     assert [pid for pid in (instance.pid for instance in started) if Path(f"/proc/{pid}").exists()] == []
 
 
+def test_restored_guests_go_on_with_a_time_and_random_numbers_of_their_own(ledger, cache, image, tmp_path):
+    backend = make_backend(ledger, tmp_path, cache, start="restore")
+    description = backend.prepare(image, ENVELOPE)
+    assert "restored-memory" in {confound.code for confound in description.confounds}
+    drawn = set()
+    for number in range(2):
+        with backend.start(InstanceSpec(f"vmtest-{os.getpid()}-r{number}", image, ENVELOPE)) as instance:
+            script = f"cd {SCRATCH} && [ ! -e mine ] && echo x > mine && sync mine && head -c 16 /dev/urandom"
+            drawn.add(instance.execute(shell(script)).stdout)
+            before = time.time()
+            told = float(instance.execute(Command(("date", "+%s.%N"))).stdout)
+            # The host's time is that of when it asked the agent to set the guest's.
+            assert before - instance.timeline.between(Phase.FIRST_INSTRUCTION, Phase.READY) - 0.1 < told < time.time()
+        marks = list(instance.timeline.marks.items())
+        order = [phase for phase in Phase if phase is not Phase.GUEST_DOWN]
+        assert [phase for phase, _ in sorted(marks, key=lambda mark: mark[1])] == order
+        assert instance.timeline.splits == {}, "it did not boot"
+    assert [len(one) for one in drawn] == [16, 16]
+    larger = msgspec.structs.replace(ENVELOPE, memory_bytes=256 * 2**20)
+    with pytest.raises(BackendError, match="memory_bytes = 201326592, and 268435456 was asked for"):
+        backend.start(InstanceSpec(f"vmtest-{os.getpid()}-other", image, larger)).__enter__()
+    os.truncate(backend._ground.saved.file, 2**20)
+    with pytest.raises(BackendError, match=r"libvirt could not start the guest|did not start"):
+        backend.start(InstanceSpec(f"vmtest-{os.getpid()}-short", image, ENVELOPE)).__enter__()
+    backend.close()
+    assert_nothing_left(f"vmtest-{os.getpid()}-")
+
+
 def test_a_guest_that_is_asked_powers_off_by_itself(ledger, cache, image, tmp_path, monkeypatch):
     backend = make_backend(ledger, tmp_path, cache, stop="shutdown")
     backend.prepare(image, ENVELOPE)
@@ -329,7 +366,7 @@ def test_a_guest_that_is_asked_powers_off_by_itself(ledger, cache, image, tmp_pa
     assert not Path(f"/proc/{pid}").exists()
     monkeypatch.setattr("backends.vm.stop._AGENT_DEADLINE_S", 1)
     with (
-        pytest.raises(BackendError, match="did not power off within"),
+        pytest.raises(BackendError, match="did not power off when it was asked to"),
         backend.start(InstanceSpec(f"vmtest-{os.getpid()}-stuck", image, ENVELOPE)) as instance,
     ):
         os.kill(instance.pid, signal.SIGSTOP)

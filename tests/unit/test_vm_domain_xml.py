@@ -266,3 +266,8 @@ def test_the_schema_is_really_asked(tmp_path):
     file.write_text(domain_xml(guest()).replace("<vcpu", "<vcpus").replace("</vcpu>", "</vcpus>"))
     with pytest.raises(ToolFailedError, match="vcpus"):
         run(["virt-xml-validate", str(file), "domain"], timeout_s=60)
+
+
+@pytest.mark.parametrize(("saved", "migratable"), [(False, "off"), (True, "on")])
+def test_a_guest_that_is_saved_has_no_feature_that_cannot_be(saved, migratable):
+    assert parsed(accelerator=Accelerator.KVM, saved=saved).find("cpu").get("migratable") == migratable

@@ -39,6 +39,10 @@ def backends_of(tmp_path, options):
     ("options", "place", "problem"),
     [
         ('io = "native", cache = "writeback"', "options", 'io = "native" needs cache = "none" or "directsync"'),
+        ('start = "restore", disk_format = "qcow2"', "options", 'start = "restore" needs disk_format = "raw"'),
+        ('start = "restore", scratch = "virtiofs"', "options", 'start = "restore" needs scratch = "disk"'),
+        ('start = "restore", connection = "qemu:///system"', "options", 'needs connection = "qemu:///embed"'),
+        ('start = "restore", network = "tap"', "options", 'start = "restore" needs network = "none"'),
         ('io = ["threads", "native"], cache = "unsafe"', "options", 'io = "native" needs cache'),
         ('accel = "tcg", cpu_model = "host-passthrough"', "options", 'cpu_model = "host-passthrough" needs KVM'),
         ('connection = "xen:///system"', "options", "is no QEMU driver of libvirt's: those are qemu:///embed"),

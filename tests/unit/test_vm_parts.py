@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm import guest, instance
+from backends.vm import commands, guest
 from backends.vm.disks import allocated_bytes, copy_sparse, make_scratch_template
 from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, parse_version
 from bench.errors import BackendError
@@ -21,7 +21,7 @@ DATA = Path(__file__).parents[1] / "data"
 def test_host_and_guest_use_the_same_names():
     names = ("AGENT_PORT", "COMMAND_PORT", "IMAGE_SERIAL", "SCRATCH_SERIAL")
     assert all(getattr(guest, name) == getattr(guest_side, name) for name in names)
-    assert guest_side.GUEST_PROGRAM == instance._GUEST_PROGRAM
+    assert guest_side.GUEST_PROGRAM == commands.GUEST_PROGRAM
     sources = "".join(source.read_text() for source in guest_side.SOURCES)
     named = [*(getattr(guest_side, name) for name in names), *guest_side.PARAMETERS]
     assert all(f'"{name}"' in sources for name in named)

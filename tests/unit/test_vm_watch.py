@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.vm.connection import parse_log
-from backends.vm.guest import BOOT_DEADLINE_S, Crowd, _remedy, _why_not
+from backends.vm.guest import BOOT_DEADLINE_S, Crowd, _late_boot, _remedy, _why_not
 from backends.vm.watch import Mark, Watch, parse_line, start_watch
 
 DATA = Path(__file__).parents[1] / "data"
@@ -70,16 +70,16 @@ def test_the_first_failure_is_the_one_that_counts(told):
 
 def test_a_silent_end_is_named(told):
     told.on_gone(2.0)
-    assert "before the kernel had said anything" in _why_not(told, 90.0)
-    assert "more memory" in _remedy(_why_not(told, 90.0), "")
+    assert "before the kernel had said anything" in _why_not(told, 90.0, _late_boot)
+    assert "more memory" in _remedy(_why_not(told, 90.0, _late_boot), "")
 
 
 def test_what_did_not_come_is_named(told):
-    assert "did not reach user space" in _why_not(told, 90.0)
+    assert "did not reach user space" in _why_not(told, 90.0, _late_boot)
     told.on_console(b"tare: init 1.0\n", 1.0)
-    assert "init did not finish" in _why_not(told, 90.0)
+    assert "init did not finish" in _why_not(told, 90.0, _late_boot)
     told.on_console(b"tare: ready 1.0\n", 1.0)
-    assert "did not open its port" in _why_not(told, 90.0)
+    assert "did not open its port" in _why_not(told, 90.0, _late_boot)
 
 
 @pytest.mark.parametrize("line", ["", "hello", "tare:", "tare: init", "tare: init x", "not tare: init 1.0"])

@@ -91,6 +91,11 @@ void hold_signals(sigset_t *awaited);
 /* Reaps for good; says so if the agent ends. Powers off when it is asked to. */
 _Noreturn void reap(pid_t agent, const sigset_t *awaited);
 
+/* --- restored.c ------------------------------------------------------------------------------------------------------- */
+
+/* Gives a guest that goes on from saved memory the time and random numbers of its own; returns its process's exit status. */
+int run_restored(int count, char **arguments);
+
 /* --- command.c -------------------------------------------------------------------------------------------------------- */
 
 /* Runs one command for the host; returns the exit status of this process. */

@@ -67,6 +67,8 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "command") == 0)
         return run_command();
+    if (argc > 1 && strcmp(argv[1], "restored") == 0)
+        return run_restored(argc - 2, argv + 2);
     if (argc > 1 && strcmp(argv[1], "poweroff") == 0)
         return kill(1, POWER_OFF_SIGNAL) != 0;
     say_mark("init");
