@@ -29,7 +29,6 @@ from bench.model import (
     SCHEMA_VERSION,
     Availability,
     BackendDescription,
-    Confound,
     EventKind,
     Image,
     Manifest,
@@ -249,7 +248,9 @@ def _prepare(
         if choice.name != choice.type.name:
             label = f"{choice.name}: {label}"
         ready[choice.name] = backend
-        descriptions[choice.name] = msgspec.structs.replace(description, label=label)
+        # A backend knows its type only, and the suite may have several of it.
+        confounds = tuple(msgspec.structs.replace(found, backend=choice.name) for found in description.confounds)
+        descriptions[choice.name] = msgspec.structs.replace(description, label=label, confounds=confounds)
         display.step(f"{label} is ready")
     if not ready:
         reasons = "\n".join(f"  {name}: {here.reason}" for name, here in missing.items())
@@ -262,8 +263,8 @@ def _make_manifest(
 ) -> Manifest:
     facts = (*read_facts(storage), *tuned_facts(journal_file(), HostRoots()))
     confounds = list(host_confounds(facts, suite.envelope.cpus))
-    for name, description in prepared.descriptions.items():
-        confounds += [Confound(found.code, found.detail, name) for found in description.confounds]
+    for description in prepared.descriptions.values():
+        confounds += description.confounds
     metrics: dict[str, Metric] = {}
     for subject in suite.subjects:
         metrics |= {f"{subject.owner}/{metric.name}": metric for metric in subject.metrics}

@@ -1,0 +1,36 @@
+"""What a run makes of what its backends say about themselves."""
+
+import contextlib
+
+from bench.model import BackendDescription, Confound
+from bench.session import _prepare
+from bench.suite import load_suite
+from tests.unit.fakes import BACKENDS, WORKLOADS, FakeBackend
+
+SUITE = """
+[suite]
+name = "twice"
+[[backend]]
+type = "fake"
+options = { speed = [1, 2] }
+[[experiment]]
+kind = "boot"
+"""
+
+
+class Silent:
+    def step(self, text):
+        pass
+
+
+def test_a_caveat_is_the_backend_s_of_the_suite_where_a_type_is_there_twice(tmp_path, monkeypatch):
+    own = BackendDescription("fake", confounds=(Confound("other-kernel", "an older one", "fake"),))
+    monkeypatch.setattr(FakeBackend, "prepare", lambda *_: own)
+    file = tmp_path / "suite.toml"
+    file.write_text(SUITE)
+    suite = load_suite(file, BACKENDS, WORKLOADS)
+    candidates = [(choice, FakeBackend()) for choice in suite.backends]
+    with contextlib.ExitStack() as stack:
+        prepared = _prepare(suite, candidates, {}, None, Silent(), stack)
+    told = {name: [found.backend for found in one.confounds] for name, one in prepared.descriptions.items()}
+    assert told == {"fake:speed=1": ["fake:speed=1"], "fake:speed=2": ["fake:speed=2"]}
