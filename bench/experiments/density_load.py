@@ -46,7 +46,7 @@ class Load:
         self._run = run
         self._workload = workload
         self._commands = workload.commands(run.params, run.envelope)
-        self._measured = self._commands.measured
+        self._works: list[Work] = []
         self.latency = _choose(workload, options.latency, "latency", _LATENCY)
         self.throughput = _choose(workload, options.throughput, "throughput", _RATE)
         if options.objective and self.latency is None:
@@ -57,23 +57,23 @@ class Load:
 
     def begin(self, instance: Instance) -> None:
         """What the workload wants done once in an instance: files laid out, a service started."""
-        self._measured = Work(self._run, self._commands, instance).measured
+        self._works.append(Work(self._run, self._commands, instance))
 
     def measure(self, instances: Sequence[Instance]) -> float | None:
         """Run the command once in all of them together, and record; the worst p99, if the workload tells one.
 
-        Raises BackendError or WorkloadError if it fails in any.
+        ``instances`` are those of ``begin``, in its order. Raises BackendError or WorkloadError if it fails in any.
         """
         population = len(instances)
         together = Barrier(population)
 
-        def execute(instance: Instance) -> Completed:
+        def execute(instance: Instance, work: Work) -> Completed:
             together.wait()
-            return instance.execute(self._measured)
+            return instance.execute(work.measured)
 
         before = [_cpu_s(instance) for instance in instances]
         with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
-            finished = list(threads.map(execute, instances))
+            finished = list(threads.map(execute, instances, self._works))
         busy = [
             (after - first) / completed.duration_s
             for first, completed, instance in zip(before, finished, instances, strict=True)
@@ -82,8 +82,8 @@ class Load:
         if len(busy) == population:
             self._run.record(metrics.LOADED_CPU, sum(busy), iteration=population)
         values: dict[str, list[float]] = {}
-        for completed in finished:
-            self._run.keep(self._measured, completed, f"loaded-{population}")
+        for work, completed in zip(self._works, finished, strict=True):
+            self._keep(work, completed, f"loaded-{population}")
             for measurement in self._workload.parse(completed):
                 values.setdefault(measurement.metric, []).append(measurement.value)
         self._run.record(
@@ -97,6 +97,13 @@ class Load:
         self._run.record(metrics.LATENCY, statistics.median(latencies), iteration=population)
         self._run.record(metrics.LATENCY_WORST, max(latencies), iteration=population)
         return max(latencies)
+
+    def _keep(self, work: Work, completed: Completed, role: str) -> None:
+        try:
+            self._run.keep(work.measured, completed, role)
+        except WorkloadError:
+            work.check()
+            raise
 
 
 def _cpu_s(instance: Instance) -> float | None:

@@ -103,6 +103,22 @@ def test_the_meters_of_a_ramp_agree_with_proc(tmp_path, image):
     assert cost.rss.per_instance > cost.pss.per_instance > cost.private.per_instance * 0.9
 
 
+def test_a_service_in_each_instance_is_asked_at_each_step_until_its_objective_is_missed(tmp_path, image):
+    experiment = {
+        "kind": "density",
+        "workload": "redis",
+        "params": {"requests": 1000, "clients": 2},
+        "options": {"count": 3, "objective": "0.01ms", **FAST},
+    }
+    outcome, run = measure(tmp_path, image, experiment)
+    assert outcome.failed == 0
+    (cell,) = find_density(run.samples, run.events)
+    assert (cell.endings[0].reason, cell.population) == ("objective", 1)
+    found = {sample.metric: sample.value for sample in run.samples}
+    assert found["density.latency_p99_worst"] >= 1e-5
+    assert found["density.throughput"] > 100
+
+
 def test_instances_that_are_killed_in_a_ramp_are_noticed(tmp_path, image):
     def look(live):
         os.kill(live[0].pid, signal.SIGKILL)
