@@ -1,20 +1,21 @@
-"""``perf bench`` of Linux 6.1: the scheduler's pipe hand-over and the cheapest system call.
+"""``perf bench`` of Linux 6.1: the scheduler, the cheapest system call, and copying memory.
 
-Both run a fixed number of loops, so how long they take is what they measure. They need no hardware counter and no
+Most run a fixed number of loops, so how long they take is what they measure. They need no hardware counter and no
 privilege, and Debian's ``perf`` is one binary that runs on any kernel.
 """
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
+from bench.errors import WorkloadError
 from bench.interfaces import Workload
 from bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from bench.units import Unit
+from bench.units import Unit, format_size, parse_size
 from workloads.output import positive, read_output, refuse
-from workloads.parameters import START_MARGIN_S
+from workloads.parameters import START_MARGIN_S, Size, bounded_size
 
 _TOOL = "perf bench"
 _NUMBERS = (
@@ -31,6 +32,20 @@ _SYSCALL = re.compile(
     r"\A# Running 'syscall/basic' benchmark:\n# Executed (?P<loops>\d{1,12}) getppid\(\) calls\n" + _NUMBERS,
     re.ASCII,
 )
+_MESSAGING = re.compile(
+    r"\A# Running 'sched/messaging' benchmark:\n# 20 sender and receiver (?:processes|threads) per group\n"
+    r"# \d{1,4} groups == \d{1,6} (?:processes|threads) run\n\n"
+    r" +Total time: (?P<total>\d{1,9}\.\d{3}) \[sec\]\n\Z",
+    re.ASCII,
+)
+_MEMORY = re.compile(
+    r"\A# Running 'mem/(?P<operation>memcpy|memset)' benchmark:\n# function 'default' \([^\n]*\)\n"
+    r"# Copying \d+B bytes \.\.\.\n\n +(?P<rate>\d{1,9}\.\d{6}) (?P<prefix>[KMGT]?)B/sec\n\Z",
+    re.ASCII,
+)
+_PREFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+"""perf's, which are powers of 1024."""
+_TASKS_OF_A_GROUP = 40
 _SLOWEST = 100
 """How many times slower than a current host something may be before the command is given up: emulated guests."""
 
@@ -131,15 +146,135 @@ class Syscall(Workload):
         return params.loops * cls.nominal_operation_s
 
 
+class SchedMessaging(Workload):
+    """``perf bench sched messaging`` (hackbench): in each group, 20 senders write to all of 20 receivers.
+
+    Many more tasks than CPUs: what is measured is how the scheduler copes, and what a wake-up costs.
+    """
+
+    name = "perf-sched-messaging"
+    summary = "scheduling: groups of 20 senders and 20 receivers that pass messages"
+    packages = ("linux-perf",)
+    licence = "GPL-2.0-only"
+    category = Category.KERNEL
+    metrics = (
+        Metric(
+            "messaging.time",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Time from the start of all tasks until the last has sent or received its last message of 100 bytes.",
+        ),
+    )
+    nominal_message_s: ClassVar[float] = 1e-6
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``pipe`` replaces socket pairs. ``threaded`` makes the tasks threads of one process."""
+
+        groups: Annotated[int, Meta(ge=1, le=1000, description="of 40 tasks each")] = 4
+        loops: Annotated[int, Meta(ge=10, le=10_000_000, description="messages from each sender to each receiver")] = (
+            500
+        )
+        threaded: bool = False
+        pipe: bool = False
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """Raises WorkloadError if there would be more tasks than ``envelope`` allows."""
+        tasks = params.groups * _TASKS_OF_A_GROUP
+        if tasks + 8 > envelope.pids_max:
+            raise WorkloadError(
+                f"perf-sched-messaging starts {tasks} tasks (groups = {params.groups}), and the instance may have "
+                f"{envelope.pids_max}",
+                remedy="state fewer groups, or more pids in the envelope",
+            )
+        options = ("-t",) * params.threaded + ("-p",) * params.pipe
+        argv = ("perf", "bench", "sched", "messaging", "-g", str(params.groups), "-l", str(params.loops), *options)
+        return Commands(Command(argv, timeout_s=_timeout_s(self.duration_s(params))))
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The time as printed, to a thousandth of a second."""
+        match, text = _match(completed, _MESSAGING)
+        return [Measurement("messaging.time", positive(_TOOL, "the total time", match["total"], text))]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """From 1 µs a message."""
+        return params.groups * 400 * params.loops * cls.nominal_message_s
+
+
+class Memory(Workload):
+    """``perf bench mem``: glibc's memcpy or memset over one buffer, again and again, on one CPU."""
+
+    name = "perf-mem"
+    summary = "memory: glibc's memcpy or memset over a large buffer, on one CPU"
+    packages = ("linux-perf",)
+    licence = "GPL-2.0-only"
+    category = Category.MEMORY
+    metrics = (
+        Metric(
+            "memcpy.bandwidth",
+            Unit.BYTES_PER_SECOND,
+            Direction.HIGHER,
+            "Bytes copied in a second; buffers that fit the caches show the caches.",
+        ),
+        Metric(
+            "memset.bandwidth",
+            Unit.BYTES_PER_SECOND,
+            Direction.HIGHER,
+            "Bytes filled in a second; a buffer that fits the caches shows the caches.",
+        ),
+    )
+    nominal_byte_s: ClassVar[float] = 0.15e-9
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``size`` is of a buffer, of which memcpy has two; ``loops`` is how often it is gone over."""
+
+        operation: Literal["memcpy", "memset"] = "memcpy"
+        size: Size = "64MiB"
+        loops: Annotated[int, Meta(ge=1, le=1_000_000, description="how often the whole buffer is written")] = 100
+
+        def __post_init__(self) -> None:
+            bounded_size("size", self.size, 4096, 2**40)
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """Raises WorkloadError if the buffers do not fit the memory of ``envelope``."""
+        buffers = parse_size(params.size) * (2 if params.operation == "memcpy" else 1)
+        if buffers > envelope.memory_bytes // 2:
+            raise WorkloadError(
+                f"perf-mem needs {format_size(buffers)} for its buffers (size = {params.size}), more than half of the "
+                f"instance's {format_size(envelope.memory_bytes)}",
+                remedy="state a smaller size, or more memory in the envelope",
+            )
+        size = f"{parse_size(params.size)}B"
+        argv = ("perf", "bench", "mem", params.operation, "-f", "default", "-s", size, "-l", str(params.loops))
+        return Commands(Command(argv, timeout_s=_timeout_s(self.duration_s(params))))
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The rate as printed; perf's MB and GB are powers of 1024."""
+        match, text = _match(completed, _MEMORY)
+        rate = positive(_TOOL, "the rate", match["rate"], text) * _PREFIXES[match["prefix"]]
+        return [Measurement(f"{match['operation']}.bandwidth", rate)]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """From 0.15 ns a byte."""
+        return parse_size(params.size) * params.loops * cls.nominal_byte_s
+
+
+def _match(completed: Completed, form: re.Pattern[str]) -> tuple[re.Match[str], str]:
+    """The whole report in its form, and its text. Raises ParseError."""
+    text = read_output(_TOOL, completed)
+    match = form.match(text)
+    if match is None:
+        refuse(_TOOL, "it is no whole report", text)
+    return match, text
+
+
 def _timeout_s(nominal_s: float) -> float:
     return START_MARGIN_S + _SLOWEST * nominal_s
 
 
 def _measurements(completed: Completed, form: re.Pattern[str], prefix: str) -> list[Measurement]:
-    text = read_output(_TOOL, completed)
-    match = form.match(text)
-    if match is None:
-        refuse(_TOOL, "it is no whole report", text)
+    match, text = _match(completed, form)
     time_s = positive(_TOOL, "the time of an operation", match["microseconds"], text, exponent=-6)
     rate = positive(_TOOL, "the rate", match["rate"], text)
     # perf derives both from one interval and cuts the rate to a whole number.

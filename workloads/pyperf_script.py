@@ -4,12 +4,11 @@ The script is written into the instance by the set-up and run by the python3 of 
 warms up and repeats as it always does. Its result file is read by pyperf itself.
 """
 
-import math
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -29,9 +28,7 @@ from bench.model import (
 )
 from bench.units import Unit, parse_duration
 from workloads.output import excerpt, read_output
-
-if TYPE_CHECKING:
-    import pyperf
+from workloads.pyperf_results import PYPERF, histogram_of, read_suite
 
 _FOLDER = f"{SCRATCH}/tare-pyperf"
 _WRITE = 'mkdir -p "$1" && cat >"$1/$2"'
@@ -40,8 +37,7 @@ _RUN = """
 cd "$1" && shift && rm -f result.json && script=$1 && shift &&
 python3 "$script" --output result.json "$@" >&2 && cat result.json
 """
-_PACKAGES = ("python3", "pypi:pyperf==2.10.0")
-_MOST_S = 1e9
+_PACKAGES = ("python3", PYPERF)
 _OWN_OPTIONS = ("-o", "--output", "--append", "--stdout", "--worker", "--copy-env")
 
 
@@ -142,18 +138,12 @@ class PyperfWorkload(Workload):
 
     def histograms(self, completed: Completed) -> list[Histogram]:
         """Every value of each benchmark: pyperf's warm-ups are not among them."""
-        found = []
-        for name, values in self._values(completed).items():
-            counts: dict[float, int] = {}
-            for value in sorted(values):
-                counts[value] = counts.get(value, 0) + 1
-            found.append(Histogram(_metric_name(name), Unit.SECOND, tuple(counts), tuple(counts.values())))
-        return found
+        return [histogram_of(_metric_name(name), values) for name, values in self._values(completed).items()]
 
     def _values(self, completed: Completed) -> Mapping[str, tuple[float, ...]]:
         """The values of each declared benchmark, in seconds. Raises ParseError."""
         text = read_output(self.section.pyperf, completed)
-        values = {name: tuple(found) for name, found in _read_suite(self.section.pyperf, text)}
+        values = {name: tuple(found) for name, found in read_suite(self.section.pyperf, text)}
         if sorted(values) != sorted(self.section.benchmarks):
             raise ParseError(
                 f"{self.section.pyperf} measured {', '.join(sorted(values)) or 'nothing'}, "
@@ -162,32 +152,6 @@ class PyperfWorkload(Workload):
                 evidence=excerpt(text),
             )
         return values
-
-
-def _read_suite(tool: str, text: str) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Each benchmark of a result file with its values, as pyperf reads them. Raises ParseError."""
-    import pyperf
-
-    try:
-        for benchmark in pyperf.BenchmarkSuite.loads(text):
-            yield _seconds_of(benchmark)
-    except Exception as error:  # noqa: BLE001 - whatever pyperf makes of a broken file, the answer is the same
-        raise ParseError(
-            f"what {tool} wrote is no result of pyperf that can be used: {type(error).__name__}: {error}",
-            remedy="run the script by hand with --output, and see that python3 -m pyperf show reads it",
-            evidence=excerpt(text),
-        ) from None
-
-
-def _seconds_of(benchmark: "pyperf.Benchmark") -> tuple[str, tuple[float, ...]]:
-    """Its name and values. Raises ValueError unless they are times."""
-    name, unit = benchmark.get_name(), benchmark.get_unit()
-    if unit != "second":
-        raise ValueError(f"{name} is measured in {unit}, and only times can be compared")
-    values = tuple(float(value) for value in benchmark.get_values())
-    if not values or not all(math.isfinite(value) and 0 < value < _MOST_S for value in values):
-        raise ValueError(f"{name} has values that are no times")
-    return str(name), values
 
 
 def _metric_name(benchmark: str) -> str:

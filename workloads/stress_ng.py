@@ -1,4 +1,4 @@
-"""stress-ng 0.15: one stressor by name, one instance a CPU, from the YAML that it writes beside its log.
+"""stress-ng 0.15: one stressor, one instance a CPU, from the YAML that it writes beside its log.
 
 The log has two decimals and goes to stderr; the YAML has six and goes to the open descriptor 1 by its name under
 ``/proc``, so no file is left and nothing else is on stdout.
@@ -8,6 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -64,6 +65,21 @@ UNSAFE_STRESSORS = frozenset(
 """Stressors that act on the kernel or the devices themselves, which bare metal and containers share with the host."""
 
 
+_UNPRIVILEGED = (
+    'rm -f report.yaml && setpriv --reuid=65534 --regid=65534 --clear-groups "$@" --yaml report.yaml >&2 '
+    "&& cat report.yaml"
+)
+_FOLDER = f"{SCRATCH}/tare-stress-ng"
+
+
+class Operation(NamedTuple):
+    """A stressor with its options, and the field of its own that is the time of one operation, in nanoseconds."""
+
+    options: tuple[str, ...]
+    time_field: str | None = None
+    unprivileged: bool = False
+
+
 class StressNg(Workload):
     """What a bogo operation is differs from stressor to stressor and from version to version: compare backends only.
 
@@ -107,33 +123,11 @@ class StressNg(Workload):
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """As many instances of the stressor as there are CPUs."""
-        argv = (
-            "stress-ng",
-            f"--{params.stressor}",
-            str(len(envelope.cpus)),
-            "--timeout",
-            f"{params.runtime_s}s",
-            "--metrics",
-            "--temp-path",
-            SCRATCH,
-            "--yaml",
-            "/proc/self/fd/1",
-        )
-        return Commands(Command(argv, cwd=SCRATCH, timeout_s=2 * params.runtime_s + START_MARGIN_S))
+        return Commands(_command((f"--{params.stressor}", str(len(envelope.cpus))), params.runtime_s))
 
     def parse(self, completed: Completed) -> list[Measurement]:
         """The two rates as printed; they have to agree with the printed operations and times."""
-        text = read_output(_TOOL, completed)
-        document = one_match(_TOOL, "the YAML document", _DOCUMENT, text)
-        one_match(_TOOL, "the version", _VERSION, text)
-        if document["metrics"] is None:
-            said = excerpt(completed.stderr.decode(errors="backslashreplace"))
-            raise ParseError(
-                "stress-ng ran no stressor here, so there is nothing to measure",
-                remedy="its own reason is in the evidence; choose a stressor that this kernel supports",
-                evidence=f"{said}\n{excerpt(text)}",
-            )
-        fields = _read_fields(document["metrics"], text)
+        text, fields = _read_report(completed)
         return [
             Measurement("bogo.operations_per_second", _rate(fields, "real-time", ("wall-clock-time",), text)),
             Measurement(
@@ -147,11 +141,167 @@ class StressNg(Workload):
         return float(params.runtime_s)
 
 
+class StressNgProcess(Workload):
+    """What processes and threads cost the kernel to make, to start a program in, and to switch between.
+
+    Each instance does one after the other, and waits for it. stress-ng runs programs (``exec``) only without root's
+    rights, and so it is run as nobody for that.
+    """
+
+    name = "stress-ng-process"
+    summary = "processes: fork, vfork, exec, threads, futexes or context switches, one instance a CPU"
+    packages = ("stress-ng",)
+    licence = "GPL-2.0-or-later"
+    category = Category.KERNEL
+    fixed_time = True
+    metrics = (
+        Metric(
+            "process.operations_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Processes or threads made and ended, programs run, futexes woken or messages passed in a second, in all.",
+        ),
+        Metric(
+            "process.time_per_operation",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Time until a new thread runs (pthread), or of one hand-over between two processes (switch).",
+        ),
+    )
+    operations: Mapping[str, Operation] = {
+        "exec": Operation(("--exec-max", "1"), unprivileged=True),
+        "fork": Operation(("--fork-max", "1")),
+        "futex": Operation(()),
+        "pthread": Operation(("--pthread-max", "64"), "nanosecs-to-start-a-pthread"),
+        "switch": Operation((), "nanosecs-per-context-switch-pipe-method"),
+        "vfork": Operation(("--vfork-max", "1")),
+    }
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``futex`` wakes a process that waits for one, ``switch`` writes to a process that waits at a pipe."""
+
+        operation: Literal["exec", "fork", "futex", "pthread", "switch", "vfork"] = "fork"
+        runtime_s: WholeSeconds = 1
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """As many instances as there are CPUs."""
+        return _commands_of(params.operation, self.operations[params.operation], params.runtime_s, envelope)
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The rate, and the time where the stressor has one."""
+        return _measure(completed, "process", self.operations)
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time: stress-ng stops by its clock."""
+        return float(params.runtime_s)
+
+
+class StressNgMemory(Workload):
+    """What the kernel does for memory: page faults, and mappings made, changed and removed.
+
+    In a guest there are two tables of pages to walk, and the host's faults hide behind the guest's.
+    """
+
+    name = "stress-ng-memory"
+    summary = "memory management: page faults or mappings, one instance a CPU"
+    packages = ("stress-ng",)
+    licence = "GPL-2.0-or-later"
+    category = Category.MEMORY
+    fixed_time = True
+    metrics = (
+        Metric(
+            "paging.operations_per_second",
+            Unit.OPERATIONS_PER_SECOND,
+            Direction.HIGHER,
+            "Rounds of the operation (see stress-ng's manual) in a second of real time by all instances.",
+        ),
+        Metric(
+            "paging.time_per_operation",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Mean time of one page fault (fault) or of one call of mremap (mremap), as stress-ng times it.",
+        ),
+    )
+    operations: Mapping[str, Operation] = {
+        "fault": Operation((), "nanosecs-per-page-fault"),
+        "mmap": Operation(("--mmap-bytes", "1m")),
+        "mremap": Operation(("--mremap-bytes", "1m"), "nanosecs-per-mremap-call"),
+    }
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``fault`` touches pages of files and of memory, ``mmap`` and ``mremap`` take 1 MiB apart and move it."""
+
+        operation: Literal["fault", "mmap", "mremap"] = "fault"
+        runtime_s: WholeSeconds = 1
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """As many instances as there are CPUs."""
+        return _commands_of(params.operation, self.operations[params.operation], params.runtime_s, envelope)
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The rate, and the time where the stressor has one."""
+        return _measure(completed, "paging", self.operations)
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """The run time: stress-ng stops by its clock."""
+        return float(params.runtime_s)
+
+
+def _command(stressor: tuple[str, ...], runtime_s: int) -> Command:
+    argv = ("stress-ng", *stressor, "--timeout", f"{runtime_s}s", "--metrics", "--temp-path", SCRATCH)
+    timeout_s = 2 * runtime_s + START_MARGIN_S
+    return Command((*argv, "--yaml", "/proc/self/fd/1"), cwd=SCRATCH, timeout_s=timeout_s)
+
+
+def _commands_of(name: str, operation: Operation, runtime_s: int, envelope: Envelope) -> Commands:
+    stressor = (f"--{name}", str(len(envelope.cpus)), *operation.options)
+    if not operation.unprivileged:
+        return Commands(_command(stressor, runtime_s))
+    # Only root may open the descriptor by its name: the report goes to a file of nobody's.
+    argv = ("stress-ng", *stressor, "--timeout", f"{runtime_s}s", "--metrics", "--temp-path", _FOLDER)
+    run = Command(("sh", "-c", _UNPRIVILEGED, "sh", *argv), cwd=_FOLDER, timeout_s=2 * runtime_s + START_MARGIN_S)
+    make = Command(("install", "-d", "-o", "65534", "-g", "65534", _FOLDER))
+    return Commands(run, setup=(make,), teardown=(Command(("rm", "-rf", _FOLDER)),))
+
+
+def _read_report(completed: Completed) -> tuple[str, Mapping[str, str]]:
+    """The text, and the fields of its one stressor. Raises ParseError."""
+    text = read_output(_TOOL, completed)
+    document = one_match(_TOOL, "the YAML document", _DOCUMENT, text)
+    one_match(_TOOL, "the version", _VERSION, text)
+    if document["metrics"] is None:
+        said = excerpt(completed.stderr.decode(errors="backslashreplace"))
+        raise ParseError(
+            "stress-ng ran no stressor here, so there is nothing to measure",
+            remedy="its own reason is in the evidence; choose a stressor that this kernel supports",
+            evidence=f"{said}\n{excerpt(text)}",
+        )
+    return text, _read_fields(document["metrics"], text)
+
+
+def _measure(completed: Completed, prefix: str, operations: Mapping[str, Operation]) -> list[Measurement]:
+    """The rate of operations, checked against their number; the time of one where the stressor tells it."""
+    text, fields = _read_report(completed)
+    operation = operations.get(fields["stressor"])
+    if operation is None:
+        refuse(_TOOL, f"it ran {fields['stressor']}", text)
+    rate = _rate(fields, "real-time", ("wall-clock-time",), text)
+    found = [Measurement(f"{prefix}.operations_per_second", rate)]
+    if operation.time_field is not None:
+        if operation.time_field not in fields:
+            refuse(_TOOL, f"the field {operation.time_field} is missing", text)
+        time_s = positive(_TOOL, operation.time_field, fields[operation.time_field], text, exponent=-9)
+        found.append(Measurement(f"{prefix}.time_per_operation", time_s))
+    return found
+
+
 def _read_fields(metrics: str, text: str) -> Mapping[str, str]:
     match = _METRICS.fullmatch(metrics)
     if match is None:
         refuse(_TOOL, "its metrics are not those of one stressor", text)
-    pairs = _FIELD.findall(match["fields"])
+    pairs = [("stressor", match["stressor"]), *_FIELD.findall(match["fields"])]
     fields = dict(pairs)
     if len(fields) != len(pairs):
         refuse(_TOOL, "a field stands there twice", text)

@@ -160,6 +160,40 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
             ("decompress-2-threads", {"operation": "decompress"}, 2),
         ],
     ),
+    "hpcc": ("hpcc", [("order-2000", {}, 1), ("order-500", {"order": 500}, 2)]),
+    "perf-sched-messaging": (
+        "linux-perf",
+        [
+            ("sched-messaging", {}, 1),
+            ("sched-messaging-threaded-pipe", {"groups": 1, "loops": 200, "threaded": True, "pipe": True}, 2),
+        ],
+    ),
+    "perf-mem": (
+        "linux-perf",
+        [("mem-memcpy", {}, 1), ("mem-memset-small", {"operation": "memset", "size": "64KiB", "loops": 10000}, 1)],
+    ),
+    "stress-ng-process": (
+        "stress-ng",
+        [
+            (f"process-{operation}", {"operation": operation}, cpus)
+            for operation, cpus in (("exec", 2), ("fork", 1), ("futex", 2), ("pthread", 2), ("switch", 2), ("vfork", 1))
+        ],
+    ),
+    "stress-ng-memory": (
+        "stress-ng",
+        [(f"memory-{operation}", {"operation": operation}, 1) for operation in ("fault", "mmap", "mremap")],
+    ),
+    "huge-pages": (
+        "python3",
+        [("huge-pages", {}, 1), ("huge-pages-small", {"size": "10MiB", "advice": "small"}, 1)],
+    ),
+    "pyperformance": (
+        "pypi:pyperformance==1.14.0",
+        [
+            ("richards", {}, 1),
+            ("startup", {"benchmark": "python_startup", "processes": 1, "values": 2}, 1),
+        ],
+    ),
     "stress-ng": (
         "stress-ng",
         [
@@ -172,6 +206,7 @@ CAPTURES: dict[str, tuple[str, list[tuple[str, dict[str, object], int]]]] = {
             ("vm", {"stressor": "vm"}, 1),
             ("sleep", {"stressor": "sleep"}, 1),
             ("fork", {"stressor": "fork"}, 1),
+            ("crypt", {"stressor": "crypt"}, 2),
             ("apparmor-skipped", {"stressor": "apparmor"}, 1),
         ],
     ),
@@ -260,6 +295,7 @@ REFUSED: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     ("linux-perf", "refused-simple-format", ("perf", "bench", "--format=simple", "sched", "pipe", "--loop", "1000")),
+    ("linux-perf", "refused-all-functions", words("perf bench mem memcpy -s 1MB -l 10")),
     ("linux-perf", "refused-unknown-collection", ("perf", "bench", "nonsense")),
     ("openssl", "refused-normal-output", words("openssl speed -elapsed -seconds 1 -multi 2 -bytes 16384 -evp sha256")),
     ("openssl", "refused-one-process", words("openssl speed -mr -elapsed -seconds 1 -bytes 16384 -evp sha256")),
@@ -368,6 +404,8 @@ def run_served(
 
 
 def version_of(rootfs: Path, scratch: Path, package: str) -> str:
+    if package.startswith("pypi:"):
+        return package.rpartition("==")[2]
     argv = ("dpkg-query", "--show", "--showformat=${Version}", package)
     return run(rootfs, scratch, Command(argv)).stdout.decode()
 
@@ -377,7 +415,8 @@ def folder_of(package: str, version: str) -> Path:
     package = package.rstrip("-0123456789")
     # 7zip's 22.01+really26.02 is 26.02, redis' 5:7.0.15 is 7.0.15.
     upstream = version.rpartition("+really")[2].rpartition(":")[2].partition("+")[0].partition("-")[0]
-    return HERE / f"{package.removeprefix('linux-')}-{upstream}"
+    name = package.removeprefix("linux-").removeprefix("pypi:").partition("==")[0]
+    return HERE / f"{name}-{upstream}"
 
 
 def write(folder: Path, name: str, header: dict[str, object], done: subprocess.CompletedProcess[bytes]) -> None:

@@ -118,6 +118,27 @@ DECISIVE = {
     ),
     "xz": ("compress", [r"plain (\d+)", r"packed (\d+)"]),
     "pixz": ("decompress-2-threads", [r"plain (\d+)", r"unpacked (\d+)\nend"]),
+    "hpcc": (
+        "order-500",
+        [
+            r"HPL_Tflops=(\S+)",
+            r"\nWR\S+(?: +\S+){5} +(\S+)",
+            *(rf"Single {test} (\d\S+)" for test in ("STREAM Copy GB/s", "STREAM Triad GB/s", "DGEMM Gflop/s")),
+            r"SingleSTREAM_Add=(\S+)",
+            r"SingleRandomAccess_GUPs=(\S+)",
+            r"Begin of SingleRandomAccess section(?s:.*?)(\S+) Billion",
+        ],
+    ),
+    "huge-pages": (
+        "huge-pages-small",
+        [r"MemTotal: +(\S+)", r"\nregion: (\S+)", r"\npage: (\S+)", r"touched in: (\S+)"],
+    ),
+    "perf-mem": ("mem-memcpy", [r"(\S+) [MG]B/sec"]),
+    "perf-sched-messaging": ("sched-messaging", [r"time: (\S+)"]),
+    # Of the values in their list see below: "1,5" would be two of them.
+    "pyperformance": ("richards", [r'"unit":(\S+?)\}']),
+    "stress-ng-memory": ("memory-fault", [r"real-time: (\S+)", r"bogo-ops: (\S+)", r"nanosecs-per-page-fault: (\S+)"]),
+    "stress-ng-process": ("process-fork", [r"real-time: (\S+)", r"bogo-ops: (\S+)", r"wall-.*: (\S+)"]),
     "stress-ng": ("cpu-1-instance", [r"real-time: (\S+)", r"sys-time: (\S+)", r"bogo-ops: (\S+)", r"wall-.*: (\S+)"]),
     "cyclictest": (
         "cyclictest",
@@ -213,6 +234,14 @@ def test_nonsense_in_place_of_a_decisive_number_is_refused(name: str, nasty: str
         assert attempt(WORKLOADS[name], completed(changed.encode())) is None, (pattern, nasty)
 
 
+@pytest.mark.parametrize("value", ["0", "-0.5", "1e999", "NaN", "Infinity", "null", '"fast"', "[1]", "true false"])
+def test_a_value_of_pyperf_that_is_no_time_is_refused(value: str) -> None:
+    text = load("pyperformance-1.14.0", "richards").text
+    changed = re.sub(r'("values":\[)[^,\]]+', rf"\g<1>{value}", text, count=1)
+    assert changed != text
+    assert attempt(WORKLOADS["pyperformance"], completed(changed.encode())) is None
+
+
 @pytest.mark.parametrize(
     "line",
     ["Prozessorgeschwindigkeit: 3294,37 Ereignisse/s", "events per second:  3.294,37", "events per second:  ٣٢٩٤.٣٧"],
@@ -237,6 +266,14 @@ def test_localised_sysbench_output_is_refused(line: str) -> None:
         ("7zip", "Avr:   ", "Avr:  9"),
         ("7zip", "\nTot:   ", "\nTot:  1"),
         ("7zip", "(z) 26.02", "[64] 16.02"),
+        ("hpcc", "HPL_Tflops=", "HPL_Tflops=1"),
+        ("hpcc", "Success=1", "Success=0"),
+        ("hpcc", "1 tests completed and passed residual checks,", "0 tests completed and passed residual checks,"),
+        ("hpcc", "Single DGEMM Gflop/s ", "Single DGEMM Gflop/s 1"),
+        ("huge-pages", "in huge pages: ", "in huge pages: 9"),
+        ("pyperformance", '"unit":"second"', '"unit":"byte"'),
+        ("stress-ng-process", "stressor: fork", "stressor: cpu"),
+        ("stress-ng-memory", "nanosecs-per-page-fault", "nanosecs-per-page"),
         ("xz", "packed ", "packed 9"),
         ("pixz", "unpacked 4194304\n", "unpacked 4194305\n"),
         ("pixz", "unpacked 4194304\n", ""),

@@ -25,9 +25,9 @@ from tests.unit.workload_captures import (
 )
 
 EXPECTED = {
-    *("7zip", "openssl-speed", "pixz", "sysbench-cpu", "xz"),
-    *("sysbench-memory",),
-    *("perf-sched-pipe", "perf-syscall", "stress-ng"),
+    *("7zip", "hpcc", "openssl-speed", "pixz", "pyperformance", "stress-ng", "sysbench-cpu", "xz"),
+    *("huge-pages", "perf-mem", "stress-ng-memory", "sysbench-memory"),
+    *("perf-sched-messaging", "perf-sched-pipe", "perf-syscall", "stress-ng-process"),
     *("cyclictest", "first-write", "fio", "fio-metadata"),
     *("iperf3", "nginx-connections", "sockperf"),
     *("mariadb", "nginx", "postgresql", "redis"),
@@ -53,7 +53,7 @@ def test_declarations_say_what_a_reader_needs(workload: Workload) -> None:
         assert re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+(\.9)?", metric.name), metric.name
         assert metric.description.endswith(".")
         rates_and_times = (Unit.SECOND, Unit.BYTES_PER_SECOND, Unit.OPERATIONS_PER_SECOND, Unit.RATIO)
-        assert metric.unit in rates_and_times or metric.name in MAY_BE_ZERO
+        assert metric.unit in (*rates_and_times, Unit.BYTE) or metric.name in MAY_BE_ZERO
 
 
 @pytest.mark.parametrize("capture", measured(), ids=identify)

@@ -54,6 +54,16 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("openssl-speed", {"block_size": "8B"}, "block_size"),
     ("7zip", {"dictionary_bits": 28}, "dictionary_bits"),
     ("7zip", {"step_s": 0}, "step_s"),
+    ("hpcc", {"order": 100}, "order"),
+    ("huge-pages", {"advice": "always"}, "advice"),
+    ("huge-pages", {"size": "5000001"}, "size"),
+    ("perf-mem", {"size": "1KiB"}, "size"),
+    ("perf-mem", {"operation": "find_bit"}, "operation"),
+    ("perf-sched-messaging", {"groups": 0}, "groups"),
+    ("pyperformance", {"benchmark": "django_template"}, "benchmark"),
+    ("pyperformance", {"values": 0}, "values"),
+    ("stress-ng-memory", {"operation": "fork"}, "operation"),
+    ("stress-ng-process", {"operation": "fault"}, "operation"),
     ("xz", {"preset": 10}, "preset"),
     ("xz", {"size": "1000"}, "size"),
     ("pixz", {"operation": "list"}, "operation"),
@@ -143,7 +153,8 @@ def test_defaults_are_short_and_bounded(name: str) -> None:
     workload = WORKLOADS[name]
     params = workload.Params()
     sleeps = 2.2 if name == "sockperf" else 0.0
-    assert 0.5 <= workload.duration_s(params) - sleeps <= 2.0
+    # hpcc cannot leave out any of its tests.
+    assert 0.5 <= workload.duration_s(params) - sleeps <= (5.0 if name == "hpcc" else 2.0)
     commands = workload.commands(params, envelope())
     assert commands.measured.timeout_s > min(20 * workload.duration_s(params), 60)
     assert all(command.timeout_s > 0 for command in (*commands.setup, *commands.teardown))
@@ -240,6 +251,18 @@ def test_a_corpus_is_cut_into_a_block_a_thread_and_fits_or_says_so() -> None:
             build(name, {"preset": 6}, cpus=7)
     with pytest.raises(WorkloadError, match="dictionary_bits = 25, 1 threads"):
         build("7zip", {"dictionary_bits": 25})
+
+
+def test_what_does_not_fit_the_envelope_is_refused_with_its_parameter() -> None:
+    for name, params, said in (
+        ("hpcc", {"order": 6000}, "order = 6000"),
+        ("huge-pages", {"size": "300MiB"}, "touches 300MiB"),
+        ("perf-mem", {"size": "200MiB"}, "size = 200MiB"),
+        ("perf-sched-messaging", {"groups": 13}, "groups = 13"),
+    ):
+        with pytest.raises(WorkloadError, match=said) as caught:
+            build(name, params)
+        assert caught.value.remedy
 
 
 def test_the_corpus_is_the_same_on_every_machine_and_python(tmp_path: Path) -> None:

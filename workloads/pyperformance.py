@@ -1,0 +1,115 @@
+"""Benchmarks of pyperformance 1.14, each run by itself through pyperf in the image.
+
+``pyperformance run`` makes a virtual environment for each benchmark and fetches packages; those here need nothing but
+Python, so their scripts are run as they lie in the package.
+"""
+
+import statistics
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bench.interfaces import Workload
+from bench.model import (
+    SCRATCH,
+    Category,
+    Command,
+    Commands,
+    Completed,
+    Direction,
+    Envelope,
+    Histogram,
+    Measurement,
+    Metric,
+)
+from bench.units import Unit
+from workloads.output import read_output, refuse
+from workloads.parameters import START_MARGIN_S
+from workloads.pyperf_results import PYPERF, histogram_of, read_suite
+
+_TOOL = "pyperformance"
+_FOLDER = f"{SCRATCH}/tare-pyperformance"
+# pyperf adds to a result file that is there.
+_RUN = """
+rm -f result.json && script=$1 && shift &&
+package=$(python3 -c 'import pyperformance; print(*pyperformance.__path__)') &&
+python3 "$package/data-files/benchmarks/bm_$script/run_benchmark.py" --output result.json "$@" >&2 && cat result.json
+"""
+_SLOWEST = 100
+
+
+class Pyperformance(Workload):
+    """An interpreter: many small objects, branches and look-ups; ``python_startup`` starts processes."""
+
+    name = "pyperformance"
+    summary = "Python: one benchmark of pyperformance, in processes one after the other"
+    packages = ("python3", PYPERF, "pypi:pyperformance==1.14.0")
+    licence = "MIT"
+    category = Category.CPU
+    metrics = (
+        Metric(
+            "benchmark.time",
+            Unit.SECOND,
+            Direction.LOWER,
+            "Mean time of one run of the benchmark, over all values of all processes, warm-ups left out.",
+        ),
+    )
+    nominal_value_s: ClassVar[float] = 0.15
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """pyperf calibrates in a process more, and each process warms up once before its ``values``."""
+
+        benchmark: Literal[
+            "chaos",
+            "deltablue",
+            "fannkuch",
+            "float",
+            "go",
+            "hexiom",
+            "json_dumps",
+            "json_loads",
+            "nbody",
+            "nqueens",
+            "python_startup",
+            "raytrace",
+            "regex_compile",
+            "richards",
+            "spectral_norm",
+            "telco",
+        ] = "richards"
+        processes: Annotated[int, Meta(ge=1, le=1000, description="one after the other")] = 2
+        values: Annotated[int, Meta(ge=1, le=1000, description="of each process, of 0.1 s at least")] = 3
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - one process at a time
+        """One process at a time, wherever it is put."""
+        options = ("--processes", str(params.processes), "--values", str(params.values), "--warmups", "1")
+        run = ("sh", "-c", _RUN, "sh", params.benchmark, *options)
+        timeout_s = START_MARGIN_S + _SLOWEST * self.duration_s(params)
+        return Commands(
+            Command(run, cwd=_FOLDER, timeout_s=timeout_s),
+            setup=(Command(("mkdir", "-p", _FOLDER)),),
+            teardown=(Command(("rm", "-rf", _FOLDER)),),
+        )
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The mean, as ``pyperf show`` tells it."""
+        return [Measurement("benchmark.time", statistics.fmean(self._values(completed)))]
+
+    def histograms(self, completed: Completed) -> list[Histogram]:
+        """Every value."""
+        return [histogram_of("benchmark.time", self._values(completed))]
+
+    @classmethod
+    def duration_s(cls, params: Params) -> float:
+        """Of each process 0.15 s a value, with a warm-up, and of one process more."""
+        return (params.processes + 1) * (params.values + 1) * cls.nominal_value_s
+
+    @staticmethod
+    def _values(completed: Completed) -> tuple[float, ...]:
+        """Seconds of each value. Raises ParseError."""
+        text = read_output(_TOOL, completed)
+        benchmarks = list(read_suite(_TOOL, text))
+        if len(benchmarks) != 1:
+            refuse(_TOOL, f"it has {len(benchmarks)} benchmarks instead of one", text)
+        return benchmarks[0][1]
