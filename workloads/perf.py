@@ -188,7 +188,9 @@ class SchedMessaging(Workload):
             )
         options = ("-t",) * params.threaded + ("-p",) * params.pipe
         argv = ("perf", "bench", "sched", "messaging", "-g", str(params.groups), "-l", str(params.loops), *options)
-        return Commands(Command(argv, timeout_s=_timeout_s(self.duration_s(params))))
+        # An emulated guest starts tasks slowly, and spends most of its time between them.
+        timeout_s = _timeout_s(4 * self.duration_s(params)) + tasks * 0.5
+        return Commands(Command(argv, timeout_s=timeout_s))
 
     def parse(self, completed: Completed) -> list[Measurement]:
         """The time as printed, to a thousandth of a second."""
