@@ -123,11 +123,8 @@ class Cgroup(ABC):
         """Freeze or thaw every member; False where this kernel cannot. Returns before all have stopped."""
 
     def members(self) -> list[int]:
-        """The host pids of its processes. Empty once it is gone."""
-        try:
-            return [int(pid) for pid in read_text(self.folders[0] / "cgroup.procs").split()]
-        except OSError:
-            return []
+        """The host pids of its processes, those in groups that it has made itself too. Empty once it is gone."""
+        return _members_below(str(self.folders[0]))
 
     def threads(self) -> list[int]:
         """The host thread ids of its processes. Empty once they are gone."""
@@ -238,3 +235,16 @@ def parse_stall_s(text: str) -> float | None:
         if line.startswith("some "):
             return int(line.rpartition("total=")[2]) / 1e6
     return None
+
+
+def _members_below(folder: str) -> list[int]:
+    found: list[int] = []
+    try:
+        found += [int(pid) for pid in read_text(Path(folder) / "cgroup.procs").split()]
+        with os.scandir(folder) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return found
+    for path in below:
+        found += _members_below(path)
+    return found

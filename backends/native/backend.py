@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from backends.cgroups.layout import Layout
+from backends import distribution
+from backends.cgroups.layout import Layout, find_layout
 from backends.native.identities import REMAPPED, describe_map
-from backends.native.options import Capabilities, NativeOptions, Network, Seccomp, Upper
+from backends.native.options import Capabilities, NativeOptions, Network, Profile, Seccomp, Upper
 from backends.native.plan import Settings
 from backends.native.privileges import DEFAULT_CAPABILITIES
 from backends.native.runtime import HostKernelBackend, probe_host
@@ -36,6 +37,10 @@ _PATHS = {
 _OWN_NETWORK = {
     Network.NONE: "its network namespace holds lo only; bare metal has the host's",
     Network.VETH: "its network is a veth pair and a bridge that tare made; bare metal has the host's",
+}
+_PROFILES = {
+    Profile.MINIMAL: "minimal: what it is asked to run",
+    Profile.FULL: "full: systemd to multi-user.target",
 }
 _NO_SECCOMP = "deployed containers usually have a seccomp filter, which makes system calls slower; this has none"
 _UPPER_IN_MEMORY = "what is written to its root is memory of its limit; bare metal writes to disk"
@@ -75,10 +80,17 @@ class Native(HostKernelBackend):
         found = probe_host(self._chosen_namespaces(), without_root=True)
         if found.available and not is_privileged():
             found = probe_way(found, self.options.network)
+        if found.available and self._system:
+            found = probe_system(find_layout(), privileged=is_privileged()) or found
         if found.available and self.options.seccomp is Seccomp.DEFAULT:
             filters = probe_seccomp()
             return found if filters.available else filters
         return found
+
+    @classmethod
+    def packages(cls, options: NativeOptions) -> tuple[str, ...]:
+        """See ``Backend.packages``."""
+        return distribution.PACKAGES if options.profile is Profile.FULL else ()
 
     def _chosen_namespaces(self) -> tuple[str, ...]:
         absent = {"net"} if self.options.network is Network.HOST else set()
@@ -118,7 +130,12 @@ class Native(HostKernelBackend):
             inherited_filter=self._filters.inherited,
             own_filter=self._filters.own,
             identities=self._way.identities,
+            system=self._system,
         )
+
+    @property
+    def _system(self) -> bool:
+        return self.options.profile is Profile.FULL
 
     def _user_namespace(self) -> dict[str, str]:
         if self._way != PRIVILEGED:
@@ -173,6 +190,7 @@ class Native(HostKernelBackend):
                 **_PATHS[self.options.network],
                 "capabilities": ",".join(self._capabilities()) or "none",
                 "no_new_privs": "yes",
+                "profile": _PROFILES[options.profile],
                 "seccomp": f"default (Docker's intent, {self._filters.allowed} calls allowed)" if filtered else "none",
                 **({"seccomp follows": INTENT} if filtered else {}),
                 **self._user_namespace(),
@@ -184,6 +202,22 @@ class Native(HostKernelBackend):
                 *([Confound("own-network", _OWN_NETWORK[self.options.network], self.name)] if own_network else []),
             ),
         )
+
+
+def probe_system(layout: Layout, *, privileged: bool) -> Availability | None:
+    """Why no container can have systemd here, or None: it has to have a cgroup of version 2 for its own to write to."""
+    remedy = 'leave out profile = "full"'
+    if not privileged:
+        return Availability(
+            available=False, reason='profile = "full" needs root, for a cgroup of systemd\'s', remedy=remedy
+        )
+    if layout.unified is None:
+        return Availability(
+            available=False,
+            reason='profile = "full" needs a cgroup v2 hierarchy, in which systemd makes its groups',
+            remedy=f"mount -t cgroup2 none /sys/fs/cgroup/unified, or {remedy}",
+        )
+    return None
 
 
 def find_thermal(root: Path = Path("/")) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import sys
 import time
 
 from backends.native.operations import Operation
+from backends.native.system import begin_system
 from backends.native.terminal import give_terminal
 from backends.native.wire import Channel, split_list
 
@@ -36,12 +37,15 @@ _FORWARDED = (
 _IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
 
 
-def run_init(channel: Channel, operations: list[Operation], resident: tuple[int, int] | None) -> None:
+def run_init(
+    channel: Channel, operations: list[Operation], resident: tuple[int, int] | None, *, system: bool = False
+) -> None:
     """Set up once told to, say so, serve. Returns when the harness is gone, or after having told it of a failure.
 
     The harness makes the cgroups while the kernel makes this process; ``go`` means that they are there. ``resident`` is
     a smaller program that serves an instance which has been asked for nothing by the time its starter rests, and the
-    descriptor that tells this; where there is none, this one goes on serving.
+    descriptor that tells this; where there is none, this one goes on serving. ``system``: systemd becomes the first
+    process, and what goes on serving is another.
     """
     try:
         _go_first()
@@ -50,7 +54,16 @@ def run_init(channel: Channel, operations: list[Operation], resident: tuple[int,
         if failure:
             channel.send(*failure)
             return
-        channel.send(b"ready", READY.pack(time.monotonic_ns()))
+        first = time.monotonic_ns()
+        if system:
+            try:
+                begin_system()
+            except OSError as error:
+                channel.send(
+                    b"failed", b"become the distribution's init", *_tell(error, os.fsdecode(error.filename or ""))
+                )
+                return
+        channel.send(b"ready", READY.pack(first))
         sys.path.clear()
         if resident is not None and not channel.comes_before(resident[1]):
             _become(resident[0], channel)

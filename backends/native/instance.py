@@ -4,7 +4,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from backends.cgroups.footprint import process_footprint, tree_bytes
@@ -43,10 +43,12 @@ class ProcessInstance(Instance):
         why_gone: Callable[[], str],
         *,
         shrink: Callable[[], None] | None,
+        system: bool = False,
     ) -> None:
         """``why_gone`` is what its maker knows about its end: a continuation of the sentence, or nothing.
 
-        ``shrink`` lets its init become a smaller program, if there is one and the instance is idle.
+        ``shrink`` lets its init become a smaller program, if there is one and the instance is idle. ``system``: other
+        processes than its init are there to stay.
         """
         self.timeline = timeline
         self.pid = launched.pid
@@ -57,11 +59,13 @@ class ProcessInstance(Instance):
         self._why_gone = why_gone
         self._met: dict[str, int] = {}
         self._shrink = shrink
+        self._system = system
 
     def execute(self, command: Command) -> Completed:
         """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
         fields = _request(command)
         self._shrink = None  # one that is at work stays as it is
+        keep = self.cgroup.members() if self._system else [self.pid]
         with contextlib.ExitStack() as stack:
             out, out_writer = _start_pipe(stack)
             err, err_writer = _start_pipe(stack)
@@ -74,7 +78,7 @@ class ProcessInstance(Instance):
                 for descriptor in (stdin, out_writer, err_writer):
                     os.close(descriptor)
             collector = _Collector(command.argv[0], self._channel, out, err)
-            timed_out = self._wait(collector, command.timeout_s)
+            timed_out = self._wait(collector, command.timeout_s, keep)
             answer = collector.answer
         if answer is None:
             raise self._dead()
@@ -98,12 +102,12 @@ class ProcessInstance(Instance):
         self._met = now
         return since
 
-    def _wait(self, collector: "_Collector", timeout_s: float) -> bool:
-        """Wait for the end of a command, and see to it that there is one. Whether it had to be killed."""
+    def _wait(self, collector: "_Collector", timeout_s: float, keep: Collection[int]) -> bool:
+        """Wait for the end of a command, and see to it that there is one. Whether all but ``keep`` had to be killed."""
         try:
             ended = collector.run(time.monotonic() + timeout_s)
             if not ended:
-                self.cgroup.kill(keep=(self.pid,))
+                self.cgroup.kill(keep=keep)
                 collector.run_out(time.monotonic() + _KILLED_DEADLINE_S)
         except BaseException:
             # An answer that nobody waits for any more (ctrl-C) would be taken for the next command's.

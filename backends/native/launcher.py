@@ -22,6 +22,8 @@ from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from bench.process import DEVNULL, Popen, TimeoutExpired
 
 _START_DEADLINE_S = 20.0
+_SYSTEM_DEADLINE_S = 180.0
+"""For containers that boot the whole distribution, which takes 1 to 3 s of a CPU."""
 _PROGRAM = Path(__file__).with_name("zygote.py")
 _IMPORT_ROOT = Path(backends.__file__).resolve().parent.parent
 
@@ -43,10 +45,11 @@ class Launched(msgspec.Struct, frozen=True):
 class Zygote:
     """A running zygote. Made by ``start_zygote``; not thread-safe."""
 
-    def __init__(self, process: "Popen[bytes]", channel: Channel, log: Path) -> None:
+    def __init__(self, process: "Popen[bytes]", channel: Channel, log: Path, deadline_s: float) -> None:
         self._process = process
         self._channel = channel
         self._log = log
+        self._deadline_s = deadline_s
 
     @property
     def pid(self) -> int:
@@ -95,7 +98,7 @@ class Zygote:
         Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
         or end by themselves.
         """
-        deadline = time.monotonic() + _START_DEADLINE_S
+        deadline = time.monotonic() + self._deadline_s
         try:
             created = None
             if identify is not None:
@@ -111,7 +114,7 @@ class Zygote:
     def abandon(self, channel: Channel) -> None:
         """Give up an instance that was asked for; it ends by itself once its channel is closed."""
         channel.close()
-        self._receive(self._channel, time.monotonic() + _START_DEADLINE_S)
+        self._receive(self._channel, time.monotonic() + self._deadline_s)
 
     def _await_created(self, deadline: float) -> tuple[int, float]:
         """The pid of the process asked for, and when it was there."""
@@ -157,7 +160,7 @@ class Zygote:
         """One message, or None if its sender is gone."""
         if not wait_readable(channel, deadline):
             self._process.kill()  # its answers would be taken for those to the next request
-            raise BackendError(f"no answer to the start of an instance within {_START_DEADLINE_S:g} s")
+            raise BackendError(f"no answer to the start of an instance within {self._deadline_s:g} s")
         try:
             return channel.receive()[0]
         except EOFError:
@@ -226,7 +229,8 @@ def start_zygote(
             start_new_session=True,
         )
         theirs.close()
-        zygote = Zygote(process, Channel(ours.detach()), log)
+        deadline_s = _SYSTEM_DEADLINE_S if settings.system else _START_DEADLINE_S
+        zygote = Zygote(process, Channel(ours.detach()), log, deadline_s)
         try:
             with contextlib.suppress(OSError):  # one that is gone is noticed next
                 zygote._channel.send(*settings.encode(), descriptors=resident or ())  # noqa: SLF001 - its maker

@@ -34,11 +34,18 @@ class Network(StrEnum):
     VETH = "veth"
 
 
+class Profile(StrEnum):
+    """What runs in a container beside what it is asked to: nothing, or the image's whole Debian with systemd."""
+
+    MINIMAL = "minimal"
+    FULL = "full"
+
+
 class NativeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[backend.options]`` of ``native``.
 
-    ``boot_offset_s`` is how far the boot clock inside is ahead of the host's, in whole seconds; it needs
-    ``time_namespace``.
+    ``profile`` is what is booted before the container is ready. ``boot_offset_s`` is how far the boot clock inside is
+    ahead of the host's, in whole seconds; it needs ``time_namespace``.
     """
 
     seccomp: Seccomp = Seccomp.DEFAULT
@@ -48,8 +55,11 @@ class NativeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boot_offset_s: int = 0
     upper: Upper = Upper.DISK
     network: Network = Network.NONE
+    profile: Profile = Profile.MINIMAL
 
     def __post_init__(self) -> None:
+        if self.profile is Profile.FULL and (self.user_namespace or self.capabilities is Capabilities.NONE):
+            raise ValueError('profile = "full" needs user_namespace = false and capabilities = "default", for systemd')
         if self.boot_offset_s and not self.time_namespace:
             raise ValueError("boot_offset_s needs time_namespace = true")
         if self.user_namespace and self.network is Network.HOST:

@@ -153,12 +153,24 @@ def _container(settings: Settings) -> list[Operation]:
         ),
         Mount("tmpfs", f"{dev}/shm", _NOTHING, "mode=1777,size=64m", source="shm"),
         Mount("mqueue", f"{dev}/mqueue", _NOTHING),
+        *(_for_system(root) if settings.system else ()),
         PivotRoot(root),
         *(() if settings.network == "host" else (RaiseLoopback(),)),
         NewKeyring(),
         *((BoundCapabilities(settings.capabilities),) if settings.uid_map else ()),
         KeepCapabilities(settings.capabilities),
         *_last_filter(settings),
+    ]
+
+
+def _for_system(root: str) -> list[Operation]:
+    """What systemd, which may mount nothing in a container, has to find mounted; its own cgroup is among it."""
+    run = f"{root}/run"
+    return [
+        Mount("cgroup2", f"{root}/sys/fs/cgroup", _NOTHING),
+        Mount("tmpfs", run, syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=755,size=64m"),
+        MakeFolders((f"{run}/lock",)),
+        Mount("tmpfs", f"{run}/lock", _NOTHING, "mode=1777,size=5m"),
     ]
 
 

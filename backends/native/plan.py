@@ -25,7 +25,7 @@ class Settings:
     are timed, stays the host's.
     ``mount_points`` are made in an upper layer in memory; on disk the harness makes them. ``identities`` are those of
     the user namespace that the zygote itself is in (``unprivileged.Identities``). ``also_masked`` are paths to hide
-    beside ``order.MASKED``.
+    beside ``order.MASKED``. ``system`` has systemd boot the image's distribution before an instance is ready.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Settings:
         boot_offset_s: int | None = None,
         identities: str = "host",
         also_masked: tuple[str, ...] = (),
+        system: bool = False,
     ) -> None:
         self.style = style
         self.root = root
@@ -68,12 +69,16 @@ class Settings:
         self.boot_offset_s = boot_offset_s
         self.identities = identities
         self.also_masked = also_masked
+        self.system = system
 
     def encode(self) -> tuple[bytes, ...]:
         """The fields of a message."""
         return (
             join_list(
-                (self.style, self.root, self.empty, self.memory, str(self.memory_bytes), self.network, self.identities)
+                (
+                    *(self.style, self.root, self.empty, self.memory, str(self.memory_bytes), self.network),
+                    *(self.identities, "system" if self.system else ""),
+                )
             ),
             join_list(self.mount_points),
             join_list(self.also_masked),
@@ -92,7 +97,7 @@ def decode_settings(fields: list[bytes]) -> Settings:
     single, mount_points, also_masked, capabilities, inherited_filter, own_filter, uid_map, gid_map, places, boot = (
         fields
     )
-    style, root, empty, memory, memory_bytes, network, identities = split_list(single)
+    style, root, empty, memory, memory_bytes, network, identities, system = split_list(single)
     folder, image, lower = split_list(places)
     return Settings(
         style=style,
@@ -113,6 +118,7 @@ def decode_settings(fields: list[bytes]) -> Settings:
         boot_offset_s=int(boot) if boot else None,
         identities=identities,
         also_masked=tuple(split_list(also_masked)),
+        system=bool(system),
     )
 
 

@@ -124,7 +124,7 @@ class HostKernelBackend(Backend):
         try:
             make_shared_folders(folder, settings)
             program = self._stack.enter_context(start_resident(self.context.cache_directory))
-            if program is not None:
+            if program is not None and not settings.system:
                 self._resident = program, self._stack.enter_context(contextlib.closing(Rest()))
             self._network = self._stack.enter_context(self._start_network())
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
@@ -198,7 +198,11 @@ class HostKernelBackend(Backend):
                     timeline.splits["network"] = launched.connect_s
                 size = spec.image.size_bytes
                 shrink = None if self._resident is None else self._resident[1].now
-                instance = ProcessInstance(launched, cgroup, folder, timeline, size, zygote.why_gone, shrink=shrink)
+                instance = ProcessInstance(
+                    *(launched, cgroup, folder, timeline, size, zygote.why_gone),
+                    shrink=shrink,
+                    system=prepared.settings.system,
+                )
                 instance.address = launched.address or self._shared_address
                 try:
                     yield instance

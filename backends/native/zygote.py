@@ -76,7 +76,8 @@ def _serve(channel: "Channel", kill_files: list[str]) -> None:
                 if cgroup is not None:
                     os.close(cgroup)
                 try:
-                    init.run_init(Channel(descriptors[0]), order.instance_operations(settings, wanted, same), resident)
+                    operations = order.instance_operations(settings, wanted, same)
+                    init.run_init(Channel(descriptors[0]), operations, resident, system=settings.system)
                 finally:
                     os._exit(0)
             created = time.monotonic_ns()

@@ -248,3 +248,15 @@ def test_settings_arrive_as_they_were_sent():
     )
     for settings in (make_settings(), chosen):
         assert vars(decode_settings(list(settings.encode()))) == vars(settings)
+
+
+def test_systemd_finds_mounted_what_it_may_not_mount_itself():
+    steps = native_steps(system=True)
+    assert not [step for step in native_steps() if type(step) is ops.Mount and step.kind == "cgroup2"]
+    own = index(steps, ops.Mount, target="/w/root/sys/fs/cgroup")
+    # In its own cgroup namespace it shows the container's own groups and no other.
+    assert index(steps, ops.NewCgroupNamespace) < index(steps, ops.Mount, target="/w/root/sys") < own
+    assert own < index(steps, ops.PivotRoot)
+    assert index(steps, ops.Mount, target="/w/root/run") < index(steps, ops.Mount, target="/w/root/run/lock")
+    assert decode_settings(list(make_settings(system=True).encode())).system
+    assert not decode_settings(list(make_settings().encode())).system
