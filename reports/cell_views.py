@@ -63,7 +63,7 @@ def cell_view(subject: Subject, row: Row, cell: CellResult) -> CellView:
         value=format_estimate(own.centre, own.low, own.high, unit),
         value_range=format_value_range(own.low, own.high, unit),
         found=[None] * 3 if found is None else [found.ratio, found.low, found.high],
-        ratio="1×" if cell.backend.is_baseline else format_ratio_estimate(found),
+        ratio="1×" if cell.backend.is_baseline and own.centre else format_ratio_estimate(found),
         ratio_range=format_range(found.low, found.high) if found is not None else "",
         verdict=_style(row, verdict) if has_verdict else "none",
         word=word,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from bench.errors import ParseError
 from bench.interfaces import Workload
 from bench.model import (
     SCRATCH,
@@ -28,7 +29,7 @@ from bench.model import (
     Service,
 )
 from bench.units import Unit
-from workloads.output import one_match, positive, read_output, refuse
+from workloads.output import excerpt, one_match, positive, read_output, refuse
 from workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port
 
 _TOOL = "sockperf"
@@ -66,6 +67,7 @@ with socket.socket(socket.AF_INET, kind) as link:
     assert link.recv(100)[:8] == struct.pack("!Q", 1)
 """
 
+_NO_ANSWER = "No messages were received from the server"
 _LINES = re.MULTILINE | re.ASCII
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _VALID = re.compile(
@@ -171,9 +173,9 @@ class Sockperf(Workload):
 
     def diagnose(self, completed: Completed) -> Diagnosis | None:
         """What sockperf says where the server is gone."""
-        for said in (b"No messages were received from the server", b"A connection was forcibly closed by a peer"):
-            if said in completed.stderr:
-                return Diagnosis(f"sockperf: {said.decode()}", "see the server's last words, if it has any")
+        for said in (_NO_ANSWER, "A connection was forcibly closed by a peer"):
+            if said.encode() in completed.stderr:
+                return Diagnosis(f"sockperf: {said}", "see the server's last words, if it has any")
         return None
 
     @classmethod
@@ -183,7 +185,10 @@ class Sockperf(Workload):
 
 
 def _read(completed: Completed) -> str:
-    return _COLOURS.sub("", read_output(_TOOL, completed))
+    text = _COLOURS.sub("", read_output(_TOOL, completed))
+    if _NO_ANSWER in text:
+        raise ParseError(f"sockperf: {_NO_ANSWER}", evidence=excerpt(text))
+    return text
 
 
 def _count(text: str) -> Histogram:

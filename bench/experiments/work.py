@@ -82,10 +82,14 @@ class Work:
             time.sleep(_ASKED_EVERY_S)
 
     def _execute(self, command: Command, role: str) -> tuple[Completed, str]:
+        addressed = self._addressed(command)
+        completed = self._instance.execute(addressed)
         try:
-            return self._run.execute(self._instance, self._addressed(command), role)
+            return completed, self._run.keep(addressed, completed, role)
         except WorkloadError:
-            self.check()
+            # A timeout may have ended the services too, together with the command.
+            if not completed.timed_out:
+                self.check()
             raise
 
     def _addressed(self, command: Command) -> Command:

@@ -213,6 +213,14 @@ def test_output_that_a_dead_service_spoilt_is_told_by_the_service() -> None:
         Steady().run(run)  # type: ignore[arg-type]
 
 
+def test_a_timeout_is_not_blamed_on_a_service_that_it_ended_too() -> None:
+    instance = Recorded("a", [])
+    work = prepared(instance)
+    instance.execute = lambda command: Completed(command.argv, 1, None, b"", b"", 0.0, 1.0, timed_out=True)  # type: ignore[method-assign]
+    with pytest.raises(WorkloadError, match="measured: status 1"):
+        work.measure()
+
+
 def test_what_serves_nothing_cannot_serve_elsewhere() -> None:
     Steady.check(SteadyOptions(ServerPlace.HOST), SERVED)
     Steady.check(SteadyOptions(), Commands(Command(("true",))))

@@ -205,6 +205,8 @@ def test_a_server_that_does_not_answer_sockperf_is_the_reason() -> None:
     assert found is not None
     assert found.reason == "sockperf: No messages were received from the server"
     assert WORKLOADS["sockperf"].diagnose(completed(b"", b"killed", 1)) is None
+    with pytest.raises(ParseError, match="No messages were received from the server"):
+        WORKLOADS["sockperf"].parse(completed(gone.stderr + b"end of 4 lines\n"))
 
 
 def test_what_iperf3_says_went_wrong_is_the_reason() -> None:
