@@ -25,6 +25,7 @@ from reports.frames import params_text
 from reports.interference_heat import heat_view
 from reports.limits_held import held_view
 from reports.phases import phase_view
+from reports.published import published_views
 from reports.sections import SectionView, section_views
 from reports.wording import noise_sentence, percent, plural
 
@@ -89,6 +90,7 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "heat": heat_view(analysis),
         "held": held_view(analysis),
         "claims": claims.judge(analysis) if analysis.subjects else [],
+        "published": published_views(analysis),
         "flags": _flag_views(flags, analysis),
         "flag_count": len(flags),
         "failures": failure_views(analysis),

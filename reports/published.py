@@ -1,0 +1,150 @@
+"""Published figures beside a run's own: the ratio that others found for the same work, and the ratio here.
+
+``published.toml`` holds the figures with their sources. Only ratios to bare metal are set beside each other, as the
+hosts are different ones. A guest under emulation is never set beside a figure of hardware virtualization.
+"""
+
+import functools
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.units import parse_size
+from reports.analysis import Analysis, CellResult, Subject
+from reports.claim_facts import Kind, kinds_of
+from reports.wording import format_range, format_ratio_estimate
+
+PUBLISHED = Path(__file__).with_name("published.toml")
+
+
+class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who measured, where it stands, on what, and where the raw data is."""
+
+    id: str
+    title: str
+    where: str
+    host: str
+    data: str
+
+
+class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Values of one metric as printed, in the printed ``unit``; what was not measured is None."""
+
+    study: str
+    workload: str
+    metric: str
+    what: str
+    unit: str
+    bare_metal: float
+    source: str
+    differs: str
+    params: dict[str, str | int | float | bool] = {}
+    container: float | None = None
+    vm: float | None = None
+
+
+class PublishedLine(msgspec.Struct, frozen=True):
+    """One backend of a run beside a figure. ``note`` says why there is no ratio there, or what was done differently."""
+
+    what: str
+    backend: str
+    here: str
+    here_range: str
+    there: str
+    there_values: str
+    source: str
+    note: str
+
+
+class PublishedView(msgspec.Struct, frozen=True):
+    """A study with the lines that this run has something for."""
+
+    study: Study
+    lines: list[PublishedLine]
+
+
+@functools.cache
+def load_published(path: Path = PUBLISHED) -> tuple[tuple[Study, ...], tuple[Figure, ...]]:
+    """The studies and figures of a file. Raises ValueError where a figure names a study that is not there."""
+    content = tomllib.loads(path.read_text("utf-8"))
+    studies = msgspec.convert(content["study"], tuple[Study, ...])
+    figures = msgspec.convert(content["figure"], tuple[Figure, ...])
+    known = {study.id for study in studies}
+    for figure in figures:
+        if figure.study not in known:
+            raise ValueError(f"{path}: {figure.what}: there is no study {figure.study!r}")
+    return studies, figures
+
+
+def published_views(analysis: Analysis) -> list[PublishedView]:
+    """The studies that have figures for what this run has measured against a baseline, in the order of the file."""
+    studies, figures = load_published()
+    views = []
+    for study in studies:
+        own = [figure for figure in figures if figure.study == study.id]
+        lines = [line for figure in own for line in _lines(figure, analysis)]
+        if lines:
+            views.append(PublishedView(study, lines))
+    return views
+
+
+def _lines(figure: Figure, analysis: Analysis) -> Iterator[PublishedLine]:
+    baseline = analysis.baseline
+    if baseline is None or Kind.BARE_METAL not in kinds_of(analysis.manifest, baseline.name):
+        return
+    for subject in analysis.subjects:
+        if not _is_same(figure, subject):
+            continue
+        for row in subject.rows:
+            if row.metric.name == figure.metric and row.quantile is None:
+                yield from (_line(figure, cell, analysis) for cell in row.cells if cell.comparison is not None)
+
+
+def _is_same(figure: Figure, subject: Subject) -> bool:
+    if subject.experiment != "steady" or subject.workload != figure.workload:
+        return False
+    return all(_same_value(subject.params.get(name), value) for name, value in figure.params.items())
+
+
+def _same_value(given: Any, wanted: str | float) -> bool:
+    """Sizes may be written in several ways."""
+    if given == wanted:
+        return True
+    if not isinstance(given, str) or not isinstance(wanted, str):
+        return False
+    try:
+        return parse_size(given) == parse_size(wanted)
+    except ValueError:
+        return False
+
+
+def _line(figure: Figure, cell: CellResult, analysis: Analysis) -> PublishedLine:
+    value, note = _there(figure, kinds_of(analysis.manifest, cell.backend.name))
+    found = cell.comparison
+    assert found is not None
+    there = "" if value is None else f"{value / figure.bare_metal:.2f}×"
+    values = "" if value is None else f"{value:g} against {figure.bare_metal:g} {figure.unit}"
+    return PublishedLine(
+        what=figure.what,
+        backend=cell.backend.label,
+        here=format_ratio_estimate(found),
+        here_range=format_range(found.low, found.high),
+        there=there,
+        there_values=values,
+        source=figure.source,
+        note=note or f"There: {figure.differs}.",
+    )
+
+
+def _there(figure: Figure, kinds: frozenset[Kind]) -> tuple[float | None, str]:
+    """The figure for a backend of these kinds, or None with the reason."""
+    figures: Mapping[Kind, float | None] = {Kind.CONTAINER: figure.container, Kind.HARDWARE_VM: figure.vm}
+    for kind, value in figures.items():
+        if kind in kinds:
+            return value, "" if value is not None else "Not measured there."
+    if Kind.EMULATED_VM in kinds:
+        return None, "Emulated here, under KVM there: not to be compared."
+    return None, "Nothing of this kind was measured there."

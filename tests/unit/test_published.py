@@ -1,0 +1,84 @@
+"""Published figures: they stand beside the same work only, and never beside an emulated guest."""
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.model import Direction, Metric
+from bench.registry import find_workloads
+from bench.store import load_run
+from bench.units import Unit
+from reports.analysis import analyse
+from reports.html import render_page
+from reports.published import PUBLISHED, load_published, published_views
+from tests.synthetic import QUICK, Subject, write_run
+
+READS = Metric("read.iops", Unit.OPERATIONS_PER_SECOND, Direction.HIGHER, "Blocks read in a second")
+RANDOM = {"rw": "randread", "block_size": "4096", "io_depth": 16, "size": "64MiB"}
+
+
+def analysed(folder, params, *, accel="tcg"):
+    subject = Subject("fio", params, ((READS, 48_200.0, -0.8),), 1.0)
+    run = write_run(folder / "run", replace(QUICK, subjects=(subject,), iterations=2))
+    content = json.loads((run / "manifest.json").read_text("utf-8"))
+    content["backends"]["vm"]["facts"]["accel"] = accel
+    (run / "manifest.json").write_text(json.dumps(content), "utf-8")
+    return analyse(load_run(run))
+
+
+def test_the_ratio_there_is_of_the_printed_values(tmp_path):
+    (view,) = published_views(analysed(tmp_path, RANDOM, accel="kvm"))
+    there = {line.backend.split()[0]: line.there for line in view.lines}
+    assert there == {"native": f"{58407 / 58729:.2f}×", "vm": f"{24793 / 58729:.2f}×"}
+    assert all(line.here.endswith("×") and line.here_range for line in view.lines)
+
+
+def test_an_emulated_guest_stands_beside_no_figure(tmp_path):
+    (view,) = published_views(analysed(tmp_path, RANDOM))
+    guest = next(line for line in view.lines if line.backend.startswith("vm"))
+    assert (guest.there, guest.note) == ("", "Emulated here, under KVM there: not to be compared.")
+
+
+@pytest.mark.parametrize("change", [{"rw": "randwrite"}, {"io_depth": 1}, {"block_size": "8KiB"}, {"block_size": 4}])
+def test_other_work_has_no_figure(tmp_path, change):
+    assert published_views(analysed(tmp_path, RANDOM | change)) == []
+
+
+def test_the_page_shows_them_with_their_source(tmp_path):
+    page = render_page(analysed(tmp_path, RANDOM))
+    assert 'id="published"' in page
+    assert "RC25482" in page
+    assert "58407 against 58729" in page
+
+
+def test_every_figure_is_of_a_metric_that_its_workload_has():
+    workloads = find_workloads().loaded
+    studies, figures = load_published()
+    for figure in figures:
+        workload = workloads[figure.workload]
+        assert figure.metric in {metric.name for metric in workload.metrics}, figure.what
+        names = {field.encode_name for field in msgspec.structs.fields(workload.Params)}
+        assert figure.params.keys() <= names, figure.what
+        assert figure.bare_metal > 0
+    assert {figure.study for figure in figures} == {study.id for study in studies}
+
+
+def test_a_figure_of_no_study_is_refused(tmp_path):
+    content = PUBLISHED.read_text("utf-8").replace('id = "felter2014"', 'id = "other"')
+    (path := tmp_path / "published.toml").write_text(content, "utf-8")
+    with pytest.raises(ValueError, match="there is no study 'felter2014'"):
+        load_published(path)
+
+
+def test_the_suite_asks_for_every_figure():
+    suite = tomllib.loads((Path(__file__).parents[2] / "suites" / "felter2014.toml").read_text("utf-8"))
+    steady = [one for one in suite["experiment"] if one["kind"] == "steady"]
+    for figure in load_published()[1]:
+        assert any(
+            one["workload"] == figure.workload and figure.params.items() <= one.get("params", {}).items()
+            for one in steady
+        ), figure.what
