@@ -17,4 +17,4 @@ def test_a_ready_suite_can_be_read_and_says_what_it_is_for(path):
     assert suite.head.name == path.stem
     assert suite.head.description.endswith("?"), "the question that its report answers"
     comment = "".join(re.findall(r"\A((?:#.*\n)+)", path.read_text("utf-8")))
-    assert "minute" in comment, "how long it takes"
+    assert re.search("minutes?|hour", comment), "how long it takes"
