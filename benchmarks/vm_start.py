@@ -34,10 +34,11 @@ from naive_guest import NaiveGuest
 
 from backends.cgroups.footprint import parse_rollup
 from backends.vm.backend import VirtualMachine
+from backends.vm.boot import KERNEL_ARGUMENTS
 from backends.vm.disks import DiskMode, choose_scratch_mode, copy_sparse, make_scratch_template
 from backends.vm.domain_xml import TB_CACHE_MIB
 from backends.vm.emulator import PROGRAM
-from backends.vm.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, KERNEL_ARGUMENTS, SCRATCH_SERIAL
+from backends.vm.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL
 from backends.vm.instance import VmInstance
 from backends.vm.options import VmOptions
 from bench.errors import ExitCode, TareError

@@ -94,6 +94,7 @@ class Connection(ABC):
         name: str,
         xml: str,
         on_agent: Callable[[], None],
+        on_running: Callable[[float], None],
         *,
         before: Callable[[], None] | None = None,
         saved: Path | None = None,
@@ -103,7 +104,7 @@ class Connection(ABC):
         With ``before``, its vCPUs run no instruction until that has returned. Without, it may go on from the file
         ``saved``, which then holds the XML too.
         """
-        domain = self._domains[name] = Domain(on_agent)
+        domain = self._domains[name] = Domain(on_agent, on_running, held=before is not None or saved is not None)
         try:
             with self.starting():
                 with translated("start the guest"):
@@ -140,9 +141,9 @@ class Connection(ABC):
         known = self._domains.get(domain.name())
         if known is not None and event == library().VIR_DOMAIN_EVENT_STOPPED:
             known.stopped.set()
-        if known is not None and event == library().VIR_DOMAIN_EVENT_RESUMED:
-            known.resumed_s = time.monotonic()
-            known.resumed.set()
+        resumed = event == library().VIR_DOMAIN_EVENT_RESUMED
+        if known is not None and (resumed or (event == library().VIR_DOMAIN_EVENT_STARTED and not known.held)):
+            known.on_running(time.monotonic())
 
     def _on_agent(self, _conn: Any, domain: Any, state: int, _reason: int, _opaque: object) -> None:
         known = self._domains.get(domain.name())
@@ -151,17 +152,18 @@ class Connection(ABC):
 
 
 class Domain:
-    """A domain that runs, or is being started. ``on_agent`` is called when its guest agent opens its port.
+    """A domain that runs, or is being started.
 
-    ``resumed_s`` is when libvirt told last that its CPUs run, on the host's monotonic clock.
+    ``on_agent`` is called when its guest agent opens its port, ``on_running`` with the time at which its processors
+    began to run. If it is ``held`` or restored, that is not yet when libvirt has started it.
     """
 
-    def __init__(self, on_agent: Callable[[], None]) -> None:
+    def __init__(self, on_agent: Callable[[], None], on_running: Callable[[float], None], *, held: bool) -> None:
         self.handle: Any = None
         self.on_agent = on_agent
+        self.on_running = on_running
+        self.held = held
         self.stopped = threading.Event()
-        self.resumed = threading.Event()
-        self.resumed_s = 0.0
 
     def ask_agent(self, execute: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: int) -> Any:
         """What the guest agent returns for a command of its protocol. Raises BackendError."""

@@ -1,9 +1,7 @@
 """One guest from its request to its end: starts it, waits for it phase by phase, stops it."""
 
 import contextlib
-import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +13,7 @@ from backends.cgroups.interface import Cgroup, Limits, limits_of
 from backends.cgroups.layout import Layout
 from backends.cgroups.lifecycle import start_cgroup
 from backends.vm.accel import Acceleration
-from backends.vm.commands import GUEST_PROGRAM
+from backends.vm.boot import RESET, await_boot, await_restored, crowd, kernel_arguments
 from backends.vm.connection import Connection, Domain
 from backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
 from backends.vm.domain_xml import Disk, Guest, Share, domain_xml
@@ -30,19 +28,10 @@ from bench.errors import BackendError
 from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from bench.model import Envelope, Image, InstanceSpec, Phase, StartTimeline
 
-BOOT_DEADLINE_S = 90.0
-"""From asking libvirt for a guest to the last mark of init, for each guest that a CPU of its envelope starts meanwhile.
-Under emulation on a busy host a boot takes some 10 s."""
-AGENT_DEADLINE_S = 30
 KILL_DEADLINE_S = 20.0
 _CONSOLE_DEADLINE_S = 10.0
 _SHARE_SOCKET = "share"
 _SHARE_LOG = "share.log"
-
-KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
-"""No self-tests of ciphers at each boot (0.5 s under emulation); a panic ends the guest at once, after its message."""
-
-_RESET = "its machine reset or QEMU ended before the kernel had said anything"
 
 IMAGE_SERIAL = "tare-image"
 SCRATCH_SERIAL = "tare-scratch"
@@ -122,10 +111,10 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
                         start_virtiofsd(sockets / _SHARE_SOCKET, scratch, said, marker, cgroup.join_files)
                     )
                 adopt = None if embedded else partial(_adopt, watch, cgroup)
-                with _crowd.joined():
+                with crowd.joined():
                     domain = stack.enter_context(_start_domain(ground, guest, watch, failure, adopt))
-                    wait = _await_boot if ground.saved is None else _await_restored
-                    wait(domain, watch, timeline, len(spec.envelope.cpus), failure)
+                    wait = await_boot if ground.saved is None else await_restored
+                    wait(domain, watch, timeline, failure, spec.envelope)
                 stopping = make_stopping(ground.options.stop, domain, watch)
                 address = None if port is None else port.address
                 yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping, address)
@@ -169,7 +158,6 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
     share = None
     if options.scratch is Scratch.VIRTIOFS:
         share = Share(watch.console_socket.with_name(_SHARE_SOCKET), SCRATCH_SERIAL)
-    modules = (f"tare.modules={','.join(options.modules)}",) if options.modules else ()
     return Guest(
         name=spec.identifier,
         accelerator=ground.acceleration.accelerator,
@@ -178,12 +166,7 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
         memory_bytes=envelope.memory_bytes,
         kernel=image.kernel,
         initramfs=image.initramfs,
-        kernel_arguments=(
-            *KERNEL_ARGUMENTS,
-            f"tare.pids={envelope.pids_max}",
-            f"tare.scratch={options.scratch}",
-            *modules,
-        ),
+        kernel_arguments=kernel_arguments(options, envelope),
         disks=_disks(ground, image.disk, scratch),
         console_socket=watch.console_socket,
         command_socket=watch.command_socket,
@@ -267,7 +250,9 @@ def _start_domain(
         inside = contextlib.nullcontext() if ground.network is None else ground.network.bridge.inside()
         with contextlib.ExitStack() as feeding:
             fed = None if ground.saved is None else feeding.enter_context(start_feeding(ground.saved, xml))
-            domain = ground.connection.start_domain(guest.name, xml, watch.on_agent, before=before, saved=fed)
+            domain = ground.connection.start_domain(
+                guest.name, xml, watch.on_agent, watch.on_running, before=before, saved=fed
+            )
             try:
                 with inside:
                     running = stack.enter_context(domain)
@@ -286,97 +271,6 @@ def _adopt(watch: Watch, cgroup: Cgroup) -> None:
         raise BackendError(f"QEMU could not be moved to its cgroup: {error.strerror}: {error.filename}") from error
 
 
-class Crowd:
-    """How many guests are being started at the same time, by all threads, and how long that lets a start take."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._starting = 0
-        self._most = 0
-
-    @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
-        """Be counted meanwhile."""
-        with self._lock:
-            self._starting += 1
-            self._most = max(self._most, self._starting)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._starting -= 1
-                if not self._starting:
-                    self._most = 0
-
-    def deadline_s(self, cpus: int) -> float:
-        """Seconds that a start may take now: in proportion to the most that shared ``cpus`` CPUs since the first."""
-        with self._lock:
-            return BOOT_DEADLINE_S * max(1.0, self._most / cpus)
-
-
-_crowd = Crowd()
-
-
-def _await(
-    watch: Watch,
-    condition: Callable[[], bool],
-    cpus: int,
-    failure: Callable[[str], BackendError],
-    late: Callable[[Watch], str],
-) -> None:
-    """Wait until ``condition`` holds. Raises BackendError with the console's last lines; ``late`` says what was."""
-    began = time.monotonic()
-    # Others may be asked for while this one is waited for, and slow it down from then on.
-    while not watch.wait(condition, began + (allowed_s := _crowd.deadline_s(cpus))):
-        if watch.failure is not None or time.monotonic() >= began + _crowd.deadline_s(cpus):
-            raise failure(f"the guest did not start: {_why_not(watch, allowed_s, late)}")
-
-
-def _await_boot(
-    domain: Domain, watch: Watch, timeline: StartTimeline, cpus: int, failure: Callable[[str], BackendError]
-) -> None:
-    """Wait for every phase of a start and mark it. Raises BackendError."""
-
-    def ready() -> bool:
-        return "ready" in watch.marks and watch.agent_connected and watch.command_port is not None
-
-    _await(watch, ready, cpus, failure, _late_boot)
-    try:
-        domain.ask_agent("guest-ping", timeout_s=AGENT_DEADLINE_S)
-    except BackendError as error:
-        raise failure(f"the guest did not start: {error.message}") from error
-    timeline.mark(Phase.READY, time.monotonic())
-    init, last = watch.marks["init"], watch.marks["ready"]
-    assert watch.born_s is not None
-    timeline.mark(Phase.CREATED, watch.born_s)
-    timeline.mark(Phase.FIRST_INSTRUCTION, init.host_s)
-    timeline.splits["guest.kernel"] = init.guest_s
-    timeline.splits["guest.init"] = last.guest_s - init.guest_s
-
-
-def _await_restored(
-    domain: Domain, watch: Watch, timeline: StartTimeline, cpus: int, failure: Callable[[str], BackendError]
-) -> None:
-    """Wait until a guest runs on, give it the time and random numbers of its own, and mark the phases.
-
-    Its first instruction is when libvirt told that its CPUs run. Raises BackendError.
-    """
-    _await(watch, lambda: watch.agent_connected and watch.command_port is not None, cpus, failure, _late_agent)
-    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-    arguments = ["restored", str(seconds), str(nanoseconds), os.urandom(32).hex()]
-    try:
-        domain.ask_agent("guest-exec", {"path": GUEST_PROGRAM, "arg": arguments}, timeout_s=AGENT_DEADLINE_S)
-    except BackendError as error:
-        raise failure(f"the restored guest did not go on: {error.message}") from error
-    _await(watch, lambda: "restored" in watch.marks, cpus, failure, _late_agent)
-    timeline.mark(Phase.READY, time.monotonic())
-    if not domain.resumed.wait(AGENT_DEADLINE_S):
-        raise failure("libvirt did not tell that the restored guest runs")
-    assert watch.born_s is not None
-    timeline.mark(Phase.CREATED, watch.born_s)
-    timeline.mark(Phase.FIRST_INSTRUCTION, domain.resumed_s)
-
-
 def save_prepared(ground: Ground, envelope: Envelope, ledger: Ledger) -> Ground:
     """Boot a guest, save it when it is ready, and have all others go on from there. Raises BackendError."""
     spec = InstanceSpec(f"{ground.folder.name}-saved", ground.image, envelope)
@@ -386,25 +280,6 @@ def save_prepared(ground: Ground, envelope: Envelope, ledger: Ledger) -> Ground:
         copy_sparse(running.scratch, scratch)
     saved = Saved(file, find_offset(file), scratch, envelope)
     return msgspec.structs.replace(ground, saved=saved, template=scratch)
-
-
-def _why_not(watch: Watch, allowed_s: float, late: Callable[[Watch], str]) -> str:
-    """Why a guest is not ready: what failed, or what had not come when the time was up."""
-    if watch.gone and not watch.console_tail():
-        return _RESET
-    return watch.failure or f"{late(watch)} within {allowed_s:g} s"
-
-
-def _late_boot(watch: Watch) -> str:
-    if "init" not in watch.marks:
-        return "its kernel did not reach user space"
-    if "ready" not in watch.marks:
-        return "its init did not finish"
-    return "its guest agent did not open its port"
-
-
-def _late_agent(_watch: Watch) -> str:
-    return "its memory was restored, and its guest agent did not go on"
 
 
 def _failure_of(ground: Ground, watch: Watch, guest: Guest) -> Callable[[str], BackendError]:
@@ -424,7 +299,7 @@ def _remedy(message: str, console: str) -> str | None:
     text = f"{message}\n{console}"
     if "Out of memory" in text or "System is deadlocked on memory" in text or "Initramfs unpacking failed" in text:
         return "give the envelope more memory: the guest's kernel lives in it too"
-    if _RESET in text:
+    if RESET in text:
         return "give the envelope more memory, for a kernel that does not fit ends like this; or build the image again"
     if "unable to map backing store" in message:
         return "reserve more huge pages: each guest that lives takes all of its memory from them at once"

@@ -6,9 +6,10 @@ import msgspec
 
 from backends.cgroups.footprint import process_footprint, tree_bytes
 from backends.vm.accounting import memory_parts, vcpu_seconds
+from backends.vm.boot import AGENT_DEADLINE_S
 from backends.vm.commands import GUEST_PROGRAM, CommandPort, GuestSilentError
 from backends.vm.disks import allocated_bytes
-from backends.vm.guest import AGENT_DEADLINE_S, Ground, Running
+from backends.vm.guest import Ground, Running
 from backends.vm.hypervisors import Accelerator
 from bench.errors import BackendError
 from bench.interfaces import Instance

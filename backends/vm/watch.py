@@ -32,7 +32,6 @@ class Mark(msgspec.Struct, frozen=True):
 _MARK = re.compile(r"tare: (?P<name>\w+) (?P<seconds>\d+\.\d+)$")
 _FAILED = re.compile(r"tare: failed (?P<reason>.+)")
 _PANIC = re.compile(r"(?P<reason>Kernel panic - not syncing.*)")
-
 _DOWN = re.compile(r"reboot: Power down$")
 """The kernel's last words, whatever the guest runs and however quiet it is: nothing but the machine is left."""
 
@@ -54,6 +53,7 @@ class Watch:
     ``born_s`` is when QEMU existed, with its ``pid``, ``gone_s`` when it was gone; ``marks`` are init's, ``down_s`` is
     when the guest's kernel had shut down. ``failure`` says why the guest is of no use, if it is; ``failed`` is an
     eventfd that becomes readable with it, for polling.
+    ``running_s`` is when its processor began to run.
     ``agent_connected`` says whether the guest agent has opened its port.
     ``command_port`` is the host's end of the guest's command port once QEMU has connected to it.
     """
@@ -69,6 +69,7 @@ class Watch:
         self.gone = False
         self.gone_s: float | None = None
         self.down_s: float | None = None
+        self.running_s: float | None = None
         self.agent_connected = False
         self.command_port: socket.socket | None = None
         self.failed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -142,6 +143,13 @@ class Watch:
                         self._fail(reason)
                 if _DOWN.search(line):
                     self.down_s = at_s
+            self._changed.notify_all()
+
+    def on_running(self, at_s: float) -> None:
+        """The guest's processor runs. Called by libvirt's event loop."""
+        with self._changed:
+            if self.running_s is None:
+                self.running_s = at_s
             self._changed.notify_all()
 
     def on_agent(self) -> None:

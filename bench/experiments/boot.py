@@ -11,6 +11,14 @@ CREATE = lower("boot.create", Unit.SECOND, "Requested until what isolates exists
 INIT = lower("boot.init", Unit.SECOND, "From then until the first user-space instruction inside: root, kernel, mounts.")
 READY = lower("boot.ready", Unit.SECOND, "From then until the harness knows that the instance can execute a command.")
 TOTAL = lower("boot.total", Unit.SECOND, "Requested until ready to execute.")
+VCPU = lower("boot.vcpu", Unit.SECOND, "The hypervisor's process existed until the guest's processor began to run.")
+FIRMWARE = lower(
+    "boot.firmware",
+    Unit.SECOND,
+    "The guest's processor ran until its kernel began, by its own clock: firmware, decompression.",
+)
+KERNEL = lower("boot.kernel", Unit.SECOND, "The guest's kernel began until its first user-space instruction.")
+AGENT = lower("boot.agent", Unit.SECOND, "The first user-space instruction until what executes commands had answered.")
 FIRST_COMMAND = lower(
     "boot.first_command", Unit.SECOND, "The first command in the fresh instance, /bin/true, there and back."
 )
@@ -27,6 +35,7 @@ HYPERVISOR = lower("boot.hypervisor", Unit.BYTE, "The rest of boot.pss: the hype
 DISK_OWNED = lower("boot.disk_owned", Unit.BYTE, "Disk blocks that only it has: its overlay, or its scratch disk.")
 DISK_SHARED = lower("boot.disk_shared", Unit.BYTE, "Disk blocks of the image, which it shares with others of it.")
 CPU = lower("boot.cpu", Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
+STARTS = (VCPU, FIRMWARE, KERNEL, AGENT)
 STOPS = (STOP_GUEST, STOP_PROCESS, RELEASE)
 FOOTPRINT = (PSS, PRIVATE, GUEST_RAM, TCG_CACHE, HYPERVISOR, CHARGE, DISK_OWNED, DISK_SHARED)
 SPLITS = {
@@ -46,7 +55,7 @@ class Boot(Experiment):
     name = "boot"
     summary = "start and stop of an instance by phase, and what it holds when idle"
     needs_workload = False
-    metrics = (CREATE, INIT, READY, TOTAL, FIRST_COMMAND, STOP, *STOPS, *FOOTPRINT, CPU, *SPLITS.values())
+    metrics = (CREATE, INIT, READY, TOTAL, *STARTS, FIRST_COMMAND, STOP, *STOPS, *FOOTPRINT, CPU, *SPLITS.values())
 
     def run(self, run: InstanceRun) -> None:
         """One start and stop."""
@@ -58,6 +67,10 @@ class Boot(Experiment):
         record_span(run, INIT, timeline, Phase.CREATED, Phase.FIRST_INSTRUCTION)
         record_span(run, READY, timeline, Phase.FIRST_INSTRUCTION, Phase.READY)
         record_span(run, TOTAL, timeline, Phase.REQUESTED, Phase.READY)
+        record_span(run, VCPU, timeline, Phase.CREATED, Phase.VCPU_RUNNING)
+        record_span(run, FIRMWARE, timeline, Phase.VCPU_RUNNING, Phase.KERNEL_ENTERED)
+        record_span(run, KERNEL, timeline, Phase.KERNEL_ENTERED, Phase.FIRST_INSTRUCTION)
+        record_span(run, AGENT, timeline, Phase.FIRST_INSTRUCTION, Phase.AGENT_ANSWERED)
         record_span(run, STOP, timeline, Phase.STOP_REQUESTED, Phase.STOPPED)
         record_span(run, STOP_GUEST, timeline, Phase.STOP_REQUESTED, Phase.GUEST_DOWN)
         record_span(run, STOP_PROCESS, timeline, Phase.STOP_REQUESTED, Phase.PROCESS_GONE)

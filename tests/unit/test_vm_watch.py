@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from backends.vm.boot import BOOT_DEADLINE_S, Crowd, late_boot, mark_boot, why_not
 from backends.vm.connection import parse_log
-from backends.vm.guest import BOOT_DEADLINE_S, Crowd, _late_boot, _remedy, _why_not
+from backends.vm.guest import _remedy
 from backends.vm.watch import Mark, Watch, parse_line, start_watch
+from bench.model import Phase, StartTimeline
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -70,16 +72,33 @@ def test_the_first_failure_is_the_one_that_counts(told):
 
 def test_a_silent_end_is_named(told):
     told.on_gone(2.0)
-    assert "before the kernel had said anything" in _why_not(told, 90.0, _late_boot)
-    assert "more memory" in _remedy(_why_not(told, 90.0, _late_boot), "")
+    assert "before the kernel had said anything" in why_not(told, 90.0, late_boot)
+    assert "more memory" in _remedy(why_not(told, 90.0, late_boot), "")
 
 
 def test_what_did_not_come_is_named(told):
-    assert "did not reach user space" in _why_not(told, 90.0, _late_boot)
+    assert "did not reach user space" in why_not(told, 90.0, late_boot)
     told.on_console(b"tare: init 1.0\n", 1.0)
-    assert "init did not finish" in _why_not(told, 90.0, _late_boot)
+    assert "init did not finish" in why_not(told, 90.0, late_boot)
     told.on_console(b"tare: ready 1.0\n", 1.0)
-    assert "did not open its port" in _why_not(told, 90.0, _late_boot)
+    assert "did not open its port" in why_not(told, 90.0, late_boot)
+
+
+def test_a_start_is_told_apart_by_what_was_seen_and_by_the_guest_s_clock(told):
+    told.born_s = 9.0
+    told.on_running(9.5)
+    told.on_running(99.0)
+    told.on_console(b"tare: init 2.0\n", 12.0)
+    told.on_console(b"tare: ready 7.5\n", 17.5)
+    timeline = StartTimeline()
+    mark_boot(told, timeline)
+    assert timeline.marks == {
+        Phase.CREATED: 9.0,
+        Phase.VCPU_RUNNING: 9.5,
+        Phase.KERNEL_ENTERED: 10.0,
+        Phase.FIRST_INSTRUCTION: 12.0,
+    }
+    assert timeline.splits == {"guest.kernel": 2.0, "guest.init": 5.5}
 
 
 @pytest.mark.parametrize("line", ["", "hello", "tare:", "tare: init", "tare: init x", "not tare: init 1.0"])

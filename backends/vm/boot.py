@@ -1,0 +1,187 @@
+"""A guest's start: what its kernel is told, the phases that are waited for, and the marks that they leave."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from backends.vm.commands import GUEST_PROGRAM
+from backends.vm.options import VmOptions
+from backends.vm.watch import Watch
+from bench.errors import BackendError
+from bench.model import Envelope, Phase, StartTimeline
+
+BOOT_DEADLINE_S = 90.0
+"""From asking libvirt for a guest to the last mark of init, for each guest that a CPU of its envelope starts meanwhile.
+Under emulation on a busy host a boot takes some 10 s."""
+AGENT_DEADLINE_S = 30
+_LAST_WORDS_S = 1.0
+
+KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
+"""No self-tests of ciphers at each boot (0.5 s under emulation); a panic ends the guest at once, after its message."""
+
+RESET = "its machine reset or QEMU ended before the kernel had said anything"
+
+
+class AsksAgent(Protocol):
+    """What a domain has to do here."""
+
+    def ask_agent(self, execute: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: int) -> object:
+        """See ``connection.Domain``."""
+
+
+Failure = Callable[[str], BackendError]
+"""Makes an error about a guest, with what its console said last."""
+
+
+def kernel_arguments(options: VmOptions, envelope: Envelope) -> tuple[str, ...]:
+    """The kernel's command line."""
+    modules = (f"tare.modules={','.join(options.modules)}",) if options.modules else ()
+    return (*KERNEL_ARGUMENTS, f"tare.pids={envelope.pids_max}", f"tare.scratch={options.scratch}", *modules)
+
+
+class Crowd:
+    """How many guests are being started at the same time, by all threads, and how long that lets a start take."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._starting = 0
+        self._most = 0
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Be counted meanwhile."""
+        with self._lock:
+            self._starting += 1
+            self._most = max(self._most, self._starting)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._starting -= 1
+                if not self._starting:
+                    self._most = 0
+
+    def deadline_s(self, cpus: int) -> float:
+        """Seconds that a start may take now: in proportion to the most that shared ``cpus`` CPUs since the first."""
+        with self._lock:
+            return BOOT_DEADLINE_S * max(1.0, self._most / cpus)
+
+
+crowd = Crowd()
+
+
+class _Waiting:
+    """Waits for the phases of one start, all of them within one deadline since it was made."""
+
+    def __init__(self, watch: Watch, cpus: int, failure: Failure, late: Callable[[Watch], str]) -> None:
+        """``late`` says what has not come."""
+        self._began = time.monotonic()
+        self._watch, self._cpus, self._failure, self._late = watch, cpus, failure, late
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Raises BackendError, with the console's last lines, if the guest fails or the time is up."""
+        # Others may be asked for while this one is waited for, and slow it down from then on.
+        while not self._watch.wait(condition, self._began + (allowed_s := self._allowed_s())):
+            if self._is_over():
+                why = why_not(self._watch, allowed_s, self._late)
+                raise self._failure(f"the guest did not start: {why}")
+
+    def until_answered(self, domain: AsksAgent) -> None:
+        """Raises BackendError likewise. libvirt itself gives a busy guest 5 s to answer, so that it may take two."""
+        while True:
+            try:
+                domain.ask_agent("guest-ping", timeout_s=AGENT_DEADLINE_S)
+            except BackendError as error:
+                # A guest that has ended has said why, which is on its way.
+                self._watch.wait(lambda: False, time.monotonic() + _LAST_WORDS_S)
+                if self._is_over():
+                    raise self._failure(f"the guest did not start: {self._watch.failure or error.message}") from error
+            else:
+                return
+
+    def _is_over(self) -> bool:
+        return self._watch.failure is not None or time.monotonic() >= self._began + self._allowed_s()
+
+    def _allowed_s(self) -> float:
+        return crowd.deadline_s(self._cpus)
+
+
+def await_boot(domain: AsksAgent, watch: Watch, timeline: StartTimeline, failure: Failure, envelope: Envelope) -> None:
+    """Wait for every phase of a start and mark it. Raises BackendError."""
+    waiting = _Waiting(watch, len(envelope.cpus), failure, late_boot)
+    waiting.until(lambda: watch.agent_connected)
+    waiting.until_answered(domain)
+    timeline.mark(Phase.AGENT_ANSWERED, time.monotonic())
+    waiting.until(lambda: "ready" in watch.marks and watch.command_port is not None)
+    timeline.mark(Phase.READY, time.monotonic())
+    mark_boot(watch, timeline)
+
+
+def mark_boot(watch: Watch, timeline: StartTimeline) -> None:
+    """The phases that the watch has seen, and what the guest tells of them.
+
+    The kernel's beginning is not seen: it is where the guest's clock, which starts with its kernel, says it was.
+    """
+    init, last = watch.marks["init"], watch.marks["ready"]
+    seen = {
+        Phase.CREATED: watch.born_s,
+        Phase.VCPU_RUNNING: watch.running_s,
+        Phase.KERNEL_ENTERED: init.host_s - init.guest_s,
+        Phase.FIRST_INSTRUCTION: init.host_s,
+    }
+    for phase, at_s in seen.items():
+        if at_s is not None:
+            timeline.mark(phase, at_s)
+    timeline.splits["guest.kernel"] = init.guest_s
+    timeline.splits["guest.init"] = last.guest_s - init.guest_s
+
+
+def await_restored(
+    domain: AsksAgent, watch: Watch, timeline: StartTimeline, failure: Failure, envelope: Envelope
+) -> None:
+    """Wait until a guest runs on, give it the time and random numbers of its own, and mark the phases.
+
+    Its first instruction is when libvirt told that its CPUs run. Raises BackendError.
+    """
+    waiting = _Waiting(watch, len(envelope.cpus), failure, _late_agent)
+    waiting.until(lambda: watch.agent_connected and watch.command_port is not None)
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    arguments = ["restored", str(seconds), str(nanoseconds), os.urandom(32).hex()]
+    try:
+        domain.ask_agent("guest-exec", {"path": GUEST_PROGRAM, "arg": arguments}, timeout_s=AGENT_DEADLINE_S)
+    except BackendError as error:
+        raise failure(f"the restored guest did not go on: {error.message}") from error
+    timeline.mark(Phase.AGENT_ANSWERED, time.monotonic())
+    waiting.until(lambda: "restored" in watch.marks)
+    timeline.mark(Phase.READY, time.monotonic())
+    waiting.until(lambda: watch.running_s is not None)
+    assert watch.born_s is not None
+    assert watch.running_s is not None
+    timeline.mark(Phase.CREATED, watch.born_s)
+    timeline.mark(Phase.VCPU_RUNNING, watch.running_s)
+    timeline.mark(Phase.FIRST_INSTRUCTION, watch.running_s)
+
+
+def why_not(watch: Watch, allowed_s: float, late: Callable[[Watch], str]) -> str:
+    """Why a guest is not ready: what failed, or what had not come when the time was up."""
+    if watch.gone and not watch.console_tail():
+        return RESET
+    return watch.failure or f"{late(watch)} within {allowed_s:g} s"
+
+
+def late_boot(watch: Watch) -> str:
+    """What of a boot has not come yet."""
+    if "init" not in watch.marks:
+        return "its kernel did not reach user space"
+    if "ready" not in watch.marks:
+        return "its init did not finish"
+    return "its guest agent did not open its port"
+
+
+def _late_agent(watch: Watch) -> str:
+    if "restored" in watch.marks:
+        return "libvirt did not tell that the restored guest runs"
+    return "its memory was restored, and its guest agent did not go on"
