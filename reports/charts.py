@@ -5,6 +5,7 @@ intervals; bars only show parts of a whole. Charts have no title of their own, a
 where no axis names the backends: the page sets the rest in text, where it wraps, prints and can be read aloud.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 PHASES = (("boot.create", "create", 1.0), ("boot.init", "init", 0.58), ("boot.ready", "ready", 0.26))
 """The parts of a start, in order, with the strength in which they are drawn."""
+PARTS = {
+    "boot.init": (("boot.vcpu", "processor", 0.8), ("boot.firmware", "firmware", 0.64), ("boot.kernel", "kernel", 0.46))
+}
+"""What of them is drawn in parts where a backend tells them, in the same form."""
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 MOST_POINTS = 150
@@ -138,10 +143,10 @@ def _distribution(row: Row, x: "alt.X", divisors: list[float], unit: str, identi
 
 
 def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) -> Chart:
-    """One backend's start as a bar of its parts. ``phases`` are names with seconds, as in ``PHASES``."""
+    """One backend's start as a bar of its parts. ``phases`` are names with seconds, as in ``PHASES`` and ``PARTS``."""
     import altair as alt
 
-    strengths = {name: strength for _, name, strength in PHASES}
+    strengths = {name: strength for _, name, strength in itertools.chain(PHASES, *PARTS.values())}
     scale = display_scale(Unit.SECOND, sum(seconds for _, seconds in phases))
     rows, start = [], 0.0
     for name, seconds in phases:

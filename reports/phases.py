@@ -1,20 +1,22 @@
 """The start of an instance in its parts, as the page shows it."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
 from bench.units import Unit, format_duration
 from reports.analysis import Analysis, Backend, Row
-from reports.charts import PHASES, Chart, phase_chart
+from reports.charts import PARTS, PHASES, Chart, phase_chart
 from reports.wording import describe, format_estimate, format_value_range
 
 
 class PhaseBar(msgspec.Struct, frozen=True):
-    """A backend's start in its parts."""
+    """A backend's start in its ``parts``, which are names of ``PHASES`` and ``PARTS``."""
 
     backend: Backend
     chart: Chart
+    parts: list[str]
     name: str
     total: str
     words: str
@@ -51,7 +53,12 @@ def phase_view(analysis: Analysis) -> PhaseView | None:
             continue
         bars = list(_phase_bars(rows))
         if bars:
-            legend = [(name, strength, describe(rows[metric].metric)) for metric, name, strength in PHASES]
+            drawn = {name for bar in bars for name in bar.parts}
+            legend = [
+                (name, strength, describe(rows[metric].metric))
+                for metric, name, strength in itertools.chain(*((phase, *PARTS.get(phase[0], ())) for phase in PHASES))
+                if name in drawn
+            ]
             sentence = "; ".join(f"{bar.backend.label}: {bar.words}" for bar in bars) + "."
             times = [_phase_times(row, bars) for row in subject.rows if row.metric.unit is Unit.SECOND]
             return PhaseView(bars, sentence, legend, times)
@@ -60,19 +67,33 @@ def phase_view(analysis: Analysis) -> PhaseView | None:
 
 def _phase_bars(rows: Mapping[str, Row]) -> Iterator[PhaseBar]:
     for cell in rows[PHASES[0][0]].cells:
-        phases: list[tuple[str, float]] = []
-        for metric, name, _ in PHASES:
-            same = [one for one in rows[metric].cells if one.backend == cell.backend]
-            phases.extend((name, one.estimate.centre) for one in same)
+        phases = _times_of(cell.backend, PHASES, rows)
         if len(phases) != len(PHASES) or any(seconds < 0 for _, seconds in phases):
             continue
+        for place, (metric, _, _) in reversed(list(enumerate(PHASES))):
+            parts = _times_of(cell.backend, PARTS.get(metric, ()), rows)
+            if parts and len(parts) == len(PARTS[metric]) and all(seconds >= 0 for _, seconds in parts):
+                phases[place : place + 1] = parts
         total = sum(seconds for _, seconds in phases)
         longest = max(phases, key=lambda phase: phase[1])
         name = f"p{cell.backend.place}"
         share = "most of it" if longest[1] > total / 2 else "the longest part"
         words = f"{format_duration(total)}, {share} {longest[0]} ({format_duration(longest[1])})"
         chart = phase_chart(phases, cell.backend.place, name)
-        yield PhaseBar(cell.backend, chart, name, format_duration(total), words)
+        yield PhaseBar(cell.backend, chart, [part for part, _ in phases], name, format_duration(total), words)
+
+
+def _times_of(
+    backend: Backend, phases: Sequence[tuple[str, str, float]], rows: Mapping[str, Row]
+) -> list[tuple[str, float]]:
+    """Those of these phases that the backend has a time for, by name."""
+    return [
+        (name, cell.estimate.centre)
+        for metric, name, _ in phases
+        if metric in rows
+        for cell in rows[metric].cells
+        if cell.backend == backend
+    ]
 
 
 def _phase_times(row: Row, bars: list[PhaseBar]) -> tuple[str, str, list[PhaseTime]]:

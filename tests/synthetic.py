@@ -74,7 +74,9 @@ BOOT_METRICS = (
     _metric("boot.ready", Unit.SECOND, _LOW, "From then until a command can be executed"),
     _metric("boot.total", Unit.SECOND, _LOW, "From the request until a command can be executed"),
     _metric("boot.stop", Unit.SECOND, _LOW, "From the order to stop until nothing is left"),
-    _metric("guest.firmware", Unit.SECOND, _LOW, "The guest's time in firmware and boot loader"),
+    _metric("boot.vcpu", Unit.SECOND, _LOW, "From the hypervisor's process until the guest's processor runs"),
+    _metric("boot.firmware", Unit.SECOND, _LOW, "From then until the guest's kernel begins"),
+    _metric("boot.kernel", Unit.SECOND, _LOW, "From then until the first user-space instruction inside"),
     _metric("guest.kernel", Unit.SECOND, _LOW, "The guest kernel's time until it starts init"),
     _metric("guest.init", Unit.SECOND, _LOW, "The guest's time from init until its agent runs"),
 )
@@ -208,7 +210,8 @@ class _Writer:
         values = {"boot.create": create, "boot.init": init, "boot.ready": ready, "boot.stop": stop}
         values["boot.total"] = create + init + ready
         if backend == "vm":
-            values |= {"guest.firmware": 0.3 * init, "guest.kernel": 0.6 * init, "guest.init": 0.1 * init + 0.5 * ready}
+            values |= {"boot.vcpu": 0.1 * init, "boot.firmware": 0.3 * init, "boot.kernel": 0.6 * init}
+            values |= {"guest.kernel": 0.6 * init, "guest.init": 0.1 * init + 0.5 * ready}
         for metric, value in values.items():
             self._sample(name, block, "boot", None, backend, metric, Unit.SECOND, value, 0)
 

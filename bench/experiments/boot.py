@@ -39,7 +39,6 @@ STARTS = (VCPU, FIRMWARE, KERNEL, AGENT)
 STOPS = (STOP_GUEST, STOP_PROCESS, RELEASE)
 FOOTPRINT = (PSS, PRIVATE, GUEST_RAM, TCG_CACHE, HYPERVISOR, CHARGE, DISK_OWNED, DISK_SHARED)
 SPLITS = {
-    "guest.firmware": lower("guest.firmware", Unit.SECOND, "Firmware, as the guest tells it."),
     "guest.kernel": lower(
         "guest.kernel", Unit.SECOND, "Kernel until the first user-space instruction, by the guest's clock."
     ),

@@ -12,6 +12,7 @@ from bench.units import Unit
 from reports.analysis import analyse
 from reports.findings import caveats, findings, host_virtualization, question
 from reports.foreign import isolated, one_line, readable
+from reports.phases import phase_view
 from reports.wording import figure_sentence, format_range, format_ratio, verdict_mark, verdict_word
 from tests.synthetic import QUICK, TRUE_RATIOS, write_run
 
@@ -50,6 +51,16 @@ def test_warm_up_is_left_out(analysed):
     assert analysis.warmup_samples > 0
     row = next(row for one in analysis.subjects if one.workload == "fio" for row in one.rows)
     assert [cell.n_iterations for cell in row.cells] == [5, 5, 5]
+
+
+def test_a_start_is_drawn_in_the_parts_that_each_backend_tells(analysed):
+    view = phase_view(analysed())
+    assert {bar.backend.name: bar.parts for bar in view.bars} == {
+        "bare-metal": ["create", "init", "ready"],
+        "native": ["create", "init", "ready"],
+        "vm": ["create", "processor", "firmware", "kernel", "ready"],
+    }
+    assert [name for name, _, _ in view.legend] == ["create", "init", "processor", "firmware", "kernel", "ready"]
 
 
 def test_order_boot_first_own_metrics_before_the_harness(analysed):
