@@ -62,7 +62,7 @@ class HostKernelBackend(Backend):
     """A backend whose instances are processes of the host's kernel, made by a zygote."""
 
     interactive = True
-    concurrent_starts: ClassVar[int] = 6
+    concurrent_starts: ClassVar[int] = 4
     style: ClassVar[str]
     """Which of ``order.STYLES`` its zygote makes."""
     namespaces: ClassVar[tuple[str, ...]]
