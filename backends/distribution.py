@@ -11,4 +11,4 @@ MASKED_UNITS = (
     *("timers.target", "e2scrub_reap.service", "serial-getty@ttyS0.service", "qemu-guest-agent.service"),
 )
 """What the image's packages brought for workloads, which start it themselves; what would begin in the middle of a
-measurement; what would share a guest's console or the port of its agent."""
+measurement; what would share a guest's console or the port of its agent. bench/image/guest/system.c has the same."""

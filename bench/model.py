@@ -208,8 +208,8 @@ class Phase(StrEnum):
     """Marks in the life of an instance, in this order, on the host's monotonic clock.
 
     ``requested``: the harness asked for it. ``created``: the thing that isolates exists (the new
-    namespaces' first process; the QEMU process). ``vcpu_running``: a guest's processor began to run.
-    ``kernel_entered``: the guest's kernel began, by its own clock.
+    namespaces' first process; the QEMU process). ``vcpu_running``: a guest's processor began to run. ``loader``: the
+    firmware had found the boot loader, which said so. ``kernel_entered``: the guest's kernel began, by its own clock.
     ``first_instruction``: the first user-space code inside ran. ``agent_answered``: what executes the guest's commands
     answered. ``ready``: the harness knows that it can execute a command. ``stop_requested``: the harness asked it to
     end. ``guest_down``: its own kernel had shut down, where there is one that was asked to. ``process_gone``: its last
@@ -219,6 +219,7 @@ class Phase(StrEnum):
     REQUESTED = "requested"
     CREATED = "created"
     VCPU_RUNNING = "vcpu_running"
+    LOADER = "loader"
     KERNEL_ENTERED = "kernel_entered"
     FIRST_INSTRUCTION = "first_instruction"
     AGENT_ANSWERED = "agent_answered"

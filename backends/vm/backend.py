@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from backends import distribution
 from backends.cgroups.layout import Version, find_block_device, find_layout
 from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.vm import accel, connection, emulator
+from backends.vm.boot import LOADER_ARGUMENTS
+from backends.vm.boot_disk import find_or_make_boot_disk, probe_boot_disk
 from backends.vm.cpu_models import require_cpu_model
 from backends.vm.daemons import start_daemon_connection
 from backends.vm.disks import (
@@ -36,11 +39,13 @@ from backends.vm.options import (
     AUTO,
     EMBEDDED,
     PAST_THE_PAGE_CACHE,
+    SYSTEM_MEMORY_BYTES,
     Cache,
     DiskFormat,
     Io,
     Network,
     Pinning,
+    Profile,
     Scratch,
     VmOptions,
 )
@@ -69,6 +74,13 @@ _PINNED = {
     Pinning.TOGETHER: "a vCPU on each of the envelope's CPUs; QEMU's other threads on all of them and no other",
     Pinning.APART: "a vCPU on each of the envelope's CPUs; QEMU's other threads on the host's other CPUs",
     Pinning.NONE: "all of QEMU's threads anywhere on the envelope's CPUs",
+}
+
+
+_PROFILES = {
+    Profile.MINIMAL: "minimal: kernel from QEMU, tare's init",
+    Profile.FULL: "full: kernel from QEMU, systemd to multi-user.target",
+    Profile.FIRMWARE: "firmware: SeaBIOS, syslinux from a disk, systemd to multi-user.target",
 }
 
 
@@ -132,13 +144,21 @@ class VirtualMachine(Backend):
             ('scratch = "virtiofs"', probe_virtiofsd()),
             ('connection = "qemu:///system"', probe_daemon()),
             ('network = "tap"', probe_network(Network.TAP)),
+            ('profile = "firmware"', probe_boot_disk()),
         )
+
+    @classmethod
+    def packages(cls, options: VmOptions) -> tuple[str, ...]:
+        """See ``Backend.packages``."""
+        return () if options.profile is Profile.MINIMAL else distribution.PACKAGES
 
     @classmethod
     def check(cls, options: VmOptions, envelope: Envelope) -> None:
         """See ``Backend.check``."""
         if options.pinning is Pinning.APART and not os.sched_getaffinity(0) - set(envelope.cpus):
             raise ValueError('pinning = "apart" needs a host CPU that the envelope does not have')
+        if options.profile is not Profile.MINIMAL and envelope.memory_bytes < SYSTEM_MEMORY_BYTES:
+            raise ValueError(f'profile = "{options.profile}" needs memory = "{SYSTEM_MEMORY_BYTES >> 20} MiB" at least')
 
     def _needed_facilities(self, memory_bytes: int = 0) -> Iterator[Availability]:
         options = self.context.options
@@ -149,6 +169,8 @@ class VirtualMachine(Backend):
         if options.scratch is Scratch.VIRTIOFS:
             yield probe_virtiofsd()
         yield probe_network(options.network)
+        if options.profile is Profile.FIRMWARE:
+            yield probe_boot_disk()
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
         """See ``Backend.prepare``: finds QEMU, proves KVM, opens libvirt, formats the scratch disk to copy."""
@@ -204,7 +226,11 @@ class VirtualMachine(Backend):
         mode = choose_scratch_mode(folder, options.cache, options.io)
         template, clone = _make_disks(folder, image.disk, envelope.scratch_bytes, options.disk_format)
         apart = options.pinning is Pinning.APART
+        boot_disk = None
+        if options.profile is Profile.FIRMWARE:
+            boot_disk = find_or_make_boot_disk(image.kernel, image.initramfs, LOADER_ARGUMENTS, self._cache)
         ground = Ground(
+            boot_disk=boot_disk,
             options=options,
             connection=libvirt,
             emulator=qemu,
@@ -262,6 +288,7 @@ class VirtualMachine(Backend):
             "libvirt": ground.connection.version,
             "connection": options.connection,
             "machine": MACHINE,
+            "profile": _PROFILES[options.profile],
             "cpu_model": CPU_MODE[accelerator] if options.cpu_model == AUTO else options.cpu_model,
             "pinning": _PINNED[options.pinning],
             "memory_backing": options.memory_backing.value,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from backends.vm.commands import GUEST_PROGRAM
-from backends.vm.options import VmOptions
+from backends.vm.options import Profile, VmOptions
 from backends.vm.watch import Watch
 from bench.errors import BackendError
 from bench.model import Envelope, Phase, StartTimeline
@@ -16,11 +16,21 @@ from bench.model import Envelope, Phase, StartTimeline
 BOOT_DEADLINE_S = 90.0
 """From asking libvirt for a guest to the last mark of init, for each guest that a CPU of its envelope starts meanwhile.
 Under emulation on a busy host a boot takes some 10 s."""
+SYSTEM_TIMES = 3
+"""How many times as long systemd may take; it needs some 10 s where init needs 1 s."""
 AGENT_DEADLINE_S = 30
 _LAST_WORDS_S = 1.0
 
 KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=-1", "cryptomgr.notests")
 """No self-tests of ciphers at each boot (0.5 s under emulation); a panic ends the guest at once, after its message."""
+SYSTEM_ARGUMENTS = (
+    *("net.ifnames=0", "systemd.show_status=false"),
+    f"systemd.default_timeout_start_sec={SYSTEM_TIMES * BOOT_DEADLINE_S:g}",
+)
+"""Interfaces keep the names that init has configured; the console is for init's marks and the kernel's errors; no
+service of a slow guest is given up before the guest is."""
+LOADER_ARGUMENTS = (*KERNEL_ARGUMENTS, *SYSTEM_ARGUMENTS, "tare.parameters=smbios")
+"""What the boot loader hands to the kernel."""
 
 RESET = "its machine reset or QEMU ended before the kernel had said anything"
 
@@ -37,9 +47,16 @@ Failure = Callable[[str], BackendError]
 
 
 def kernel_arguments(options: VmOptions, envelope: Envelope) -> tuple[str, ...]:
-    """The kernel's command line."""
+    """The kernel's command line; with a boot loader, the machine's OEM strings."""
     modules = (f"tare.modules={','.join(options.modules)}",) if options.modules else ()
-    return (*KERNEL_ARGUMENTS, f"tare.pids={envelope.pids_max}", f"tare.scratch={options.scratch}", *modules)
+    own = (f"tare.pids={envelope.pids_max}", f"tare.scratch={options.scratch}", *modules)
+    match options.profile:
+        case Profile.MINIMAL:
+            return (*KERNEL_ARGUMENTS, *own)
+        case Profile.FULL:
+            return (*KERNEL_ARGUMENTS, *SYSTEM_ARGUMENTS, *own, "tare.profile=full")
+        case Profile.FIRMWARE:
+            return (*own, "tare.profile=full")
 
 
 class Crowd:
@@ -76,10 +93,10 @@ crowd = Crowd()
 class _Waiting:
     """Waits for the phases of one start, all of them within one deadline since it was made."""
 
-    def __init__(self, watch: Watch, cpus: int, failure: Failure, late: Callable[[Watch], str]) -> None:
-        """``late`` says what has not come."""
+    def __init__(self, watch: Watch, cpus: int, failure: Failure, late: Callable[[Watch], str], times: int = 1) -> None:
+        """``late`` says what has not come, ``times`` how many times as long as others this start may take."""
         self._began = time.monotonic()
-        self._watch, self._cpus, self._failure, self._late = watch, cpus, failure, late
+        self._watch, self._cpus, self._failure, self._late, self._times = watch, cpus, failure, late, times
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Raises BackendError, with the console's last lines, if the guest fails or the time is up."""
@@ -106,12 +123,20 @@ class _Waiting:
         return self._watch.failure is not None or time.monotonic() >= self._began + self._allowed_s()
 
     def _allowed_s(self) -> float:
-        return crowd.deadline_s(self._cpus)
+        return self._times * crowd.deadline_s(self._cpus)
 
 
-def await_boot(domain: AsksAgent, watch: Watch, timeline: StartTimeline, failure: Failure, envelope: Envelope) -> None:
+def await_boot(
+    domain: AsksAgent,
+    watch: Watch,
+    timeline: StartTimeline,
+    failure: Failure,
+    envelope: Envelope,
+    profile: Profile,
+) -> None:
     """Wait for every phase of a start and mark it. Raises BackendError."""
-    waiting = _Waiting(watch, len(envelope.cpus), failure, late_boot)
+    times = 1 if profile is Profile.MINIMAL else SYSTEM_TIMES
+    waiting = _Waiting(watch, len(envelope.cpus), failure, late_boot, times)
     waiting.until(lambda: watch.agent_connected)
     waiting.until_answered(domain)
     timeline.mark(Phase.AGENT_ANSWERED, time.monotonic())
@@ -126,9 +151,11 @@ def mark_boot(watch: Watch, timeline: StartTimeline) -> None:
     The kernel's beginning is not seen: it is where the guest's clock, which starts with its kernel, says it was.
     """
     init, last = watch.marks["init"], watch.marks["ready"]
+    loader = watch.marks.get("loader")
     seen = {
         Phase.CREATED: watch.born_s,
         Phase.VCPU_RUNNING: watch.running_s,
+        Phase.LOADER: None if loader is None else loader.host_s,
         Phase.KERNEL_ENTERED: init.host_s - init.guest_s,
         Phase.FIRST_INSTRUCTION: init.host_s,
     }
@@ -137,6 +164,10 @@ def mark_boot(watch: Watch, timeline: StartTimeline) -> None:
             timeline.mark(phase, at_s)
     timeline.splits["guest.kernel"] = init.guest_s
     timeline.splits["guest.init"] = last.guest_s - init.guest_s
+    system = watch.marks.get("system")
+    if system is not None:
+        timeline.splits["guest.initramfs"] = system.guest_s - init.guest_s
+        timeline.splits["guest.system"] = last.guest_s - system.guest_s
 
 
 def await_restored(
@@ -176,9 +207,11 @@ def late_boot(watch: Watch) -> str:
     """What of a boot has not come yet."""
     if "init" not in watch.marks:
         return "its kernel did not reach user space"
-    if "ready" not in watch.marks:
-        return "its init did not finish"
-    return "its guest agent did not open its port"
+    if not watch.agent_connected and watch.marks.keys() & {"ready", "system"}:
+        return "its guest agent did not open its port"
+    if "system" in watch.marks:
+        return "systemd did not reach multi-user.target"
+    return "its init did not finish"
 
 
 def _late_agent(watch: Watch) -> str:

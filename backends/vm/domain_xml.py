@@ -57,7 +57,7 @@ class Disk(msgspec.Struct, frozen=True):
 
     ``device`` begins with ``vd`` for virtio-blk, with ``sd`` for virtio-scsi (each disk on a controller of its own).
     ``format`` is ``raw`` or ``qcow2``; ``backing`` is the raw file below a qcow2 one. ``io_thread`` numbers the
-    I/O thread that serves it, from 1; 0 leaves it to QEMU's main loop.
+    I/O thread that serves it, from 1; 0 leaves it to QEMU's main loop. ``boots`` has the firmware boot from it.
     """
 
     path: Path
@@ -69,6 +69,7 @@ class Disk(msgspec.Struct, frozen=True):
     io_thread: int = 0
     format: str = "raw"
     backing: Path | None = None
+    boots: bool = False
 
     @property
     def is_scsi(self) -> bool:
@@ -103,6 +104,7 @@ class Guest(msgspec.Struct, frozen=True):
     threads run on ``emulator_cpus``, or on those of the vCPUs if there are none. The sockets are Unix sockets: QEMU
     connects to those of the console and of the command port, and listens on the agent's, to which libvirt connects.
     ``environment`` is QEMU's. ``cpu_model`` is one of ``CPU_MODES`` or QEMU's name; empty is that of ``CPU_MODE``.
+    Where a disk boots, ``kernel_arguments`` are the machine's OEM strings instead, and kernel and initramfs its own.
     ``free_page_reporting`` is a property of the balloon. ``security_models`` are those that a libvirt daemon
     applies; none of them is to change how QEMU runs. ``saved`` says that it is saved or goes on from what was, which
     KVM allows only with features that it can save.
@@ -195,6 +197,12 @@ def _add_boot(domain: ET.Element, guest: Guest, traits: Traits) -> None:
     system = ET.SubElement(domain, "os")
     machine = {} if traits.machine is None else {"machine": traits.machine}
     _text(system, "type", "hvm", arch="x86_64", **machine)
+    if any(disk.boots for disk in guest.disks):
+        ET.SubElement(system, "smbios", mode="sysinfo")
+        strings = ET.SubElement(ET.SubElement(domain, "sysinfo", type="smbios"), "oemStrings")
+        for argument in guest.kernel_arguments:
+            _text(strings, "entry", argument)
+        return
     _text(system, "kernel", str(guest.kernel))
     _text(system, "initrd", str(guest.initramfs))
     _text(system, "cmdline", " ".join(guest.kernel_arguments))
@@ -257,6 +265,8 @@ def _add_disk(devices: ET.Element, disk: Disk, traits: Traits) -> None:
     if disk.read_only:
         ET.SubElement(element, "readonly")
     _text(element, "serial", disk.serial)
+    if disk.boots:
+        ET.SubElement(element, "boot", order="1")
     if bus == "scsi":
         ET.SubElement(element, "address", type="drive", controller=str(_scsi_number(disk)))
 

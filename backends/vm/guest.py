@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from backends import distribution
 from backends.cgroups.interface import Cgroup, Limits, limits_of
 from backends.cgroups.layout import Layout
 from backends.cgroups.lifecycle import start_cgroup
@@ -35,6 +36,7 @@ _SHARE_LOG = "share.log"
 
 IMAGE_SERIAL = "tare-image"
 SCRATCH_SERIAL = "tare-scratch"
+BOOT_SERIAL = "tare-boot"
 AGENT_PORT = "org.qemu.guest_agent.0"
 COMMAND_PORT = "org.tare.command.0"
 """Names that the guest's init knows (bench/image/guest, where a test compares them)."""
@@ -46,7 +48,8 @@ class Ground(msgspec.Struct, frozen=True):
     ``folder`` is below the work directory, ``template`` the scratch disk to copy, ``scratch_mode`` how QEMU opens it.
     ``clone`` is the qcow2 over the image's disk, None where that is used as it is. ``emulator_cpus`` are those of
     QEMU's threads other than the vCPUs, none where they are the envelope's. ``network`` is what each guest gets a port
-    of, None for none. ``saved`` is what guests go on from, once there is such a thing; until then they boot.
+    of, None for none. ``boot_disk`` is what the firmware boots from, None where QEMU hands over the kernel. ``saved``
+    is what guests go on from, once there is such a thing; until then they boot.
     """
 
     options: VmOptions
@@ -62,6 +65,7 @@ class Ground(msgspec.Struct, frozen=True):
     clone: Path | None
     emulator_cpus: tuple[int, ...]
     network: GuestNetwork | None
+    boot_disk: Path | None
     saved: Saved | None = None
 
 
@@ -113,8 +117,10 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
                 adopt = None if embedded else partial(_adopt, watch, cgroup)
                 with crowd.joined():
                     domain = stack.enter_context(_start_domain(ground, guest, watch, failure, adopt))
-                    wait = await_boot if ground.saved is None else await_restored
-                    wait(domain, watch, timeline, failure, spec.envelope)
+                    if ground.saved is None:
+                        await_boot(domain, watch, timeline, failure, spec.envelope, ground.options.profile)
+                    else:
+                        await_restored(domain, watch, timeline, failure, spec.envelope)
                 stopping = make_stopping(ground.options.stop, domain, watch)
                 address = None if port is None else port.address
                 yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping, address)
@@ -204,8 +210,9 @@ def _disks(ground: Ground, image: Path, scratch: Path) -> tuple[Disk, ...]:
         format=options.disk_format,
         backing=None if ground.clone is None else image,
     )
+    boot = tuple(_boot_disk(ground.boot_disk))
     if options.scratch is Scratch.VIRTIOFS:
-        return (root,)
+        return root, *boot
     own = Disk(
         scratch,
         f"{prefix}b",
@@ -215,7 +222,12 @@ def _disks(ground: Ground, image: Path, scratch: Path) -> tuple[Disk, ...]:
         io_thread=1 if options.iothread else 0,
         format=options.disk_format,
     )
-    return root, own
+    return root, own, *boot
+
+
+def _boot_disk(path: Path | None) -> Iterator[Disk]:
+    if path is not None:
+        yield Disk(path, "vdc", BOOT_SERIAL, SHARED_MODE.cache, SHARED_MODE.io, read_only=True, boots=True)
 
 
 @contextlib.contextmanager
@@ -310,6 +322,8 @@ def _remedy(message: str, console: str) -> str | None:
             "mount a hugetlbfs (mount -t hugetlbfs hugetlbfs /dev/hugepages) and restart libvirt's daemon, or leave "
             "out connection"
         )
+    if "starting the distribution's init" in text:
+        return f"give a profile other than minimal an image with systemd (packages {', '.join(distribution.PACKAGES)})"
     if "mounting /lower" in text:
         return (
             "the image's disk is damaged: remove the image and build it again (`tare image remove`, `tare image build`)"

@@ -48,6 +48,22 @@ class Scratch(StrEnum):
     VIRTIOFS = "virtiofs"
 
 
+class Profile(StrEnum):
+    """What boots in the guest.
+
+    ``minimal``: the kernel, and tare's small init with the guest agent. ``full``: the image's whole Debian, with
+    systemd up to multi-user.target and the guest agent as one of its services. ``firmware``: the same, from a disk with
+    a boot loader that the machine's firmware (SeaBIOS) finds, where QEMU hands the kernel to the others itself.
+    """
+
+    MINIMAL = "minimal"
+    FULL = "full"
+    FIRMWARE = "firmware"
+
+
+SYSTEM_MEMORY_BYTES = 192 * 2**20
+
+
 class DiskFormat(StrEnum):
     """What the disks' files are: the blocks as they are, or QEMU's format with maps and copying on write."""
 
@@ -96,6 +112,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``accel``: ``kvm`` is refused where no guest boots under it; ``auto`` then emulates, and says so.
     ``connection`` is libvirt's URI of a QEMU driver on this host; ``qemu:///embed`` needs no daemon. ``cpu_model`` is
     ``auto`` (``host-passthrough`` under KVM, ``maximum`` under TCG), a mode of libvirt's, or QEMU's name of a model.
+    ``profile``: what boots in the guest, tare's small init or the whole distribution.
     ``start``: ``cold`` boots; ``restore`` goes on from the memory of a guest that was booted and saved once a run.
     ``stop``: ``kill`` ends QEMU at once; ``shutdown`` has the guest's init end what runs and power off first.
     ``scratch``: the folder that ``virtiofs`` shows is on the suite's storage.
@@ -104,6 +121,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     connection: str = EMBEDDED
+    profile: Profile = Profile.MINIMAL
     cpu_model: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = AUTO
     pinning: Pinning = Pinning.TOGETHER
     memory_backing: Memory = Memory.PLAIN
@@ -140,6 +158,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("disk_format", self.disk_format, DiskFormat.RAW),
             ("scratch", self.scratch, Scratch.DISK),
             ("network", self.network, Network.NONE),
+            ("profile", self.profile, Profile.MINIMAL),
         ):
             if value != needed:
                 raise ValueError(f'start = "restore" needs {key} = "{needed}", not "{value}"')

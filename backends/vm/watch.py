@@ -32,6 +32,9 @@ class Mark(msgspec.Struct, frozen=True):
 _MARK = re.compile(r"tare: (?P<name>\w+) (?P<seconds>\d+\.\d+)$")
 _FAILED = re.compile(r"tare: failed (?P<reason>.+)")
 _PANIC = re.compile(r"(?P<reason>Kernel panic - not syncing.*)")
+
+_LOADER = re.compile(r"SYSLINUX \d")
+"""What the boot loader says first, where a guest has one. It has no clock to tell."""
 _DOWN = re.compile(r"reboot: Power down$")
 """The kernel's last words, whatever the guest runs and however quiet it is: nothing but the machine is left."""
 
@@ -40,6 +43,8 @@ def parse_line(line: str, host_s: float) -> Mark | str | None:
     """What a line of the console means: a mark, the reason why this guest is of no use, or nothing to us."""
     if match := _MARK.match(line):
         return Mark(match["name"], host_s, float(match["seconds"]))
+    if _LOADER.match(line):
+        return Mark("loader", host_s, 0.0)
     if match := _FAILED.match(line):
         return f"the guest gave up: {match['reason']}"
     if match := _PANIC.search(line):

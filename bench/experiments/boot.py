@@ -15,8 +15,9 @@ VCPU = lower("boot.vcpu", Unit.SECOND, "The hypervisor's process existed until t
 FIRMWARE = lower(
     "boot.firmware",
     Unit.SECOND,
-    "The guest's processor ran until its kernel began, by its own clock: firmware, decompression.",
+    "The guest's processor ran until its kernel began, by its own clock: firmware, boot loader, decompression.",
 )
+LOADER = lower("boot.loader", Unit.SECOND, "The part of boot.firmware from the boot loader's first words on.")
 KERNEL = lower("boot.kernel", Unit.SECOND, "The guest's kernel began until its first user-space instruction.")
 AGENT = lower("boot.agent", Unit.SECOND, "The first user-space instruction until what executes commands had answered.")
 FIRST_COMMAND = lower(
@@ -35,7 +36,7 @@ HYPERVISOR = lower("boot.hypervisor", Unit.BYTE, "The rest of boot.pss: the hype
 DISK_OWNED = lower("boot.disk_owned", Unit.BYTE, "Disk blocks that only it has: its overlay, or its scratch disk.")
 DISK_SHARED = lower("boot.disk_shared", Unit.BYTE, "Disk blocks of the image, which it shares with others of it.")
 CPU = lower("boot.cpu", Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
-STARTS = (VCPU, FIRMWARE, KERNEL, AGENT)
+STARTS = (VCPU, FIRMWARE, LOADER, KERNEL, AGENT)
 STOPS = (STOP_GUEST, STOP_PROCESS, RELEASE)
 FOOTPRINT = (PSS, PRIVATE, GUEST_RAM, TCG_CACHE, HYPERVISOR, CHARGE, DISK_OWNED, DISK_SHARED)
 SPLITS = {
@@ -44,6 +45,14 @@ SPLITS = {
     ),
     "guest.init": lower(
         "guest.init", Unit.SECOND, "First user-space instruction until its services run, by the guest's clock."
+    ),
+    "guest.initramfs": lower(
+        "guest.initramfs",
+        Unit.SECOND,
+        "The part of guest.init before systemd, where that is what boots.",
+    ),
+    "guest.system": lower(
+        "guest.system", Unit.SECOND, "The part of guest.init from systemd's start to multi-user.target, likewise."
     ),
 }
 
@@ -68,6 +77,7 @@ class Boot(Experiment):
         record_span(run, TOTAL, timeline, Phase.REQUESTED, Phase.READY)
         record_span(run, VCPU, timeline, Phase.CREATED, Phase.VCPU_RUNNING)
         record_span(run, FIRMWARE, timeline, Phase.VCPU_RUNNING, Phase.KERNEL_ENTERED)
+        record_span(run, LOADER, timeline, Phase.LOADER, Phase.KERNEL_ENTERED)
         record_span(run, KERNEL, timeline, Phase.KERNEL_ENTERED, Phase.FIRST_INSTRUCTION)
         record_span(run, AGENT, timeline, Phase.FIRST_INSTRUCTION, Phase.AGENT_ANSWERED)
         record_span(run, STOP, timeline, Phase.STOP_REQUESTED, Phase.STOPPED)

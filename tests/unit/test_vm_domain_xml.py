@@ -40,6 +40,19 @@ def parsed(**more):
     return ET.fromstring(domain_xml(guest(**more)))
 
 
+BOOT_DISK = Disk(Path("/cache/boot.raw"), "vdc", "tare-boot", "writeback", "threads", read_only=True, boots=True)
+
+
+def test_a_guest_with_a_boot_loader_is_told_through_its_firmware():
+    domain = parsed(disks=(*guest().disks, BOOT_DISK), kernel_arguments=("tare.pids=5", "tare.profile=full"))
+    system = domain.find("os")
+    assert [system.find(name) for name in ("kernel", "initrd", "cmdline")] == [None, None, None]
+    assert system.find("smbios").get("mode") == "sysinfo"
+    assert [entry.text for entry in domain.findall("sysinfo/oemStrings/entry")] == ["tare.pids=5", "tare.profile=full"]
+    booted = [disk.findtext("serial") for disk in domain.findall("devices/disk") if disk.find("boot") is not None]
+    assert booted == ["tare-boot"]
+
+
 def test_every_thread_is_pinned_to_the_envelope():
     tuning = parsed().find("cputune")
     assert [(pin.get("vcpu"), pin.get("cpuset")) for pin in tuning.findall("vcpupin")] == [("0", "2"), ("1", "5")]
@@ -215,6 +228,7 @@ def every_guest():
             yield guest(hypervisor=hypervisor, accelerator=accelerator)
     for disks in every_set_of_disks():
         yield guest(disks=disks)
+    yield guest(disks=(BOOT_DISK,))
     yield guest(pinned=False)
     for accelerator, interface in itertools.product(Accelerator, INTERFACES):
         yield guest(accelerator=accelerator, interface=interface)

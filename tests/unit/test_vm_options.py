@@ -43,6 +43,7 @@ def backends_of(tmp_path, options):
         ('start = "restore", scratch = "virtiofs"', "options", 'start = "restore" needs scratch = "disk"'),
         ('start = "restore", connection = "qemu:///system"', "options", 'needs connection = "qemu:///embed"'),
         ('start = "restore", network = "tap"', "options", 'start = "restore" needs network = "none"'),
+        ('start = "restore", profile = "full"', "options", 'start = "restore" needs profile = "minimal"'),
         ('io = ["threads", "native"], cache = "unsafe"', "options", 'io = "native" needs cache'),
         ('accel = "tcg", cpu_model = "host-passthrough"', "options", 'cpu_model = "host-passthrough" needs KVM'),
         ('connection = "xen:///system"', "options", "is no QEMU driver of libvirt's: those are qemu:///embed"),
@@ -66,6 +67,7 @@ def backends_of(tmp_path, options):
         ),
         ('cpu_model = "a b"', "options.cpu_model", "regex"),
         ('memory_backing = "huge"', "options.memory_backing", "Invalid enum value 'huge'"),
+        ('profile = "whole"', "options.profile", "Invalid enum value 'whole'"),
         ("cache = []", "options.cache", "a list without a value"),
     ],
 )
@@ -74,6 +76,15 @@ def test_what_cannot_be_is_refused_when_the_suite_is_read(tmp_path, options, pla
         backends_of(tmp_path, options)
     assert caught.value.place.endswith(f": backend[0].{place}")
     assert problem in caught.value.message
+
+
+def test_a_whole_distribution_needs_its_packages_and_memory(tmp_path, monkeypatch):
+    (choice,) = backends_of(tmp_path, 'profile = "full"')
+    assert "systemd-sysv" in choice.type.packages(choice.options)
+    monkeypatch.setattr("backends.vm.backend.SYSTEM_MEMORY_BYTES", 1 << 50)
+    with pytest.raises(SuiteError, match=r'backend\[0\].options: profile = "full" needs memory = '):
+        backends_of(tmp_path, 'profile = "full"')
+    assert backends_of(tmp_path, 'profile = "minimal"')
 
 
 def test_apart_needs_another_cpu(tmp_path, monkeypatch):

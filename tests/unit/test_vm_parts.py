@@ -1,14 +1,17 @@
 """The small parts around a guest: QEMU's wrapper, the scratch disk, the names that host and guest share."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from backends.vm import commands, guest
+from backends.distribution import MASKED_UNITS
+from backends.vm import boot, commands, guest
 from backends.vm.disks import allocated_bytes, copy_sparse, make_scratch_template
 from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, parse_version
+from backends.vm.options import Profile, VmOptions
 from bench.errors import BackendError
 from bench.image import guest as guest_side
 from bench.ledger import MARKER_VARIABLE
@@ -25,6 +28,24 @@ def test_host_and_guest_use_the_same_names():
     sources = "".join(source.read_text() for source in guest_side.SOURCES)
     named = [*(getattr(guest_side, name) for name in names), *guest_side.PARAMETERS]
     assert all(f'"{name}"' in sources for name in named)
+
+
+def test_a_boot_loader_s_guest_is_told_by_the_machine_what_others_are_told_by_their_command_line():
+    envelope = Envelope((1,), 2**28, 2**28, 99)
+    full, firmware = (
+        boot.kernel_arguments(VmOptions(profile=profile), envelope) for profile in (Profile.FULL, Profile.FIRMWARE)
+    )
+    assert sorted(full) == sorted({*firmware, *boot.LOADER_ARGUMENTS} - {"tare.parameters=smbios"})
+    assert all(argument.startswith("tare.") for argument in firmware)
+    assert "tare.profile=full" in firmware
+    minimal = boot.kernel_arguments(VmOptions(), envelope)
+    assert not [argument for argument in minimal if "profile" in argument or "systemd" in argument]
+
+
+def test_guests_and_containers_mask_the_same_units():
+    source = Path(guest_side.__file__).with_name("system.c").read_text()
+    table = source[source.index("masked[] = {") :].partition("};")[0]
+    assert set(re.findall(r'"([^"]+)"', table)) == set(MASKED_UNITS)
 
 
 def test_qemu_is_limited_in_all_that_the_guest_does_not_limit_itself():

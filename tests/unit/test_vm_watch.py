@@ -84,11 +84,19 @@ def test_what_did_not_come_is_named(told):
     assert "did not open its port" in why_not(told, 90.0, late_boot)
 
 
+def test_what_a_whole_distribution_did_not_reach_is_named(told):
+    told.on_console(b"tare: init 1.0\n\ntare: system 2.0\n", 1.0)
+    assert why_not(told, 240.0, late_boot) == "its guest agent did not open its port within 240 s"
+    told.on_agent()
+    assert why_not(told, 240.0, late_boot) == "systemd did not reach multi-user.target within 240 s"
+
+
 def test_a_start_is_told_apart_by_what_was_seen_and_by_the_guest_s_clock(told):
     told.born_s = 9.0
     told.on_running(9.5)
     told.on_running(99.0)
     told.on_console(b"tare: init 2.0\n", 12.0)
+    told.on_console(b"tare: system 2.5\n", 12.5)
     told.on_console(b"tare: ready 7.5\n", 17.5)
     timeline = StartTimeline()
     mark_boot(told, timeline)
@@ -98,7 +106,17 @@ def test_a_start_is_told_apart_by_what_was_seen_and_by_the_guest_s_clock(told):
         Phase.KERNEL_ENTERED: 10.0,
         Phase.FIRST_INSTRUCTION: 12.0,
     }
-    assert timeline.splits == {"guest.kernel": 2.0, "guest.init": 5.5}
+    assert timeline.splits == {
+        "guest.kernel": 2.0,
+        "guest.init": 5.5,
+        "guest.initramfs": 0.5,
+        "guest.system": 5.0,
+    }
+
+
+def test_a_boot_loader_is_heard(told):
+    told.on_console(b"\r\nSYSLINUX 6.04 20210613 Copyright (C) 1994-2015 H. Peter Anvin et al\r\n", 3.0)
+    assert told.marks["loader"].host_s == 3.0
 
 
 @pytest.mark.parametrize("line", ["", "hello", "tare:", "tare: init", "tare: init x", "not tare: init 1.0"])

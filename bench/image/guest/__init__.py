@@ -41,7 +41,15 @@ COMMAND_PORT = "org.tare.command.0"
 GUEST_PROGRAM = "/run/tare/guest"
 """Where the guest finds its own program once it has entered the image's root."""
 
-PARAMETERS = ("tare.pids", "tare.scratch", "tare.modules", "tare.net", "tare.gateway")
+PARAMETERS = (
+    "tare.pids",
+    "tare.scratch",
+    "tare.modules",
+    "tare.net",
+    "tare.gateway",
+    "tare.profile",
+    "tare.parameters",
+)
 """Parameters on the kernel's command line that init knows (guest.h says what they are); any other ends the guest."""
 
 

@@ -36,11 +36,12 @@ struct parameters {
     char *modules; /* names of further kernel modules, joined by commas */
     char *net;     /* ADDRESS/PREFIX of the first virtio network interface */
     char *gateway; /* the address of its default route */
+    char *profile; /* "full" boots the image's systemd; "minimal", which is the same as none, does not */
 };
 
 extern struct parameters parameters;
 
-/* Reads /proc/cmdline. A parameter that starts with "tare." and is none of ours, or has no value, ends the guest. */
+/* Reads /proc/cmdline, and the OEM strings if that asks for it. /sys is mounted. A parameter that starts with "tare." and is none of ours, or has no value, ends the guest. */
 void read_parameters(void);
 
 /* --- modules.c -------------------------------------------------------------------------------------------------------- */
@@ -95,6 +96,13 @@ _Noreturn void reap(pid_t agent, const sigset_t *awaited);
 
 /* Gives a guest that goes on from saved memory the time and random numbers of its own; returns its process's exit status. */
 int run_restored(int count, char **arguments);
+/* --- system.c --------------------------------------------------------------------------------------------------------- */
+
+/* Becomes the image's systemd, which starts the guest agent on this port. After all that the guest has been set up. */
+_Noreturn void become_system(const char *agent_port);
+
+/* Says a mark (one word) or a line (more of them) on the console, from a process that was started by systemd. */
+int tell(char **words);
 
 /* --- command.c -------------------------------------------------------------------------------------------------------- */
 

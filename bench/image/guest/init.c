@@ -5,6 +5,7 @@
  *
  *   tare: init SECONDS        the first user-space code runs; SECONDS is the guest's own clock
  *   tare: agent SECONDS       the guest agent was started
+ *   tare: system SECONDS      with tare.profile=full: systemd becomes PID 1, and starts the agent as one of its services
  *   tare: ready SECONDS       everything that a command may need is in place, the scratch included
  *   tare: failed REASON       this guest is of no use; it powers off
  *
@@ -38,10 +39,8 @@ static void bound_commands(void)
         fail("making", COMMANDS_CGROUP, error);
 }
 
-static pid_t start_agent(void)
+static pid_t start_agent(char *port)
 {
-    char port[64];
-    await_device(find_port, AGENT_PORT_NAME, port, sizeof port);
     pid_t child = vfork();
     if (child == 0) {
         char *const arguments[] = {"qemu-ga", "-m", "virtio-serial", "-p", port, "-t", "/run", NULL};
@@ -71,6 +70,8 @@ int main(int argc, char **argv)
         return run_restored(argc - 2, argv + 2);
     if (argc > 1 && strcmp(argv[1], "poweroff") == 0)
         return kill(1, POWER_OFF_SIGNAL) != 0;
+    if (argc > 2 && strcmp(argv[1], "tell") == 0)
+        return tell(argv + 2);
     say_mark("init");
     setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
     attach("dev", "/dev", "devtmpfs", MS_NOSUID, "mode=0755");
@@ -81,8 +82,12 @@ int main(int argc, char **argv)
     load_modules();
     mount_root();
     enter_root();
-    pid_t agent = start_agent();
-    say_mark("agent");
+    char port[64];
+    await_device(find_port, AGENT_PORT_NAME, port, sizeof port);
+    int full = parameters.profile != NULL && strcmp(parameters.profile, "full") == 0;
+    pid_t agent = full ? -1 : start_agent(port);
+    if (!full)
+        say_mark("agent");
     finish_file_systems();
     bound_commands();
     if (sethostname("tare", 4) != 0)
@@ -90,6 +95,8 @@ int main(int argc, char **argv)
     configure_network();
     link_command_port();
     mount_scratch();
+    if (full)
+        become_system(port);
     sigset_t awaited;
     hold_signals(&awaited);
     say_mark("ready");
