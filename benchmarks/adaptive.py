@@ -2,8 +2,9 @@
 
 One command, ``perf bench syscall basic`` from tare's image, on one CPU. pyperf runs it by ``pyperf command`` with all
 its defaults (20 processes, in each one warm-up and three values) under chroot. tare runs it on bare metal, which is the
-same chroot, with a precision of 2 %: blocks of one fresh instance with one warm-up and two iterations, as many as it
-takes. The two take turns, the first by turns too. Compared is the time of the whole process of either, from its start
+same chroot, with a precision of 2 %: blocks of one fresh instance with one iteration, as many as it takes. (An instance
+costs milliseconds, and instances differ more than iterations, so that more iterations of one tell less than more
+instances. Every command is a new process, to either tool, so that there is nothing to warm up.) The two take turns, the first by turns too. Compared is the time of the whole process of either, from its start
 to its exit: tare's includes looking at the host, mounting and the text report, but not the HTML page.
 
     python benchmarks/adaptive.py [--rounds N] [--loops N] [--precision P] [--json]
@@ -42,8 +43,8 @@ SUITE = """
 name = "adaptive"
 [sampling]
 blocks = 2
-iterations = 2
-warmup = 1
+iterations = 1
+warmup = 0
 precision = {precision}
 max_time = "{limit:.0f}s"
 [[backend]]

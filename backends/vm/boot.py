@@ -16,7 +16,7 @@ from bench.model import Envelope, Phase, StartTimeline
 BOOT_DEADLINE_S = 90.0
 """From asking libvirt for a guest to the last mark of init, for each guest that a CPU of its envelope starts meanwhile.
 Under emulation on a busy host a boot takes some 10 s."""
-SYSTEM_TIMES = 3
+SYSTEM_TIMES = 6
 """How many times as long systemd may take; it needs some 10 s where init needs 1 s."""
 AGENT_DEADLINE_S = 30
 _LAST_WORDS_S = 1.0
