@@ -4,8 +4,9 @@ One command, ``perf bench syscall basic`` from tare's image, on one CPU. pyperf 
 its defaults (20 processes, in each one warm-up and three values) under chroot. tare runs it on bare metal, which is the
 same chroot, with a precision of 2 %: blocks of one fresh instance with one iteration, as many as it takes. (An instance
 costs milliseconds, and instances differ more than iterations, so that more iterations of one tell less than more
-instances. Every command is a new process, to either tool, so that there is nothing to warm up.) The two take turns, the first by turns too. Compared is the time of the whole process of either, from its start
-to its exit: tare's includes looking at the host, mounting and the text report, but not the HTML page.
+instances. Every command is a new process, to either tool, so that there is nothing to warm up.) The two take turns,
+the first by turns too. Compared is the time of the whole process of either, from its start to its exit: tare's includes
+looking at the host, mounting and the text report, but not the HTML page.
 
     python benchmarks/adaptive.py [--rounds N] [--loops N] [--precision P] [--json]
 

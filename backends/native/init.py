@@ -27,6 +27,8 @@ DONE = struct.Struct("=iiqq")
 """Exit status or -1, signal or 0, start and end in nanoseconds of CLOCK_MONOTONIC."""
 OOM_SCORE_ADJ = b"1000"
 """The highest there is; what an instance runs inherits it."""
+IDLE_S = 0.02
+"""An instance that is asked for nothing for so long after it became ready is idle."""
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 _FORWARDED = (
@@ -43,9 +45,9 @@ def run_init(
     """Set up once told to, say so, serve. Returns when the harness is gone, or after having told it of a failure.
 
     The harness makes the cgroups while the kernel makes this process; ``go`` means that they are there. ``resident`` is
-    a smaller program that serves an instance which has been asked for nothing by the time its starter rests, and the
-    descriptor that tells this; where there is none, this one goes on serving. ``system``: systemd becomes the first
-    process, and what goes on serving is another.
+    a smaller program that serves an instance which is idle once it is ready, and what is readable when it may become
+    that; where there is none, this one goes on serving. ``system``: systemd becomes the first process, and what goes
+    on serving is another.
     """
     try:
         _go_first()
@@ -65,7 +67,7 @@ def run_init(
                 return
         channel.send(b"ready", READY.pack(first))
         sys.path.clear()
-        if resident is not None and not channel.comes_before(resident[1]):
+        if resident is not None and not channel.wait(IDLE_S) and not channel.comes_before(resident[1]):
             _become(resident[0], channel)
         _serve(channel)
     except (EOFError, BrokenPipeError):

@@ -167,7 +167,7 @@ class ProcessInstance(Instance):
         if self._shrink is not None:
             deadline = time.monotonic() + _IDLE_DEADLINE_S
             while read_name(self.pid) not in (RESIDENT_NAME, None) and time.monotonic() < deadline:
-                self._shrink()  # again, as a start that begins meanwhile takes it back
+                self._shrink()  # again, as starts that begin meanwhile take it back
                 time.sleep(_IDLE_POLL_S)
             self._shrink = None
 

@@ -216,8 +216,8 @@ class HostKernelBackend(Backend):
         timeline.mark(Phase.STOPPED, time.monotonic())
 
     def _undisturbed(self) -> AbstractContextManager[None]:
-        """While an instance is started, none that is there becomes smaller."""
-        return contextlib.nullcontext() if self._resident is None else self._resident[1].postponed()
+        """While several instances are started at once, none that is there becomes smaller."""
+        return contextlib.nullcontext() if self._resident is None else self._resident[1].starting()
 
     def _identify(self, settings: Settings) -> Callable[[int], None] | None:
         """What gives a new instance's process its identities, if it has a user namespace."""

@@ -55,6 +55,12 @@ class Channel:
             body += part
         return _split(bytes(body)), descriptors
 
+    def wait(self, seconds: float) -> bool:
+        """Whether there is something to receive, or the other end's end, within ``seconds``."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
     def comes_before(self, other: int) -> bool:
         """Wait for something to receive, or the other end's end, or until ``other`` is readable; False if only that."""
         poll = select.poll()
