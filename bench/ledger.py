@@ -285,6 +285,7 @@ def _remove_empty_cgroup(group: Path, deadline: float) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise
+            _kill_all(_members(group))  # a process that was on its way here while the others were killed
             time.sleep(0.001)
         else:
             return
