@@ -94,7 +94,7 @@ def test_with_too_few_blocks_it_says_nothing():
 def test_a_run_s_noise_floor_and_a_twin(tmp_path):
     analysis = analyse(load_run(write_run(tmp_path / "run", replace(QUICK, blocks=12))))
     assert analysis.noise.source is NoiseSource.SPLIT
-    assert analysis.noise.tested == sum(len(subject.rows) for subject in analysis.subjects) - 6  # zeros and guests
+    assert analysis.noise.tested == sum(len(subject.rows) for subject in analysis.subjects) - 8  # zeros and guests
     assert len(analysis.noise.false_alarms) <= 2
     assert 1.005 < analysis.noise.detectable <= analysis.noise.detectable_worst < 1.2
     twin = write_run(tmp_path / "twin", replace(QUICK, blocks=12, backends=("bare-metal", "again"), ratios={}))
