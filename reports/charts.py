@@ -158,7 +158,10 @@ def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) ->
         x=alt.X("s:Q", title=scale.unit, axis=alt.Axis(tickCount=6, grid=True), scale=alt.Scale(nice=True, zero=True)),
         x2="e:Q",
         opacity=alt.Opacity(
-            "p:O", legend=None, scale=alt.Scale(domain=list(strengths), range=[strengths[name] for name in strengths])
+            "p:O",
+            legend=None,
+            # Said, because for an opacity the usual one spreads the names evenly between two ends.
+            scale=alt.Scale(type="ordinal", domain=list(strengths), range=list(strengths.values())),
         ),
         tooltip=[alt.Tooltip("p:N", title="phase"), alt.Tooltip("v:N", title="time")],
     )
