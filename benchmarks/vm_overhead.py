@@ -59,7 +59,7 @@ def main() -> int:
     """Run, print, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", default="", help="name or digest of the image (default: the newest)")
-    parser.add_argument("--rounds", type=int, default=20, help="runs of each, after one to warm up (default 20)")
+    parser.add_argument("--rounds", type=int, default=30, help="runs of each, after one to warm up (default 30)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     try:

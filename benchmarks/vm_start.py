@@ -60,7 +60,7 @@ def main() -> int:
     """Run, print, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", default="", help="name or digest of the image (default: the newest)")
-    parser.add_argument("--rounds", type=int, default=12, help="starts of each kind (default 12)")
+    parser.add_argument("--rounds", type=int, default=20, help="starts of each kind (default 20)")
     parser.add_argument("--busybox", type=Path, help="a static busybox (default: the one in PATH)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -5,6 +5,7 @@ libvirt and QEMU choose by themselves for a ``q35`` machine. What hypervisors ot
 left out (``hypervisors``).
 """
 
+import itertools
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from enum import StrEnum
@@ -42,6 +43,8 @@ CPU_MODES = frozenset({"host-passthrough", "host-model", "maximum"})
 """The CPU models that are a mode of libvirt's, and no name of QEMU's."""
 
 SCSI_PREFIX = "sd"
+FIRST_SLOT = 1
+"""Of q35's bus: 0 is the host bridge, 0x1f the chipset."""
 
 
 class Memory(StrEnum):
@@ -243,6 +246,33 @@ def _add_devices(domain: ET.Element, guest: Guest, traits: Traits) -> None:
     balloon = ET.SubElement(devices, "memballoon", model="virtio" if guest.balloon and traits.full else "none")
     if guest.free_page_reporting and traits.full:
         balloon.set("freePageReporting", "on")
+    if traits.full:
+        _place_on_root_bus(devices)
+
+
+def _place_on_root_bus(devices: ET.Element) -> None:
+    """Give each PCI device a slot of the machine's own bus (decision 0108).
+
+    libvirt would put each behind a root port of its own, for hot-plugging that no guest here sees, and a port costs
+    the firmware and the kernel some 10 ms under emulation.
+    """
+    slots = itertools.count(FIRST_SLOT)
+    for device in devices:
+        if _is_on_pci(device):
+            place = {"domain": "0x0000", "bus": "0x00", "slot": f"{next(slots):#04x}", "function": "0x0"}
+            ET.SubElement(device, "address", type="pci", **place)
+
+
+def _is_on_pci(device: ET.Element) -> bool:
+    match device.tag:
+        case "disk":
+            return device.find("target[@bus='virtio']") is not None
+        case "controller":
+            return device.get("model") != "none"
+        case "memballoon":
+            return device.get("model") == "virtio"
+        case tag:
+            return tag in {"filesystem", "interface"}
 
 
 def _add_disk(devices: ET.Element, disk: Disk, traits: Traits) -> None:

@@ -101,7 +101,8 @@ def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: St
         # The sockets' paths have to be short.
         sockets = stack.enter_context(_start_folder(ground.connection.root / f"i{time.monotonic_ns():x}"))
         embedded = ground.options.connection == EMBEDDED
-        watch = stack.enter_context(start_watch(sockets, born_by_console=not embedded))
+        boots = ground.saved is None
+        watch = stack.enter_context(start_watch(sockets, born_by_console=not embedded, boots=boots))
         marker = f"vm-{name}"
         with _entered(ledger, marker, watch), contextlib.ExitStack() as live:
             cgroup = live.enter_context(start_cgroup(ledger, name, limits, ground.layout))
@@ -176,7 +177,7 @@ def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, c
         disks=_disks(ground, image.disk, scratch),
         console_socket=watch.console_socket,
         command_socket=watch.command_socket,
-        agent_socket=watch.console_socket.with_name("agent"),
+        agent_socket=watch.agent_socket,
         command_port=COMMAND_PORT,
         agent_port=AGENT_PORT,
         saved=ground.options.start == "restore",

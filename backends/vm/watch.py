@@ -61,11 +61,13 @@ class Watch:
     ``running_s`` is when its processor began to run.
     ``agent_connected`` says whether the guest agent has opened its port.
     ``command_port`` is the host's end of the guest's command port once QEMU has connected to it.
+    ``agent_socket`` is where QEMU listens for whoever speaks with the agent.
     """
 
     def __init__(self, folder: Path) -> None:
         self.console_socket = folder / "console"
         self.command_socket = folder / "command"
+        self.agent_socket = folder / "agent"
         self.born_fifo = folder / "born"
         self.born_s: float | None = None
         self.pid: int | None = None
@@ -77,6 +79,7 @@ class Watch:
         self.running_s: float | None = None
         self.agent_connected = False
         self.command_port: socket.socket | None = None
+        self._place: socket.socket | None = None
         self.failed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pidfd: int | None = None
         self._changed = threading.Condition()
@@ -157,9 +160,25 @@ class Watch:
                 self.running_s = at_s
             self._changed.notify_all()
 
-    def on_agent(self) -> None:
-        """The guest agent opened its port. Called by libvirt's event loop."""
+    def keep_place(self) -> None:
+        """Be at the host's end of the agent's port until libvirt is, which comes only when the agent has opened it.
+
+        An agent that finds nobody there sleeps for 100 ms (qemu-ga 7.2, ``channel_event_cb``). QEMU has one at a time
+        there, and libvirt wait for its turn.
+        """
+        place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            place.connect(str(self.agent_socket))
+        except OSError:  # QEMU ends, which is told elsewhere
+            place.close()
+            return
         with self._changed:
+            self._place = place
+
+    def on_agent(self) -> None:
+        """The guest agent opened its port, and libvirt is there. Called by libvirt's event loop."""
+        with self._changed:
+            self._leave_place()
             self.agent_connected = True
             self._changed.notify_all()
 
@@ -176,6 +195,12 @@ class Watch:
                 os.close(descriptor)
         if self.command_port is not None:
             self.command_port.close()
+        self._leave_place()
+
+    def _leave_place(self) -> None:
+        if self._place is not None:
+            self._place.close()
+            self._place = None
 
     def _fail(self, reason: str) -> None:
         if self.failure is None:
@@ -185,10 +210,11 @@ class Watch:
 
 
 @contextlib.contextmanager
-def start_watch(folder: Path, *, born_by_console: bool = False) -> Iterator[Watch]:
+def start_watch(folder: Path, *, born_by_console: bool = False, boots: bool = True) -> Iterator[Watch]:
     """A watch with its fifo and sockets in ``folder`` (short: a socket's path has at most 107 bytes).
 
     With ``born_by_console`` nobody writes to the fifo: who opens the console is QEMU, and is there since then.
+    ``boots`` says whether the guest's agent is still to come, so that its place is kept.
     """
     watch = Watch(folder)
     with contextlib.ExitStack() as stack:
@@ -201,7 +227,7 @@ def start_watch(folder: Path, *, born_by_console: bool = False) -> Iterator[Watc
         command = stack.enter_context(_listen(watch.command_socket))
         stop = os.eventfd(0, os.EFD_CLOEXEC)
         stack.callback(os.close, stop)
-        loop = _Loop(watch, born, console, command, stop, born_by_console=born_by_console)
+        loop = _Loop(watch, born, console, command, stop, born_by_console=born_by_console, boots=boots)
         thread = threading.Thread(target=loop.run, name=f"watch {folder.name}", daemon=True)
         thread.start()
         stack.callback(thread.join)
@@ -228,8 +254,10 @@ class _Loop:
         stop: int,
         *,
         born_by_console: bool,
+        boots: bool,
     ) -> None:
         self._watch = watch
+        self._boots = boots
         self._born = born
         self._born_by_console = born_by_console
         self._console = console
@@ -268,6 +296,8 @@ class _Loop:
     def _accept_console(self, now: float) -> None:
         connection, _address = self._console.accept()
         self._closing.callback(connection.close)
+        if self._boots:
+            self._watch.keep_place()
         if self._born_by_console:
             pid, _user, _group = _CREDENTIALS.unpack(
                 connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

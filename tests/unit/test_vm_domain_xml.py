@@ -171,6 +171,16 @@ def test_balloon_and_share():
     assert (folder.find("source").get("socket"), folder.find("target").get("dir")) == ("/run/s", "tag")
 
 
+def test_every_pci_device_has_a_slot_of_the_root_bus():
+    disks = (Disk(Path("/image/disk.erofs"), "sda", "tare-image", "writeback", "threads"), guest().disks[1])
+    share, interface = Share(Path("/run/a/share"), "tare-scratch"), Interface("52:54:00:00:00:01", tap="tap0")
+    domain = parsed(disks=disks, memory=Memory.MEMFD, balloon=True, share=share, interface=interface)
+    addresses = domain.findall("devices/*/address[@type='pci']")
+    assert {address.get("bus") for address in addresses} == {"0x00"}
+    slots = [int(address.get("slot"), 16) for address in addresses]
+    assert slots == [1, 2, 3, 4, 5, 6], "virtio disk, SCSI and serial controllers, share, interface, balloon"
+
+
 def test_interfaces():
     assert parsed().find("devices/interface") is None
     tap = parsed(interface=INTERFACES[1]).find("devices/interface")

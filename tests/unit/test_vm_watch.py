@@ -170,6 +170,33 @@ def test_a_process_is_followed_from_birth_to_end(tmp_path):
         process.returncode = -9  # the watch reaped it
 
 
+def test_the_agent_finds_somebody_at_its_port_until_libvirt_is_there(tmp_path):
+    with start_watch(tmp_path) as watch, socket.socket(socket.AF_UNIX) as console:
+        with socket.socket(socket.AF_UNIX) as agent:
+            agent.bind(str(watch.agent_socket))
+            agent.listen(1)
+            agent.settimeout(10)
+            console.connect(str(watch.console_socket))
+            place = agent.accept()[0]
+        with place:
+            place.settimeout(10)
+            watch.on_agent()
+            assert place.recv(1) == b"", "libvirt's turn"
+
+
+def test_a_restored_agent_s_place_is_taken_already(tmp_path):
+    with start_watch(tmp_path, boots=False) as watch, socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(watch.agent_socket))
+        agent.listen(1)
+        with socket.socket(socket.AF_UNIX) as console:
+            console.connect(str(watch.console_socket))
+            console.sendall(b"tare: restored 1.5\n")
+            assert watch.wait(lambda: "restored" in watch.marks, time.monotonic() + 10)
+        agent.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            agent.accept()
+
+
 def test_one_that_was_never_born_needs_no_killing(tmp_path):
     with start_watch(tmp_path) as watch:
         assert watch.kill(time.monotonic())

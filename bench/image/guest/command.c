@@ -53,6 +53,14 @@ struct request {
 
 static int port = -1;
 static char cgroup[128];
+static int unified; /* whether that is one of version 2 */
+
+static const char *cgroup_file(const char *name)
+{
+    static char path[sizeof cgroup + 32];
+    snprintf(path, sizeof path, "%s/%s", cgroup, name);
+    return path;
+}
 
 /* --- frames --------------------------------------------------------------------------------------------------------- */
 
@@ -171,6 +179,8 @@ static _Noreturn void become_program(const struct request *request, int in, int 
     dup2(out, STDOUT_FILENO);
     dup2(err, STDERR_FILENO);
     write_file("/proc/self/oom_score_adj", "0");
+    if (!unified) /* one thread moves without the wait for all CPUs that a process in cgroup.procs costs */
+        write_file(cgroup_file("tasks"), "0");
     if (chdir(request->cwd) != 0) {
         send_failure('c', errno);
         _exit(126);
@@ -198,9 +208,10 @@ static struct child start_program(const struct request *request)
         _exit(1);
     snprintf(cgroup, sizeof cgroup, COMMANDS_CGROUP "/%d", getpid());
     mkdir(cgroup, 0755);
+    unified = access(cgroup_file("cgroup.kill"), F_OK) == 0;
     int folder = open(cgroup, O_PATH | O_DIRECTORY | O_CLOEXEC);
     struct clone_args arguments = {
-        .flags = CLONE_INTO_CGROUP | CLONE_PIDFD,
+        .flags = CLONE_PIDFD | (unified ? CLONE_INTO_CGROUP : 0),
         .pidfd = (uintptr_t)&pidfd,
         .exit_signal = SIGCHLD,
         .cgroup = (uint64_t)folder,
@@ -280,13 +291,29 @@ static void feed(struct child *child)
         want_input();
 }
 
+/* Kills what is in the cgroup; returns a pidfd of one of them, -1 if there is none. */
+static int kill_members(void)
+{
+    int member = -1;
+    FILE *list = fopen(cgroup_file("cgroup.procs"), "re");
+    for (int pid; list != NULL && fscanf(list, "%d", &pid) == 1;) {
+        kill(pid, SIGKILL);
+        if (member < 0)
+            member = (int)syscall(SYS_pidfd_open, pid, 0);
+    }
+    if (list != NULL)
+        fclose(list);
+    return member;
+}
+
 static void kill_tree(const struct child *child)
 {
-    char path[sizeof cgroup + 16];
-    snprintf(path, sizeof path, "%s/cgroup.kill", cgroup);
-    if (write_file(path, "1") != 0)
-        kill(-child->pid, SIGKILL);
     killed = 1;
+    if (unified && write_file(cgroup_file("cgroup.kill"), "1") == 0)
+        return;
+    write_file(cgroup_file("pids.max"), "0"); /* from here on nothing in it forks, so that all are seen */
+    kill(-child->pid, SIGKILL);
+    close(kill_members());
 }
 
 static void take_frame(struct child *child)
@@ -327,21 +354,14 @@ static void send_end(const struct child *child)
     send_frame('X', &end, sizeof end);
 }
 
-/* After a kill the tree is gone only when its cgroup says so; the event on cgroup.events is POLLPRI. */
+/* After a kill the tree is gone only when its cgroup is empty. */
 static void await_empty_cgroup(void)
 {
-    char path[sizeof cgroup + 16], text[128];
-    snprintf(path, sizeof path, "%s/cgroup.events", cgroup);
-    int events = open(path, O_RDONLY | O_CLOEXEC);
-    for (uint64_t deadline = now_ns() + KILL_DEADLINE_MS * 1000000ull; events >= 0 && now_ns() < deadline;) {
-        ssize_t length = pread(events, text, sizeof text - 1, 0);
-        text[length < 0 ? 0 : length] = '\0';
-        if (strstr(text, "populated 0") != NULL)
-            break;
-        struct pollfd changed = {.fd = events, .events = POLLPRI};
-        poll(&changed, 1, 1000);
+    uint64_t deadline = now_ns() + KILL_DEADLINE_MS * 1000000ull;
+    for (int member; now_ns() < deadline && (member = kill_members()) >= 0; close(member)) {
+        struct pollfd gone = {.fd = member, .events = POLLIN};
+        poll(&gone, 1, 1000);
     }
-    close(events);
 }
 
 static void relay(struct child *child)

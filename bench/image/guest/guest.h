@@ -10,7 +10,7 @@
 
 #define RUN_FOLDER "/run/tare"
 #define COMMAND_PORT RUN_FOLDER "/command-port"
-#define COMMANDS_CGROUP "/sys/fs/cgroup/tare"
+#define COMMANDS_CGROUP RUN_FOLDER "/commands" /* leads to the cgroup that holds those of all commands (init.c) */
 #define NEW_ROOT "/newroot"
 
 /* --- tell.c: to the host, by lines on the console ----------------------------------------------------------------- */
