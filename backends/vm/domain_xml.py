@@ -233,13 +233,7 @@ def _add_devices(domain: ET.Element, guest: Guest, traits: Traits) -> None:
         _add_share(devices, guest.share)
     if traits.full and guest.interface is not None:
         _add_interface(devices, guest.interface)
-    for element in ("serial", "console"):
-        console = ET.SubElement(devices, element, type=traits.console)
-        if traits.console == "unix":
-            ET.SubElement(console, "source", mode="connect", path=str(guest.console_socket))
-        target = ET.SubElement(console, "target", port="0")
-        if element == "console":
-            target.set("type", "serial")
+    _add_console(devices, guest.console_socket, traits)
     if traits.channel is not None:
         _add_channel(devices, "bind", guest.agent_socket, traits.channel, guest.agent_port)
         _add_channel(devices, "connect", guest.command_socket, traits.channel, guest.command_port)
@@ -248,6 +242,16 @@ def _add_devices(domain: ET.Element, guest: Guest, traits: Traits) -> None:
         balloon.set("freePageReporting", "on")
     if traits.full:
         _place_on_root_bus(devices)
+
+
+def _add_console(devices: ET.Element, socket: Path, traits: Traits) -> None:
+    for element in ("serial", "console"):
+        console = ET.SubElement(devices, element, type=traits.console)
+        if traits.console == "unix":
+            ET.SubElement(console, "source", mode="connect", path=str(socket))
+        target = ET.SubElement(console, "target", port="0")
+        if element == "console":
+            target.set("type", "serial")
 
 
 def _place_on_root_bus(devices: ET.Element) -> None:
