@@ -103,6 +103,9 @@ class Instance(ABC):
         For whoever stops many: all of them end at the same time. It is of no use from now on.
         """
 
+    def await_idle(self) -> None:  # noqa: B027 - optional
+        """Wait until memory that only its start needed is given back, if that takes a moment."""
+
     def gone_descriptor(self) -> int | None:
         """A descriptor that polls as readable once the instance has ended by itself; None if there is none.
 
@@ -144,6 +147,9 @@ class Backend(ABC):
 
     def __init__(self, context: BackendContext) -> None:
         self.context = context
+
+    def expect_starts(self, at_once: int) -> None:  # noqa: B027 - most backends need nothing
+        """Make what so many starts at the same time need, so that no instance is taken for the cost of it."""
 
     @classmethod
     def packages(cls, options: Any) -> tuple[str, ...]:  # noqa: ARG003 - for overriding

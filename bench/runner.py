@@ -209,6 +209,9 @@ class _LiveRun:
                 self._meter.instance_ends(usage)
                 self._limits_met.add(usage)
 
+    def expect_starts(self, at_once: int) -> None:
+        self._runner.backends[self._planned.cell.backend].expect_starts(at_once)
+
     def start_host_side(self) -> AbstractContextManager[Instance]:
         backend = self._runner.backends[self._planned.cell.backend]
         identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}-h{next(self._starts)}"

@@ -149,7 +149,7 @@ class ProcessInstance(Instance):
 
     def footprint(self) -> Footprint:
         """See ``Instance.footprint``. A new instance is idle first: what it holds until then it does not keep."""
-        self._wait_idle()
+        self.await_idle()
         members = self.cgroup.members()
         pss, private, rss = process_footprint(members)
         return Footprint(
@@ -162,7 +162,8 @@ class ProcessInstance(Instance):
             rss_bytes=rss,
         )
 
-    def _wait_idle(self) -> None:
+    def await_idle(self) -> None:
+        """See ``Instance.await_idle``: its init becomes a smaller program."""
         # An event for it would cost every instance a descriptor, and the wait is of some milliseconds once.
         if self._shrink is not None:
             deadline = time.monotonic() + _IDLE_DEADLINE_S

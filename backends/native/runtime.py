@@ -215,6 +215,10 @@ class HostKernelBackend(Backend):
             _remove_folder(folder)
         timeline.mark(Phase.STOPPED, time.monotonic())
 
+    def expect_starts(self, at_once: int) -> None:
+        """See ``Backend.expect_starts``. Raises BackendError."""
+        self._zygotes.have(at_once)
+
     def _undisturbed(self) -> AbstractContextManager[None]:
         """While several instances are started at once, none that is there becomes smaller."""
         return contextlib.nullcontext() if self._resident is None else self._resident[1].starting()

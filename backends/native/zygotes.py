@@ -27,6 +27,12 @@ class Zygotes:
             with self._lock:
                 self._idle.append((zygote, ending))
 
+    def have(self, number: int) -> None:
+        """See that so many can be borrowed without a new one. Raises BackendError."""
+        with contextlib.ExitStack() as lent:
+            for _ in range(number):
+                lent.enter_context(self.borrow())
+
     def pids(self) -> list[int]:
         """Of those that are idle, the one to be used next last."""
         with self._lock:

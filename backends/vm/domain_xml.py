@@ -263,8 +263,8 @@ def _place_on_root_bus(devices: ET.Element) -> None:
     slots = itertools.count(FIRST_SLOT)
     for device in devices:
         if _is_on_pci(device):
-            place = {"domain": "0x0000", "bus": "0x00", "slot": f"{next(slots):#04x}", "function": "0x0"}
-            ET.SubElement(device, "address", type="pci", **place)
+            slot = f"{next(slots):#04x}"
+            ET.SubElement(device, "address", type="pci", domain="0x0000", bus="0x00", slot=slot, function="0x0")
 
 
 def _is_on_pci(device: ET.Element) -> bool:

@@ -140,7 +140,9 @@ def density(
     targets: Annotated[list[str], typer.Argument(metavar="BACKEND... | SUITE", help="Backends, or a suite's file.")],
     *,
     count: Annotated[int, typer.Option(help="Stop at so many instances.")] = 50,
-    batch: Annotated[int, typer.Option(help="Starts between two readings of memory.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(help="Starts between two readings of memory.", show_default="a fiftieth of --count")
+    ] = None,
     rate: Annotated[float, typer.Option(help="Starts a second; 0: one after another.")] = 0.0,
     memory_floor: Annotated[
         str, typer.Option(help="Memory that stays available (a tenth of the host's, at least 1GiB).")
@@ -163,6 +165,7 @@ def density(
     with guard():
         from bench.cli.density import DensityRequest, density_command
 
+        batch = max(1, count // 50) if batch is None else batch
         options = {"count": count, "batch": batch, "rate": rate, "memory_floor": memory_floor}
         options |= {"start_limit": start_limit, "objective": objective}
         defaults = {"batch": 1, "rate": 0.0, "memory_floor": "", "start_limit": "", "objective": ""}

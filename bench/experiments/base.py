@@ -47,6 +47,9 @@ class InstanceRun(Protocol):
         that enter together have one envelope, and one thread leaves them.
         """
 
+    def expect_starts(self, at_once: int) -> None:
+        """See ``Backend.expect_starts``."""
+
     def start_host_side(self) -> AbstractContextManager[Instance]:
         """The host's side of the cell's backend (``Backend.host_side``); what it costs is not counted.
 

@@ -74,6 +74,7 @@ class _Ramp:
         return len(self._instances)
 
     def run(self) -> None:
+        self._run.expect_starts(min(self._options.batch, self._options.count, self._run.concurrent_starts))
         before = self._settle()
         self._baseline = before.readings[-1]
         self._began_s = before.readings[0].at_s
@@ -108,6 +109,8 @@ class _Ramp:
             try:
                 if stop := self._start_some(starts, min(self._options.batch, self._options.count - before, fitting)):
                     return stop
+                for instance in self._instances[before:]:
+                    instance.await_idle()
                 memory = self._read_host()
                 if self._is_due(before) and (stop := self._measure()):
                     return stop
@@ -123,7 +126,7 @@ class _Ramp:
         """What an instance takes: as much as those before it, or all that it may while there are none."""
         if not self._population:
             return float(self._run.envelope.memory_bytes)
-        return max(1.0, (self._baseline.available - memory.available) / self._population)
+        return max(1.0, (self._baseline.unused - memory.unused) / self._population)
 
     def _count_fitting(self, memory: HostMemory) -> int:
         """How many more leave as much memory as is to stay free. The first one is tried wherever that much is free."""
@@ -227,7 +230,9 @@ class _Ramp:
     def _record_memory(self, memory: HostMemory) -> None:
         number = self._population
         self._run.record(metrics.AT, memory.at_s - self._began_s, iteration=number)
-        self._run.record(metrics.MEMORY_AVAILABLE, memory.available, iteration=number)
+        self._run.record(metrics.MEMORY_AVAILABLE, memory.unused, iteration=number)
+        self._run.record(metrics.RESERVE, memory.reserve, iteration=number)
+        self._run.record(metrics.HARNESS, memory.harness, iteration=number)
         self._run.record(metrics.SLAB, memory.slab, iteration=number)
         self._run.record(metrics.KERNEL_OTHER, memory.kernel_other, iteration=number)
         record_known(self._run, metrics.KSM, memory.ksm_saved, iteration=number)
@@ -300,7 +305,7 @@ class _Ramp:
         population = self._population
         self._instances.clear()
         after = self._settle()
-        self._run.record(metrics.MEMORY_KEPT, self._baseline.available - after.readings[-1].available)
+        self._run.record(metrics.MEMORY_KEPT, self._baseline.unused - after.readings[-1].unused)
         self._run.record(metrics.MEMORY_RETURN, after.waited_s)
         if not after.steady:
             self._run.note(

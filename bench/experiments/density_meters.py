@@ -10,6 +10,7 @@ import msgspec
 
 from bench.disturbance import read_stalls
 from bench.errors import BackendError
+from bench.experiments.density_reserve import PROC, SLABS, read_reserve
 from bench.interfaces import Instance
 from bench.model import Footprint
 
@@ -25,8 +26,9 @@ _PAGES_PER_CPU = 2**20
 class HostMemory(msgspec.Struct, frozen=True):
     """The host's memory at a moment, in bytes; ``at_s`` is CLOCK_MONOTONIC.
 
-    ``kernel_other`` are kernel stacks, page tables and per-CPU memory. ``ksm_saved`` is None where same-page merging
-    is off or not there.
+    ``available`` is MemAvailable. ``reserve`` is what the kernel holds ready for itself and ``harness`` what tare has,
+    both not in it. ``slab`` is what objects that the kernel cannot give back take of SUnreclaim. ``kernel_other`` are
+    kernel stacks, page tables and per-CPU memory. ``ksm_saved`` is None where same-page merging is off or not there.
     """
 
     at_s: float
@@ -35,14 +37,25 @@ class HostMemory(msgspec.Struct, frozen=True):
     slab: int
     kernel_other: int
     ksm_saved: int | None
+    reserve: int = 0
+    harness: int = 0
+
+    @property
+    def unused(self) -> int:
+        """What neither instances nor other programs have."""
+        return self.available + self.reserve + self.harness
 
 
-_FILES = {"proc": Path("/proc"), "ksm": Path("/sys/kernel/mm/ksm")}
+_FILES = {"proc": PROC, "ksm": Path("/sys/kernel/mm/ksm"), "slabs": SLABS}
 _KERNEL_OTHER = ("KernelStack", "PageTables", "SecPageTables", "Percpu")
 
 
-def read_memory(proc: Path = _FILES["proc"], ksm: Path = _FILES["ksm"]) -> HostMemory:
-    """``/proc/meminfo``, and what same-page merging saves. Raises BackendError where there is no MemAvailable."""
+def read_memory(proc: Path = _FILES["proc"], ksm: Path = _FILES["ksm"], slabs: Path = _FILES["slabs"]) -> HostMemory:
+    """``/proc/meminfo``, the kernel's reserve, and what same-page merging saves.
+
+    Raises BackendError where there is no MemAvailable.
+    """
+    reserve = read_reserve(proc, slabs)
     fields = {}
     for line in (proc / "meminfo").read_text().splitlines():
         name, _, rest = line.partition(":")
@@ -55,10 +68,21 @@ def read_memory(proc: Path = _FILES["proc"], ksm: Path = _FILES["ksm"]) -> HostM
         at_s=time.monotonic(),
         total=fields["MemTotal"],
         available=fields["MemAvailable"],
-        slab=fields.get("SUnreclaim", 0),
+        slab=max(0, fields.get("SUnreclaim", 0) - reserve.slab_room),
         kernel_other=sum(fields.get(name, 0) for name in _KERNEL_OTHER),
         ksm_saved=_read_ksm(ksm),
+        reserve=reserve.total,
+        harness=_read_harness(proc),
     )
+
+
+def _read_harness(proc: Path) -> int:
+    """The pages of tare's own process (``statm``): resident, and not mapped from files or shared."""
+    try:
+        resident, shared = map(int, (proc / "self/statm").read_text().split()[1:3])
+    except (OSError, ValueError):
+        return 0
+    return (resident - shared) * resource.getpagesize()
 
 
 def _read_ksm(folder: Path) -> int | None:
@@ -100,7 +124,7 @@ def settle(
     while True:
         pause(interval_s)
         readings.append(read())
-        steady = len(readings) >= _WINDOW and is_steady([reading.available for reading in readings[-_WINDOW:]])
+        steady = len(readings) >= _WINDOW and is_steady([reading.unused for reading in readings[-_WINDOW:]])
         waited_s = readings[-1].at_s - began
         if steady or waited_s >= deadline_s:
             return Settled(tuple(readings[-HOLD:]), waited_s, steady)

@@ -17,10 +17,19 @@ MEMORY_AVAILABLE = Metric(
     "density.memory_available",
     Unit.BYTE,
     Direction.HIGHER,
-    "The host's MemAvailable, at each step; settled where density.settle stands.",
+    "The host's MemAvailable, with density.reserve and density.harness, at each step; settled where density.settle is.",
+)
+RESERVE = Metric(
+    "density.reserve",
+    Unit.BYTE,
+    Direction.HIGHER,
+    "Part of it that MemAvailable leaves out: pages in CPUs' own lists, and room in slabs of objects that are gone.",
+)
+HARNESS = lower(
+    "density.harness", Unit.BYTE, "Part of it too: tare's own memory, which grows with what it watches, at each step."
 )
 SLAB = lower(
-    "density.slab", Unit.BYTE, "The host's kernel objects that it cannot give back (SUnreclaim), at each step."
+    "density.slab", Unit.BYTE, "The host's kernel objects that it cannot give back (of SUnreclaim), at each step."
 )
 KERNEL_OTHER = lower(
     "density.kernel_other", Unit.BYTE, "The host's kernel stacks, page tables and per-CPU memory, at each step."
@@ -82,14 +91,27 @@ DEAD = lower("density.dead", Unit.COUNT, "Of these, those that no longer execute
 RAMP = lower("density.ramp", Unit.SECOND, "First request to last ready, without the time of loaded steps.")
 STOP_ALL = lower("density.stop_all", Unit.SECOND, "Until the last instance was gone, one after another.")
 MEMORY_KEPT = lower(
-    "density.memory_kept", Unit.BYTE, "MemAvailable that had not come back when it settled after the last instance."
+    "density.memory_kept", Unit.BYTE, "Memory that was not available again when it settled after the last instance."
 )
 MEMORY_RETURN = lower("density.memory_return", Unit.SECOND, "How long it took to settle after the last instance.")
 
 START_PHASES = (CREATE, INIT, READY)
 TOTALS = (PSS, RSS, PRIVATE, GUEST_RAM, TCG_CACHE, CHARGE, DISK_OWNED)
 ALL = (
-    *(START, *START_PHASES, AT, MEMORY_AVAILABLE, SLAB, KERNEL_OTHER, CPU_STALL, MEMORY_STALL, IO_STALL, SETTLE),
+    *(
+        START,
+        *START_PHASES,
+        AT,
+        MEMORY_AVAILABLE,
+        RESERVE,
+        HARNESS,
+        SLAB,
+        KERNEL_OTHER,
+        CPU_STALL,
+        MEMORY_STALL,
+        IO_STALL,
+        SETTLE,
+    ),
     *(SAMPLED, *TOTALS, DISK_SHARED, IDLE_CPU, KSM),
     *(THROUGHPUT, BYTE_THROUGHPUT, LATENCY, LATENCY_WORST, LOADED_CPU, DURATION),
     *(POPULATION, DEAD, RAMP, STOP_ALL, MEMORY_KEPT, MEMORY_RETURN),
