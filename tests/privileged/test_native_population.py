@@ -1,5 +1,6 @@
 """Many containers at once: the benchmark that starts a thousand, in small, and what a low limit of open files does."""
 
+import contextlib
 import json
 import resource
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from backends.cgroups.layout import Version, find_layout
+from bench.ledger import Ledger
+from bench.model import InstanceSpec
 from bench.process import PIPE, Popen
-from tests.privileged.host_kernel import our_cgroups
+from tests.privileged.host_kernel import ENVELOPE, our_cgroups, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
 
@@ -39,6 +43,12 @@ with Ledger(Path(folder) / "ledger") as ledger, start_backend("native", image, P
 """
 
 
+@pytest.fixture
+def native(image, tmp_path):
+    with Ledger(tmp_path / "ledger") as ledger, start_backend("native", image, tmp_path / "work", ledger) as backend:
+        yield backend
+
+
 def test_a_small_population_leaves_nothing(image):
     arguments = ["--instances", "60", "--rounds", "1", "--settle", "1", "--rootfs", str(image.rootfs), "--json"]
     with Popen([sys.executable, str(BENCHMARK), *arguments], stdout=PIPE, stderr=PIPE, text=True) as process:
@@ -48,6 +58,18 @@ def test_a_small_population_leaves_nothing(image):
     assert result["left"] == []
     assert result["left_behind"] == 0
     assert {"rate_per_s", "memory_ratio_to_floor", "growth_last_over_first"} <= set(result)
+
+
+def test_no_page_of_the_disk_keeps_an_idle_instance_s_cgroup_in_the_kernel(native, image):
+    if find_layout().version is Version.V2:
+        pytest.skip("with cgroups v2 an instance is born in its cgroup, before its root is mounted")
+    with contextlib.ExitStack() as stack:
+        alive = [stack.enter_context(native.start(InstanceSpec(f"kept-{n}", image, ENVELOPE))) for n in range(40)]
+        alive[-1].await_idle()
+        folders = [folder for one in alive for folder in one.cgroup.folders if "/memory/" in str(folder)]
+        charged = [int((folder / "memory.stat").read_text().split()[1]) for folder in folders]
+    assert len(charged) == len(alive)
+    assert sum(charged) == 0, "bytes of page cache, which outlive it"
 
 
 def test_a_low_limit_of_open_files_is_named_and_what_lives_goes_on(image, tmp_path):

@@ -17,6 +17,17 @@ ENVELOPE = Envelope((0,), 1024, 2048, 5)
 NO_CGROUPS = Layout(Version.NONE, {}, None)
 
 
+USER_NAMESPACE = {
+    "folder": "/w",
+    "root": "root",
+    "empty": "empty",
+    "image": "/img",
+    "lower": "lower",
+    "uid_map": ((0, 5000, 65536),),
+    "gid_map": ((0, 6000, 65536),),
+}
+
+
 def make_plan(**changes):
     given = {
         "hostname": "box",
@@ -50,11 +61,21 @@ def index(steps, kind, **attributes):
     return found
 
 
-def test_limits_hold_before_anything_else_happens():
+@pytest.mark.parametrize(
+    ("changes", "root_first"), [({}, True), ({"memory": "/run/upper"}, False), (USER_NAMESPACE, False)]
+)
+def test_limits_hold_before_anything_else_happens_but_for_the_layers_on_disk(changes, root_first):
     for style in order.STYLES:
-        steps = native_steps(style=style)
+        steps = native_steps(style=style, **changes)
         joins = [number for number, step in enumerate(steps) if type(step) is ops.JoinCgroup]
-        assert max(joins) < min(number for number, step in enumerate(steps) if type(step) is ops.Mount)
+        mounts = [number for number, step in enumerate(steps) if type(step) in (ops.Mount, ops.Bind)]
+        assert [steps[number].file for number in joins] == ["/cg/pids/x/tasks", "/cg/memory/x/tasks"]
+        before = [steps[number] for number in mounts if number < max(joins)]
+        if not root_first:
+            assert before == []
+            continue
+        overlay, scratch = before
+        assert (overlay.kind, type(scratch)) == ("overlay", ops.Bind)
         assert [steps[number].file for number in joins] == ["/cg/pids/x/tasks", "/cg/memory/x/tasks"]
 
 
@@ -100,17 +121,6 @@ def test_the_filter_goes_after_everything_it_forbids():
     once = order.zygote_operations(make_settings(inherited_filter=b"1234567887654321"))
     assert [type(step) for step in once[-2:]] == [privileges.SetProcessFlag, privileges.FilterSystemCalls]
     assert not [step for step in order.zygote_operations(make_settings()) if type(step) is privileges.FilterSystemCalls]
-
-
-USER_NAMESPACE = {
-    "folder": "/w",
-    "root": "root",
-    "empty": "empty",
-    "image": "/img",
-    "lower": "lower",
-    "uid_map": ((0, 5000, 65536),),
-    "gid_map": ((0, 6000, 65536),),
-}
 
 
 def test_a_user_namespace_is_entered_after_the_hosts_files_and_before_any_mount():
