@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 import secrets
 import shutil
 import time
@@ -19,6 +18,7 @@ from backends.cgroups.unenforced import limit_confounds, try_limits
 from backends.vm import accel, connection, emulator
 from backends.vm.boot import LOADER_ARGUMENTS
 from backends.vm.boot_disk import find_or_make_boot_disk, probe_boot_disk
+from backends.vm.confounds import confounds_of
 from backends.vm.cpu_models import require_cpu_model
 from backends.vm.daemons import start_daemon_connection
 from backends.vm.disks import (
@@ -38,9 +38,7 @@ from backends.vm.network import check_server, no_network_facts, probe_network, s
 from backends.vm.options import (
     AUTO,
     EMBEDDED,
-    PAST_THE_PAGE_CACHE,
     SYSTEM_MEMORY_BYTES,
-    Cache,
     DiskFormat,
     Io,
     Network,
@@ -57,7 +55,6 @@ from bench.ledger import ResourceKind
 from bench.model import (
     Availability,
     BackendDescription,
-    Confound,
     Envelope,
     Image,
     InstanceSpec,
@@ -307,87 +304,7 @@ class VirtualMachine(Backend):
             facts["saved_memory"] = f"{allocated_bytes(ground.saved.file)} bytes"
         if accelerator is Accelerator.TCG:
             facts["tcg_tb_cache"] = f"{TB_CACHE_MIB} MiB"
-        return BackendDescription(f"vm ({accelerator.value})", facts, tuple(self._confounds(ground)))
-
-    def _scratch_path(self, ground: Ground) -> str:
-        options = ground.options
-        if options.scratch is Scratch.VIRTIOFS:
-            return f"a folder of the host's through virtiofsd ({SHARE_OPTIONS})"
-        return f"a file system of the guest's own on {options.disk_bus} ({options.disk_format}, {ground.scratch_mode})"
-
-    def _confounds(self, ground: Ground) -> Iterator[Confound]:
-        options = ground.options
-        if ground.acceleration.accelerator is Accelerator.TCG:
-            yield Confound(
-                "accel-tcg",
-                "no hardware virtualization was measured: the guest's processor is emulated in software (TCG), so its "
-                f"figures say nothing about a guest under KVM ({ground.acceleration.reason})",
-                self.name,
-            )
-        if ground.image.kernel_version != platform.release():
-            yield Confound(
-                "other-kernel",
-                f"the guest runs Linux {ground.image.kernel_version}, the host {platform.release()}: a part of any "
-                "difference may be the kernel's",
-                self.name,
-            )
-        if ground.saved is not None:
-            yield Confound(
-                "restored-memory",
-                "every guest goes on from the memory of one that was booted once in this run: what differs from boot "
-                "to boot (addresses, page cache, where things lie) is the same in all of them, so that the intervals "
-                "do not hold it",
-                self.name,
-            )
-        yield Confound(
-            "other-root",
-            "the guest's root is a tmpfs over erofs; elsewhere it is an overlay on the host's disk",
-            self.name,
-        )
-        yield Confound(
-            "guest-memory",
-            "the envelope's memory is the guest's RAM: its kernel takes a part, what is changed in its root another, "
-            "and what QEMU needs beside it is charged but not limited",
-            self.name,
-        )
-        yield Confound(
-            "storage-path",
-            f"/scratch is {self._scratch_path(ground)}; elsewhere it is a folder of the host's",
-            self.name,
-        )
-        if options.connection != EMBEDDED:
-            yield Confound(
-                "start-not-charged",
-                f"QEMU was started by the daemon of {options.connection}, in a cgroup of its own, and moved to its "
-                "instance's before the guest's first instruction: what QEMU used until then is not in the costs",
-                self.name,
-            )
-        if ground.emulator_cpus:
-            yield Confound(
-                "more-cpus-than-others",
-                "QEMU's main loop and its I/O thread run on CPUs beside the envelope's (pinning = apart), which the "
-                "other backends' instances do not have",
-                self.name,
-            )
-        else:
-            yield Confound(
-                "cpus-shared-with-hypervisor",
-                "QEMU's main loop and its I/O thread run on the same CPUs as the guest's vCPUs, so that the guest gets "
-                "no CPU that the others do not have",
-                self.name,
-            )
-        if options.scratch is Scratch.DISK and ground.scratch_mode.cache not in PAST_THE_PAGE_CACHE:
-            why = (
-                "the work directory's file system has no direct I/O"
-                if options.cache is Cache.AUTO
-                else f"cache = {ground.scratch_mode.cache} was asked for"
-            )
-            yield Confound("scratch-cached", f"{why}, so the scratch disk goes through two page caches", self.name)
-        if ground.scratch_mode.cache == Cache.UNSAFE:
-            yield Confound("scratch-unsafe", "cache = unsafe: what a guest syncs is not on the disk", self.name)
-        if ground.network is not None:
-            yield from ground.network.confounds(self.name)
-        yield from ground.layout.confounds(self.name)
+        return BackendDescription(f"vm ({accelerator.value})", facts, tuple(confounds_of(ground, self.name)))
 
 
 def _make_disks(folder: Path, image_disk: Path, scratch_bytes: int, form: DiskFormat) -> tuple[Path, Path | None]:
