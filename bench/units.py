@@ -141,7 +141,7 @@ def format_value(value: float, unit: Unit) -> str:
         case Unit.OPERATIONS_PER_SECOND:
             return f"{_thousands(value)}/s"
         case Unit.COUNT:
-            return _thousands(value)
+            return f"{value:,.0f}" if value == round(value) else _thousands(value)
         case Unit.RATIO:
             return f"{_significant(value)}×"
         case Unit.SHARE:

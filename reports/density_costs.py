@@ -116,7 +116,8 @@ def _chart(parts: list[tuple[str, float]], place: int, identifier: str) -> Chart
         rows.append({"p": name, "s": start, "e": end, "v": format_size(size)})
         start = end
     names = [name for name, _ in parts]
-    strengths = alt.Scale(domain=names, range=[_STRENGTHS[name] for name in names])
+    # Said, because for an opacity the usual one spreads the names evenly between two ends.
+    strengths = alt.Scale(type="ordinal", domain=names, range=[_STRENGTHS[name] for name in names])
     x = alt.X("s:Q", title=scale.unit, axis=alt.Axis(tickCount=6, grid=True), scale=alt.Scale(nice=True, zero=True))
     tooltip = [alt.Tooltip("p:N", title="part"), alt.Tooltip("v:N", title="memory")]
     bars = named("parts").mark_bar(height=22, color=accent(place), aria=False)

@@ -125,7 +125,7 @@ def test_identifiers_are_unique_and_the_same_again(analysis):
         (134217728.0, 1.0e8, 1.7e8, Unit.BYTE, "130 MiB"),
         (250.0, 200.0, 300.0, Unit.SECOND, "4 min 10 s"),
         (0.0, 0.0, 0.0, Unit.COUNT, "0"),
-        (5.0, None, None, Unit.COUNT, "5.00"),
+        (5.0, None, None, Unit.COUNT, "5"),
     ],
 )
 def test_digits_that_the_interval_does_not_support_are_not_shown(value, low, high, unit, text):
