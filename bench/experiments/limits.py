@@ -121,6 +121,7 @@ def _record_reached(run: InstanceRun, instance: Instance) -> None:
 
 def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
     """What the host gets back of memory that a process inside has freed."""
+    run.execute(instance, probes.warm_command(), "warm")
     before = _charge(instance)
     if before is None:
         return
