@@ -17,6 +17,8 @@ import msgspec
 
 _TAIL_LINES = 40
 _READ_BYTES = 65536
+_REAP_INTERVAL_S = 0.01
+"""How often an ended QEMU that is another's child is looked at: nobody tells when it becomes ours."""
 _CREDENTIALS = struct.Struct("3i")
 """``struct ucred``: pid, uid, gid."""
 
@@ -128,13 +130,22 @@ class Watch:
         return self._pidfd
 
     def on_gone(self, at_s: float) -> None:
-        """QEMU ended. It is our child if libvirt started it while we adopted orphans, and would stay a zombie."""
-        with contextlib.suppress(ChildProcessError):
-            if self.pid is not None:
-                os.waitpid(self.pid, os.WNOHANG)
+        """QEMU ended."""
         with self._changed:
             self.gone, self.gone_s = True, at_s
             self._fail("QEMU ended")
+
+    def reap(self) -> bool:
+        """Let go of the ended QEMU, which libvirt waits for; False while another has it, who may leave it to us.
+
+        It is our child if libvirt started it while we adopted orphans, and until its starter's end the starter's.
+        """
+        assert self.pid is not None
+        try:
+            os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return not Path(f"/proc/{self.pid}").exists()
+        return True
 
     def on_console(self, data: bytes, at_s: float) -> None:
         """The guest wrote to its console."""
@@ -263,6 +274,7 @@ class _Loop:
         self._console = console
         self._command = command
         self._closing = contextlib.ExitStack()
+        self._is_reaped = True
         self._selector = selectors.DefaultSelector()
         self._selector.register(born, selectors.EVENT_READ, self._read_born)
         self._selector.register(console, selectors.EVENT_READ, self._accept_console)
@@ -273,7 +285,8 @@ class _Loop:
         """Serve until told to stop."""
         with self._selector, self._closing:
             while True:
-                events = self._selector.select()
+                events = self._selector.select(None if self._is_reaped else _REAP_INTERVAL_S)
+                self._is_reaped = self._is_reaped or self._watch.reap()
                 now = time.monotonic()
                 for key, _ in events:
                     if key.data is None:
@@ -291,6 +304,7 @@ class _Loop:
 
     def _end(self, pidfd: int, now: float) -> None:
         self._selector.unregister(pidfd)
+        self._is_reaped = self._watch.reap()
         self._watch.on_gone(now)
 
     def _accept_console(self, now: float) -> None:

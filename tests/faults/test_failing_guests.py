@@ -27,6 +27,9 @@ def find_guest(folder: Path) -> tuple[int, str] | None:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             line = (process / "cmdline").read_bytes()
+            # Not the wrapper that becomes QEMU, with the same command line: until then nobody was told of it.
+            if not (process / "exe").readlink().name.startswith("qemu-system"):
+                continue
             if str(folder).encode() in line and (match := re.search(rb"guest=(tare-[^,]+)", line)):
                 return int(process.name), match[1].decode()
     return None
