@@ -18,6 +18,7 @@ from bench.units import Unit
 from reports.analysis import Backend, CellResult, Row
 from reports.foreign import one_line
 from reports.svg import compact_svg
+from reports.wording import says_nothing
 
 if TYPE_CHECKING:
     import altair as alt
@@ -202,12 +203,18 @@ def _distribution_data(row: Row, labels: list[str], divisors: list[float]) -> di
             {"b": label, "v": value, "o": _jitter(place, _LANE_INSTANCE), "n": name}
             for place, (name, value) in enumerate(instances)
         )
-        found, lane = cell.estimate, {"b": label, "o": _LANE_INTERVAL}
-        data["centres"].append({**lane, "v": rounded(found.centre / divisor)})
-        if found.low is not None and found.high is not None:
-            low, high = rounded(found.low / divisor), rounded(found.high / divisor)
+        lane = {"b": label, "o": _LANE_INTERVAL}
+        data["centres"].append({**lane, "v": rounded(cell.estimate.centre / divisor)})
+        if ends := _shown_ends(cell):
+            low, high = (rounded(end / divisor) for end in ends)
             data["intervals"].append({**lane, "v": low, "h": high})
     return data
+
+
+def _shown_ends(cell: CellResult) -> tuple[float, float] | None:
+    """Both ends of a cell's interval, unless it is so wide that nothing else could be seen beside it."""
+    low, high = cell.estimate.low, cell.estimate.high
+    return None if low is None or high is None or says_nothing(low, high) else (low, high)
 
 
 def named(dataset: str) -> "alt.Chart":
@@ -234,7 +241,7 @@ def _log_axis(row: Row, scale: Scale) -> "alt.X":
     """A log axis that is named at powers of ten, and between them only where there are few."""
     import altair as alt
 
-    ends = [value for cell in row.cells for value in (cell.estimate.low, cell.estimate.high) if value]
+    ends = [value for cell in row.cells for value in _shown_ends(cell) or () if value]
     for cell in row.cells:
         ends += [float(cell.points.iterations.min()), float(cell.points.iterations.max())]
     low, high = min(ends) / scale.factor / 1.3, max(ends) / scale.factor * 1.3

@@ -11,6 +11,8 @@ from reports.foreign import one_line
 
 _WIDE = 0.1
 """An interval this wide, relative to its centre, supports two digits."""
+_NOTHING = 10_000.0
+_TOO_WIDE = "too wide to state"
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
 _COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO, Unit.SHARE)
 _MARKS = {"faster": "↑", "slower": "↓", "more": "↑", "less": "↓", "better": "↑", "worse": "↓", "equivalent": "="}
@@ -39,6 +41,8 @@ def format_range(low: float | None, high: float | None) -> str:
     """An interval of ratios: ``8.69–8.98×``; a dash where there is none."""
     if low is None or high is None:
         return "–"
+    if says_nothing(low, high):
+        return _TOO_WIDE
     return f"{format_ratio(low).removesuffix('×')}–{format_ratio(high)}"
 
 
@@ -46,7 +50,14 @@ def format_value_range(low: float | None, high: float | None, unit: Unit) -> str
     """An interval of values, each with its unit; empty where there is none."""
     if low is None or high is None:
         return ""
+    if says_nothing(low, high):
+        return _TOO_WIDE
     return f"{format_value(low, unit)} – {format_value(high, unit)}"
+
+
+def says_nothing(low: float, high: float) -> bool:
+    """Whether an interval is so wide that its ends are of no use to anybody, as those of two blocks may be."""
+    return low > 0 and high > low * _NOTHING
 
 
 def percent(margin: float) -> str:

@@ -23,6 +23,8 @@ from bench.stats.medians import Floats, Integers
 
 LEVEL = 0.95
 MANY_BLOCKS = 16
+ALIKE_BLOCKS = 4
+"""So many blocks with one and the same reading say that it is steady; fewer, that the tool's steps are coarse."""
 TRIMMED = 0.2
 RESAMPLES = 4000
 _CHUNK = 4_000_000
@@ -31,7 +33,7 @@ _CHUNK = 4_000_000
 class Interval(msgspec.Struct, frozen=True):
     """A centre with its interval, and the two-sided p-value of the centre being 0.
 
-    ``low``, ``high`` and ``p_value`` are None where one value alone does not allow them.
+    ``low``, ``high`` and ``p_value`` are None where one value alone, or a few that are alike, do not allow them.
     """
 
     centre: float
@@ -96,6 +98,8 @@ def _student(values: Floats, level: float) -> Interval:
     n = len(values)
     centre = float(values.mean())
     error = float(values.std(ddof=1)) / math.sqrt(n)
+    if error == 0 and n < ALIKE_BLOCKS:
+        return Interval(centre, None, None, None, f"{n} blocks with the same reading: no interval")
     half = float(stdtrit(n - 1, (1 + level) / 2)) * error
     p = _p_of_ratio(centre, error, lambda t: 2 * float(stdtr(n - 1, -t)))
     return Interval(centre, centre - half, centre + half, p, f"t over {n} blocks")

@@ -81,7 +81,7 @@ def compare(
         method=found.method,
         margin=margin,
         level=level,
-        note="" if found.low is not None else "one block: no interval",
+        note="" if found.low is not None else found.method,
         p_value=found.p_value,
         q_value=found.p_value,
         verdict_adjusted=verdict,

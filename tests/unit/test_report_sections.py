@@ -14,7 +14,7 @@ from reports.analysis import analyse
 from reports.cell_views import operations_beyond
 from reports.charts import Chart
 from reports.sections import section_of, section_views
-from reports.wording import format_estimate
+from reports.wording import format_estimate, format_range, format_value_range
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:2], iterations=3, blocks=3)
@@ -130,3 +130,10 @@ def test_identifiers_are_unique_and_the_same_again(analysis):
 )
 def test_digits_that_the_interval_does_not_support_are_not_shown(value, low, high, unit, text):
     assert format_estimate(value, low, high, unit) == text
+
+
+def test_an_interval_that_says_nothing_is_not_spelled_out():
+    assert format_range(1e-7, 2e8) == "too wide to state"
+    assert format_value_range(1e-3, 1e5, Unit.SECOND) == "too wide to state"
+    assert format_range(0.5, 2.0) == "0.500–2.00×"
+    assert format_value_range(0.0, 5.0, Unit.SECOND) == "0 s – 5.00 s"
