@@ -4,8 +4,10 @@ from collections import Counter
 
 import msgspec
 
+from bench.capacity.ramps import cost_of, find_density
 from bench.model import RunStatus
 from bench.stats import Standing, Verdict
+from bench.units import format_size
 from reports.analysis import Analysis, Backend, CellResult, Row, Subject
 from reports.foreign import one_line
 from reports.wording import as_large, format_estimate, format_range, format_ratio_estimate, is_cost, percent, plural
@@ -19,6 +21,14 @@ _EMULATED = "accel-tcg"
 _WEIGHTY = ("accel", _HOST_VIRTUAL, "other-kernel")
 """Beginnings of the codes of confounds that belong on the first screen."""
 
+
+_WITHOUT_WORKLOADS = {
+    "boot": "start and stop",
+    "density": "density",
+    "limits": "limits",
+    "interference": "interference",
+}
+"""What is told of an experiment that is about instances rather than workloads."""
 
 _Compared = tuple[Subject, Row, CellResult]
 
@@ -39,13 +49,19 @@ def question(analysis: Analysis) -> str:
         for backend in analysis.backends
         if not backend.is_baseline and (backend.name in measured or not measured)
     ]
-    subjects = [subject.title for subject in analysis.subjects]
-    kinds = list(dict.fromkeys(title for title in subjects if title != "boot"))
-    work = plural(len(kinds), "workload") if kinds else ""
-    what = " and ".join(part for part in ("start and stop" if "boot" in subjects else "", work) if part)
+    what = _listed(_what_was_measured(analysis)) or "nothing was measured"
     if analysis.baseline is None:
-        return f"{_listed(others) or 'Nothing'}, measured side by side: {what or 'nothing was measured'}."
-    return f"{_listed(others) or 'Nothing'} against {analysis.baseline.label}: {what or 'nothing was measured'}."
+        beside = ", measured side by side" if len(others) > 1 else ""
+        return f"{_listed(others) or 'Nothing'}{beside}: {what}."
+    return f"{_listed(others) or 'Nothing'} against {analysis.baseline.label}: {what}."
+
+
+def _what_was_measured(analysis: Analysis) -> list[str]:
+    """The experiments by their names; of those that measure workloads, how many."""
+    experiments = dict.fromkeys(subject.experiment for subject in analysis.subjects)
+    titles = {subject.title for subject in analysis.subjects if subject.experiment not in _WITHOUT_WORKLOADS}
+    named = [words for name, words in _WITHOUT_WORKLOADS.items() if name in experiments]
+    return [*named, plural(len(titles), "workload")] if titles else named
 
 
 def suite_title(analysis: Analysis) -> str:
@@ -89,7 +105,8 @@ def findings(analysis: Analysis, *, limit: int = 3) -> list[str]:
         return ["Nothing was measured in this run."]
     if analysis.baseline is None:
         missing = f"{one_line(analysis.manifest.baseline)} was not measured in this run, so no ratio can be given."
-        return [sentence for sentence in (missing, _start_finding(analysis)) if sentence]
+        told = _density_findings(analysis) or [missing]
+        return [sentence for sentence in (*told, _start_finding(analysis)) if sentence][:limit]
     start = _start_finding(analysis)
     others = [backend for backend in analysis.backends if not backend.is_baseline]
     work = [sentence for backend in others if (sentence := _work_finding(analysis, backend))]
@@ -107,6 +124,25 @@ def _start_finding(analysis: Analysis) -> str | None:
             if subject.experiment == "boot" and row.metric.name == "boot.total":
                 return _value_finding(row, "Ready to execute after")
     return None
+
+
+def _density_findings(analysis: Analysis) -> list[str]:
+    """A sentence for each ramp: how many there were, what one took, and why there were no more."""
+    labels = {backend.name: backend.label for backend in analysis.backends}
+    found = []
+    for cell in find_density(analysis.run.samples, analysis.run.events):
+        if not cell.population or cell.backend not in labels:
+            continue
+        memory = cost_of(cell).memory
+        doing = f"each with {one_line(cell.workload)}" if cell.workload else "idle"
+        sentence = f"{labels[cell.backend]}: {plural(cell.population, 'instance')} alive at once, {doing}"
+        if memory is not None:
+            sentence += f"; one more took {format_size(memory.per_instance)} of the host's memory"
+            if memory.low is not None and memory.high is not None:
+                sentence += f" ({format_size(memory.low)} to {format_size(memory.high)} by the line through this ramp)"
+        why = f". It ended: {one_line(cell.endings[0].message).rstrip('.')}" if cell.endings else ""
+        found.append(f"{sentence}{why}.")
+    return found
 
 
 def _cost_finding(analysis: Analysis) -> str | None:

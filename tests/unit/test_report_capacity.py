@@ -1,5 +1,7 @@
 """The capacity in a report: the figures of the plan, curves with fit and band, and nothing where there is no ramp."""
 
+import re
+
 import pytest
 
 from bench.capacity.plan import plan_host
@@ -9,6 +11,7 @@ from reports import capacity
 from reports.analysis import analyse
 from reports.capacity import capacity_view
 from reports.capacity_charts import Curve, curve_chart
+from reports.findings import findings, question
 from tests.synthetic import write_run
 from tests.unit.test_plan_capacity import COUNT, GIB, only, write_density
 
@@ -55,6 +58,17 @@ def test_a_loaded_ramp_has_its_throughput_with_the_law_through_it(tmp_path, draw
     assert what == "sysbench-cpu"
     assert "Universal Scalability Law" in curves[-1].sentence
     assert "largest throughput with 30.8" in curves[-1].sentence
+
+
+def test_the_first_screen_says_how_many_there_were_and_what_one_took(tmp_path):
+    analysis = analyse(load_run(write_density(tmp_path / "run")))
+    assert analysis.baseline is None
+    assert question(analysis).endswith(": density.")
+    (sentence,) = findings(analysis)
+    assert re.search(
+        rf"{COUNT} instances alive at once, idle; one more took (9\d|10\d) MiB of the host's memory", sentence
+    )
+    assert "by the line through this ramp" in sentence
 
 
 def test_a_run_without_a_ramp_has_no_capacity(tmp_path):
