@@ -50,6 +50,8 @@ stat -f -c %T /sys/fs/cgroup
 python3 -c 'import platform; print(platform.release())'
 """
 RUN = """\
+mkdir /sys/fs/cgroup/leaf
+echo 0 >/sys/fs/cgroup/leaf/cgroup.procs
 cd /scratch/tare
 export PYTHONPATH=/scratch/tare/site
 run() { python3 -m pytest -p no:cacheprovider -q -rsfE --basetemp=/scratch/tmp "$@"; }

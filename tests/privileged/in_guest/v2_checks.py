@@ -27,7 +27,7 @@ USER = 54321
 
 
 LEAF = find_layout().unified
-"""Where the guest has started us: a group with our shell and us in it, and no groups below."""
+"""Where the test outside has put us: a group with our shell and us in it, and no groups below."""
 PLACES = {"leaf": LEAF, "root": TOP}
 
 
