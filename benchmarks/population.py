@@ -3,8 +3,8 @@
 As many at a time as the backend can start, as a ramp does with a batch; the floor starts one after another.
 
 Ours take turns with those of floor.c, a C program doing the same steps whose containers hold nothing but what the
-kernel needs for them. Memory is what MemAvailable lost by all of them together, once it no longer changes. The
-rate depends on the machine, so the floor's own is told beside it.
+kernel needs for them. Memory is what MemAvailable and the free memory that the kernel holds ready lost by all of them
+together, once it no longer changes. The rate depends on the machine, so the floor's own is told beside it.
 
     python benchmarks/population.py [--instances 1000] [--rootfs DIR] [--json]
 
@@ -30,6 +30,7 @@ from backends.cgroups.layout import find_layout
 from backends.native.backend import Native
 from backends.native.options import NativeOptions
 from bench.errors import ExitCode, MissingToolError, TareError
+from bench.experiments.density_meters import read_memory
 from bench.interfaces import BackendContext, Instance
 from bench.ledger import Ledger, ResourceKind, clean
 from bench.model import Envelope, Image, InstanceSpec, Phase
@@ -188,7 +189,7 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int, s
 
 
 def wait_settled(deadline_s: float) -> float:
-    """MemAvailable in bytes once it has changed little for 8 s; there is no event for that, so it is looked at.
+    """Bytes available once it has changed little for 8 s; there is no event for that, so it is looked at.
 
     The kernel gives the memory of network namespaces back 6 to 15 s after the last process, not at once.
     """
@@ -204,9 +205,9 @@ def wait_settled(deadline_s: float) -> float:
 
 
 def available_bytes() -> float:
-    """MemAvailable."""
-    text = Path("/proc/meminfo").read_text()
-    return float(text.partition("MemAvailable:")[2].split()[0]) * 1024
+    """MemAvailable, and the free memory that it leaves out (decision 0119)."""
+    memory = read_memory()
+    return float(memory.available + memory.reserve)
 
 
 def mount_lines(folder: Path) -> list[str]:
