@@ -177,14 +177,16 @@ class Watch:
         An agent that finds nobody there sleeps for 100 ms (qemu-ga 7.2, ``channel_event_cb``). QEMU has one at a time
         there, and libvirt wait for its turn.
         """
-        place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            place.connect(str(self.agent_socket))
-        except OSError:  # QEMU ends, which is told elsewhere
-            place.close()
-            return
-        with self._changed:
-            self._place = place
+        with self._changed:  # or libvirt might come between, and wait for ever for a place that nobody leaves
+            if self.agent_connected:
+                return
+            place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                place.connect(str(self.agent_socket))
+            except OSError:  # QEMU ends, which is told elsewhere
+                place.close()
+            else:
+                self._place = place
 
     def on_agent(self) -> None:
         """The guest agent opened its port, and libvirt is there. Called by libvirt's event loop."""
