@@ -4,7 +4,8 @@ As many at a time as the backend can start, as a ramp does with a batch; the flo
 
 Ours take turns with those of floor.c, a C program doing the same steps whose containers hold nothing but what the
 kernel needs for them. Memory is what MemAvailable and the free memory that the kernel holds ready lost by all of them
-together, once it no longer changes. The rate depends on the machine, so the floor's own is told beside it.
+together, once it no longer changes; `available_ratio_to_floor` is by MemAvailable alone. The rate depends on the
+machine, so the floor's own is told beside it.
 
     python benchmarks/population.py [--instances 1000] [--rootfs DIR] [--json]
 
@@ -30,7 +31,7 @@ from backends.cgroups.layout import find_layout
 from backends.native.backend import Native
 from backends.native.options import NativeOptions
 from bench.errors import ExitCode, MissingToolError, TareError
-from bench.experiments.density_meters import read_memory
+from bench.experiments.density_meters import HostMemory, read_memory
 from bench.interfaces import BackendContext, Instance
 from bench.ledger import Ledger, ResourceKind, clean
 from bench.model import Envelope, Image, InstanceSpec, Phase
@@ -53,6 +54,7 @@ class Result(TypedDict):
     memory_bytes_each: float
     floor_memory_bytes_each: float
     memory_ratio_to_floor: float
+    available_ratio_to_floor: float
     stop_s: float
     left_behind: int
     left: list[str]
@@ -64,6 +66,7 @@ class Population(TypedDict):
     rate_per_s: float
     growth: float
     memory_bytes: float
+    available_bytes: float
     stop_s: float
     left: list[str]
 
@@ -112,6 +115,7 @@ def measure(rootfs: Path, count: int, rounds: int, settle_s: float) -> Result:
     cpu = max(os.sched_getaffinity(0))
     layout = find_layout()
     floors: list[float] = []
+    floors_available: list[float] = []
     rates: list[float] = []
     ours: list[Population] = []
     with contextlib.ExitStack() as stack:
@@ -126,7 +130,9 @@ def measure(rootfs: Path, count: int, rounds: int, settle_s: float) -> Result:
             for _ in range(count):
                 floor("keep")
             rates.append(count / (time.monotonic() - began))
-            floors.append((before - wait_settled(settle_s)) / count)
+            after = wait_settled(settle_s)
+            floors.append((ready(before) - ready(after)) / count)
+            floors_available.append((before.available - after.available) / count)
             floor("end")
             wait_settled(settle_s)
             ours.append(populate(ledger, folder, rootfs, cpu, count, settle_s))
@@ -143,6 +149,8 @@ def measure(rootfs: Path, count: int, rounds: int, settle_s: float) -> Result:
         "memory_bytes_each": memory,
         "floor_memory_bytes_each": statistics.median(floors),
         "memory_ratio_to_floor": memory / statistics.median(floors),
+        "available_ratio_to_floor": statistics.median(one["available_bytes"] for one in ours)
+        / statistics.median(floors_available),
         "stop_s": statistics.median(one["stop_s"] for one in ours),
         "left_behind": len(left),
         "left": left,
@@ -169,7 +177,9 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int, s
             with ThreadPoolExecutor(backend.concurrent_starts) as threads:
                 alive = list(threads.map(lambda spec: stack.enter_context(backend.start(spec)), specs))
             took = time.monotonic() - began
-            memory = (before - wait_settled(settle_s)) / count
+            after = wait_settled(settle_s)
+            memory = (ready(before) - ready(after)) / count
+            available = (before.available - after.available) / count
             theirs = set(namespaces_of(alive))
             stopping = time.monotonic()
             for instance in alive:
@@ -185,28 +195,34 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int, s
     latencies = [instance.timeline.between(Phase.REQUESTED, Phase.READY) or 0.0 for instance in alive]
     part = max(1, min(100, count // 4))
     growth = statistics.median(latencies[-part:]) / statistics.median(latencies[:part])
-    return {"rate_per_s": count / took, "growth": growth, "memory_bytes": memory, "stop_s": stopped, "left": left}
+    return {
+        "rate_per_s": count / took,
+        "growth": growth,
+        "memory_bytes": memory,
+        "available_bytes": available,
+        "stop_s": stopped,
+        "left": left,
+    }
 
 
-def wait_settled(deadline_s: float) -> float:
-    """Bytes available once it has changed little for 8 s; there is no event for that, so it is looked at.
+def wait_settled(deadline_s: float) -> HostMemory:
+    """The host's memory once it has changed little for 8 s; there is no event for that, so it is looked at.
 
     The kernel gives the memory of network namespaces back 6 to 15 s after the last process, not at once.
     """
     deadline = time.monotonic() + deadline_s
-    readings = [available_bytes()]
+    readings = [read_memory()]
     while time.monotonic() < deadline:
         time.sleep(1.0)
-        readings.append(available_bytes())
-        last = readings[-SETTLED_READINGS:]
+        readings.append(read_memory())
+        last = [ready(reading) for reading in readings[-SETTLED_READINGS:]]
         if len(last) == SETTLED_READINGS and max(last) - min(last) < SETTLED_BYTES:
             break
     return readings[-1]
 
 
-def available_bytes() -> float:
+def ready(memory: HostMemory) -> float:
     """MemAvailable, and the free memory that it leaves out (decision 0119)."""
-    memory = read_memory()
     return float(memory.available + memory.reserve)
 
 
