@@ -58,7 +58,7 @@ def install_tare(session: nox.Session, *groups: str) -> None:
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """From a checkout to a report: packages, environment, image, run, report.html."""
-    install_host_packages(session, {"image", "vm", "native", "build"})
+    install_host_packages(session, {"image", "vm", "native", "small", "build"})
     if os.geteuid() != 0:
         session.error("tare needs root to make namespaces, cgroups and an image: run the same command as root")
     install_tare(session)
@@ -68,7 +68,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Everything: style, types, boundaries, and the whole test suite. As root, guests and browser included."""
-    install_host_packages(session, {"image", "vm", "native", "build", "benchmarks", "tests"})
+    install_host_packages(session, {"image", "vm", "native", "small", "build", "benchmarks", "tests"})
     install_tare(session, "lint", "types", "boundaries", "test")
     check_style(session)
     session.run("mypy")

@@ -1,8 +1,9 @@
 /* What the first process of an instance becomes once it is idle: init.py, which has set the instance up, executes this.
  *
  * It does what init.py does where no C compiler is at hand: it runs commands for the harness, one at a time, tells how
- * they ended, forwards signals to the one that runs, and reaps orphans. It is here for its size alone: of a process forked from the zygote's Python more than
- * a megabyte stays copied for as long as the instance lives, of this one less than a tenth of that.
+ * they ended, forwards signals to the one that runs, and reaps orphans. It is here for its size alone: of a process
+ * forked from the zygote's Python more than a megabyte stays copied for as long as the instance lives, of this one a
+ * few pages.
  *
  * Usage: init CHANNEL, a connected stream socket. Messages are those of wire.py: a length, then fields with a length
  * each, all 32 bits in the machine's order; descriptors ride on the first byte.
@@ -116,7 +117,9 @@ static void send_message(int descriptor, int count, const struct field *fields)
 		message.msg_control = control;
 		message.msg_controllen = sizeof control;
 		struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
-		*rights = (struct cmsghdr){ CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS };
+		rights->cmsg_len = CMSG_LEN(sizeof(int)); /* by name: C libraries order them differently */
+		rights->cmsg_level = SOL_SOCKET;
+		rights->cmsg_type = SCM_RIGHTS;
 		memcpy(CMSG_DATA(rights), &descriptor, sizeof(int));
 	}
 	/* Small enough for any socket's buffer, which is empty: each message answers one. */

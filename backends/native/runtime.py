@@ -22,7 +22,7 @@ from backends.native.instance import ProcessInstance
 from backends.native.launcher import Zygote, start_zygote
 from backends.native.places import make_folders, make_plan, make_shared_folders
 from backends.native.plan import Settings
-from backends.native.resident import start_resident
+from backends.native.resident import Resident, start_resident
 from backends.native.rest import Rest
 from backends.native.unprivileged import CGROUP_REMEDY, PRIVILEGED, Way, confounds_of, is_privileged, probe_switches
 from backends.native.zygotes import Zygotes
@@ -75,7 +75,7 @@ class HostKernelBackend(Backend):
         self._stack = contextlib.ExitStack()
         self._network: BridgeNetwork | None = None
         self._way = PRIVILEGED
-        self._resident: tuple[int, Rest] | None = None
+        self._resident: tuple[Resident, Rest] | None = None
 
     def _find_way(self) -> Way:
         """How this user makes instances. Raises TareError."""
@@ -123,9 +123,9 @@ class HostKernelBackend(Backend):
         self._prepared = _Prepared(image, folder, settings, missing, layout, find_block_device(folder))
         try:
             make_shared_folders(folder, settings)
-            program = self._stack.enter_context(start_resident(self.context.cache_directory))
-            if program is not None and not settings.system:
-                self._resident = program, self._stack.enter_context(contextlib.closing(Rest()))
+            resident = self._stack.enter_context(start_resident(self.context.cache_directory))
+            if resident is not None and not settings.system:
+                self._resident = resident, self._stack.enter_context(contextlib.closing(Rest()))
             self._network = self._stack.enter_context(self._start_network())
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
@@ -135,7 +135,7 @@ class HostKernelBackend(Backend):
             raise
         own = self._describe(layout)
         controllers = ",".join(sorted(layout.granted()))
-        init = "python" if self._resident is None else "python, c when idle"
+        init = "python" if self._resident is None else f"python, c ({self._resident[0].library}) when idle"
         facts = {"init": init, "cgroups": layout.version.value, "controllers": controllers, **own.facts}
         unprivileged = confounds_of(self._way, image.rootfs, self.name)
         return BackendDescription(own.label, facts, (*own.confounds, *unprivileged, *unaccounted))
@@ -248,7 +248,7 @@ class HostKernelBackend(Backend):
             self._prepared.settings,
             self.context.housekeeping_cpus,
             self._way.prefix,
-            None if self._resident is None else (self._resident[0], self._resident[1].fileno()),
+            None if self._resident is None else (self._resident[0].descriptor, self._resident[1].fileno()),
         )
         with contextlib.ExitStack() as stack:
             with self._zygote_place():

@@ -1,4 +1,4 @@
-"""Both programs that serve as an instance's first process: init.c, and Python where no compiler is at hand."""
+"""What serves as an instance's first process: init.c with each C library, and Python where no compiler is at hand."""
 
 import os
 import re
@@ -24,17 +24,19 @@ FIND_OR_COMPILE = resident._find_or_compile
 NAMESPACES = ("mnt", "pid", "net", "uts", "ipc", "cgroup", "user", "time")
 
 
-@pytest.fixture(scope="module", params=["c", "python"])
+@pytest.fixture(scope="module", params=["musl", "glibc", "python"])
 def instance(request, image, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "python":
             patch.setattr(resident, "_find_or_compile", no_compiler)
+        elif request.param == "glibc":
+            patch.setattr(resident, "_COMPILERS", {"musl": "no-such-compiler", "glibc": "gcc"})
         with Ledger(folder / "ledger") as ledger, start_backend("native", image, folder / "work", ledger) as backend:
             facts = backend.prepare(image, ENVELOPE).facts
-            assert facts["init"] == ("python" if request.param == "python" else "python, c when idle")
+            assert facts["init"] == ("python" if request.param == "python" else f"python, c ({request.param}) when idle")
             with backend.start(spec("init", image)) as started:
-                if request.param == "c":
+                if request.param != "python":
                     started.footprint()  # of an idle instance
                     assert name_of(started) == resident.RESIDENT_NAME
                 yield started
@@ -141,9 +143,9 @@ def test_the_program_of_init_cannot_be_changed_from_inside(instance):
 
 def test_what_is_compiled_is_kept_and_whole(tmp_path):
     cache = tmp_path / "new" / "cache"
-    program = FIND_OR_COMPILE(cache)
+    library, program = FIND_OR_COMPILE(cache)
     (kept,) = cache.iterdir()
-    assert kept.read_bytes() == program
+    assert (library, kept.read_bytes()) == ("musl", program)
     assert program.startswith(b"\x7fELF")
     kept.write_bytes(b"kept")
-    assert FIND_OR_COMPILE(cache) == b"kept"
+    assert FIND_OR_COMPILE(cache) == ("musl", b"kept")
