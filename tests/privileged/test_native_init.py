@@ -34,9 +34,10 @@ def instance(request, image, tmp_path_factory):
             patch.setattr(resident, "_COMPILERS", {"musl": "no-such-compiler", "glibc": "gcc"})
         with Ledger(folder / "ledger") as ledger, start_backend("native", image, folder / "work", ledger) as backend:
             facts = backend.prepare(image, ENVELOPE).facts
-            assert facts["init"] == ("python" if request.param == "python" else f"python, c ({request.param}) when idle")
+            smaller = request.param != "python"
+            assert facts["init"] == (f"python, c ({request.param}) when idle" if smaller else "python")
             with backend.start(spec("init", image)) as started:
-                if request.param != "python":
+                if smaller:
                     started.footprint()  # of an idle instance
                     assert name_of(started) == resident.RESIDENT_NAME
                 yield started
