@@ -24,6 +24,8 @@ class Unit(StrEnum):
     RATIO = "ratio"
     SHARE = "share"
     """A part of a whole, from 0 to 1, shown in per cent."""
+    CPU = "CPUs"
+    """CPUs kept busy: seconds of CPU time in a second."""
 
 
 _SIZE = re.compile(r"(?P<number>\d{1,30}(?:\.\d{1,30})?)\s*(?P<prefix>[KMGT]i)?B?", re.ASCII)
@@ -86,6 +88,7 @@ def _scales() -> Iterator[tuple[str, Scale]]:
     yield "1", Scale(Unit.COUNT)
     yield "ratio", Scale(Unit.RATIO)
     yield "%", Scale(Unit.SHARE, -2)
+    yield "CPUs", Scale(Unit.CPU)
 
 
 SCALES = dict(_scales())
@@ -147,6 +150,8 @@ def format_value(value: float, unit: Unit) -> str:
         case Unit.SHARE:
             percent = value * 100
             return f"{_significant(percent)} %" if math.isfinite(percent) else "–"
+        case Unit.CPU:
+            return f"{_significant(value)} CPUs"
 
 
 def _significant(value: float) -> str:

@@ -80,6 +80,8 @@ def display_scale(unit: Unit, typical: float) -> Scale:
             steps = ((1e6, "million per second"), (1e3, "thousand per second"), (1.0, "per second"))
         case Unit.SHARE:
             steps = ((0.01, "%"),)
+        case Unit.CPU:
+            steps = ((1.0, "CPUs"), (1e-3, "thousandths of a CPU"))
         case _:
             steps = ((1.0, "ratio" if unit is Unit.RATIO else "count"),)
     size = abs(typical)

@@ -30,6 +30,7 @@ _UNITS = {
     Unit.COUNT: "",
     Unit.RATIO: "ratio",
     Unit.SHARE: "ratio",
+    Unit.CPU: "cpus",
 }
 _OWN = ("tare_run", "tare_failed_instances", "tare_claim", "tare_comparison", "tare_verdict")
 _RESERVED = ("_total", "_created", "_count", "_sum", "_bucket", "_info", "_gcount", "_gsum")

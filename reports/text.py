@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FILE_WIDTH = 120
 MOST_FLAGS = 8
+UNCORRECTED = "†"
+NARROW = 14
+"""Columns of a narrow terminal: wide enough for an interval and a verdict, not for every note."""
 _STYLES = {Verdict.FASTER: "bold cyan", Verdict.SLOWER: "bold red", Verdict.EQUIVALENT: "", Verdict.INCONCLUSIVE: "dim"}
 
 
@@ -115,14 +118,44 @@ def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
         yield Text.assemble((subject.title, "bold"), f"  {subject.params_line}" if subject.params else "")
         if path := path_sentence(subject, analysis.manifest, analysis.backends):
             yield Text(path, style="dim")
+        yield _Lines(names, widths, lines)
+        yield Text()
+    if any(UNCORRECTED in line[-1].plain for _, lines in subjects for line in lines):
+        yield Text(f"{UNCORRECTED} not after correction for many comparisons", style="dim")
+        yield Text()
+
+
+class _Lines:
+    """A table as wide as those of the others; where the terminal is narrower, with each backend below the metric."""
+
+    def __init__(self, names: tuple[str, ...], widths: list[int], lines: list[list[Text]]) -> None:
+        self._names = names
+        self._widths = widths
+        self._lines = lines
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        """What rich asks for, once it knows the width."""
+        names, widths, lines = self._names, [min(width, 40) for width in self._widths], self._lines
+        if sum(widths) + 2 * len(widths) > options.max_width:
+            backend = names.index("backend")
+            names = (names[0], *names[backend + 1 :])
+            widths = [0, *(min(width, NARROW) for width in widths[backend + 1 :])]
+            lines = [line for given in lines for line in _stack(given, backend)]
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
         for name, width in zip(names, widths, strict=True):
-            justify: JustifyMethod = "left" if name in ("", "backend", "verdict") else "right"
-            table.add_column(name, justify=justify, min_width=min(width, 40), overflow="fold")
+            justify: JustifyMethod = "left" if name in ("", "verdict", "backend") else "right"
+            table.add_column(name, justify=justify, min_width=width, overflow="fold")
         for line in lines:
             table.add_row(*line)
         yield table
-        yield Text()
+
+
+def _stack(line: list[Text], backend: int) -> Iterator[list[Text]]:
+    """The metric, with the baseline's value if there is one, and below it the backend with what was found of it."""
+    if line[0].plain:
+        yield line[:backend]
+    if len(line) > backend:
+        yield [Text.assemble("   ", line[backend]), *line[backend + 1 :]]
 
 
 def _compared(row: "Row") -> list[list[Text]]:
@@ -178,7 +211,7 @@ def _verdict(row: "Row", cell: "CellResult") -> Text:
     word = verdict_word(row.metric, found.verdict)
     text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict])
     if found.verdict is not found.verdict_adjusted:
-        text.append(" (not after correction)", style="dim")
+        text.append(UNCORRECTED, style="dim")
     return text
 
 

@@ -14,7 +14,7 @@ _WIDE = 0.1
 _NOTHING = 10_000.0
 _TOO_WIDE = "too wide to state"
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
-_COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO, Unit.SHARE)
+_COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO, Unit.SHARE, Unit.CPU)
 _MARKS = {"faster": "↑", "slower": "↓", "more": "↑", "less": "↓", "better": "↑", "worse": "↓", "equivalent": "="}
 
 

@@ -59,7 +59,7 @@ DISK_OWNED = lower("density.disk_owned", Unit.BYTE, "Disk blocks that single ins
 DISK_SHARED = lower("density.disk_shared", Unit.BYTE, "Disk blocks of the image, which all instances share: once.")
 IDLE_CPU = lower(
     "density.idle_cpu",
-    Unit.RATIO,
+    Unit.CPU,
     "CPUs that the instances keep busy without being asked anything, from those sampled.",
 )
 KSM = Metric(
@@ -81,7 +81,7 @@ LATENCY = lower(
 LATENCY_WORST = lower("density.latency_p99_worst", Unit.SECOND, "The same of the instance that had the worst.")
 LOADED_CPU = lower(
     "density.loaded_cpu",
-    Unit.RATIO,
+    Unit.CPU,
     "CPUs that all instances together kept busy while each ran the workload's command.",
 )
 DURATION = lower("density.duration", Unit.SECOND, "The workload's command, median over the instances, all loaded.")

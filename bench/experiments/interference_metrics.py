@@ -13,7 +13,7 @@ RATIO_PREFIX = "interference.ratio."
 
 DURATION = lower("duration", Unit.SECOND, "The victim's measured command from start to end.")
 AGGRESSOR_CPU = Metric(
-    "interference.aggressor_cpu", Unit.RATIO, Direction.HIGHER, "CPUs that all aggressors together used meanwhile."
+    "interference.aggressor_cpu", Unit.CPU, Direction.HIGHER, "CPUs that all aggressors together used meanwhile."
 )
 
 

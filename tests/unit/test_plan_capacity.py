@@ -82,9 +82,9 @@ def write_density(
                 if workload:
                     rate = 100 * number / (1 + 0.05 * (number - 1) + 0.001 * number * (number - 1))
                     store.add_sample(sample("throughput", number, rate, Unit.OPERATIONS_PER_SECOND))
-                    store.add_sample(sample("loaded_cpu", number, min(1.0, 0.5 * number), Unit.RATIO))
+                    store.add_sample(sample("loaded_cpu", number, min(1.0, 0.5 * number), Unit.CPU))
                 else:
-                    store.add_sample(sample("idle_cpu", number, 0.02 * number, Unit.RATIO))
+                    store.add_sample(sample("idle_cpu", number, 0.02 * number, Unit.CPU))
         if ending:
             details = {"code": "density-stop", "population": COUNT, "reason": "failure", "message": "no more"}
             details |= {"resource": ending, "remedy": "raise kernel.pid_max", "evidence": ""}

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import io
 import itertools
 import json
 from dataclasses import replace
@@ -11,6 +12,7 @@ import altair as alt
 import pandas as pd
 import pyperf
 import pytest
+from rich.console import Console
 
 from bench.errors import RunDirectoryError, TareError
 from bench.model import RunStatus
@@ -23,7 +25,8 @@ from reports.html import HtmlReporter
 from reports.parquet import ParquetReporter
 from reports.pyperf_json import PyperfReporter
 from reports.summary_json import JsonReporter
-from reports.text import TextReporter
+from reports.text import TextReporter, render_text
+from reports.wording import format_ratio, verdict_word
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=3)
@@ -207,6 +210,19 @@ def test_text_holds_the_same_ratios_and_caveats(runs, name, tmp_path):
         found = next(one for *_, cell, one in analysis.comparisons if cell.backend.name == "vm")
         assert f"{found.ratio:,.0f}×" in text
         assert "vm (tcg)" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_every_ratio_has_its_whole_verdict_on_any_terminal(runs, width):
+    run = load_run(runs["normal"])
+    file = io.StringIO()
+    Console(file=file, width=width).print(render_text(run))
+    lines = file.getvalue().splitlines()
+    for _, row, cell, found in analyse(run).comparisons:
+        if found.low is None:
+            continue
+        ratio, word = format_ratio(found.ratio), verdict_word(row.metric, found.verdict)
+        assert any(ratio in line and word in line for line in lines), (row.metric.name, cell.backend.name)
 
 
 @pytest.mark.parametrize("name", RECIPES)

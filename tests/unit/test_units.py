@@ -157,6 +157,7 @@ def test_durations_for_people(value: float, shown: str) -> None:
         (0.0, Unit.COUNT, "0"),
         (0.01234, Unit.SHARE, "1.23 %"),
         (0.0, Unit.SHARE, "0 %"),
+        (0.02134, Unit.CPU, "0.0213 CPUs"),
         (math.nan, Unit.BYTES_PER_SECOND, "–"),
     ],
 )
