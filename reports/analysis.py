@@ -27,6 +27,7 @@ from reports.cell_tables import CellTable, CellTables, Points, SubjectKey, make_
 from reports.foreign import one_line
 from reports.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
 from reports.sizes import have_same_sizes, without_ratio
+from reports.suite_order import in_suite_order
 
 __all__ = ["HARNESS_METRICS", "Analysis", "Backend", "CellResult", "Points", "Row", "RunNoise", "Subject", "analyse"]
 
@@ -40,7 +41,8 @@ def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
     tables = make_tables(run)
     measured = {name for cells in tables.tables.values() for name in cells}
     baseline = next((one for one in backends if one.is_baseline and one.name in measured), None)
-    estimated = [_estimate_subject(run.manifest, tables, key, backends, margin) for key in _subject_order(tables)]
+    order = in_suite_order(run.manifest.suite, tables.metrics)
+    estimated = [_estimate_subject(run.manifest, tables, key, backends, margin) for key in order]
     subjects = _with_adjusted_verdicts([subject for subject, _ in estimated])
     return Analysis(
         run=run,
@@ -71,10 +73,6 @@ def _backends(run: LoadedRun) -> list[Backend]:
         )
         for index, name in enumerate(names)
     ]
-
-
-def _subject_order(tables: CellTables) -> list[SubjectKey]:
-    return sorted(tables.metrics, key=lambda key: key[0] != "boot")
 
 
 def _estimate_subject(

@@ -1,6 +1,7 @@
 """The first screen in words: what was compared, what has to be kept in mind, what came out."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import msgspec
 
@@ -10,9 +11,18 @@ from bench.stats import Standing, Verdict
 from bench.units import format_size
 from reports.analysis import Analysis, Backend, CellResult, Row, Subject
 from reports.foreign import one_line
-from reports.wording import as_large, format_estimate, format_range, format_ratio_estimate, is_cost, percent, plural
+from reports.wording import (
+    as_large,
+    format_estimate,
+    format_range,
+    format_ratio_estimate,
+    is_cost,
+    percent,
+    plural,
+)
 
 MOST_NAMED = 4
+MOST_WORKLOADS = 8
 FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
 
@@ -204,8 +214,9 @@ def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
     margins = {cell.comparison.margin for _, _, cell in own if cell.comparison is not None}
     within = f"within {percent(margins.pop())}" if len(margins) == 1 else "within their margins"
     sentence = _tally(backend.label, analysis.baseline.label, counts, within)
-    leading = [f"{subject.title} {row.metric.name} {_leading_words(row, cell)}" for subject, row, cell in _leading(own)]
-    return f"{sentence}. By workload: {'; '.join(leading)}."
+    leading = list(_leading_sentences(own))
+    more = f"; and {len(leading) - MOST_WORKLOADS} more below" if len(leading) > MOST_WORKLOADS else ""
+    return f"{sentence}. By workload: {'; '.join(leading[:MOST_WORKLOADS])}{more}."
 
 
 def _tally(label: str, baseline: str, counts: Counter[Verdict], within: str) -> str:
@@ -231,12 +242,27 @@ def _tally(label: str, baseline: str, counts: Counter[Verdict], within: str) -> 
     return f"{label} against {baseline}, in {measures}: {_listed(tally)}"
 
 
-def _leading(own: list[_Compared]) -> list[_Compared]:
-    """The first metric that each workload declares: chosen beforehand, where the largest difference would be luck."""
+def _leading_sentences(own: list[_Compared]) -> Iterator[str]:
+    """The first metric that each workload declares: chosen beforehand, where the largest difference would be luck.
+
+    Of a workload with several parameters, the range of its ratios.
+    """
     first: dict[str, _Compared] = {}
     for entry in own:
         first.setdefault(f"{entry[0].title} {entry[0].params_line}", entry)
-    return list(first.values())
+    by_metric: dict[str, list[_Compared]] = {}
+    for entry in first.values():
+        by_metric.setdefault(f"{entry[0].title} {entry[1].metric.name}", []).append(entry)
+    for name, entries in by_metric.items():
+        _, row, cell = entries[0]
+        if len(entries) == 1:
+            yield f"{name} {_leading_words(row, cell)}"
+            continue
+        each = sorted(
+            (cell.comparison for _, _, cell in entries if cell.comparison), key=lambda found: found.ratio or 0
+        )
+        least, most = (format_ratio_estimate(found) for found in (each[0], each[-1]))
+        yield f"{name} {least} to {most} {as_large(row.metric)}, with {len(entries)} sets of parameters"
 
 
 def _leading_words(row: Row, cell: CellResult) -> str:

@@ -110,6 +110,28 @@ def test_draws_everything_in_silence_without_the_network(browser, files, name, w
         assert all(120 < box_width <= width and length > 500 for box_width, length in boxes)
 
 
+DRAWN = """() => [...document.querySelectorAll("[data-chart]")].every((figure) => {
+  const box = figure.getBoundingClientRect();
+  return box.bottom < 0 || box.top > innerHeight || figure.classList.contains("drawn");
+})"""
+"""Whether every figure in view is drawn."""
+
+
+def test_links_of_the_contents_lead_to_their_headings(browser, files):
+    with Visit(browser, files["normal"]) as visit:
+        for link in visit.page.query_selector_all(".contents a"):
+            link.click()
+            visit.page.wait_for_function(DRAWN)
+            top, end = visit.page.evaluate(
+                """(target) => [
+                  document.querySelector(target).getBoundingClientRect().top,
+                  document.documentElement.scrollHeight - scrollY - innerHeight,
+                ]""",
+                link.get_attribute("href"),
+            )
+            assert abs(top) < 40 or end < 2, link.get_attribute("href")
+
+
 def test_dark_is_another_palette_in_page_and_charts(browser, files):
     seen = {}
     for scheme in ("light", "dark"):

@@ -1,5 +1,6 @@
 """What a report says of a run: verdicts with the known truth, and words for everything that can be missing."""
 
+import re
 from dataclasses import replace
 
 import msgspec
@@ -14,7 +15,7 @@ from reports.findings import caveats, findings, host_virtualization, question
 from reports.foreign import isolated, one_line, readable
 from reports.phases import phase_view
 from reports.wording import figure_sentence, format_range, format_ratio, verdict_mark, verdict_word
-from tests.synthetic import QUICK, TRUE_RATIOS, write_run
+from tests.synthetic import QUICK, SUBJECTS, TRUE_RATIOS, write_run
 
 
 @pytest.fixture
@@ -92,6 +93,21 @@ def test_findings_are_three_sentences_from_verdicts(analysed):
     assert len(found) == 3
     assert "vm (tcg) is slower than bare-metal in all 6 speed measures" in found[1]
     assert found[2].startswith("Ready to execute after")
+
+
+def test_a_workload_with_several_parameters_is_one_item_of_a_finding(analysed):
+    many = tuple(replace(SUBJECTS[0], params={"threads": 1, "max_prime": prime}) for prime in (100, 1000, 10000))
+    analysis = analysed(replace(QUICK, subjects=(*many, SUBJECTS[2])))
+    (told,) = (text for text in findings(analysis) if text.startswith("vm (tcg)"))
+    ratios = [
+        found.ratio
+        for _, row, cell, found in analysis.comparisons
+        if row.metric.name == "events" and cell.backend.name == "vm"
+    ]
+    assert len(ratios) == 3
+    words = re.search(r"sysbench-cpu events ([\d.]+)× to ([\d.]+)× the rate, with 3 sets of parameters; perf", told)
+    assert float(words[1]) == pytest.approx(min(ratios), rel=0.05)
+    assert float(words[2]) == pytest.approx(max(ratios), rel=0.05)
 
 
 def test_a_failed_backend_is_a_result(analysed):
