@@ -70,8 +70,8 @@ def heat_view(analysis: Analysis) -> HeatView | None:
 def _aggressors(analysis: Analysis) -> str:
     """What the aggressors of cells are whose parameters do not tell: those with one kind stated for all."""
     experiments = analysis.manifest.suite.get("experiment", [])
-    kinds = {one["options"].get("aggressor", "cpu") for one in experiments if one.get("kind") == "interference"}
-    return ", ".join(sorted(str(kind) for kind in kinds if not isinstance(kind, list))) or "–"
+    stated = [one["options"].get("aggressor", "cpu") for one in experiments if one.get("kind") == "interference"]
+    return ", ".join(sorted({str(kind) for kind in stated if not isinstance(kind, list)})) or "–"
 
 
 def _victim(subject: Subject) -> str:
