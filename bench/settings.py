@@ -11,6 +11,8 @@ import msgspec
 
 HARNESS_METRICS = ("command.", "host.", "instance.")
 """Beginnings of the names of metrics that the harness adds to each workload's own."""
+RATIO_PREFIX = "interference.ratio."
+"""Beginning of the names of metrics that say how many times worse than alone a victim got."""
 DEFAULT_MARGIN = 0.02
 """Ratios from 1/1.02 to 1.02 make no difference to anybody, unless the suite says otherwise."""
 
@@ -43,11 +45,15 @@ def quantiles_of(given: float | Sequence[float]) -> tuple[float, ...]:
 def leading_metric(experiment: str, measured: Sequence[str]) -> str | None:
     """The one metric by which a cell is known: ``boot.total`` of ``boot``, otherwise the first of its own.
 
+    Of ``interference`` the first ratio: how much worse the victim got.
+
     ``measured`` is in the order in which workload and experiment declare metrics. The choice is made beforehand, where
     the metric with the largest difference would be chosen by luck. None if nothing was measured.
     """
     if experiment == "boot" and "boot.total" in measured:
         return "boot.total"
+    if experiment == "interference" and (ratios := [name for name in measured if name.startswith(RATIO_PREFIX)]):
+        return ratios[0]
     own = (name for name in measured if not name.startswith(HARNESS_METRICS))
     return next(own, measured[0] if measured else None)
 

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from bench.model import Direction, Manifest
+from bench.settings import RATIO_PREFIX
 from bench.stats import CellBlocks, compare, summarise
 from bench.units import Unit, format_value
 from reports.claim_facts import Kind, image_sizes, kernels_seen, kinds_of
@@ -16,8 +17,6 @@ from reports.wording import format_ratio, is_cost, metric_name
 
 if TYPE_CHECKING:
     from reports.claim_rules import Rule
-
-_RATIO = "interference.ratio."
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -63,8 +62,8 @@ def _rows(rule: "Rule", subject: Subject) -> list[Row]:
     if rule.metric != "leading":
         return [row for row in subject.rows if row.metric.name == rule.metric]
     if subject.experiment == "interference":
-        ratios = [row for row in subject.rows if row.metric.name.startswith(_RATIO)]
-        return sorted(ratios, key=lambda row: row.metric.name == f"{_RATIO}duration")[:1]
+        ratios = [row for row in subject.rows if row.metric.name.startswith(RATIO_PREFIX)]
+        return sorted(ratios, key=lambda row: row.metric.name == f"{RATIO_PREFIX}duration")[:1]
     return [row for row in subject.rows if row.is_workload_metric and not is_cost(row.metric)][:1]
 
 

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from bench.capacity.ramps import cost_of, find_density
 from bench.model import RunStatus
 from bench.stats import Standing, Verdict
-from bench.units import format_size
 from reports.analysis import Analysis, Backend, CellResult, Row, Subject
+from reports.experiment_findings import experiment_findings
 from reports.foreign import one_line
 from reports.wording import (
     as_large,
@@ -17,6 +16,7 @@ from reports.wording import (
     format_range,
     format_ratio_estimate,
     is_cost,
+    listed,
     percent,
     plural,
 )
@@ -59,11 +59,11 @@ def question(analysis: Analysis) -> str:
         for backend in analysis.backends
         if not backend.is_baseline and (backend.name in measured or not measured)
     ]
-    what = _listed(_what_was_measured(analysis)) or "nothing was measured"
+    what = listed(_what_was_measured(analysis)) or "nothing was measured"
     if analysis.baseline is None:
         beside = ", measured side by side" if len(others) > 1 else ""
-        return f"{_listed(others) or 'Nothing'}{beside}: {what}."
-    return f"{_listed(others) or 'Nothing'} against {analysis.baseline.label}: {what}."
+        return f"{listed(others) or 'Nothing'}{beside}: {what}."
+    return f"{listed(others) or 'Nothing'} against {analysis.baseline.label}: {what}."
 
 
 def _what_was_measured(analysis: Analysis) -> list[str]:
@@ -115,15 +115,15 @@ def findings(analysis: Analysis, *, limit: int = 3) -> list[str]:
         return ["Nothing was measured in this run."]
     if analysis.baseline is None:
         missing = f"{one_line(analysis.manifest.baseline)} was not measured in this run, so no ratio can be given."
-        told = _density_findings(analysis) or [missing]
+        told = experiment_findings(analysis) or [missing]
         return [sentence for sentence in (*told, _start_finding(analysis)) if sentence][:limit]
     start = _start_finding(analysis)
     others = [backend for backend in analysis.backends if not backend.is_baseline]
     work = [sentence for backend in others if (sentence := _work_finding(analysis, backend))]
     cost = _cost_finding(analysis)
-    sentences = [
-        sentence for sentence in (*work[: limit - 1 if start else limit], start, *work[limit - 1 :], cost) if sentence
-    ]
+    instances = experiment_findings(analysis)
+    first = work[: limit - 1 if start or instances else limit]
+    sentences = [sentence for sentence in (*first, start, *instances, *work[len(first) :], cost) if sentence]
     return list(dict.fromkeys(sentences))[:limit] or ["No backend has anything that can be compared with the baseline."]
 
 
@@ -136,29 +136,9 @@ def _start_finding(analysis: Analysis) -> str | None:
     return None
 
 
-def _density_findings(analysis: Analysis) -> list[str]:
-    """A sentence for each ramp: how many there were, what one took, and why there were no more."""
-    labels = {backend.name: backend.label for backend in analysis.backends}
-    found = []
-    for cell in find_density(analysis.run.samples, analysis.run.events):
-        if not cell.population or cell.backend not in labels:
-            continue
-        memory = cost_of(cell).memory
-        doing = f"each with {one_line(cell.workload)}" if cell.workload else "idle"
-        sentence = f"{labels[cell.backend]}: {plural(cell.population, 'instance')} alive at once, {doing}"
-        if memory is not None:
-            sentence += f"; one more took {format_size(memory.per_instance)} of the host's memory"
-            if memory.low is not None and memory.high is not None:
-                sentence += f" ({format_size(memory.low)} to {format_size(memory.high)} by the line through this ramp)"
-        why = f". It ended: {one_line(cell.endings[0].message).rstrip('.')}" if cell.endings else ""
-        found.append(f"{sentence}{why}.")
-    return found
-
-
 def _cost_finding(analysis: Analysis) -> str | None:
     """One sentence on what instances take, from the experiment that asks for it most directly."""
     words = {
-        "density.population": "Instances alive at once:",
         "limits.start_memory": "Least memory to start with:",
         "boot.pss": "Memory of an idle instance:",
         "host.memory_peak": "Peak memory, charged to the instance:",
@@ -179,7 +159,7 @@ def _value_finding(row: Row, opening: str) -> str | None:
         found = cell.estimate
         value = f"{format_estimate(found.centre, found.low, found.high, row.metric.unit)} on {cell.backend.label}"
         parts.append(value if cell.comparison is None else f"{value} ({_ratio_words(cell)})")
-    return f"{opening} {_listed(parts)}."
+    return f"{opening} {listed(parts)}."
 
 
 def _ratio_words(cell: CellResult) -> str:
@@ -189,7 +169,7 @@ def _ratio_words(cell: CellResult) -> str:
     if found.verdict_adjusted is Verdict.EQUIVALENT:
         return f"equivalent within {percent(found.margin)}"
     if found.low is None:
-        return f"{format_ratio_estimate(found)} in the only block"
+        return f"{format_ratio_estimate(found)}{' in the only block' if found.n_blocks == 1 else ', no interval'}"
     if found.verdict_adjusted is Verdict.INCONCLUSIVE:
         return f"{format_ratio_estimate(found)}, inconclusive"
     return f"{format_ratio_estimate(found)}, {percent(found.level)} interval {format_range(found.low, found.high)}"
@@ -239,7 +219,7 @@ def _tally(label: str, baseline: str, counts: Counter[Verdict], within: str) -> 
         f"{words[verdict][1]}{f' {within}' if verdict is Verdict.EQUIVALENT else ''} in {counts[verdict]}"
         for verdict in present
     ]
-    return f"{label} against {baseline}, in {measures}: {_listed(tally)}"
+    return f"{label} against {baseline}, in {measures}: {listed(tally)}"
 
 
 def _leading_sentences(own: list[_Compared]) -> Iterator[str]:
@@ -374,8 +354,3 @@ def _confounds(analysis: Analysis) -> list[Caveat]:
         weight = 3 if confound.code == _EMULATED else 2 if confound.code.startswith(_WEIGHTY) else 1
         found.append(Caveat(confound.code, f"{opening}{confound.detail.rstrip('.')}.", weight))
     return found
-
-
-def _listed(parts: list[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""

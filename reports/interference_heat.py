@@ -5,10 +5,9 @@ import math
 import msgspec
 import numpy as np
 
+from bench.settings import RATIO_PREFIX
 from bench.units import Unit, format_value
 from reports.analysis import Analysis, Backend, CellResult, Subject
-
-PREFIX = "interference.ratio."
 
 
 class HeatCell(msgspec.Struct, frozen=True):
@@ -42,11 +41,11 @@ def heat_view(analysis: Analysis) -> HeatView | None:
     """The ratios of a run's interference, or None without any."""
     kinds = _aggressors(analysis)
     found = [
-        (subject, row.metric.name.removeprefix(PREFIX), cell)
+        (subject, row.metric.name.removeprefix(RATIO_PREFIX), cell)
         for subject in analysis.subjects
         if subject.experiment == "interference"
         for row in subject.rows
-        if row.metric.name.startswith(PREFIX)
+        if row.metric.name.startswith(RATIO_PREFIX)
         for cell in row.cells
     ]
     if not found:

@@ -166,6 +166,8 @@ def noise_sentence(analysis: Analysis) -> str:
     if noise.worst is not None and noise.detectable_worst is not None:
         where = " ".join(part for part in noise.worst if part)
         sentence += f", {_excess(noise.detectable_worst)} in the noisiest ({one_line(where, 80)})"
+    if noise.tested == 0:
+        return f"{sentence}."
     alarms = len(noise.false_alarms)
     said = "none of" if alarms == 0 else f"{alarms} of"
     return f"{sentence}; {said} {plural(noise.tested, 'metric')} came out as different from itself."
@@ -197,3 +199,8 @@ def _three_digits(value: float) -> str:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}"
+
+
+def listed(parts: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""

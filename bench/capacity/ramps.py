@@ -44,6 +44,11 @@ class Ending(msgspec.Struct, frozen=True):
     remedy: str
     dead: int
 
+    @property
+    def was_asked_for(self) -> bool:
+        """Whether nothing ran out: the ramp had no more instances to start."""
+        return self.reason == "count"
+
 
 class DensityCell(msgspec.Struct, frozen=True):
     """The ramps of one subject on one backend: ``cell`` without the backend, and the readings by metric.

@@ -6,10 +6,10 @@ median of the same victim alone under ``interference.ratio.NAME``, one sample a 
 
 from bench.experiments.base import lower
 from bench.model import Direction, Metric
+from bench.settings import RATIO_PREFIX
 from bench.units import Unit
 
 VALUE_PREFIX = "interference.value."
-RATIO_PREFIX = "interference.ratio."
 
 DURATION = lower("duration", Unit.SECOND, "The victim's measured command from start to end.")
 AGGRESSOR_CPU = Metric(

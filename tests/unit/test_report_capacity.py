@@ -65,10 +65,14 @@ def test_the_first_screen_says_how_many_there_were_and_what_one_took(tmp_path):
     assert analysis.baseline is None
     assert question(analysis).endswith(": density.")
     (sentence,) = findings(analysis)
-    assert re.search(
-        rf"{COUNT} instances alive at once, idle; one more took (9\d|10\d) MiB of the host's memory", sentence
-    )
-    assert "by the line through this ramp" in sentence
+    assert re.search(r"one more instance \(idle\) took (9\d|10\d) MiB on native \([\d.]+ MiB to [\d.]+ MiB\)", sentence)
+    assert sentence.endswith(f"Alive at once: {COUNT} on native.")
+
+
+def test_the_first_screen_says_why_ramps_ended_by_backend(tmp_path):
+    run = write_density(tmp_path / "run", ending="processes")
+    (sentence,) = findings(analyse(load_run(run)))
+    assert sentence.endswith(f"Alive at once: {COUNT} (no more) on native."), "as its note says"
 
 
 def test_a_run_without_a_ramp_has_no_capacity(tmp_path):

@@ -12,6 +12,7 @@ from reports import density_costs
 from reports.analysis import analyse
 from reports.charts import Chart
 from reports.density_costs import costs_view
+from reports.experiment_findings import experiment_findings
 from reports.interference_heat import heat_view
 from reports.limits_held import held_view
 from tests.synthetic import QUICK, SUBJECTS, write_run
@@ -101,6 +102,20 @@ def test_the_heat_is_by_size_with_the_range_over_blocks(run):
     assert [cell.strength for cell in lines["bare-metal"].cells] == [0.0, 0.0]
 
 
+def test_what_came_out_is_a_sentence_each(run):
+    values = {"bare-metal": [{1: 1.0, 2: 0.9}], "native": [{1: 1.5, 2: 4.0}]}
+    add(run, "interference", "interference.ratio.duration", values, aggressor="disk", aggressors=2)
+    add(run, "limits", "limits.memory_reached", {"bare-metal": [{0: 2.0}, {0: 2.0}], "native": [{0: 0.97}, {0: 0.97}]})
+    add(run, "limits", "limits.cpu_reached", {"native": [{0: 0.8}, {0: 1.25}]})
+    worse, limits = experiment_findings(analyse(load_run(run)))
+    assert "1.00× on bare-metal (fio, duration; disk) and 4.00× on native (fio, duration; disk)" in worse
+    assert worse.startswith("Beside 2 aggressors")
+    assert limits == (
+        "Limits: memory exceeded on bare-metal; CPUs not certain to hold on native; all others that were tried held."
+    )
+
+
 def test_a_run_without_them_has_none_of_them(run):
     analysis = analyse(load_run(run))
     assert (costs_view(analysis), heat_view(analysis), held_view(analysis)) == (None, None, None)
+    assert experiment_findings(analysis) == []

@@ -1,0 +1,101 @@
+"""What came out of the experiments about instances rather than workloads, a sentence each."""
+
+from collections.abc import Iterator, Sequence
+
+from bench.capacity.ramps import DensityCell, cost_of, find_density
+from bench.settings import RATIO_PREFIX
+from bench.units import Unit, format_size, format_value
+from reports.analysis import Analysis
+from reports.foreign import one_line
+from reports.interference_heat import HeatLine, heat_view
+from reports.limits_held import held_view
+from reports.wording import listed, plural
+
+
+def experiment_findings(analysis: Analysis) -> list[str]:
+    """A sentence for each of these experiments that the run has."""
+    found = [_density(analysis), _interference(analysis), _limits(analysis)]
+    return [sentence for sentence in found if sentence]
+
+
+def _density(analysis: Analysis) -> str:
+    """What one more instance takes, and how the ramps ended; of idle instances where there were any."""
+    cells = [cell for cell in find_density(analysis.run.samples, analysis.run.events) if cell.population]
+    if not cells:
+        return ""
+    work = min((cell.workload or "" for cell in cells), default="")
+    labels = {backend.name: backend.label for backend in analysis.backends}
+    own = {cell.backend: cell for cell in cells if (cell.workload or "") == work}
+    told = [(label, own[name]) for name, label in labels.items() if name in own]
+    if not told:
+        return ""
+    doing = f"with {one_line(work)}" if work else "idle"
+    costs = [text for label, cell in told if (text := _memory(label, cell))]
+    taken = f"Of the host's memory one more instance ({doing}) took {listed(costs)}. " if costs else ""
+    return f"{taken}Alive at once: {'; '.join(_ends(told))}."
+
+
+def _memory(label: str, cell: DensityCell) -> str:
+    memory = cost_of(cell).memory
+    if memory is None:
+        return ""
+    interval = ""
+    if memory.low is not None and memory.high is not None:
+        interval = f" ({format_size(memory.low)} to {format_size(memory.high)})"
+    return f"{format_size(memory.per_instance)} on {label}{interval}"
+
+
+def _ends(told: Sequence[tuple[str, DensityCell]]) -> Iterator[str]:
+    """How many there were, and why no more, with the backends of which that is true."""
+    by_end: dict[str, list[str]] = {}
+    for label, cell in told:
+        ending = cell.endings[0] if cell.endings else None
+        why = "" if ending is None else one_line(ending.message).rstrip(".")
+        why = "as many as were asked for" if ending is not None and ending.was_asked_for else why
+        by_end.setdefault(f"{cell.population:,}{f' ({why})' if why else ''}", []).append(label)
+    for end, labels in by_end.items():
+        yield f"{end} on {listed(labels)}"
+
+
+def _interference(analysis: Analysis) -> str:
+    """The worst that happened to the leading metric of a victim, by backend."""
+    view = heat_view(analysis)
+    if view is None:
+        return ""
+    leading = {
+        row.metric.name
+        for subject in analysis.subjects
+        if subject.experiment == "interference"
+        for row in subject.rows
+        if row.is_leading
+    }
+    worst: dict[str, tuple[float, HeatLine]] = {}
+    for line in view.lines:
+        ratio = max((cell.ratio for cell in line.cells if cell.ratio is not None), default=0.0)
+        if f"{RATIO_PREFIX}{line.metric}" in leading and ratio > worst.get(line.backend.label, (0.0, line))[0]:
+            worst[line.backend.label] = ratio, line
+    if not worst:
+        return ""
+    parts = [
+        f"{format_value(ratio, Unit.RATIO)} on {label} ({one_line(line.victim)}, {line.metric}; {line.aggressor})"
+        for label, (ratio, line) in worst.items()
+    ]
+    beside = f"Beside {plural(max(view.numbers), 'aggressor')}"
+    return f"{beside} a victim was, at the worst kind of them, so many times worse off than alone: {listed(parts)}."
+
+
+def _limits(analysis: Analysis) -> str:
+    """Which limits let more through than they promised."""
+    view = held_view(analysis)
+    if view is None:
+        return ""
+    by_verdict: dict[str, dict[str, list[str]]] = {"exceeded": {}, "uncertain": {}}
+    for line in view.lines:
+        if line.verdict in by_verdict:
+            by_verdict[line.verdict].setdefault(line.limit, []).append(line.backend.label)
+    said = [
+        f"{limit} {word} on {listed(labels)}"
+        for verdict, word in (("exceeded", "exceeded"), ("uncertain", "not certain to hold"))
+        for limit, labels in by_verdict[verdict].items()
+    ]
+    return f"Limits: {'; '.join([*said, 'all others that were tried held' if said else 'all that were tried held'])}."
