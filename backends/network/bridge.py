@@ -137,7 +137,9 @@ class BridgeNetwork:
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self._requests = requests = Netlink()
         requests.set_link(socket.if_nametoindex("lo"))
-        requests.add_link(_BRIDGE, "bridge")
+        # Without an address of its own it takes on another whenever the port with the lowest comes or goes, and whoever
+        # has resolved the old one talks to nobody for up to a minute.
+        requests.add_link(_BRIDGE, "bridge", mac=_mac(GATEWAY))
         self._bridge = socket.if_nametoindex(_BRIDGE)
         requests.add_address(self._bridge, GATEWAY, SUBNET)
 

@@ -32,10 +32,13 @@ class Netlink:
         self._sequence = 0
 
     def add_link(
-        self, name: str, kind: str, *, data: dict[str, Any] | None = None, master: int = 0, up: bool = True
+        self, name: str, kind: str, *, data: dict[str, Any] | None = None, master: int = 0, mac: str = ""
     ) -> None:
-        """Make a link of ``kind``, as a port of the bridge with the index ``master`` if that is not 0."""
-        self._ask(RTM_NEWLINK, _link(name, kind=kind, data=data, master=master, up=up), _NEW)
+        """Make a link of ``kind``, and bring it up.
+
+        A port of the bridge with the index ``master`` if that is not 0; with the hardware address ``mac`` if given.
+        """
+        self._ask(RTM_NEWLINK, _link(name, kind=kind, data=data, master=master, mac=mac, up=True), _NEW)
 
     def set_link(self, index: int, *, master: int = 0, up: bool = True) -> None:
         """Change what is given of a link that is there."""
@@ -83,6 +86,7 @@ def _link(
     kind: str = "",
     data: dict[str, Any] | None = None,
     master: int = 0,
+    mac: str = "",
     up: bool = False,
 ) -> ifinfmsg:
     message = ifinfmsg()
@@ -92,6 +96,8 @@ def _link(
     attributes: list[list[Any]] = [["IFLA_IFNAME", name]] if name else []
     if master:
         attributes.append(["IFLA_MASTER", master])
+    if mac:
+        attributes.append(["IFLA_ADDRESS", mac])
     if kind:
         details = [["IFLA_INFO_KIND", kind], *([["IFLA_INFO_DATA", data]] if data else [])]
         attributes.append(["IFLA_LINKINFO", {"attrs": details}])

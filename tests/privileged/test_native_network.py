@@ -1,10 +1,12 @@
 """The network modes of containers: what connects them, and that nothing of it stays or touches the host's own."""
 
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
 
+SIOCGIFHWADDR = 0x8927
 CONNECT = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 10).recv(99).decode())"
 SERVE = """
 import os, socket, sys
@@ -103,6 +106,24 @@ def test_a_stopped_container_leaves_no_link(veth, image):
     assert veth._network._used == set()
     with veth.start(spec("next", image)) as instance:
         assert instance.address != address, "the kernel may not have let go of it yet"
+
+
+def test_the_hosts_side_keeps_its_hardware_address_while_others_come_and_go(veth, image):
+    with veth.start(spec("stays", image)):
+        before = bridge_address(veth)
+        for number in range(8):  # a bridge takes the lowest address of its ports unless it has one of its own
+            with veth.start(spec(f"comes-{number}", image)):
+                assert bridge_address(veth) == before, "what others know it by"
+
+
+def bridge_address(backend):
+    """The hardware address of tare's bridge."""
+
+    def ask():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            return fcntl.ioctl(any_socket, SIOCGIFHWADDR, struct.pack("256s", b"tare0"))[18:24].hex()
+
+    return backend._network.run_inside(ask)
 
 
 def inside_links(backend):
