@@ -360,6 +360,17 @@ class Image(Struct, frozen=True):
     tools: Mapping[str, str] = {}
     guest_problem: str = ""
 
+    @property
+    def guest_files(self) -> dict[str, Path]:
+        """The files beside the tree, which only a guest uses, by what they are."""
+        files = {"disk": self.disk, "kernel": self.kernel, "initramfs": self.initramfs}
+        return {name: path for name, path in files.items() if path is not None}
+
+    @property
+    def rootfs_bytes(self) -> int:
+        """The tree alone. Raises OSError if a file beside it is gone."""
+        return self.size_bytes - sum(path.stat().st_size for path in self.guest_files.values())
+
 
 class InstanceSpec(Struct, frozen=True):
     """One instance to start. ``identifier`` is unique on this host and safe in a file name."""

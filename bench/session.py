@@ -332,9 +332,7 @@ def _refuse_other_conditions(path: Path, earlier: Manifest, now: Manifest) -> No
 def _image_record(image: Image) -> dict[str, object]:
     """What the manifest keeps of an image. ``sizes`` are bytes: of the tree's files, and of each file beside it."""
     record = {name: getattr(image, name) for name in image.__struct_fields__}
-    files = {"disk": image.disk, "kernel": image.kernel, "initramfs": image.initramfs}
-    sizes = {name: path.stat().st_size for name, path in files.items() if path is not None}
-    sizes["rootfs"] = image.size_bytes - sum(sizes.values())
+    sizes = {name: path.stat().st_size for name, path in image.guest_files.items()} | {"rootfs": image.rootfs_bytes}
     return {name: str(value) if isinstance(value, Path) else value for name, value in record.items()} | {"sizes": sizes}
 
 

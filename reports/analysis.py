@@ -26,7 +26,7 @@ from bench.units import Unit
 from reports.cell_tables import CellTable, CellTables, Points, SubjectKey, make_tables
 from reports.foreign import one_line
 from reports.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
-from reports.sizes import have_same_sizes, without_ratio
+from reports.sizes import at_size, common_size, have_same_sizes, without_ratio
 from reports.suite_order import in_suite_order
 
 __all__ = ["HARNESS_METRICS", "Analysis", "Backend", "CellResult", "Points", "Row", "RunNoise", "Subject", "analyse"]
@@ -84,6 +84,9 @@ def _estimate_subject(
     notes: list[str] = []
     for name in tables.metrics[key]:
         cells = tables.tables[key, name]
+        size = common_size(name, cells)
+        if size is not None:
+            cells = {backend: at_size(table, size) for backend, table in cells.items()}
         unit = next(iter(cells.values())).unit
         metric = _metric(manifest, workload or experiment, experiment, name, unit)
         settings = settings_of(manifest.suite, workload or experiment, name, margin=margin)
@@ -91,7 +94,7 @@ def _estimate_subject(
         if name == tables.leading[key]:
             wanted = manifest.precision.get(Cell(experiment, workload, json.loads(params), "").subject)
         blocks = {backend: table.points.blocks for backend, table in cells.items()}
-        row = _row(manifest, metric, cells, blocks, backends, settings, wanted)
+        row = _row(manifest, metric, cells, blocks, backends, settings, wanted, size)
         rows.append(msgspec.structs.replace(row, is_leading=name == tables.leading[key]))
         for quantile in settings.quantiles:
             of_quantile, missing = _quantiles(cells, quantile)
@@ -111,8 +114,12 @@ def _row(
     backends: Sequence[Backend],
     settings: MetricSettings,
     wanted: float | None,
+    size: int | None = None,
 ) -> Row:
-    """One metric, from each backend's blocks. ``wanted`` is the precision asked for, None where there is none."""
+    """One metric, from each backend's blocks. ``wanted`` is the precision asked for, None where there is none.
+
+    ``size`` is the only one that is in the blocks of a metric that was taken at several.
+    """
     base = blocks.get(manifest.baseline)
     cells = []
     for backend in backends:
@@ -122,7 +129,7 @@ def _row(
         comparison = None
         if base is not None and not backend.is_baseline:
             comparison = compare(own, base, direction=metric.direction, margin=settings.margin, seed=manifest.seed)
-            if not have_same_sizes(metric.name, table.points, tables[manifest.baseline].points):
+            if size is None and not have_same_sizes(metric.name, table.points, tables[manifest.baseline].points):
                 comparison = without_ratio(comparison)
         cell = CellResult(
             backend=backend,
@@ -135,6 +142,7 @@ def _row(
             comparison=comparison,
             warm_up=table.warm_up,
             n_warm_up=table.n_warm_up,
+            size=size,
         )
         cells.append(
             cell

@@ -1,6 +1,6 @@
 """Metrics that were taken at several sizes: how many instances lived, how many aggressors there were.
 
-``iteration`` of their samples is the size. A typical value over sizes compares only where all backends had the same.
+``iteration`` of their samples is the size. See ``reports.sizes`` for what is estimated at which.
 """
 
 import msgspec
@@ -26,7 +26,9 @@ def grows(row: Row) -> bool:
 
 
 def is_comparable(row: Row) -> bool:
-    """Whether all backends were taken at the same sizes: only then the typical values over them compare."""
+    """Whether it was estimated at one size, or all backends had the same ones: typical values compare only then."""
+    if row.size is not None:
+        return True
     sizes = [tuple(np.unique(cell.points.iteration_numbers).tolist()) for cell in row.cells]
     return len(set(sizes)) == 1
 
@@ -61,12 +63,14 @@ def growth_view(row: Row, what: str) -> GrowthView:
 
 
 def growth_sentence(row: Row, what: str, compared: str) -> str:
-    """What a growing metric was at the largest size that all reached; over all sizes where that compares."""
+    """What a growing metric was at the largest size that all reached, and what is compared of it."""
     size = _largest_common(row)
     if size is None:
         return f"No number of {what} was measured on every backend."
     at = [(cell.backend.label, _median_at(cell, size)) for cell in row.cells]
     values = ", ".join(f"{label} {format_value(value, row.metric.unit)}" for label, value in at if value is not None)
-    which = "the most that all reached" if not compared else "the most measured"
-    sentence = f"With {size:,} {what} ({which}): {values}."
-    return f"{sentence} Over all sizes: {compared}" if compared else sentence
+    most = all(np.max(cell.points.iteration_numbers) == size for cell in row.cells)
+    sentence = f"With {size:,} {what} ({'the most measured' if most else 'the most that all reached'}): {values}."
+    if not compared:
+        return sentence
+    return f"{sentence} {compared}" if row.size is not None else f"{sentence} Over all sizes: {compared}"

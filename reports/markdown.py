@@ -114,7 +114,7 @@ def _ratios(analysis: "Analysis") -> list[str]:
     around: list[list[str]] = []
     for subject in analysis.subjects:
         for row in subject.rows:
-            name = metric_name(subject.title, subject.params_line, row.metric.name)
+            name = metric_name(subject.title, subject.params_line, row.name)
             (own if row.is_workload_metric else around).extend(_row(name, row, cell) for cell in _compared(row))
     head = ["metric", "backend", escape(analysis.baseline.label), "value", "ratio", "interval", "verdict"]
     lines = _table(head, own) if own else []

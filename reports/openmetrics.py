@@ -118,6 +118,7 @@ def _labels(analysis: "Analysis", subject: "Subject", row: "Row", cell: "CellRes
         "metric": row.metric.name,
         "backend": cell.backend.name,
         "label": cell.backend.label,
+        **({"size": str(row.size)} if row.size is not None else {}),
     }
     return tuple((name, one_line(text)) for name, text in labels.items())
 

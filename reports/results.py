@@ -31,7 +31,8 @@ class CellResult(msgspec.Struct, frozen=True):
 
     ``warm_up`` is what was found beyond what the suite states, and ``n_warm_up`` how many samples of this metric it
     takes; they are not in anything else here. ``precision`` stands only with the leading metric of what a precision
-    was asked for.
+    was asked for. ``size`` is the number of instances or aggressors at which a metric that has no typical value was
+    estimated; its points are of all of them.
     """
 
     backend: Backend
@@ -45,6 +46,7 @@ class CellResult(msgspec.Struct, frozen=True):
     warm_up: WarmUp = WarmUp()
     n_warm_up: int = 0
     precision: Precision | None = None
+    size: int | None = None
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -59,6 +61,16 @@ class Row(msgspec.Struct, frozen=True):
     quantile: float | None = None
     is_leading: bool = False
     noise_floor: NoiseFloor | None = None
+
+    @property
+    def size(self) -> int | None:
+        """The size at which it was estimated, if at one of several."""
+        return self.cells[0].size if self.cells else None
+
+    @property
+    def name(self) -> str:
+        """The metric's name, and the size that is meant."""
+        return self.metric.name if self.size is None else f"{self.metric.name} at {self.size:,}"
 
     @property
     def is_workload_metric(self) -> bool:

@@ -157,7 +157,7 @@ class _Maker:
             views.append(view)
             for place in _leading_places(subject):
                 row = subject.rows[place]
-                found = next((one for one in (*view.rows, *view.details) if one.name == row.metric.name), None)
+                found = next((one for one in (*view.rows, *view.details) if one.name == row.name), None)
                 if found is not None:
                     if found.is_compared:
                         leading.append((view, found))
@@ -215,7 +215,7 @@ class _Maker:
             sentence = growth_sentence(row, what, sentence if compared else "")
         return RowView(
             identifier=self._identifier(owner.removeprefix("s-"), row.metric.name),
-            name=row.metric.name,
+            name=row.name,
             subject=_full_name(subject, row),
             description=describe(row.metric),
             direction=direction_words(row.metric),
@@ -271,9 +271,9 @@ def _params_parts(subject: Subject) -> Iterator[str]:
 def _full_name(subject: Subject, row: Row) -> str:
     """A metric with what it belongs to; start and stop are named by the metric itself."""
     if not subject.workload:
-        return row.metric.name
+        return row.name
     params = f" ({subject.params_line})" if subject.params else ""
-    return f"{subject.title}{params} {row.metric.name}"
+    return f"{subject.title}{params} {row.name}"
 
 
 def _leading_places(subject: Subject) -> list[int]:

@@ -99,6 +99,7 @@ def _results(analysis: Any) -> list[dict[str, Any]]:
                         "workload": subject.workload,
                         "params": dict(subject.params),
                         "metric": row.metric.name,
+                        "size": row.size,
                         "unit": str(row.metric.unit),
                         "direction": str(row.metric.direction),
                         "backend": cell.backend.name,

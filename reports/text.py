@@ -163,7 +163,7 @@ def _compared(row: "Row") -> list[list[Text]]:
 
     unit = row.metric.unit
     base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
-    name = one_line(row.metric.name, 40)
+    name = one_line(row.name, 40)
     value = format_value(base.estimate.centre, unit) if base is not None else "–"
     lines = []
     for cell in row.cells:
@@ -191,7 +191,7 @@ def _values(row: "Row") -> list[list[Text]]:
     unit = row.metric.unit
     return [
         [
-            Text(f"  {one_line(row.metric.name, 40)}" if place == 0 else ""),
+            Text(f"  {one_line(row.name, 40)}" if place == 0 else ""),
             Text(one_line(cell.backend.label, 24)),
             Text(format_value(cell.estimate.centre, unit)),
             Text(format_value_range(cell.estimate.low, cell.estimate.high, unit)),

@@ -48,7 +48,10 @@ _MOUNT_POINTS = ("proc", "sys", "dev")
 
 
 class _Prepared(msgspec.Struct, frozen=True):
-    """What ``prepare`` found and made. ``missing`` are mount points that the image lacks."""
+    """What ``prepare`` found and made. ``missing`` are mount points that the image lacks.
+
+    ``shared_bytes`` is the image's tree, which all instances have for their lower layer.
+    """
 
     image: Image
     folder: Path
@@ -56,6 +59,7 @@ class _Prepared(msgspec.Struct, frozen=True):
     missing: tuple[str, ...]
     layout: Layout
     io_device: str | None
+    shared_bytes: int
 
 
 class HostKernelBackend(Backend):
@@ -120,7 +124,9 @@ class HostKernelBackend(Backend):
         self._stack.enter_context(self._start_folder(folder))
         missing = tuple(name for name in _MOUNT_POINTS if not (image.rootfs / name).is_dir())
         settings = self._settings(folder, image, envelope, missing)
-        self._prepared = _Prepared(image, folder, settings, missing, layout, find_block_device(folder))
+        self._prepared = _Prepared(
+            image, folder, settings, missing, layout, find_block_device(folder), image.rootfs_bytes
+        )
         try:
             make_shared_folders(folder, settings)
             resident = self._stack.enter_context(start_resident(self.context.cache_directory))
@@ -196,10 +202,9 @@ class HostKernelBackend(Backend):
                 timeline.mark(Phase.READY, time.monotonic())
                 if launched.connect_s is not None:
                     timeline.splits["network"] = launched.connect_s
-                size = spec.image.size_bytes
                 shrink = None if self._resident is None else self._resident[1].now
                 instance = ProcessInstance(
-                    *(launched, cgroup, folder, timeline, size, zygote.why_gone),
+                    *(launched, cgroup, folder, timeline, prepared.shared_bytes, zygote.why_gone),
                     shrink=shrink,
                     system=prepared.settings.system,
                 )

@@ -84,7 +84,6 @@ class VmInstance(Instance):
         """See ``Instance.footprint``."""
         members = self._running.cgroup.members()
         pss, private, rss = process_footprint(members)
-        disk = self._ground.image.disk
         translates = self._ground.acceleration.accelerator is Accelerator.TCG
         parts = memory_parts(self.pid, members, self._running.memory_bytes, translates=translates)
         return Footprint(
@@ -92,7 +91,7 @@ class VmInstance(Instance):
             private_bytes=private,
             cgroup_bytes=self._running.cgroup.charge_bytes(),
             disk_owned_bytes=self._owned_bytes(),
-            disk_shared_bytes=0 if disk is None else allocated_bytes(disk),
+            disk_shared_bytes=sum(map(allocated_bytes, self._ground.image.guest_files.values())),
             processes=len(members),
             rss_bytes=rss,
             guest_ram_bytes=parts.guest_ram,

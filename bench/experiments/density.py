@@ -65,8 +65,9 @@ class _Ramp:
         self._alive = Alive()
         self._stalls = Stalls()
         self._loaded_s = 0.0
+        self._ramp_s = 0.0
         self._slow = 0
-        self._first_s = self._last_s = 0.0
+        self._first_s = 0.0
         self._stack = contextlib.ExitStack()
 
     @property
@@ -86,7 +87,7 @@ class _Ramp:
                 raise BackendError(
                     f"no instance could be started: {stop.message}", remedy=stop.remedy or None, evidence=stop.evidence
                 )
-            self._run.record(metrics.RAMP, self._last_s - self._first_s - self._loaded_s)
+            self._run.record(metrics.RAMP, self._ramp_s)
             self._keep(self._settle())
             self._read_instances()
             self._check(stop)
@@ -154,7 +155,7 @@ class _Ramp:
     def _take(self, instance: Instance) -> Stop | None:
         """Count a new instance in, and keep how its start went."""
         self._instances.append(instance)
-        self._last_s = time.monotonic()
+        self._ramp_s = time.monotonic() - self._first_s - self._loaded_s
         timeline, number = instance.timeline, self._population
         self._alive.add(instance, number)
         total = timeline.between(Phase.REQUESTED, Phase.READY)

@@ -74,23 +74,27 @@ class Load:
         before = [_cpu_s(instance) for instance in instances]
         with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
             finished = list(threads.map(execute, instances, self._works))
+        together_s = window_s(finished)
         busy = [
-            (after - first) / completed.duration_s
-            for first, completed, instance in zip(before, finished, instances, strict=True)
-            if first is not None and (after := _cpu_s(instance)) is not None and completed.duration_s > 0
+            after - first
+            for first, instance in zip(before, instances, strict=True)
+            if first is not None and (after := _cpu_s(instance)) is not None
         ]
-        if len(busy) == population:
-            self._run.record(metrics.LOADED_CPU, sum(busy), iteration=population)
+        if len(busy) == population and together_s > 0:
+            self._run.record(metrics.LOADED_CPU, sum(busy) / together_s, iteration=population)
         values: dict[str, list[float]] = {}
+        rates: list[float] = []
         for work, completed in zip(self._works, finished, strict=True):
             self._keep(work, completed, f"loaded-{population}")
             for measurement in self._workload.parse(completed):
                 values.setdefault(measurement.metric, []).append(measurement.value)
+                if self.throughput is not None and measurement.metric == self.throughput.name and together_s > 0:
+                    rates.append(measurement.value * completed.duration_s / together_s)
         self._run.record(
             metrics.DURATION, statistics.median(completed.duration_s for completed in finished), iteration=population
         )
-        if self.throughput is not None and self.throughput.name in values:
-            self._run.record(_RATES[self.throughput.unit], sum(values[self.throughput.name]), iteration=population)
+        if self.throughput is not None and rates:
+            self._run.record(_RATES[self.throughput.unit], sum(rates), iteration=population)
         if self.latency is None or self.latency.name not in values:
             return None
         latencies = values[self.latency.name]
@@ -104,6 +108,15 @@ class Load:
         except WorkloadError:
             work.check()
             raise
+
+
+def window_s(finished: Sequence[Completed]) -> float:
+    """Seconds from the first begin to the last end.
+
+    What one does while others have not begun, or have ended, is not what all of them can do at once: rates and CPU time
+    are over this.
+    """
+    return max(one.ended_s for one in finished) - min(one.started_s for one in finished)
 
 
 def _cpu_s(instance: Instance) -> float | None:

@@ -70,7 +70,10 @@ KSM = Metric(
 )
 
 THROUGHPUT = Metric(
-    "density.throughput", Unit.OPERATIONS_PER_SECOND, Direction.HIGHER, "What all instances did together, all loaded."
+    "density.throughput",
+    Unit.OPERATIONS_PER_SECOND,
+    Direction.HIGHER,
+    "What all instances did together, all loaded, from the first begin to the last end.",
 )
 BYTE_THROUGHPUT = Metric(
     "density.byte_throughput", Unit.BYTES_PER_SECOND, Direction.HIGHER, "The same for a workload that moves bytes."
@@ -82,7 +85,7 @@ LATENCY_WORST = lower("density.latency_p99_worst", Unit.SECOND, "The same of the
 LOADED_CPU = lower(
     "density.loaded_cpu",
     Unit.CPU,
-    "CPUs that all instances together kept busy while each ran the workload's command.",
+    "CPUs that all instances kept busy from the first begin to the last end of the workload's command.",
 )
 DURATION = lower("density.duration", Unit.SECOND, "The workload's command, median over the instances, all loaded.")
 

@@ -18,13 +18,14 @@ from bench.errors import BackendError, SuiteError
 from bench.experiments import density, density_meters
 from bench.experiments.density_exhausted import find_exhausted
 from bench.experiments.density_meters import HostMemory, is_steady, read_memory, settle
-from bench.model import BackendDescription, Command, Completed, EventKind, Footprint
+from bench.model import BackendDescription, Command, Completed, Direction, EventKind, Footprint, Measurement, Metric
 from bench.plan import make_plan
 from bench.registry import find_backends, find_workloads
 from bench.runner import Outcome, Runner
 from bench.store import LoadedRun, RunStore, load_run
 from bench.suite import load_suite, resolve_suite
-from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
+from bench.units import Unit
+from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend, FakeWorkload
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST
 
@@ -261,6 +262,34 @@ def test_a_workload_runs_in_all_instances_together(tmp_path, monkeypatch):
         assert loaded.count(("answer", population)) == population
         assert ("prepare", population) in loaded
     assert set(values(run, "density.duration").values()) == {0.5}
+
+
+class Turns(FakeWorkload):
+    """Tells a rate, and each instance begins half a second after the one before."""
+
+    metrics = (Metric("answer.rate", Unit.OPERATIONS_PER_SECOND, Direction.HIGHER, "Answers."),)
+
+    def parse(self, completed):
+        yield Measurement("answer.rate", 100.0)
+
+
+def test_rates_and_cpus_are_over_the_time_from_the_first_begin_to_the_last_end(tmp_path, monkeypatch):
+    backend = FakeBackend()
+    begun = itertools.count()
+
+    def answer(command):
+        if command.argv[0] != "answer":
+            return None
+        started = 1000.0 + next(begun) * 0.5
+        return Completed(command.argv, 0, None, b"", b"", started, started + 1.0)
+
+    backend.answer = answer
+    monkeypatch.setitem(WORKLOADS.loaded, "answer", Turns)
+    _, run = ramp(tmp_path, monkeypatch, backend, workload="answer", count=3)
+    assert values(run, "density.throughput") == pytest.approx({1: 100, 2: 200 / 1.5, 3: 300 / 2})
+    cpus = values(run, "density.loaded_cpu")
+    assert set(cpus) == {1, 2, 3}
+    assert sum(values(run, "density.ramp").values()) > 0, "the loaded step after the last start is no part of it"
 
 
 def test_an_objective_needs_a_latency(tmp_path, monkeypatch):

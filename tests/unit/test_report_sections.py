@@ -82,25 +82,32 @@ def scaled(cell, factor):
     return msgspec.structs.replace(cell, estimate=estimate)
 
 
-def test_what_was_taken_at_other_sizes_is_drawn_and_not_compared(tmp_path):
+@pytest.mark.parametrize("metric", [density_metrics.PSS, density_metrics.START], ids=lambda metric: metric.name)
+def test_what_was_taken_at_other_sizes_is_compared_at_one_or_not_at_all(tmp_path, metric):
     run = write_run(tmp_path / "run", SMALL)
-    metric = density_metrics.PSS
+    factors = {"bare-metal": 1, "native": 3, "vm": 200}
     with (run / "samples.jsonl").open("ab") as file:
         for backend, sizes in (("bare-metal", (1, 2, 4, 8)), ("native", (1, 2, 4, 8)), ("vm", (1, 2, 3))):
             for block in range(3):
                 for size in sizes:
                     sample = Sample(
                         f"d{block}-{backend}", block, "density", "", {}, backend, metric.name, metric.unit,
-                        1e6 * size * (200 if backend == "vm" else 1), size, warmup=False,
+                        1e6 * size * factors[backend], size, warmup=False,
                     )  # fmt: skip
                     file.write(msgspec.json.encode(sample) + b"\n")
     density = next(section for section in section_views(analyse(load_run(run))) if section.title == "Density")
     row = density.subjects[0].rows[0]
-    assert not row.is_compared
-    assert density.leading == []
-    assert "With 2 instances alive (the most that all reached): bare-metal 1.91 MiB" in row.sentence
+    assert "With 2 instances alive (the most that all reached): bare-metal " in row.sentence
     assert [size for size, _ in row.growth.lines] == [1, 2, 3, 4, 8]
-    assert [value for value, _ in row.growth.lines[-1][1]] == ["7.63 MiB", "7.63 MiB", "–"]
+    if metric is density_metrics.START:
+        assert not row.is_compared, "the typical start of a ramp to 8 and of one to 3"
+        assert (row.name, density.leading) == ("density.start", [])
+        return
+    assert [value for value, _ in row.growth.lines[-1][1]] == ["7.63 MiB", "22.9 MiB", "–"]
+    assert row.is_compared
+    assert row.name == "density.pss at 2"
+    assert [cell.found[0] for cell in row.compared] == pytest.approx([3, 200])
+    assert [cell.estimate for cell in row.cells] == pytest.approx([2e6, 6e6, 4e8])
 
 
 def test_identifiers_are_unique_and_the_same_again(analysis):
