@@ -200,6 +200,7 @@ def _run_noise(subjects: Sequence[Subject]) -> RunNoise | None:
         source=floors[0][2].source,
         tested=len(tested),
         false_alarms=alarms,
+        leading=len(leading),
         detectable=float(np.median([detectable for detectable, _ in leading])) if leading else None,
         detectable_worst=worst[0] if worst else None,
         worst=worst[1] if worst else None,

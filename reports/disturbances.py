@@ -205,7 +205,7 @@ def _host_flag(
         else f"{'all ' if n == n_instances else f'{n} of '}{n_instances} instances"
     )
     sentence = f"In {among} {text}"
-    if n < n_instances and rule.level != 0 and rule.kind is not FlagKind.CLOCK_STEP:
+    if n < n_instances >= _MIN_INSTANCES and rule.level != 0 and rule.kind is not FlagKind.CLOCK_STEP:
         shown = f"{usual / 1e9:.2f} GHz" if rule.kind is FlagKind.FREQUENCY else f"{usual:.1%}"
         sentence += f"; {shown} is usual here"
     return make_flag(

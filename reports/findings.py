@@ -141,14 +141,18 @@ def _cost_finding(analysis: Analysis) -> str | None:
     words = {
         "limits.start_memory": "Least memory to start with:",
         "boot.pss": "Memory of an idle instance:",
-        "host.memory_peak": "Peak memory, charged to the instance:",
     }
-    rows = [row for subject in analysis.subjects for row in subject.rows]
+    rows = [(subject, row) for subject in analysis.subjects for row in subject.rows if row.cells]
     for name, opening in words.items():
-        row = next((row for row in rows if row.metric.name == name), None)
+        row = next((row for _, row in rows if row.metric.name == name), None)
         if row is not None:
             return _value_finding(row, opening)
-    return None
+    peaks = [(subject, row) for subject, row in rows if row.metric.name == "host.memory_peak"]
+    if not peaks:
+        return None
+    subject, row = max(peaks, key=lambda peak: peak[1].cells[0].estimate.centre)
+    what = f"{subject.title} {subject.params_line}".strip()
+    return _value_finding(row, f"Memory at its peak, of {what}, which takes most of it, charged to the instance:")
 
 
 def _value_finding(row: Row, opening: str) -> str | None:
@@ -242,7 +246,9 @@ def _leading_sentences(own: list[_Compared]) -> Iterator[str]:
             (cell.comparison for _, _, cell in entries if cell.comparison), key=lambda found: found.ratio or 0
         )
         least, most = (format_ratio_estimate(found) for found in (each[0], each[-1]))
-        yield f"{name} {least} to {most} {as_large(row.metric)}, with {len(entries)} sets of parameters"
+        lows, highs = [found.low for found in each if found.low], [found.high for found in each if found.high]
+        within = f", intervals within {format_range(min(lows), max(highs))}" if lows and highs else ""
+        yield f"{name} {least} to {most} {as_large(row.metric)} ({len(entries)} sets of parameters{within})"
 
 
 def _leading_words(row: Row, cell: CellResult) -> str:

@@ -102,13 +102,14 @@ class RunNoise(msgspec.Struct, frozen=True):
 
     ``tested`` metrics have an interval; ``false_alarms`` are those that came out as different from themselves, as
     (subject, metric), with false discoveries controlled as over the run's comparisons. The detectable ratios are over
-    the leading metrics: the median, the largest, and where that is.
+    the ``leading`` metrics, so many of them: the median, the largest, and where that is.
     """
 
     source: NoiseSource
     tested: int
     false_alarms: list[tuple[str, str]]
     detectable: float | None
+    leading: int
     detectable_worst: float | None
     worst: tuple[str, str] | None
 

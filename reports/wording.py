@@ -162,10 +162,14 @@ def noise_sentence(analysis: Analysis) -> str:
     opening = f"This run compared {analysis.baseline.label} with {how}"
     if noise.detectable is None:
         return f"{opening}: too few blocks to say how small a difference this run could have shown."
-    sentence = f"{opening}: the smallest difference it could show is {_excess(noise.detectable)} in a typical metric"
-    if noise.worst is not None and noise.detectable_worst is not None:
-        where = " ".join(part for part in noise.worst if part)
-        sentence += f", {_excess(noise.detectable_worst)} in the noisiest ({one_line(where, 80)})"
+    where = one_line(" ".join(part for part in noise.worst or () if part), 80)
+    smallest = f"{opening}: the smallest difference it could show is {_excess(noise.detectable)}"
+    if noise.leading == 1:
+        sentence = f"{smallest} in {where}, the only leading metric with enough blocks"
+    else:
+        sentence = f"{smallest} in a typical leading metric"
+        if noise.detectable_worst is not None:
+            sentence += f", {_excess(noise.detectable_worst)} in the noisiest ({where})"
     if noise.tested == 0:
         return f"{sentence}."
     alarms = len(noise.false_alarms)

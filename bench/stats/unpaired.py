@@ -36,7 +36,7 @@ def compare_unpaired(
     elif not (first.values.any() or second.values.any()):
         note = "0 on both sides"
     elif min(first.values.min(), second.values.min()) <= 0:
-        note = "a value of 0: no ratio"
+        note = "a value of 0 or below: no ratio"
     n_blocks = min(len(first.values), len(second.values))
     n_instances, n_iterations = int(second.instances.sum()), int(second.iterations.sum())
     ratio = low = high = p_value = None

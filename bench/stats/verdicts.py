@@ -66,7 +66,7 @@ def compare(
     if not (ours.values.any() or theirs.values.any()):
         return _undecided(counts, "0 on both sides", margin, level)
     if min(ours.values.min(), theirs.values.min()) <= 0:
-        return _undecided(counts, "a value of 0: no ratio", margin, level)
+        return _undecided(counts, "a value of 0 or below: no ratio", margin, level)
     interval = centre_interval(np.log(ours.values) - np.log(theirs.values), level=level, seed=seed)
     found = _exponential(interval)
     verdict = judge(found.centre, found.low, found.high, direction, margin)

@@ -105,7 +105,8 @@ def test_a_workload_with_several_parameters_is_one_item_of_a_finding(analysed):
         if row.metric.name == "events" and cell.backend.name == "vm"
     ]
     assert len(ratios) == 3
-    words = re.search(r"sysbench-cpu events ([\d.]+)× to ([\d.]+)× the rate, with 3 sets of parameters; perf", told)
+    within = r"\(3 sets of parameters, intervals within [\d.]+–[\d.]+×\); perf"
+    words = re.search(rf"sysbench-cpu events ([\d.]+)× to ([\d.]+)× the rate {within}", told)
     assert float(words[1]) == pytest.approx(min(ratios), rel=0.05)
     assert float(words[2]) == pytest.approx(max(ratios), rel=0.05)
 

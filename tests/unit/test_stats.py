@@ -180,7 +180,7 @@ def test_a_few_readings_that_are_alike_give_no_verdict():
     ("ours", "theirs", "note"),
     [
         (blocks_of(0, 0), blocks_of(0, 0), "0 on both sides"),
-        (blocks_of(1, 0), blocks_of(1, 1), "a value of 0: no ratio"),
+        (blocks_of(1, 0), blocks_of(1, 1), "a value of 0 or below: no ratio"),
         (blocks_of(1, 1), blocks_of(1, 1, first=5), "no block holds both: no ratio"),
     ],
 )
