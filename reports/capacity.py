@@ -15,6 +15,7 @@ from bench.units import Unit, format_duration, format_size, format_value
 from reports.analysis import Analysis, Backend
 from reports.capacity_charts import Curve, curve_chart
 from reports.charts import Chart
+from reports.density_costs import words_of
 
 _AVAILABLE, _START = "density.memory_available", "density.start"
 _THROUGHPUT = {"density.throughput": Unit.OPERATIONS_PER_SECOND, "density.byte_throughput": Unit.BYTES_PER_SECOND}
@@ -64,13 +65,14 @@ def capacity_view(analysis: Analysis) -> CapacityView | None:
     ]
     if not cells:
         return None
+    cells.sort(key=lambda cell: (words_of(cell), backends[cell.backend].place))
     host = find_measured_host(manifest)
     plans = [] if host is None else [(cell, plan_host(make_type(cell, manifest, manifest.run), host)) for cell in cells]
     curves = []
     for number, cell in enumerate(cells):
         views = list(_curves(cell, cost_of(cell), backends[cell.backend], f"k{number}"))
         if views:
-            curves.append((backends[cell.backend], _what(cell), views))
+            curves.append((backends[cell.backend], words_of(cell), views))
     return CapacityView(
         sentence="" if host is None else f"By what one more instance cost here, on {host_sentence(host)}.",
         lines=[_line(plan, cell, backends[cell.backend]) for cell, plan in plans],
@@ -79,24 +81,20 @@ def capacity_view(analysis: Analysis) -> CapacityView | None:
     )
 
 
-def _what(cell: DensityCell) -> str:
-    given = [f"{name} {value}" for name, value in sorted(cell.params.items()) if name != "count"]
-    return " ".join([cell.workload or "idle", *given])
-
-
 def _line(plan: HostPlan, cell: DensityCell, backend: Backend) -> CapacityLine:
+    unplanned = "; its CPU is emulated and not planned" if plan.type.is_emulated else ""
     each = {(room.resource.value, room.promised): room.each for room in plan.rooms}
     memory, promised = each.get(("memory", False)), each.get(("memory", True))
     cpu = each.get(("cpu", False))
     most = "no end known" if plan.most is None else f"{plan.most:,}"
     return CapacityLine(
         backend=backend,
-        what=_what(cell),
+        what=words_of(cell),
         instances="no bound is known"
         if plan.instances is None
         else f"{plan.instances:,}{' *' if plan.is_extrapolated else ''}",
         interval="–" if plan.fewest is None else f"{plan.fewest:,} to {most}",
-        binds=plan.binds or "–",
+        binds=f"{plan.binds or '–'}{unplanned}",
         memory="–" if memory is None else format_size(memory),
         promised="–" if promised is None else format_size(promised),
         cpu="–" if cpu is None else f"{cpu:.2g}",

@@ -57,9 +57,10 @@ def costs_view(analysis: Analysis) -> CostsView | None:
     backends = {backend.name: backend for backend in analysis.backends}
     bars: list[CostBar] = []
     endings: list[EndingLine] = []
-    for number, cell in enumerate(find_density(analysis.run.samples, analysis.run.events)):
-        if not cell.population or cell.backend not in backends:
-            continue
+    found = find_density(analysis.run.samples, analysis.run.events)
+    cells = [cell for cell in found if cell.population and cell.backend in backends]
+    cells.sort(key=lambda cell: (words_of(cell), backends[cell.backend].place))
+    for number, cell in enumerate(cells):
         backend, what = backends[cell.backend], words_of(cell)
         endings += [EndingLine(backend, what, ending) for ending in cell.endings]
         parts = list(_parts(cost_of(cell)))
