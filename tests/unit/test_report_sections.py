@@ -49,13 +49,14 @@ def test_a_subject_stands_where_the_manifest_says_and_older_runs_where_the_built
 
 
 @pytest.mark.parametrize("fixed_time", [True, False])
-def test_the_duration_of_a_command_is_a_result_only_if_nobody_set_it(analysis, fixed_time):
+def test_the_duration_of_a_command_and_its_cost_are_results_only_if_nobody_set_it(analysis, fixed_time):
     told = with_traits(analysis, fio=WorkloadTraits(Category.STORAGE, fixed_time=fixed_time))
     storage = section_views(told)[-1].subjects[0]
     details = [row.name for row in storage.details]
-    assert ("command.duration" in details) is fixed_time
+    for name in ("command.duration", "host.cpu"):
+        assert (name in details) is fixed_time
+        assert (name in [row.name for row in storage.rows]) is not fixed_time
     assert "instance.start" in details
-    assert ("command.duration" in [row.name for row in storage.rows]) is not fixed_time
     assert all(row.panels == [] for row in storage.details)
 
 
