@@ -11,6 +11,9 @@ from reports.interference_heat import HeatLine, heat_view
 from reports.limits_held import held_view
 from reports.wording import listed, plural
 
+SHORT = 0.9
+"""A program that got less than this share of its instance's memory has to be planned with more of it."""
+
 
 def experiment_findings(analysis: Analysis) -> list[str]:
     """A sentence for each of these experiments that the run has."""
@@ -81,7 +84,10 @@ def _interference(analysis: Analysis) -> str:
         for label, (ratio, line) in worst.items()
     ]
     beside = f"Beside {plural(max(view.numbers), 'aggressor')}"
-    return f"{beside} a victim was, at the worst kind of them, so many times worse off than alone: {listed(parts)}."
+    sentence = f"{beside} a victim was, at the worst kind of them, so many times worse off than alone: {listed(parts)}"
+    if len(analysis.manifest.envelope.cpus) == 1:
+        sentence += f"; they share its one CPU, of which an equal share alone makes {max(view.numbers) + 1}×"
+    return f"{sentence}."
 
 
 def _limits(analysis: Analysis) -> str:
@@ -98,4 +104,11 @@ def _limits(analysis: Analysis) -> str:
         for verdict, word in (("exceeded", "exceeded"), ("uncertain", "not certain to hold"))
         for limit, labels in by_verdict[verdict].items()
     ]
-    return f"Limits: {'; '.join([*said, 'all others that were tried held' if said else 'all that were tried held'])}."
+    short = [
+        f"{line.backend.label} could use {line.ratio:.0%} of the {line.limit} that it was given"
+        for line in view.lines
+        if line.limit == "memory" and line.ratio is not None and line.ratio < SHORT
+    ]
+    rest = "all others that were tried held" if said else "all that were tried held"
+    sure = "" if any(line.interval for line in view.lines) else " (by values alone: too few blocks for intervals)"
+    return f"Limits{sure}: {'; '.join([*said, rest, *short])}."
