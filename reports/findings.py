@@ -152,7 +152,7 @@ def _cost_finding(analysis: Analysis) -> str | None:
         return None
     subject, row = max(peaks, key=lambda peak: peak[1].cells[0].estimate.centre)
     what = f"{subject.title} {subject.params_line}".strip()
-    return _value_finding(row, f"Memory at its peak, of {what}, which takes most of it, charged to the instance:")
+    return _value_finding(row, f"Largest peak of memory charged to an instance, in {what}:")
 
 
 def _value_finding(row: Row, opening: str) -> str | None:
