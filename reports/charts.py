@@ -42,6 +42,8 @@ LEVEL = "Level"
 
 _LANE_ITERATION, _LANE_INSTANCE, _LANE_INTERVAL = 0.45, -0.1, -0.6
 _ROW_HEIGHT = 50
+_WIDEST = 20.0
+"""An interval so many times as wide as all points together is not drawn."""
 
 
 Rows = list[dict[str, Any]]
@@ -210,6 +212,10 @@ def _distribution_data(row: Row, labels: list[str], divisors: list[float]) -> di
         if ends := _shown_ends(cell):
             low, high = (rounded(end / divisor) for end in ends)
             data["intervals"].append({**lane, "v": low, "h": high})
+    # Beside the interval of two blocks that differ all points would look like one; the table has it.
+    drawn = [row["v"] for name in ("iterations", "instances", "centres") for row in data[name]]
+    most = _WIDEST * (max(drawn) - min(drawn))
+    data["intervals"] = [row for row in data["intervals"] if not most or row["h"] - row["v"] <= most]
     return data
 
 

@@ -120,7 +120,8 @@ def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
         return f"{label}: no ratio to {baseline} ({found.note.removesuffix(': no ratio')})"
     size = f"{format_ratio_estimate(found)} {as_large(row.metric)} as {baseline}".replace("rate as", "rate of")
     if found.low is None:
-        return f"{label}: {size} in the only block (no interval, no verdict)"
+        which = "in the only block" if found.n_blocks == 1 else f"in {found.n_blocks} blocks with the same reading"
+        return f"{label}: {size} {which} (no interval, no verdict)"
     interval = f"{interval_words(found)} {format_range(found.low, found.high)}"
     match found.verdict:
         case Verdict.EQUIVALENT:
