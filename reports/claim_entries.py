@@ -108,13 +108,9 @@ def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult
             return Range(float("nan"), None, None)
         return Range(found.ratio, found.low, found.high)
 
-    name = f"{_name(subject, row, cell.backend)} against {other.backend.label}"
-    return Entry(name, at, _slowdown, cell.backend.name, _emulated(analysis, cell))
-
-
-def _slowdown(ratio: float) -> str:
-    """Turned so that above 1 is worse, whichever way the metric goes: not to be taken for a ratio of rates."""
-    return f"{format_ratio(ratio)} as slow"
+    # Turned so that above 1 is worse, whichever way the metric goes: not to be taken for a ratio of rates.
+    name = f"slowdown of {_name(subject, row, cell.backend)} against {other.backend.label}"
+    return Entry(name, at, format_ratio, cell.backend.name, _emulated(analysis, cell))
 
 
 def _kernel_entries(analysis: Analysis, backends: list[Backend]) -> Iterator[Entry]:

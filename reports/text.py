@@ -23,7 +23,8 @@ FILE_WIDTH = 120
 MOST_FLAGS = 8
 UNCORRECTED = "†"
 NARROW = 14
-"""Columns of a narrow terminal: wide enough for an interval and a verdict, not for every note."""
+NOTED = frozenset({"95 % interval", "verdict"})
+"""Columns with notes in them: so wide that an interval or a verdict is on one line, not every note."""
 _STYLES = {Verdict.FASTER: "bold cyan", Verdict.SLOWER: "bold red", Verdict.EQUIVALENT: "", Verdict.INCONCLUSIVE: "dim"}
 
 
@@ -135,11 +136,12 @@ class _Lines:
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         """What rich asks for, once it knows the width."""
-        names, widths, lines = self._names, [min(width, 40) for width in self._widths], self._lines
+        names, lines = self._names, self._lines
+        widths = [min(width, NARROW if name in NOTED else 40) for name, width in zip(names, self._widths, strict=True)]
         if sum(widths) + 2 * len(widths) > options.max_width:
             backend = names.index("backend")
             names = (names[0], *names[backend + 1 :])
-            widths = [0, *(min(width, NARROW) for width in widths[backend + 1 :])]
+            widths = [0, *widths[backend + 1 :]]
             lines = [line for given in lines for line in _stack(given, backend)]
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
         for name, width in zip(names, widths, strict=True):
@@ -152,7 +154,7 @@ class _Lines:
 
 def _stack(line: list[Text], backend: int) -> Iterator[list[Text]]:
     """The metric, with the baseline's value if there is one, and below it the backend with what was found of it."""
-    if line[0].plain:
+    if line[0].plain.strip():
         yield line[:backend]
     if len(line) > backend:
         yield [Text.assemble("   ", line[backend]), *line[backend + 1 :]]
