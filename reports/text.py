@@ -165,7 +165,7 @@ def _compared(row: "Row") -> list[list[Text]]:
 
     unit = row.metric.unit
     base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
-    name = one_line(row.name, 40)
+    name = _name(row)
     value = format_value(base.estimate.centre, unit) if base is not None else "–"
     lines = []
     for cell in row.cells:
@@ -187,13 +187,18 @@ def _compared(row: "Row") -> list[list[Text]]:
     return lines or [[Text(f"  {name}"), Text(value)]]
 
 
+def _name(row: "Row") -> str:
+    """Shortened, if at all, before the size that is meant."""
+    return one_line(row.metric.name, 40) + row.name.removeprefix(row.metric.name)
+
+
 def _values(row: "Row") -> list[list[Text]]:
     from reports.wording import format_value_range
 
     unit = row.metric.unit
     return [
         [
-            Text(f"  {one_line(row.name, 40)}" if place == 0 else ""),
+            Text(f"  {_name(row)}" if place == 0 else ""),
             Text(one_line(cell.backend.label, 24)),
             Text(format_value(cell.estimate.centre, unit)),
             Text(format_value_range(cell.estimate.low, cell.estimate.high, unit)),
