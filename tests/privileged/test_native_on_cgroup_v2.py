@@ -42,7 +42,11 @@ set -e
 echo 0 >/run/tare/pids/cgroup.procs
 find /run/tare/pids -mindepth 1 -depth -type d -exec rmdir {} +
 umount /run/tare/pids
-until grep -qw pids /sys/fs/cgroup/cgroup.controllers; do sleep 0.1; done
+# While its last groups are still being released, an umount leaves the hierarchy as it is.
+until grep -qw pids /sys/fs/cgroup/cgroup.controllers; do
+    sleep 0.1
+    mount -t cgroup -o pids pids /run/tare/pids && umount /run/tare/pids
+done
 mkdir -p /scratch/tare
 tar -x -C /scratch/tare
 mount -t erofs -o ro "/dev/$(grep -l '^tare-image$' /sys/block/*/serial | cut -d/ -f4)" /mnt
