@@ -45,7 +45,7 @@ def quantiles_of(given: float | Sequence[float]) -> tuple[float, ...]:
 def leading_metric(experiment: str, measured: Sequence[str]) -> str | None:
     """The one metric by which a cell is known: ``boot.total`` of ``boot``, otherwise the first of its own.
 
-    Of ``interference`` the first ratio: how much worse the victim got.
+    Of ``interference`` the first ratio: how much worse the victim got, by its own metrics before its duration.
 
     ``measured`` is in the order in which workload and experiment declare metrics. The choice is made beforehand, where
     the metric with the largest difference would be chosen by luck. None if nothing was measured.
@@ -53,7 +53,7 @@ def leading_metric(experiment: str, measured: Sequence[str]) -> str | None:
     if experiment == "boot" and "boot.total" in measured:
         return "boot.total"
     if experiment == "interference" and (ratios := [name for name in measured if name.startswith(RATIO_PREFIX)]):
-        return ratios[0]
+        return min(ratios, key=lambda name: name == f"{RATIO_PREFIX}duration")
     own = (name for name in measured if not name.startswith(HARNESS_METRICS))
     return next(own, measured[0] if measured else None)
 

@@ -62,8 +62,7 @@ def _rows(rule: "Rule", subject: Subject) -> list[Row]:
     if rule.metric != "leading":
         return [row for row in subject.rows if row.metric.name == rule.metric]
     if subject.experiment == "interference":
-        ratios = [row for row in subject.rows if row.metric.name.startswith(RATIO_PREFIX)]
-        return sorted(ratios, key=lambda row: row.metric.name == f"{RATIO_PREFIX}duration")[:1]
+        return [row for row in subject.rows if row.is_leading and row.metric.name.startswith(RATIO_PREFIX)]
     return [row for row in subject.rows if row.is_workload_metric and not is_cost(row.metric)][:1]
 
 

@@ -26,8 +26,9 @@ def _density(analysis: Analysis) -> str:
     cells = [cell for cell in find_density(analysis.run.samples, analysis.run.events) if cell.population]
     if not cells:
         return ""
-    work = min((cell.workload or "" for cell in cells), default="")
+    work = min(cell.workload or "" for cell in cells)
     labels = {backend.name: backend.label for backend in analysis.backends}
+    cells.sort(key=lambda cell: cell.population)  # of several ramps of a backend the largest
     own = {cell.backend: cell for cell in cells if (cell.workload or "") == work}
     told = [(label, own[name]) for name, label in labels.items() if name in own]
     if not told:

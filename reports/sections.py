@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import msgspec
 
 from bench.model import Category, Manifest
-from bench.settings import RATIO_PREFIX
 from bench.units import Unit, format_value
 from reports.analysis import Analysis, Row, Subject
 from reports.cell_views import CellView, cell_view
@@ -282,8 +281,6 @@ def _leading_places(subject: Subject) -> list[int]:
     """Which rows of a subject stand in the first table: chosen beforehand, not by what came out."""
     names = {row.metric.name: place for place, row in enumerate(subject.rows)}
     found = [names[name] for name in LEADING.get(subject.experiment, ()) if name in names]
-    if subject.experiment == "interference":
-        found = [place for name, place in names.items() if name.startswith(RATIO_PREFIX)][:1]
     own = [place for place, row in enumerate(subject.rows) if row.is_leading]
     return found or own[:1] or [0]
 

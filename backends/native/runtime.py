@@ -119,14 +119,12 @@ class HostKernelBackend(Backend):
         self.close()
         raise_descriptor_limit()
         self._way = self._find_way()
-        layout = find_layout()
+        layout, shared_bytes = find_layout(), image.rootfs_bytes
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         self._stack.enter_context(self._start_folder(folder))
         missing = tuple(name for name in _MOUNT_POINTS if not (image.rootfs / name).is_dir())
         settings = self._settings(folder, image, envelope, missing)
-        self._prepared = _Prepared(
-            image, folder, settings, missing, layout, find_block_device(folder), image.rootfs_bytes
-        )
+        self._prepared = _Prepared(image, folder, settings, missing, layout, find_block_device(folder), shared_bytes)
         try:
             make_shared_folders(folder, settings)
             resident = self._stack.enter_context(start_resident(self.context.cache_directory))

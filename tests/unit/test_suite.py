@@ -8,7 +8,7 @@ import pytest
 
 from bench.errors import ExitCode, SuiteError
 from bench.model import Envelope
-from bench.settings import MetricSettings, settings_of
+from bench.settings import MetricSettings, leading_metric, settings_of
 from bench.suite import Suite, load_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
@@ -221,3 +221,28 @@ def test_the_ready_suites_can_be_read(path):
 
     suite = load_suite(path, find_backends(), find_workloads())
     assert suite.head.description
+
+
+@pytest.mark.parametrize(
+    ("experiment", "measured", "leading"),
+    [
+        ("boot", ["boot.create", "boot.total"], "boot.total"),
+        ("steady", ["command.duration", "read.iops", "read.latency"], "read.iops"),
+        ("steady", ["command.duration", "host.cpu"], "command.duration"),
+        (
+            "interference",
+            [
+                "interference.aggressor_cpu",
+                "interference.ratio.duration",
+                "interference.ratio.a",
+                "interference.ratio.b",
+            ],
+            "interference.ratio.a",
+        ),
+        ("interference", ["interference.aggressor_cpu", "interference.ratio.duration"], "interference.ratio.duration"),
+        ("interference", ["interference.aggressor_cpu"], "interference.aggressor_cpu"),
+        ("density", [], None),
+    ],
+)
+def test_a_cell_is_known_by_one_metric_that_was_chosen_beforehand(experiment, measured, leading):
+    assert leading_metric(experiment, measured) == leading
