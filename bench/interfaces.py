@@ -326,6 +326,8 @@ class Reporter(ABC):
     summary: ClassVar[str]
     suffix: ClassVar[str]
     compares: ClassVar[bool] = False
+    width: int | None = None
+    """Columns of the terminal that is written to; None for a file."""
 
     @abstractmethod
     def write(self, run: Path, output: Path) -> None:

@@ -38,22 +38,21 @@ class TextReporter(Reporter):
 
     def write(self, run: Path, output: Path) -> None:
         """Write the text. Raises RunDirectoryError, TareError if the file cannot be written."""
-        _print_to(output, render_text(load_run(run)))
+        self._print_to(output, render_text(load_run(run)))
 
     def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
         """See ``Reporter.write_comparison``."""
         from reports.compare import compare_request
         from reports.compare_text import render_comparison
 
-        _print_to(output, render_comparison(compare_request(request)))
+        self._print_to(output, render_comparison(compare_request(request)))
 
-
-def _print_to(output: Path, content: RenderableType) -> None:
-    try:
-        with output.open("w", encoding="utf-8") as file:
-            Console(file=file, width=FILE_WIDTH, color_system=None).print(content)
-    except OSError as error:
-        raise TareError(f"cannot write the report {output}: {error.strerror}") from error
+    def _print_to(self, output: Path, content: RenderableType) -> None:
+        try:
+            with output.open("w", encoding="utf-8") as file:
+                Console(file=file, width=self.width or FILE_WIDTH, color_system=None).print(content)
+        except OSError as error:
+            raise TareError(f"cannot write the report {output}: {error.strerror}") from error
 
 
 def render_text(run: LoadedRun) -> RenderableType:

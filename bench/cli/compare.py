@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from bench.cli.run import terminal_width
 from bench.errors import TareError, UnknownNameError
 from bench.interfaces import ComparisonRequest, Reporter
 from bench.registry import find_reporters
@@ -23,7 +24,9 @@ def compare_command(request: ComparisonRequest, form: str, output: Path) -> None
         return
     with tempfile.TemporaryDirectory(prefix="tare-compare-") as folder:
         part = Path(folder) / f"comparison{reporter.suffix}"
-        reporter().write_comparison(request, part)
+        writer = reporter()
+        writer.width = terminal_width()
+        writer.write_comparison(request, part)
         sys.stdout.write(part.read_text("utf-8"))
         sys.stdout.flush()
 

@@ -1,6 +1,7 @@
 """``tare run`` and ``tare report``."""
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -62,10 +63,16 @@ def report_command(run: Path, form: str, output: Path | None) -> None:
         typer.echo(str(output))
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that standard output is, or None."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def write_report(run: Path, form: str, output: Path) -> None:
     """Write a report to a file, complete or not at all; ``-`` is standard output."""
     reporter = find_reporters().get(form)()
     to_stdout = str(output) == "-"
+    reporter.width = terminal_width() if to_stdout else None
     folder = Path(tempfile.gettempdir()) if to_stdout else output.parent
     try:
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=".tare-", suffix=reporter.suffix)
