@@ -52,7 +52,7 @@ def install_tare(session: nox.Session, *groups: str) -> None:
     needed = [requirement for group in groups for requirement in GROUPS[group]]
     session.install("-e", ".[vm]", *needed, silent=True)
     # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, nobody else would compile the checkout.
-    session.run("python", "-m", "compileall", "-q", "bench", "workloads", "backends", "reports", silent=True)
+    session.run("python", "-m", "compileall", "-q", "tare", silent=True)
 
 
 @nox.session

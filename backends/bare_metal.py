@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from backends.cgroups.layout import Layout
-from backends.native.plan import Settings
-from backends.native.runtime import HostKernelBackend
-from bench.interfaces import BackendContext, Instance, NoOptions
-from bench.model import BackendDescription, Envelope, Image, InstanceSpec
-from bench.network_path import LOOPBACK, describe_paths
+from tare.backends.cgroups.layout import Layout
+from tare.backends.native.plan import Settings
+from tare.backends.native.runtime import HostKernelBackend
+from tare.bench.interfaces import BackendContext, Instance, NoOptions
+from tare.bench.model import BackendDescription, Envelope, Image, InstanceSpec
+from tare.bench.network_path import LOOPBACK, describe_paths
 
 if TYPE_CHECKING:
-    from backends.network.bridge import BridgeNetwork
+    from tare.backends.network.bridge import BridgeNetwork
 
 
 class BareMetal(HostKernelBackend):

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.model import Cell, Direction, Event, EventKind, PlannedInstance, Sample
-from bench.plan import fixed_blocks, plan_further_block
-from bench.settings import HARNESS_METRICS, leading_metric
-from bench.stats import CellBlocks, CellSamples, Precision, Standing, compare, precision_of, summarise
-from bench.store import attempt_of
-from bench.suite import Subject, Suite
-from bench.units import parse_duration
+from tare.bench.model import Cell, Direction, Event, EventKind, PlannedInstance, Sample
+from tare.bench.plan import fixed_blocks, plan_further_block
+from tare.bench.settings import HARNESS_METRICS, leading_metric
+from tare.bench.stats import CellBlocks, CellSamples, Precision, Standing, compare, precision_of, summarise
+from tare.bench.store import attempt_of
+from tare.bench.suite import Subject, Suite
+from tare.bench.units import parse_duration
 
 FAILURES = 3
 """A cell whose instances failed so often running is given up."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from bench.errors import NotComparableError, UnknownNameError
-from bench.model import Manifest
+from tare.bench.errors import NotComparableError, UnknownNameError
+from tare.bench.model import Manifest
 
 ABSENT = "not recorded"
 """The value of a field that one of the runs does not hold."""

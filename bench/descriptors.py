@@ -3,7 +3,7 @@
 import errno
 import resource
 
-from bench.errors import TareError
+from tare.bench.errors import TareError
 
 
 def lack_of_descriptors(error: BaseException) -> TareError | None:

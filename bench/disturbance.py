@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from bench.host import HostRoots
-from bench.model import Event, Usage
+from tare.bench.host import HostRoots
+from tare.bench.model import Event, Usage
 
 _HERE = HostRoots()
 _CPUS = Path("devices/system/cpu")

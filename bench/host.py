@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.model import Confound, Fact
+from tare.bench.model import Confound, Fact
 
 
 class HostRoots(msgspec.Struct, frozen=True):

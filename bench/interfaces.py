@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 import msgspec
 
-from bench.errors import UnsupportedError
-from bench.ledger import Ledger
-from bench.model import (
+from tare.bench.errors import UnsupportedError
+from tare.bench.ledger import Ledger
+from tare.bench.model import (
     Availability,
     BackendDescription,
     Category,
@@ -31,7 +31,7 @@ from bench.model import (
     StartTimeline,
     Usage,
 )
-from bench.network_path import ServerPlace
+from tare.bench.network_path import ServerPlace
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -308,7 +308,7 @@ class ComparisonRequest(msgspec.Struct, frozen=True):
 
     Two runs if ``second`` is given. Else two ``backends`` of the run ``first``, or two values of a ``parameter`` in it:
     its name, the first value, the second. ``allowed`` are conditions that may differ between two runs (see
-    ``bench.comparability``). ``margin`` replaces the runs' own.
+    ``tare.bench.comparability``). ``margin`` replaces the runs' own.
     """
 
     first: Path

@@ -24,8 +24,8 @@ from typing import Self
 
 import msgspec
 
-from bench.errors import CleanUpError
-from bench.trees import remove_tree
+from tare.bench.errors import CleanUpError
+from tare.bench.trees import remove_tree
 
 MARKER_VARIABLE = "TARE_RESOURCE"
 """Environment variable by which a process of ours is recognised; its value is the entry's target."""

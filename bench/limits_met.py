@@ -2,9 +2,9 @@
 
 import signal
 
-from bench.errors import WorkloadError
-from bench.model import Command, Completed, Diagnosis, Envelope, Usage
-from bench.units import format_size
+from tare.bench.errors import WorkloadError
+from tare.bench.model import Command, Completed, Diagnosis, Envelope, Usage
+from tare.bench.units import format_size
 
 LIMIT_FIELDS = (
     "cpu_throttled_s",

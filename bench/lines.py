@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from bench.errors import RunDirectoryError
+from tare.bench.errors import RunDirectoryError
 
 _CHUNK_BYTES = 8 * 2**20
 

@@ -27,7 +27,7 @@ def state_directory() -> Path:
 
 
 def ledger_directory() -> Path:
-    """The folder of the ledger files (``bench.ledger``), one a process."""
+    """The folder of the ledger files (``tare.bench.ledger``), one a process."""
     return state_directory() / "ledger"
 
 

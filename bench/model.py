@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from bench.units import Unit
+from tare.bench.units import Unit
 
 SCHEMA_VERSION = 1
 SCRATCH = "/scratch"

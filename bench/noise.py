@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from bench.model import Direction, Metric
-from bench.registry import find_backends, find_workloads
-from bench.settings import HARNESS_METRICS, leading_metric
-from bench.stats import CellBlocks, Verdict, control_false_discoveries
-from bench.stats.noise import NoiseFloor, noise_floor
-from bench.store import LoadedRun
-from bench.suite import Suite, resolve_suite
-from bench.units import Unit
+from tare.bench.model import Direction, Metric
+from tare.bench.registry import find_backends, find_workloads
+from tare.bench.settings import HARNESS_METRICS, leading_metric
+from tare.bench.stats import CellBlocks, Verdict, control_false_discoveries
+from tare.bench.stats.noise import NoiseFloor, noise_floor
+from tare.bench.store import LoadedRun
+from tare.bench.suite import Suite, resolve_suite
+from tare.bench.units import Unit
 
 TWINS = ("bare-metal", "bare-metal again")
 FEWEST_BLOCKS = 4

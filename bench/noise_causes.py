@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from bench.disturbance import CpuTimes, Disturbance, read_cpu_times, read_stalls
-from bench.host import HostRoots
-from bench.model import Fact
-from bench.tune.cpulist import format_cpus, parse_cpus
-from bench.tune.settings import SETTINGS, describe_now, irqs, obstacle, read_value
+from tare.bench.disturbance import CpuTimes, Disturbance, read_cpu_times, read_stalls
+from tare.bench.host import HostRoots
+from tare.bench.model import Fact
+from tare.bench.tune.cpulist import format_cpus, parse_cpus
+from tare.bench.tune.settings import SETTINGS, describe_now, irqs, obstacle, read_value
 
 _HERE = HostRoots()
 WORTH_NAMING = 0.01

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from bench.errors import SuiteError
-from bench.interfaces import Workload, WorkloadKind
-from bench.registry import Plugins, find_workload_kinds
-from bench.suite_reading import convert
+from tare.bench.errors import SuiteError
+from tare.bench.interfaces import Workload, WorkloadKind
+from tare.bench.registry import Plugins, find_workload_kinds
+from tare.bench.suite_reading import convert
 
 
 def with_own_workloads(

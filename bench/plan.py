@@ -9,8 +9,8 @@ import hashlib
 import random
 from collections.abc import Collection, Sequence
 
-from bench.model import Cell, PlannedInstance
-from bench.suite import Subject, Suite
+from tare.bench.model import Cell, PlannedInstance
+from tare.bench.suite import Subject, Suite
 
 
 def make_plan(suite: Suite) -> list[PlannedInstance]:

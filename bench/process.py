@@ -10,8 +10,8 @@ from typing import IO
 
 import msgspec
 
-from bench.errors import MissingToolError, TareError
-from bench.packages import package_of, remedy_for
+from tare.bench.errors import MissingToolError, TareError
+from tare.bench.packages import package_of, remedy_for
 
 PLAIN_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC"}
 """Locale and zone for every host tool whose output is read."""

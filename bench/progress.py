@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from bench.model import PlannedInstance
-from bench.suite import Suite
-from bench.units import format_duration
+from tare.bench.model import PlannedInstance
+from tare.bench.suite import Suite
+from tare.bench.units import format_duration
 
 _PRIOR_START_S = 2.0
 

@@ -6,8 +6,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from bench.errors import UnavailableError, UnknownNameError
-from bench.interfaces import Backend, Reporter, Workload, WorkloadKind
+from tare.bench.errors import UnavailableError, UnknownNameError
+from tare.bench.interfaces import Backend, Reporter, Workload, WorkloadKind
 
 _Plugin = TypeVar("_Plugin")
 
@@ -77,7 +77,7 @@ def _load(kind: str, base: type[_Plugin]) -> Plugins[_Plugin]:
 def _load_one(point: EntryPoint, base: type[_Plugin]) -> type[_Plugin]:
     plugin = point.load()
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
-        raise TypeError(f"{point.value} is not a subclass of bench.interfaces.{base.__name__}")
+        raise TypeError(f"{point.value} is not a subclass of tare.bench.interfaces.{base.__name__}")
     missing: frozenset[str] = getattr(plugin, "__abstractmethods__", frozenset())
     if missing:
         raise TypeError(f"{point.value} does not implement {', '.join(sorted(missing))}")

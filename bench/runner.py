@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from bench.descriptors import lack_of_descriptors
-from bench.disturbance import DisturbanceMeter
-from bench.errors import BackendError, StoreError, TareError, WorkloadError
-from bench.experiments import Experiment
-from bench.interfaces import Backend, Instance, Workload
-from bench.limits_met import LimitsMet, have_failed, raise_if_failed
-from bench.model import (
+from tare.bench.descriptors import lack_of_descriptors
+from tare.bench.disturbance import DisturbanceMeter
+from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
+from tare.bench.experiments import Experiment
+from tare.bench.interfaces import Backend, Instance, Workload
+from tare.bench.limits_met import LimitsMet, have_failed, raise_if_failed
+from tare.bench.model import (
     Command,
     Completed,
     Envelope,
@@ -33,8 +33,8 @@ from bench.model import (
     Sample,
     Usage,
 )
-from bench.store import RunStore
-from bench.suite import Subject, Suite
+from tare.bench.store import RunStore
+from tare.bench.suite import Subject, Suite
 
 CLOCK_TOLERANCE = 0.05
 """A guest's own duration may differ from the host's by this share, or by CLOCK_TOLERANCE_S, before it is flagged."""
@@ -161,7 +161,7 @@ class Runner:
 
 
 class _LiveRun:
-    """What an experiment gets for one planned instance (``bench.experiments.InstanceRun``)."""
+    """What an experiment gets for one planned instance (``tare.bench.experiments.InstanceRun``)."""
 
     def __init__(
         self,

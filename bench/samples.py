@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.lines import read_lines
-from bench.model import Sample, Struct
-from bench.units import Unit
+from tare.bench.lines import read_lines
+from tare.bench.model import Sample, Struct
+from tare.bench.units import Unit
 
 TEXTS = ("instance", "experiment", "workload", "params", "backend", "metric", "unit", "raw")
 NUMBERS: Mapping[str, type] = {"block": np.int64, "value": np.float64, "iteration": np.int64, "warmup": np.bool_}

@@ -18,14 +18,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from bench.adaptive import Sampler
-from bench.errors import CleanUpError, RunDirectoryError, TareError, UnavailableError
-from bench.host import HostRoots, host_confounds, read_facts, summarise
-from bench.image import ImageStore, Recipe
-from bench.interfaces import Backend, BackendContext
-from bench.ledger import Ledger, ResourceKind, clean, raise_if_failed, remove
-from bench.locations import cache_directory, ledger_directory, work_directory
-from bench.model import (
+from tare.bench.adaptive import Sampler
+from tare.bench.errors import CleanUpError, RunDirectoryError, TareError, UnavailableError
+from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
+from tare.bench.image import ImageStore, Recipe
+from tare.bench.interfaces import Backend, BackendContext
+from tare.bench.ledger import Ledger, ResourceKind, clean, raise_if_failed, remove
+from tare.bench.locations import cache_directory, ledger_directory, work_directory
+from tare.bench.model import (
     SCHEMA_VERSION,
     Availability,
     BackendDescription,
@@ -37,14 +37,14 @@ from bench.model import (
     RunStatus,
     WorkloadTraits,
 )
-from bench.plan import make_plan
-from bench.registry import find_backends, find_workloads
-from bench.runner import Observer, Outcome, Runner, make_event
-from bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
-from bench.suite import BackendChoice, Suite, load_suite, resolve_suite
-from bench.trees import make_work_folder
-from bench.tune import journal_file, tuned_facts
-from bench.until_precise import ShowsBlocks, Watched, run_until_precise
+from tare.bench.plan import make_plan
+from tare.bench.registry import find_backends, find_workloads
+from tare.bench.runner import Observer, Outcome, Runner, make_event
+from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
+from tare.bench.suite import BackendChoice, Suite, load_suite, resolve_suite
+from tare.bench.trees import make_work_folder
+from tare.bench.tune import journal_file, tuned_facts
+from tare.bench.until_precise import ShowsBlocks, Watched, run_until_precise
 
 BASELINE_TYPE = "bare-metal"
 

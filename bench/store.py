@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from bench.errors import RunDirectoryError, StoreError
-from bench.lines import read_lines
-from bench.model import SCHEMA_VERSION, Completed, Event, EventKind, HistogramRecord, Manifest, Sample
+from tare.bench.errors import RunDirectoryError, StoreError
+from tare.bench.lines import read_lines
+from tare.bench.model import SCHEMA_VERSION, Completed, Event, EventKind, HistogramRecord, Manifest, Sample
 
 if TYPE_CHECKING:
-    from bench.samples import SampleTable
+    from tare.bench.samples import SampleTable
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
@@ -137,7 +137,7 @@ def load_run(path: Path) -> LoadedRun:
     Samples of an attempt that a later attempt of the same planned instance replaced are left out. Raises
     RunDirectoryError if there is no run there, or one of a schema that this version does not know.
     """
-    from bench.samples import SampleTable
+    from tare.bench.samples import SampleTable
 
     manifest = load_manifest(path)
     warnings: list[str] = []

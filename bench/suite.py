@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bench.errors import SuiteError, TareError, UnknownNameError
-from bench.experiments import EXPERIMENTS, Experiment
-from bench.interfaces import Backend, NoOptions, Workload
-from bench.model import Cell, Commands, Envelope, Metric
-from bench.own_workloads import with_own_workloads
-from bench.registry import Plugins
-from bench.settings import quantiles_of
-from bench.suite_file import (
+from tare.bench.errors import SuiteError, TareError, UnknownNameError
+from tare.bench.experiments import EXPERIMENTS, Experiment
+from tare.bench.interfaces import Backend, NoOptions, Workload
+from tare.bench.model import Cell, Commands, Envelope, Metric
+from tare.bench.own_workloads import with_own_workloads
+from tare.bench.registry import Plugins
+from tare.bench.settings import quantiles_of
+from tare.bench.suite_file import (
     BackendSection,
     EnvelopeSection,
     ExperimentSection,
@@ -29,8 +29,8 @@ from bench.suite_file import (
     SuiteFile,
     SuiteHead,
 )
-from bench.suite_reading import convert, read_toml
-from bench.units import parse_duration, parse_size
+from tare.bench.suite_reading import convert, read_toml
+from tare.bench.units import parse_duration, parse_size
 
 _T = TypeVar("_T")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from bench.settings import DEFAULT_MARGIN
+from tare.bench.settings import DEFAULT_MARGIN
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,4 +108,4 @@ class SuiteFile(Section, frozen=True):
     report: ReportSection = ReportSection()
     metric: Mapping[str, MetricSection] = {}
     workload: tuple[Mapping[str, Any], ...] = ()
-    """``[[workload]]``: the suite's own, each with the keys of its kind (``bench.own_workloads``)."""
+    """``[[workload]]``: the suite's own, each with the keys of its kind (``tare.bench.own_workloads``)."""

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bench.errors import SuiteError
+from tare.bench.errors import SuiteError
 
 _T = TypeVar("_T")
 

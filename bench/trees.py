@@ -7,8 +7,8 @@ import shutil
 import struct
 from pathlib import Path
 
-from bench.errors import TareError
-from bench.process import run
+from tare.bench.errors import TareError
+from tare.bench.process import run
 
 _AS_ROOT_OF_A_RANGE = ("unshare", "--user", "--map-root-user", "--map-auto", "--")
 

@@ -5,11 +5,11 @@ from typing import Protocol
 
 import msgspec
 
-from bench.adaptive import CellStanding, Sampler
-from bench.model import EventKind, PlannedInstance
-from bench.runner import Observer, Outcome, Runner, make_event
-from bench.stats import Standing
-from bench.store import RunStore
+from tare.bench.adaptive import CellStanding, Sampler
+from tare.bench.model import EventKind, PlannedInstance
+from tare.bench.runner import Observer, Outcome, Runner, make_event
+from tare.bench.stats import Standing
+from tare.bench.store import RunStore
 
 
 class ShowsBlocks(Protocol):

@@ -32,10 +32,10 @@ from typing import TypedDict
 import numpy as np
 from start_latency import newest_rootfs
 
-from bench.errors import ExitCode, PrivilegeError, TareError
-from bench.process import run
-from bench.stats import centre_interval
-from bench.store import load_run
+from tare.bench.errors import ExitCode, PrivilegeError, TareError
+from tare.bench.process import run
+from tare.bench.stats import centre_interval
+from tare.bench.store import load_run
 
 PRECISION = 0.02
 TIME_LIMIT_S = 600.0
@@ -135,7 +135,7 @@ def measure(folder: Path, rounds: int, loops: int, wanted: float = PRECISION) ->
 
 def run_tare(suite: Path, output: Path) -> None:
     """One run with adaptive sampling."""
-    argv = [sys.executable, "-m", "bench", "run", str(suite), "--output", str(output), "--no-report"]
+    argv = [sys.executable, "-m", "tare", "run", str(suite), "--output", str(output), "--no-report"]
     run(argv, timeout_s=2 * TIME_LIMIT_S)
 
 

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from start_latency import LEDGER, newest_rootfs, start_folder
 
-from backends.bare_metal import BareMetal
-from bench.errors import ExitCode, PrivilegeError, TareError
-from bench.interfaces import BackendContext, NoOptions
-from bench.ledger import Ledger, ResourceKind, clean
-from bench.model import Command, Envelope, Image, InstanceSpec
-from bench.process import PIPE, Popen, require_tool
+from tare.backends.bare_metal import BareMetal
+from tare.bench.errors import ExitCode, PrivilegeError, TareError
+from tare.bench.interfaces import BackendContext, NoOptions
+from tare.bench.ledger import Ledger, ResourceKind, clean
+from tare.bench.model import Command, Envelope, Image, InstanceSpec
+from tare.bench.process import PIPE, Popen, require_tool
 
 BY_HAND = """
 set -e

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.capacity.ramps import DensityCell, cost_of, find_density
-from bench.cli.density import DensityRequest, make_request
-from bench.progress import RunDisplay
-from bench.session import start_run
-from bench.store import load_run
-from bench.units import format_size
+from tare.bench.capacity.ramps import DensityCell, cost_of, find_density
+from tare.bench.cli.density import DensityRequest, make_request
+from tare.bench.progress import RunDisplay
+from tare.bench.session import start_run
+from tare.bench.store import load_run
+from tare.bench.units import format_size
 
 RAMPS = {"native": (50, 500), "bare-metal": (50, 500), "vm": (4, 8)}
 """Fitted up to the first population, asked about the second."""

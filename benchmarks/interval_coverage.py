@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.errors import ExitCode
-from bench.model import Direction
-from bench.stats import CellBlocks, CellSamples, Comparison, Standing, Verdict, compare, noise_floor, precision_of
-from bench.stats.medians import Floats
-from bench.stats.precision import FEWEST
+from tare.bench.errors import ExitCode
+from tare.bench.model import Direction
+from tare.bench.stats import CellBlocks, CellSamples, Comparison, Standing, Verdict, compare, noise_floor, precision_of
+from tare.bench.stats.medians import Floats
+from tare.bench.stats.precision import FEWEST
 
 DRIFT_OVER_RUN = 0.2
 BLOCK_NOISE = 0.05

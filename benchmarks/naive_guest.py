@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from backends.vm.emulator import PROGRAM
-from bench.errors import TareError
-from bench.image.cpio import Member, pack
-from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
-from bench.model import Image
-from bench.process import DEVNULL, Popen, require_tool, run
+from tare.backends.vm.emulator import PROGRAM
+from tare.bench.errors import TareError
+from tare.bench.image.cpio import Member, pack
+from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
+from tare.bench.model import Image
+from tare.bench.process import DEVNULL, Popen, require_tool, run
 
 POLL_S = 0.1
 DEADLINE_S = 60.0

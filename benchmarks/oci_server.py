@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from backends.native import syscalls
-from backends.native.operations import LeaveMounts, Mount, escape_option
-from bench.process import DEVNULL, PIPE, Popen
+from tare.backends.native import syscalls
+from tare.backends.native.operations import LeaveMounts, Mount, escape_option
+from tare.bench.process import DEVNULL, PIPE, Popen
 
 
 def main() -> None:

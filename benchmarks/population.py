@@ -29,15 +29,15 @@ from typing import TypedDict
 
 from start_latency import LEDGER, MEMORY_BYTES, PIDS_MAX, newest_rootfs, start_floor, start_folder
 
-from backends.cgroups.layout import find_layout
-from backends.native.backend import Native
-from backends.native.options import NativeOptions
-from bench.errors import ExitCode, MissingToolError, TareError
-from bench.experiments.density_meters import HostMemory, read_memory
-from bench.interfaces import BackendContext, Instance
-from bench.ledger import Ledger, ResourceKind, clean
-from bench.model import Envelope, Image, InstanceSpec, Phase
-from bench.process import find_tool
+from tare.backends.cgroups.layout import find_layout
+from tare.backends.native.backend import Native
+from tare.backends.native.options import NativeOptions
+from tare.bench.errors import ExitCode, MissingToolError, TareError
+from tare.bench.experiments.density_meters import HostMemory, read_memory
+from tare.bench.interfaces import BackendContext, Instance
+from tare.bench.ledger import Ledger, ResourceKind, clean
+from tare.bench.model import Envelope, Image, InstanceSpec, Phase
+from tare.bench.process import find_tool
 
 SETTLED_BYTES = 2 * 2**20
 SETTLED_READINGS = 8

@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.process import run as run_tool
+from tare.bench.process import run as run_tool
 from tests.synthetic import QUICK, write_run
 
 SAMPLES_AN_ITERATION = 15
 BLOCKS = 20
 REPORT = """
 import json, resource, sys
-from bench.cli.run import report_command
+from tare.bench.cli.run import report_command
 from pathlib import Path
 report_command(Path(sys.argv[1]), "html", Path(sys.argv[2]))
 used = resource.getrusage(resource.RUSAGE_SELF)

@@ -22,22 +22,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
-from backends.cgroups.delegation import prepare_parent
-from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
-from backends.cgroups.v1 import choose_controllers
-from backends.native.backend import Native
-from backends.native.options import NativeOptions
-from backends.native.order import MASKED, READ_ONLY
-from backends.native.privileges import DEFAULT_CAPABILITIES
-from backends.native.seccomp import compile_filters, oci_seccomp
-from bench.errors import ExitCode, MissingToolError, TareError
-from bench.image import ImageStore
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger, ResourceKind, clean
-from bench.locations import cache_directory
-from bench.model import Envelope, Image, InstanceSpec, Phase
-from bench.process import PIPE, Popen, find_tool, run
-from bench.trees import make_work_folder
+from tare.backends.cgroups.delegation import prepare_parent
+from tare.backends.cgroups.layout import Layout, Version, find_block_device, find_layout
+from tare.backends.cgroups.v1 import choose_controllers
+from tare.backends.native.backend import Native
+from tare.backends.native.options import NativeOptions
+from tare.backends.native.order import MASKED, READ_ONLY
+from tare.backends.native.privileges import DEFAULT_CAPABILITIES
+from tare.backends.native.seccomp import compile_filters, oci_seccomp
+from tare.bench.errors import ExitCode, MissingToolError, TareError
+from tare.bench.image import ImageStore
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger, ResourceKind, clean
+from tare.bench.locations import cache_directory
+from tare.bench.model import Envelope, Image, InstanceSpec, Phase
+from tare.bench.process import PIPE, Popen, find_tool, run
+from tare.bench.trees import make_work_folder
 
 HERE = Path(__file__).resolve().parent
 LEDGER = Path("/var/tmp/tare-benchmark-ledger")

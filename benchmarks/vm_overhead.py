@@ -7,7 +7,7 @@ for them when it has ended; meanwhile what asked it sleeps. The two take turns, 
     python benchmarks/vm_overhead.py [--image NAME] [--rounds N] [--json]
 
 `ratios` maps `by-hand:WORKLOAD` to our median of its first metric over the median by hand; 1 is what it should be.
-`intervals` has 95 % for the centre of the rounds' own ratios, by the way of `bench.stats` (two-sided, paired).
+`intervals` has 95 % for the centre of the rounds' own ratios, by the way of `tare.bench.stats` (two-sided, paired).
 """
 
 import argparse
@@ -26,15 +26,15 @@ import msgspec
 import numpy as np
 from vm_start import find_image, start_folder
 
-from backends.vm.backend import VirtualMachine
-from backends.vm.options import VmOptions
-from bench.errors import ExitCode, TareError
-from bench.interfaces import BackendContext, Instance, Workload
-from bench.ledger import Ledger, ResourceKind, clean
-from bench.locations import cache_directory
-from bench.model import Command, Completed, Envelope, InstanceSpec
-from bench.registry import find_workloads
-from bench.stats.intervals import centre_interval
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.options import VmOptions
+from tare.bench.errors import ExitCode, TareError
+from tare.bench.interfaces import BackendContext, Instance, Workload
+from tare.bench.ledger import Ledger, ResourceKind, clean
+from tare.bench.locations import cache_directory
+from tare.bench.model import Command, Completed, Envelope, InstanceSpec
+from tare.bench.registry import find_workloads
+from tare.bench.stats.intervals import centre_interval
 
 BASE = Path("/var/tmp/tare-vm-overhead")
 ENVELOPE_BYTES = 512 * 2**20

@@ -20,14 +20,14 @@ from typing import Any
 
 from vm_start import find_image, start_folder
 
-from backends.cgroups.layout import find_layout
-from backends.vm.backend import VirtualMachine
-from backends.vm.options import VmOptions
-from bench.errors import ExitCode, TareError
-from bench.interfaces import BackendContext, Instance
-from bench.ledger import Ledger, ResourceKind, clean
-from bench.locations import cache_directory
-from bench.model import Command, Envelope, InstanceSpec, Phase
+from tare.backends.cgroups.layout import find_layout
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.options import VmOptions
+from tare.bench.errors import ExitCode, TareError
+from tare.bench.interfaces import BackendContext, Instance
+from tare.bench.ledger import Ledger, ResourceKind, clean
+from tare.bench.locations import cache_directory
+from tare.bench.model import Command, Envelope, InstanceSpec, Phase
 
 BASE = Path("/var/tmp/tare-vm-parallel")
 MEMORY_BYTES = 256 * 2**20

@@ -32,22 +32,22 @@ from typing import Any, NamedTuple
 
 from naive_guest import NaiveGuest
 
-from backends.cgroups.footprint import parse_rollup
-from backends.vm.backend import VirtualMachine
-from backends.vm.boot import KERNEL_ARGUMENTS
-from backends.vm.disks import DiskMode, choose_scratch_mode, copy_sparse, make_scratch_template
-from backends.vm.domain_xml import TB_CACHE_MIB
-from backends.vm.emulator import PROGRAM
-from backends.vm.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL
-from backends.vm.instance import VmInstance
-from backends.vm.options import VmOptions
-from bench.errors import ExitCode, TareError
-from bench.image import ImageStore
-from bench.interfaces import BackendContext
-from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, clean
-from bench.locations import cache_directory
-from bench.model import Envelope, Image, InstanceSpec, Phase
-from bench.process import DEVNULL, Popen, require_tool
+from tare.backends.cgroups.footprint import parse_rollup
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.boot import KERNEL_ARGUMENTS
+from tare.backends.vm.disks import DiskMode, choose_scratch_mode, copy_sparse, make_scratch_template
+from tare.backends.vm.domain_xml import TB_CACHE_MIB
+from tare.backends.vm.emulator import PROGRAM
+from tare.backends.vm.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL
+from tare.backends.vm.instance import VmInstance
+from tare.backends.vm.options import VmOptions
+from tare.bench.errors import ExitCode, TareError
+from tare.bench.image import ImageStore
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, clean
+from tare.bench.locations import cache_directory
+from tare.bench.model import Envelope, Image, InstanceSpec, Phase
+from tare.bench.process import DEVNULL, Popen, require_tool
 
 BASE = Path("/var/tmp/tare-vm-start")
 MEMORY_BYTES = 256 * 2**20

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from bench.model import Cell, Direction, EventKind, Manifest, Metric
-from bench.settings import HARNESS_METRICS, MetricSettings, settings_of
-from bench.stats import (
+from tare.bench.model import Cell, Direction, EventKind, Manifest, Metric
+from tare.bench.settings import HARNESS_METRICS, MetricSettings, settings_of
+from tare.bench.stats import (
     CellBlocks,
     NoiseFloor,
     Precision,
@@ -20,14 +20,14 @@ from bench.stats import (
     precision_of,
     summarise,
 )
-from bench.stats.medians import least_for_quantile
-from bench.store import LoadedRun
-from bench.units import Unit
-from reports.cell_tables import CellTable, CellTables, Points, SubjectKey, make_tables
-from reports.foreign import one_line
-from reports.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
-from reports.sizes import at_size, common_size, have_same_sizes, without_ratio
-from reports.suite_order import in_suite_order
+from tare.bench.stats.medians import least_for_quantile
+from tare.bench.store import LoadedRun
+from tare.bench.units import Unit
+from tare.reports.cell_tables import CellTable, CellTables, Points, SubjectKey, make_tables
+from tare.reports.foreign import one_line
+from tare.reports.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
+from tare.reports.sizes import at_size, common_size, have_same_sizes, without_ratio
+from tare.reports.suite_order import in_suite_order
 
 __all__ = ["HARNESS_METRICS", "Analysis", "Backend", "CellResult", "Points", "Row", "RunNoise", "Subject", "analyse"]
 

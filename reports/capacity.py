@@ -5,17 +5,17 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from bench.capacity.plan import HostPlan, plan_host
-from bench.capacity.plan_hosts import find_measured_host
-from bench.capacity.plan_types import make_type
-from bench.capacity.plan_words import host_sentence, notes_of, scaling_sentence
-from bench.capacity.ramps import DensityCell, InstanceCost, cost_of, find_density
-from bench.capacity.scaling import Refusal, Scaling, fit_scaling
-from bench.units import Unit, format_duration, format_size, format_value
-from reports.analysis import Analysis, Backend
-from reports.capacity_charts import Curve, curve_chart
-from reports.charts import Chart
-from reports.density_costs import words_of
+from tare.bench.capacity.plan import HostPlan, plan_host
+from tare.bench.capacity.plan_hosts import find_measured_host
+from tare.bench.capacity.plan_types import make_type
+from tare.bench.capacity.plan_words import host_sentence, notes_of, scaling_sentence
+from tare.bench.capacity.ramps import DensityCell, InstanceCost, cost_of, find_density
+from tare.bench.capacity.scaling import Refusal, Scaling, fit_scaling
+from tare.bench.units import Unit, format_duration, format_size, format_value
+from tare.reports.analysis import Analysis, Backend
+from tare.reports.capacity_charts import Curve, curve_chart
+from tare.reports.charts import Chart
+from tare.reports.density_costs import words_of
 
 _AVAILABLE, _START = "density.memory_available", "density.start"
 _THROUGHPUT = {"density.throughput": Unit.OPERATIONS_PER_SECOND, "density.byte_throughput": Unit.BYTES_PER_SECOND}

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.units import Unit
-from reports.analysis import Backend
-from reports.charts import MOST_POINTS, SHAPES, Chart, accent, display_scale, finished, named, rounded, short_label
+from tare.bench.units import Unit
+from tare.reports.analysis import Backend
+from tare.reports.charts import MOST_POINTS, SHAPES, Chart, accent, display_scale, finished, named, rounded, short_label
 
 if TYPE_CHECKING:
     import altair as alt

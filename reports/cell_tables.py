@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.settings import HARNESS_METRICS, leading_metric
-from bench.stats import CellBlocks, CellSamples, WarmUp, grouped_medians
-from bench.stats.warmup import NOTHING_FOUND
-from bench.store import LoadedRun
-from bench.units import Unit
-from reports.frames import sample_frame
+from tare.bench.settings import HARNESS_METRICS, leading_metric
+from tare.bench.stats import CellBlocks, CellSamples, WarmUp, grouped_medians
+from tare.bench.stats.warmup import NOTHING_FOUND
+from tare.bench.store import LoadedRun
+from tare.bench.units import Unit
+from tare.reports.frames import sample_frame
 
 SubjectKey = tuple[str, str, str]
 """Experiment, workload, and parameters as JSON with sorted keys."""

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from bench.stats import Comparison, Verdict
-from bench.units import Unit
-from reports.analysis import Backend, CellResult, Row, Subject
-from reports.wording import (
+from tare.bench.stats import Comparison, Verdict
+from tare.bench.units import Unit
+from tare.reports.analysis import Backend, CellResult, Row, Subject
+from tare.reports.wording import (
     format_estimate,
     format_range,
     format_ratio_estimate,

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.model import Direction, Metric
-from bench.units import Unit
-from reports.analysis import Backend, CellResult, Row
-from reports.foreign import one_line
-from reports.svg import compact_svg
-from reports.wording import says_nothing
+from tare.bench.model import Direction, Metric
+from tare.bench.units import Unit
+from tare.reports.analysis import Backend, CellResult, Row
+from tare.reports.foreign import one_line
+from tare.reports.svg import compact_svg
+from tare.reports.wording import says_nothing
 
 if TYPE_CHECKING:
     import altair as alt

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
-from bench.model import EventKind, Manifest
-from bench.units import parse_size
-from reports.analysis import Analysis
+from tare.bench.model import EventKind, Manifest
+from tare.bench.units import parse_size
+from tare.reports.analysis import Analysis
 
 _KVM, _TCG = "kvm", "tcg"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from reports.analysis import Analysis
-from reports.claim_rules import Answer, Rule, RuleResult, evaluate
+from tare.reports.analysis import Analysis
+from tare.reports.claim_rules import Answer, Rule, RuleResult, evaluate
 
 CLAIMS = Path(__file__).with_name("claims.toml")
 

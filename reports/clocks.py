@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.model import Event, EventKind
-from bench.store import LoadedRun
-from reports.flags import CellName, Flag, FlagKind, make_flag
+from tare.bench.model import Event, EventKind
+from tare.bench.store import LoadedRun
+from tare.reports.flags import CellName, Flag, FlagKind, make_flag
 
 
 def clock_flags(run: LoadedRun, cells: Mapping[str, CellName]) -> Iterator[Flag]:

@@ -11,19 +11,19 @@ from typing import Any
 
 import msgspec
 
-from bench.comparability import Difference, split_allowed
-from bench.errors import RunDirectoryError, UnknownNameError
-from bench.interfaces import ComparisonRequest
-from bench.model import Metric
-from bench.stats import Comparison, Interval, compare, control_false_discoveries
-from bench.stats.unpaired import compare_unpaired
-from bench.store import load_run
-from reports.analysis import Analysis, CellResult, Row, Subject, analyse
-from reports.findings import caveats
-from reports.foreign import one_line
-from reports.frames import params_text
-from reports.sizes import have_same_sizes, without_ratio
-from reports.wording import metric_name, plural, verdict_word
+from tare.bench.comparability import Difference, split_allowed
+from tare.bench.errors import RunDirectoryError, UnknownNameError
+from tare.bench.interfaces import ComparisonRequest
+from tare.bench.model import Metric
+from tare.bench.stats import Comparison, Interval, compare, control_false_discoveries
+from tare.bench.stats.unpaired import compare_unpaired
+from tare.bench.store import load_run
+from tare.reports.analysis import Analysis, CellResult, Row, Subject, analyse
+from tare.reports.findings import caveats
+from tare.reports.foreign import one_line
+from tare.reports.frames import params_text
+from tare.reports.sizes import have_same_sizes, without_ratio
+from tare.reports.wording import metric_name, plural, verdict_word
 
 _UNPAIRED = (
     "The runs share no block: what changed on the host from one to the other is in the ratios, and intervals hold the "

@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
-from bench.capacity.ramps import DensityCell, Ending, InstanceCost, cost_of, find_density
-from bench.units import Unit, format_size
-from reports.analysis import Analysis, Backend
-from reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named
+from tare.bench.capacity.ramps import DensityCell, Ending, InstanceCost, cost_of, find_density
+from tare.bench.units import Unit, format_size
+from tare.reports.analysis import Analysis, Backend
+from tare.reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named
 
 _PROCESS, _SHARED, _KERNEL = "process", "shared", "kernel"
 _GUEST, _TRANSLATED, _HYPERVISOR = "guest RAM", "translated code", "hypervisor"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench.model import Event, EventKind
-from bench.units import format_duration
-from reports.analysis import Analysis
+from tare.bench.model import Event, EventKind
+from tare.bench.units import format_duration
+from tare.reports.analysis import Analysis
 
 MOST_COMMANDS = 200
 MOST_FAILURES = 100
@@ -92,7 +92,7 @@ def raw_view(analysis: Analysis, beside: Path | None) -> RawView:
 
 def _packed_samples(analysis: Analysis) -> str:
     """Every sample as CSV, packed; empty if there are none, or too many for a page that is mailed."""
-    from reports.frames import sample_frame
+    from tare.reports.frames import sample_frame
 
     if not 0 < len(analysis.run.samples) <= MOST_EMBEDDED_SAMPLES:
         return ""

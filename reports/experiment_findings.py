@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.capacity.ramps import DensityCell, cost_of, find_density
-from bench.settings import RATIO_PREFIX
-from bench.units import Unit, format_size, format_value
-from reports.analysis import Analysis
-from reports.foreign import one_line
-from reports.interference_heat import HeatLine, heat_view
-from reports.limits_held import held_view
-from reports.wording import listed, plural
+from tare.bench.capacity.ramps import DensityCell, cost_of, find_density
+from tare.bench.settings import RATIO_PREFIX
+from tare.bench.units import Unit, format_size, format_value
+from tare.reports.analysis import Analysis
+from tare.reports.foreign import one_line
+from tare.reports.interference_heat import HeatLine, heat_view
+from tare.reports.limits_held import held_view
+from tare.reports.wording import listed, plural
 
 SHORT = 0.9
 """A program that got less than this share of its instance's memory has to be planned with more of it."""

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from bench.model import RunStatus
-from bench.stats import Standing, Verdict
-from reports.analysis import Analysis, Backend, CellResult, Row, Subject
-from reports.experiment_findings import experiment_findings
-from reports.foreign import one_line
-from reports.wording import (
+from tare.bench.model import RunStatus
+from tare.bench.stats import Standing, Verdict
+from tare.reports.analysis import Analysis, Backend, CellResult, Row, Subject
+from tare.reports.experiment_findings import experiment_findings
+from tare.reports.foreign import one_line
+from tare.reports.wording import (
     as_large,
     format_estimate,
     format_range,

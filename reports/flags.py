@@ -1,6 +1,6 @@
 """What stands out in a run and may have disturbed it: the values that every form of report shows.
 
-A flag never changes an estimate: it says where to doubt one. ``reports.disturbances`` and ``reports.order`` raise them.
+A flag never changes an estimate: it says where to doubt one. ``disturbances`` and ``order`` raise them.
 """
 
 import json
@@ -57,7 +57,7 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CellName(NamedTuple):
-    """A cell as samples tell it; ``params`` is JSON (``reports.frames.params_text``)."""
+    """A cell as samples tell it; ``params`` is JSON (``tare.reports.frames.params_text``)."""
 
     experiment: str
     workload: str

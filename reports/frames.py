@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bench.store import LoadedRun
+from tare.bench.store import LoadedRun
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
-    from bench.samples import Texts
+    from tare.bench.samples import Texts
 
 
 def sample_frame(run: LoadedRun) -> "pd.DataFrame":

@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.errors import TareError
-from bench.interfaces import Reporter
-from bench.store import load_run
-from reports.foreign import one_line, readable
+from tare.bench.errors import TareError
+from tare.bench.interfaces import Reporter
+from tare.bench.store import load_run
+from tare.reports.foreign import one_line, readable
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_IN_OPTION = 60
@@ -26,7 +26,7 @@ class HtmlReporter(Reporter):
 
     def write(self, run: Path, output: Path) -> None:
         """Write the page. Raises RunDirectoryError, TareError if the file cannot be written."""
-        from reports.analysis import analyse
+        from tare.reports.analysis import analyse
 
         text = render_page(analyse(load_run(run)), output.parent)
         try:
@@ -39,7 +39,7 @@ def render_page(analysis: Any, beside: Path | None = None) -> str:
     """The page of an ``Analysis``, to lie in the folder ``beside``: it links to samples that are there."""
     import jinja2
 
-    from reports.page import page_context
+    from tare.reports.page import page_context
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -79,7 +79,7 @@ def _breakable(name: str) -> object:
 
 
 def _specs(context: dict[str, Any]) -> dict[str, Any]:
-    from reports.charts import chart_config, short_label
+    from tare.reports.charts import chart_config, short_label
 
     subjects = [subject for section in context["sections"] for subject in section.subjects]
     charts = {panel.name: panel.chart.spec for subject in subjects for row in subject.rows for panel in row.panels}

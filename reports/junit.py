@@ -13,16 +13,16 @@ from xml.etree import ElementTree as ET
 
 import msgspec
 
-from bench.errors import TareError
-from bench.interfaces import ComparisonRequest, Reporter
-from bench.model import Cell, Event, EventKind, Manifest
-from bench.stats import Verdict
-from bench.store import LoadedRun, load_run
-from reports.foreign import one_line, readable
+from tare.bench.errors import TareError
+from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.model import Cell, Event, EventKind, Manifest
+from tare.bench.stats import Verdict
+from tare.bench.store import LoadedRun, load_run
+from tare.reports.foreign import one_line, readable
 
 if TYPE_CHECKING:
-    from reports.analysis import Analysis
-    from reports.compare import Line, RunComparison
+    from tare.reports.analysis import Analysis
+    from tare.reports.compare import Line, RunComparison
 
 _NO_TIME = "1970-01-01T00:00:00"
 
@@ -41,7 +41,7 @@ class JUnitReporter(Reporter):
 
     def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
         """See ``Reporter.write_comparison``."""
-        from reports.compare import compare_request
+        from tare.reports.compare import compare_request
 
         _write(output, _suites_of_comparison(compare_request(request), load_run(request.first).manifest))
 
@@ -66,13 +66,13 @@ class _Case(msgspec.Struct, frozen=True):
 
 
 def _suites_of_run(run: LoadedRun) -> ET.Element:
-    from reports.analysis import analyse
+    from tare.reports.analysis import analyse
 
     return _suites(_cases_of_run(analyse(run)), run.manifest)
 
 
 def _cases_of_run(analysis: "Analysis") -> list[_Case]:
-    from reports.wording import figure_sentence
+    from tare.reports.wording import figure_sentence
 
     failed: dict[str, list[Event]] = {}
     for event in analysis.failures:
@@ -125,7 +125,7 @@ def _suites_of_comparison(comparison: "RunComparison", manifest: Manifest) -> ET
 
 
 def _case_of_line(line: "Line") -> _Case:
-    from reports.wording import format_range, format_ratio
+    from tare.reports.wording import format_range, format_ratio
 
     found = line.found
     size = (

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import TareError
-from bench.interfaces import ComparisonRequest, Reporter
-from bench.model import Metric
-from bench.stats import Comparison
-from bench.store import LoadedRun, load_run
-from bench.units import format_value
-from reports.foreign import one_line
-from reports.wording import format_range, format_ratio, metric_name, noise_sentence, verdict_mark, verdict_word
+from tare.bench.errors import TareError
+from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.model import Metric
+from tare.bench.stats import Comparison
+from tare.bench.store import LoadedRun, load_run
+from tare.bench.units import format_value
+from tare.reports.foreign import one_line
+from tare.reports.wording import format_range, format_ratio, metric_name, noise_sentence, verdict_mark, verdict_word
 
 if TYPE_CHECKING:
-    from reports.analysis import Analysis, CellResult, Row
-    from reports.compare import Line, RunComparison
+    from tare.reports.analysis import Analysis, CellResult, Row
+    from tare.reports.compare import Line, RunComparison
 
 MOST_ROWS = 150
 """Of one table: a comment on GitHub holds 65,536 characters. What is left out is said."""
@@ -40,7 +40,7 @@ class MarkdownReporter(Reporter):
 
     def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
         """See ``Reporter.write_comparison``."""
-        from reports.compare import compare_request
+        from tare.reports.compare import compare_request
 
         _write(output, render_comparison(compare_request(request)))
 
@@ -55,8 +55,8 @@ def escape(text: str, most: int = _NAME_WIDTH) -> str:
 
 def render_markdown(run: LoadedRun) -> str:
     """The report of a run."""
-    from reports import findings
-    from reports.analysis import analyse
+    from tare.reports import findings
+    from tare.reports.analysis import analyse
 
     analysis = analyse(run)
     lines = [f"### tare: {escape(findings.suite_title(analysis))}", "", escape(findings.question(analysis), 400), ""]
@@ -146,14 +146,14 @@ def _found(metric: Metric, found: Comparison) -> list[str]:
 
 
 def _claims(analysis: "Analysis") -> list[str]:
-    from reports.claims import judge
+    from tare.reports.claims import judge
 
     rows = [[escape(one.statement, 200), one.verdict.value, escape(one.reason, 1000)] for one in judge(analysis)]
     return ["", *_folded("Claims of the field", _table(["claim", "here", "why"], rows, words=3))]
 
 
 def _environment(analysis: "Analysis") -> list[str]:
-    from reports.network_paths import path_sentence
+    from tare.reports.network_paths import path_sentence
 
     manifest = analysis.manifest
     margins = sorted({found.margin for *_, found in analysis.comparisons})

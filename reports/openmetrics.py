@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench.errors import TareError
-from bench.interfaces import Reporter
-from bench.stats import Verdict
-from bench.store import LoadedRun, load_run
-from bench.units import Unit
-from reports.foreign import one_line
-from reports.frames import params_text
+from tare.bench.errors import TareError
+from tare.bench.interfaces import Reporter
+from tare.bench.stats import Verdict
+from tare.bench.store import LoadedRun, load_run
+from tare.bench.units import Unit
+from tare.reports.foreign import one_line
+from tare.reports.frames import params_text
 
 if TYPE_CHECKING:
-    from reports.analysis import Analysis, CellResult, Row, Subject
+    from tare.reports.analysis import Analysis, CellResult, Row, Subject
 
 _UNITS = {
     Unit.SECOND: "seconds",
@@ -76,7 +76,7 @@ class _Family(msgspec.Struct):
 
 def render_openmetrics(run: LoadedRun) -> str:
     """The exposition of a run."""
-    from reports.analysis import analyse
+    from tare.reports.analysis import analyse
 
     analysis = analyse(run)
     families = {family.name: family for family in (_about_the_run(analysis), _failed(analysis), _claims(analysis))}
@@ -150,7 +150,7 @@ def _failed(analysis: "Analysis") -> _Family:
 
 
 def _claims(analysis: "Analysis") -> _Family:
-    from reports.claims import ClaimVerdict, judge
+    from tare.reports.claims import ClaimVerdict, judge
 
     run = ("run", one_line(analysis.manifest.run))
     samples: dict[_Labels, float] = {

@@ -7,13 +7,13 @@ Hochberg 1995), and an effect has to be large enough to matter to anybody.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bench.stats import adjust_p_values
-from bench.stats.cells import SETTLING
-from bench.stats.series import SeriesTest, drift, serial_correlation
-from reports.flags import CellName, Flag, FlagKind, make_flag
-from reports.foreign import one_line
-from reports.frames import params_text
-from reports.results import Analysis
+from tare.bench.stats import adjust_p_values
+from tare.bench.stats.cells import SETTLING
+from tare.bench.stats.series import SeriesTest, drift, serial_correlation
+from tare.reports.flags import CellName, Flag, FlagKind, make_flag
+from tare.reports.foreign import one_line
+from tare.reports.frames import params_text
+from tare.reports.results import Analysis
 
 FALSE_DISCOVERIES = 0.05
 SMALLEST_CORRELATION = 0.2

@@ -11,23 +11,23 @@ from typing import Any
 
 import msgspec
 
-from bench.stats import MANY_BLOCKS
-from bench.units import Unit, format_duration, format_size, format_value
-from reports import claims, findings
-from reports.analysis import Analysis
-from reports.capacity import capacity_view
-from reports.density_costs import costs_view
-from reports.disturbances import disturbances_in
-from reports.evidence import command_views, failure_views, raw_view
-from reports.flags import Flag
-from reports.foreign import one_line
-from reports.frames import params_text
-from reports.interference_heat import heat_view
-from reports.limits_held import held_view
-from reports.phases import phase_view
-from reports.published import published_views
-from reports.sections import SectionView, section_views
-from reports.wording import noise_sentence, percent, plural
+from tare.bench.stats import MANY_BLOCKS
+from tare.bench.units import Unit, format_duration, format_size, format_value
+from tare.reports import claims, findings
+from tare.reports.analysis import Analysis
+from tare.reports.capacity import capacity_view
+from tare.reports.density_costs import costs_view
+from tare.reports.disturbances import disturbances_in
+from tare.reports.evidence import command_views, failure_views, raw_view
+from tare.reports.flags import Flag
+from tare.reports.foreign import one_line
+from tare.reports.frames import params_text
+from tare.reports.interference_heat import heat_view
+from tare.reports.limits_held import held_view
+from tare.reports.phases import phase_view
+from tare.reports.published import published_views
+from tare.reports.sections import SectionView, section_views
+from tare.reports.wording import noise_sentence, percent, plural
 
 LONGEST_QUESTION = 200
 MOST_FLAGS = 200

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bench.errors import TareError
-from bench.interfaces import Reporter
-from bench.store import load_run
+from tare.bench.errors import TareError
+from tare.bench.interfaces import Reporter
+from tare.bench.store import load_run
 
 
 class ParquetReporter(Reporter):
@@ -20,7 +20,7 @@ class ParquetReporter(Reporter):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from reports.frames import sample_frame
+        from tare.reports.frames import sample_frame
 
         loaded = load_run(run)
         table = pa.Table.from_pandas(sample_frame(loaded), preserve_index=False)

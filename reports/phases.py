@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from bench.units import Unit, format_duration
-from reports.analysis import Analysis, Backend, Row
-from reports.charts import PARTS, PHASES, Chart, phase_chart
-from reports.wording import describe, format_estimate, format_value_range
+from tare.bench.units import Unit, format_duration
+from tare.reports.analysis import Analysis, Backend, Row
+from tare.reports.charts import PARTS, PHASES, Chart, phase_chart
+from tare.reports.wording import describe, format_estimate, format_value_range
 
 
 class PhaseBar(msgspec.Struct, frozen=True):

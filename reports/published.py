@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from bench.units import parse_size
-from reports.analysis import Analysis, CellResult, Subject
-from reports.claim_facts import Kind, kinds_of
-from reports.wording import format_range, format_ratio_estimate
+from tare.bench.units import parse_size
+from tare.reports.analysis import Analysis, CellResult, Subject
+from tare.reports.claim_facts import Kind, kinds_of
+from tare.reports.wording import format_range, format_ratio_estimate
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import TareError
-from bench.interfaces import Reporter
-from bench.model import Manifest, Sample
-from bench.store import LoadedRun, load_run
-from bench.units import Unit
-from reports.foreign import one_line
-from reports.frames import params_text
+from tare.bench.errors import TareError
+from tare.bench.interfaces import Reporter
+from tare.bench.model import Manifest, Sample
+from tare.bench.store import LoadedRun, load_run
+from tare.bench.units import Unit
+from tare.reports.foreign import one_line
+from tare.reports.frames import params_text
 
 if TYPE_CHECKING:
     import pyperf

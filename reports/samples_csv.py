@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bench.errors import TareError
-from bench.interfaces import Reporter
-from bench.store import load_run
+from tare.bench.errors import TareError
+from tare.bench.interfaces import Reporter
+from tare.bench.store import load_run
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula."""
@@ -22,7 +22,7 @@ class CsvReporter(Reporter):
 
     def write(self, run: Path, output: Path) -> None:
         """Write the table. Raises RunDirectoryError, TareError if the file cannot be written."""
-        from reports.frames import sample_frame
+        from tare.reports.frames import sample_frame
 
         frame = sample_frame(load_run(run))
         for name in frame.select_dtypes("category"):

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 
 import msgspec
 
-from bench.model import Category, Manifest
-from bench.units import Unit, format_value
-from reports.analysis import Analysis, Row, Subject
-from reports.cell_views import CellView, cell_view
-from reports.charts import LEVEL, Chart, distribution_charts
-from reports.forest import Forest, forest_of
-from reports.growth import GrowthView, grows, growth_sentence, growth_view, is_comparable
-from reports.network_paths import path_sentence
-from reports.series_charts import block_chart, growth_chart
-from reports.tails import Tails, TailView
-from reports.wording import (
+from tare.bench.model import Category, Manifest
+from tare.bench.units import Unit, format_value
+from tare.reports.analysis import Analysis, Row, Subject
+from tare.reports.cell_views import CellView, cell_view
+from tare.reports.charts import LEVEL, Chart, distribution_charts
+from tare.reports.forest import Forest, forest_of
+from tare.reports.growth import GrowthView, grows, growth_sentence, growth_view, is_comparable
+from tare.reports.network_paths import path_sentence
+from tare.reports.series_charts import block_chart, growth_chart
+from tare.reports.tails import Tails, TailView
+from tare.reports.wording import (
     describe,
     direction_words,
     figure_sentence,

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from bench.stats import CellBlocks, Comparison, Verdict
-from bench.stats.medians import grouped_medians
-from reports.cell_tables import CellTable, Points
+from tare.bench.stats import CellBlocks, Comparison, Verdict
+from tare.bench.stats.medians import grouped_medians
+from tare.reports.cell_tables import CellTable, Points
 
 _PREFIXES = ("density.", "interference.")
 _OF_EACH_STEP = frozenset(

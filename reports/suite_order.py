@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from reports.cell_tables import SubjectKey
-from reports.frames import params_text
+from tare.reports.cell_tables import SubjectKey
+from tare.reports.frames import params_text
 
 _MOST = 100_000
 """More combinations than any run has; a manifest can state anything."""

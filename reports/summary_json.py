@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from bench.errors import TareError
-from bench.interfaces import ComparisonRequest, Reporter
-from bench.store import LoadedRun, load_run
+from tare.bench.errors import TareError
+from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.store import LoadedRun, load_run
 
 SUMMARY_VERSION = 1
 
@@ -27,7 +27,7 @@ class JsonReporter(Reporter):
 
     def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
         """See ``Reporter.write_comparison``."""
-        from reports.compare import compare_request
+        from tare.reports.compare import compare_request
 
         comparison = compare_request(request)
         _dump(
@@ -45,10 +45,10 @@ def _dump(output: Path, content: dict[str, Any]) -> None:
 
 def summarise_run(run: LoadedRun) -> dict[str, Any]:
     """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
-    from reports import findings
-    from reports.analysis import analyse
-    from reports.claims import judge
-    from reports.disturbances import disturbances_in
+    from tare.reports import findings
+    from tare.reports.analysis import analyse
+    from tare.reports.claims import judge
+    from tare.reports.disturbances import disturbances_in
 
     analysis = analyse(run)
     manifest = analysis.manifest

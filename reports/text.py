@@ -9,15 +9,15 @@ from rich.console import Console, ConsoleOptions, Group, JustifyMethod, Renderab
 from rich.table import Table
 from rich.text import Text
 
-from bench.errors import TareError
-from bench.interfaces import ComparisonRequest, Reporter
-from bench.stats import Verdict
-from bench.store import LoadedRun, load_run
-from bench.units import format_value
-from reports.foreign import one_line, readable
+from tare.bench.errors import TareError
+from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.stats import Verdict
+from tare.bench.store import LoadedRun, load_run
+from tare.bench.units import format_value
+from tare.reports.foreign import one_line, readable
 
 if TYPE_CHECKING:
-    from reports.analysis import Analysis, CellResult, Row
+    from tare.reports.analysis import Analysis, CellResult, Row
 
 FILE_WIDTH = 120
 MOST_FLAGS = 8
@@ -42,8 +42,8 @@ class TextReporter(Reporter):
 
     def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
         """See ``Reporter.write_comparison``."""
-        from reports.compare import compare_request
-        from reports.compare_text import render_comparison
+        from tare.reports.compare import compare_request
+        from tare.reports.compare_text import render_comparison
 
         self._print_to(output, render_comparison(compare_request(request)))
 
@@ -57,7 +57,7 @@ class TextReporter(Reporter):
 
 def render_text(run: LoadedRun) -> RenderableType:
     """The report of a run as something rich can print."""
-    from reports.analysis import analyse
+    from tare.reports.analysis import analyse
 
     analysis = analyse(run)
     parts = _opening(analysis)
@@ -70,8 +70,8 @@ def render_text(run: LoadedRun) -> RenderableType:
 
 
 def _opening(analysis: "Analysis") -> list[RenderableType]:
-    from reports import findings
-    from reports.wording import noise_sentence
+    from tare.reports import findings
+    from tare.reports.wording import noise_sentence
 
     manifest = analysis.manifest
     virtual = findings.host_virtualization(analysis)
@@ -100,7 +100,7 @@ def _opening(analysis: "Analysis") -> list[RenderableType]:
 
 def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
     """A table a subject, all with the same columns, so that the eye can go down them."""
-    from reports.network_paths import path_sentence
+    from tare.reports.network_paths import path_sentence
 
     baseline = analysis.baseline if analysis.comparisons else None
     make = _values if baseline is None else _compared
@@ -160,7 +160,7 @@ def _stack(line: list[Text], backend: int) -> Iterator[list[Text]]:
 
 
 def _compared(row: "Row") -> list[list[Text]]:
-    from reports.wording import format_range, format_ratio
+    from tare.reports.wording import format_range, format_ratio
 
     unit = row.metric.unit
     base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
@@ -192,7 +192,7 @@ def _name(row: "Row") -> str:
 
 
 def _values(row: "Row") -> list[list[Text]]:
-    from reports.wording import format_value_range
+    from tare.reports.wording import format_value_range
 
     unit = row.metric.unit
     return [
@@ -207,7 +207,7 @@ def _values(row: "Row") -> list[list[Text]]:
 
 
 def _verdict(row: "Row", cell: "CellResult") -> Text:
-    from reports.wording import verdict_mark, verdict_word
+    from tare.reports.wording import verdict_mark, verdict_word
 
     found = cell.comparison
     if found is None:
@@ -223,7 +223,7 @@ def _verdict(row: "Row", cell: "CellResult") -> Text:
 
 def _flags(analysis: "Analysis") -> list[RenderableType]:
     """What stood out while cells were measured; the page has them all."""
-    from reports.disturbances import disturbances_in
+    from tare.reports.disturbances import disturbances_in
 
     flags = disturbances_in(analysis)
     if not flags:
@@ -241,7 +241,7 @@ def _flags(analysis: "Analysis") -> list[RenderableType]:
 
 
 def _failures(analysis: "Analysis") -> list[RenderableType]:
-    from reports.evidence import failure_views
+    from tare.reports.evidence import failure_views
 
     views = failure_views(analysis)
     if not views:
@@ -259,8 +259,8 @@ _CLAIM_STYLES = {"held": "bold cyan", "did not hold": "bold red"}
 
 def _claims(analysis: "Analysis") -> list[RenderableType]:
     """The claims that this run says something of, with the figures; of the others only their number."""
-    from reports.claim_rules import Answer
-    from reports.claims import judge
+    from tare.reports.claim_rules import Answer
+    from tare.reports.claims import judge
 
     results = judge(analysis)
     shown = [one for one in results if any(part.answer is not Answer.ABSENT for part in one.parts)]

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.errors import TareError
-from bench.image import ImageStore, Recipe
-from bench.image.build import BUILD_TOOLS
-from bench.ledger import Ledger
-from bench.locations import cache_directory, ledger_directory
-from bench.model import Image
-from bench.process import find_tool
-from bench.registry import find_workloads
+from tare.bench.errors import TareError
+from tare.bench.image import ImageStore, Recipe
+from tare.bench.image.build import BUILD_TOOLS
+from tare.bench.ledger import Ledger
+from tare.bench.locations import cache_directory, ledger_directory
+from tare.bench.model import Image
+from tare.bench.process import find_tool
+from tare.bench.registry import find_workloads
 
 
 def workload_packages() -> set[str]:

@@ -1,6 +1,6 @@
 """Realistic run directories without a run: for reports, and for whoever needs one.
 
-``write_run`` makes a directory that ``bench.store.load_run`` reads; what is in it is decided by a ``Recipe`` and a
+``write_run`` makes a directory that ``tare.bench.store.load_run`` reads; what is in it is decided by a ``Recipe`` and a
 seed alone. Values follow a two-level model on the log scale: a block's own level (shared by all backends), an
 instance's, an iteration's with a heavy tail, times a known ratio for each backend: ``TRUE_RATIOS``.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from bench.model import (
+from tare.bench.model import (
     Availability,
     BackendDescription,
     Confound,
@@ -27,7 +27,7 @@ from bench.model import (
     RunStatus,
     Sample,
 )
-from bench.units import Unit
+from tare.bench.units import Unit
 
 HOSTILE = (
     "<script>alert('x')</script>",

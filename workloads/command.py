@@ -12,12 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import ParseError
-from bench.interfaces import Workload, WorkloadKind, WorkloadSection
-from bench.model import SERVER, Command, Commands, Completed, Envelope, Measurement, Service
-from bench.units import parse_duration
-from workloads.extraction import Output, StatedMetric
-from workloads.output import excerpt, read_output
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import Workload, WorkloadKind, WorkloadSection
+from tare.bench.model import SERVER, Command, Commands, Completed, Envelope, Measurement, Service
+from tare.bench.units import parse_duration
+from tare.workloads.extraction import Output, StatedMetric
+from tare.workloads.output import excerpt, read_output
 
 ENVELOPE = ("cpus", "memory_bytes", "scratch_bytes")
 """Placeholders that the envelope fills in."""

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import ParseError
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     Category,
     Command,
@@ -29,9 +29,9 @@ from bench.model import (
     Measurement,
     Metric,
 )
-from bench.units import Unit
-from workloads.output import excerpt, read_output, refuse
-from workloads.parameters import START_MARGIN_S, WholeSeconds
+from tare.bench.units import Unit
+from tare.workloads.output import excerpt, read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S, WholeSeconds
 
 _TOOL = "cyclictest"
 _NAME = "wakeup.latency"

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, NoReturn
 import msgspec
 from msgspec import Meta
 
-from bench.errors import ParseError
-from bench.model import Completed, Direction, Metric
-from bench.settings import HARNESS_METRICS
-from bench.units import Scale, Unit, parse_unit
-from workloads.output import excerpt
+from tare.bench.errors import ParseError
+from tare.bench.model import Completed, Direction, Metric
+from tare.bench.settings import HARNESS_METRICS
+from tare.bench.units import Scale, Unit, parse_unit
+from tare.workloads.output import excerpt
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _MOST_DIGITS = 400

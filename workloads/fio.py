@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import ParseError, WorkloadError
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.errors import ParseError, WorkloadError
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     Category,
     Command,
@@ -25,8 +25,8 @@ from bench.model import (
     Measurement,
     Metric,
 )
-from bench.units import Unit, format_size, parse_size
-from workloads.fio_output import (
+from tare.bench.units import Unit, format_size, parse_size
+from tare.workloads.fio_output import (
     PERCENTILE_LIST,
     TOOL,
     Latency,
@@ -36,8 +36,8 @@ from workloads.fio_output import (
     number,
     read_latency,
 )
-from workloads.output import excerpt, read_output, refuse
-from workloads.parameters import START_MARGIN_S, Seconds, Size, bounded_size
+from tare.workloads.output import excerpt, read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S, Seconds, Size, bounded_size
 
 _FILE = f"{SCRATCH}/tare-fio"
 _DIRECTIONS: Mapping[str, tuple[str, ...]] = {

@@ -9,13 +9,22 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from bench.errors import WorkloadError
-from bench.interfaces import Workload
-from bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Histogram, Measurement
-from bench.units import format_size
-from workloads.fio_output import PERCENTILE_LIST, TOOL, Latency, declare_latency, find_job, get, number, read_latency
-from workloads.output import read_output, refuse
-from workloads.parameters import START_MARGIN_S
+from tare.bench.errors import WorkloadError
+from tare.bench.interfaces import Workload
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Histogram, Measurement
+from tare.bench.units import format_size
+from tare.workloads.fio_output import (
+    PERCENTILE_LIST,
+    TOOL,
+    Latency,
+    declare_latency,
+    find_job,
+    get,
+    number,
+    read_latency,
+)
+from tare.workloads.output import read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S
 
 _FOLDER = f"{SCRATCH}/tare-fio-metadata"
 _ENGINES = {"create": "filecreate", "stat": "filestat", "unlink": "filedelete"}

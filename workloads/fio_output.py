@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from bench.model import Direction, Histogram, Measurement, Metric
-from bench.units import Unit
-from workloads.output import refuse
+from tare.bench.model import Direction, Histogram, Measurement, Metric
+from tare.bench.units import Unit
+from tare.workloads.output import refuse
 
 TOOL = "fio"
 PERCENTILES: Mapping[str, str] = {"p50": "50.000000", "p99": "99.000000", "p99.9": "99.900000"}

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     Category,
     Command,
@@ -26,9 +26,9 @@ from bench.model import (
     Measurement,
     Metric,
 )
-from bench.units import Unit, parse_size
-from workloads.output import read_output, refuse
-from workloads.parameters import START_MARGIN_S, Size, bounded_size
+from tare.bench.units import Unit, parse_size
+from tare.workloads.output import read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
 
 _TOOL = "first-write"
 _FOLDER = f"{SCRATCH}/tare-first-write"

@@ -12,12 +12,12 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from bench.errors import WorkloadError
-from bench.interfaces import Workload
-from bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from bench.units import Unit, format_size
-from workloads.output import one_match, positive, read_output, refuse
-from workloads.parameters import START_MARGIN_S
+from tare.bench.errors import WorkloadError
+from tare.bench.interfaces import Workload
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from tare.bench.units import Unit, format_size
+from tare.workloads.output import one_match, positive, read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S
 
 _TOOL = "hpcc"
 _FOLDER = f"{SCRATCH}/tare-hpcc"

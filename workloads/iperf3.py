@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import ParseError
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SERVER,
     Category,
     Command,
@@ -23,9 +23,9 @@ from bench.model import (
     Metric,
     Service,
 )
-from bench.units import Unit, parse_size
-from workloads.output import excerpt, read_output, refuse
-from workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port, Size, WholeSeconds, bounded_size
+from tare.bench.units import Unit, parse_size
+from tare.workloads.output import excerpt, read_output, refuse
+from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port, Size, WholeSeconds, bounded_size
 
 _TOOL = "iperf3"
 _SILENCE_MS = "10000"

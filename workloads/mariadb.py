@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import WorkloadError
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.errors import WorkloadError
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     SERVER,
     Command,
@@ -24,10 +24,10 @@ from bench.model import (
     Metric,
     Service,
 )
-from bench.units import Unit, format_size
-from workloads.output import one_match, positive, read_output, refuse
-from workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
-from workloads.sysbench import EVENTS, SYSBENCH, check_frame, read_buckets, read_latencies
+from tare.bench.units import Unit, format_size
+from tare.workloads.output import one_match, positive, read_output, refuse
+from tare.workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
+from tare.workloads.sysbench import EVENTS, SYSBENCH, check_frame, read_buckets, read_latencies
 
 _PORT = "23306"
 """Not MariaDB's own, which a server of the host's may have where an instance shares the host's network."""

@@ -10,9 +10,9 @@ from typing import Annotated, NoReturn
 import msgspec
 from msgspec import Meta
 
-from bench.errors import ParseError, WorkloadError
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.errors import ParseError, WorkloadError
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     SERVER,
     Command,
@@ -25,9 +25,9 @@ from bench.model import (
     Metric,
     Service,
 )
-from bench.units import Unit, format_size, parse_size
-from workloads.output import excerpt, one_match, positive, read_output, refuse
-from workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Size, WholeSeconds, bounded_size
+from tare.bench.units import Unit, format_size, parse_size
+from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
+from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Size, WholeSeconds, bounded_size
 
 _TOOL = "wrk"
 _PORT = "28080"

@@ -5,11 +5,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from bench.interfaces import Workload
-from bench.model import Category, Commands, Completed, Direction, Envelope, Measurement, Metric
-from bench.units import Unit
-from workloads.nginx import Nginx
-from workloads.parameters import WholeSeconds
+from tare.bench.interfaces import Workload
+from tare.bench.model import Category, Commands, Completed, Direction, Envelope, Measurement, Metric
+from tare.bench.units import Unit
+from tare.workloads.nginx import Nginx
+from tare.workloads.parameters import WholeSeconds
 
 _NGINX = Nginx()
 

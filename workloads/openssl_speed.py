@@ -10,11 +10,11 @@ from typing import Literal
 
 import msgspec
 
-from bench.interfaces import Workload
-from bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from bench.units import Unit, parse_size
-from workloads.output import one_match, positive, read_output, refuse
-from workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
+from tare.bench.interfaces import Workload
+from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from tare.bench.units import Unit, parse_size
+from tare.workloads.output import one_match, positive, read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
 
 _TOOL = "openssl speed"
 _WHOLE = re.compile(r"\A(?:(?:Forked child|Got:) [^\n]*\n)+\+F[^\n]*\n*\Z", re.ASCII)

@@ -8,8 +8,8 @@ import math
 import re
 from typing import NoReturn
 
-from bench.errors import ParseError
-from bench.model import Completed
+from tare.bench.errors import ParseError
+from tare.bench.model import Completed
 
 EVIDENCE_CHARACTERS = 4000
 """How much of an offending output an error carries; the whole is in the run's raw files."""

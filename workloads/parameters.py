@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from bench.units import format_size, parse_size
+from tare.bench.units import format_size, parse_size
 
 Size = Annotated[
     str,
@@ -13,7 +13,7 @@ Size = Annotated[
         description="a size in bytes or with an IEC prefix, such as 4KiB or 64MiB",
     ),
 ]
-"""A size as written in a suite; ``bench.units.parse_size`` reads it."""
+"""A size as written in a suite; ``tare.bench.units.parse_size`` reads it."""
 
 WholeSeconds = Annotated[int, Meta(ge=1, le=3600, description="seconds; the tool takes whole ones only")]
 Seconds = Annotated[float, Meta(ge=0.1, le=3600.0, description="seconds")]

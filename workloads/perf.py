@@ -10,12 +10,12 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import WorkloadError
-from bench.interfaces import Workload
-from bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from bench.units import Unit, format_size, parse_size
-from workloads.output import positive, read_output, refuse
-from workloads.parameters import START_MARGIN_S, Size, bounded_size
+from tare.bench.errors import WorkloadError
+from tare.bench.interfaces import Workload
+from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from tare.bench.units import Unit, format_size, parse_size
+from tare.workloads.output import positive, read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
 
 _TOOL = "perf bench"
 _NUMBERS = (

@@ -1,6 +1,6 @@
 """pixz 1.0: the same format as xz, read, packed and written by threads of their own."""
 
-from workloads.corpus import Compression
+from tare.workloads.corpus import Compression
 
 
 class Pixz(Compression):

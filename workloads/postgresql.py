@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import WorkloadError
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.errors import WorkloadError
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     SERVER,
     Command,
@@ -25,9 +25,9 @@ from bench.model import (
     Metric,
     Service,
 )
-from bench.units import Unit, format_size
-from workloads.output import one_match, positive, read_output, refuse
-from workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
+from tare.bench.units import Unit, format_size
+from tare.workloads.output import one_match, positive, read_output, refuse
+from tare.workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
 
 _TOOL = "pgbench"
 _PORT = "25432"

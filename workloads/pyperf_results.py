@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bench.errors import ParseError
-from bench.model import Histogram
-from bench.units import Unit
-from workloads.output import excerpt
+from tare.bench.errors import ParseError
+from tare.bench.model import Histogram
+from tare.bench.units import Unit
+from tare.workloads.output import excerpt
 
 if TYPE_CHECKING:
     import pyperf

@@ -13,9 +13,9 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from bench.errors import ParseError
-from bench.interfaces import NoOptions, Workload, WorkloadKind, WorkloadSection
-from bench.model import (
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import NoOptions, Workload, WorkloadKind, WorkloadSection
+from tare.bench.model import (
     SCRATCH,
     Command,
     Commands,
@@ -26,9 +26,9 @@ from bench.model import (
     Measurement,
     Metric,
 )
-from bench.units import Unit, parse_duration
-from workloads.output import excerpt, read_output
-from workloads.pyperf_results import PYPERF, histogram_of, read_suite
+from tare.bench.units import Unit, parse_duration
+from tare.workloads.output import excerpt, read_output
+from tare.workloads.pyperf_results import PYPERF, histogram_of, read_suite
 
 _FOLDER = f"{SCRATCH}/tare-pyperf"
 _WRITE = 'mkdir -p "$1" && cat >"$1/$2"'

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     Category,
     Command,
@@ -23,10 +23,10 @@ from bench.model import (
     Measurement,
     Metric,
 )
-from bench.units import Unit
-from workloads.output import read_output, refuse
-from workloads.parameters import START_MARGIN_S
-from workloads.pyperf_results import PYPERF, histogram_of, read_suite
+from tare.bench.units import Unit
+from tare.workloads.output import read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S
+from tare.workloads.pyperf_results import PYPERF, histogram_of, read_suite
 
 _TOOL = "pyperformance"
 _FOLDER = f"{SCRATCH}/tare-pyperformance"

@@ -10,8 +10,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     SERVER,
     Command,
@@ -24,9 +24,9 @@ from bench.model import (
     Metric,
     Service,
 )
-from bench.units import Unit
-from workloads.output import positive, read_output, refuse
-from workloads.parameters import READY_WITHIN_S
+from tare.bench.units import Unit
+from tare.workloads.output import positive, read_output, refuse
+from tare.workloads.parameters import READY_WITHIN_S
 
 _TOOL = "redis-benchmark"
 _PORT = "26379"

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from bench.errors import ParseError
-from bench.interfaces import Workload
-from bench.model import (
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import Workload
+from tare.bench.model import (
     SCRATCH,
     SERVER,
     Category,
@@ -28,9 +28,9 @@ from bench.model import (
     Metric,
     Service,
 )
-from bench.units import Unit
-from workloads.output import excerpt, one_match, positive, read_output, refuse
-from workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port
+from tare.bench.units import Unit
+from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
+from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port
 
 _TOOL = "sockperf"
 _LOG = f"{SCRATCH}/tare-sockperf"

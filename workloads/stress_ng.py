@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from bench.errors import ParseError
-from bench.interfaces import Workload
-from bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from bench.units import Unit
-from workloads.output import excerpt, one_match, positive, read_output, refuse
-from workloads.parameters import START_MARGIN_S, WholeSeconds
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import Workload
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from tare.bench.units import Unit
+from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S, WholeSeconds
 
 _TOOL = "stress-ng"
 _LINES = re.MULTILINE | re.ASCII

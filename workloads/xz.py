@@ -1,6 +1,6 @@
 """xz 5.4: the compressor of Debian's packages, in blocks so that several threads have work."""
 
-from workloads.corpus import Compression
+from tare.workloads.corpus import Compression
 
 
 class Xz(Compression):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from backends.cgroups.interface import read_text, write_text
+from tare.backends.cgroups.interface import read_text, write_text
 
 CONTROLLERS = frozenset({"cpu", "cpuset", "io", "memory", "pids"})
 """Those that enforce or account for an envelope."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import BackendError
-from bench.model import Envelope, Usage
+from tare.bench.errors import BackendError
+from tare.bench.model import Envelope, Usage
 
 KILL_DEADLINE_S = 10.0
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from backends.cgroups.delegation import find_handed_on, find_parent
-from bench.model import Confound
+from tare.backends.cgroups.delegation import find_handed_on, find_parent
+from tare.bench.model import Confound
 
 WANTED = ("cpu", "cpuset", "memory", "pids")
 """Controllers that enforce or account for an envelope; I/O is ``blkio`` on v1 and ``io`` on v2."""

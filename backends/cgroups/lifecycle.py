@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from backends.cgroups.interface import KILL_DEADLINE_S, Cgroup, Limits, read_text, write_text
-from backends.cgroups.layout import Layout, Version, find_layout
-from backends.cgroups.tree import ProcessTree
-from backends.cgroups.v1 import V1Cgroup
-from backends.cgroups.v2 import V2Cgroup
-from bench.errors import BackendError, UnavailableError
-from bench.ledger import Ledger, ResourceKind, remove_cgroup
+from tare.backends.cgroups.interface import KILL_DEADLINE_S, Cgroup, Limits, read_text, write_text
+from tare.backends.cgroups.layout import Layout, Version, find_layout
+from tare.backends.cgroups.tree import ProcessTree
+from tare.backends.cgroups.v1 import V1Cgroup
+from tare.backends.cgroups.v2 import V2Cgroup
+from tare.bench.errors import BackendError, UnavailableError
+from tare.bench.ledger import Ledger, ResourceKind, remove_cgroup
 
 PREFIX = "tare-"
 

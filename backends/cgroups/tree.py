@@ -6,9 +6,9 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from backends.cgroups.interface import KILL_DEADLINE_S, Cgroup, Limits, signal_all, wait_ended
-from bench.errors import BackendError
-from bench.model import Usage
+from tare.backends.cgroups.interface import KILL_DEADLINE_S, Cgroup, Limits, signal_all, wait_ended
+from tare.bench.errors import BackendError
+from tare.bench.model import Usage
 
 NOT_OURS = "no cgroup that this user may write to"
 _UTIME, _CSTIME, _START = 11, 14, 19

@@ -4,11 +4,11 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from backends.cgroups.interface import Limits
-from backends.cgroups.layout import Layout, Version
-from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
-from bench.ledger import Ledger
-from bench.model import Confound
+from tare.backends.cgroups.interface import Limits
+from tare.backends.cgroups.layout import Layout, Version
+from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
+from tare.bench.ledger import Ledger
+from tare.bench.model import Confound
 
 _KEYS = {
     "swap_bytes": "swap",

@@ -8,7 +8,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from backends.cgroups.interface import (
+from tare.backends.cgroups.interface import (
     CPU_PERIOD_US,
     Cgroup,
     Limits,
@@ -17,8 +17,8 @@ from backends.cgroups.interface import (
     read_text,
     write_text,
 )
-from backends.cgroups.layout import Layout
-from bench.model import Usage
+from tare.backends.cgroups.layout import Layout
+from tare.bench.model import Usage
 
 _NEVER_REACHED = 2**64 - 2
 """The largest rate that blkio takes: bytes of a device are counted only in a group that has a rule for it."""

@@ -2,8 +2,8 @@
 
 import contextlib
 
-from backends.cgroups.delegation import prepare_parent
-from backends.cgroups.interface import (
+from tare.backends.cgroups.delegation import prepare_parent
+from tare.backends.cgroups.interface import (
     CPU_PERIOD_US,
     Cgroup,
     Limits,
@@ -12,8 +12,8 @@ from backends.cgroups.interface import (
     read_text,
     write_text,
 )
-from backends.cgroups.layout import Layout
-from bench.model import Usage
+from tare.backends.cgroups.layout import Layout
+from tare.bench.model import Usage
 
 _RATE_KEYS = {
     "io_read_bytes_per_s": "rbps",

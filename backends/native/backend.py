@@ -6,23 +6,23 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from backends import distribution
-from backends.cgroups.layout import Layout, find_layout
-from backends.native.identities import REMAPPED, describe_map
-from backends.native.options import Capabilities, NativeOptions, Network, Profile, Seccomp, Upper
-from backends.native.plan import Settings
-from backends.native.privileges import DEFAULT_CAPABILITIES
-from backends.native.runtime import HostKernelBackend, probe_host
-from backends.native.seccomp import INTENT, Filters, compile_filters, probe_seccomp
-from backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, is_privileged, probe_way
-from bench.errors import UnsupportedError
-from bench.interfaces import BackendContext, Instance
-from bench.model import Availability, BackendDescription, Confound, Envelope, Image, InstanceSpec
-from bench.network_path import LOOPBACK, ServerPlace, describe_paths
+from tare.backends import distribution
+from tare.backends.cgroups.layout import Layout, find_layout
+from tare.backends.native.identities import REMAPPED, describe_map
+from tare.backends.native.options import Capabilities, NativeOptions, Network, Profile, Seccomp, Upper
+from tare.backends.native.plan import Settings
+from tare.backends.native.privileges import DEFAULT_CAPABILITIES
+from tare.backends.native.runtime import HostKernelBackend, probe_host
+from tare.backends.native.seccomp import INTENT, Filters, compile_filters, probe_seccomp
+from tare.backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, is_privileged, probe_way
+from tare.bench.errors import UnsupportedError
+from tare.bench.interfaces import BackendContext, Instance
+from tare.bench.model import Availability, BackendDescription, Confound, Envelope, Image, InstanceSpec
+from tare.bench.network_path import LOOPBACK, ServerPlace, describe_paths
 
 if TYPE_CHECKING:
-    from backends.bare_metal import HostSide
-    from backends.network.bridge import BridgeNetwork
+    from tare.backends.bare_metal import HostSide
+    from tare.backends.network.bridge import BridgeNetwork
 
 _NETWORKS = {
     Network.NONE: "lo only",
@@ -148,7 +148,7 @@ class Native(HostKernelBackend):
         if self.options.network is not Network.VETH:
             yield None
             return
-        from backends.network.bridge import start_network
+        from tare.backends.network.bridge import start_network
 
         with start_network(Network.VETH) as network:
             yield network
@@ -165,7 +165,7 @@ class Native(HostKernelBackend):
                 remedy='options = { network = "veth" }, or "host", for the backend "native"',
             )
         if self._host is None:
-            from backends.bare_metal import start_host_side
+            from tare.backends.bare_metal import start_host_side
 
             starting = start_host_side(self.context, self._network, spec.image, spec.envelope)
             self._host = self._stack.enter_context(starting)

@@ -7,7 +7,7 @@ import os
 import resource
 import threading
 
-from bench.errors import BackendError
+from tare.bench.errors import BackendError
 
 RESERVE = 16
 """What has to be free before another instance is made, so that those that live can still be used and stopped."""

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import msgspec
 
-from backends.cgroups.interface import Cgroup, Limits
-from backends.cgroups.layout import Layout, Version
-from backends.cgroups.lifecycle import PREFIX
-from backends.cgroups.tree import ProcessTree
-from backends.cgroups.v1 import V1Cgroup
-from backends.native.order import instance_operations, namespaces, zygote_operations
-from backends.native.places import make_plan
-from backends.native.plan import Settings
-from bench.model import InstanceSpec
+from tare.backends.cgroups.interface import Cgroup, Limits
+from tare.backends.cgroups.layout import Layout, Version
+from tare.backends.cgroups.lifecycle import PREFIX
+from tare.backends.cgroups.tree import ProcessTree
+from tare.backends.cgroups.v1 import V1Cgroup
+from tare.backends.native.order import instance_operations, namespaces, zygote_operations
+from tare.backends.native.places import make_plan
+from tare.backends.native.plan import Settings
+from tare.bench.model import InstanceSpec
 
 
 def explain_start(settings: Settings, spec: InstanceSpec, folder: Path, layout: Layout, limits: Limits) -> list[str]:

@@ -5,9 +5,9 @@ Standard library only and few imports, because the zygote imports it.
 
 import os
 
-from backends.native import syscalls
-from backends.native.operations import Operation, write_file
-from backends.native.plan import IdMap
+from tare.backends.native import syscalls
+from tare.backends.native.operations import Operation, write_file
+from tare.backends.native.plan import IdMap
 
 REMAPPED: IdMap = ((0, 0x70000000, 65536),)
 """Root's and everybody's identities in a container, and the host's that stand for them, as Docker's userns-remap.

@@ -11,10 +11,10 @@ import struct
 import sys
 import time
 
-from backends.native.operations import Operation
-from backends.native.system import begin_system
-from backends.native.terminal import give_terminal
-from backends.native.wire import Channel, split_list
+from tare.backends.native.operations import Operation
+from tare.backends.native.system import begin_system
+from tare.backends.native.terminal import give_terminal
+from tare.backends.native.wire import Channel, split_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

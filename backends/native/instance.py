@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from backends.cgroups.footprint import process_footprint, tree_bytes
-from backends.cgroups.interface import Cgroup
-from backends.native.init import DONE
-from backends.native.launcher import Launched, wait_readable
-from backends.native.resident import RESIDENT_NAME
-from backends.native.wire import Channel, join_list
-from bench.errors import BackendError, OutputTooLargeError, WorkloadError
-from bench.interfaces import Instance, Terminal
-from bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, Footprint, StartTimeline, Usage
+from tare.backends.cgroups.footprint import process_footprint, tree_bytes
+from tare.backends.cgroups.interface import Cgroup
+from tare.backends.native.init import DONE
+from tare.backends.native.launcher import Launched, wait_readable
+from tare.backends.native.resident import RESIDENT_NAME
+from tare.backends.native.wire import Channel, join_list
+from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
+from tare.bench.interfaces import Instance, Terminal
+from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, Footprint, StartTimeline, Usage
 
 _CHUNK_BYTES = 1 << 20
 _KILLED_DEADLINE_S = 10.0

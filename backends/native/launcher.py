@@ -12,20 +12,20 @@ from pathlib import Path
 
 import msgspec
 
-import backends
-from backends.native.descriptors import given_descriptor_limit
-from backends.native.init import READY
-from backends.native.plan import Plan, Settings
-from backends.native.wire import Channel
-from bench.errors import BackendError
-from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
-from bench.process import DEVNULL, Popen, TimeoutExpired
+import tare
+from tare.backends.native.descriptors import given_descriptor_limit
+from tare.backends.native.init import READY
+from tare.backends.native.plan import Plan, Settings
+from tare.backends.native.wire import Channel
+from tare.bench.errors import BackendError
+from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
+from tare.bench.process import DEVNULL, Popen, TimeoutExpired
 
 _START_DEADLINE_S = 20.0
 _SYSTEM_DEADLINE_S = 180.0
 """For containers that boot the whole distribution, which takes 1 to 3 s of a CPU."""
 _PROGRAM = Path(__file__).with_name("zygote.py")
-_IMPORT_ROOT = Path(backends.__file__).resolve().parent.parent
+_IMPORT_ROOT = Path(tare.__file__).resolve().parent.parent
 
 
 class Launched(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import os
 import struct
 from abc import ABC, abstractmethod
 
-from backends.native import syscalls
+from tare.backends.native import syscalls
 
 _NOTHING = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 _KEPT = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME

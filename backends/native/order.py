@@ -4,9 +4,9 @@ Standard library only and few imports, because the zygote imports it. What never
 once, by the zygote, and inherited (``zygote_operations``); the rest is each instance's (``instance_operations``).
 """
 
-from backends.native import syscalls
-from backends.native.identities import BecomeRoot, MountWithOwners, OffsetBootClock
-from backends.native.operations import (
+from tare.backends.native import syscalls
+from tare.backends.native.identities import BecomeRoot, MountWithOwners, OffsetBootClock
+from tare.backends.native.operations import (
     Bind,
     EnterFolder,
     FillDev,
@@ -24,8 +24,8 @@ from backends.native.operations import (
     SetHostname,
     escape_option,
 )
-from backends.native.plan import Plan, Settings
-from backends.native.privileges import (
+from tare.backends.native.plan import Plan, Settings
+from tare.backends.native.privileges import (
     BoundCapabilities,
     DropGroups,
     FilterSystemCalls,

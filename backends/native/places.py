@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from backends.cgroups.interface import Cgroup
-from backends.native.identities import outside_id
-from backends.native.plan import Plan, Settings
-from bench.errors import BackendError
-from bench.model import SCRATCH, InstanceSpec
+from tare.backends.cgroups.interface import Cgroup
+from tare.backends.native.identities import outside_id
+from tare.backends.native.plan import Plan, Settings
+from tare.bench.errors import BackendError
+from tare.bench.model import SCRATCH, InstanceSpec
 
 _HOSTNAME_MAX = 64
 _MODE = 0o755

@@ -3,7 +3,7 @@
 Standard library only, because the zygote imports it.
 """
 
-from backends.native.wire import join_list, split_list
+from tare.backends.native.wire import join_list, split_list
 
 IdMap = tuple[tuple[int, int, int], ...]
 """Ranges of identities as user_namespaces(7) writes them: (first inside, first outside, how many)."""

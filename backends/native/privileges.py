@@ -6,8 +6,8 @@ Standard library only and few imports, because the zygote imports it.
 import errno
 import os
 
-from backends.native import syscalls
-from backends.native.operations import Operation
+from tare.backends.native import syscalls
+from tare.backends.native.operations import Operation
 
 CAPABILITIES = {
     name: number

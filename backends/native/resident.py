@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import MissingToolError, TareError
-from bench.process import Popen, run
+from tare.bench.errors import MissingToolError, TareError
+from tare.bench.process import Popen, run
 
 _SOURCE = Path(__file__).with_name("init.c")
 _COMPILERS = {"musl": "musl-gcc", "glibc": "gcc"}

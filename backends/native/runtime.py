@@ -11,25 +11,32 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from backends.cgroups.interface import limits_of
-from backends.cgroups.layout import Layout, Version, find_block_device, find_layout
-from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
-from backends.cgroups.unenforced import limit_confounds, try_limits
-from backends.native.descriptors import raise_descriptor_limit, require_descriptors
-from backends.native.explain import explain_start
-from backends.native.identities import write_maps
-from backends.native.instance import ProcessInstance
-from backends.native.launcher import Zygote, start_zygote
-from backends.native.places import make_folders, make_plan, make_shared_folders
-from backends.native.plan import Settings
-from backends.native.resident import Resident, start_resident
-from backends.native.rest import Rest
-from backends.native.unprivileged import CGROUP_REMEDY, PRIVILEGED, Way, confounds_of, is_privileged, probe_switches
-from backends.native.zygotes import Zygotes
-from bench.errors import BackendError, UnavailableError
-from bench.interfaces import Backend, BackendContext, Instance
-from bench.ledger import ResourceKind
-from bench.model import (
+from tare.backends.cgroups.interface import limits_of
+from tare.backends.cgroups.layout import Layout, Version, find_block_device, find_layout
+from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
+from tare.backends.cgroups.unenforced import limit_confounds, try_limits
+from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
+from tare.backends.native.explain import explain_start
+from tare.backends.native.identities import write_maps
+from tare.backends.native.instance import ProcessInstance
+from tare.backends.native.launcher import Zygote, start_zygote
+from tare.backends.native.places import make_folders, make_plan, make_shared_folders
+from tare.backends.native.plan import Settings
+from tare.backends.native.resident import Resident, start_resident
+from tare.backends.native.rest import Rest
+from tare.backends.native.unprivileged import (
+    CGROUP_REMEDY,
+    PRIVILEGED,
+    Way,
+    confounds_of,
+    is_privileged,
+    probe_switches,
+)
+from tare.backends.native.zygotes import Zygotes
+from tare.bench.errors import BackendError, UnavailableError
+from tare.bench.interfaces import Backend, BackendContext, Instance
+from tare.bench.ledger import ResourceKind
+from tare.bench.model import (
     Availability,
     BackendDescription,
     Confound,
@@ -39,10 +46,10 @@ from bench.model import (
     Phase,
     StartTimeline,
 )
-from bench.trees import remove_tree
+from tare.bench.trees import remove_tree
 
 if TYPE_CHECKING:
-    from backends.network.bridge import BridgeNetwork
+    from tare.backends.network.bridge import BridgeNetwork
 
 _MOUNT_POINTS = ("proc", "sys", "dev")
 

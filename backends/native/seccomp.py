@@ -17,10 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from backends.native.privileges import CAPABILITIES
-from bench.errors import UnavailableError
-from bench.model import Availability
-from bench.packages import remedy_for
+from tare.backends.native.privileges import CAPABILITIES
+from tare.bench.errors import UnavailableError
+from tare.bench.model import Availability
+from tare.bench.packages import remedy_for
 
 INTENT = "Docker Engine 25 and later"
 """Whose default profile is followed."""

@@ -6,7 +6,7 @@ Standard library only; imported by the zygote, called once the root has changed.
 import _signal  # type: ignore[import-not-found]  # signal itself imports enum; typeshed has no stub for its core
 import os
 
-from backends.distribution import MASKED_UNITS, TARGET
+from tare.backends.distribution import MASKED_UNITS, TARGET
 
 _SYSTEM = "/sbin/init"
 _FOLDER = "/run/tare"

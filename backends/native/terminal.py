@@ -5,7 +5,7 @@ import os
 import struct
 import termios
 
-from backends.native.wire import Channel
+from tare.backends.native.wire import Channel
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTN = 0x80045430

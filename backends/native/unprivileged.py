@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import TareError
-from bench.model import Availability, Confound
-from bench.process import find_tool, run
+from tare.bench.errors import TareError
+from tare.bench.model import Availability, Confound
+from tare.bench.process import find_tool, run
 
 _CAP_SYS_ADMIN = 21
 _SWITCHES = (

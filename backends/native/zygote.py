@@ -19,9 +19,9 @@ _CALLS_UNTIL_REWRITTEN = 20
 """With a margin: 8 in CPython 3.11, and then as many again until its guesses have settled."""
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from backends.native.operations import Operation
-    from backends.native.plan import Settings
-    from backends.native.wire import Channel
+    from tare.backends.native.operations import Operation
+    from tare.backends.native.plan import Settings
+    from tare.backends.native.wire import Channel
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         os.sched_setaffinity(0, cpus)
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     sys.path.insert(0, sys.argv[2])
-    from backends.native.wire import Channel
+    from tare.backends.native.wire import Channel
 
     channel = Channel(int(sys.argv[1]))
     kill_files: list[str] = []
@@ -45,8 +45,8 @@ def main() -> None:
 
 
 def _serve(channel: "Channel", kill_files: list[str]) -> None:
-    from backends.native import init, order, plan, syscalls
-    from backends.native.wire import Channel
+    from tare.backends.native import init, order, plan, syscalls
+    from tare.backends.native.wire import Channel
 
     fields, programs = channel.receive()
     settings = plan.decode_settings(fields)
@@ -93,7 +93,7 @@ def _rehearse(settings: "Settings", same: "list[Operation]") -> None:
 
     Better here than in each instance, which would need copies of the memory that it lies in.
     """
-    from backends.native import init, order, plan
+    from tare.backends.native import init, order, plan
 
     example = plan.Plan(
         hostname="", lower="", upper="", work="", scratch="", cpus=(), join_files=("", "", "", "", ""), kill_file=""

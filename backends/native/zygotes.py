@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-from backends.native.launcher import Zygote
+from tare.backends.native.launcher import Zygote
 
 
 class Zygotes:

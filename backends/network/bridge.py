@@ -18,10 +18,10 @@ from typing import TypeVar
 
 import msgspec
 
-from backends.native import syscalls
-from backends.network.netlink import Netlink
-from backends.network.tap import make_tap
-from bench.errors import BackendError, UnavailableError
+from tare.backends.native import syscalls
+from tare.backends.network.netlink import Netlink
+from tare.backends.network.tap import make_tap
+from tare.bench.errors import BackendError, UnavailableError
 
 Result = TypeVar("Result")
 

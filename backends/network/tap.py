@@ -10,7 +10,7 @@ import socket
 import struct
 from pathlib import Path
 
-from bench.errors import UnavailableError
+from tare.bench.errors import UnavailableError
 
 TUN = Path("/dev/net/tun")
 VHOST = Path("/dev/vhost-net")

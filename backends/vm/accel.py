@@ -17,11 +17,11 @@ from pathlib import Path
 
 import msgspec
 
-from backends.vm.domain_xml import MACHINE, Accelerator
-from backends.vm.emulator import Emulator
-from bench.errors import UnavailableError
-from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
-from bench.process import DEVNULL, PIPE, PLAIN_ENVIRONMENT, Popen
+from tare.backends.vm.domain_xml import MACHINE, Accelerator
+from tare.backends.vm.emulator import Emulator
+from tare.bench.errors import UnavailableError
+from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
+from tare.bench.process import DEVNULL, PIPE, PLAIN_ENVIRONMENT, Popen
 
 DEADLINE_S = 5.0
 _DEVICE = Path("/dev/kvm")

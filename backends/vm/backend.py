@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from backends import distribution
-from backends.cgroups.layout import Version, find_block_device, find_layout
-from backends.cgroups.unenforced import limit_confounds, try_limits
-from backends.vm import accel, connection, emulator
-from backends.vm.boot import LOADER_ARGUMENTS
-from backends.vm.boot_disk import find_or_make_boot_disk, probe_boot_disk
-from backends.vm.confounds import confounds_of
-from backends.vm.cpu_models import require_cpu_model
-from backends.vm.daemons import start_daemon_connection
-from backends.vm.disks import (
+from tare.backends import distribution
+from tare.backends.cgroups.layout import Version, find_block_device, find_layout
+from tare.backends.cgroups.unenforced import limit_confounds, try_limits
+from tare.backends.vm import accel, connection, emulator
+from tare.backends.vm.boot import LOADER_ARGUMENTS
+from tare.backends.vm.boot_disk import find_or_make_boot_disk, probe_boot_disk
+from tare.backends.vm.confounds import confounds_of
+from tare.backends.vm.cpu_models import require_cpu_model
+from tare.backends.vm.daemons import start_daemon_connection
+from tare.backends.vm.disks import (
     SHARED_MODE,
     allocated_bytes,
     choose_scratch_mode,
@@ -29,13 +29,13 @@ from backends.vm.disks import (
     make_qcow2,
     make_scratch_template,
 )
-from backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator, Memory
-from backends.vm.embedded import start_embedded
-from backends.vm.facilities import probe_daemon, probe_huge_pages, probe_io_uring
-from backends.vm.guest import Ground, guest_limits, save_prepared, start_guest
-from backends.vm.instance import VmInstance
-from backends.vm.network import check_server, no_network_facts, probe_network, start_guest_network
-from backends.vm.options import (
+from tare.backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator, Memory
+from tare.backends.vm.embedded import start_embedded
+from tare.backends.vm.facilities import probe_daemon, probe_huge_pages, probe_io_uring
+from tare.backends.vm.guest import Ground, guest_limits, save_prepared, start_guest
+from tare.backends.vm.instance import VmInstance
+from tare.backends.vm.network import check_server, no_network_facts, probe_network, start_guest_network
+from tare.backends.vm.options import (
     AUTO,
     EMBEDDED,
     SYSTEM_MEMORY_BYTES,
@@ -47,12 +47,12 @@ from backends.vm.options import (
     Scratch,
     VmOptions,
 )
-from backends.vm.share import OPTIONS as SHARE_OPTIONS
-from backends.vm.share import probe_virtiofsd
-from bench.errors import BackendError, UnavailableError, UnsupportedError
-from bench.interfaces import Backend, BackendContext, Instance
-from bench.ledger import ResourceKind
-from bench.model import (
+from tare.backends.vm.share import OPTIONS as SHARE_OPTIONS
+from tare.backends.vm.share import probe_virtiofsd
+from tare.bench.errors import BackendError, UnavailableError, UnsupportedError
+from tare.bench.interfaces import Backend, BackendContext, Instance
+from tare.bench.ledger import ResourceKind
+from tare.bench.model import (
     Availability,
     BackendDescription,
     Envelope,
@@ -61,11 +61,11 @@ from bench.model import (
     Phase,
     StartTimeline,
 )
-from bench.network_path import ServerPlace
-from bench.packages import load_packages, remedy_for
+from tare.bench.network_path import ServerPlace
+from tare.bench.packages import load_packages, remedy_for
 
 if TYPE_CHECKING:
-    from backends.bare_metal import HostSide
+    from tare.backends.bare_metal import HostSide
 
 _PINNED = {
     Pinning.TOGETHER: "a vCPU on each of the envelope's CPUs; QEMU's other threads on all of them and no other",
@@ -263,7 +263,7 @@ class VirtualMachine(Backend):
                 remedy='options = { network = "tap" }, or "user", for the backend "vm"',
             )
         if self._host is None:
-            from backends.bare_metal import start_host_side
+            from tare.backends.bare_metal import start_host_side
 
             starting = start_host_side(self.context, network.bridge, spec.image, spec.envelope)
             self._host = self._stack.enter_context(starting)

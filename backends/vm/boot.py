@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from backends.vm.commands import GUEST_PROGRAM
-from backends.vm.options import Profile, VmOptions
-from backends.vm.watch import Watch
-from bench.errors import BackendError
-from bench.model import Envelope, Phase, StartTimeline
+from tare.backends.vm.commands import GUEST_PROGRAM
+from tare.backends.vm.options import Profile, VmOptions
+from tare.backends.vm.watch import Watch
+from tare.bench.errors import BackendError
+from tare.bench.model import Envelope, Phase, StartTimeline
 
 BOOT_DEADLINE_S = 90.0
 """From asking libvirt for a guest to the last mark of init, for each guest that a CPU of its envelope starts meanwhile.

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from bench.errors import BackendError, TareError
-from bench.model import Availability
-from bench.packages import load_packages, remedy_for
-from bench.process import run
+from tare.bench.errors import BackendError, TareError
+from tare.bench.model import Availability
+from tare.bench.packages import load_packages, remedy_for
+from tare.bench.process import run
 
 _MIB = 1 << 20
 _SPARE_MIB = 4

@@ -12,8 +12,8 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from bench.errors import BackendError, OutputTooLargeError, WorkloadError
-from bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed
+from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
+from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed
 
 _HEADER = struct.Struct("<cI")
 _COUNTS = struct.Struct("<3I")

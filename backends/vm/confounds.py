@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import msgspec
 
-from backends.vm.domain_xml import Accelerator
-from backends.vm.guest import Ground
-from backends.vm.options import EMBEDDED, PAST_THE_PAGE_CACHE, Cache, Scratch
-from backends.vm.share import OPTIONS as SHARE_OPTIONS
-from bench.model import Confound
+from tare.backends.vm.domain_xml import Accelerator
+from tare.backends.vm.guest import Ground
+from tare.backends.vm.options import EMBEDDED, PAST_THE_PAGE_CACHE, Cache, Scratch
+from tare.backends.vm.share import OPTIONS as SHARE_OPTIONS
+from tare.bench.model import Confound
 
 
 def confounds_of(ground: Ground, backend: str) -> Iterator[Confound]:

@@ -19,10 +19,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from backends.vm.domain_xml import MACHINE, Accelerator
-from backends.vm.emulator import JOIN_VARIABLE, Emulator
-from bench.errors import BackendError
-from bench.ledger import Ledger, ResourceKind
+from tare.backends.vm.domain_xml import MACHINE, Accelerator
+from tare.backends.vm.emulator import JOIN_VARIABLE, Emulator
+from tare.bench.errors import BackendError
+from tare.bench.ledger import Ledger, ResourceKind
 
 _LOG = "libvirt.log"
 _NOTICE_DEADLINE_S = 5.0

@@ -4,8 +4,8 @@ import difflib
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 
-from backends.vm.hypervisors import Accelerator
-from bench.errors import UnavailableError
+from tare.backends.vm.hypervisors import Accelerator
+from tare.bench.errors import UnavailableError
 
 
 def parse_cpu_models(capabilities: str) -> Mapping[str, bool]:

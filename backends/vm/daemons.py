@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
-from backends.vm.connection import Connection, entered, library, start_library
-from backends.vm.emulator import Emulator
-from bench.errors import UnavailableError
-from bench.ledger import Ledger, ResourceKind
+from tare.backends.vm.connection import Connection, entered, library, start_library
+from tare.backends.vm.emulator import Emulator
+from tare.bench.errors import UnavailableError
+from tare.bench.ledger import Ledger, ResourceKind
 
 _LOGS = Path("/var/log/libvirt/qemu")
 

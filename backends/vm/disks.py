@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, Io
-from bench.errors import BackendError, TareError, UnavailableError
-from bench.process import run
+from tare.backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, Io
+from tare.bench.errors import BackendError, TareError, UnavailableError
+from tare.bench.process import run
 
 _CHUNK = 1 << 20
 

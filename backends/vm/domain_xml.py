@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from backends.vm.hypervisors import TRAITS, Accelerator, Hypervisor, Traits
+from tare.backends.vm.hypervisors import TRAITS, Accelerator, Hypervisor, Traits
 
 __all__ = [
     "CPU_MODE",

@@ -23,12 +23,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from backends.native import syscalls
-from backends.vm.connection import Connection, entered, library, start_library
-from backends.vm.domain_xml import Accelerator
-from backends.vm.emulator import Emulator
-from bench.errors import UnavailableError
-from bench.ledger import Ledger, ResourceKind
+from tare.backends.native import syscalls
+from tare.backends.vm.connection import Connection, entered, library, start_library
+from tare.backends.vm.domain_xml import Accelerator
+from tare.backends.vm.emulator import Emulator
+from tare.bench.errors import UnavailableError
+from tare.bench.ledger import Ledger, ResourceKind
 
 URI = "qemu:///embed"
 _DRIVER_USER = "libvirt-qemu"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.ledger import MARKER_VARIABLE
-from bench.process import require_tool, run
+from tare.bench.ledger import MARKER_VARIABLE
+from tare.bench.process import require_tool, run
 
 PROGRAM = "qemu-system-x86_64"
 JOIN_VARIABLE = "TARE_JOIN"

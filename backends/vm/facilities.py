@@ -4,7 +4,7 @@ import contextlib
 import socket
 from pathlib import Path
 
-from bench.model import Availability
+from tare.bench.model import Availability
 
 _PROC = Path("/proc")
 

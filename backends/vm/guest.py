@@ -9,25 +9,25 @@ from pathlib import Path
 
 import msgspec
 
-from backends import distribution
-from backends.cgroups.interface import Cgroup, Limits, limits_of
-from backends.cgroups.layout import Layout
-from backends.cgroups.lifecycle import start_cgroup
-from backends.vm.accel import Acceleration
-from backends.vm.boot import RESET, await_boot, await_restored, crowd, kernel_arguments
-from backends.vm.connection import Connection, Domain
-from backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
-from backends.vm.domain_xml import Disk, Guest, Share, domain_xml
-from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
-from backends.vm.network import GuestNetwork, GuestPort
-from backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
-from backends.vm.restore import Saved, find_offset, start_feeding
-from backends.vm.share import start_virtiofsd
-from backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping, make_stopping
-from backends.vm.watch import Watch, start_watch
-from bench.errors import BackendError
-from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
-from bench.model import Envelope, Image, InstanceSpec, Phase, StartTimeline
+from tare.backends import distribution
+from tare.backends.cgroups.interface import Cgroup, Limits, limits_of
+from tare.backends.cgroups.layout import Layout
+from tare.backends.cgroups.lifecycle import start_cgroup
+from tare.backends.vm.accel import Acceleration
+from tare.backends.vm.boot import RESET, await_boot, await_restored, crowd, kernel_arguments
+from tare.backends.vm.connection import Connection, Domain
+from tare.backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
+from tare.backends.vm.domain_xml import Disk, Guest, Share, domain_xml
+from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
+from tare.backends.vm.network import GuestNetwork, GuestPort
+from tare.backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
+from tare.backends.vm.restore import Saved, find_offset, start_feeding
+from tare.backends.vm.share import start_virtiofsd
+from tare.backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping, make_stopping
+from tare.backends.vm.watch import Watch, start_watch
+from tare.bench.errors import BackendError
+from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
+from tare.bench.model import Envelope, Image, InstanceSpec, Phase, StartTimeline
 
 KILL_DEADLINE_S = 20.0
 _CONSOLE_DEADLINE_S = 10.0

@@ -4,16 +4,16 @@ import time
 
 import msgspec
 
-from backends.cgroups.footprint import process_footprint, tree_bytes
-from backends.vm.accounting import memory_parts, vcpu_seconds
-from backends.vm.boot import AGENT_DEADLINE_S
-from backends.vm.commands import GUEST_PROGRAM, CommandPort, GuestSilentError
-from backends.vm.disks import allocated_bytes
-from backends.vm.guest import Ground, Running
-from backends.vm.hypervisors import Accelerator
-from bench.errors import BackendError
-from bench.interfaces import Instance
-from bench.model import Command, Completed, Footprint, StartTimeline, Usage
+from tare.backends.cgroups.footprint import process_footprint, tree_bytes
+from tare.backends.vm.accounting import memory_parts, vcpu_seconds
+from tare.backends.vm.boot import AGENT_DEADLINE_S
+from tare.backends.vm.commands import GUEST_PROGRAM, CommandPort, GuestSilentError
+from tare.backends.vm.disks import allocated_bytes
+from tare.backends.vm.guest import Ground, Running
+from tare.backends.vm.hypervisors import Accelerator
+from tare.bench.errors import BackendError
+from tare.bench.interfaces import Instance
+from tare.bench.model import Command, Completed, Footprint, StartTimeline, Usage
 
 _KILL_DEADLINE_S = 20.0
 _CAUSE_DEADLINE_S = 0.5

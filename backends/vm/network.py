@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import msgspec
 
-from backends.network.bridge import GATEWAY, BridgeNetwork, start_network
-from backends.network.tap import require_tap, why_no_vhost
-from backends.vm.domain_xml import Interface
-from backends.vm.options import Network
-from bench.errors import UnavailableError
-from bench.model import Availability, Confound
-from bench.network_path import ServerPlace, describe_paths
+from tare.backends.network.bridge import GATEWAY, BridgeNetwork, start_network
+from tare.backends.network.tap import require_tap, why_no_vhost
+from tare.backends.vm.domain_xml import Interface
+from tare.backends.vm.options import Network
+from tare.bench.errors import UnavailableError
+from tare.bench.model import Availability, Confound
+from tare.bench.network_path import ServerPlace, describe_paths
 
 _USER_SUBNET = ("10.0.2.0", 24)
 _USER_GATEWAY = "10.0.2.2"

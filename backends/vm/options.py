@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from backends.vm.domain_xml import Memory
+from tare.backends.vm.domain_xml import Memory
 
 AUTO = "auto"
 EMBEDDED = "qemu:///embed"

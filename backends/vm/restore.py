@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import BackendError
-from bench.model import Envelope
+from tare.bench.errors import BackendError
+from tare.bench.model import Envelope
 
 MAGIC = b"LibvirtQemudSave"
 _VERSION = 2

@@ -6,11 +6,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from backends.vm.emulator import JOIN_VARIABLE
-from bench.errors import BackendError
-from bench.ledger import MARKER_VARIABLE
-from bench.model import Availability
-from bench.process import DEVNULL, PLAIN_ENVIRONMENT, Popen, TimeoutExpired, find_tool
+from tare.backends.vm.emulator import JOIN_VARIABLE
+from tare.bench.errors import BackendError
+from tare.bench.ledger import MARKER_VARIABLE
+from tare.bench.model import Availability
+from tare.bench.process import DEVNULL, PLAIN_ENVIRONMENT, Popen, TimeoutExpired, find_tool
 
 _PLACES = (Path("/usr/libexec/virtiofsd"), Path("/usr/lib/qemu/virtiofsd"), Path("/usr/lib/virtiofsd"))
 """Where distributions put it; none of them has it in PATH."""

@@ -4,10 +4,10 @@ import time
 from abc import ABC, abstractmethod
 from typing import Literal
 
-from backends.vm.commands import GUEST_PROGRAM
-from backends.vm.connection import Domain
-from backends.vm.watch import Watch
-from bench.errors import BackendError
+from tare.backends.vm.commands import GUEST_PROGRAM
+from tare.backends.vm.connection import Domain
+from tare.backends.vm.watch import Watch
+from tare.bench.errors import BackendError
 
 SHUTDOWN_DEADLINE_S = 60.0
 """From asking a guest to power off until its QEMU is gone; a guest of 192 MiB takes 0.3 s under emulation."""

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from bench.capacity.reml import Differences, Floats, fit_with_steps, make_columns, mixture_interval
-from bench.stats import LEVEL, centre_interval
+from tare.bench.capacity.reml import Differences, Floats, fit_with_steps, make_columns, mixture_interval
+from tare.bench.stats import LEVEL, centre_interval
 
 MANY_RAMPS = 5
 """From so many ramps on, the interval is of how the ramps differ."""

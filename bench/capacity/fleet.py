@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from bench.capacity.plan_hosts import OVERCOMMITTED, HostType, Resource, find_problem
-from bench.capacity.plan_needs import Promise
-from bench.capacity.plan_types import Bound
-from bench.errors import SuiteError
-from bench.units import parse_size
+from tare.bench.capacity.plan_hosts import OVERCOMMITTED, HostType, Resource, find_problem
+from tare.bench.capacity.plan_needs import Promise
+from tare.bench.capacity.plan_types import Bound
+from tare.bench.errors import SuiteError
+from tare.bench.units import parse_size
 
 _PLACE = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<key>.*)`)?$", re.DOTALL)
 RESERVED = OVERCOMMITTED

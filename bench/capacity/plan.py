@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from bench.capacity.plan_hosts import HostType, Resource
-from bench.capacity.plan_needs import Need
-from bench.capacity.plan_types import Bound, InstanceType
-from bench.capacity.scaling import Scaling
+from tare.bench.capacity.plan_hosts import HostType, Resource
+from tare.bench.capacity.plan_needs import Need
+from tare.bench.capacity.plan_types import Bound, InstanceType
+from tare.bench.capacity.scaling import Scaling
 
 EXTRAPOLATED = 10
 """Beyond so many times the measured population a figure is marked."""

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
-from bench.model import Manifest
-from bench.units import parse_size
+from tare.bench.model import Manifest
+from tare.bench.units import parse_size
 
 MEMORY_CGROUPS = 65_535
 """The kernel numbers memory cgroups with 16 bits (``MEM_CGROUP_ID_MAX``); every instance has at least one."""

@@ -5,11 +5,11 @@ import math
 import msgspec
 import numpy as np
 
-from bench.capacity.cost import Cost
-from bench.capacity.plan_hosts import Resource
-from bench.capacity.ramps import DensityCell, InstanceCost, cost_of
-from bench.model import Envelope
-from bench.units import format_size
+from tare.bench.capacity.cost import Cost
+from tare.bench.capacity.plan_hosts import Resource
+from tare.bench.capacity.ramps import DensityCell, InstanceCost, cost_of
+from tare.bench.model import Envelope
+from tare.bench.units import format_size
 
 LOADED_CPU = "density.loaded_cpu"
 VAGUE = 0.2

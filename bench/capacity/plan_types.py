@@ -5,11 +5,11 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
-from bench.capacity.plan_hosts import Resource
-from bench.capacity.plan_needs import InstanceNeeds, Need, Promise
-from bench.capacity.ramps import DensityCell, cost_of
-from bench.capacity.scaling import Refusal, Scaling, fit_scaling
-from bench.model import Manifest
+from tare.bench.capacity.plan_hosts import Resource
+from tare.bench.capacity.plan_needs import InstanceNeeds, Need, Promise
+from tare.bench.capacity.ramps import DensityCell, cost_of
+from tare.bench.capacity.scaling import Refusal, Scaling, fit_scaling
+from tare.bench.model import Manifest
 
 _THROUGHPUT = ("density.throughput", "density.byte_throughput")
 _CAPPING = ("failure",)

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from bench.capacity.plan import EXTRAPOLATED, HostPlan, Room, Use
-from bench.capacity.plan_hosts import OVERCOMMITTED, HostType, Resource
-from bench.capacity.plan_packing import Packing
-from bench.capacity.scaling import Parameter, Refusal, Scaling
-from bench.units import format_size
+from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan, Room, Use
+from tare.bench.capacity.plan_hosts import OVERCOMMITTED, HostType, Resource
+from tare.bench.capacity.plan_packing import Packing
+from tare.bench.capacity.scaling import Parameter, Refusal, Scaling
+from tare.bench.units import format_size
 
 _MARK = " *"
 

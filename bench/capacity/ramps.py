@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from bench.capacity.cost import Cost, Ramp, fit_cost
-from bench.capacity.reml import Floats
-from bench.capacity.start import StartTrend, fit_start
-from bench.model import Event, EventKind, Sample
-from bench.samples import SampleTable
+from tare.bench.capacity.cost import Cost, Ramp, fit_cost
+from tare.bench.capacity.reml import Floats
+from tare.bench.capacity.start import StartTrend, fit_start
+from tare.bench.model import Event, EventKind, Sample
+from tare.bench.samples import SampleTable
 
 _AVAILABLE = "density.memory_available"
 _AT = "density.at"

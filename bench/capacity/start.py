@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from bench.capacity.reml import Floats
-from bench.stats import LEVEL
+from tare.bench.capacity.reml import Floats
+from tare.bench.stats import LEVEL
 
 GROUPS = 10
 """Starts next to one another resemble each other, and some are slow for no reason of theirs: so a ramp is cut into

@@ -3,6 +3,6 @@
 Importing this package imports typer and nothing heavier: each command imports what it needs when it runs.
 """
 
-from bench.cli.main import app, main
+from tare.bench.cli.main import app, main
 
 __all__ = ["app", "main"]

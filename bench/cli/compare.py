@@ -6,10 +6,10 @@ from pathlib import Path
 
 import typer
 
-from bench.cli.run import terminal_width
-from bench.errors import TareError, UnknownNameError
-from bench.interfaces import ComparisonRequest, Reporter
-from bench.registry import find_reporters
+from tare.bench.cli.run import terminal_width
+from tare.bench.errors import TareError, UnknownNameError
+from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.registry import find_reporters
 
 
 def compare_command(request: ComparisonRequest, form: str, output: Path) -> None:

@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.capacity.cost import Cost
-from bench.capacity.ramps import DensityCell, InstanceCost, cost_of, find_density
-from bench.capacity.start import StartTrend
-from bench.cli.run import write_report
-from bench.errors import ExitCode, SuiteError
-from bench.model import Event, EventKind, Manifest
-from bench.progress import RunDisplay
-from bench.session import RunRequest, start_run
-from bench.store import LoadedRun, load_run
-from bench.units import format_duration, format_size
+from tare.bench.capacity.cost import Cost
+from tare.bench.capacity.ramps import DensityCell, InstanceCost, cost_of, find_density
+from tare.bench.capacity.start import StartTrend
+from tare.bench.cli.run import write_report
+from tare.bench.errors import ExitCode, SuiteError
+from tare.bench.model import Event, EventKind, Manifest
+from tare.bench.progress import RunDisplay
+from tare.bench.session import RunRequest, start_run
+from tare.bench.store import LoadedRun, load_run
+from tare.bench.units import format_duration, format_size
 
 PLACE = Path("tare density")
 """What errors name as the place of a suite that was made from options."""

@@ -10,15 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.errors import ExitCode, TareError
-from bench.host import HostRoots, host_confounds, read_facts, summarise
-from bench.image import ImageStore
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.locations import cache_directory, ledger_directory, work_directory
-from bench.packages import load_packages, remedy_for
-from bench.registry import Plugins, find_backends, find_reporters, find_workload_kinds, find_workloads
-from bench.tune import journal_file, tuned_facts
+from tare.bench.errors import ExitCode, TareError
+from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
+from tare.bench.image import ImageStore
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.locations import cache_directory, ledger_directory, work_directory
+from tare.bench.packages import load_packages, remedy_for
+from tare.bench.registry import Plugins, find_backends, find_reporters, find_workload_kinds, find_workloads
+from tare.bench.tune import journal_file, tuned_facts
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -10,17 +10,17 @@ from pathlib import Path
 import msgspec
 import typer
 
-from bench.cli.guard import complain
-from bench.errors import BackendError, ExitCode, SuiteError, UnavailableError, UnsupportedError
-from bench.image import ImageStore
-from bench.interfaces import Backend, BackendContext, Instance
-from bench.ledger import Ledger, clean, raise_if_failed
-from bench.limits_met import why_failed
-from bench.locations import cache_directory, ledger_directory, work_directory
-from bench.model import Command, Completed, Envelope, Image, InstanceSpec
-from bench.registry import find_backends
-from bench.session import keep_off, work_folder
-from bench.units import parse_duration, parse_size
+from tare.bench.cli.guard import complain
+from tare.bench.errors import BackendError, ExitCode, SuiteError, UnavailableError, UnsupportedError
+from tare.bench.image import ImageStore
+from tare.bench.interfaces import Backend, BackendContext, Instance
+from tare.bench.ledger import Ledger, clean, raise_if_failed
+from tare.bench.limits_met import why_failed
+from tare.bench.locations import cache_directory, ledger_directory, work_directory
+from tare.bench.model import Command, Completed, Envelope, Image, InstanceSpec
+from tare.bench.registry import find_backends
+from tare.bench.session import keep_off, work_folder
+from tare.bench.units import parse_duration, parse_size
 
 
 def exec_command(

@@ -9,8 +9,8 @@ from types import FrameType
 
 import typer
 
-from bench.descriptors import lack_of_descriptors
-from bench.errors import ExitCode, TareError
+from tare.bench.descriptors import lack_of_descriptors
+from tare.bench.errors import ExitCode, TareError
 
 
 class Debug:

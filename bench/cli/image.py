@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.guard import guard
+from tare.bench.cli.guard import guard
 
 app = typer.Typer(
     help="Build, list, check, import and remove images: the one root file system that every backend runs from.",
@@ -27,7 +27,7 @@ def build(
 ) -> None:
     """Build the image of a suite, or find it in the cache. Needs root; takes about 40 s."""
     with guard():
-        from bench.cli.image_commands import build_command
+        from tare.bench.cli.image_commands import build_command
 
         build_command(suite, tuple(package or ()), debian)
 
@@ -39,7 +39,7 @@ def list_(
 ) -> None:
     """List the images in the cache, and why one cannot be used."""
     with guard():
-        from bench.cli.image_commands import list_command
+        from tare.bench.cli.image_commands import list_command
 
         list_command(as_json=as_json)
 
@@ -48,7 +48,7 @@ def list_(
 def verify(image: Reference) -> None:
     """Compare every byte of an image with what was recorded when it was made."""
     with guard():
-        from bench.cli.image_commands import verify_command
+        from tare.bench.cli.image_commands import verify_command
 
         verify_command(image)
 
@@ -61,7 +61,7 @@ def import_(
 ) -> None:
     """Import a root file system that was made elsewhere. Needs root."""
     with guard():
-        from bench.cli.image_commands import import_command
+        from tare.bench.cli.image_commands import import_command
 
         import_command(file, name)
 
@@ -70,6 +70,6 @@ def import_(
 def remove(image: Reference) -> None:
     """Remove an image from the cache, a broken one too."""
     with guard():
-        from bench.cli.image_commands import remove_command
+        from tare.bench.cli.image_commands import remove_command
 
         remove_command(image)

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 import typer
 
-from bench.image import ImageStore, Listed, Recipe
-from bench.ledger import Ledger, clean
-from bench.locations import cache_directory, ledger_directory
-from bench.model import Image
-from bench.registry import find_backends, find_workloads
-from bench.suite import load_suite
-from bench.units import format_size
+from tare.bench.image import ImageStore, Listed, Recipe
+from tare.bench.ledger import Ledger, clean
+from tare.bench.locations import cache_directory, ledger_directory
+from tare.bench.model import Image
+from tare.bench.registry import find_backends, find_workloads
+from tare.bench.suite import load_suite
+from tare.bench.units import format_size
 
 
 def build_command(suite: Path | None, packages: tuple[str, ...], debian: str) -> None:

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.errors import ExitCode, UnknownNameError
-from bench.experiments import EXPERIMENTS
-from bench.interfaces import Backend, Workload
-from bench.registry import Plugins, find_backends, find_reporters, find_workloads
+from tare.bench.errors import ExitCode, UnknownNameError
+from tare.bench.experiments import EXPERIMENTS
+from tare.bench.interfaces import Backend, Workload
+from tare.bench.registry import Plugins, find_backends, find_reporters, find_workloads
 
 _KINDS = ("backends", "workloads", "experiments", "reporters")
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.guard import Debug, guard
-from bench.errors import ExitCode
+from tare.bench.cli.guard import Debug, guard
+from tare.bench.errors import ExitCode
 
 app = typer.Typer(
     name="tare",
@@ -22,8 +22,8 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `t
 
 def main() -> None:
     """Entry point of the ``tare`` program."""
-    from bench.cli.image import app as image_app
-    from bench.cli.tune import app as tune_app
+    from tare.bench.cli.image import app as image_app
+    from tare.bench.cli.tune import app as tune_app
 
     app.add_typer(image_app, name="image")
     app.add_typer(tune_app, name="tune")
@@ -63,7 +63,7 @@ def run(
 ) -> None:
     """Run a suite on every backend it names, and report."""
     with guard():
-        from bench.cli.run import run_command
+        from tare.bench.cli.run import run_command
 
         if (suite is None) == (resume is None):
             raise typer.BadParameter("name a suite to run, or a run to --resume")
@@ -89,7 +89,7 @@ def report(
 ) -> None:
     """Write a report of a run, finished or not."""
     with guard():
-        from bench.cli.run import report_command
+        from tare.bench.cli.run import report_command
 
         report_command(run, form, output)
 
@@ -126,8 +126,8 @@ def compare(
     4KiB 64KiB.
     """
     with guard():
-        from bench.cli.compare import compare_command
-        from bench.interfaces import ComparisonRequest
+        from tare.bench.cli.compare import compare_command
+        from tare.bench.interfaces import ComparisonRequest
 
         if sum(one is not None for one in (other, backends, by)) != 1:
             raise typer.BadParameter("name a second run, or --backends A B, or --by PARAM A B")
@@ -163,7 +163,7 @@ def density(
 ) -> None:
     """Start instances beside one another until something runs out; say what each costs."""
     with guard():
-        from bench.cli.density import DensityRequest, density_command
+        from tare.bench.cli.density import DensityRequest, density_command
 
         batch = max(1, count // 50) if batch is None else batch
         options = {"count": count, "batch": batch, "rate": rate, "memory_floor": memory_floor}
@@ -219,7 +219,7 @@ def plan(
     tare plan --fleet fleet.toml.
     """
     with guard():
-        from bench.cli.plan import PlanRequest, plan_command
+        from tare.bench.cli.plan import PlanRequest, plan_command
 
         request = PlanRequest(
             runs=tuple(runs or ()),
@@ -247,7 +247,7 @@ def list_(
 ) -> None:
     """List what can be named in a suite, plug-ins included."""
     with guard():
-        from bench.cli.listing import list_command
+        from tare.bench.cli.listing import list_command
 
         raise typer.Exit(list_command(what, verbose=verbose))
 
@@ -271,12 +271,12 @@ def doctor(
     """
     with guard():
         if noise:
-            from bench.cli.noise import noise_command
+            from tare.bench.cli.noise import noise_command
 
             raise typer.Exit(noise_command(time, output, as_json=as_json))
         if as_json or output is not None:
             raise typer.BadParameter("--output and --json belong to --noise")
-        from bench.cli.doctor import doctor_command
+        from tare.bench.cli.doctor import doctor_command
 
         raise typer.Exit(doctor_command())
 
@@ -298,7 +298,7 @@ def exec_(
 ) -> None:
     """Run one command in a fresh instance, with its output and exit code: a quick look inside."""
     with guard():
-        from bench.cli.exec import exec_command, explain_command
+        from tare.bench.cli.exec import exec_command, explain_command
 
         chosen = tuple(option or ())
         if explain:
@@ -327,7 +327,7 @@ def shell(
 ) -> None:
     """A shell in a fresh instance, on this terminal; ends with the shell's exit code."""
     with guard():
-        from bench.cli.shell import shell_command
+        from tare.bench.cli.shell import shell_command
 
         raise typer.Exit(shell_command(backend, tuple(command or ()), memory=memory, cpus=cpus, image=image))
 
@@ -336,9 +336,9 @@ def shell(
 def clean() -> None:
     """Remove what killed runs left behind. Whatever belongs to a live one is not touched."""
     with guard():
-        from bench.ledger import clean as clean_ledger
-        from bench.ledger import raise_if_failed
-        from bench.locations import ledger_directory
+        from tare.bench.ledger import clean as clean_ledger
+        from tare.bench.ledger import raise_if_failed
+        from tare.bench.locations import ledger_directory
 
         cleaned = clean_ledger(ledger_directory())
         for entry in cleaned.removed:

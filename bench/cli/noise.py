@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.disturbance import Disturbance, disturbance_of
-from bench.errors import ExitCode
-from bench.ledger import Ledger
-from bench.locations import ledger_directory, work_directory
-from bench.model import EventKind, Manifest, PlannedInstance
-from bench.noise import MetricFloor, find_floors, noise_suite
-from bench.noise_causes import Cause, HostWatch
-from bench.progress import RunDisplay
-from bench.session import run_suite, work_folder
-from bench.store import LoadedRun, load_run
-from bench.tune.cpulist import format_cpus
-from bench.units import parse_duration
+from tare.bench.disturbance import Disturbance, disturbance_of
+from tare.bench.errors import ExitCode
+from tare.bench.ledger import Ledger
+from tare.bench.locations import ledger_directory, work_directory
+from tare.bench.model import EventKind, Manifest, PlannedInstance
+from tare.bench.noise import MetricFloor, find_floors, noise_suite
+from tare.bench.noise_causes import Cause, HostWatch
+from tare.bench.progress import RunDisplay
+from tare.bench.session import run_suite, work_folder
+from tare.bench.store import LoadedRun, load_run
+from tare.bench.tune.cpulist import format_cpus
+from tare.bench.units import parse_duration
 
 SHORTEST_S = 20.0
 LONGEST_S = 3600.0

@@ -10,17 +10,17 @@ import msgspec
 import typer
 from rich.console import Console
 
-from bench.capacity.fleet import Fleet, WantedType, checked, load_fleet, parse_overcommit, parse_reserve
-from bench.capacity.plan import HostPlan, plan_host
-from bench.capacity.plan_hosts import HostType, Resource, find_measured_host
-from bench.capacity.plan_packing import Demand, Packing, pack
-from bench.capacity.plan_types import Bound, InstanceType, make_type
-from bench.capacity.ramps import DensityCell, find_density
-from bench.cli.plan_forms import plan_document, plan_markdown, print_plan
-from bench.errors import ExitCode, RunDirectoryError, SuiteError, TareError, UnknownNameError
-from bench.model import Manifest
-from bench.store import LoadedRun, load_run
-from bench.units import parse_size
+from tare.bench.capacity.fleet import Fleet, WantedType, checked, load_fleet, parse_overcommit, parse_reserve
+from tare.bench.capacity.plan import HostPlan, plan_host
+from tare.bench.capacity.plan_hosts import HostType, Resource, find_measured_host
+from tare.bench.capacity.plan_packing import Demand, Packing, pack
+from tare.bench.capacity.plan_types import Bound, InstanceType, make_type
+from tare.bench.capacity.ramps import DensityCell, find_density
+from tare.bench.cli.plan_forms import plan_document, plan_markdown, print_plan
+from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, TareError, UnknownNameError
+from tare.bench.model import Manifest
+from tare.bench.store import LoadedRun, load_run
+from tare.bench.units import parse_size
 
 FORMS = ("table", "json", "markdown")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from bench.errors import ExitCode, RunDirectoryError, TareError
-from bench.progress import RunDisplay
-from bench.registry import find_reporters
-from bench.session import RunRequest, RunResult, resume_run, start_run
-from bench.store import load_manifest
+from tare.bench.errors import ExitCode, RunDirectoryError, TareError
+from tare.bench.progress import RunDisplay
+from tare.bench.registry import find_reporters
+from tare.bench.session import RunRequest, RunResult, resume_run, start_run
+from tare.bench.store import load_manifest
 
 _TO_STDOUT = ("text", "json", "markdown")
 _SAMPLES = ("csv", "parquet")

@@ -2,12 +2,12 @@
 
 import os
 
-from bench.cli.exec import start_instance
-from bench.cli.guard import complain
-from bench.cli.terminal import require_terminal, start_raw_terminal
-from bench.errors import ExitCode, UnsupportedError
-from bench.model import Command, Image
-from bench.registry import find_backends
+from tare.bench.cli.exec import start_instance
+from tare.bench.cli.guard import complain
+from tare.bench.cli.terminal import require_terminal, start_raw_terminal
+from tare.bench.errors import ExitCode, UnsupportedError
+from tare.bench.model import Command, Image
+from tare.bench.registry import find_backends
 
 _SHELLS = ("/bin/bash", "/bin/sh")
 

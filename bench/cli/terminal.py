@@ -10,7 +10,7 @@ import termios
 import tty
 from collections.abc import Iterator
 
-from bench.errors import TareError
+from tare.bench.errors import TareError
 
 _CHUNK_BYTES = 1 << 16
 _CHUNK_PTY = 4096

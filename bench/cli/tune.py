@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli.guard import guard
+from tare.bench.cli.guard import guard
 
 app = typer.Typer(
     help="Make this host quieter (governor, turbo, huge pages, interrupts ...), and put it back exactly as it was.",
@@ -22,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def show(*, cpus: Cpus = "", as_json: AsJson = False) -> None:
     """Show each setting as it is, what is better and why, and whether it can be changed here."""
     with guard():
-        from bench.cli.tune_commands import show_command
+        from tare.bench.cli.tune_commands import show_command
 
         show_command(cpus, as_json=as_json)
 
@@ -42,7 +42,7 @@ def apply(
     SMT is left alone unless it is asked for: --only smt.
     """
     with guard():
-        from bench.cli.tune_commands import apply_command
+        from tare.bench.cli.tune_commands import apply_command
 
         raise typer.Exit(apply_command(tuple(only or ()), cpus, as_json=as_json))
 
@@ -51,6 +51,6 @@ def apply(
 def restore(*, as_json: AsJson = False) -> None:
     """Put back every setting that apply changed, and read it back. Exit code 6 if one could not be."""
     with guard():
-        from bench.cli.tune_commands import restore_command
+        from tare.bench.cli.tune_commands import restore_command
 
         raise typer.Exit(restore_command(as_json=as_json))

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.errors import ExitCode, UnavailableError, UnknownNameError
-from bench.host import HostRoots
-from bench.tune import SETTINGS, Applied, JournalFile, Restored, Tuning, Wish, boot_id, journal_file
-from bench.tune.cpulist import parse_cpus
-from bench.tune.settings import describe_now, obstacle
-from bench.tune.tuning import Changed, Refused, require_root
+from tare.bench.errors import ExitCode, UnavailableError, UnknownNameError
+from tare.bench.host import HostRoots
+from tare.bench.tune import SETTINGS, Applied, JournalFile, Restored, Tuning, Wish, boot_id, journal_file
+from tare.bench.tune.cpulist import parse_cpus
+from tare.bench.tune.settings import describe_now, obstacle
+from tare.bench.tune.tuning import Changed, Refused, require_root
 
 
 def show_command(cpus: str, *, as_json: bool) -> None:

@@ -4,9 +4,9 @@ The command that starts it leaves it behind, so it is a process of its instance 
 instance (the end of the cell, an interrupt, the death of tare) ends it.
 """
 
-from bench.errors import WorkloadError
-from bench.interfaces import Instance
-from bench.model import SCRATCH, Command, Completed
+from tare.bench.errors import WorkloadError
+from tare.bench.interfaces import Instance
+from tare.bench.model import SCRATCH, Command, Completed
 
 _START = 'log=$1; shift; "$@" >"$log" 2>&1 </dev/null & echo $!'
 _TAIL_LINES = "12"

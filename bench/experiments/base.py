@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from bench.interfaces import Instance, NoOptions, Workload
-from bench.model import (
+from tare.bench.interfaces import Instance, NoOptions, Workload
+from tare.bench.model import (
     Command,
     Commands,
     Completed,
@@ -19,8 +19,8 @@ from bench.model import (
     Phase,
     StartTimeline,
 )
-from bench.network_path import ServerPlace
-from bench.units import Unit
+from tare.bench.network_path import ServerPlace
+from tare.bench.units import Unit
 
 
 class InstanceRun(Protocol):

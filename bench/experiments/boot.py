@@ -3,9 +3,9 @@
 Every mark is on the host's monotonic clock. What a guest tells about itself (firmware, kernel, init) is kept beside.
 """
 
-from bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
-from bench.model import Command, Footprint, Phase
-from bench.units import Unit
+from tare.bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
+from tare.bench.model import Command, Footprint, Phase
+from tare.bench.units import Unit
 
 CREATE = lower("boot.create", Unit.SECOND, "Requested until what isolates exists: first process, or the hypervisor's.")
 INIT = lower("boot.init", Unit.SECOND, "From then until the first user-space instruction inside: root, kernel, mounts.")

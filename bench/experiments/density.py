@@ -9,12 +9,12 @@ import time
 
 import msgspec
 
-from bench.errors import BackendError, StoreError, TareError, WorkloadError
-from bench.experiments import density_metrics as metrics
-from bench.experiments.base import Experiment, InstanceRun, record_known
-from bench.experiments.density_alive import Alive
-from bench.experiments.density_load import Load
-from bench.experiments.density_meters import (
+from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
+from tare.bench.experiments import density_metrics as metrics
+from tare.bench.experiments.base import Experiment, InstanceRun, record_known
+from tare.bench.experiments.density_alive import Alive
+from tare.bench.experiments.density_load import Load
+from tare.bench.experiments.density_meters import (
     HostMemory,
     Settled,
     Stalls,
@@ -24,12 +24,12 @@ from bench.experiments.density_meters import (
     read_memory,
     settle,
 )
-from bench.experiments.density_options import DensityOptions
-from bench.experiments.density_starts import Starts
-from bench.experiments.density_stop import Stop, StopReason, failed
-from bench.interfaces import Instance
-from bench.model import Command, Phase
-from bench.units import format_duration, format_size, parse_duration
+from tare.bench.experiments.density_options import DensityOptions
+from tare.bench.experiments.density_starts import Starts
+from tare.bench.experiments.density_stop import Stop, StopReason, failed
+from tare.bench.interfaces import Instance
+from tare.bench.model import Command, Phase
+from tare.bench.units import format_duration, format_size, parse_duration
 
 SLOW_STARTS = 3
 """So many starts in a row have to be above the limit: one alone may be the host's doing."""

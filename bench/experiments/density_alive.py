@@ -2,7 +2,7 @@
 
 import select
 
-from bench.interfaces import Instance
+from tare.bench.interfaces import Instance
 
 
 class Alive:

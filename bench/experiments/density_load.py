@@ -7,14 +7,14 @@ from threading import Barrier
 
 import msgspec
 
-from bench.errors import WorkloadError
-from bench.experiments import density_metrics as metrics
-from bench.experiments.base import InstanceRun
-from bench.experiments.density_options import DensityOptions
-from bench.experiments.work import Work
-from bench.interfaces import Instance, Workload
-from bench.model import Completed, Direction, Metric
-from bench.units import Unit
+from tare.bench.errors import WorkloadError
+from tare.bench.experiments import density_metrics as metrics
+from tare.bench.experiments.base import InstanceRun
+from tare.bench.experiments.density_options import DensityOptions
+from tare.bench.experiments.work import Work
+from tare.bench.interfaces import Instance, Workload
+from tare.bench.model import Completed, Direction, Metric
+from tare.bench.units import Unit
 
 _RATES = {Unit.OPERATIONS_PER_SECOND: metrics.THROUGHPUT, Unit.BYTES_PER_SECOND: metrics.BYTE_THROUGHPUT}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from bench.disturbance import read_stalls
-from bench.errors import BackendError
-from bench.experiments.density_reserve import PROC, SLABS, read_reserve
-from bench.interfaces import Instance
-from bench.model import Footprint
+from tare.bench.disturbance import read_stalls
+from tare.bench.errors import BackendError
+from tare.bench.experiments.density_reserve import PROC, SLABS, read_reserve
+from tare.bench.interfaces import Instance
+from tare.bench.model import Footprint
 
 WATCHED = 8
 """How many instances have their own meters read: a PSS costs the kernel a walk over all their pages."""

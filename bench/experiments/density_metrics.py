@@ -3,9 +3,9 @@
 Those of a start belong to the instance that made the population what it is. Totals are over all live instances.
 """
 
-from bench.experiments.base import lower
-from bench.model import Direction, Metric
-from bench.units import Unit
+from tare.bench.experiments.base import lower
+from tare.bench.model import Direction, Metric
+from tare.bench.units import Unit
 
 START = lower("density.start", Unit.SECOND, "Requested until ready, of the instance that made the population so large.")
 CREATE = lower("density.create", Unit.SECOND, "Its part until what isolates exists: first process, or hypervisor's.")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from bench.units import parse_duration, parse_size
+from tare.bench.units import parse_duration, parse_size
 
 MOST = 100_000
 

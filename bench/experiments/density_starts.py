@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
-from bench.experiments.base import InstanceRun
-from bench.experiments.density_alive import Alive
-from bench.interfaces import Instance
-from bench.model import Phase
+from tare.bench.experiments.base import InstanceRun
+from tare.bench.experiments.density_alive import Alive
+from tare.bench.interfaces import Instance
+from tare.bench.model import Phase
 
 
 class Starts:

@@ -4,8 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
-from bench.errors import TareError
-from bench.experiments.density_exhausted import find_exhausted
+from tare.bench.errors import TareError
+from tare.bench.experiments.density_exhausted import find_exhausted
 
 
 class StopReason(StrEnum):

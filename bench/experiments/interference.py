@@ -12,14 +12,14 @@ from typing import Literal
 
 import msgspec
 
-from bench.errors import BackendError, WorkloadError
-from bench.experiments import interference_metrics as metrics
-from bench.experiments.base import Experiment, InstanceRun
-from bench.experiments.interference_aggressors import KINDS, Aggressor
-from bench.experiments.work import Work
-from bench.interfaces import Workload
-from bench.model import Direction, Envelope, Metric
-from bench.units import parse_duration
+from tare.bench.errors import BackendError, WorkloadError
+from tare.bench.experiments import interference_metrics as metrics
+from tare.bench.experiments.base import Experiment, InstanceRun
+from tare.bench.experiments.interference_aggressors import KINDS, Aggressor
+from tare.bench.experiments.work import Work
+from tare.bench.interfaces import Workload
+from tare.bench.model import Direction, Envelope, Metric
+from tare.bench.units import parse_duration
 
 MOST = 64
 _SPARE_S = 60.0

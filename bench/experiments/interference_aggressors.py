@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from bench.errors import WorkloadError
-from bench.experiments.background import Background
-from bench.interfaces import Instance
-from bench.model import SCRATCH, Command, Envelope
+from tare.bench.errors import WorkloadError
+from tare.bench.experiments.background import Background
+from tare.bench.interfaces import Instance
+from tare.bench.model import SCRATCH, Command, Envelope
 
 _FILE_BYTES = "64m"
 _MOST_BYTES = 2**28

@@ -4,10 +4,10 @@ The victim's own metrics are kept under ``interference.value.NAME``, one sample 
 median of the same victim alone under ``interference.ratio.NAME``, one sample a number of aggressors.
 """
 
-from bench.experiments.base import lower
-from bench.model import Direction, Metric
-from bench.settings import RATIO_PREFIX
-from bench.units import Unit
+from tare.bench.experiments.base import lower
+from tare.bench.model import Direction, Metric
+from tare.bench.settings import RATIO_PREFIX
+from tare.bench.units import Unit
 
 VALUE_PREFIX = "interference.value."
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from bench.errors import BackendError, TareError, WorkloadError
-from bench.experiments import limits_metrics as metrics
-from bench.experiments import limits_probes as probes
-from bench.experiments.base import Experiment, InstanceRun
-from bench.experiments.work import Work
-from bench.interfaces import Instance
-from bench.model import Command, Envelope
-from bench.units import format_size, parse_duration, parse_size
+from tare.bench.errors import BackendError, TareError, WorkloadError
+from tare.bench.experiments import limits_metrics as metrics
+from tare.bench.experiments import limits_probes as probes
+from tare.bench.experiments.base import Experiment, InstanceRun
+from tare.bench.experiments.work import Work
+from tare.bench.interfaces import Instance
+from tare.bench.model import Command, Envelope
+from tare.bench.units import format_size, parse_duration, parse_size
 
 _TRUE = Command(("/bin/true",))
 _ALMOST_ALL = 0.9

@@ -1,8 +1,8 @@
 """What ``limits`` measures."""
 
-from bench.experiments.base import lower
-from bench.model import Direction, Metric
-from bench.units import Unit
+from tare.bench.experiments.base import lower
+from tare.bench.model import Direction, Metric
+from tare.bench.units import Unit
 
 START_MEMORY = lower("limits.start_memory", Unit.BYTE, "The least memory with which an instance started each time.")
 WORKLOAD_MEMORY = lower(

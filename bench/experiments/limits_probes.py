@@ -5,8 +5,8 @@ Each prints what it got as it gets it, so that one that is killed for asking has
 
 import json
 
-from bench.errors import WorkloadError
-from bench.model import SCRATCH, Command, Completed, Envelope
+from tare.bench.errors import WorkloadError
+from tare.bench.model import SCRATCH, Command, Completed, Envelope
 
 BUSY_S = 1
 _CHUNK = 2**20

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from bench.errors import ParseError, WorkloadError
-from bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
-from bench.experiments.work import Work
-from bench.interfaces import Instance, Workload
-from bench.model import Commands, Completed, Metric, Phase, Usage
-from bench.network_path import ServerPlace
-from bench.units import Unit
+from tare.bench.errors import ParseError, WorkloadError
+from tare.bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
+from tare.bench.experiments.work import Work
+from tare.bench.interfaces import Instance, Workload
+from tare.bench.model import Commands, Completed, Metric, Phase, Usage
+from tare.bench.network_path import ServerPlace
+from tare.bench.units import Unit
 
 DURATION = lower(
     "command.duration", Unit.SECOND, "The measured command from start to end, on the host's monotonic clock."

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from bench.errors import BackendError, WorkloadError
-from bench.experiments.background import Background
-from bench.experiments.base import InstanceRun
-from bench.interfaces import Instance
-from bench.model import SERVER, Command, Commands, Completed, Service
-from bench.network_path import LOOPBACK, own_loopback
+from tare.bench.errors import BackendError, WorkloadError
+from tare.bench.experiments.background import Background
+from tare.bench.experiments.base import InstanceRun
+from tare.bench.interfaces import Instance
+from tare.bench.model import SERVER, Command, Commands, Completed, Service
+from tare.bench.network_path import LOOPBACK, own_loopback
 
 _ASKED_EVERY_S = 0.05
 """Between two questions to a service that does not answer yet: they take its CPU while it starts."""

@@ -1,6 +1,6 @@
 """Images: the one root file system, kernel and disk from which every backend runs."""
 
-from bench.image.recipe import Recipe
-from bench.image.store import ImageStore, Listed
+from tare.bench.image.recipe import Recipe
+from tare.bench.image.store import ImageStore, Listed
 
 __all__ = ["ImageStore", "Listed", "Recipe"]

@@ -11,14 +11,14 @@ from typing import Any
 
 import msgspec
 
-from bench.errors import ImageError
-from bench.image import stored
-from bench.image.build import BUILD_TOOLS, Workspace, finish, with_kernel
-from bench.image.kernel import Kernel
-from bench.image.manifest import hash_file
-from bench.image.recipe import Recipe, host_architecture
-from bench.image.unpack import apply_layer, resolve
-from bench.process import require_tool
+from tare.bench.errors import ImageError
+from tare.bench.image import stored
+from tare.bench.image.build import BUILD_TOOLS, Workspace, finish, with_kernel
+from tare.bench.image.kernel import Kernel
+from tare.bench.image.manifest import hash_file
+from tare.bench.image.recipe import Recipe, host_architecture
+from tare.bench.image.unpack import apply_layer, resolve
+from tare.bench.process import require_tool
 
 _SEARCH_PATH = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 _AGENT = "qemu-ga"

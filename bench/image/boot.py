@@ -3,12 +3,12 @@
 import stat
 from pathlib import Path
 
-from bench.image.cpio import Member, pack
-from bench.image.failures import ImageBuildError
-from bench.image.guest import InitProgram, InitramfsEntry, ModuleFile, compile_init, initramfs_entries
-from bench.image.kernel import Kernel
-from bench.image.tools import Runner
-from bench.process import ToolFailedError
+from tare.bench.image.cpio import Member, pack
+from tare.bench.image.failures import ImageBuildError
+from tare.bench.image.guest import InitProgram, InitramfsEntry, ModuleFile, compile_init, initramfs_entries
+from tare.bench.image.kernel import Kernel
+from tare.bench.image.tools import Runner
+from tare.bench.process import ToolFailedError
 
 # The same for all images: the guest finds its disk by serial number, not by this.
 _DISK_UUID = "7a7e7a7e-0000-4000-8000-000000000001"

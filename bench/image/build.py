@@ -8,16 +8,16 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import TareError
-from bench.image import stored
-from bench.image.boot import make_disk, make_initramfs
-from bench.image.kernel import Kernel, fetch_kernel
-from bench.image.manifest import digest_of, hash_file, list_tree
-from bench.image.python_packages import PREFIX
-from bench.image.recipe import Recipe
-from bench.image.rootfs import installed_packages, make_tree
-from bench.image.tools import Progress, Runner
-from bench.process import ToolFailedError
+from tare.bench.errors import TareError
+from tare.bench.image import stored
+from tare.bench.image.boot import make_disk, make_initramfs
+from tare.bench.image.kernel import Kernel, fetch_kernel
+from tare.bench.image.manifest import digest_of, hash_file, list_tree
+from tare.bench.image.python_packages import PREFIX
+from tare.bench.image.recipe import Recipe
+from tare.bench.image.rootfs import installed_packages, make_tree
+from tare.bench.image.tools import Progress, Runner
+from tare.bench.process import ToolFailedError
 
 BUILD_TOOLS = ("mmdebstrap", "setpriv", "unshare", "mkfs.erofs", "depmod", "dpkg-deb", "gcc")
 """Host programs without which no image can be built."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.errors import ExitCode, ImageError
-from bench.locations import CACHE_VARIABLE
+from tare.bench.errors import ExitCode, ImageError
+from tare.bench.locations import CACHE_VARIABLE
 
 _FULL_REMEDY = f"free some space, or set {CACHE_VARIABLE} to a folder on a larger disk; then run the same command again"
 

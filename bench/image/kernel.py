@@ -5,12 +5,12 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import ImageError
-from bench.image.failures import ImageBuildError
-from bench.image.recipe import Recipe
-from bench.image.rootfs import run_mmdebstrap
-from bench.image.tools import Runner
-from bench.process import ToolFailedError
+from tare.bench.errors import ImageError
+from tare.bench.image.failures import ImageBuildError
+from tare.bench.image.recipe import Recipe
+from tare.bench.image.rootfs import run_mmdebstrap
+from tare.bench.image.tools import Runner
+from tare.bench.process import ToolFailedError
 
 # A package that does not exist is noticed here in seconds, while the tree's own build would come to it at its end.
 # The metapackage depends on the package of the current version, which is the one that holds the kernel. Runs in

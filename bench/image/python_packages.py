@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.errors import ImageError
-from bench.image.failures import ImageBuildError
-from bench.image.tools import Runner
-from bench.process import ToolFailedError
+from tare.bench.errors import ImageError
+from tare.bench.image.failures import ImageBuildError
+from tare.bench.image.tools import Runner
+from tare.bench.process import ToolFailedError
 
 PREFIX = "pypi:"
 """What the name of a Python package begins with where Debian's packages are named."""

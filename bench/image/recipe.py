@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import ImageError
-from bench.image.python_packages import split_packages
-from bench.model import Struct
+from tare.bench.errors import ImageError
+from tare.bench.image.python_packages import split_packages
+from tare.bench.model import Struct
 
 BUILDER_VERSION = 1
 """Raised whenever this code makes a different image of the same recipe, so that older images are not found for it."""

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.errors import MissingToolError
-from bench.image.failures import explain_build_failure
-from bench.image.python_packages import install_python_packages
-from bench.image.recipe import Recipe
-from bench.image.sources import find_debian_sources
-from bench.image.tools import Progress, Runner
-from bench.process import ToolFailedError, find_tool
+from tare.bench.errors import MissingToolError
+from tare.bench.image.failures import explain_build_failure
+from tare.bench.image.python_packages import install_python_packages
+from tare.bench.image.recipe import Recipe
+from tare.bench.image.sources import find_debian_sources
+from tare.bench.image.tools import Progress, Runner
+from tare.bench.process import ToolFailedError, find_tool
 
 _BUILD_TIMEOUT_S = 1800.0
 

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import ImageError, PrivilegeError
-from bench.image import stored
-from bench.image.archive import import_parts
-from bench.image.build import BUILD_TOOLS, Workspace, build_parts
-from bench.image.failures import require_space, translated
-from bench.image.recipe import Recipe
-from bench.image.tools import Progress, Runner
-from bench.ledger import Ledger, ResourceKind
-from bench.ledger import remove as remove_resource
-from bench.model import Image
-from bench.process import require_tool
+from tare.bench.errors import ImageError, PrivilegeError
+from tare.bench.image import stored
+from tare.bench.image.archive import import_parts
+from tare.bench.image.build import BUILD_TOOLS, Workspace, build_parts
+from tare.bench.image.failures import require_space, translated
+from tare.bench.image.recipe import Recipe
+from tare.bench.image.tools import Progress, Runner
+from tare.bench.ledger import Ledger, ResourceKind
+from tare.bench.ledger import remove as remove_resource
+from tare.bench.model import Image
+from tare.bench.process import require_tool
 
 _NEEDED_BYTES = 1_000_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import ImageError
-from bench.image.manifest import digest_of, hash_file, list_tree, path_of
-from bench.image.recipe import Recipe
-from bench.model import Image, Struct
+from tare.bench.errors import ImageError
+from tare.bench.image.manifest import digest_of, hash_file, list_tree, path_of
+from tare.bench.image.recipe import Recipe
+from tare.bench.model import Image, Struct
 
 FORMAT = 1
 DESCRIPTION = "image.json"

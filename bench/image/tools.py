@@ -6,9 +6,9 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from bench.errors import TareError
-from bench.ledger import MARKER_VARIABLE
-from bench.process import DEVNULL, PIPE, PLAIN_ENVIRONMENT, STDOUT, Popen, ToolFailedError, require_tool
+from tare.bench.errors import TareError
+from tare.bench.ledger import MARKER_VARIABLE
+from tare.bench.process import DEVNULL, PIPE, PLAIN_ENVIRONMENT, STDOUT, Popen, ToolFailedError, require_tool
 
 Progress = Callable[[str], None]
 """Told what a build does now, in a few words."""

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from bench.errors import ImageError
-from bench.process import DEVNULL, PIPE, Popen, require_tool
+from tare.bench.errors import ImageError
+from tare.bench.process import DEVNULL, PIPE, Popen, require_tool
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"

@@ -11,13 +11,13 @@ cell is from the precision asked for.
 Importing this package imports numpy, and no more of scipy than its special functions.
 """
 
-from bench.settings import DEFAULT_MARGIN
-from bench.stats.cells import CellSamples
-from bench.stats.intervals import LEVEL, MANY_BLOCKS, Interval, centre_interval
-from bench.stats.medians import CellBlocks, grouped_medians
-from bench.stats.noise import NoiseFloor, NoiseSource, detectable_ratio, noise_floor
-from bench.stats.precision import Precision, Standing, precision_of
-from bench.stats.verdicts import (
+from tare.bench.settings import DEFAULT_MARGIN
+from tare.bench.stats.cells import CellSamples
+from tare.bench.stats.intervals import LEVEL, MANY_BLOCKS, Interval, centre_interval
+from tare.bench.stats.medians import CellBlocks, grouped_medians
+from tare.bench.stats.noise import NoiseFloor, NoiseSource, detectable_ratio, noise_floor
+from tare.bench.stats.precision import Precision, Standing, precision_of
+from tare.bench.stats.verdicts import (
     Comparison,
     Verdict,
     adjust_p_values,
@@ -26,7 +26,7 @@ from bench.stats.verdicts import (
     judge,
     summarise,
 )
-from bench.stats.warmup import WarmUp, find_warm_up
+from tare.bench.stats.warmup import WarmUp, find_warm_up
 
 __all__ = [
     "DEFAULT_MARGIN",

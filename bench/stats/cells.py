@@ -5,8 +5,8 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from bench.stats.medians import CellBlocks, Floats, Integers
-from bench.stats.warmup import NOTHING_FOUND, WarmUp, find_warm_up
+from tare.bench.stats.medians import CellBlocks, Floats, Integers
+from tare.bench.stats.warmup import NOTHING_FOUND, WarmUp, find_warm_up
 
 SETTLING = ("steady",)
 """Experiments whose iterations repeat the same thing, so that a warm-up can be told. In others a number is a step."""

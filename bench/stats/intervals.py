@@ -19,7 +19,7 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 
-from bench.stats.medians import Floats, Integers
+from tare.bench.stats.medians import Floats, Integers
 
 LEVEL = 0.95
 MANY_BLOCKS = 16

@@ -14,11 +14,11 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
-from bench.model import Direction
-from bench.settings import DEFAULT_MARGIN
-from bench.stats.intervals import LEVEL, MANY_BLOCKS, TRIMMED
-from bench.stats.medians import CellBlocks, Floats
-from bench.stats.verdicts import Comparison, compare
+from tare.bench.model import Direction
+from tare.bench.settings import DEFAULT_MARGIN
+from tare.bench.stats.intervals import LEVEL, MANY_BLOCKS, TRIMMED
+from tare.bench.stats.medians import CellBlocks, Floats
+from tare.bench.stats.verdicts import Comparison, compare
 
 POWER = 0.9
 

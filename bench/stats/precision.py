@@ -14,8 +14,8 @@ from enum import StrEnum
 
 import msgspec
 
-from bench.stats.intervals import LEVEL, Interval
-from bench.stats.verdicts import Comparison
+from tare.bench.stats.intervals import LEVEL, Interval
+from tare.bench.stats.verdicts import Comparison
 
 FEWEST = 8
 """Blocks that a cell has before it may be done."""

@@ -11,11 +11,11 @@ import math
 
 import numpy as np
 
-from bench.model import Direction
-from bench.stats import DEFAULT_MARGIN
-from bench.stats.intervals import LEVEL, MANY_BLOCKS, TRIMMED, Interval, trimmed_mean
-from bench.stats.medians import CellBlocks, Floats
-from bench.stats.verdicts import Comparison, Verdict, judge
+from tare.bench.model import Direction
+from tare.bench.stats import DEFAULT_MARGIN
+from tare.bench.stats.intervals import LEVEL, MANY_BLOCKS, TRIMMED, Interval, trimmed_mean
+from tare.bench.stats.medians import CellBlocks, Floats
+from tare.bench.stats.verdicts import Comparison, Verdict, judge
 
 
 def compare_unpaired(

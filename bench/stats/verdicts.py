@@ -7,10 +7,10 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
-from bench.model import Direction
-from bench.settings import DEFAULT_MARGIN
-from bench.stats.intervals import LEVEL, Interval, centre_interval
-from bench.stats.medians import CellBlocks, Floats
+from tare.bench.model import Direction
+from tare.bench.settings import DEFAULT_MARGIN
+from tare.bench.stats.intervals import LEVEL, Interval, centre_interval
+from tare.bench.stats.medians import CellBlocks, Floats
 
 
 class Verdict(StrEnum):

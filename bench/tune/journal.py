@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import TuningError
-from bench.host import HostRoots
-from bench.locations import state_directory
-from bench.model import Fact
+from tare.bench.errors import TuningError
+from tare.bench.host import HostRoots
+from tare.bench.locations import state_directory
+from tare.bench.model import Fact
 
 _VERSION = 1
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.host import HostRoots
-from bench.tune.cpulist import format_cpus, format_mask, parse_cpus, parse_mask
+from tare.bench.host import HostRoots
+from tare.bench.tune.cpulist import format_cpus, format_mask, parse_cpus, parse_mask
 
 AWAY = "away"
 """The value of the setting ``irq``: interrupts go to the CPUs that are not the instances'."""

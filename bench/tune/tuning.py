@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import PrivilegeError, TuningError
-from bench.host import HostRoots
-from bench.tune.journal import Journal, JournalFile, Original, boot_id
-from bench.tune.settings import Setting, Target, obstacle, read_value, same_value
+from tare.bench.errors import PrivilegeError, TuningError
+from tare.bench.host import HostRoots
+from tare.bench.tune.journal import Journal, JournalFile, Original, boot_id
+from tare.bench.tune.settings import Setting, Target, obstacle, read_value, same_value
 
 _HERE = HostRoots()
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from bench.model import RunStatus
-from bench.store import load_run
-from reports.html import HtmlReporter
+from tare.bench.model import RunStatus
+from tare.bench.store import load_run
+from tare.reports.html import HtmlReporter
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")

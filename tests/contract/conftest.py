@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.interfaces import Backend, BackendContext, Instance
-from bench.ledger import Ledger
-from bench.model import Envelope, Image, InstanceSpec
+from tare.bench.interfaces import Backend, BackendContext, Instance
+from tare.bench.ledger import Ledger
+from tare.bench.model import Envelope, Image, InstanceSpec
 from tests.contract.fake_backend import Fake
 
 REAL = {

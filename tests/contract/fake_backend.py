@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.interfaces import Backend, Instance
-from bench.ledger import ResourceKind
-from bench.model import (
+from tare.bench.interfaces import Backend, Instance
+from tare.bench.ledger import ResourceKind
+from tare.bench.model import (
     Availability,
     BackendDescription,
     Command,
@@ -24,7 +24,7 @@ from bench.model import (
     StartTimeline,
     Usage,
 )
-from bench.process import PIPE, Popen, TimeoutExpired
+from tare.bench.process import PIPE, Popen, TimeoutExpired
 
 
 class FakeInstance(Instance):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.cgroups.layout import find_layout
-from bench.errors import UnsupportedError
-from bench.model import SCRATCH, Command, Phase
+from tare.backends.cgroups.layout import find_layout
+from tare.bench.errors import UnsupportedError
+from tare.bench.model import SCRATCH, Command, Phase
 
 ALWAYS = {
     *(Phase.REQUESTED, Phase.CREATED, Phase.FIRST_INSTRUCTION, Phase.READY),

@@ -19,14 +19,14 @@ from typing import Any
 import msgspec
 import pyseccomp
 
-from bench.experiments.work import Work
-from bench.image import ImageStore
-from bench.interfaces import Instance
-from bench.ledger import Ledger
-from bench.limits_met import raise_if_failed
-from bench.locations import cache_directory
-from bench.model import Command, Commands, Completed, Envelope, InstanceSpec
-from bench.registry import find_workloads
+from tare.bench.experiments.work import Work
+from tare.bench.image import ImageStore
+from tare.bench.interfaces import Instance
+from tare.bench.ledger import Ledger
+from tare.bench.limits_met import raise_if_failed
+from tare.bench.locations import cache_directory
+from tare.bench.model import Command, Commands, Completed, Envelope, InstanceSpec
+from tare.bench.registry import find_workloads
 from tests.privileged.host_kernel import start_backend
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import EventKind
-from bench.store import load_run
+from tare.bench.model import EventKind
+from tare.bench.store import load_run
 from tests.faults.test_killed_runs import Run
 
 pytestmark = [pytest.mark.root, pytest.mark.image, pytest.mark.guest]

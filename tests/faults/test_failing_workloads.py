@@ -2,9 +2,9 @@
 
 import pytest
 
-from bench.errors import ExitCode
-from bench.model import EventKind
-from bench.store import load_run
+from tare.bench.errors import ExitCode
+from tare.bench.model import EventKind
+from tare.bench.store import load_run
 from tests.faults.test_killed_runs import Run
 
 pytestmark = [pytest.mark.root, pytest.mark.image]

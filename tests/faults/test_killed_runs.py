@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.store import load_run
+from tare.bench.store import load_run
 
 SUITE = """
 [suite]
@@ -56,7 +56,7 @@ class Run:
         self.cgroups_before = set(instance_cgroups())
 
     def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "bench", *arguments]
+        return [sys.executable, "-m", "tare", *arguments]
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

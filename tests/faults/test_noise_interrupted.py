@@ -16,11 +16,11 @@ pytestmark = [
 ]
 SHORTER = """
 import sys
-import bench.cli.noise
-import bench.noise
-from bench.cli import main
-bench.noise.FEWEST_BLOCKS = 1
-bench.cli.noise.SHORTEST_S = 0
+import tare.bench.cli.noise
+import tare.bench.noise
+from tare.bench.cli import main
+tare.bench.noise.FEWEST_BLOCKS = 1
+tare.bench.cli.noise.SHORTEST_S = 0
 sys.argv = ["tare", "doctor", "--noise", *sys.argv[1:]]
 main()
 """

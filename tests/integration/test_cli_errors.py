@@ -26,7 +26,7 @@ def tare(tmp_path):
     def run(*arguments: str, become: list[str] | None = None):
         own = {f"TARE_{name}_DIR": str(tmp_path / name.lower()) for name in ("CACHE", "STATE", "WORK")}
         return subprocess.run(
-            [*(become or []), sys.executable, "-m", "bench", *arguments],
+            [*(become or []), sys.executable, "-m", "tare", *arguments],
             env={**os.environ, **own, "COLUMNS": "100"},
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
@@ -130,7 +130,7 @@ def test_missing_tools_are_named_with_their_package(tare, tmp_path):
     code = (
         "import shutil, sys; real = shutil.which;"
         "shutil.which = lambda name, *a, **k: None if name == 'mmdebstrap' else real(name, *a, **k);"
-        "from bench.cli import main; main()"
+        "from tare.bench.cli import main; main()"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, "run", write(tmp_path, SUITE)],
@@ -191,7 +191,7 @@ def test_what_exec_cannot_do(tare, arguments, message):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['tare', '--help'];"
-        "from bench.cli import main\n"
+        "from tare.bench.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'numpy', 'pandas', 'scipy', 'altair', 'libvirt', 'pyarrow', 'msgspec', 'jinja2'} & set(sys.modules)\n"

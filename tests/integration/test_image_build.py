@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import ImageError
-from bench.image import ImageStore, stored
-from bench.image.manifest import list_tree
-from bench.image.unpack import apply_layer
-from bench.ledger import Ledger, clean
-from bench.model import Image
+from tare.bench.errors import ImageError
+from tare.bench.image import ImageStore, stored
+from tare.bench.image.manifest import list_tree
+from tare.bench.image.unpack import apply_layer
+from tare.bench.ledger import Ledger, clean
+from tare.bench.model import Image
 
 pytestmark = [pytest.mark.image, pytest.mark.tools, pytest.mark.root]
 
@@ -101,8 +101,8 @@ def test_the_initramfs_has_an_init_and_the_kernel_is_one(image: Image) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from bench.image import ImageStore, Recipe
-from bench.ledger import Ledger
+from tare.bench.image import ImageStore, Recipe
+from tare.bench.ledger import Ledger
 with Ledger(Path(sys.argv[2])) as ledger:
     ImageStore(Path(sys.argv[1]), ledger).build(Recipe.of([]), lambda step: print(step, flush=True))
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.store import load_run
+from tare.bench.store import load_run
 
 pytestmark = [
     pytest.mark.root,
@@ -101,7 +101,7 @@ def test_a_program_in_an_oci_archive_is_measured_without_python_or_a_shell_in_it
         ["run", "suite.toml", "--output", "run", "--no-report"],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "bench", *argv],
+            [sys.executable, "-m", "tare", *argv],
             cwd=tmp_path,
             env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
             capture_output=True,

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.model import Image
-from bench.registry import find_workloads
+from tare.bench.model import Image
+from tare.bench.registry import find_workloads
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -47,7 +47,7 @@ def python(site: Path, *argv: str, **environment: str) -> subprocess.CompletedPr
 
 REPORT = """
 import json
-from bench.registry import find_backends, find_workloads
+from tare.bench.registry import find_backends, find_workloads
 backends, workloads = find_backends(), find_workloads()
 print(json.dumps({
     "workloads": {name: kind.__module__ for name, kind in workloads.loaded.items()},
@@ -72,7 +72,7 @@ def test_a_plugin_that_does_not_load_is_listed_with_its_reason_and_harms_no_othe
         "broken-example": "ModuleNotFoundError: No module named 'a_library_that_nobody_installed'"
     }
     assert "broken-example" not in found["workloads"]
-    listed = python(installed, "-m", "bench", "list", "workloads")
+    listed = python(installed, "-m", "tare", "list", "workloads")
     assert listed.returncode == 0, listed.stderr
     assert "redis-socket" in listed.stdout
     assert re.search(r"broken-example +cannot be loaded .*a_library_that_nobody_installed", listed.stdout)
@@ -84,7 +84,7 @@ def test_a_suite_that_names_the_broken_plugin_gets_its_reason(installed: Path, t
         '[suite]\nname = "broken"\n[[backend]]\ntype = "bare-metal"\n'
         '[[experiment]]\nkind = "steady"\nworkload = "broken-example"\n'
     )
-    done = python(installed, "-m", "bench", "run", str(suite), "--output", str(tmp_path / "run"))
+    done = python(installed, "-m", "tare", "run", str(suite), "--output", str(tmp_path / "run"))
     assert done.returncode == 4, done.stdout + done.stderr
     assert "a_library_that_nobody_installed" in done.stderr
     assert "Traceback" not in done.stderr
@@ -97,9 +97,9 @@ def test_without_the_package_neither_is_known() -> None:
 
 PARSE = """
 import sys
-from bench.errors import ParseError
-from bench.model import Completed, Envelope
-from bench.registry import find_workloads
+from tare.bench.errors import ParseError
+from tare.bench.model import Completed, Envelope
+from tare.bench.registry import find_workloads
 workload = find_workloads().get("redis-socket")()
 header = b'"test","rps","p99_latency_ms"\\n'
 good = header + b'"SET","26109.66","0.119"\\n"GET","28409.09","0.055"\\n'
@@ -123,10 +123,10 @@ EXECUTE = """
 import os, sys, time
 from pathlib import Path
 import msgspec
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.model import Command, Envelope, Image, InstanceSpec, Phase
-from bench.registry import find_backends, find_workloads
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command, Envelope, Image, InstanceSpec, Phase
+from tare.bench.registry import find_backends, find_workloads
 
 work, image = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=Image, dec_hook=lambda kind, text: kind(text))
 cpu = max(os.sched_getaffinity(0))
@@ -205,7 +205,7 @@ kind = "boot"
 """)
     folders = {name: str(tmp_path / name.lower()) for name in ("TARE_STATE_DIR", "TARE_WORK_DIR")}
     run = tmp_path / "run"
-    done = python(installed, "-m", "bench", "run", str(suite), "--output", str(run), **folders)
+    done = python(installed, "-m", "tare", "run", str(suite), "--output", str(run), **folders)
     assert done.returncode == 0, done.stdout + done.stderr
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     rates = [s for s in samples if s["metric"] == "get.operations_per_second"]

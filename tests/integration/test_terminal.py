@@ -13,7 +13,7 @@ from tests.synthetic import QUICK, write_run
 @pytest.mark.parametrize("command", [("report", "--format", "text"), ("compare", "--backends", "bare-metal", "vm")])
 def test_a_report_fits_the_terminal_that_it_is_printed_on(tmp_path, command):
     name, *options = command
-    argv = [sys.executable, "-m", "bench", name, str(write_run(tmp_path / "run", QUICK)), *options]
+    argv = [sys.executable, "-m", "tare", name, str(write_run(tmp_path / "run", QUICK)), *options]
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (40, 80))
     env = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}

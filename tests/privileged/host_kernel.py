@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.bare_metal import BareMetal
-from backends.cgroups.layout import find_layout
-from backends.native.backend import Native
-from backends.native.runtime import HostKernelBackend
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.locations import cache_directory
-from bench.model import Envelope, Image, InstanceSpec
+from tare.backends.bare_metal import BareMetal
+from tare.backends.cgroups.layout import find_layout
+from tare.backends.native.backend import Native
+from tare.backends.native.runtime import HostKernelBackend
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.locations import cache_directory
+from tare.bench.model import Envelope, Image, InstanceSpec
 
 BACKENDS = {"native": Native, "bare-metal": BareMetal}
 ENVELOPE = Envelope((max(os.sched_getaffinity(0)),), 256 * 2**20, 2**28, 200)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.process import find_tool
+from tare.bench.process import find_tool
 
 _USER = "libvirt-qemu"
 _DEADLINE_S = 20.0

@@ -5,19 +5,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.bare_metal import BareMetal
-from backends.native.backend import Native
-from bench.errors import WorkloadError
-from bench.experiments.work import Work
-from bench.interfaces import Instance
-from bench.ledger import Ledger
-from bench.limits_met import raise_if_failed
-from bench.model import Command, Commands, Completed, Image
+from tare.backends.bare_metal import BareMetal
+from tare.backends.native.backend import Native
+from tare.bench.errors import WorkloadError
+from tare.bench.experiments.work import Work
+from tare.bench.interfaces import Instance
+from tare.bench.ledger import Ledger
+from tare.bench.limits_met import raise_if_failed
+from tare.bench.model import Command, Commands, Completed, Image
+from tare.workloads.mariadb import MariaDB
+from tare.workloads.nginx import Nginx
+from tare.workloads.postgresql import PostgreSQL
+from tare.workloads.redis import Redis
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
-from workloads.mariadb import MariaDB
-from workloads.nginx import Nginx
-from workloads.postgresql import PostgreSQL
-from workloads.redis import Redis
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.ledger import Ledger
-from bench.model import Command
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]

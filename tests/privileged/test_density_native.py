@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from backends.native.backend import Native
-from bench.capacity.ramps import cost_of, find_density
-from bench.interfaces import Instance
-from bench.ledger import Ledger
-from bench.model import EventKind
-from bench.plan import make_plan
-from bench.registry import Plugins, find_workloads
-from bench.runner import Outcome, Runner
-from bench.store import LoadedRun, RunStore, load_run
-from bench.suite import resolve_suite
+from tare.backends.native.backend import Native
+from tare.bench.capacity.ramps import cost_of, find_density
+from tare.bench.interfaces import Instance
+from tare.bench.ledger import Ledger
+from tare.bench.model import EventKind
+from tare.bench.plan import make_plan
+from tare.bench.registry import Plugins, find_workloads
+from tare.bench.runner import Outcome, Runner
+from tare.bench.store import LoadedRun, RunStore, load_run
+from tare.bench.suite import resolve_suite
 from tests.privileged.host_kernel import start_backend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST

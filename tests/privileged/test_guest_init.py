@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm.watch import Mark, parse_line
-from bench.image.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL
-from bench.process import find_tool, require_tool
+from tare.backends.vm.watch import Mark, parse_line
+from tare.bench.image.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL
+from tare.bench.process import find_tool, require_tool
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
 

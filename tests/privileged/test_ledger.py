@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, clean, raise_if_failed, remove_cgroup
+from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, clean, raise_if_failed, remove_cgroup
 
 pytestmark = [
     pytest.mark.root,
@@ -170,7 +170,7 @@ def test_a_cgroup_that_this_process_is_in_is_refused_at_once() -> None:
         code = """
             import sys, time
             from pathlib import Path
-            from bench.ledger import remove_cgroup
+            from tare.bench.ledger import remove_cgroup
             print("ready", flush=True)
             started = time.monotonic()
             try:
@@ -196,7 +196,7 @@ def test_a_folder_with_something_mounted_in_it_is_kept(tmp_path: Path) -> None:
         touch {str(made / "inner" / "precious")!r}
         exec {sys.executable} - <<'END'
 from pathlib import Path
-from bench.ledger import Entry, ResourceKind, remove
+from tare.bench.ledger import Entry, ResourceKind, remove
 made = Path({str(made)!r})
 try:
     remove(Entry(1, ResourceKind.DIRECTORY, str(made)))
@@ -216,7 +216,7 @@ END
 OWNER = """
     import os, shutil, subprocess, sys
     from pathlib import Path
-    from bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, remove, remove_cgroup
+    from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, remove, remove_cgroup
     ledger_folder, work, marker, *parents = sys.argv[1:]
     fork_on = "import os,time\\nfor _ in range(3): os.fork()\\ntime.sleep(600)"
     with Ledger(Path(ledger_folder)) as ledger:

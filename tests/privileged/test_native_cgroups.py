@@ -8,14 +8,14 @@ import time
 import msgspec
 import pytest
 
-from backends.cgroups.interface import Limits
-from backends.cgroups.layout import Version, find_block_device, find_layout
-from backends.cgroups.lifecycle import start_cgroup
-from backends.native import runtime
-from bench.errors import BackendError, UnavailableError
-from bench.ledger import Ledger, ResourceKind
-from bench.model import Command
-from bench.process import DEVNULL, PIPE, Popen
+from tare.backends.cgroups.interface import Limits
+from tare.backends.cgroups.layout import Version, find_block_device, find_layout
+from tare.backends.cgroups.lifecycle import start_cgroup
+from tare.backends.native import runtime
+from tare.bench.errors import BackendError, UnavailableError
+from tare.bench.ledger import Ledger, ResourceKind
+from tare.bench.model import Command
+from tare.bench.process import DEVNULL, PIPE, Popen
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = pytest.mark.root
@@ -104,10 +104,10 @@ def test_time_and_io_are_limited_and_accounted(layout, ledger, tmp_path):
 V1_ONLY = """
 import os, sys
 from pathlib import Path
-from backends.cgroups.layout import find_layout
-from backends.native import syscalls
-from bench.ledger import Ledger
-from bench.model import Command, Image
+from tare.backends.cgroups.layout import find_layout
+from tare.backends.native import syscalls
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command, Image
 from tests.privileged.host_kernel import spec, start_backend
 rootfs, folder = sys.argv[1:]
 syscalls.unshare(syscalls.CLONE_NEWNS)

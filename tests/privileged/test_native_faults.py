@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.native.options import NativeOptions
-from bench.errors import BackendError, OutputTooLargeError, WorkloadError
-from bench.ledger import Ledger, ResourceKind, clean
-from bench.model import Command, Phase
-from bench.process import PIPE, Popen
+from tare.backends.native.options import NativeOptions
+from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
+from tare.bench.ledger import Ledger, ResourceKind, clean
+from tare.bench.model import Command, Phase
+from tare.bench.process import PIPE, Popen
 from tests.privileged.host_kernel import BACKENDS, ENVELOPE, our_cgroups, spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
@@ -195,8 +195,8 @@ KILLED_RUN = """
 import os, sys, time
 from pathlib import Path
 import msgspec
-from bench.ledger import Ledger
-from bench.model import Command, Image
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command, Image
 from tests.privileged.host_kernel import spec, start_backend
 name, rootfs, folder = sys.argv[1:]
 image = Image("", "", Path(rootfs), Path(rootfs), None, None, None, "", {}, 0)
@@ -229,7 +229,7 @@ def test_nothing_survives_a_killed_harness(name, image, tmp_path):
 
 
 def test_a_command_that_prints_without_end_is_ended(backend, image, monkeypatch):
-    monkeypatch.setattr("backends.native.instance.MAX_OUTPUT_BYTES", 8 * 2**20)
+    monkeypatch.setattr("tare.backends.native.instance.MAX_OUTPUT_BYTES", 8 * 2**20)
     with (
         pytest.raises(OutputTooLargeError, match="cat printed more than 8 MiB"),
         backend.start(spec("endless", image)) as instance,

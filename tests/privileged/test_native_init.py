@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.native import resident
-from bench.errors import TareError, WorkloadError
-from bench.ledger import Ledger
-from bench.model import Command
+from tare.backends.native import resident
+from tare.bench.errors import TareError, WorkloadError
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.native.identities import REMAPPED
-from backends.native.options import Capabilities, NativeOptions, Seccomp, Upper
-from bench.ledger import Ledger
-from bench.model import Command
-from bench.process import run
+from tare.backends.native.identities import REMAPPED
+from tare.backends.native.options import Capabilities, NativeOptions, Seccomp, Upper
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command
+from tare.bench.process import run
 from tests.privileged.host_kernel import spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]

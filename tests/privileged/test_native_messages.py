@@ -7,19 +7,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.cgroups.interface import signal_all, wait_ended
-from backends.native.instance import ProcessInstance
-from bench.descriptors import lack_of_descriptors
-from bench.errors import BackendError, WorkloadError
-from bench.interfaces import Workload
-from bench.ledger import Ledger
-from bench.limits_met import raise_if_failed
-from bench.model import Command, Commands, EventKind
-from bench.plan import make_plan
-from bench.registry import Plugins
-from bench.runner import Runner
-from bench.store import RunStore, load_run
-from bench.suite import resolve_suite
+from tare.backends.cgroups.interface import signal_all, wait_ended
+from tare.backends.native.instance import ProcessInstance
+from tare.bench.descriptors import lack_of_descriptors
+from tare.bench.errors import BackendError, WorkloadError
+from tare.bench.interfaces import Workload
+from tare.bench.ledger import Ledger
+from tare.bench.limits_met import raise_if_failed
+from tare.bench.model import Command, Commands, EventKind
+from tare.bench.plan import make_plan
+from tare.bench.registry import Plugins
+from tare.bench.runner import Runner
+from tare.bench.store import RunStore, load_run
+from tare.bench.suite import resolve_suite
 from tests.privileged.host_kernel import BACKENDS, ENVELOPE, our_cgroups, spec, start_backend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST

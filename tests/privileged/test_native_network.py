@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from backends.native.backend import Native
-from backends.native.options import NativeOptions, Network
-from backends.network.bridge import GATEWAY, SUBNET
-from bench.errors import UnsupportedError
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger, clean
-from bench.model import Command
-from bench.network_path import find_path
-from bench.process import PIPE, Popen
+from tare.backends.native.backend import Native
+from tare.backends.native.options import NativeOptions, Network
+from tare.backends.network.bridge import GATEWAY, SUBNET
+from tare.bench.errors import UnsupportedError
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger, clean
+from tare.bench.model import Command
+from tare.bench.network_path import find_path
+from tare.bench.process import PIPE, Popen
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
@@ -163,10 +163,10 @@ def test_veth_is_a_fact_and_a_confound(veth, image):
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from backends.native.backend import Native
-from backends.native.options import NativeOptions, Network
-from bench.ledger import Ledger
-from bench.model import Command, Image
+from tare.backends.native.backend import Native
+from tare.backends.native.options import NativeOptions, Network
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command, Image
 from tests.privileged.host_kernel import spec, start_backend
 rootfs, folder = sys.argv[1:]
 image = Image("", "", Path(rootfs), Path(rootfs), None, None, None, "", {}, 0)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm.backend import VirtualMachine
-from backends.vm.options import VmOptions
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.locations import cache_directory
-from bench.model import Command, Envelope, InstanceSpec
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.options import VmOptions
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.locations import cache_directory
+from tare.bench.model import Command, Envelope, InstanceSpec
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
 
@@ -78,7 +78,7 @@ def pack() -> bytes:
     """The checkout, the tests and their dependencies as a tar."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name in ("bench", "backends", "pyproject.toml", "tarebench.egg-info"):
+        for name in ("bench", "backends", "tare/__init__.py", "tare/bench", "tare/backends", "pyproject.toml", "tarebench.egg-info"):
             tar.add(CHECKOUT / name, name)
         for name in SHIPPED_TESTS:
             tar.add(CHECKOUT / name, name)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.cgroups.layout import Version, find_layout
-from bench.ledger import Ledger
-from bench.model import InstanceSpec
-from bench.process import PIPE, Popen
+from tare.backends.cgroups.layout import Version, find_layout
+from tare.bench.ledger import Ledger
+from tare.bench.model import InstanceSpec
+from tare.bench.process import PIPE, Popen
 from tests.privileged.host_kernel import ENVELOPE, our_cgroups, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
@@ -23,9 +23,9 @@ from pathlib import Path
 soft, hard = (int(text) for text in sys.argv[3:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 import msgspec
-from bench.errors import BackendError
-from bench.ledger import Ledger
-from bench.model import Command, Image, InstanceSpec
+from tare.bench.errors import BackendError
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command, Image, InstanceSpec
 from tests.privileged.host_kernel import ENVELOPE, start_backend
 rootfs, folder = sys.argv[1:3]
 image = Image("", "", Path(rootfs), Path(rootfs), None, None, None, "", {}, 0)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.native.options import NativeOptions, Profile
-from bench.errors import BackendError
-from bench.ledger import Ledger
-from bench.model import Command, Phase
+from tare.backends.native.options import NativeOptions, Profile
+from tare.bench.errors import BackendError
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command, Phase
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]

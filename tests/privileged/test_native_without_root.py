@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.cgroups.layout import Version, find_layout
-from bench.process import find_tool
+from tare.backends.cgroups.layout import Version, find_layout
+from tare.bench.process import find_tool
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
 
@@ -43,12 +43,12 @@ kind = "boot"
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from backends.native.backend import Native
-from bench.image import ImageStore
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.locations import cache_directory, work_directory
-from bench.model import Command, Envelope, InstanceSpec
+from tare.backends.native.backend import Native
+from tare.bench.image import ImageStore
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.locations import cache_directory, work_directory
+from tare.bench.model import Command, Envelope, InstanceSpec
 commands = json.loads(sys.argv[1])
 work = work_directory() / "script"
 envelope = Envelope((max(os.sched_getaffinity(0)),), 32 * 2**20, 2**20, 24)
@@ -122,7 +122,7 @@ class Person:
         return done
 
     def tare(self, *argv, **more):
-        return self.run("-m", "bench", *argv, **more)
+        return self.run("-m", "tare", *argv, **more)
 
     def script(self, *commands, before=()):
         told = self.run("-c", SCRIPT, json.dumps(commands), str(self.home / "ledger"), before=before)

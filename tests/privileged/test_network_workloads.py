@@ -2,15 +2,15 @@
 
 import pytest
 
-from backends.native.options import NativeOptions, Network
-from bench.errors import ParseError, WorkloadError
-from bench.experiments.work import Work
-from bench.ledger import Ledger
-from bench.model import Command, Commands
-from bench.registry import find_workloads
+from tare.backends.native.options import NativeOptions, Network
+from tare.bench.errors import ParseError, WorkloadError
+from tare.bench.experiments.work import Work
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command, Commands
+from tare.bench.registry import find_workloads
+from tare.workloads.iperf3 import Iperf3
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 from tests.privileged.test_applications import Run, prepare
-from workloads.iperf3 import Iperf3
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
 

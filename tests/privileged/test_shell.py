@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from bench.process import DEVNULL, PIPE, Popen
+from tare.bench.process import DEVNULL, PIPE, Popen
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
 
@@ -28,7 +28,7 @@ class Typist:
         self.ours, theirs = os.openpty()
         self.resize(24, 80)
         self.before = termios.tcgetattr(theirs)
-        argv = [sys.executable, "-m", "bench", "shell", *arguments]
+        argv = [sys.executable, "-m", "tare", "shell", *arguments]
         self.process = Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
         self.terminal = theirs
         self.seen = ""
@@ -141,7 +141,7 @@ def test_a_signal_that_ends_the_program_is_told():
 
 def test_what_is_no_terminal_and_what_has_none():
     for backend, said in (("native", b"needs a terminal"), ("vm", b"vm does not offer a terminal")):
-        argv = [sys.executable, "-m", "bench", "shell", backend]
+        argv = [sys.executable, "-m", "tare", "shell", backend]
         with Popen(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE) as process:
             assert said in process.stderr.read()
             assert process.wait(DEADLINE_S) in {4, 6}

@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.errors import WorkloadError
-from bench.ledger import Ledger
-from bench.limits_met import have_failed, raise_if_failed
+from tare.bench.errors import WorkloadError
+from tare.bench.ledger import Ledger
+from tare.bench.limits_met import have_failed, raise_if_failed
 from tests.privileged.host_kernel import BACKENDS, ENVELOPE, spec, start_backend
 from tests.unit.workload_captures import WORKLOADS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.tune.settings import read_value
+from tare.bench.tune.settings import read_value
 
 ASLR = Path("/proc/sys/kernel/randomize_va_space")
 
@@ -28,7 +28,7 @@ def state(tmp_path):
 
 def tare(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TARE_STATE_DIR": str(state)}
-    argv = [sys.executable, "-m", "bench", "tune", *arguments]
+    argv = [sys.executable, "-m", "tare", "tune", *arguments]
     return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
 
 

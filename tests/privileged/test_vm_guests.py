@@ -13,16 +13,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.cgroups.layout import find_layout
-from backends.vm import accel
-from backends.vm.backend import VirtualMachine
-from backends.vm.domain_xml import TB_CACHE_MIB
-from backends.vm.options import VmOptions
-from bench.errors import BackendError, OutputTooLargeError, UnavailableError
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger, clean
-from bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
-from bench.process import run
+from tare.backends.cgroups.layout import find_layout
+from tare.backends.vm import accel
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.domain_xml import TB_CACHE_MIB
+from tare.backends.vm.options import VmOptions
+from tare.bench.errors import BackendError, OutputTooLargeError, UnavailableError
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger, clean
+from tare.bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
+from tare.bench.process import run
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
 
@@ -257,7 +257,7 @@ def test_a_file_that_is_no_kernel(guests, image, tmp_path):
 
 
 def test_a_guest_that_is_not_ready_in_time(guests, monkeypatch):
-    monkeypatch.setattr("backends.vm.boot.BOOT_DEADLINE_S", 0.5)
+    monkeypatch.setattr("tare.backends.vm.boot.BOOT_DEADLINE_S", 0.5)
     with (
         pytest.raises(BackendError, match=r"did not start: its kernel did not reach user space within 0\.5 s"),
         guests.start(),
@@ -294,7 +294,7 @@ def test_qemu_killed_in_the_middle(guests):
 
 
 def test_a_guest_that_hangs_is_destroyed(guests, monkeypatch):
-    monkeypatch.setattr("backends.vm.instance.AGENT_DEADLINE_S", 1)
+    monkeypatch.setattr("tare.backends.vm.instance.AGENT_DEADLINE_S", 1)
     with guests.start() as instance:
         pid = instance.pid
         os.kill(pid, signal.SIGSTOP)
@@ -369,7 +369,7 @@ def test_a_guest_that_is_asked_powers_off_by_itself(ledger, cache, image, tmp_pa
     phases = [Phase.READY, Phase.STOP_REQUESTED, Phase.GUEST_DOWN, Phase.PROCESS_GONE, Phase.STOPPED]
     assert [marks[phase] for phase in phases] == sorted(marks[phase] for phase in phases)
     assert not Path(f"/proc/{pid}").exists()
-    monkeypatch.setattr("backends.vm.stop._AGENT_DEADLINE_S", 1)
+    monkeypatch.setattr("tare.backends.vm.stop._AGENT_DEADLINE_S", 1)
     with (
         pytest.raises(BackendError, match="did not power off when it was asked to"),
         backend.start(InstanceSpec(f"vmtest-{os.getpid()}-stuck", image, ENVELOPE)) as instance,
@@ -383,11 +383,11 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import msgspec
-from backends.vm.backend import VirtualMachine
-from backends.vm.options import VmOptions
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.model import Command, Envelope, Image, InstanceSpec
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.options import VmOptions
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command, Envelope, Image, InstanceSpec
 folder, cache, image, envelope, name = sys.argv[1:]
 image = msgspec.json.decode(image, type=Image, dec_hook=lambda _, text: Path(text))
 envelope = msgspec.json.decode(envelope, type=Envelope)
@@ -448,6 +448,6 @@ def test_a_killed_tare_leaves_nothing_after_cleaning(child, tmp_path, moment):
 
 
 def test_a_command_that_prints_without_end_is_ended(guests, monkeypatch):
-    monkeypatch.setattr("backends.vm.commands.MAX_OUTPUT_BYTES", 8 * 2**20)
+    monkeypatch.setattr("tare.backends.vm.commands.MAX_OUTPUT_BYTES", 8 * 2**20)
     with pytest.raises(OutputTooLargeError, match="cat printed more than 8 MiB"), guests.start() as instance:
         instance.execute(Command(("cat", "/dev/zero")))

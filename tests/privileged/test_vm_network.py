@@ -11,17 +11,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.network.bridge import GATEWAY, start_network
-from backends.network.tap import make_tap, require_tap
-from backends.vm.backend import VirtualMachine
-from backends.vm.options import Network, VmOptions
-from bench.errors import BackendError, UnavailableError, UnsupportedError
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger, clean
-from bench.locations import cache_directory
-from bench.model import Command
-from bench.network_path import find_path
-from bench.process import PIPE, Popen
+from tare.backends.network.bridge import GATEWAY, start_network
+from tare.backends.network.tap import make_tap, require_tap
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.options import Network, VmOptions
+from tare.bench.errors import BackendError, UnavailableError, UnsupportedError
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger, clean
+from tare.bench.locations import cache_directory
+from tare.bench.model import Command
+from tare.bench.network_path import find_path
+from tare.bench.process import PIPE, Popen
 from tests.privileged.host_kernel import ENVELOPE, spec
 from tests.privileged.test_native_network import holders
 
@@ -150,9 +150,9 @@ KILLED = """
 import sys
 from pathlib import Path
 import msgspec
-from backends.vm.options import Network
-from bench.ledger import Ledger
-from bench.model import Image
+from tare.backends.vm.options import Network
+from tare.bench.ledger import Ledger
+from tare.bench.model import Image
 from tests.privileged.host_kernel import ENVELOPE, spec
 from tests.privileged.test_native_network import holders
 from tests.privileged.test_vm_network import make_backend

@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.vm.backend import VirtualMachine
-from backends.vm.options import VmOptions
-from bench.errors import UnavailableError
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.options import VmOptions
+from tare.bench.errors import UnavailableError
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
 from tests.privileged.libvirt_daemon import find_daemons, start_daemons
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]

@@ -4,13 +4,13 @@ import os
 
 import pytest
 
-from backends.vm.backend import VirtualMachine
-from backends.vm.boot_disk import probe_boot_disk
-from backends.vm.options import Profile, VmOptions
-from bench.errors import BackendError
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.boot_disk import probe_boot_disk
+from tare.backends.vm.options import Profile, VmOptions
+from tare.bench.errors import BackendError
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from bench.errors import BackendError, ParseError
-from bench.interfaces import Backend, Instance, Workload
-from bench.model import (
+from tare.bench.errors import BackendError, ParseError
+from tare.bench.interfaces import Backend, Instance, Workload
+from tare.bench.model import (
     Availability,
     BackendDescription,
     Command,
@@ -27,8 +27,8 @@ from bench.model import (
     StartTimeline,
     Usage,
 )
-from bench.registry import PluginFailure, Plugins
-from bench.units import Unit
+from tare.bench.registry import PluginFailure, Plugins
+from tare.bench.units import Unit
 
 IMAGE = Image(
     digest="sha256:" + "0" * 64,

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.adaptive import FAILURES, Ending, Sampler
-from bench.model import Completed, EventKind, PlannedInstance, Sample
-from bench.plan import make_plan
-from bench.runner import Runner
-from bench.stats import Standing
-from bench.stats.precision import FEWEST
-from bench.store import RunStore, done_instances, load_run
-from bench.suite import Suite, resolve_suite
-from bench.units import Unit
-from bench.until_precise import Watched, describe, run_until_precise
+from tare.bench.adaptive import FAILURES, Ending, Sampler
+from tare.bench.model import Completed, EventKind, PlannedInstance, Sample
+from tare.bench.plan import make_plan
+from tare.bench.runner import Runner
+from tare.bench.stats import Standing
+from tare.bench.stats.precision import FEWEST
+from tare.bench.store import RunStore, done_instances, load_run
+from tare.bench.suite import Suite, resolve_suite
+from tare.bench.units import Unit
+from tare.bench.until_precise import Watched, describe, run_until_precise
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST

@@ -2,9 +2,9 @@
 
 import pytest
 
-from backends.cgroups import delegation
-from backends.cgroups.delegation import find_handed_on, find_parent, prepare_parent
-from backends.cgroups.layout import Layout, Version
+from tare.backends.cgroups import delegation
+from tare.backends.cgroups.delegation import find_handed_on, find_parent, prepare_parent
+from tare.backends.cgroups.layout import Layout, Version
 
 ALL = "cpu cpuset io memory pids"
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from backends.cgroups.layout import Version, find_block_device, find_layout
+from tare.backends.cgroups.layout import Version, find_block_device, find_layout
 
 HYBRID_MOUNTS = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755

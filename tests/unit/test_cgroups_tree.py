@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.cgroups.interface import Limits
-from backends.cgroups.layout import Layout, Version, find_layout
-from backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
-from bench.errors import UnavailableError
-from bench.ledger import Ledger
-from bench.process import DEVNULL, Popen
+from tare.backends.cgroups.interface import Limits
+from tare.backends.cgroups.layout import Layout, Version, find_layout
+from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
+from tare.bench.errors import UnavailableError
+from tare.bench.ledger import Ledger
+from tare.bench.process import DEVNULL, Popen
 
 NOWHERE = Layout(Version.NONE, {}, None, unprivileged=True)
 

@@ -3,12 +3,12 @@
 import msgspec
 import pytest
 
-from backends.cgroups.footprint import parse_rollup, process_footprint
-from backends.cgroups.interface import Limits, parse_keyed, parse_stall_s
-from backends.cgroups.layout import Layout, Version
-from backends.cgroups.unenforced import limit_confounds
-from backends.cgroups.v1 import V1Cgroup, choose_controllers, parse_serviced
-from backends.cgroups.v2 import V2Cgroup, parse_io_stat
+from tare.backends.cgroups.footprint import parse_rollup, process_footprint
+from tare.backends.cgroups.interface import Limits, parse_keyed, parse_stall_s
+from tare.backends.cgroups.layout import Layout, Version
+from tare.backends.cgroups.unenforced import limit_confounds
+from tare.backends.cgroups.v1 import V1Cgroup, choose_controllers, parse_serviced
+from tare.backends.cgroups.v2 import V2Cgroup, parse_io_stat
 
 LIMITS = Limits(cpus=(1, 3), memory_bytes=2**28, pids_max=99, io_device="254:0")
 

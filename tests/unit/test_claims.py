@@ -6,13 +6,13 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from bench.model import Event, EventKind, Sample
-from bench.store import load_run
-from bench.units import Unit
-from reports.analysis import analyse
-from reports.claim_facts import Kind, kinds_of
-from reports.claim_rules import Answer, Rule, evaluate
-from reports.claims import ClaimVerdict, judge, load_claims
+from tare.bench.model import Event, EventKind, Sample
+from tare.bench.store import load_run
+from tare.bench.units import Unit
+from tare.reports.analysis import analyse
+from tare.reports.claim_facts import Kind, kinds_of
+from tare.reports.claim_rules import Answer, Rule, evaluate
+from tare.reports.claims import ClaimVerdict, judge, load_claims
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=2)

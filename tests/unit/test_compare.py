@@ -9,18 +9,18 @@ import pytest
 from lxml import etree
 from typer.testing import CliRunner
 
-from bench.cli.main import app
-from bench.comparability import conditions, find_differences
-from bench.errors import ExitCode, NotComparableError, RunDirectoryError, UnknownNameError
-from bench.interfaces import ComparisonRequest
-from bench.model import Direction, Sample
-from bench.stats import CellBlocks, Verdict
-from bench.stats.unpaired import compare_unpaired, difference_interval
-from bench.store import load_manifest, load_run
-from bench.units import Unit
-from reports.analysis import analyse
-from reports.compare import compare_request
-from reports.markdown import MarkdownReporter
+from tare.bench.cli.main import app
+from tare.bench.comparability import conditions, find_differences
+from tare.bench.errors import ExitCode, NotComparableError, RunDirectoryError, UnknownNameError
+from tare.bench.interfaces import ComparisonRequest
+from tare.bench.model import Direction, Sample
+from tare.bench.stats import CellBlocks, Verdict
+from tare.bench.stats.unpaired import compare_unpaired, difference_interval
+from tare.bench.store import load_manifest, load_run
+from tare.bench.units import Unit
+from tare.reports.analysis import analyse
+from tare.reports.compare import compare_request
+from tare.reports.markdown import MarkdownReporter
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=3, noise=0.003, blocks=8)

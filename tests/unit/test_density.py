@@ -12,19 +12,28 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from bench.capacity.ramps import cost_of, find_density
-from bench.cli import density as cli
-from bench.errors import BackendError, SuiteError
-from bench.experiments import density, density_meters
-from bench.experiments.density_exhausted import find_exhausted
-from bench.experiments.density_meters import HostMemory, is_steady, read_memory, settle
-from bench.model import BackendDescription, Command, Completed, Direction, EventKind, Footprint, Measurement, Metric
-from bench.plan import make_plan
-from bench.registry import find_backends, find_workloads
-from bench.runner import Outcome, Runner
-from bench.store import LoadedRun, RunStore, load_run
-from bench.suite import load_suite, resolve_suite
-from bench.units import Unit
+from tare.bench.capacity.ramps import cost_of, find_density
+from tare.bench.cli import density as cli
+from tare.bench.errors import BackendError, SuiteError
+from tare.bench.experiments import density, density_meters
+from tare.bench.experiments.density_exhausted import find_exhausted
+from tare.bench.experiments.density_meters import HostMemory, is_steady, read_memory, settle
+from tare.bench.model import (
+    BackendDescription,
+    Command,
+    Completed,
+    Direction,
+    EventKind,
+    Footprint,
+    Measurement,
+    Metric,
+)
+from tare.bench.plan import make_plan
+from tare.bench.registry import find_backends, find_workloads
+from tare.bench.runner import Outcome, Runner
+from tare.bench.store import LoadedRun, RunStore, load_run
+from tare.bench.suite import load_suite, resolve_suite
+from tare.bench.units import Unit
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend, FakeWorkload
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from bench.errors import BackendError
+from tare.bench.errors import BackendError
 from tests.unit.fakes import FakeBackend, FakeInstance
 from tests.unit.test_density import GIB, ending, ramp, values
 

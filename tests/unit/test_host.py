@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.host import HostRoots, host_confounds, read_facts, summarise
-from bench.model import Fact
+from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
+from tare.bench.model import Fact
 
 CPUINFO = """processor\t: 0
 model name\t: AMD EPYC

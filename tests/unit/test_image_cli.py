@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench.cli.image import app
-from bench.errors import ExitCode
+from tare.bench.cli.image import app
+from tare.bench.errors import ExitCode
 
 runner = CliRunner()
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import ImageError
-from bench.image.cpio import Member, pack
-from bench.image.guest import initramfs_entries, order_modules
+from tare.bench.errors import ImageError
+from tare.bench.image.cpio import Member, pack
+from tare.bench.image.guest import initramfs_entries, order_modules
 
 DATA = Path(__file__).parents[1] / "data/linux-6.1"
 DEPENDENCIES = (DATA / "modules.dep").read_text()

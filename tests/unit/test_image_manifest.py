@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.image.manifest import digest_of, list_tree
-from bench.image.stored import measure
+from tare.bench.image.manifest import digest_of, list_tree
+from tare.bench.image.stored import measure
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import ImageError
-from bench.image.failures import ImageBuildError
-from bench.image.python_packages import install_python_packages
-from bench.image.tools import Runner
-from bench.process import ToolFailedError
+from tare.bench.errors import ImageError
+from tare.bench.image.failures import ImageBuildError
+from tare.bench.image.python_packages import install_python_packages
+from tare.bench.image.tools import Runner
+from tare.bench.process import ToolFailedError
 
 
 class Recorded(Runner):

@@ -3,9 +3,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.errors import ImageError
-from bench.image import Recipe
-from bench.image.recipe import BASE_PACKAGES, CATALOGUE_PACKAGES, guest_version
+from tare.bench.errors import ImageError
+from tare.bench.image import Recipe
+from tare.bench.image.recipe import BASE_PACKAGES, CATALOGUE_PACKAGES, guest_version
 
 
 def test_order_and_repetition_of_packages_do_not_matter() -> None:

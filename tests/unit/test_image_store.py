@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.errors import ImageError, MissingToolError, PrivilegeError
-from bench.image import ImageStore, Recipe, store, stored
-from bench.image.build import Workspace
-from bench.image.manifest import digest_of, hash_file, list_tree
-from bench.ledger import Ledger, clean
+from tare.bench.errors import ImageError, MissingToolError, PrivilegeError
+from tare.bench.image import ImageStore, Recipe, store, stored
+from tare.bench.image.build import Workspace
+from tare.bench.image.manifest import digest_of, hash_file, list_tree
+from tare.bench.ledger import Ledger, clean
 
 RECIPE = Recipe.of(["nginx"])
 
@@ -280,7 +280,7 @@ def test_without_root_only_a_finished_image_is_given(images: ImageStore, monkeyp
 def test_a_missing_tool_is_named_with_its_package(images: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BUILD_TOOLS", ("mmdebstrap",))
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("bench.process.find_tool", lambda _name: None)
+    monkeypatch.setattr("tare.bench.process.find_tool", lambda _name: None)
     with pytest.raises(MissingToolError, match="mmdebstrap is not installed"):
         images.build(RECIPE)
 

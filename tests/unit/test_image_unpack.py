@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import ImageError
-from bench.image.archive import guest_problem, make_imported_tree
-from bench.image.unpack import apply_layer, resolve
+from tare.bench.errors import ImageError
+from tare.bench.image.archive import guest_problem, make_imported_tree
+from tare.bench.image.unpack import apply_layer, resolve
 
 
 def entry(

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.errors import CleanUpError
-from bench.ledger import MARKER_VARIABLE, Cleaned, Ledger, ResourceKind, clean, raise_if_failed
+from tare.bench.errors import CleanUpError
+from tare.bench.ledger import MARKER_VARIABLE, Cleaned, Ledger, ResourceKind, clean, raise_if_failed
 
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 OTHER_BOOT = "00000000-1111-2222-3333-444444444444"
@@ -114,7 +114,7 @@ def test_a_live_owner_is_never_touched(folder: Path, tmp_path: Path) -> None:
 OWNER = """
     import sys
     from pathlib import Path
-    from bench.ledger import Ledger, ResourceKind
+    from tare.bench.ledger import Ledger, ResourceKind
     with Ledger(Path(sys.argv[1])) as ledger:
         ledger.enter(ResourceKind.DIRECTORY, sys.argv[2])
         Path(sys.argv[2]).mkdir()
@@ -240,8 +240,8 @@ def test_junk_between_lines_hides_none(tmp_path_factory: pytest.TempPathFactory,
 FULL_DISK = """
     import resource, signal, sys
     from pathlib import Path
-    from bench.errors import CleanUpError
-    from bench.ledger import Ledger, ResourceKind
+    from tare.bench.errors import CleanUpError
+    from tare.bench.ledger import Ledger, ResourceKind
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     ledger = Ledger(Path(sys.argv[1]))
     kept = ledger.enter(ResourceKind.CGROUP, "/first")
@@ -380,7 +380,7 @@ def marked(marker: str) -> list[int]:
 CLEANER = """
     import sys
     from pathlib import Path
-    from bench.ledger import clean
+    from tare.bench.ledger import clean
     print("ready", flush=True)
     sys.stdin.readline()
     cleaned = clean(Path(sys.argv[1]))

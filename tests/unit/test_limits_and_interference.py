@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import SuiteError
-from bench.experiments.interference import degradation
-from bench.experiments.interference_aggressors import KINDS, aggressor_argv
-from bench.experiments.limits import bisect_size
-from bench.model import Command, Completed, Direction, Envelope, EventKind
-from bench.plan import make_plan
-from bench.runner import Outcome, Runner
-from bench.store import LoadedRun, RunStore, load_run
-from bench.suite import resolve_suite
+from tare.bench.errors import SuiteError
+from tare.bench.experiments.interference import degradation
+from tare.bench.experiments.interference_aggressors import KINDS, aggressor_argv
+from tare.bench.experiments.limits import bisect_size
+from tare.bench.model import Command, Completed, Direction, Envelope, EventKind
+from tare.bench.plan import make_plan
+from tare.bench.runner import Outcome, Runner
+from tare.bench.store import LoadedRun, RunStore, load_run
+from tare.bench.suite import resolve_suite
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST
@@ -109,7 +109,7 @@ def test_what_is_seen_and_what_is_reached_are_ratios_to_what_was_given(tmp_path)
 
 
 def run_limits(tmp_path, backend, charges, **options):
-    from bench.experiments import limits
+    from tare.bench.experiments import limits
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "_charge", lambda _: next(charges))

@@ -3,15 +3,15 @@
 import msgspec
 import pytest
 
-from backends.cgroups.interface import limits_of
-from backends.cgroups.layout import Layout, Version
-from backends.native import identities, order, privileges
-from backends.native import operations as ops
-from backends.native.backend import find_thermal
-from backends.native.explain import explain_start
-from backends.native.options import NativeOptions
-from backends.native.plan import Plan, Settings, decode_plan, decode_settings
-from bench.model import Envelope, Image, InstanceSpec
+from tare.backends.cgroups.interface import limits_of
+from tare.backends.cgroups.layout import Layout, Version
+from tare.backends.native import identities, order, privileges
+from tare.backends.native import operations as ops
+from tare.backends.native.backend import find_thermal
+from tare.backends.native.explain import explain_start
+from tare.backends.native.options import NativeOptions
+from tare.backends.native.plan import Plan, Settings, decode_plan, decode_settings
+from tare.bench.model import Envelope, Image, InstanceSpec
 
 ENVELOPE = Envelope((0,), 1024, 2048, 5)
 NO_CGROUPS = Layout(Version.NONE, {}, None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from backends.native.runtime import probe_host
+from tare.backends.native.runtime import probe_host
 
 MOUNTS = "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 

@@ -5,7 +5,7 @@ import select
 
 import pytest
 
-from backends.native.rest import Rest
+from tare.backends.native.rest import Rest
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import struct
 
 import pytest
 
-from backends.native import seccomp
-from backends.native.privileges import CAPABILITIES, DEFAULT_CAPABILITIES
-from bench.errors import UnavailableError
+from tare.backends.native import seccomp
+from tare.backends.native.privileges import CAPABILITIES, DEFAULT_CAPABILITIES
+from tare.bench.errors import UnavailableError
 
 GRANTED = tuple(number for _, number in DEFAULT_CAPABILITIES)
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from backends.native.wire import Channel, join_list, split_list
+from tare.backends.native.wire import Channel, join_list, split_list
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from backends.network import bridge
-from backends.network.tap import require_tap, why_no_vhost
-from backends.vm import network
-from backends.vm.network import GuestNetwork, probe_network
-from backends.vm.options import Network
-from bench.errors import BackendError, SuiteError, UnavailableError
-from bench.model import BackendDescription, Category, WorkloadTraits
-from bench.network_path import describe_paths, find_path
-from bench.registry import find_backends, find_workloads
-from bench.store import load_run
-from bench.suite import load_suite
-from reports.network_paths import path_sentence
-from reports.results import Backend, Subject
+from tare.backends.network import bridge
+from tare.backends.network.tap import require_tap, why_no_vhost
+from tare.backends.vm import network
+from tare.backends.vm.network import GuestNetwork, probe_network
+from tare.backends.vm.options import Network
+from tare.bench.errors import BackendError, SuiteError, UnavailableError
+from tare.bench.model import BackendDescription, Category, WorkloadTraits
+from tare.bench.network_path import describe_paths, find_path
+from tare.bench.registry import find_backends, find_workloads
+from tare.bench.store import load_run
+from tare.bench.suite import load_suite
+from tare.reports.network_paths import path_sentence
+from tare.reports.results import Backend, Subject
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 SUITE = """

@@ -5,14 +5,14 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from bench.cli.noise import read_time
-from bench.disturbance import Disturbance
-from bench.host import HostRoots
-from bench.model import Fact
-from bench.noise import TWINS, find_floors, noise_suite
-from bench.noise_causes import HostWatch
-from bench.store import load_run
-from bench.units import Unit
+from tare.bench.cli.noise import read_time
+from tare.bench.disturbance import Disturbance
+from tare.bench.host import HostRoots
+from tare.bench.model import Fact
+from tare.bench.noise import TWINS, find_floors, noise_suite
+from tare.bench.noise_causes import HostWatch
+from tare.bench.store import load_run
+from tare.bench.units import Unit
 from tests.synthetic import QUICK, write_run
 
 CPU = "sys/devices/system/cpu"

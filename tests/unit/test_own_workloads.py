@@ -10,16 +10,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bench.comparability import conditions
-from bench.errors import ParseError, SuiteError
-from bench.interfaces import Workload
-from bench.model import Category, Command, Completed, Direction, Envelope, Manifest, Metric, RunStatus
-from bench.suite import Suite, load_suite, resolve_suite
-from bench.units import SCALES, Unit, parse_unit
+from tare.bench.comparability import conditions
+from tare.bench.errors import ParseError, SuiteError
+from tare.bench.interfaces import Workload
+from tare.bench.model import Category, Command, Completed, Direction, Envelope, Manifest, Metric, RunStatus
+from tare.bench.suite import Suite, load_suite, resolve_suite
+from tare.bench.units import SCALES, Unit, parse_unit
+from tare.workloads.command import CommandKind, CommandSection
+from tare.workloads.extraction import StatedMetric
+from tare.workloads.pyperf_script import PyperfKind, PyperfSection
 from tests.unit.fakes import BACKENDS, WORKLOADS
-from workloads.command import CommandKind, CommandSection
-from workloads.extraction import StatedMetric
-from workloads.pyperf_script import PyperfKind, PyperfSection
 
 HEAD = """
 [suite]

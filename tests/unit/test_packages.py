@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.packages import LIST, HostPackage, load_packages, package_of, remedy_for
+from tare.bench.packages import LIST, HostPackage, load_packages, package_of, remedy_for
 
 USES = {"image", "vm", "native", "small", "build", "benchmarks", "tests", "rootless", "firmware"}
 packages = pytest.mark.parametrize("package", load_packages(), ids=lambda package: package.name)
@@ -86,7 +86,7 @@ def test_programs_in_sbin_are_seen_without_it_in_path(monkeypatch: pytest.Monkey
 def test_the_remedy_is_a_command_for_this_host(
     monkeypatch: pytest.MonkeyPatch, apt: str | None, uid: int, expected: str
 ) -> None:
-    monkeypatch.setattr("bench.packages.shutil.which", lambda _: apt)
+    monkeypatch.setattr("tare.bench.packages.shutil.which", lambda _: apt)
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     assert remedy_for(["one", "two"]) == expected
 

@@ -3,8 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from bench.plan import make_plan
-from bench.suite import Suite, resolve_suite
+from tare.bench.plan import make_plan
+from tare.bench.suite import Suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
 

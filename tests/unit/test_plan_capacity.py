@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.capacity.cost import fit_cost
-from bench.capacity.fleet import load_fleet
-from bench.capacity.plan import plan_host
-from bench.capacity.plan_hosts import HostType, Resource
-from bench.capacity.plan_needs import Need
-from bench.capacity.plan_packing import Demand, pack
-from bench.capacity.plan_types import Bound, Cap, InstanceType, make_type
-from bench.capacity.ramps import DensityCell, find_density
-from bench.capacity.scaling import Refusal, fit_scaling
-from bench.cli.main import app
-from bench.errors import SuiteError
-from bench.model import BackendDescription, Envelope, Event, EventKind, Fact, Sample
-from bench.store import RunStore, load_run
-from bench.units import Unit
+from tare.bench.capacity.cost import fit_cost
+from tare.bench.capacity.fleet import load_fleet
+from tare.bench.capacity.plan import plan_host
+from tare.bench.capacity.plan_hosts import HostType, Resource
+from tare.bench.capacity.plan_needs import Need
+from tare.bench.capacity.plan_packing import Demand, pack
+from tare.bench.capacity.plan_types import Bound, Cap, InstanceType, make_type
+from tare.bench.capacity.ramps import DensityCell, find_density
+from tare.bench.capacity.scaling import Refusal, fit_scaling
+from tare.bench.cli.main import app
+from tare.bench.errors import SuiteError
+from tare.bench.model import BackendDescription, Envelope, Event, EventKind, Fact, Sample
+from tare.bench.store import RunStore, load_run
+from tare.bench.units import Unit
 from tests.unit.test_capacity_cost import TRUE_COST, simulated
 from tests.unit.test_store import MANIFEST
 

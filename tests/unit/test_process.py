@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import ExitCode, MissingToolError, TareError
-from bench.process import ToolFailedError, find_tool, require_tool, run
+from tare.bench.errors import ExitCode, MissingToolError, TareError
+from tare.bench.process import ToolFailedError, find_tool, require_tool, run
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_file_that_cannot_be_executed_is_no_tool(tools: Path) -> None:
 
 
 def test_a_missing_tool_names_its_package_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.process.find_tool", lambda _: None)
+    monkeypatch.setattr("tare.bench.process.find_tool", lambda _: None)
     with pytest.raises(MissingToolError) as caught:
         require_tool("mkfs.erofs")
     assert caught.value.message == "mkfs.erofs is not installed (Debian package erofs-utils)"
@@ -140,7 +140,7 @@ def test_a_tool_that_left_a_child_with_its_output_does_not_hang_for_ever(tmp_pat
 def test_ctrl_c_while_a_tool_runs_kills_it(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     code = f"""
-from bench.process import run
+from tare.bench.process import run
 try:
     # Reading its stdin first, the tool says that it is ready only once `run` waits for it.
     script = "read go; sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"

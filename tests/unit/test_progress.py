@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from bench.plan import make_plan
-from bench.progress import RunDisplay, TimeLeft
+from tare.bench.plan import make_plan
+from tare.bench.progress import RunDisplay, TimeLeft
 from tests.unit.test_runner import suite
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.model import Direction, Metric
-from bench.registry import find_workloads
-from bench.store import load_run
-from bench.units import Unit
-from reports.analysis import analyse
-from reports.html import render_page
-from reports.published import PUBLISHED, load_published, published_views
+from tare.bench.model import Direction, Metric
+from tare.bench.registry import find_workloads
+from tare.bench.store import load_run
+from tare.bench.units import Unit
+from tare.reports.analysis import analyse
+from tare.reports.html import render_page
+from tare.reports.published import PUBLISHED, load_published, published_views
 from tests.synthetic import QUICK, Subject, write_run
 
 READS = Metric("read.iops", Unit.OPERATIONS_PER_SECOND, Direction.HIGHER, "Blocks read in a second")

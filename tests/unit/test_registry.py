@@ -4,9 +4,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from bench import registry
-from bench.errors import UnavailableError, UnknownNameError
-from bench.interfaces import Workload
+from tare.bench import registry
+from tare.bench.errors import UnavailableError, UnknownNameError
+from tare.bench.interfaces import Workload
 
 
 def with_points(monkeypatch, *points: EntryPoint) -> None:
@@ -23,12 +23,12 @@ def test_a_failed_load_is_listed_and_the_others_work(monkeypatch):
         point("good", "tests.unit.fakes:FakeWorkload"),
         point("absent", "not_a_module:Thing"),
         point("wrong", "tests.unit.fakes:FakeBackend"),
-        point("half", "bench.interfaces:Workload"),
+        point("half", "tare.bench.interfaces:Workload"),
     )
     plugins = registry.find_workloads()
     assert list(plugins.loaded) == ["good"]
     assert "not_a_module" in plugins.failures["absent"].reason
-    assert "not a subclass of bench.interfaces.Workload" in plugins.failures["wrong"].reason
+    assert "not a subclass of tare.bench.interfaces.Workload" in plugins.failures["wrong"].reason
     assert "does not implement commands, parse" in plugins.failures["half"].reason
     with pytest.raises(UnavailableError, match="not_a_module"):
         plugins.get("absent")

@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 
-from reports.summary_json import JsonReporter
-from reports.text import TextReporter
+from tare.reports.summary_json import JsonReporter
+from tare.reports.text import TextReporter
 from tests.synthetic import QUICK, write_run
 
 

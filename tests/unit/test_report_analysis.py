@@ -6,15 +6,15 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from bench.model import Direction, Metric, RunStatus
-from bench.stats import Verdict
-from bench.store import load_run
-from bench.units import Unit
-from reports.analysis import analyse
-from reports.findings import caveats, findings, host_virtualization, question
-from reports.foreign import isolated, one_line, readable
-from reports.phases import phase_view
-from reports.wording import figure_sentence, format_range, format_ratio, verdict_mark, verdict_word
+from tare.bench.model import Direction, Metric, RunStatus
+from tare.bench.stats import Verdict
+from tare.bench.store import load_run
+from tare.bench.units import Unit
+from tare.reports.analysis import analyse
+from tare.reports.findings import caveats, findings, host_virtualization, question
+from tare.reports.foreign import isolated, one_line, readable
+from tare.reports.phases import phase_view
+from tare.reports.wording import figure_sentence, format_range, format_ratio, verdict_mark, verdict_word
 from tests.synthetic import QUICK, SUBJECTS, TRUE_RATIOS, write_run
 
 

@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from bench.capacity.plan import plan_host
-from bench.capacity.plan_hosts import find_measured_host
-from bench.store import load_run
-from reports import capacity
-from reports.analysis import analyse
-from reports.capacity import capacity_view
-from reports.capacity_charts import Curve, curve_chart
-from reports.findings import findings, question
+from tare.bench.capacity.plan import plan_host
+from tare.bench.capacity.plan_hosts import find_measured_host
+from tare.bench.store import load_run
+from tare.reports import capacity
+from tare.reports.analysis import analyse
+from tare.reports.capacity import capacity_view
+from tare.reports.capacity_charts import Curve, curve_chart
+from tare.reports.findings import findings, question
 from tests.synthetic import write_run
 from tests.unit.test_plan_capacity import COUNT, GIB, only, write_density
 

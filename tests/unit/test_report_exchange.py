@@ -13,13 +13,13 @@ import pytest
 from lxml import etree
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from bench.errors import RunDirectoryError, TareError
-from bench.model import Direction, Metric, RunStatus
-from bench.registry import find_reporters
-from bench.store import load_run
-from bench.units import Unit
-from reports.analysis import analyse
-from reports.markdown import escape
+from tare.bench.errors import RunDirectoryError, TareError
+from tare.bench.model import Direction, Metric, RunStatus
+from tare.bench.registry import find_reporters
+from tare.bench.store import load_run
+from tare.bench.units import Unit
+from tare.reports.analysis import analyse
+from tare.reports.markdown import escape
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
 FORMS = ("csv", "junit", "markdown", "openmetrics")

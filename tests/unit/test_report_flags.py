@@ -6,12 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.disturbance import Disturbance
-from bench.model import Event, EventKind
-from bench.samples import SampleTable
-from bench.store import LoadedRun, load_run
-from reports.disturbances import disturbances
-from reports.flags import Flag, FlagKind
+from tare.bench.disturbance import Disturbance
+from tare.bench.model import Event, EventKind
+from tare.bench.samples import SampleTable
+from tare.bench.store import LoadedRun, load_run
+from tare.reports.disturbances import disturbances
+from tare.reports.flags import Flag, FlagKind
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 QUIET = Disturbance(
@@ -142,7 +142,7 @@ def test_what_the_whole_run_suffers_from_is_said_once(run):
 
 def test_estimates_are_the_same_with_flags_and_without(run):
     pytest.importorskip("pandas")
-    from reports.analysis import analyse
+    from tare.reports.analysis import analyse
 
     loud = disturbed(run, {2: {"steal_s": 1.0}})
     assert flags(loud)
@@ -193,8 +193,8 @@ def test_the_text_and_the_json_show_them(run, tmp_path):
 
     from rich.console import Console
 
-    from reports.summary_json import summarise_run
-    from reports.text import render_text
+    from tare.reports.summary_json import summarise_run
+    from tare.reports.text import render_text
 
     loud = disturbed(run, {2: {"steal_s": 1.0}})
     file = io.StringIO()

@@ -14,19 +14,19 @@ import pyperf
 import pytest
 from rich.console import Console
 
-from bench.errors import RunDirectoryError, TareError
-from bench.model import RunStatus
-from bench.registry import find_reporters
-from bench.store import load_run
-from reports.analysis import analyse
-from reports.charts import distribution_charts, phase_chart
-from reports.evidence import BESIDE
-from reports.html import HtmlReporter
-from reports.parquet import ParquetReporter
-from reports.pyperf_json import PyperfReporter
-from reports.summary_json import JsonReporter
-from reports.text import TextReporter, render_text
-from reports.wording import format_ratio, verdict_word
+from tare.bench.errors import RunDirectoryError, TareError
+from tare.bench.model import RunStatus
+from tare.bench.registry import find_reporters
+from tare.bench.store import load_run
+from tare.reports.analysis import analyse
+from tare.reports.charts import distribution_charts, phase_chart
+from tare.reports.evidence import BESIDE
+from tare.reports.html import HtmlReporter
+from tare.reports.parquet import ParquetReporter
+from tare.reports.pyperf_json import PyperfReporter
+from tare.reports.summary_json import JsonReporter
+from tare.reports.text import TextReporter, render_text
+from tare.reports.wording import format_ratio, verdict_word
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=3)

@@ -5,16 +5,16 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from bench.model import Sample
-from bench.store import load_run
-from bench.units import Unit
-from reports import density_costs
-from reports.analysis import analyse
-from reports.charts import Chart
-from reports.density_costs import costs_view
-from reports.experiment_findings import experiment_findings
-from reports.interference_heat import heat_view
-from reports.limits_held import held_view
+from tare.bench.model import Sample
+from tare.bench.store import load_run
+from tare.bench.units import Unit
+from tare.reports import density_costs
+from tare.reports.analysis import analyse
+from tare.reports.charts import Chart
+from tare.reports.density_costs import costs_view
+from tare.reports.experiment_findings import experiment_findings
+from tare.reports.interference_heat import heat_view
+from tare.reports.limits_held import held_view
 from tests.synthetic import QUICK, SUBJECTS, write_run
 from tests.unit.test_plan_capacity import COUNT, MIB, write_density
 

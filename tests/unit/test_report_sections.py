@@ -5,16 +5,16 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from bench.experiments import density_metrics
-from bench.model import Category, Sample, WorkloadTraits
-from bench.store import load_run
-from bench.units import Unit
-from reports import sections
-from reports.analysis import analyse
-from reports.cell_views import operations_beyond
-from reports.charts import Chart
-from reports.sections import section_of, section_views
-from reports.wording import format_estimate, format_range, format_value_range
+from tare.bench.experiments import density_metrics
+from tare.bench.model import Category, Sample, WorkloadTraits
+from tare.bench.store import load_run
+from tare.bench.units import Unit
+from tare.reports import sections
+from tare.reports.analysis import analyse
+from tare.reports.cell_views import operations_beyond
+from tare.reports.charts import Chart
+from tare.reports.sections import section_of, section_views
+from tare.reports.wording import format_estimate, format_range, format_value_range
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:2], iterations=3, blocks=3)

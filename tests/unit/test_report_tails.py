@@ -6,13 +6,13 @@ from collections import Counter
 import msgspec
 import pytest
 
-from bench.model import Histogram, HistogramRecord
-from bench.store import HISTOGRAMS, load_run
-from bench.units import Unit
-from reports.analysis import analyse
-from reports.html import render_page
-from reports.sections import section_views
-from reports.tails import quantile_of
+from tare.bench.model import Histogram, HistogramRecord
+from tare.bench.store import HISTOGRAMS, load_run
+from tare.bench.units import Unit
+from tare.reports.analysis import analyse
+from tare.reports.html import render_page
+from tare.reports.sections import section_views
+from tare.reports.tails import quantile_of
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 FIO = SUBJECTS[1]

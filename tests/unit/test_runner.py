@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import Command, Completed, Diagnosis, EventKind, Usage
-from bench.plan import make_plan
-from bench.runner import Outcome, Runner
-from bench.store import LoadedRun, RunStore, done_instances, load_run
-from bench.suite import Suite, resolve_suite
+from tare.bench.model import Command, Completed, Diagnosis, EventKind, Usage
+from tare.bench.plan import make_plan
+from tare.bench.runner import Outcome, Runner
+from tare.bench.store import LoadedRun, RunStore, done_instances, load_run
+from tare.bench.suite import Suite, resolve_suite
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, BrokenBackend, FakeBackend, FakeInstance, FakeWorkload
 from tests.unit.test_store import MANIFEST
 
@@ -208,7 +208,7 @@ def test_instance_names_are_unique_to_the_process_and_the_attempt(tmp_path):
 
 
 def test_a_store_that_fails_ends_the_run(tmp_path, monkeypatch):
-    from bench.errors import StoreError
+    from tare.bench.errors import StoreError
 
     def fail(self, sample) -> None:
         raise StoreError("full")

@@ -3,10 +3,10 @@
 import msgspec
 import numpy as np
 
-from bench import lines
-from bench.model import Sample
-from bench.samples import NUMBERS, TEXTS, SampleTable
-from bench.units import Unit
+from tare.bench import lines
+from tare.bench.model import Sample
+from tare.bench.samples import NUMBERS, TEXTS, SampleTable
+from tare.bench.units import Unit
 
 
 def sample(place, **given):

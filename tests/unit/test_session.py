@@ -2,9 +2,9 @@
 
 import contextlib
 
-from bench.model import BackendDescription, Confound
-from bench.session import _prepare
-from bench.suite import load_suite
+from tare.bench.model import BackendDescription, Confound
+from tare.bench.session import _prepare
+from tare.bench.suite import load_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS, FakeBackend
 
 SUITE = """

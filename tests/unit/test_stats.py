@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from bench.model import Direction
-from bench.stats import (
+from tare.bench.model import Direction
+from tare.bench.stats import (
     MANY_BLOCKS,
     CellBlocks,
     Verdict,
@@ -21,7 +21,7 @@ from bench.stats import (
     judge,
     summarise,
 )
-from bench.stats.intervals import RESAMPLES, bootstrap_centres, expanded_tail, trimmed_mean
+from tare.bench.stats.intervals import RESAMPLES, bootstrap_centres, expanded_tail, trimmed_mean
 
 LOWER, HIGHER = Direction.LOWER, Direction.HIGHER
 

@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pytest
 
-from bench.stats import Verdict
 from benchmarks.interval_coverage import (
     DIFFERENT,
     WORLDS,
@@ -25,6 +24,7 @@ from benchmarks.interval_coverage import (
     verdict_share,
     warm_up_coverage,
 )
+from tare.bench.stats import Verdict
 
 
 def slack(share: float, runs: int) -> float:

@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from bench.model import Direction
-from bench.stats import CellBlocks, NoiseSource, Standing, Verdict, compare, detectable_ratio, noise_floor, precision_of
-from bench.stats.noise import split_blocks
-from bench.stats.precision import ALLOWANCE, FEWEST, blocks_needed
-from bench.store import load_run
-from reports.analysis import analyse
+from tare.bench.model import Direction
+from tare.bench.stats import (
+    CellBlocks,
+    NoiseSource,
+    Standing,
+    Verdict,
+    compare,
+    detectable_ratio,
+    noise_floor,
+    precision_of,
+)
+from tare.bench.stats.noise import split_blocks
+from tare.bench.stats.precision import ALLOWANCE, FEWEST, blocks_needed
+from tare.bench.store import load_run
+from tare.reports.analysis import analyse
 from tests.synthetic import QUICK, write_run
 
 LOWER = Direction.LOWER

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from bench.stats import adjust_p_values
-from bench.stats.series import drift, serial_correlation
+from tare.bench.stats import adjust_p_values
+from tare.bench.stats.series import drift, serial_correlation
 
 
 def autoregressive(random, rows: int, length: int, rho: float):

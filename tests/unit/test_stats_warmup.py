@@ -6,11 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.stats import CellSamples, WarmUp, find_warm_up
-from bench.stats.warmup import LEVEL
-from bench.store import load_run
-from reports.analysis import analyse
-from reports.findings import caveats
+from tare.bench.stats import CellSamples, WarmUp, find_warm_up
+from tare.bench.stats.warmup import LEVEL
+from tare.bench.store import load_run
+from tare.reports.analysis import analyse
+from tare.reports.findings import caveats
 from tests.synthetic import QUICK, write_run
 
 NORMAL, HEAVY = np.random.Generator.standard_normal, lambda random, shape: random.standard_t(2, shape)

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.errors import RunDirectoryError, StoreError
-from bench.model import (
+from tare.bench.errors import RunDirectoryError, StoreError
+from tare.bench.model import (
     SCHEMA_VERSION,
     Completed,
     Envelope,
@@ -19,8 +19,8 @@ from bench.model import (
     RunStatus,
     Sample,
 )
-from bench.store import RunStore, attempt_of, done_instances, load_run
-from bench.units import Unit
+from tare.bench.store import RunStore, attempt_of, done_instances, load_run
+from tare.bench.units import Unit
 
 MANIFEST = Manifest(
     schema_version=SCHEMA_VERSION,

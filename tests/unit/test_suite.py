@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.errors import ExitCode, SuiteError
-from bench.model import Envelope
-from bench.settings import MetricSettings, leading_metric, settings_of
-from bench.suite import Suite, load_suite, resolve_suite
+from tare.bench.errors import ExitCode, SuiteError
+from tare.bench.model import Envelope
+from tare.bench.settings import MetricSettings, leading_metric, settings_of
+from tare.bench.suite import Suite, load_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
 GOOD = """
@@ -209,7 +209,7 @@ def test_only_an_unknown_backend(tmp_path):
 
 
 def test_a_workload_that_failed_to_load_is_told_with_its_reason(tmp_path):
-    from bench.errors import UnavailableError
+    from tare.bench.errors import UnavailableError
 
     with pytest.raises(UnavailableError, match="No module named 'torn'"):
         load(tmp_path, GOOD.replace('workload = "answer"', 'workload = "torn"'))
@@ -217,7 +217,7 @@ def test_a_workload_that_failed_to_load_is_told_with_its_reason(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(Path("suites").glob("*.toml")), ids=lambda path: path.name)
 def test_the_ready_suites_can_be_read(path):
-    from bench.registry import find_backends, find_workloads
+    from tare.bench.registry import find_backends, find_workloads
 
     suite = load_suite(path, find_backends(), find_workloads())
     assert suite.head.description

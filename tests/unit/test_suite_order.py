@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from reports.frames import params_text
-from reports.suite_order import in_suite_order
+from tare.reports.frames import params_text
+from tare.reports.suite_order import in_suite_order
 
 SUITE = {
     "experiment": [

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.model import Sample
-from bench.registry import find_backends, find_reporters, find_workloads
-from bench.suite import load_suite
+from tare.bench.model import Sample
+from tare.bench.registry import find_backends, find_reporters, find_workloads
+from tare.bench.suite import load_suite
 from tests.synthetic import QUICK, write_run
 
 SUITES = sorted((Path(__file__).parents[2] / "suites").glob("*.toml"))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import trees
-from bench.process import find_tool
-from bench.trees import make_work_folder
+from tare.bench import trees
+from tare.bench.process import find_tool
+from tare.bench.trees import make_work_folder
 
 
 def test_parents_are_made_and_what_exists_is_refused(tmp_path: Path) -> None:

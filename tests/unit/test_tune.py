@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import TuningError
-from bench.host import HostRoots
-from bench.tune import SETTINGS, JournalFile, Tuning, Wish, tuned_facts
-from bench.tune.cpulist import format_cpus, format_mask, parse_cpus, parse_mask
-from bench.tune.settings import describe_now, obstacle, read_value
-from bench.tune.tuning import write_value
+from tare.bench.errors import TuningError
+from tare.bench.host import HostRoots
+from tare.bench.tune import SETTINGS, JournalFile, Tuning, Wish, tuned_facts
+from tare.bench.tune.cpulist import format_cpus, format_mask, parse_cpus, parse_mask
+from tare.bench.tune.settings import describe_now, obstacle, read_value
+from tare.bench.tune.tuning import write_value
 
 CPU = "sys/devices/system/cpu"
 TREE = {
@@ -250,7 +250,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {repository!r})
 from tests.unit import test_tune as t
-from bench.tune.tuning import write_value
+from tare.bench.tune.tuning import write_value
 left = int(sys.argv[1])
 def write(path, value):
     global left

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bench.units import Unit, format_duration, format_size, format_value, parse_duration, parse_size
+from tare.bench.units import Unit, format_duration, format_size, format_value, parse_duration, parse_size
 
 IEC = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "m": 60.0, "min": 60.0, "h": 3600.0}

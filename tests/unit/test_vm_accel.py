@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm import accel
-from backends.vm.domain_xml import Accelerator
-from backends.vm.emulator import Emulator
-from bench.errors import UnavailableError
+from tare.backends.vm import accel
+from tare.backends.vm.domain_xml import Accelerator
+from tare.backends.vm.emulator import Emulator
+from tare.bench.errors import UnavailableError
 
 DATA = Path(__file__).parents[1] / "data"
 EMULATOR = Emulator(Path("/usr/bin/qemu-system-x86_64"), Path("/cache/qemu"), "7.2.22")

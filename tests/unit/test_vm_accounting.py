@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.cgroups.footprint import process_footprint
-from backends.vm.accounting import Mapping, find_guest_ram, memory_parts, vcpu_seconds
+from tare.backends.cgroups.footprint import process_footprint
+from tare.backends.vm.accounting import Mapping, find_guest_ram, memory_parts, vcpu_seconds
 
 SMAPS = Path(__file__).parents[1] / "data/linux-6.18/smaps-qemu-tcg.txt"
 """Of a guest of 256 MiB under QEMU 7.2.22 with a translation cache of 48 MiB; mappings of libraries left out."""

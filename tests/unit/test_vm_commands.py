@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.vm.commands import (
+from tare.backends.vm.commands import (
     CommandPort,
     Conversation,
     Decoder,
@@ -18,8 +18,8 @@ from backends.vm.commands import (
     encode_frame,
     encode_request,
 )
-from bench.errors import BackendError, WorkloadError
-from bench.model import Command
+from tare.bench.errors import BackendError, WorkloadError
+from tare.bench.model import Command
 
 FRAMES = st.lists(st.tuples(st.sampled_from([b"S", b"O", b"E", b"X"]), st.binary(max_size=300)), max_size=8)
 
@@ -150,13 +150,13 @@ def test_a_timeout_kills_and_hears_the_rest(port):
 
 
 def test_a_guest_that_starts_nothing_is_silent(port, monkeypatch):
-    monkeypatch.setattr("backends.vm.commands.START_DEADLINE_S", 0.05)
+    monkeypatch.setattr("tare.backends.vm.commands.START_DEADLINE_S", 0.05)
     with pytest.raises(GuestSilentError, match="did not start the command within"):
         port[0].run(COMMAND)
 
 
 def test_a_guest_that_does_not_tell_the_end_is_silent(port, monkeypatch):
-    monkeypatch.setattr("backends.vm.commands.KILLED_DEADLINE_S", 0.05)
+    monkeypatch.setattr("tare.backends.vm.commands.KILLED_DEADLINE_S", 0.05)
     commands, guest, _ = port
     guest.sendall(encode_frame(*started(0)))
     with pytest.raises(GuestSilentError, match="did not tell the command's end"):

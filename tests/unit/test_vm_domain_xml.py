@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm.domain_xml import QEMU_NAMESPACE, Accelerator, Disk, Guest, Interface, Memory, Share, domain_xml
-from backends.vm.hypervisors import TRAITS, Hypervisor
-from bench.process import ToolFailedError, find_tool, run
+from tare.backends.vm.domain_xml import QEMU_NAMESPACE, Accelerator, Disk, Guest, Interface, Memory, Share, domain_xml
+from tare.backends.vm.hypervisors import TRAITS, Hypervisor
+from tare.bench.process import ToolFailedError, find_tool, run
 
 
 def guest(**more):

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm import disks
-from backends.vm.cpu_models import parse_cpu_models, require_cpu_model
-from backends.vm.daemons import explain, parse_security_models
-from backends.vm.disks import DiskMode, choose_scratch_mode, have_direct_io
-from backends.vm.facilities import probe_huge_pages, probe_io_uring
-from backends.vm.guest import _remedy
-from backends.vm.hypervisors import Accelerator
-from bench.errors import SuiteError, UnavailableError
-from bench.registry import find_backends
-from bench.suite import load_suite
+from tare.backends.vm import disks
+from tare.backends.vm.cpu_models import parse_cpu_models, require_cpu_model
+from tare.backends.vm.daemons import explain, parse_security_models
+from tare.backends.vm.disks import DiskMode, choose_scratch_mode, have_direct_io
+from tare.backends.vm.facilities import probe_huge_pages, probe_io_uring
+from tare.backends.vm.guest import _remedy
+from tare.backends.vm.hypervisors import Accelerator
+from tare.bench.errors import SuiteError, UnavailableError
+from tare.bench.registry import find_backends
+from tare.bench.suite import load_suite
 from tests.unit.fakes import WORKLOADS
 
 CAPABILITIES = (Path(__file__).parents[1] / "data/libvirt-9.0.0/domain-capabilities-tcg.xml").read_text()
@@ -81,7 +81,7 @@ def test_what_cannot_be_is_refused_when_the_suite_is_read(tmp_path, options, pla
 def test_a_whole_distribution_needs_its_packages_and_memory(tmp_path, monkeypatch):
     (choice,) = backends_of(tmp_path, 'profile = "full"')
     assert "systemd-sysv" in choice.type.packages(choice.options)
-    monkeypatch.setattr("backends.vm.backend.SYSTEM_MEMORY_BYTES", 1 << 50)
+    monkeypatch.setattr("tare.backends.vm.backend.SYSTEM_MEMORY_BYTES", 1 << 50)
     with pytest.raises(SuiteError, match=r'backend\[0\].options: profile = "full" needs memory = '):
         backends_of(tmp_path, 'profile = "full"')
     assert backends_of(tmp_path, 'profile = "minimal"')

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from backends.distribution import MASKED_UNITS
-from backends.vm import boot, commands, guest
-from backends.vm.disks import allocated_bytes, copy_sparse, make_scratch_template
-from backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, parse_version
-from backends.vm.options import Profile, VmOptions
-from bench.errors import BackendError
-from bench.image import guest as guest_side
-from bench.ledger import MARKER_VARIABLE
-from bench.model import Envelope
-from bench.process import find_tool
+from tare.backends.distribution import MASKED_UNITS
+from tare.backends.vm import boot, commands, guest
+from tare.backends.vm.disks import allocated_bytes, copy_sparse, make_scratch_template
+from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, parse_version
+from tare.backends.vm.options import Profile, VmOptions
+from tare.bench.errors import BackendError
+from tare.bench.image import guest as guest_side
+from tare.bench.ledger import MARKER_VARIABLE
+from tare.bench.model import Envelope
+from tare.bench.process import find_tool
 
 DATA = Path(__file__).parents[1] / "data"
 

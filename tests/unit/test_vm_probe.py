@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from backends.cgroups.layout import Version
-from backends.vm import backend, connection
-from backends.vm.options import VmOptions
-from bench.errors import UnavailableError
-from bench.interfaces import BackendContext
-from bench.model import Envelope
+from tare.backends.cgroups.layout import Version
+from tare.backends.vm import backend, connection
+from tare.backends.vm.options import VmOptions
+from tare.bench.errors import UnavailableError
+from tare.bench.interfaces import BackendContext
+from tare.bench.model import Envelope
 
 
 @pytest.fixture

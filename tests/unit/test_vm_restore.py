@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.vm.restore import _HEADER, MAGIC, Saved, encode_header, find_offset, start_feeding
-from bench.errors import BackendError
-from bench.model import Envelope
+from tare.backends.vm.restore import _HEADER, MAGIC, Saved, encode_header, find_offset, start_feeding
+from tare.bench.errors import BackendError
+from tare.bench.model import Envelope
 
 ENVELOPE = Envelope((1,), 2**28, 2**26, 64)
 XML = "<domain><name>ünï</name></domain>"

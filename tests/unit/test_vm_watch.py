@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.vm.boot import BOOT_DEADLINE_S, Crowd, late_boot, mark_boot, why_not
-from backends.vm.connection import parse_log
-from backends.vm.guest import _remedy
-from backends.vm.watch import Mark, Watch, parse_line, start_watch
-from bench.model import Phase, StartTimeline
+from tare.backends.vm.boot import BOOT_DEADLINE_S, Crowd, late_boot, mark_boot, why_not
+from tare.backends.vm.connection import parse_log
+from tare.backends.vm.guest import _remedy
+from tare.backends.vm.watch import Mark, Watch, parse_line, start_watch
+from tare.bench.model import Phase, StartTimeline
 
 DATA = Path(__file__).parents[1] / "data"
 

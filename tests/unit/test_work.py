@@ -7,12 +7,12 @@ from ipaddress import ip_address
 import msgspec
 import pytest
 
-from bench.errors import BackendError, ParseError, WorkloadError
-from bench.experiments.steady import Steady, SteadyOptions
-from bench.experiments.work import Work
-from bench.interfaces import Instance, Workload
-from bench.model import SERVER, Command, Commands, Completed, Footprint, Measurement, Service, StartTimeline, Usage
-from bench.network_path import LOOPBACK, ServerPlace
+from tare.bench.errors import BackendError, ParseError, WorkloadError
+from tare.bench.experiments.steady import Steady, SteadyOptions
+from tare.bench.experiments.work import Work
+from tare.bench.interfaces import Instance, Workload
+from tare.bench.model import SERVER, Command, Commands, Completed, Footprint, Measurement, Service, StartTimeline, Usage
+from tare.bench.network_path import LOOPBACK, ServerPlace
 
 SERVED = Commands(
     measured=Command(("client", SERVER)),

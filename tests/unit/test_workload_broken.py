@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.errors import ParseError
-from bench.interfaces import Workload
-from bench.model import Completed, Measurement
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import Workload
+from tare.bench.model import Completed, Measurement
 from tests.unit.workload_captures import MAY_BE_ZERO, WORKLOADS, Capture, completed, identify, load, measured
 
 # No deadline: the machine is shared, and how long an example takes is not what is tested.

@@ -7,10 +7,10 @@ import re
 import msgspec
 import pytest
 
-from bench.errors import ParseError
-from bench.interfaces import Workload
-from bench.model import SCRATCH
-from bench.units import Unit
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import Workload
+from tare.bench.model import SCRATCH
+from tare.bench.units import Unit
 from tests.unit.workload_captures import (
     MAY_BE_ZERO,
     WORKLOADS,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.interfaces import Workload
+from tare.bench.interfaces import Workload
 from tests.unit.workload_captures import WORKLOADS
 
 ROOT = Path(__file__).parents[2]

@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.errors import SuiteError, WorkloadError
-from bench.model import SERVER, Commands
-from bench.registry import Plugins, find_backends
-from bench.suite import resolve_suite
-from bench.units import parse_size
+from tare.bench.errors import SuiteError, WorkloadError
+from tare.bench.model import SERVER, Commands
+from tare.bench.registry import Plugins, find_backends
+from tare.bench.suite import resolve_suite
+from tare.bench.units import parse_size
+from tare.workloads.corpus import GENERATOR
+from tare.workloads.stress_ng import STRESSORS, UNSAFE_STRESSORS
 from tests.unit.workload_captures import WORKLOADS, envelope
-from workloads.corpus import GENERATOR
-from workloads.stress_ng import STRESSORS, UNSAFE_STRESSORS
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("sysbench-cpu", {"runtime_s": 0}, "runtime_s"),

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from bench.errors import ImageError
-from bench.process import run
+from tare.bench.errors import ImageError
+from tare.bench.process import run
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))
 

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import msgspec
 
-from bench.errors import ParseError
-from bench.interfaces import Workload
-from bench.model import Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from bench.units import Unit
+from tare.bench.errors import ParseError
+from tare.bench.interfaces import Workload
+from tare.bench.model import Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from tare.bench.units import Unit
 
 # One command, so that each iteration has a server of its own; one that stays would be a Service of Commands.
 SCRIPT = """

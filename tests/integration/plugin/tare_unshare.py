@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.errors import BackendError
-from bench.interfaces import Backend, Instance
-from bench.ledger import MARKER_VARIABLE, ResourceKind
-from bench.model import (
+from tare.bench.errors import BackendError
+from tare.bench.interfaces import Backend, Instance
+from tare.bench.ledger import MARKER_VARIABLE, ResourceKind
+from tare.bench.model import (
     SCRATCH,
     Availability,
     BackendDescription,
@@ -25,8 +25,8 @@ from bench.model import (
     StartTimeline,
     Usage,
 )
-from bench.packages import remedy_for
-from bench.process import PIPE, Popen, TimeoutExpired, find_tool
+from tare.bench.packages import remedy_for
+from tare.bench.process import PIPE, Popen, TimeoutExpired, find_tool
 
 # Ends, and takes its mounts with it, when its stdin is closed: also when tare is killed.
 HOLDER = """

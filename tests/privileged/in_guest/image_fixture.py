@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import Image
+from tare.bench.model import Image
 
 ROOTFS = Path("/mnt")
 

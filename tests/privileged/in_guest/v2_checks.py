@@ -7,15 +7,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backends.cgroups.interface import write_text
-from backends.cgroups.layout import Version, find_layout
-from backends.cgroups.v2 import V2Cgroup
-from backends.native.backend import Native
-from bench.errors import WorkloadError
-from bench.interfaces import BackendContext
-from bench.ledger import Ledger
-from bench.limits_met import raise_if_failed
-from bench.model import SCRATCH, Command
+from tare.backends.cgroups.interface import write_text
+from tare.backends.cgroups.layout import Version, find_layout
+from tare.backends.cgroups.v2 import V2Cgroup
+from tare.backends.native.backend import Native
+from tare.bench.errors import WorkloadError
+from tare.bench.interfaces import BackendContext
+from tare.bench.ledger import Ledger
+from tare.bench.limits_met import raise_if_failed
+from tare.bench.model import SCRATCH, Command
 from tests.privileged import host_kernel
 from tests.privileged.host_kernel import spec, start_backend
 

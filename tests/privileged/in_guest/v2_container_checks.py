@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.cgroups.interface import write_text
-from backends.cgroups.layout import find_layout
-from backends.native import syscalls
-from bench.ledger import Ledger
-from bench.model import Command
+from tare.backends.cgroups.interface import write_text
+from tare.backends.cgroups.layout import find_layout
+from tare.backends.native import syscalls
+from tare.bench.ledger import Ledger
+from tare.bench.model import Command
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 TOP = Path("/sys/fs/cgroup")

@@ -1,5 +1,0 @@
-"""``python -m bench`` is ``tare``."""
-
-from bench.cli import main
-
-main()
