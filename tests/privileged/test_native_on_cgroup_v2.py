@@ -25,6 +25,15 @@ pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mar
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
+SHIPPED = (
+    "bench",
+    "backends",
+    "tare/__init__.py",
+    "tare/bench",
+    "tare/backends",
+    "pyproject.toml",
+    "tarebench.egg-info",
+)
 ENVELOPE = Envelope(tuple(sorted(os.sched_getaffinity(0)))[-2:], 896 * 2**20, 512 * 2**20, 8192)
 SUITE_DEADLINE_S = 600
 """Emulated, the run takes a minute on a quiet machine; others may be at work on this one."""
@@ -78,7 +87,15 @@ def pack() -> bytes:
     """The checkout, the tests and their dependencies as a tar."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name in ("bench", "backends", "tare/__init__.py", "tare/bench", "tare/backends", "pyproject.toml", "tarebench.egg-info"):
+        for name in (
+            "bench",
+            "backends",
+            "tare/__init__.py",
+            "tare/bench",
+            "tare/backends",
+            "pyproject.toml",
+            "tarebench.egg-info",
+        ):
             tar.add(CHECKOUT / name, name)
         for name in SHIPPED_TESTS:
             tar.add(CHECKOUT / name, name)

@@ -13,7 +13,9 @@ from tare.bench.registry import find_workloads
 DATA = Path(__file__).parents[1] / "data"
 DURATION_S = 2.5
 """How long the captured commands are said to have taken, on the host's clock."""
-WORKLOADS = {name: kind() for name, kind in find_workloads().loaded.items() if kind.__module__.startswith("tare.workloads.")}
+WORKLOADS = {
+    name: kind() for name, kind in find_workloads().loaded.items() if kind.__module__.startswith("tare.workloads.")
+}
 MAY_BE_ZERO = {"tcp.retransmits", "udp.loss"}
 """Metrics of which zero is a result: reports show it and take no ratio to it."""
 
