@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tare.bench.capacity.ramps import DensityCell, cost_of, find_density
+from tare.bench.analysis.density import DensityCell, cost_of, find_density
 from tare.bench.cli.density import DensityRequest, make_request
 from tare.bench.progress import RunDisplay
 from tare.bench.session import start_run

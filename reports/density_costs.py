@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tare.bench.capacity.ramps import DensityCell, Ending, InstanceCost, cost_of, find_density
+from tare.bench.analysis.density import DensityCell, Ending, InstanceCost, cost_of, find_density
 from tare.bench.units import Unit, format_size
 from tare.reports.analysis import Analysis, Backend
 from tare.reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named

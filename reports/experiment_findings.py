@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tare.bench.capacity.ramps import DensityCell, cost_of, find_density
+from tare.bench.analysis.density import DensityCell, cost_of, find_density
 from tare.bench.settings import RATIO_PREFIX
 from tare.bench.units import Unit, format_size, format_value
 from tare.reports.analysis import Analysis

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from tare.bench.capacity.plan_hosts import OVERCOMMITTED, HostType, Resource, find_problem
-from tare.bench.capacity.plan_needs import Promise
-from tare.bench.capacity.plan_types import Bound
+from tare.bench.capacity.hosts import OVERCOMMITTED, HostType, Resource, find_problem
+from tare.bench.capacity.instance_types import Bound
+from tare.bench.capacity.needs import Promise
 from tare.bench.errors import SuiteError
 from tare.bench.units import parse_size
 

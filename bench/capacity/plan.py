@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from tare.bench.capacity.plan_hosts import HostType, Resource
-from tare.bench.capacity.plan_needs import Need
-from tare.bench.capacity.plan_types import Bound, InstanceType
-from tare.bench.capacity.scaling import Scaling
+from tare.bench.analysis.scaling import Scaling
+from tare.bench.capacity.hosts import HostType, Resource
+from tare.bench.capacity.instance_types import Bound, InstanceType
+from tare.bench.capacity.needs import Need
 
 EXTRAPOLATED = 10
 """Beyond so many times the measured population a figure is marked."""

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tare.bench.capacity.cost import Cost
-from tare.bench.capacity.ramps import DensityCell, InstanceCost, cost_of, find_density
-from tare.bench.capacity.start import StartTrend
+from tare.bench.analysis.cost import Cost
+from tare.bench.analysis.density import DensityCell, InstanceCost, cost_of, find_density
+from tare.bench.analysis.start import StartTrend
 from tare.bench.cli.run import write_report
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.model import Event, EventKind, Manifest

@@ -10,12 +10,12 @@ import msgspec
 import typer
 from rich.console import Console
 
+from tare.bench.analysis.density import DensityCell, find_density
 from tare.bench.capacity.fleet import Fleet, WantedType, checked, load_fleet, parse_overcommit, parse_reserve
+from tare.bench.capacity.hosts import HostType, Resource, find_measured_host
+from tare.bench.capacity.instance_types import Bound, InstanceType, make_type
+from tare.bench.capacity.packing import Demand, Packing, pack
 from tare.bench.capacity.plan import HostPlan, plan_host
-from tare.bench.capacity.plan_hosts import HostType, Resource, find_measured_host
-from tare.bench.capacity.plan_packing import Demand, Packing, pack
-from tare.bench.capacity.plan_types import Bound, InstanceType, make_type
-from tare.bench.capacity.ramps import DensityCell, find_density
 from tare.bench.cli.plan_forms import plan_document, plan_markdown, print_plan
 from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, TareError, UnknownNameError
 from tare.bench.model import Manifest

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tare.bench.capacity.hosts import OVERCOMMITTED, HostType
+from tare.bench.capacity.packing import Packing
 from tare.bench.capacity.plan import HostPlan, Use
-from tare.bench.capacity.plan_hosts import OVERCOMMITTED, HostType
-from tare.bench.capacity.plan_packing import Packing
-from tare.bench.capacity.plan_words import (
+from tare.bench.capacity.words import (
     PACKING_HEAD,
     ROOM_HEAD,
     host_sentence,

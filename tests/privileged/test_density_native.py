@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tare.backends.native.backend import Native
-from tare.bench.capacity.ramps import cost_of, find_density
+from tare.bench.analysis.density import cost_of, find_density
 from tare.bench.interfaces import Instance
 from tare.bench.ledger import Ledger
 from tare.bench.model import EventKind

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tare.bench.capacity.cost import Ramp, fit_cost
-from tare.bench.capacity.start import fit_start
+from tare.bench.analysis.cost import Ramp, fit_cost
+from tare.bench.analysis.start import fit_start
 
 TRUE_COST = 100.0
 

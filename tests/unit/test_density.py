@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tare.bench.capacity.ramps import cost_of, find_density
+from tare.bench.analysis.density import cost_of, find_density
 from tare.bench.cli import density as cli
 from tare.bench.errors import BackendError, SuiteError
 from tare.bench.experiments import density, density_meters

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tare.bench.capacity.cost import fit_cost
+from tare.bench.analysis.cost import fit_cost
+from tare.bench.analysis.density import DensityCell, find_density
+from tare.bench.analysis.scaling import Refusal, fit_scaling
 from tare.bench.capacity.fleet import load_fleet
+from tare.bench.capacity.hosts import HostType, Resource
+from tare.bench.capacity.instance_types import Bound, Cap, InstanceType, make_type
+from tare.bench.capacity.needs import Need
+from tare.bench.capacity.packing import Demand, pack
 from tare.bench.capacity.plan import plan_host
-from tare.bench.capacity.plan_hosts import HostType, Resource
-from tare.bench.capacity.plan_needs import Need
-from tare.bench.capacity.plan_packing import Demand, pack
-from tare.bench.capacity.plan_types import Bound, Cap, InstanceType, make_type
-from tare.bench.capacity.ramps import DensityCell, find_density
-from tare.bench.capacity.scaling import Refusal, fit_scaling
 from tare.bench.cli.main import app
 from tare.bench.errors import SuiteError
 from tare.bench.model import BackendDescription, Envelope, Event, EventKind, Fact, Sample

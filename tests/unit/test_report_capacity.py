@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.plan import plan_host
-from tare.bench.capacity.plan_hosts import find_measured_host
 from tare.bench.store import load_run
 from tare.reports import capacity
 from tare.reports.analysis import analyse

@@ -5,9 +5,9 @@ import math
 import msgspec
 import numpy as np
 
-from tare.bench.capacity.cost import Cost
-from tare.bench.capacity.plan_hosts import Resource
-from tare.bench.capacity.ramps import DensityCell, InstanceCost, cost_of
+from tare.bench.analysis.cost import Cost
+from tare.bench.analysis.density import DensityCell, InstanceCost, cost_of
+from tare.bench.capacity.hosts import Resource
 from tare.bench.model import Envelope
 from tare.bench.units import format_size
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from tare.bench.capacity.cost import Cost, Ramp, fit_cost
-from tare.bench.capacity.reml import Floats
-from tare.bench.capacity.start import StartTrend, fit_start
+from tare.bench.analysis.cost import Cost, Ramp, fit_cost
+from tare.bench.analysis.reml import Floats
+from tare.bench.analysis.start import StartTrend, fit_start
 from tare.bench.model import Event, EventKind, Sample
 from tare.bench.samples import SampleTable
 

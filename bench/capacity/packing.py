@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from tare.bench.capacity.hosts import HostType, Resource
+from tare.bench.capacity.instance_types import InstanceType
 from tare.bench.capacity.plan import Use, interval_of, uses
-from tare.bench.capacity.plan_hosts import HostType, Resource
-from tare.bench.capacity.plan_types import InstanceType
 
 _EXACT = 1e-9
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from tare.bench.capacity.reml import Floats
+from tare.bench.analysis.reml import Floats
 from tare.bench.stats import LEVEL
 
 GROUPS = 10

@@ -5,10 +5,10 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 
-from tare.bench.capacity.plan_hosts import Resource
-from tare.bench.capacity.plan_needs import InstanceNeeds, Need, Promise
-from tare.bench.capacity.ramps import DensityCell, cost_of
-from tare.bench.capacity.scaling import Refusal, Scaling, fit_scaling
+from tare.bench.analysis.density import DensityCell, cost_of
+from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
+from tare.bench.capacity.hosts import Resource
+from tare.bench.capacity.needs import InstanceNeeds, Need, Promise
 from tare.bench.model import Manifest
 
 _THROUGHPUT = ("density.throughput", "density.byte_throughput")

@@ -13,7 +13,7 @@ import math
 import msgspec
 import numpy as np
 
-from tare.bench.capacity.reml import Floats
+from tare.bench.analysis.reml import Floats
 
 PARAMETERS = 3
 LEAST_POPULATIONS = 5

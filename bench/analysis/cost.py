@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from tare.bench.capacity.reml import Differences, Floats, fit_with_steps, make_columns, mixture_interval
+from tare.bench.analysis.reml import Differences, Floats, fit_with_steps, make_columns, mixture_interval
 from tare.bench.stats import LEVEL, centre_interval
 
 MANY_RAMPS = 5

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from tare.bench.analysis.scaling import Parameter, Refusal, Scaling
+from tare.bench.capacity.hosts import OVERCOMMITTED, HostType, Resource
+from tare.bench.capacity.packing import Packing
 from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan, Room, Use
-from tare.bench.capacity.plan_hosts import OVERCOMMITTED, HostType, Resource
-from tare.bench.capacity.plan_packing import Packing
-from tare.bench.capacity.scaling import Parameter, Refusal, Scaling
 from tare.bench.units import format_size
 
 _MARK = " *"

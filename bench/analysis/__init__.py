@@ -1,0 +1,1 @@
+"""What a run says: computed once, and used by everything that prints, compares or plans."""
