@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
 from tare.bench.errors import RunDirectoryError
+from tare.bench.older_runs import unknown_fields_warning, without_unknown
 
 _CHUNK_BYTES = 8 * 2**20
 
@@ -16,39 +17,55 @@ _Record = TypeVar("_Record", bound=msgspec.Struct)
 def read_lines(path: Path, kind: type[_Record], take: Callable[[Sequence[_Record]], None], warnings: list[str]) -> None:
     """Read the records of a file piece by piece and hand them to ``take``, which may refuse some by ``DecodeError``.
 
-    A last line without its end, and lines that cannot be read or are refused, are left out with a warning. Raises
-    RunDirectoryError if the file cannot be read.
+    A last line without its end, and lines that cannot be read or are refused, are left out with a warning, and so are
+    fields that ``kind`` does not have. Raises RunDirectoryError if the file cannot be read.
     """
-    decoder = msgspec.json.Decoder(kind)
-    rest, number = b"", 0
+    lines = _Lines(path.name, kind, take, warnings)
+    rest = b""
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 whole, newline, rest = (rest + chunk).rpartition(b"\n")
                 if newline:
-                    _take_whole(path.name, whole, number, decoder, take, warnings)
-                    number += whole.count(b"\n") + 1
+                    lines.take_whole(whole)
     except FileNotFoundError:
         warnings.append(f"{path.name} is missing")
     except OSError as error:
         raise RunDirectoryError(f"{path}: {error.strerror}") from None
+    if lines.unknown:
+        warnings.append(unknown_fields_warning(path.name, lines.unknown))
     if rest:
         warnings.append(f"{path.name}: the last line was only half written ({len(rest)} bytes) and is left out")
 
 
-def _take_whole(
-    name: str,
-    content: bytes,
-    before: int,
-    decoder: msgspec.json.Decoder[_Record],
-    take: Callable[[Sequence[_Record]], None],
-    warnings: list[str],
-) -> None:
-    try:
-        take(decoder.decode_lines(content))
-    except msgspec.DecodeError:
-        for number, line in enumerate(content.split(b"\n"), start=before + 1):
-            try:
-                take([decoder.decode(line)])
-            except msgspec.DecodeError as error:
-                warnings.append(f"{name} line {number} cannot be read and is left out: {error}")
+class _Lines(Generic[_Record]):
+    """Hands on the records of whole lines; ``unknown`` are the fields that were left out."""
+
+    def __init__(
+        self, name: str, kind: type[_Record], take: Callable[[Sequence[_Record]], None], warnings: list[str]
+    ) -> None:
+        self.unknown: set[str] = set()
+        self._name = name
+        self._kind = kind
+        self._take = take
+        self._warnings = warnings
+        self._decoder = msgspec.json.Decoder(kind)
+        self._number = 0
+
+    def take_whole(self, content: bytes) -> None:
+        try:
+            self._take(self._decoder.decode_lines(content))
+        except msgspec.DecodeError:
+            for number, line in enumerate(content.split(b"\n"), start=self._number + 1):
+                try:
+                    self._take([self._read(line)])
+                except msgspec.DecodeError as error:
+                    self._warnings.append(f"{self._name} line {number} cannot be read and is left out: {error}")
+        self._number += content.count(b"\n") + 1
+
+    def _read(self, line: bytes) -> _Record:
+        try:
+            return self._decoder.decode(line)
+        except msgspec.ValidationError:
+            known = without_unknown(msgspec.json.decode(line), self._kind, self.unknown)
+            return self._decoder.decode(msgspec.json.encode(known))

@@ -13,7 +13,8 @@ import msgspec
 
 from tare.bench.units import Unit
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of the stored run: it rises when what is stored changes its meaning (``older_runs`` reads what is older)."""
 SCRATCH = "/scratch"
 """Where an instance finds its scratch folder, on the suite's storage, whatever the backend."""
 BASE_ENVIRONMENT: Mapping[str, str] = {

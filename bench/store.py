@@ -21,6 +21,7 @@ import msgspec
 from tare.bench.errors import RunDirectoryError, StoreError
 from tare.bench.lines import read_lines
 from tare.bench.model import SCHEMA_VERSION, Completed, Event, EventKind, HistogramRecord, Manifest, Sample
+from tare.bench.older_runs import unknown_fields_warning, upgraded, without_unknown
 
 if TYPE_CHECKING:
     from tare.bench.samples import SampleTable
@@ -139,8 +140,8 @@ def load_run(path: Path) -> LoadedRun:
     """
     from tare.bench.samples import SampleTable
 
-    manifest = load_manifest(path)
     warnings: list[str] = []
+    manifest = load_manifest(path, warnings)
     samples = SampleTable.read(path / SAMPLES, warnings)
     events: list[Event] = []
     read_lines(path / EVENTS, Event, events.extend, warnings)
@@ -164,12 +165,15 @@ def load_histograms(run: LoadedRun) -> list[HistogramRecord]:
     return [record for record in records if record.instance not in replaced]
 
 
-def load_manifest(path: Path) -> Manifest:
-    """Read the manifest of a run directory. Raises RunDirectoryError."""
+def load_manifest(path: Path, warnings: list[str] | None = None) -> Manifest:
+    """Read the manifest of a run directory, of this schema or an older one. Raises RunDirectoryError.
+
+    Fields that this version does not know are left out, with a warning.
+    """
     file = path / MANIFEST
     try:
         raw = json.loads(file.read_text("utf-8"))
-        version = raw["schema_version"]
+        version = int(raw["schema_version"])
     except FileNotFoundError:
         raise RunDirectoryError(
             f"{path} is not a run directory: it has no {MANIFEST}", remedy="name a folder that `tare run` made"
@@ -178,15 +182,22 @@ def load_manifest(path: Path) -> Manifest:
         raise RunDirectoryError(f"{file}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError):
         raise RunDirectoryError(f"{file} is not a manifest of tare: it is damaged or something else") from None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION:
         raise RunDirectoryError(
             f"{file}: schema version {version} is newer than this tare knows ({SCHEMA_VERSION})",
             remedy="install the version of tare that made the run, or a newer one",
         )
+    unknown: set[str] = set()
     try:
-        return msgspec.convert(raw, Manifest)
+        known = without_unknown(upgraded(raw), Manifest, unknown)
+        manifest = msgspec.convert(known, Manifest)
     except msgspec.ValidationError as error:
         raise RunDirectoryError(f"{file}: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise RunDirectoryError(f"{file} is damaged: it is not what a run of schema {version} has") from None
+    if unknown and warnings is not None:
+        warnings.append(unknown_fields_warning(MANIFEST, unknown))
+    return manifest
 
 
 def done_instances(events: list[Event]) -> set[str]:

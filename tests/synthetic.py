@@ -306,7 +306,7 @@ def _manifest(recipe: Recipe) -> Manifest:
     )
     confounds = (Confound("host-governor", "the CPU frequency governor cannot be read on this host"),)
     return Manifest(
-        schema_version=1,
+        schema_version=2,
         run="20261124-100000-synthetic",
         tare_version="0.1.0",
         status=recipe.status,

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -137,6 +138,8 @@ def test_two_writers_at_once_are_refused(tmp_path):
         ("[]", "damaged"),
         ("{}", "damaged"),
         ('{"schema_version": 999}', "newer than this tare"),
+        ('{"schema_version": "x"}', "damaged"),
+        ('{"schema_version": 0}', "damaged"),
         ('{"schema_version": 1}', "missing required field"),
     ],
 )
@@ -145,6 +148,29 @@ def test_what_is_not_a_run_is_refused_with_the_reason(tmp_path, content, reason)
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(RunDirectoryError, match=reason):
         load_run(tmp_path)
+
+
+def test_unknown_fields_are_ignored_and_named_once(tmp_path):
+    with RunStore(tmp_path, MANIFEST) as store:
+        store.add_sample(sample(value=1.0))
+        store.add_sample(sample(value=2.0))
+        store.add_event(Event(EventKind.NOTE, 1.0, "now"))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["weather"] = {"wind": 3}
+    manifest["envelope"]["gpus"] = 1
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("samples.jsonl", "events.jsonl"):
+        lines = [json.loads(line) | {"moon": 1} for line in (tmp_path / name).read_text().splitlines()]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = load_run(tmp_path)
+    assert run.manifest == MANIFEST
+    assert [one.value for one in run.samples] == [1.0, 2.0]
+    assert [one.kind for one in run.events] == [EventKind.NOTE]
+    assert run.warnings == [
+        "manifest.json has fields that this version of tare does not know; they are ignored: envelope.gpus, weather",
+        "samples.jsonl has fields that this version of tare does not know; they are ignored: moon",
+        "events.jsonl has fields that this version of tare does not know; they are ignored: moon",
+    ]
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
