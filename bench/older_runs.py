@@ -1,6 +1,7 @@
 """Stored runs of other versions: older ones are brought into the present shape, and unknown fields are left out."""
 
-from collections.abc import Callable, Mapping, Set as AbstractSet
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import msgspec.inspect
