@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tare.bench.design import fixed_blocks, further_block
 from tare.bench.model import Cell, Direction, Event, EventKind, PlannedInstance, Sample
-from tare.bench.plan import fixed_blocks, plan_further_block
 from tare.bench.settings import HARNESS_METRICS, leading_metric
 from tare.bench.stats import CellBlocks, CellSamples, Precision, Standing, compare, precision_of, summarise
 from tare.bench.store import attempt_of
@@ -99,7 +99,7 @@ class Sampler:
             self.ending = Ending.REACHED
             return []
         cells = {cell for subject in self._subjects.values() for cell in self._taking_part(subject, wanting, further)}
-        plan = plan_further_block(self._suite, block, cells)
+        plan = further_block(self._suite, block, cells)
         if not plan:
             self.ending = Ending.BLOCKS
             return []

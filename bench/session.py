@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from tare.bench.adaptive import Sampler
+from tare.bench.design import make_design
 from tare.bench.errors import CleanUpError, RunDirectoryError, TareError, UnavailableError
 from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
@@ -37,7 +38,6 @@ from tare.bench.model import (
     RunStatus,
     WorkloadTraits,
 )
-from tare.bench.plan import make_plan
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.runner import Observer, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
@@ -175,7 +175,7 @@ def _measure(
         for event in (earlier.events if earlier else ())
         if event.kind is EventKind.INSTANCE_STARTED
     )
-    plan = [planned for planned in make_plan(suite) if planned.identifier not in done]
+    plan = [planned for planned in make_design(suite) if planned.identifier not in done]
     kind = EventKind.RUN_RESUMED if earlier else EventKind.RUN_STARTED
     store.add_event(make_event(kind, details={"instances": len(plan), "cpus": suite.envelope.cpus}))
     labels = {name: description.label for name, description in prepared.descriptions.items()}
@@ -286,7 +286,7 @@ def _make_manifest(
         unavailable=prepared.unavailable,
         confounds=tuple(confounds),
         metrics=metrics,
-        planned_instances=len(make_plan(suite)),
+        planned_instances=len(make_design(suite)),
         command_line=tuple(sys.argv),
         baseline=baseline,
         workloads={

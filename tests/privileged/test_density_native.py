@@ -11,10 +11,10 @@ import pytest
 
 from tare.backends.native.backend import Native
 from tare.bench.analysis.density import cost_of, find_density
+from tare.bench.design import make_design
 from tare.bench.interfaces import Instance
 from tare.bench.ledger import Ledger
 from tare.bench.model import EventKind
-from tare.bench.plan import make_plan
 from tare.bench.registry import Plugins, find_workloads
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run
@@ -65,7 +65,7 @@ def measure(
         prepare(backend)
         identity = f"d{os.getpid()}"
         runner = Runner(suite, image, {"native": backend}, store, Silent(), identity=identity, unavailable={})
-        outcome = runner.run(make_plan(suite), {})
+        outcome = runner.run(make_design(suite), {})
     return outcome, load_run(tmp_path / "run")
 
 

@@ -10,12 +10,12 @@ import pytest
 from tare.backends.cgroups.interface import signal_all, wait_ended
 from tare.backends.native.instance import ProcessInstance
 from tare.bench.descriptors import lack_of_descriptors
+from tare.bench.design import make_design
 from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.ledger import Ledger
 from tare.bench.limits_met import raise_if_failed
 from tare.bench.model import Command, Commands, EventKind
-from tare.bench.plan import make_plan
 from tare.bench.registry import Plugins
 from tare.bench.runner import Runner
 from tare.bench.store import RunStore, load_run
@@ -142,7 +142,7 @@ def test_a_run_goes_on_when_the_zygote_is_killed_in_the_middle(backend, image, t
     monkeypatch.setattr(ProcessInstance, "execute", kill_then_execute)
     with RunStore(tmp_path / "run", MANIFEST) as store:
         runner = Runner(suite, image, {"native": backend}, store, Silent(), identity="t", unavailable={})
-        outcome = runner.run(make_plan(suite), {})
+        outcome = runner.run(make_design(suite), {})
     assert (outcome.done, outcome.failed) == (2, 1)
     assert backend._zygotes.pids()[-1] not in killed
     failed = [event for event in load_run(tmp_path / "run").events if event.kind is EventKind.INSTANCE_FAILED]

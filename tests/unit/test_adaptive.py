@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tare.bench.adaptive import FAILURES, Ending, Sampler
+from tare.bench.design import make_design
 from tare.bench.model import Completed, EventKind, PlannedInstance, Sample
-from tare.bench.plan import make_plan
 from tare.bench.runner import Runner
 from tare.bench.stats import Standing
 from tare.bench.stats.precision import FEWEST
@@ -60,7 +60,7 @@ def feed(sampler: Sampler, plan: list[PlannedInstance], *, failing=(), seconds: 
 
 def drive(given: Suite, **options) -> tuple[Sampler, list[list[PlannedInstance]]]:
     """All blocks of a run: the fixed ones as one, then each further one."""
-    sampler, plan = Sampler(given, "base"), make_plan(given)
+    sampler, plan = Sampler(given, "base"), make_design(given)
     blocks = [plan]
     feed(sampler, plan, **options)
     while block := sampler.next_block(len(blocks) - 1):
@@ -159,7 +159,7 @@ def run(tmp_path: Path, given: Suite, stop_after: int | None = None):
     """A run, or one that goes on, through runner and store; stopped by a signal after some commands."""
     earlier = load_run(tmp_path) if (tmp_path / "manifest.json").exists() else None
     done = done_instances(earlier.events) if earlier else set()
-    plan = {planned.identifier: planned for planned in make_plan(given)}
+    plan = {planned.identifier: planned for planned in make_design(given)}
     backends = {choice.name: FakeBackend() for choice in given.backends}
     commands, seen = 0, Counter()
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tare.bench.analysis.density import cost_of, find_density
 from tare.bench.cli import density as cli
+from tare.bench.design import make_design
 from tare.bench.errors import BackendError, SuiteError
 from tare.bench.experiments import density, density_meters
 from tare.bench.experiments.density_exhausted import find_exhausted
@@ -28,7 +29,6 @@ from tare.bench.model import (
     Measurement,
     Metric,
 )
-from tare.bench.plan import make_plan
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run
@@ -73,7 +73,7 @@ def ramp(tmp_path, monkeypatch, backend=None, workload="", **options) -> tuple[O
     suite = resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
     with RunStore(tmp_path, MANIFEST) as store:
         runner = Runner(suite, IMAGE, {"fake": backend}, store, Silent(), identity="abc", unavailable={})
-        outcome = runner.run(make_plan(suite), {})
+        outcome = runner.run(make_design(suite), {})
     assert backend.live == 0
     return outcome, load_run(tmp_path)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tare.bench.design import make_design
 from tare.bench.errors import SuiteError
 from tare.bench.experiments.interference import degradation
 from tare.bench.experiments.interference_aggressors import KINDS, aggressor_argv
 from tare.bench.experiments.limits import bisect_size
 from tare.bench.model import Command, Completed, Direction, Envelope, EventKind
-from tare.bench.plan import make_plan
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run
 from tare.bench.suite import resolve_suite
@@ -32,7 +32,7 @@ def run_suite(tmp_path, backend, experiment, **envelope) -> tuple[Outcome, Loade
     suite = resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
     with RunStore(tmp_path, MANIFEST) as store:
         runner = Runner(suite, IMAGE, {"fake": backend}, store, Silent(), identity="abc", unavailable={})
-        outcome = runner.run(make_plan(suite), {})
+        outcome = runner.run(make_design(suite), {})
     return outcome, load_run(tmp_path)
 
 

@@ -4,14 +4,14 @@ import io
 
 from rich.console import Console
 
-from tare.bench.plan import make_plan
+from tare.bench.design import make_design
 from tare.bench.progress import RunDisplay, TimeLeft
 from tests.unit.test_runner import suite
 
 
 def test_the_estimate_learns_what_each_cell_takes():
     two = suite("fake", "broken")
-    plan = make_plan(two)
+    plan = make_design(two)
     left = TimeLeft(two, plan)
     seconds = {"fake": 1.0, "broken": 10.0}
     for planned in plan[: len(plan) // 2]:
@@ -26,7 +26,7 @@ def test_the_estimate_learns_what_each_cell_takes():
 def test_plain_lines_say_what_ran_how_long_and_what_is_left():
     out = io.StringIO()
     one = suite("fake")
-    plan = make_plan(one)
+    plan = make_design(one)
     with RunDisplay(Console(file=out, force_terminal=False, width=60)) as display:
         display.step("building [image]")
         display.plan(one, plan, {"fake": "vm (tcg)"})
@@ -48,7 +48,7 @@ def test_plain_lines_say_what_ran_how_long_and_what_is_left():
 def test_a_terminal_shows_the_block_and_the_time_left():
     out = io.StringIO()
     one = suite("fake")
-    plan = make_plan(one)
+    plan = make_design(one)
     with RunDisplay(Console(file=out, force_terminal=True, width=120)) as display:
         display.plan(one, plan, {})
         display.instance_started(plan[0], 1, len(plan))

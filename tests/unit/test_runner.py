@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tare.bench.design import make_design
 from tare.bench.model import Command, Completed, Diagnosis, EventKind, Usage
-from tare.bench.plan import make_plan
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, done_instances, load_run
 from tare.bench.suite import Suite, resolve_suite
@@ -41,7 +41,7 @@ def run(
     plan_suite = plan_suite or suite(*backends, *(unavailable or {}))
     with RunStore(tmp_path, MANIFEST) as store:
         runner = Runner(plan_suite, IMAGE, backends, store, Silent(), identity="abc", unavailable=unavailable or {})
-        plan = [planned for planned in make_plan(plan_suite) if planned.identifier not in skip]
+        plan = [planned for planned in make_design(plan_suite) if planned.identifier not in skip]
         outcome = runner.run(plan, attempts or {})
     return outcome, load_run(tmp_path)
 
@@ -201,7 +201,7 @@ def test_clocks_that_disagree_are_noted(tmp_path):
 
 def test_instance_names_are_unique_to_the_process_and_the_attempt(tmp_path):
     backend = FakeBackend()
-    run(tmp_path, {"fake": backend}, attempts={make_plan(suite("fake"))[0].identifier: 1})
+    run(tmp_path, {"fake": backend}, attempts={make_design(suite("fake"))[0].identifier: 1})
     assert len(set(backend.started)) == 4
     assert all(name.startswith("tare-abc-b") for name in backend.started)
     assert sum(name.endswith("r2") for name in backend.started) == 1

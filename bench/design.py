@@ -13,7 +13,7 @@ from tare.bench.model import Cell, PlannedInstance
 from tare.bench.suite import Subject, Suite
 
 
-def make_plan(suite: Suite) -> list[PlannedInstance]:
+def make_design(suite: Suite) -> list[PlannedInstance]:
     """Every instance of the run in the order in which they run. The same suite and seed give the same plan.
 
     Where the suite asks for a precision, these are the blocks that are run in any case.
@@ -21,7 +21,7 @@ def make_plan(suite: Suite) -> list[PlannedInstance]:
     return [
         planned
         for block in range(fixed_blocks(suite))
-        for planned in _plan(suite, block, [one for one in suite.subjects if block < one.sampling.blocks])
+        for planned in _block(suite, block, [one for one in suite.subjects if block < one.sampling.blocks])
     ]
 
 
@@ -30,17 +30,17 @@ def fixed_blocks(suite: Suite) -> int:
     return max(subject.sampling.blocks for subject in suite.subjects)
 
 
-def plan_further_block(suite: Suite, block: int, cells: Collection[str]) -> list[PlannedInstance]:
+def further_block(suite: Suite, block: int, cells: Collection[str]) -> list[PlannedInstance]:
     """A block beyond the fixed ones, of the given cells (by key).
 
     Their order is that of a block of all cells that are sampled for a precision: it follows from the seed alone, what
     was measured decides only who takes part.
     """
     subjects = [subject for subject in suite.subjects if subject.sampling.precision]
-    return [planned for planned in _plan(suite, block, subjects) if planned.cell.key in cells]
+    return [planned for planned in _block(suite, block, subjects) if planned.cell.key in cells]
 
 
-def _plan(suite: Suite, block: int, subjects: Sequence[Subject]) -> list[PlannedInstance]:
+def _block(suite: Suite, block: int, subjects: Sequence[Subject]) -> list[PlannedInstance]:
     order = random.Random(f"{suite.sampling.seed}/{block}")  # noqa: S311 - a design has to be reproducible
     shuffled = list(subjects)
     order.shuffle(shuffled)

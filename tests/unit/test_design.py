@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from tare.bench.plan import make_plan
+from tare.bench.design import make_design
 from tare.bench.suite import Suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
@@ -23,7 +23,7 @@ def suite(seed: int = 1, blocks: int = 12, instances: int = 1) -> Suite:
 
 
 def test_every_block_holds_every_cell_once():
-    plan = make_plan(suite())
+    plan = make_design(suite())
     for block in range(12):
         cells = Counter(planned.cell.key for planned in plan if planned.block == block)
         assert set(cells.values()) == {1}
@@ -31,7 +31,7 @@ def test_every_block_holds_every_cell_once():
 
 
 def test_blocks_follow_one_another_and_the_backends_of_a_subject_lie_together():
-    plan = make_plan(suite(instances=2))
+    plan = make_design(suite(instances=2))
     assert [planned.block for planned in plan] == sorted(planned.block for planned in plan)
     for start in range(0, len(plan), 3):
         group = plan[start : start + 3]
@@ -40,7 +40,7 @@ def test_blocks_follow_one_another_and_the_backends_of_a_subject_lie_together():
 
 
 def test_the_order_is_random_and_reproducible():
-    first, same, other = make_plan(suite()), make_plan(suite()), make_plan(suite(seed=2))
+    first, same, other = make_design(suite()), make_design(suite()), make_design(suite(seed=2))
     assert first == same
     assert [planned.cell for planned in first] != [planned.cell for planned in other]
     leaders = Counter(plan.cell.backend for plan in first[::3])
@@ -48,6 +48,6 @@ def test_the_order_is_random_and_reproducible():
 
 
 def test_names_are_unique_and_independent_of_the_order():
-    first, other = make_plan(suite()), make_plan(suite(seed=2))
+    first, other = make_design(suite()), make_design(suite(seed=2))
     assert len({planned.identifier for planned in first}) == len(first)
     assert {planned.identifier for planned in first} == {planned.identifier for planned in other}
