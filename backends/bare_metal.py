@@ -16,7 +16,7 @@ from tare.backends.cgroups.layout import Layout
 from tare.backends.native.plan import Settings
 from tare.backends.native.runtime import HostKernelBackend
 from tare.bench.interfaces import BackendContext, Instance, NoOptions
-from tare.bench.model import BackendDescription, Envelope, Image, InstanceSpec
+from tare.bench.model import BackendDescription, Envelope, Image, InstanceSpec, IsolationKind
 from tare.bench.network_path import LOOPBACK, describe_paths
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class BareMetal(HostKernelBackend):
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
         return BackendDescription(
             label="bare-metal",
+            kind=IsolationKind.BARE_METAL,
             facts={
                 "namespaces": "mnt",
                 "root": "overlay",

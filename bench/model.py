@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from tare.bench.errors import BackendError
 from tare.bench.units import Unit
 
 SCHEMA_VERSION = 2
@@ -325,16 +326,49 @@ class Availability(Struct, frozen=True):
     remedy: str | None = None
 
 
+class IsolationKind(StrEnum):
+    """What separates an instance from the host.
+
+    ``emulated`` is a guest whose processor is emulated in software. ``user-mode-kernel`` is a kernel that runs as a
+    process of the host (user-mode Linux, gVisor). ``sandbox`` is any other.
+    """
+
+    BARE_METAL = "bare-metal"
+    CONTAINER = "container"
+    VIRTUAL_MACHINE = "virtual-machine"
+    EMULATED = "emulated"
+    USER_MODE_KERNEL = "user-mode-kernel"
+    SANDBOX = "sandbox"
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether an instance has virtual hardware, and so RAM of its own."""
+        return self in (IsolationKind.VIRTUAL_MACHINE, IsolationKind.EMULATED)
+
+
 class BackendDescription(Struct, frozen=True):
     """What a backend turned out to be on this host once prepared.
 
     ``label`` is what tables and charts call it, and holds everything that must never be left out
-    (``vm (tcg)``). ``facts`` are stored in the manifest (``accel``, versions, device models).
+    (``vm (tcg)``). ``accelerator`` executes a guest's instructions (``kvm``, ``tcg``); empty where there is no guest.
+    ``facts`` are for people and for comparing runs (versions, device models): nothing is inferred from them, nor from
+    the label. Raises BackendError for a kind that does not exist.
     """
 
     label: str
+    kind: IsolationKind
+    accelerator: str = ""
     facts: Mapping[str, str] = {}
     confounds: tuple[Confound, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            msgspec.structs.force_setattr(self, "kind", IsolationKind(self.kind))
+        except ValueError:
+            raise BackendError(
+                f"the backend {self.label!r} says that it is of the kind {self.kind!r}, which does not exist",
+                remedy=f"BackendDescription(kind=...) is one of {', '.join(IsolationKind)}",
+            ) from None
 
 
 class Image(Struct, frozen=True):

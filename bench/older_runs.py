@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec.inspect
 
-from tare.bench.model import SCHEMA_VERSION
+from tare.bench.model import SCHEMA_VERSION, IsolationKind
 
 
 def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,7 +18,22 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_1(manifest: dict[str, Any]) -> None:
-    """To schema 2."""
+    """To schema 2: a backend says its kind, which was in its facts, its namespaces or its type in the suite."""
+    types = {one.get("name") or one.get("type"): one.get("type") for one in manifest["suite"].get("backend", ())}
+    manifest["backends"] = {
+        name: _kind_of(described.get("facts", {}), types.get(name, name)) | described
+        for name, described in manifest["backends"].items()
+    }
+
+
+def _kind_of(facts: Mapping[str, str], backend_type: str) -> dict[str, str]:
+    if accelerator := facts.get("accel"):
+        kind = IsolationKind.VIRTUAL_MACHINE if accelerator == "kvm" else IsolationKind.EMULATED
+        return {"kind": kind, "accelerator": accelerator}
+    if "pid" in facts.get("namespaces", "").replace(" ", "").split(","):
+        return {"kind": IsolationKind.CONTAINER}
+    known = {"bare-metal": IsolationKind.BARE_METAL, "native": IsolationKind.CONTAINER}
+    return {"kind": known.get(backend_type, IsolationKind.SANDBOX)}
 
 
 _STEPS: Mapping[int, Callable[[dict[str, Any]], None]] = {1: _from_1}

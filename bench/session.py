@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ import msgspec
 
 from tare.bench.adaptive import Sampler
 from tare.bench.design import make_design
-from tare.bench.errors import CleanUpError, RunDirectoryError, TareError, UnavailableError
+from tare.bench.errors import BackendError, CleanUpError, RunDirectoryError, TareError, UnavailableError
 from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
@@ -30,6 +31,7 @@ from tare.bench.model import (
     SCHEMA_VERSION,
     Availability,
     BackendDescription,
+    Envelope,
     EventKind,
     Image,
     Manifest,
@@ -239,7 +241,7 @@ def _prepare(
     for choice, backend in candidates:
         stack.callback(backend.close)
         try:
-            description = backend.prepare(image, suite.envelope)
+            description = _describe(backend, image, suite.envelope)
         except TareError as error:
             missing[choice.name] = Availability(available=False, reason=error.message, remedy=error.remedy)
             display.step(f"{choice.name} is not available: {error.message}")
@@ -256,6 +258,21 @@ def _prepare(
         reasons = "\n".join(f"  {name}: {here.reason}" for name, here in missing.items())
         raise UnavailableError(f"no backend of the suite could be prepared:\n{reasons}")
     return Prepared(ready, descriptions, missing)
+
+
+def _describe(backend: Backend, image: Image, envelope: Envelope) -> BackendDescription:
+    """Prepare a backend. A defect in ``prepare`` ends that backend, not the run. Raises BackendError with its place."""
+    try:
+        found: Any = backend.prepare(image, envelope)
+    except TareError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"prepare() raised {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+        raise BackendError(said) from error
+    if not isinstance(found, BackendDescription):
+        raise BackendError(f"prepare() returned {found!r}, not a BackendDescription")
+    return found
 
 
 def _make_manifest(

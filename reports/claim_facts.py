@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
-from tare.bench.model import EventKind, Manifest
+from tare.bench.model import EventKind, IsolationKind, Manifest
 from tare.bench.units import parse_size
 from tare.reports.analysis import Analysis
-
-_KVM, _TCG = "kvm", "tcg"
 
 Reference = Literal["envelope_memory", "host_memory_to_envelope", "host_cpus_to_envelope", "image_tree", "image_disk"]
 """What a limit may be a multiple of: bytes, or what the host has over what the envelope gives."""
@@ -33,19 +31,18 @@ KIND_WORDS = {
 }
 
 
+_KINDS = {
+    IsolationKind.BARE_METAL: frozenset({Kind.BARE_METAL}),
+    IsolationKind.CONTAINER: frozenset({Kind.CONTAINER}),
+    IsolationKind.VIRTUAL_MACHINE: frozenset({Kind.VM, Kind.HARDWARE_VM}),
+    IsolationKind.EMULATED: frozenset({Kind.VM, Kind.EMULATED_VM}),
+}
+
+
 def kinds_of(manifest: Manifest, backend: str) -> frozenset[Kind]:
-    """What a backend of a run is, by its facts and by its type in the suite; empty if they do not tell."""
+    """What rules can be about a backend of a run; empty for kinds of isolation that no rule is about."""
     described = manifest.backends.get(backend)
-    facts: Mapping[str, str] = described.facts if described is not None else {}
-    accel = facts.get("accel", "")
-    if accel or facts.get("kind") == "vm":
-        own = {_KVM: {Kind.HARDWARE_VM}, _TCG: {Kind.EMULATED_VM}}.get(accel, set())
-        return frozenset({Kind.VM, *own})
-    if facts.get("kind") == "container" or "pid" in facts.get("namespaces", "").replace(" ", "").split(","):
-        return frozenset({Kind.CONTAINER})
-    if _type_of(manifest, backend) == "bare-metal":
-        return frozenset({Kind.BARE_METAL})
-    return frozenset()
+    return _KINDS.get(described.kind, frozenset()) if described is not None else frozenset()
 
 
 def references(manifest: Manifest) -> dict[str, float]:
@@ -89,12 +86,3 @@ def kernels_seen(analysis: Analysis, backend: str) -> list[str]:
         and event.details.get("code") == "limits-seen"
         and event.cell.endswith(f"/{backend}")
     ]
-
-
-def _type_of(manifest: Manifest, backend: str) -> str:
-    """A backend's type in the suite; its name where the suite does not tell, as in hand-made runs."""
-    sections = manifest.suite.get("backend")
-    for section in sections if isinstance(sections, list | tuple) else ():
-        if isinstance(section, Mapping) and (section.get("name") or section.get("type")) == backend:
-            return str(section.get("type", ""))
-    return backend

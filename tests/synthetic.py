@@ -22,6 +22,7 @@ from tare.bench.model import (
     Event,
     EventKind,
     Fact,
+    IsolationKind,
     Manifest,
     Metric,
     RunStatus,
@@ -277,16 +278,27 @@ class _Writer:
 def _descriptions(recipe: Recipe) -> dict[str, BackendDescription]:
     tcg = Confound("accel-tcg", "KVM did not boot a guest here: the guest's processor is emulated in software", "vm")
     known = {
-        "bare-metal": BackendDescription("bare-metal", {"isolation": "chroot"}),
+        "bare-metal": BackendDescription("bare-metal", IsolationKind.BARE_METAL, facts={"isolation": "chroot"}),
         "native": BackendDescription(
             "native",
+            IsolationKind.CONTAINER,
+            "",
             {"namespaces": "mount, pid, net, uts, ipc, cgroup", "cgroup": "v1"},
             (Confound("native-no-apparmor", "AppArmor is not available: no profile confines the container", "native"),),
         ),
-        "vm": BackendDescription("vm (tcg)", {"accel": "tcg", "machine": "q35", "qemu": "7.2.22"}, (tcg,)),
+        "vm": BackendDescription(
+            "vm (tcg)",
+            IsolationKind.EMULATED,
+            "tcg",
+            {"accel": "tcg", "machine": "q35", "qemu": "7.2.22"},
+            (tcg,),
+        ),
     }
     present = [name for name in recipe.backends if name not in recipe.missing]
-    return {name: known.get(name, BackendDescription(name, {name: HOSTILE[2]})) for name in present}
+    return {
+        name: known.get(name, BackendDescription(name, IsolationKind.SANDBOX, facts={name: HOSTILE[2]}))
+        for name in present
+    }
 
 
 def _manifest(recipe: Recipe) -> Manifest:

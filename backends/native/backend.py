@@ -17,7 +17,7 @@ from tare.backends.native.seccomp import INTENT, Filters, compile_filters, probe
 from tare.backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, is_privileged, probe_way
 from tare.bench.errors import UnsupportedError
 from tare.bench.interfaces import BackendContext, Instance
-from tare.bench.model import Availability, BackendDescription, Confound, Envelope, Image, InstanceSpec
+from tare.bench.model import Availability, BackendDescription, Confound, Envelope, Image, InstanceSpec, IsolationKind
 from tare.bench.network_path import LOOPBACK, ServerPlace, describe_paths
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ class Native(HostKernelBackend):
         in_memory = options.upper is Upper.TMPFS
         return BackendDescription(
             label="native (container)",
+            kind=IsolationKind.CONTAINER,
             facts={
                 "namespaces": ",".join(self._chosen_namespaces()),
                 "root": f"overlay, upper layer {'in memory (tmpfs)' if in_memory else 'on disk'}",

@@ -149,7 +149,8 @@ class HostKernelBackend(Backend):
         init = "python" if self._resident is None else f"python, c ({self._resident[0].library}) when idle"
         facts = {"init": init, "cgroups": layout.version.value, "controllers": controllers, **own.facts}
         unprivileged = confounds_of(self._way, image.rootfs, self.name)
-        return BackendDescription(own.label, facts, (*own.confounds, *unprivileged, *unaccounted))
+        confounds = (*own.confounds, *unprivileged, *unaccounted)
+        return msgspec.structs.replace(own, facts=facts, confounds=confounds)
 
     def explain(self, spec: InstanceSpec) -> list[str]:
         """See ``Backend.explain``."""

@@ -58,6 +58,7 @@ from tare.bench.model import (
     Envelope,
     Image,
     InstanceSpec,
+    IsolationKind,
     Phase,
     StartTimeline,
 )
@@ -304,7 +305,13 @@ class VirtualMachine(Backend):
             facts["saved_memory"] = f"{allocated_bytes(ground.saved.file)} bytes"
         if accelerator is Accelerator.TCG:
             facts["tcg_tb_cache"] = f"{TB_CACHE_MIB} MiB"
-        return BackendDescription(f"vm ({accelerator.value})", facts, tuple(confounds_of(ground, self.name)))
+        return BackendDescription(
+            f"vm ({accelerator.value})",
+            IsolationKind.VIRTUAL_MACHINE if accelerator is Accelerator.KVM else IsolationKind.EMULATED,
+            accelerator.value,
+            facts,
+            tuple(confounds_of(ground, self.name)),
+        )
 
 
 def _make_disks(folder: Path, image_disk: Path, scratch_bytes: int, form: DiskFormat) -> tuple[Path, Path | None]:

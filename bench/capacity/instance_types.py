@@ -9,7 +9,7 @@ from tare.bench.analysis.density import DensityCell, cost_of
 from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
 from tare.bench.capacity.hosts import Resource
 from tare.bench.capacity.needs import InstanceNeeds, Need, Promise
-from tare.bench.model import Manifest
+from tare.bench.model import IsolationKind, Manifest
 
 _THROUGHPUT = ("density.throughput", "density.byte_throughput")
 _CAPPING = ("failure",)
@@ -70,8 +70,7 @@ def make_type(
     limits of the measuring host that planned hosts do not have.
     """
     description = manifest.backends[cell.backend]
-    guest = "accel" in description.facts
-    emulated = description.facts.get("accel") == "tcg"
+    guest, emulated = description.kind.is_guest, description.kind is IsolationKind.EMULATED
     if bound is Bound.AUTO:
         bound = Bound.PROMISED if guest else Bound.MEASURED
     promise = promise or Promise()

@@ -20,6 +20,7 @@ from tare.bench.model import (
     Footprint,
     Image,
     InstanceSpec,
+    IsolationKind,
     Phase,
     StartTimeline,
     Usage,
@@ -80,7 +81,7 @@ class Fake(Backend):
         return Availability(available=True, reason="always")
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
-        return BackendDescription(label="fake")
+        return BackendDescription("fake", IsolationKind.SANDBOX)
 
     @contextlib.contextmanager
     def start(self, spec: InstanceSpec) -> Iterator[Instance]:

@@ -21,6 +21,7 @@ from tare.bench.model import (
     Footprint,
     Image,
     InstanceSpec,
+    IsolationKind,
     Measurement,
     Metric,
     Phase,
@@ -83,7 +84,7 @@ class FakeBackend(Backend):
         return Availability(available=True, reason="always")
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
-        return BackendDescription("fake")
+        return BackendDescription("fake", IsolationKind.SANDBOX)
 
     @contextlib.contextmanager
     def start(self, spec: InstanceSpec) -> Iterator[Instance]:

@@ -28,7 +28,7 @@ def make(tmp_path):
         run = write_run(tmp_path / "run", recipe)
         content = json.loads((run / "manifest.json").read_text("utf-8"))
         if "vm" in content["backends"]:
-            content["backends"]["vm"]["facts"]["accel"] = accel
+            content["backends"]["vm"]["kind"] = {"tcg": "emulated", "kvm": "virtual-machine"}[accel]
             content["backends"]["vm"]["label"] = f"vm ({accel})"
         content["image"]["sizes"] = {"rootfs": TREE, "disk": 170 * MIB, "kernel": 14 * MIB, "initramfs": 2 * MIB}
         for name, value in (("memory", "16.0 GiB"), ("cpus", "2")):
@@ -141,7 +141,7 @@ def test_near_native_needs_bare_metal(make):
 def test_emulation_against_kvm_needs_both(make):
     def name_it(content):
         kvm = json.loads(json.dumps(content["backends"]["vm"]))
-        kvm["facts"]["accel"], kvm["label"] = "kvm", "fast (kvm)"
+        kvm["kind"], kvm["label"] = "virtual-machine", "fast (kvm)"
         content["backends"]["fast"] = kvm
 
     recipe = replace(SMALL, backends=("bare-metal", "vm", "fast"), ratios={"vm": 8.8, "fast": 1.1}, noise=0.003)

@@ -26,6 +26,7 @@ from tare.bench.model import (
     Direction,
     EventKind,
     Footprint,
+    IsolationKind,
     Measurement,
     Metric,
 )
@@ -134,7 +135,9 @@ def test_where_the_host_does_more_than_the_instances_it_is_said(tmp_path, monkey
     cost = cost_of(cell)
     assert cost.memory_is_drowned
     assert cost.accounted == pytest.approx(10 * MIB + 100)
-    manifest = msgspec.structs.replace(run.manifest, backends={"fake": BackendDescription("fake")})
+    manifest = msgspec.structs.replace(
+        run.manifest, backends={"fake": BackendDescription("fake", IsolationKind.SANDBOX)}
+    )
     console = Console(width=200, record=True, file=io.StringIO())
     cli.print_costs(console, manifest, [(cell, cost)])
     assert "MemAvailable says nothing" in console.export_text()
@@ -318,7 +321,9 @@ def test_an_interrupt_in_the_middle_stops_everything(tmp_path, monkeypatch):
 
 def test_the_costs_are_told_as_a_table_and_as_json(tmp_path, monkeypatch):
     _, run = ramp(tmp_path, monkeypatch, count=30, memory_floor="10GiB")
-    manifest = msgspec.structs.replace(run.manifest, backends={"fake": BackendDescription("fake (emulated)")})
+    manifest = msgspec.structs.replace(
+        run.manifest, backends={"fake": BackendDescription("fake (emulated)", IsolationKind.EMULATED)}
+    )
     costs = [(cell, cost_of(cell)) for cell in find_density(run.samples, run.events)]
     console = Console(width=120, record=True, file=io.StringIO())
     cli.print_costs(console, manifest, costs)

@@ -20,7 +20,7 @@ from tare.bench.capacity.packing import Demand, pack
 from tare.bench.capacity.plan import plan_host
 from tare.bench.cli.main import app
 from tare.bench.errors import SuiteError
-from tare.bench.model import BackendDescription, Envelope, Event, EventKind, Fact, Sample
+from tare.bench.model import BackendDescription, Envelope, Event, EventKind, Fact, IsolationKind, Sample
 from tare.bench.store import RunStore, load_run
 from tare.bench.units import Unit
 from tests.unit.test_capacity_cost import TRUE_COST, simulated
@@ -52,11 +52,14 @@ def write_density(
     late: float = 1.0,
 ) -> Path:
     """A run whose instances take ``each`` of memory, 2 % of a CPU, 1 MiB of disk; with a workload throughput too."""
-    facts = {"accel": accel, "tcg_tb_cache": "48 MiB"} if accel else {}
+    described = BackendDescription("native", IsolationKind.CONTAINER)
+    if accel:
+        kind = IsolationKind.EMULATED if accel == "tcg" else IsolationKind.VIRTUAL_MACHINE
+        described = BackendDescription(f"vm ({accel})", kind, accel, {"tcg_tb_cache": "48 MiB"})
     manifest = msgspec.structs.replace(
         MANIFEST,
         envelope=Envelope((0,), 256 * MIB, 64 * MIB, 64),
-        backends={"vm" if accel else "native": BackendDescription(f"vm ({accel})" if accel else "native", facts)},
+        backends={"vm" if accel else "native": described},
         host=(Fact("cpus", "2", "x"), Fact("memory", "24.0 GiB", "x")),
     )
     backend = next(iter(manifest.backends))
@@ -449,6 +452,8 @@ def test_a_demand_that_names_no_ramp_of_its_run_says_what_there_is(tmp_path):
 
 def test_a_ramp_without_memory_that_can_be_told_bounds_nothing_by_it():
     cell = DensityCell("native", "", {}, ({"density.start": ((1, 0.1),)},), ())
-    manifest = msgspec.structs.replace(MANIFEST, backends={"native": BackendDescription("native")})
+    manifest = msgspec.structs.replace(
+        MANIFEST, backends={"native": BackendDescription("native", IsolationKind.CONTAINER)}
+    )
     plan = plan_host(make_type(cell, manifest, ""), HOST)
     assert "memory bounds nothing" in " ".join(plan.notes)

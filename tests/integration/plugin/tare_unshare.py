@@ -21,6 +21,7 @@ from tare.bench.model import (
     Footprint,
     Image,
     InstanceSpec,
+    IsolationKind,
     Phase,
     StartTimeline,
     Usage,
@@ -124,6 +125,7 @@ class Unshare(Backend):
         detail = "memory and the number of processes are not limited"
         return BackendDescription(
             label="unshare",
+            kind=IsolationKind.CONTAINER,
             facts={"namespaces": "mnt, pid, ipc, uts", "network": "the host's"},
             confounds=(Confound("no-limits", detail, self.name),),
         )
