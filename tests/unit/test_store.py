@@ -140,7 +140,8 @@ def test_two_writers_at_once_are_refused(tmp_path):
         ('{"schema_version": 999}', "newer than this tare"),
         ('{"schema_version": "x"}', "damaged"),
         ('{"schema_version": 0}', "damaged"),
-        ('{"schema_version": 1}', "missing required field"),
+        ('{"schema_version": 1}', "not what a run of schema 1 has"),
+        ('{"schema_version": 2}', "missing required field"),
     ],
 )
 def test_what_is_not_a_run_is_refused_with_the_reason(tmp_path, content, reason):
