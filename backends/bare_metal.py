@@ -16,7 +16,7 @@ from tare.backends.cgroups.layout import Layout
 from tare.backends.native.plan import Settings
 from tare.backends.native.runtime import HostKernelBackend
 from tare.bench.interfaces import BackendContext, Instance, NoOptions
-from tare.bench.model import BackendDescription, Envelope, Image, InstanceSpec, IsolationKind
+from tare.bench.model import BackendDescription, Envelope, Image, InstanceSpec, IsolationKind, named_facts
 from tare.bench.network_path import LOOPBACK, describe_paths
 
 if TYPE_CHECKING:
@@ -60,13 +60,15 @@ class BareMetal(HostKernelBackend):
         return BackendDescription(
             label="bare-metal",
             kind=IsolationKind.BARE_METAL,
-            facts={
-                "namespaces": "mnt",
-                "root": "overlay",
-                "network": "the host's",
-                **describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo"),
-                "limits": "the envelope's CPUs, memory and processes, by a cgroup",
-            },
+            facts=named_facts(
+                {
+                    "namespaces": "mnt",
+                    "root": "overlay",
+                    "network": "the host's",
+                    **describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo"),
+                    "limits": "the envelope's CPUs, memory and processes, by a cgroup",
+                },
+            ),
         )
 
 

@@ -85,15 +85,15 @@ def _fields(manifest: Manifest, backends: Collection[str]) -> Iterator[tuple[str
         yield f"envelope.{name}", value
     for fact in manifest.host:
         if fact.name not in _VOLATILE_FACTS:
-            yield f"host.{fact.name}", fact.value
+            yield f"host.{fact.name}", fact.text
         elif fact.name == "storage":
             # The folder is each run's own; what it lies on is the host's.
-            yield "host.storage device", fact.value.partition(" on ")[2] or fact.value
+            yield "host.storage device", fact.text.partition(" on ")[2] or fact.text
     for name, description in manifest.backends.items():
         if name not in backends:
             continue
         yield f"backend.{name}.label", description.label
-        for fact_name, value in description.facts.items():
+        for fact_name, value in description.texts.items():
             if fact_name not in _VOLATILE_BACKEND_FACTS:
                 yield f"backend.{name}.{fact_name}", value
     yield from _suite_fields(manifest.suite, backends)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.model import Confound, Fact
+from tare.bench.units import Unit
 
 
 class HostRoots(msgspec.Struct, frozen=True):
@@ -31,7 +32,7 @@ def read_facts(storage: Path, roots: HostRoots = _HERE) -> tuple[Fact, ...]:
 
 def summarise(facts: tuple[Fact, ...]) -> str:
     """One line about the host; what it runs under is a fact and a confound of its own."""
-    known = {fact.name: fact.value for fact in facts}
+    known = {fact.name: fact.text for fact in facts}
     parts = [
         f"{known.get('cpus', '?')} CPUs {known.get('cpu model', 'of an unknown model')}",
         known.get("memory", "memory unknown"),
@@ -43,7 +44,7 @@ def summarise(facts: tuple[Fact, ...]) -> str:
 
 def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> list[Confound]:
     """What about this host may explain a difference other than isolation, or hide one."""
-    known = {fact.name: fact.value for fact in facts}
+    known = {fact.name: fact.text for fact in facts}
     found = []
     if known.get("virtualization", "none seen") != "none seen":
         detail = (
@@ -75,10 +76,12 @@ def _facts(storage: Path, roots: HostRoots) -> Iterator[Fact]:
     yield Fact("host name", platform.node(), "uname")
     if model := _field(cpuinfo, "model name"):
         yield Fact("cpu model", model, source)
-    yield Fact("cpus", str(cpuinfo.count("processor\t:")), source)
+    cpus = cpuinfo.count("processor\t:")
+    yield Fact("cpus", str(cpus), source, cpus, Unit.COUNT)
     yield Fact("virtualization", _virtualization(cpuinfo, roots), f"{source}, {roots.sys}/class/dmi/id")
     if memory := _field(_read(roots.proc / "meminfo") or "", "MemTotal"):
-        yield Fact("memory", f"{int(memory.split()[0]) / 2**20:.1f} GiB", str(roots.proc / "meminfo"))
+        size = int(memory.split()[0]) * 2**10
+        yield Fact("memory", f"{size / 2**30:.1f} GiB", str(roots.proc / "meminfo"), size, Unit.BYTE)
     yield Fact("kernel", platform.release(), "uname")
     yield Fact("architecture", platform.machine(), "uname")
     release = _read(roots.etc / "os-release") or ""

@@ -346,6 +346,25 @@ class IsolationKind(StrEnum):
         return self in (IsolationKind.VIRTUAL_MACHINE, IsolationKind.EMULATED)
 
 
+class Fact(Struct, frozen=True):
+    """One fact about a host or a backend.
+
+    ``text`` is for people and for comparing, ``source`` where it was read. ``number`` is the exact value in the base
+    unit ``unit``, for facts that are quantities; nobody parses ``text``.
+    """
+
+    name: str
+    text: str
+    source: str = ""
+    number: float | None = None
+    unit: Unit | None = None
+
+
+def named_facts(texts: Mapping[str, str], source: str = "") -> dict[str, Fact]:
+    """Facts without a number, by name."""
+    return {name: Fact(name, text, source) for name, text in texts.items()}
+
+
 class BackendDescription(Struct, frozen=True):
     """What a backend turned out to be on this host once prepared.
 
@@ -358,8 +377,13 @@ class BackendDescription(Struct, frozen=True):
     label: str
     kind: IsolationKind
     accelerator: str = ""
-    facts: Mapping[str, str] = {}
+    facts: Mapping[str, Fact] = {}
     confounds: tuple[Confound, ...] = ()
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The facts' texts, by name."""
+        return {name: fact.text for name, fact in self.facts.items()}
 
     def __post_init__(self) -> None:
         try:
@@ -515,14 +539,6 @@ class RunStatus(StrEnum):
     RUNNING = "running"
     COMPLETE = "complete"
     INTERRUPTED = "interrupted"
-
-
-class Fact(Struct, frozen=True):
-    """One fact about the host, with where it was read. ``value`` is for people and for comparing."""
-
-    name: str
-    value: str
-    source: str
 
 
 class Manifest(Struct, frozen=True):

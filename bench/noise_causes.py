@@ -164,7 +164,7 @@ def _from_instances(disturbances: Sequence[Disturbance], busiest: str) -> Iterat
 
 
 def _from_facts(facts: Sequence[Fact]) -> Iterator[Cause]:
-    known = {fact.name: fact.value for fact in facts}
+    known = {fact.name: fact.text for fact in facts}
     if known.get("virtualization", "none seen") != "none seen":
         yield Cause(
             "virtual-machine",

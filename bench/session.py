@@ -327,7 +327,7 @@ def _refuse_other_conditions(path: Path, earlier: Manifest, now: Manifest) -> No
     """A run goes on only where it began: other conditions in the middle would be a confound that nobody sees."""
     differ = []
     names = ("host name", "cpu model", "cpus", "memory", "kernel", "storage file system")
-    before, after = ({fact.name: fact.value for fact in one.host} for one in (earlier, now))
+    before, after = ({fact.name: fact.text for fact in one.host} for one in (earlier, now))
     differ += [
         f"{name}: {before.get(name)} then, {after.get(name)} now"
         for name in names

@@ -89,7 +89,7 @@ def measure(reference: str, rounds: int) -> dict[str, Any]:
         image = find_image(reference, ledger)
         backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), VmOptions(), ()))
         stack.callback(backend.close)
-        facts = backend.prepare(image, envelope).facts
+        facts = backend.prepare(image, envelope).texts
         instance = stack.enter_context(backend.start(InstanceSpec(f"overhead-{os.getpid()}", image, envelope)))
         by_hand = ByHand(instance)
         values = {name: alternate(name, instance, by_hand, envelope, rounds) for name in WORKLOADS}

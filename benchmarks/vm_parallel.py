@@ -68,7 +68,7 @@ def measure(guests: int, cpus: int, reference: str) -> dict[str, Any]:
         image = find_image(reference, ledger)
         backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), VmOptions(), ()))
         stack.callback(backend.close)
-        facts = backend.prepare(image, envelope).facts
+        facts = backend.prepare(image, envelope).texts
         began = time.monotonic()
         specs = [InstanceSpec(f"{prefix}{number}", image, envelope) for number in range(guests)]
         answered, ready, asked = _run(backend, specs)

@@ -94,7 +94,7 @@ def measure(reference: str, rounds: int, busybox: Path) -> dict[str, Any]:
         image = find_image(reference, ledger)
         backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), VmOptions(), ()))
         stack.callback(backend.close)
-        facts = backend.prepare(image, envelope).facts
+        facts = backend.prepare(image, envelope).texts
         by_hand = ByHand(ledger, folder, image, envelope, facts["accel"])
         naive = NaiveGuest(
             ledger, folder, image, cpus=envelope.cpus, memory_bytes=envelope.memory_bytes, busybox=busybox

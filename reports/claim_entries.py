@@ -114,7 +114,7 @@ def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult
 
 def _kernel_entries(analysis: Analysis, backends: list[Backend]) -> Iterator[Entry]:
     """1 where a program inside saw the host's kernel release, else 0."""
-    hosts = next((fact.value for fact in analysis.manifest.host if fact.name == "kernel"), "")
+    hosts = next((fact.text for fact in analysis.manifest.host if fact.name == "kernel"), "")
     for backend in backends:
         for seen in dict.fromkeys(kernels_seen(analysis, backend.name)) if hosts else ():
             told = f"Linux {one_line(seen, 60)}, the host's is {one_line(hosts, 60)}"

@@ -5,7 +5,6 @@ from enum import StrEnum
 from typing import Literal
 
 from tare.bench.model import EventKind, IsolationKind, Manifest
-from tare.bench.units import parse_size
 from tare.reports.analysis import Analysis
 
 Reference = Literal["envelope_memory", "host_memory_to_envelope", "host_cpus_to_envelope", "image_tree", "image_disk"]
@@ -50,12 +49,11 @@ def references(manifest: Manifest) -> dict[str, float]:
     envelope, sizes = manifest.envelope, image_sizes(manifest)
     known: dict[str, float] = {"envelope_memory": envelope.memory_bytes}
     known |= {f"image_{new}": sizes[old] for new, old in (("tree", "rootfs"), ("disk", "disk")) if old in sizes}
-    facts = {fact.name: fact.value for fact in manifest.host}
-    memory = facts.get("memory", "")
-    if memory.endswith("GiB"):
-        known["host_memory_to_envelope"] = parse_size(memory) / envelope.memory_bytes
-    if facts.get("cpus", "").isdecimal():
-        known["host_cpus_to_envelope"] = int(facts["cpus"]) / len(envelope.cpus)
+    host = {fact.name: fact.number for fact in manifest.host}
+    if (memory := host.get("memory")) is not None:
+        known["host_memory_to_envelope"] = memory / envelope.memory_bytes
+    if (cpus := host.get("cpus")) is not None:
+        known["host_cpus_to_envelope"] = cpus / len(envelope.cpus)
     return known
 
 

@@ -86,7 +86,7 @@ def host_virtualization(analysis: Analysis) -> str | None:
     """What the host itself runs in, or None if it is not known to be a virtual machine."""
     for fact in analysis.manifest.host:
         if fact.name == "virtualization":
-            value = fact.value.strip()
+            value = fact.text.strip()
             return None if value.lower().startswith(("none", "unknown")) or not value else value
     return None
 

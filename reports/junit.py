@@ -199,7 +199,7 @@ def _timestamp(manifest: Manifest) -> str:
 
 
 def _host_name(manifest: Manifest) -> str:
-    names = (fact.value for fact in manifest.host if fact.name == "host name")
+    names = (fact.text for fact in manifest.host if fact.name == "host name")
     return _attribute(next(names, "unknown"))
 
 

@@ -22,7 +22,7 @@ def path_sentence(subject: Subject, manifest: Manifest, backends: list[Backend])
         backend.label: path
         for backend in backends
         if backend.name in manifest.backends
-        and (path := find_path(manifest.backends[backend.name].facts, place)) is not None
+        and (path := find_path(manifest.backends[backend.name].texts, place)) is not None
     }
     told = "; ".join(f"{one_line(label)}: {one_line(path, 200)}" for label, path in known.items())
     return f"Path to the server ({one_line(place)}): {told}." if told else ""

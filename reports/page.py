@@ -75,7 +75,7 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "manifest": manifest,
         "baseline": analysis.baseline,
         "backends": analysis.backends,
-        "backend_facts": {name: backend.facts for name, backend in manifest.backends.items()},
+        "backend_facts": {name: backend.texts for name, backend in manifest.backends.items()},
         "virtualization": findings.host_virtualization(analysis),
         "sections": sections,
         "subjects_present": bool(sections),

@@ -99,7 +99,7 @@ def _metadata(manifest: Manifest, key: tuple[str, ...], sample: Sample) -> dict[
 
 def _host(manifest: Manifest) -> dict[str, Any]:
     """The host, under the names that pyperf itself gives its own metadata."""
-    facts = {fact.name: one_line(fact.value) for fact in manifest.host}
+    facts = {fact.name: one_line(fact.text) for fact in manifest.host}
     system = "-".join(part for part in (facts.get("kernel", ""), facts.get("architecture", "")) if part)
     named = {
         "hostname": facts.get("host name", ""),

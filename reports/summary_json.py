@@ -61,14 +61,14 @@ def summarise_run(run: LoadedRun) -> dict[str, Any]:
         "seed": manifest.seed,
         "started_utc": manifest.started_utc,
         "ended_utc": manifest.ended_utc,
-        "host": {fact.name: fact.value for fact in manifest.host},
+        "host": {fact.name: fact.text for fact in manifest.host},
         "host_virtualization": findings.host_virtualization(analysis),
         "baseline": analysis.baseline.name if analysis.baseline is not None else None,
         "margin": analysis.margin,
         "backends": {
             backend.name: {
                 "label": backend.label,
-                "facts": dict(manifest.backends[backend.name].facts) if backend.name in manifest.backends else {},
+                "facts": manifest.backends[backend.name].texts if backend.name in manifest.backends else {},
                 "available": backend.name not in manifest.unavailable,
             }
             for backend in analysis.backends

@@ -27,6 +27,7 @@ from tare.bench.model import (
     Metric,
     RunStatus,
     Sample,
+    named_facts,
 )
 from tare.bench.units import Unit
 
@@ -278,25 +279,27 @@ class _Writer:
 def _descriptions(recipe: Recipe) -> dict[str, BackendDescription]:
     tcg = Confound("accel-tcg", "KVM did not boot a guest here: the guest's processor is emulated in software", "vm")
     known = {
-        "bare-metal": BackendDescription("bare-metal", IsolationKind.BARE_METAL, facts={"isolation": "chroot"}),
+        "bare-metal": BackendDescription(
+            "bare-metal", IsolationKind.BARE_METAL, facts=named_facts({"isolation": "chroot"})
+        ),
         "native": BackendDescription(
             "native",
             IsolationKind.CONTAINER,
             "",
-            {"namespaces": "mount, pid, net, uts, ipc, cgroup", "cgroup": "v1"},
+            named_facts({"namespaces": "mount, pid, net, uts, ipc, cgroup", "cgroup": "v1"}),
             (Confound("native-no-apparmor", "AppArmor is not available: no profile confines the container", "native"),),
         ),
         "vm": BackendDescription(
             "vm (tcg)",
             IsolationKind.EMULATED,
             "tcg",
-            {"accel": "tcg", "machine": "q35", "qemu": "7.2.22"},
+            named_facts({"accel": "tcg", "machine": "q35", "qemu": "7.2.22"}),
             (tcg,),
         ),
     }
     present = [name for name in recipe.backends if name not in recipe.missing]
     return {
-        name: known.get(name, BackendDescription(name, IsolationKind.SANDBOX, facts={name: HOSTILE[2]}))
+        name: known.get(name, BackendDescription(name, IsolationKind.SANDBOX, facts=named_facts({name: HOSTILE[2]})))
         for name in present
     }
 

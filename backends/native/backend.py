@@ -17,7 +17,16 @@ from tare.backends.native.seccomp import INTENT, Filters, compile_filters, probe
 from tare.backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, is_privileged, probe_way
 from tare.bench.errors import UnsupportedError
 from tare.bench.interfaces import BackendContext, Instance
-from tare.bench.model import Availability, BackendDescription, Confound, Envelope, Image, InstanceSpec, IsolationKind
+from tare.bench.model import (
+    Availability,
+    BackendDescription,
+    Confound,
+    Envelope,
+    Image,
+    InstanceSpec,
+    IsolationKind,
+    named_facts,
+)
 from tare.bench.network_path import LOOPBACK, ServerPlace, describe_paths
 
 if TYPE_CHECKING:
@@ -184,19 +193,23 @@ class Native(HostKernelBackend):
         return BackendDescription(
             label="native (container)",
             kind=IsolationKind.CONTAINER,
-            facts={
-                "namespaces": ",".join(self._chosen_namespaces()),
-                "root": f"overlay, upper layer {'in memory (tmpfs)' if in_memory else 'on disk'}",
-                "network": _NETWORKS[self.options.network],
-                **_PATHS[self.options.network],
-                "capabilities": ",".join(self._capabilities()) or "none",
-                "no_new_privs": "yes",
-                "profile": _PROFILES[options.profile],
-                "seccomp": f"default (Docker's intent, {self._filters.allowed} calls allowed)" if filtered else "none",
-                **({"seccomp follows": INTENT} if filtered else {}),
-                **self._user_namespace(),
-                **({"boot clock": f"{options.boot_offset_s:+d} s"} if options.time_namespace else {}),
-            },
+            facts=named_facts(
+                {
+                    "namespaces": ",".join(self._chosen_namespaces()),
+                    "root": f"overlay, upper layer {'in memory (tmpfs)' if in_memory else 'on disk'}",
+                    "network": _NETWORKS[self.options.network],
+                    **_PATHS[self.options.network],
+                    "capabilities": ",".join(self._capabilities()) or "none",
+                    "no_new_privs": "yes",
+                    "profile": _PROFILES[options.profile],
+                    "seccomp": f"default (Docker's intent, {self._filters.allowed} calls allowed)"
+                    if filtered
+                    else "none",
+                    **({"seccomp follows": INTENT} if filtered else {}),
+                    **self._user_namespace(),
+                    **({"boot clock": f"{options.boot_offset_s:+d} s"} if options.time_namespace else {}),
+                },
+            ),
             confounds=(
                 *([] if filtered else [Confound("no-seccomp", _NO_SECCOMP, self.name)]),
                 *([Confound("upper-in-memory", _UPPER_IN_MEMORY, self.name)] if in_memory else []),

@@ -45,6 +45,7 @@ from tare.bench.model import (
     InstanceSpec,
     Phase,
     StartTimeline,
+    named_facts,
 )
 from tare.bench.trees import remove_tree
 
@@ -147,10 +148,10 @@ class HostKernelBackend(Backend):
         own = self._describe(layout)
         controllers = ",".join(sorted(layout.granted()))
         init = "python" if self._resident is None else f"python, c ({self._resident[0].library}) when idle"
-        facts = {"init": init, "cgroups": layout.version.value, "controllers": controllers, **own.facts}
+        told = named_facts({"init": init, "cgroups": layout.version.value, "controllers": controllers})
         unprivileged = confounds_of(self._way, image.rootfs, self.name)
         confounds = (*own.confounds, *unprivileged, *unaccounted)
-        return msgspec.structs.replace(own, facts=facts, confounds=confounds)
+        return msgspec.structs.replace(own, facts={**told, **own.facts}, confounds=confounds)
 
     def explain(self, spec: InstanceSpec) -> list[str]:
         """See ``Backend.explain``."""

@@ -56,14 +56,17 @@ from tare.bench.model import (
     Availability,
     BackendDescription,
     Envelope,
+    Fact,
     Image,
     InstanceSpec,
     IsolationKind,
     Phase,
     StartTimeline,
+    named_facts,
 )
 from tare.bench.network_path import ServerPlace
 from tare.bench.packages import load_packages, remedy_for
+from tare.bench.units import Unit
 
 if TYPE_CHECKING:
     from tare.backends.bare_metal import HostSide
@@ -279,7 +282,7 @@ class VirtualMachine(Backend):
     def _describe(self, ground: Ground) -> BackendDescription:
         accelerator, options = ground.acceleration.accelerator, ground.options
         thread = "iothread" if options.iothread else "main loop"
-        facts = {
+        texts = {
             "accel": accelerator.value,
             "accel_reason": ground.acceleration.reason,
             "qemu": ground.emulator.version,
@@ -300,11 +303,14 @@ class VirtualMachine(Backend):
             "guest_kernel": ground.image.kernel_version,
         }
         if options.scratch is Scratch.VIRTIOFS:
-            facts["scratch_disk"] = f"virtiofs,{SHARE_OPTIONS}"
+            texts["scratch_disk"] = f"virtiofs,{SHARE_OPTIONS}"
+        facts = named_facts(texts)
         if ground.saved is not None:
-            facts["saved_memory"] = f"{allocated_bytes(ground.saved.file)} bytes"
+            saved = allocated_bytes(ground.saved.file)
+            facts["saved_memory"] = Fact("saved_memory", f"{saved} bytes", "st_blocks", saved, Unit.BYTE)
         if accelerator is Accelerator.TCG:
-            facts["tcg_tb_cache"] = f"{TB_CACHE_MIB} MiB"
+            cache = f"{TB_CACHE_MIB} MiB"
+            facts["tcg_tb_cache"] = Fact("tcg_tb_cache", cache, "", TB_CACHE_MIB * 2**20, Unit.BYTE)
         return BackendDescription(
             f"vm ({accelerator.value})",
             IsolationKind.VIRTUAL_MACHINE if accelerator is Accelerator.KVM else IsolationKind.EMULATED,

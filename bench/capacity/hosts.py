@@ -7,7 +7,6 @@ from enum import StrEnum
 import msgspec
 
 from tare.bench.model import Manifest
-from tare.bench.units import parse_size
 
 MEMORY_CGROUPS = 65_535
 """The kernel numbers memory cgroups with 16 bits (``MEM_CGROUP_ID_MAX``); every instance has at least one."""
@@ -98,8 +97,6 @@ def find_problem(host: HostType) -> tuple[str, str] | None:
 
 def find_measured_host(manifest: Manifest) -> HostType | None:
     """The host of a run, as far as it tells of itself (not its disk); None without its CPUs or its memory."""
-    facts = {fact.name: fact.value for fact in manifest.host}
-    try:
-        return HostType("the measured host", float(facts["cpus"]), parse_size(facts["memory"]))
-    except (KeyError, ValueError):
-        return None
+    known = {fact.name: fact.number for fact in manifest.host}
+    cpus, memory = known.get("cpus"), known.get("memory")
+    return None if cpus is None or memory is None else HostType("the measured host", cpus, int(memory))

@@ -105,7 +105,7 @@ def make_type(
         caps=_caps(cell, raised),
         scaling=_scaling(cell),
         cpus_measured=cpus,
-        notes=tuple(maker.notes(description.facts.get("tcg_tb_cache", ""))),
+        notes=tuple(maker.notes(description.texts.get("tcg_tb_cache", ""))),
     )
 
 

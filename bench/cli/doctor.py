@@ -49,7 +49,7 @@ def doctor_command() -> ExitCode:
     for confound in host_confounds(facts, usable[-1:]):
         console.print(f"caveat: {escape(confound.detail)}", soft_wrap=True)
     for fact in tuned_facts(journal_file(), HostRoots()):
-        console.print(f"tuned by tare: {escape(fact.value)}; put back with `tare tune restore`", soft_wrap=True)
+        console.print(f"tuned by tare: {escape(fact.text)}; put back with `tare tune restore`", soft_wrap=True)
     failed = [check for check in checks if not check.works and check.needed]
     console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} do not work here")
     return ExitCode.NOT_READY if failed else ExitCode.OK

@@ -33,7 +33,7 @@ def instance(request, image, tmp_path_factory):
         elif request.param == "glibc":
             patch.setattr(resident, "_COMPILERS", {"musl": "no-such-compiler", "glibc": "gcc"})
         with Ledger(folder / "ledger") as ledger, start_backend("native", image, folder / "work", ledger) as backend:
-            facts = backend.prepare(image, ENVELOPE).facts
+            facts = backend.prepare(image, ENVELOPE).texts
             smaller = request.param != "python"
             assert facts["init"] == (f"python, c ({request.param}) when idle" if smaller else "python")
             with backend.start(spec("init", image)) as started:

@@ -136,8 +136,8 @@ def test_host_mode_shares_the_hosts_network(image, tmp_path):
     options = NativeOptions(network=Network.HOST)
     with Ledger(tmp_path / "ledger") as ledger, start_backend("native", image, tmp_path, ledger, options) as backend:
         description = backend.prepare(image, ENVELOPE)
-        assert description.facts["network"] == "the host's"
-        assert "net" not in description.facts["namespaces"].split(",")
+        assert description.texts["network"] == "the host's"
+        assert "net" not in description.texts["namespaces"].split(",")
         assert "own-network" not in {confound.code for confound in description.confounds}
         with backend.start(spec("host", image)) as instance:
             assert instance.address == "127.0.0.1"
@@ -155,8 +155,8 @@ def test_a_container_without_a_network_has_no_other_side(image, tmp_path):
 
 def test_veth_is_a_fact_and_a_confound(veth, image):
     described = veth._describe(veth._prepared.layout)
-    assert "veth" in described.facts["network"]
-    assert find_path(described.facts, "other-instance") == "veth, bridge, veth"
+    assert "veth" in described.texts["network"]
+    assert find_path(described.texts, "other-instance") == "veth, bridge, veth"
     assert [confound.code for confound in described.confounds].count("own-network") == 1
 
 

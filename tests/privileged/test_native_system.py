@@ -24,7 +24,7 @@ def test_systemd_boots_serves_and_leaves_nothing(catalogue_image, tmp_path):
         Ledger(tmp_path / "ledger") as ledger,
         start_backend("native", catalogue_image, tmp_path / "work", ledger, FULL) as backend,
     ):
-        assert backend.prepare(catalogue_image, ENVELOPE).facts["profile"].startswith("full: ")
+        assert backend.prepare(catalogue_image, ENVELOPE).texts["profile"].startswith("full: ")
         with backend.start(spec("system", catalogue_image)) as instance:
             assert said(instance, "cat", "/proc/1/comm") == ["systemd"]
             assert said(instance, "systemctl", "is-active", "multi-user.target", "dbus.service") == ["active", "active"]

@@ -59,7 +59,7 @@ with Ledger(Path(sys.argv[2])) as ledger:
     told["probe"] = backend.probe()
     try:
         description = backend.prepare(image, envelope)
-        told["facts"] = description.facts
+        told["facts"] = description.texts
         told["confounds"] = {confound.code: confound.detail for confound in description.confounds}
         with backend.start(InstanceSpec("user", image, envelope)) as instance:
             for argv, timeout_s in commands:

@@ -126,8 +126,8 @@ def test_acceleration_is_what_was_proved(ledger, cache, backend, image, tmp_path
     description = lenient.prepare(image, ENVELOPE)
     lenient.close()
     assert description.label == "vm (tcg)"
-    assert description.facts["accel"] == "tcg"
-    assert f"({description.facts['accel_reason']})" in outcome
+    assert description.texts["accel"] == "tcg"
+    assert f"({description.texts['accel_reason']})" in outcome
     assert "accel-tcg" in [confound.code for confound in description.confounds]
 
 
@@ -315,7 +315,7 @@ def test_a_full_disk_under_the_guest_is_an_error_inside(ledger, cache, image, tm
         backend.close()
     finally:
         run(["umount", str(tmp_path)], timeout_s=10)
-    assert "scratch_disk" in description.facts
+    assert "scratch_disk" in description.texts
 
 
 def test_guests_that_start_together_all_answer(guests):

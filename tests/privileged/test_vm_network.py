@@ -116,7 +116,7 @@ def test_two_guests_and_the_host_s_side_are_on_one_bridge(image, tmp_path):
             backend.close()
         assert ledger.entries() == ()
     assert host_links() == before, "the host's own network is not ours to change"
-    path = find_path(described.facts, "other-instance")
+    path = find_path(described.texts, "other-instance")
     assert path.startswith("virtio-net, ")
     assert path.split(", ").count("tap") == 2
     codes = [confound.code for confound in described.confounds]

@@ -94,8 +94,8 @@ def test_a_model_apart_on_memfd_with_a_shared_folder(start):
         assert "virtiofsd" in names
     assert not shared.exists()
     assert "more-cpus-than-others" in [confound.code for confound in description.confounds]
-    assert description.facts["cpu_model"] == "Westmere"
-    assert description.facts["scratch_disk"].startswith("virtiofs,")
+    assert description.texts["cpu_model"] == "Westmere"
+    assert description.texts["scratch_disk"].startswith("virtiofs,")
 
 
 def check_share(instance, shared):
@@ -148,8 +148,8 @@ def test_huge_pages_unpinned_with_qcow2_on_scsi(start, huge_pages):
         footprint = instance.footprint()
         assert footprint.guest_ram_bytes == pytest.approx(ENVELOPE.memory_bytes, rel=0.1)
         assert 0 < footprint.disk_owned_bytes < footprint.disk_shared_bytes
-    assert description.facts["memory_backing"] == "hugepages"
-    assert description.facts["scratch_disk"].startswith("virtio-scsi,qcow2,cache=directsync,io=io_uring,main loop")
+    assert description.texts["memory_backing"] == "hugepages"
+    assert description.texts["scratch_disk"].startswith("virtio-scsi,qcow2,cache=directsync,io=io_uring,main loop")
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_guest_of_a_daemon_lives_in_its_instance_s_cgroup(start, system_uri):
         assert marks[Phase.REQUESTED] < marks[Phase.CREATED] < marks[Phase.FIRST_INSTRUCTION] < marks[Phase.READY]
     assert not Path(f"/proc/{instance.pid}").exists()
     assert "start-not-charged" in [confound.code for confound in description.confounds]
-    assert description.facts["connection"] == system_uri
+    assert description.texts["connection"] == system_uri
 
 
 def test_a_daemon_that_does_not_answer_is_told_as_such(start, tmp_path):

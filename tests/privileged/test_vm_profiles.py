@@ -47,7 +47,7 @@ def start(cache, tmp_path):
             if not found.available:
                 pytest.skip(f"vm is not available here: {found.reason}")
             backends.append(backend)
-            assert backend.prepare(image, ENVELOPE).facts["profile"].startswith(f"{profile}: ")
+            assert backend.prepare(image, ENVELOPE).texts["profile"].startswith(f"{profile}: ")
             return backend.start(InstanceSpec(f"vmprofile-{os.getpid()}", image, ENVELOPE))
 
         yield started

@@ -31,8 +31,8 @@ def make(tmp_path):
             content["backends"]["vm"]["kind"] = {"tcg": "emulated", "kvm": "virtual-machine"}[accel]
             content["backends"]["vm"]["label"] = f"vm ({accel})"
         content["image"]["sizes"] = {"rootfs": TREE, "disk": 170 * MIB, "kernel": 14 * MIB, "initramfs": 2 * MIB}
-        for name, value in (("memory", "16.0 GiB"), ("cpus", "2")):
-            content["host"].append({"name": name, "value": value, "source": "proc"})
+        for name, text, number in (("memory", "16.0 GiB", 2**34), ("cpus", "2", 2)):
+            content["host"].append({"name": name, "text": text, "number": number})
         if change:
             change(content)
         (run / "manifest.json").write_text(json.dumps(content), "utf-8")

@@ -48,7 +48,7 @@ def set_fact(name, value):
     def change(content):
         for fact in content["host"]:
             if fact["name"] == name:
-                fact["value"] = value
+                fact["text"] = value
 
     return change
 
@@ -153,7 +153,9 @@ DIFFERENCES = {
     "host.virtualization": set_fact("virtualization", "none seen"),
     "image.digest": lambda content: content["image"].update(digest="sha256:cd34"),
     "envelope.memory_bytes": lambda content: content["envelope"].update(memory_bytes=2**30),
-    "backend.vm.accel": lambda content: content["backends"]["vm"]["facts"].update(accel="kvm"),
+    "backend.vm.accel": lambda content: content["backends"]["vm"]["facts"].update(
+        accel={"name": "accel", "text": "kvm"}
+    ),
     "tare": lambda content: content.update(tare_version="0.2.0"),
 }
 

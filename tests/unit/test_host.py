@@ -44,7 +44,7 @@ def roots(tmp_path) -> HostRoots:
 
 
 def known(facts: tuple[Fact, ...]) -> dict[str, str]:
-    return {fact.name: fact.value for fact in facts}
+    return {fact.name: fact.text for fact in facts}
 
 
 def test_what_the_host_tells(roots):

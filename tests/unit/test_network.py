@@ -14,7 +14,7 @@ from tare.backends.vm import network
 from tare.backends.vm.network import GuestNetwork, probe_network
 from tare.backends.vm.options import Network
 from tare.bench.errors import BackendError, SuiteError, UnavailableError
-from tare.bench.model import BackendDescription, Category, IsolationKind, WorkloadTraits
+from tare.bench.model import BackendDescription, Category, IsolationKind, WorkloadTraits, named_facts
 from tare.bench.network_path import describe_paths, find_path
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.store import load_run
@@ -164,7 +164,7 @@ def manifest(tmp_path_factory):
     run = load_run(write_run(tmp_path_factory.mktemp("runs") / "run", small))
     found = describe_paths(inside="lo", other="veth, bridge, veth")
     described = {
-        "native": BackendDescription("native (container)", IsolationKind.CONTAINER, facts=found),
+        "native": BackendDescription("native (container)", IsolationKind.CONTAINER, facts=named_facts(found)),
         "old": BackendDescription("old", IsolationKind.SANDBOX),
     }
     traits = {"net": WorkloadTraits(Category.NETWORK, fixed_time=True)}

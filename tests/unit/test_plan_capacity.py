@@ -20,7 +20,7 @@ from tare.bench.capacity.packing import Demand, pack
 from tare.bench.capacity.plan import plan_host
 from tare.bench.cli.main import app
 from tare.bench.errors import SuiteError
-from tare.bench.model import BackendDescription, Envelope, Event, EventKind, Fact, IsolationKind, Sample
+from tare.bench.model import BackendDescription, Envelope, Event, EventKind, Fact, IsolationKind, Sample, named_facts
 from tare.bench.store import RunStore, load_run
 from tare.bench.units import Unit
 from tests.unit.test_capacity_cost import TRUE_COST, simulated
@@ -55,12 +55,12 @@ def write_density(
     described = BackendDescription("native", IsolationKind.CONTAINER)
     if accel:
         kind = IsolationKind.EMULATED if accel == "tcg" else IsolationKind.VIRTUAL_MACHINE
-        described = BackendDescription(f"vm ({accel})", kind, accel, {"tcg_tb_cache": "48 MiB"})
+        described = BackendDescription(f"vm ({accel})", kind, accel, named_facts({"tcg_tb_cache": "48 MiB"}))
     manifest = msgspec.structs.replace(
         MANIFEST,
         envelope=Envelope((0,), 256 * MIB, 64 * MIB, 64),
         backends={"vm" if accel else "native": described},
-        host=(Fact("cpus", "2", "x"), Fact("memory", "24.0 GiB", "x")),
+        host=(Fact("cpus", "2", "x", 2), Fact("memory", "24.0 GiB", "x", 24 * 2**30)),
     )
     backend = next(iter(manifest.backends))
     random = np.random.default_rng(1)

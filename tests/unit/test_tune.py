@@ -312,7 +312,7 @@ def test_two_at_once_do_not_mix(root):
 def test_runs_record_what_was_tuned(root):
     tuning(root).apply([wish("aslr"), wish("thp")], CPUS)
     (fact,) = tuned_facts(root.parent / "state/tune.json", HostRoots(root / "proc", root / "sys"))
-    assert fact.value == "aslr 2, thp madvise"
+    assert fact.text == "aslr 2, thp madvise"
 
 
 def test_what_is_shown(root):

@@ -25,6 +25,7 @@ from tare.bench.model import (
     Phase,
     StartTimeline,
     Usage,
+    named_facts,
 )
 from tare.bench.packages import remedy_for
 from tare.bench.process import PIPE, Popen, TimeoutExpired, find_tool
@@ -126,7 +127,7 @@ class Unshare(Backend):
         return BackendDescription(
             label="unshare",
             kind=IsolationKind.CONTAINER,
-            facts={"namespaces": "mnt, pid, ipc, uts", "network": "the host's"},
+            facts=named_facts({"namespaces": "mnt, pid, ipc, uts", "network": "the host's"}),
             confounds=(Confound("no-limits", detail, self.name),),
         )
 

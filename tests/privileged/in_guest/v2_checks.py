@@ -61,8 +61,8 @@ def test_this_host_has_v2_only():
 
 def test_nothing_is_said_to_be_missing(backend, image):
     description = backend.prepare(image, ENVELOPE)
-    assert description.facts["cgroups"] == "v2"
-    assert set(description.facts["controllers"].split(",")) >= CONTROLLERS
+    assert description.texts["cgroups"] == "v2"
+    assert set(description.texts["controllers"].split(",")) >= CONTROLLERS
     assert not [confound.code for confound in description.confounds if confound.code.endswith("-controller")]
 
 
