@@ -1,5 +1,6 @@
 """Stored runs of other versions: older ones are brought into the present shape, and unknown fields are left out."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import msgspec.inspect
 
 from tare.bench.model import SCHEMA_VERSION, IsolationKind
+from tare.bench.units import Unit, parse_size
 
 
 def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,10 +20,17 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_1(manifest: dict[str, Any]) -> None:
-    """To schema 2: a backend says its kind, which was in its facts, its namespaces or its type in the suite."""
+    """To schema 2.
+
+    A backend says its kind, which was in its facts, its namespaces or its type in the suite. A fact has a
+    text, and a quantity a number and a unit; the host's had a ``value``, a backend's were texts by name.
+    """
     types = {one.get("name") or one.get("type"): one.get("type") for one in manifest["suite"].get("backend", ())}
+    manifest["host"] = [_numbered(fact) for fact in manifest["host"]]
     manifest["backends"] = {
-        name: _kind_of(described.get("facts", {}), types.get(name, name)) | described
+        name: _kind_of(described.get("facts", {}), types.get(name, name))
+        | described
+        | {"facts": {fact: {"name": fact, "text": text} for fact, text in described.get("facts", {}).items()}}
         for name, described in manifest["backends"].items()
     }
 
@@ -34,6 +43,17 @@ def _kind_of(facts: Mapping[str, str], backend_type: str) -> dict[str, str]:
         return {"kind": IsolationKind.CONTAINER}
     known = {"bare-metal": IsolationKind.BARE_METAL, "native": IsolationKind.CONTAINER}
     return {"kind": known.get(backend_type, IsolationKind.SANDBOX)}
+
+
+def _numbered(fact: Mapping[str, str]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        match fact["name"]:
+            case "cpus":
+                parsed = {"number": float(fact["value"]), "unit": Unit.COUNT}
+            case "memory":
+                parsed = {"number": parse_size(fact["value"]), "unit": Unit.BYTE}
+    return {"name": fact["name"], "text": fact["value"], "source": fact["source"], **parsed}
 
 
 _STEPS: Mapping[int, Callable[[dict[str, Any]], None]] = {1: _from_1}

@@ -250,6 +250,10 @@ def test_a_run_of_an_older_version_is_readable(monday, tuesday):
                 del content["envelope"][field]
         content["schema_version"] = 1
         content["image"].pop("sizes", None)
+        for fact in content["host"]:
+            fact["value"] = fact.pop("text")
+        for backend in content["backends"].values():
+            backend["facts"] = {name: fact["text"] for name, fact in backend["facts"].items()}
 
     edit_manifest(tuesday, age)
     edit_manifest(monday, age)

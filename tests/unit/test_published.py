@@ -25,7 +25,7 @@ def analysed(folder, params, *, accel="tcg"):
     subject = Subject("fio", params, ((READS, 48_200.0, -0.8),), 1.0)
     run = write_run(folder / "run", replace(QUICK, subjects=(subject,), iterations=2))
     content = json.loads((run / "manifest.json").read_text("utf-8"))
-    content["backends"]["vm"]["facts"]["accel"]["text"] = accel
+    content["backends"]["vm"]["kind"] = {"tcg": "emulated", "kvm": "virtual-machine"}[accel]
     (run / "manifest.json").write_text(json.dumps(content), "utf-8")
     return analyse(load_run(run))
 

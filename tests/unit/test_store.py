@@ -10,16 +10,8 @@ import msgspec
 import pytest
 
 from tare.bench.errors import RunDirectoryError, StoreError
-from tare.bench.model import (
-    SCHEMA_VERSION,
-    Completed,
-    Envelope,
-    Event,
-    EventKind,
-    Manifest,
-    RunStatus,
-    Sample,
-)
+from tare.bench.model import SCHEMA_VERSION, Completed, Envelope, Event, EventKind, Fact, Manifest, RunStatus, Sample
+from tare.bench.older_runs import upgraded
 from tare.bench.store import RunStore, attempt_of, done_instances, load_run
 from tare.bench.units import Unit
 
@@ -200,3 +192,18 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_the_manifest_is_replaced_whole(tmp_path):
     with RunStore(tmp_path, MANIFEST):
         assert not list(Path(tmp_path).glob("*.part"))
+
+
+def test_facts_of_the_first_schema_get_their_numbers_once():
+    host = [
+        {"name": name, "value": value, "source": "x"}
+        for name, value in (("memory", "23.5 GiB"), ("cpus", "?"), ("kernel", "6.18"))
+    ]
+    manifest = upgraded(
+        {"schema_version": 1, "suite": {}, "host": host, "backends": {"vm": {"facts": {"accel": "tcg"}}}}
+    )
+    memory, cpus, kernel = (msgspec.convert(fact, Fact) for fact in manifest["host"])
+    assert memory == Fact("memory", "23.5 GiB", "x", 25232932864, Unit.BYTE)
+    assert cpus == Fact("cpus", "?", "x")
+    assert kernel == Fact("kernel", "6.18", "x")
+    assert manifest["backends"]["vm"]["facts"] == {"accel": {"name": "accel", "text": "tcg"}}
