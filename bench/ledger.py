@@ -83,7 +83,7 @@ class _Book:
         self.open = {entry.number: entry for entry in _decode(left)}
         self._next = max(self.open, default=0) + 1
         self._torn = bool(left) and not left.endswith(b"\n")
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def enter(self, kind: ResourceKind, targets: Sequence[str]) -> tuple[Entry, ...]:
         with self.lock:

@@ -1,10 +1,15 @@
 """Where tare keeps what outlives one command: the cache, the state and the work folder.
 
 Each folder has an environment variable that overrides it. Nothing here makes a folder: whoever writes there does.
+What is there already must be this user's own (``require_own``): root follows whatever it finds below.
 """
 
+import contextlib
 import os
+import stat
 from pathlib import Path
+
+from tare.bench.errors import TareError
 
 CACHE_VARIABLE = "TARE_CACHE_DIR"
 STATE_VARIABLE = "TARE_STATE_DIR"
@@ -16,14 +21,14 @@ def cache_directory() -> Path:
     # platformdirs takes a few milliseconds to import, which `tare --help` should not pay.
     from platformdirs import user_cache_path
 
-    return _overridden(CACHE_VARIABLE) or user_cache_path("tare")
+    return require_own(_overridden(CACHE_VARIABLE) or user_cache_path("tare"), CACHE_VARIABLE)
 
 
 def state_directory() -> Path:
     """What has to survive: the ledger of things that may have to be cleaned up."""
     from platformdirs import user_state_path
 
-    return _overridden(STATE_VARIABLE) or user_state_path("tare")
+    return require_own(_overridden(STATE_VARIABLE) or user_state_path("tare"), STATE_VARIABLE)
 
 
 def ledger_directory() -> Path:
@@ -38,7 +43,38 @@ def work_directory() -> Path:
     user has one of its own, ``/var/tmp/tare-UID``.
     """
     own = "tare" if os.geteuid() == 0 else f"tare-{os.geteuid()}"
-    return _overridden(WORK_VARIABLE) or Path("/var/tmp") / own  # noqa: S108 - each instance makes a folder of its own
+    return require_own(_overridden(WORK_VARIABLE) or Path("/var/tmp") / own, WORK_VARIABLE)  # noqa: S108 - checked
+
+
+def require_own(folder: Path, variable: str) -> Path:
+    """``folder`` if nobody but this user (or root) decides what is in it, or if it is not there yet.
+
+    Raises TareError, with the environment ``variable`` that names another folder: if it belongs to another user, if
+    others may write to it or to a folder above it (sticky folders like /tmp are fine), or if another user made a link
+    on the way to it.
+    """
+    known = {0, os.geteuid()}
+    resolved = Path(os.path.realpath(folder))
+    for path in dict.fromkeys((folder, *folder.parents, resolved, *resolved.parents)):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if status.st_uid not in known and (path in {folder, resolved} or stat.S_ISLNK(status.st_mode)):
+                raise _not_own(folder, f"{path} belongs to user {status.st_uid}", variable)
+            if stat.S_ISDIR(status.st_mode) and _others_write(status):
+                raise _not_own(folder, f"others may write to {path} (mode {stat.S_IMODE(status.st_mode):o})", variable)
+    return folder
+
+
+def _others_write(status: os.stat_result) -> bool:
+    by_group = bool(status.st_mode & stat.S_IWGRP) and status.st_gid not in {0, os.getegid()}
+    return not status.st_mode & stat.S_ISVTX and (by_group or bool(status.st_mode & stat.S_IWOTH))
+
+
+def _not_own(folder: Path, why: str, variable: str) -> TareError:
+    return TareError(
+        f"{folder} is not safe to use: {why}, and could make tare change files elsewhere",
+        remedy=f"remove it or change its owner and mode, or set {variable} to a folder of your own",
+    )
 
 
 def _overridden(variable: str) -> Path | None:
