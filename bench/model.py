@@ -443,12 +443,16 @@ class InstanceSpec(Struct, frozen=True):
 
 
 class Cell(Struct, frozen=True):
-    """One point of the design. ``backend`` is its name in the suite; ``workload`` is empty for ``boot``."""
+    """One point of the design. ``backend`` is its name in the suite; ``workload`` is empty for ``boot``.
+
+    ``host`` is the fingerprint of the host, empty where there is only one.
+    """
 
     experiment: str
     workload: str
     params: Mapping[str, Any]
     backend: str
+    host: str = ""
 
     @property
     def key(self) -> str:
@@ -471,12 +475,12 @@ class PlannedInstance(Struct, frozen=True):
     cell: Cell
 
 
-class Sample(Struct, frozen=True):
+class Sample(Struct, frozen=True, omit_defaults=True):
     """One value of one metric of one iteration, as a line of ``samples.jsonl``.
 
     ``iteration`` counts from 0; ``warmup`` iterations are kept and left out of estimates. ``raw`` names
     the file under the run directory that holds the command's whole output, or is empty where the value
-    came from a mark or a meter.
+    came from a mark or a meter. ``host`` is the fingerprint of its host, which the manifest holds and no line.
     """
 
     instance: str
@@ -491,6 +495,7 @@ class Sample(Struct, frozen=True):
     iteration: int
     warmup: bool
     raw: str = ""
+    host: str = ""
 
 
 class HistogramRecord(Struct, frozen=True):
@@ -541,6 +546,13 @@ class RunStatus(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+class Fingerprint(Struct, frozen=True):
+    """Which host a run was made on: ``digest`` names it, ``made_from`` says by what."""
+
+    digest: str = ""
+    made_from: Mapping[str, str] = {}
+
+
 class Manifest(Struct, frozen=True):
     """``manifest.json``: everything about a run that is not a sample.
 
@@ -548,7 +560,7 @@ class Manifest(Struct, frozen=True):
     in the suite; a backend that was asked for and is not available stands in ``unavailable``.
     ``metrics`` is keyed by ``workload/metric`` or ``experiment/metric``, ``workloads`` by the workload's name; it is
     empty in runs from before there were traits. ``precision`` is what was asked of the subjects (``Cell.subject``) that
-    are sampled until they reach it.
+    are sampled until they reach it. ``fingerprint`` is the host's; it is empty in runs of schema 1.
     """
 
     schema_version: int
@@ -572,3 +584,4 @@ class Manifest(Struct, frozen=True):
     baseline: str = "bare-metal"
     workloads: Mapping[str, WorkloadTraits] = {}
     precision: Mapping[str, float] = {}
+    fingerprint: Fingerprint = Fingerprint()

@@ -259,6 +259,7 @@ class _LiveRun:
             iteration=iteration or 0,
             warmup=iteration is not None and self._experiment.warms_up and self.is_warmup(iteration),
             raw=raw,
+            host=self._runner.store.manifest.fingerprint.digest,
         )
         self._runner.store.add_sample(sample)
         self._runner.on_sample(sample)

@@ -18,6 +18,7 @@ from tare.bench.model import Sample, Struct
 from tare.bench.units import Unit
 
 TEXTS = ("instance", "experiment", "workload", "params", "backend", "metric", "unit", "raw")
+"""Those of a line; a table has ``host`` too."""
 NUMBERS: Mapping[str, type] = {"block": np.int64, "value": np.float64, "iteration": np.int64, "warmup": np.bool_}
 
 
@@ -31,7 +32,8 @@ class Texts(msgspec.Struct, frozen=True):
 class SampleTable(Sequence[Sample]):
     """Samples in the order in which they were measured.
 
-    ``texts`` holds the columns ``TEXTS`` (``params`` as mappings, ``unit`` as ``Unit``), ``numbers`` the ``NUMBERS``.
+    ``texts`` holds the columns ``TEXTS`` (``params`` as mappings, ``unit`` as ``Unit``) and ``host``, ``numbers`` the
+    ``NUMBERS``.
     """
 
     def __init__(self, texts: Mapping[str, Texts], numbers: Mapping[str, NDArray[Any]]) -> None:
@@ -94,11 +96,16 @@ class SampleTable(Sequence[Sample]):
         return self.taken(kept[column.codes])
 
     @classmethod
-    def read(cls, path: Path, warnings: list[str]) -> Self:
-        """Read ``samples.jsonl``. What cannot be read is left out, with a warning. Raises RunDirectoryError."""
+    def read(cls, path: Path, warnings: list[str], host: str = "") -> Self:
+        """Read ``samples.jsonl`` of ``host``. What cannot be read is left out, with a warning.
+
+        Raises RunDirectoryError.
+        """
         columns = _Columns()
         read_lines(path, _Line, columns.add, warnings)
-        return cls(*columns.finished())
+        texts, numbers = columns.finished()
+        texts["host"] = Texts(np.broadcast_to(np.int32(0), len(numbers["value"])), (host,))
+        return cls(texts, numbers)
 
 
 class _Line(Struct, frozen=True):

@@ -22,6 +22,7 @@ import msgspec
 from tare.bench.adaptive import Sampler
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, CleanUpError, RunDirectoryError, TareError, UnavailableError
+from tare.bench.fingerprint import host_fingerprint
 from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
@@ -34,6 +35,7 @@ from tare.bench.model import (
     Envelope,
     EventKind,
     Image,
+    IsolationKind,
     Manifest,
     Metric,
     PlannedInstance,
@@ -47,8 +49,6 @@ from tare.bench.suite import BackendChoice, Suite, load_suite, resolve_suite
 from tare.bench.trees import make_work_folder
 from tare.bench.tune import journal_file, tuned_facts
 from tare.bench.until_precise import ShowsBlocks, Watched, run_until_precise
-
-BASELINE_TYPE = "bare-metal"
 
 
 class Display(Observer, ShowsBlocks, Protocol):
@@ -285,7 +285,6 @@ def _make_manifest(
     metrics: dict[str, Metric] = {}
     for subject in suite.subjects:
         metrics |= {f"{subject.owner}/{metric.name}": metric for metric in subject.metrics}
-    baseline = next((choice.name for choice in suite.backends if choice.type.name == BASELINE_TYPE), BASELINE_TYPE)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         run=path.name,
@@ -305,12 +304,13 @@ def _make_manifest(
         metrics=metrics,
         planned_instances=len(make_design(suite)),
         command_line=tuple(sys.argv),
-        baseline=baseline,
+        baseline=_baseline(suite, prepared),
         workloads={
             one.name: WorkloadTraits(one.category, one.fixed_time)
             for subject in suite.subjects
             if (one := subject.workload) is not None
         },
+        fingerprint=host_fingerprint(),
         precision={
             subject.cell("").subject: subject.sampling.precision
             for subject in suite.subjects
@@ -323,9 +323,21 @@ def _make_manifest(
     return msgspec.structs.replace(manifest, started_utc=earlier.manifest.started_utc, run=earlier.manifest.run)
 
 
+def _baseline(suite: Suite, prepared: Prepared) -> str:
+    """What the others are compared with: what the suite names, else bare metal, else the first backend."""
+    if suite.baseline:
+        return suite.baseline
+    kinds = {name: description.kind for name, description in prepared.descriptions.items()}
+    return next((name for name, kind in kinds.items() if kind is IsolationKind.BARE_METAL), next(iter(kinds)))
+
+
 def _refuse_other_conditions(path: Path, earlier: Manifest, now: Manifest) -> None:
     """A run goes on only where it began: other conditions in the middle would be a confound that nobody sees."""
     differ = []
+    origin, here = earlier.fingerprint, now.fingerprint
+    if origin.digest and origin.digest != here.digest:
+        parts = [name for name, part in origin.made_from.items() if part != here.made_from.get(name)]
+        differ.append(f"host: {origin.digest} then, {here.digest} now ({', '.join(parts)})")
     names = ("host name", "cpu model", "cpus", "memory", "kernel", "storage file system")
     before, after = ({fact.name: fact.text for fact in one.host} for one in (earlier, now))
     differ += [

@@ -82,9 +82,9 @@ class RunStore:
         self.manifest = manifest
 
     def add_sample(self, sample: Sample) -> None:
-        """Append a sample. It is on disk after the next ``sync``."""
+        """Append a sample, without its host. It is on disk after the next ``sync``."""
         with _named_failures(self.path):
-            _append(self._samples, sample)
+            _append(self._samples, msgspec.structs.replace(sample, host=""))
 
     def add_event(self, event: Event) -> None:
         """Append an event. It is on disk after the next ``sync``."""
@@ -142,7 +142,7 @@ def load_run(path: Path) -> LoadedRun:
 
     warnings: list[str] = []
     manifest = load_manifest(path, warnings)
-    samples = SampleTable.read(path / SAMPLES, warnings)
+    samples = SampleTable.read(path / SAMPLES, warnings, manifest.fingerprint.digest)
     events: list[Event] = []
     read_lines(path / EVENTS, Event, events.extend, warnings)
     replaced = _replaced_attempts(samples.distinct("instance"), events)

@@ -86,6 +86,7 @@ class Suite(msgspec.Struct, frozen=True):
     backends: tuple[BackendChoice, ...]
     subjects: tuple[Subject, ...]
     source: Mapping[str, Any]
+    baseline: str = ""
 
     def packages(self) -> tuple[str, ...]:
         """The packages that the image needs: the suite's own, the backends' and the workloads'."""
@@ -128,8 +129,11 @@ def resolve_suite(
     if seed is not None:
         file = msgspec.structs.replace(file, sampling=msgspec.structs.replace(file.sampling, seed=seed))
     variants = _each_variant(path, file.backend)
+    baseline = _find_baseline(path, file.report.baseline, [variant.name for variant in variants])
     if only:
         variants = _keep(path, variants, only)
+        baseline = baseline if baseline in [variant.name for variant in variants] else ""
+        file = msgspec.structs.replace(file, report=msgspec.structs.replace(file.report, baseline=baseline))
     file = msgspec.structs.replace(file, backend=tuple(variant.section for variant in variants))
     _check_counts(path, "sampling", file.sampling)
     envelope = _resolve_envelope(path, file.envelope)
@@ -147,7 +151,14 @@ def resolve_suite(
         backends=choices,
         subjects=subjects,
         source=msgspec.to_builtins(file),
+        baseline=baseline,
     )
+
+
+def _find_baseline(path: Path, wanted: str, names: Sequence[str]) -> str:
+    if wanted and wanted not in names:
+        raise SuiteError(f"{path}: report.baseline", f"no backend is called {wanted!r}; there are: {', '.join(names)}")
+    return wanted
 
 
 class _Variant(msgspec.Struct, frozen=True):

@@ -61,9 +61,13 @@ class Sampling(Section, frozen=True):
 
 
 class ReportSection(Section, frozen=True):
-    """``[report]``: the margin inside which two values are equivalent, for metrics that have none of their own."""
+    """``[report]``: the margin of metrics that have none of their own, and the backend that others are compared with.
+
+    Without a ``baseline``: bare metal if there is any, else the first backend.
+    """
 
     margin: float = DEFAULT_MARGIN
+    baseline: str = ""
 
 
 class MetricSection(Section, frozen=True):

@@ -10,7 +10,18 @@ import msgspec
 import pytest
 
 from tare.bench.errors import RunDirectoryError, StoreError
-from tare.bench.model import SCHEMA_VERSION, Completed, Envelope, Event, EventKind, Fact, Manifest, RunStatus, Sample
+from tare.bench.model import (
+    SCHEMA_VERSION,
+    Completed,
+    Envelope,
+    Event,
+    EventKind,
+    Fact,
+    Fingerprint,
+    Manifest,
+    RunStatus,
+    Sample,
+)
 from tare.bench.older_runs import upgraded
 from tare.bench.store import RunStore, attempt_of, done_instances, load_run
 from tare.bench.units import Unit
@@ -141,6 +152,14 @@ def test_what_is_not_a_run_is_refused_with_the_reason(tmp_path, content, reason)
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(RunDirectoryError, match=reason):
         load_run(tmp_path)
+
+
+def test_a_sample_knows_its_host_and_no_line_repeats_it(tmp_path):
+    manifest = msgspec.structs.replace(MANIFEST, fingerprint=Fingerprint("ab12"))
+    with RunStore(tmp_path, manifest) as store:
+        store.add_sample(msgspec.structs.replace(sample(), host="ab12"))
+    assert "ab12" not in (tmp_path / "samples.jsonl").read_text()
+    assert [one.host for one in load_run(tmp_path).samples] == ["ab12"]
 
 
 def test_unknown_fields_are_ignored_and_named_once(tmp_path):
