@@ -174,10 +174,8 @@ class DisturbanceMeter:
 
     def instance_ends(self, usage: Usage | None) -> None:
         """Read the counters right before an instance is stopped; ``usage`` is what it cost, None if it cannot tell."""
-        if usage is None or usage.cpu_user_s is None or usage.cpu_system_s is None or self._explained_s is None:
-            self._explained_s = None
-        else:
-            self._explained_s += usage.cpu_user_s + usage.cpu_system_s
+        used = None if usage is None else usage.cpu_s
+        self._explained_s = None if used is None or self._explained_s is None else self._explained_s + used
         self._last = read_counters(self._cpus, self._roots)
 
     def result(self) -> Disturbance:

@@ -284,6 +284,13 @@ class Usage(Struct, frozen=True):
     cpu_vcpu_s: float | None = None
     missing: Mapping[str, str] = {}
 
+    @property
+    def cpu_s(self) -> float | None:
+        """CPU seconds, user and system together; None if either is not accounted for."""
+        if self.cpu_user_s is None or self.cpu_system_s is None:
+            return None
+        return self.cpu_user_s + self.cpu_system_s
+
 
 class Footprint(Struct, frozen=True):
     """The memory and disk that an instance holds now.

@@ -86,8 +86,8 @@ class Boot(Experiment):
         record_span(run, RELEASE, timeline, Phase.PROCESS_GONE, Phase.STOPPED)
         run.record(FIRST_COMMAND, completed.duration_s, raw=raw)
         _record_footprint(run, footprint)
-        if usage.cpu_user_s is not None and usage.cpu_system_s is not None:
-            run.record(CPU, usage.cpu_user_s + usage.cpu_system_s)
+        if usage.cpu_s is not None:
+            run.record(CPU, usage.cpu_s)
         for name, seconds in timeline.splits.items():
             if name in SPLITS:
                 run.record(SPLITS[name], seconds)

@@ -71,14 +71,14 @@ class Load:
             together.wait()
             return instance.execute(work.measured)
 
-        before = [_cpu_s(instance) for instance in instances]
+        before = [instance.usage().cpu_s for instance in instances]
         with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
             finished = list(threads.map(execute, instances, self._works))
         together_s = window_s(finished)
         busy = [
             after - first
             for first, instance in zip(before, instances, strict=True)
-            if first is not None and (after := _cpu_s(instance)) is not None
+            if first is not None and (after := instance.usage().cpu_s) is not None
         ]
         if len(busy) == population and together_s > 0:
             self._run.record(metrics.LOADED_CPU, sum(busy) / together_s, iteration=population)
@@ -117,13 +117,6 @@ def window_s(finished: Sequence[Completed]) -> float:
     are over this.
     """
     return max(one.ended_s for one in finished) - min(one.started_s for one in finished)
-
-
-def _cpu_s(instance: Instance) -> float | None:
-    usage = instance.usage()
-    if usage.cpu_user_s is None or usage.cpu_system_s is None:
-        return None
-    return usage.cpu_user_s + usage.cpu_system_s
 
 
 def _choose(workload: Workload, name: str, option: str, kind: _Kind) -> Metric | None:

@@ -193,10 +193,8 @@ class Watched:
         self._cpu = {place: reading for place, reading in readings.items() if reading is not None}
 
     def _read(self, instance: Instance) -> tuple[float, float] | None:
-        usage = instance.usage()
-        if usage.cpu_user_s is None or usage.cpu_system_s is None:
-            return None
-        return usage.cpu_user_s + usage.cpu_system_s, time.monotonic()
+        used = instance.usage().cpu_s
+        return None if used is None else (used, time.monotonic())
 
 
 @contextmanager

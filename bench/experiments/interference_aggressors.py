@@ -44,10 +44,7 @@ class Aggressor:
 
     def cpu_s(self) -> float | None:
         """CPU seconds that its instance has cost the host; None where the host does not tell."""
-        usage = self._instance.usage()
-        if usage.cpu_user_s is None or usage.cpu_system_s is None:
-            return None
-        return usage.cpu_user_s + usage.cpu_system_s
+        return self._instance.usage().cpu_s
 
     def check(self) -> None:
         """Raises WorkloadError if it no longer runs: what was measured meanwhile was beside nothing."""

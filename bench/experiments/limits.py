@@ -86,20 +86,12 @@ def _record_seen(run: InstanceRun, instance: Instance) -> None:
 
 
 def _record_cpu(run: InstanceRun, instance: Instance) -> None:
-    before = instance.usage()
+    before = instance.usage().cpu_s
     completed, raw = run.execute(instance, probes.cpu_command(run.envelope), "cpu")
-    after = instance.usage()
-    used = [
-        last - first
-        for first, last in (
-            (before.cpu_user_s, after.cpu_user_s),
-            (before.cpu_system_s, after.cpu_system_s),
-        )
-        if first is not None and last is not None
-    ]
+    after = instance.usage().cpu_s
     given = run.envelope.cpu_quota or len(run.envelope.cpus)
-    if len(used) == 2:
-        run.record(metrics.CPU_REACHED, sum(used) / completed.duration_s / given, raw=raw)
+    if before is not None and after is not None:
+        run.record(metrics.CPU_REACHED, (after - before) / completed.duration_s / given, raw=raw)
 
 
 def _record_reached(run: InstanceRun, instance: Instance) -> None:

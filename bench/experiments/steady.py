@@ -136,7 +136,7 @@ def _record_iteration(run: InstanceRun, workload: Workload, completed: Completed
 def _record_cost(run: InstanceRun, before: Sequence[Usage], after: Sequence[Usage], iteration: int) -> None:
     """What the host's meters counted between two readings; a meter this host lacks is left out."""
     meters: tuple[tuple[Metric, Callable[[Usage], float | None]], ...] = (
-        (CPU, _cpu),
+        (CPU, lambda usage: usage.cpu_s),
         (CPU_OVERHEAD, _cpu_overhead),
         (IO_READ, lambda usage: usage.io_read_bytes),
         (IO_WRITE, lambda usage: usage.io_write_bytes),
@@ -157,10 +157,5 @@ def _total(values: Iterable[float | None]) -> float | None:
     return total
 
 
-def _cpu(usage: Usage) -> float | None:
-    return _total((usage.cpu_user_s, usage.cpu_system_s))
-
-
 def _cpu_overhead(usage: Usage) -> float | None:
-    used = _cpu(usage)
-    return None if used is None or usage.cpu_vcpu_s is None else used - usage.cpu_vcpu_s
+    return None if usage.cpu_s is None or usage.cpu_vcpu_s is None else usage.cpu_s - usage.cpu_vcpu_s
