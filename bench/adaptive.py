@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tare.bench.analysis.cells import CellSamples
 from tare.bench.design import fixed_blocks, further_block
 from tare.bench.model import Cell, Direction, Event, EventKind, PlannedInstance, Sample
 from tare.bench.settings import HARNESS_METRICS, leading_metric
-from tare.bench.stats import CellBlocks, CellSamples, Precision, Standing, compare, precision_of, summarise
+from tare.bench.stats import CellBlocks, Precision, Standing, compare, precision_of, summarise
 from tare.bench.store import attempt_of
 from tare.bench.suite import Subject, Suite
 from tare.bench.units import parse_duration
@@ -194,7 +195,7 @@ class _Growing:
         kept = np.isin(numbers[:, 0], counting)
         instances, blocks, iterations = numbers[kept].T
         found = CellSamples(np.array(self._values)[kept], instances, blocks, iterations)
-        return found if before is None else found.before(before)
+        return found if before is None else found.where(blocks < before)
 
 
 def _subject_of(sample: Sample) -> str:

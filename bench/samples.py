@@ -4,6 +4,7 @@ Texts repeat from sample to sample, so a column of them is numbers into the few 
 by one gets them: the table is a sequence of ``Sample``, each made when it is asked for.
 """
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -27,6 +28,19 @@ class Texts(msgspec.Struct, frozen=True):
 
     codes: NDArray[np.int32]
     kinds: tuple[Any, ...]
+
+    def written(self) -> tuple[list[str], NDArray[np.int32]]:
+        """The distinct things as text, and the codes into them. Parameters that differ in their order only are one."""
+        texts = [params_text(kind) if isinstance(kind, Mapping) else str(kind) for kind in self.kinds]
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        if len(places) == len(texts):
+            return texts, self.codes
+        return list(places), np.array([places[text] for text in texts], dtype=np.int32)[self.codes]
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Parameters as JSON with sorted keys."""
+    return json.dumps(params, sort_keys=True, ensure_ascii=False)
 
 
 class SampleTable(Sequence[Sample]):

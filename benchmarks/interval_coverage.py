@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from tare.bench.analysis.cells import CellSamples
 from tare.bench.errors import ExitCode
 from tare.bench.model import Direction
-from tare.bench.stats import CellBlocks, CellSamples, Comparison, Standing, Verdict, compare, noise_floor, precision_of
+from tare.bench.stats import CellBlocks, Comparison, Standing, Verdict, compare, noise_floor, precision_of
 from tare.bench.stats.medians import Floats
 from tare.bench.stats.precision import FEWEST
 

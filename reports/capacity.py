@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from tare.bench.analysis import Analysis, Backend
 from tare.bench.analysis.density import DensityCell, InstanceCost, cost_of, find_density
 from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
 from tare.bench.capacity.hosts import find_measured_host
@@ -12,7 +13,6 @@ from tare.bench.capacity.instance_types import make_type
 from tare.bench.capacity.plan import HostPlan, plan_host
 from tare.bench.capacity.words import host_sentence, notes_of, scaling_sentence
 from tare.bench.units import Unit, format_duration, format_size, format_value
-from tare.reports.analysis import Analysis, Backend
 from tare.reports.capacity_charts import Curve, curve_chart
 from tare.reports.charts import Chart
 from tare.reports.density_costs import words_of

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tare.bench.analysis import Backend
 from tare.bench.units import Unit
-from tare.reports.analysis import Backend
 from tare.reports.charts import MOST_POINTS, SHAPES, Chart, accent, display_scale, finished, named, rounded, short_label
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from tare.bench.analysis import Backend, CellResult, Row, Subject
 from tare.bench.stats import Comparison, Verdict
 from tare.bench.units import Unit
-from tare.reports.analysis import Backend, CellResult, Row, Subject
 from tare.reports.wording import (
     format_estimate,
     format_range,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tare.bench.analysis import Backend, CellResult, Row
 from tare.bench.model import Direction, Metric
+from tare.bench.readable import one_line
 from tare.bench.units import Unit
-from tare.reports.analysis import Backend, CellResult, Row
-from tare.reports.foreign import one_line
 from tare.reports.svg import compact_svg
 from tare.reports.wording import says_nothing
 

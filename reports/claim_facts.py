@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
+from tare.bench.analysis import Analysis
 from tare.bench.model import EventKind, IsolationKind, Manifest
-from tare.reports.analysis import Analysis
 
 Reference = Literal["envelope_memory", "host_memory_to_envelope", "host_cpus_to_envelope", "image_tree", "image_disk"]
 """What a limit may be a multiple of: bytes, or what the host has over what the envelope gives."""

@@ -11,11 +11,11 @@ from typing import Literal
 
 import msgspec
 
+from tare.bench.analysis import Analysis
 from tare.bench.model import Manifest
 from tare.bench.stats import LEVEL
 from tare.reports.claim_entries import Entry, entries_of
 from tare.reports.claim_facts import KIND_WORDS, Kind, Reference, kinds_of, ran_out, references
-from tare.reports.results import Analysis
 
 
 class Answer(StrEnum):

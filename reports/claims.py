@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from tare.reports.analysis import Analysis
+from tare.bench.analysis import Analysis
 from tare.reports.claim_rules import Answer, Rule, RuleResult, evaluate
 
 CLAIMS = Path(__file__).with_name("claims.toml")

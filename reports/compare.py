@@ -11,18 +11,18 @@ from typing import Any
 
 import msgspec
 
+from tare.bench.analysis import Analysis, CellResult, Row, Subject, analyse
+from tare.bench.analysis.cells import have_same_sizes, without_ratio
 from tare.bench.comparability import Difference, split_allowed
 from tare.bench.errors import RunDirectoryError, UnknownNameError
 from tare.bench.interfaces import ComparisonRequest
 from tare.bench.model import Metric
+from tare.bench.readable import one_line
+from tare.bench.samples import params_text
 from tare.bench.stats import Comparison, Interval, compare, control_false_discoveries
 from tare.bench.stats.unpaired import compare_unpaired
 from tare.bench.store import load_run
-from tare.reports.analysis import Analysis, CellResult, Row, Subject, analyse
 from tare.reports.findings import caveats
-from tare.reports.foreign import one_line
-from tare.reports.frames import params_text
-from tare.reports.sizes import have_same_sizes, without_ratio
 from tare.reports.wording import metric_name, plural, verdict_word
 
 _UNPAIRED = (

@@ -6,10 +6,10 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tare.bench.readable import one_line, readable
 from tare.bench.stats import Verdict
 from tare.bench.units import format_value
 from tare.reports.compare import Line, RunComparison
-from tare.reports.foreign import one_line, readable
 from tare.reports.wording import format_range, format_ratio, verdict_mark, verdict_word
 
 _STYLES = {Verdict.FASTER: "bold cyan", Verdict.SLOWER: "bold red", Verdict.EQUIVALENT: "", Verdict.INCONCLUSIVE: "dim"}

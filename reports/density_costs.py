@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
+from tare.bench.analysis import Analysis, Backend
 from tare.bench.analysis.density import DensityCell, Ending, InstanceCost, cost_of, find_density
 from tare.bench.units import Unit, format_size
-from tare.reports.analysis import Analysis, Backend
 from tare.reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named
 
 _PROCESS, _SHARED, _KERNEL = "process", "shared", "kernel"

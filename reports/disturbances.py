@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 import numpy as np
 
+from tare.bench.analysis import Analysis
 from tare.bench.disturbance import Disturbance, disturbance_of
 from tare.bench.model import EventKind
+from tare.bench.samples import params_text
 from tare.bench.store import LoadedRun
 from tare.reports.clocks import clock_flags
 from tare.reports.flags import EVERY_BACKEND, EVERY_CELL, CellName, Flag, FlagKind, make_flag
-from tare.reports.frames import params_text
 from tare.reports.order import order_flags
-from tare.reports.results import Analysis
 
 Z_LIMIT = 3.5
 """Iglewicz and Hoaglin 1993: a modified z-score beyond it is an outlier."""
@@ -47,7 +47,7 @@ class _Rule(msgspec.Struct, frozen=True):
 
 def disturbances(run: LoadedRun) -> list[Flag]:
     """Every flag of a run, by kind; works on runs that are empty or interrupted."""
-    from tare.reports.analysis import analyse
+    from tare.bench.analysis import analyse
 
     return disturbances_in(analyse(run))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from tare.bench.analysis import Analysis
 from tare.bench.model import Event, EventKind
 from tare.bench.units import format_duration
-from tare.reports.analysis import Analysis
 
 MOST_COMMANDS = 200
 MOST_FAILURES = 100

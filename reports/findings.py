@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import msgspec
 
+from tare.bench.analysis import Analysis, Backend, CellResult, Row, Subject
 from tare.bench.model import RunStatus
+from tare.bench.readable import one_line
 from tare.bench.stats import Standing, Verdict
-from tare.reports.analysis import Analysis, Backend, CellResult, Row, Subject
 from tare.reports.experiment_findings import experiment_findings
-from tare.reports.foreign import one_line
 from tare.reports.wording import (
     as_large,
     format_estimate,

@@ -4,8 +4,8 @@ import math
 
 import msgspec
 
+from tare.bench.analysis import Row
 from tare.bench.stats import Comparison, Verdict
-from tare.reports.analysis import Row
 
 WIDTH, HEIGHT = 190, 20
 _PADDING = 12

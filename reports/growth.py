@@ -1,13 +1,13 @@
 """Metrics that were taken at several sizes: how many instances lived, how many aggressors there were.
 
-``iteration`` of their samples is the size. See ``tare.reports.sizes`` for what is estimated at which.
+``iteration`` of their samples is the size. See ``tare.bench.analysis.cells`` for what is estimated at which.
 """
 
 import msgspec
 import numpy as np
 
+from tare.bench.analysis import Backend, CellResult, Row
 from tare.bench.units import format_value
-from tare.reports.analysis import Backend, CellResult, Row
 
 _MOST_ROWS = 16
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tare.bench.errors import TareError
 from tare.bench.interfaces import Reporter
+from tare.bench.readable import one_line, readable
 from tare.bench.store import load_run
-from tare.reports.foreign import one_line, readable
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_IN_OPTION = 60
@@ -26,7 +26,7 @@ class HtmlReporter(Reporter):
 
     def write(self, run: Path, output: Path) -> None:
         """Write the page. Raises RunDirectoryError, TareError if the file cannot be written."""
-        from tare.reports.analysis import analyse
+        from tare.bench.analysis import analyse
 
         text = render_page(analyse(load_run(run)), output.parent)
         try:

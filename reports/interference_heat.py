@@ -5,9 +5,9 @@ import math
 import msgspec
 import numpy as np
 
+from tare.bench.analysis import Analysis, Backend, CellResult, Subject
 from tare.bench.settings import RATIO_PREFIX
 from tare.bench.units import Unit, format_value
-from tare.reports.analysis import Analysis, Backend, CellResult, Subject
 
 
 class HeatCell(msgspec.Struct, frozen=True):

@@ -16,12 +16,12 @@ import msgspec
 from tare.bench.errors import TareError
 from tare.bench.interfaces import ComparisonRequest, Reporter
 from tare.bench.model import Cell, Event, EventKind, Manifest
+from tare.bench.readable import one_line, readable
 from tare.bench.stats import Verdict
 from tare.bench.store import LoadedRun, load_run
-from tare.reports.foreign import one_line, readable
 
 if TYPE_CHECKING:
-    from tare.reports.analysis import Analysis
+    from tare.bench.analysis import Analysis
     from tare.reports.compare import Line, RunComparison
 
 _NO_TIME = "1970-01-01T00:00:00"
@@ -66,7 +66,7 @@ class _Case(msgspec.Struct, frozen=True):
 
 
 def _suites_of_run(run: LoadedRun) -> ET.Element:
-    from tare.reports.analysis import analyse
+    from tare.bench.analysis import analyse
 
     return _suites(_cases_of_run(analyse(run)), run.manifest)
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import msgspec
 
+from tare.bench.analysis import Analysis, Backend, CellResult, Subject
 from tare.bench.model import Envelope
 from tare.bench.stats import Interval
 from tare.bench.units import Unit, format_value
-from tare.reports.analysis import Analysis, Backend, CellResult, Subject
 
 TOLERANCE = 0.05
 """A limit that let this share more through still held: kernels count CPU time by periods and memory by batches."""

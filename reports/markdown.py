@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from tare.bench.errors import TareError
 from tare.bench.interfaces import ComparisonRequest, Reporter
 from tare.bench.model import Metric
+from tare.bench.readable import one_line
 from tare.bench.stats import Comparison
 from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import format_value
-from tare.reports.foreign import one_line
 from tare.reports.wording import format_range, format_ratio, metric_name, noise_sentence, verdict_mark, verdict_word
 
 if TYPE_CHECKING:
-    from tare.reports.analysis import Analysis, CellResult, Row
+    from tare.bench.analysis import Analysis, CellResult, Row
     from tare.reports.compare import Line, RunComparison
 
 MOST_ROWS = 150
@@ -55,8 +55,8 @@ def escape(text: str, most: int = _NAME_WIDTH) -> str:
 
 def render_markdown(run: LoadedRun) -> str:
     """The report of a run."""
+    from tare.bench.analysis import analyse
     from tare.reports import findings
-    from tare.reports.analysis import analyse
 
     analysis = analyse(run)
     lines = [f"### tare: {escape(findings.suite_title(analysis))}", "", escape(findings.question(analysis), 400), ""]

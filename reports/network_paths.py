@@ -1,9 +1,9 @@
 """What lay between a workload and its server, in words, for subjects where that is part of the result."""
 
+from tare.bench.analysis import Backend, Subject
 from tare.bench.model import Category, Manifest
 from tare.bench.network_path import ServerPlace, find_path
-from tare.reports.foreign import one_line
-from tare.reports.results import Backend, Subject
+from tare.bench.readable import one_line
 
 _OPTION = "server"
 

@@ -13,14 +13,14 @@ import msgspec
 
 from tare.bench.errors import TareError
 from tare.bench.interfaces import Reporter
+from tare.bench.readable import one_line
+from tare.bench.samples import params_text
 from tare.bench.stats import Verdict
 from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import Unit
-from tare.reports.foreign import one_line
-from tare.reports.frames import params_text
 
 if TYPE_CHECKING:
-    from tare.reports.analysis import Analysis, CellResult, Row, Subject
+    from tare.bench.analysis import Analysis, CellResult, Row, Subject
 
 _UNITS = {
     Unit.SECOND: "seconds",
@@ -76,7 +76,7 @@ class _Family(msgspec.Struct):
 
 def render_openmetrics(run: LoadedRun) -> str:
     """The exposition of a run."""
-    from tare.reports.analysis import analyse
+    from tare.bench.analysis import analyse
 
     analysis = analyse(run)
     families = {family.name: family for family in (_about_the_run(analysis), _failed(analysis), _claims(analysis))}

@@ -7,13 +7,13 @@ Hochberg 1995), and an effect has to be large enough to matter to anybody.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tare.bench.analysis import Analysis
+from tare.bench.analysis.cells import SETTLING
+from tare.bench.readable import one_line
+from tare.bench.samples import params_text
 from tare.bench.stats import adjust_p_values
-from tare.bench.stats.cells import SETTLING
 from tare.bench.stats.series import SeriesTest, drift, serial_correlation
 from tare.reports.flags import CellName, Flag, FlagKind, make_flag
-from tare.reports.foreign import one_line
-from tare.reports.frames import params_text
-from tare.reports.results import Analysis
 
 FALSE_DISCOVERIES = 0.05
 SMALLEST_CORRELATION = 0.2

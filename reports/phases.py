@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from tare.bench.analysis import Analysis, Backend, Row
 from tare.bench.units import Unit, format_duration
-from tare.reports.analysis import Analysis, Backend, Row
 from tare.reports.charts import PARTS, PHASES, Chart, phase_chart
 from tare.reports.wording import describe, format_estimate, format_value_range
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
+from tare.bench.analysis import Analysis, CellResult, Subject
 from tare.bench.units import parse_size
-from tare.reports.analysis import Analysis, CellResult, Subject
 from tare.reports.claim_facts import Kind, kinds_of
 from tare.reports.wording import format_range, format_ratio_estimate
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from tare.bench.errors import TareError
 from tare.bench.interfaces import Reporter
 from tare.bench.model import Manifest, Sample
+from tare.bench.readable import one_line
+from tare.bench.samples import params_text
 from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import Unit
-from tare.reports.foreign import one_line
-from tare.reports.frames import params_text
 
 if TYPE_CHECKING:
     import pyperf

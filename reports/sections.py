@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from tare.bench.analysis import Analysis, Row, Subject
 from tare.bench.model import Category, Manifest
 from tare.bench.units import Unit, format_value
-from tare.reports.analysis import Analysis, Row, Subject
 from tare.reports.cell_views import CellView, cell_view
 from tare.reports.charts import LEVEL, Chart, distribution_charts
 from tare.reports.forest import Forest, forest_of

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tare.bench.analysis import CellResult, Row
 from tare.bench.model import Direction
-from tare.reports.analysis import CellResult, Row
 from tare.reports.charts import MOST_POINTS, Chart, Rows, display_scale, finished, look_of, named, rounded, short_label
 
 if TYPE_CHECKING:

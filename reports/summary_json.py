@@ -45,8 +45,8 @@ def _dump(output: Path, content: dict[str, Any]) -> None:
 
 def summarise_run(run: LoadedRun) -> dict[str, Any]:
     """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
+    from tare.bench.analysis import analyse
     from tare.reports import findings
-    from tare.reports.analysis import analyse
     from tare.reports.claims import judge
     from tare.reports.disturbances import disturbances_in
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from tare.bench.analysis import Analysis, Backend, Subject
 from tare.bench.model import HistogramRecord
+from tare.bench.readable import one_line
 from tare.bench.store import load_histograms
 from tare.bench.units import Unit, format_value
-from tare.reports.analysis import Analysis, Backend, Subject
 from tare.reports.charts import SHAPES, Chart, accent, display_scale, finished, named, rounded, short_label
-from tare.reports.foreign import one_line
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
 FEWEST_BEYOND = 10

@@ -11,13 +11,13 @@ from rich.text import Text
 
 from tare.bench.errors import TareError
 from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.readable import one_line, readable
 from tare.bench.stats import Verdict
 from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import format_value
-from tare.reports.foreign import one_line, readable
 
 if TYPE_CHECKING:
-    from tare.reports.analysis import Analysis, CellResult, Row
+    from tare.bench.analysis import Analysis, CellResult, Row
 
 FILE_WIDTH = 120
 MOST_FLAGS = 8
@@ -57,7 +57,7 @@ class TextReporter(Reporter):
 
 def render_text(run: LoadedRun) -> RenderableType:
     """The report of a run as something rich can print."""
-    from tare.reports.analysis import analyse
+    from tare.bench.analysis import analyse
 
     analysis = analyse(run)
     parts = _opening(analysis)

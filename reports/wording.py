@@ -3,11 +3,11 @@
 import math
 import re
 
+from tare.bench.analysis import Analysis, CellResult, Row
 from tare.bench.model import Direction, Metric
+from tare.bench.readable import one_line
 from tare.bench.stats import Comparison, NoiseSource, Verdict
 from tare.bench.units import Unit, format_value
-from tare.reports.analysis import Analysis, CellResult, Row
-from tare.reports.foreign import one_line
 
 _WIDE = 0.1
 """An interval this wide, relative to its centre, supports two digits."""

@@ -1,1 +1,11 @@
-"""What a run says: computed once, and used by everything that prints, compares or plans."""
+"""What a run says: cells, warm-up, estimates, verdicts, noise floor. Computed once, held in one immutable value.
+
+``analyse`` makes it from a loaded run. Reports format it; ``tare compare`` and ``tare plan`` begin with it. Adaptive
+sampling and the noise suite go the same way for single cells: ``cells``, then ``estimates``.
+"""
+
+from tare.bench.analysis.cells import Points
+from tare.bench.analysis.estimates import analyse
+from tare.bench.analysis.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
+
+__all__ = ["Analysis", "Backend", "CellResult", "Points", "Row", "RunNoise", "Subject", "analyse"]

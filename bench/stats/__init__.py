@@ -12,7 +12,6 @@ Importing this package imports numpy, and no more of scipy than its special func
 """
 
 from tare.bench.settings import DEFAULT_MARGIN
-from tare.bench.stats.cells import CellSamples
 from tare.bench.stats.intervals import LEVEL, MANY_BLOCKS, Interval, centre_interval
 from tare.bench.stats.medians import CellBlocks, grouped_medians
 from tare.bench.stats.noise import NoiseFloor, NoiseSource, detectable_ratio, noise_floor
@@ -33,7 +32,6 @@ __all__ = [
     "LEVEL",
     "MANY_BLOCKS",
     "CellBlocks",
-    "CellSamples",
     "Comparison",
     "Interval",
     "NoiseFloor",

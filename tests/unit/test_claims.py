@@ -6,10 +6,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.model import Event, EventKind, Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
-from tare.reports.analysis import analyse
 from tare.reports.claim_facts import Kind, kinds_of
 from tare.reports.claim_rules import Answer, Rule, evaluate
 from tare.reports.claims import ClaimVerdict, judge, load_claims

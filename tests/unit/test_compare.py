@@ -9,6 +9,7 @@ import pytest
 from lxml import etree
 from typer.testing import CliRunner
 
+from tare.bench.analysis import analyse
 from tare.bench.cli.main import app
 from tare.bench.comparability import conditions, find_differences
 from tare.bench.errors import ExitCode, NotComparableError, RunDirectoryError, UnknownNameError
@@ -18,7 +19,6 @@ from tare.bench.stats import CellBlocks, Verdict
 from tare.bench.stats.unpaired import compare_unpaired, difference_interval
 from tare.bench.store import load_manifest, load_run
 from tare.bench.units import Unit
-from tare.reports.analysis import analyse
 from tare.reports.compare import compare_request
 from tare.reports.markdown import MarkdownReporter
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run

@@ -13,6 +13,7 @@ from tare.backends.network.tap import require_tap, why_no_vhost
 from tare.backends.vm import network
 from tare.backends.vm.network import GuestNetwork, probe_network
 from tare.backends.vm.options import Network
+from tare.bench.analysis import Backend, Subject
 from tare.bench.errors import BackendError, SuiteError, UnavailableError
 from tare.bench.model import BackendDescription, Category, IsolationKind, WorkloadTraits, named_facts
 from tare.bench.network_path import describe_paths, find_path
@@ -20,7 +21,6 @@ from tare.bench.registry import find_backends, find_workloads
 from tare.bench.store import load_run
 from tare.bench.suite import load_suite
 from tare.reports.network_paths import path_sentence
-from tare.reports.results import Backend, Subject
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 SUITE = """

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.model import Direction, Metric
 from tare.bench.registry import find_workloads
 from tare.bench.store import load_run
 from tare.bench.units import Unit
-from tare.reports.analysis import analyse
 from tare.reports.html import render_page
 from tare.reports.published import PUBLISHED, load_published, published_views
 from tests.synthetic import QUICK, Subject, write_run

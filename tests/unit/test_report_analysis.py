@@ -6,13 +6,13 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.model import Direction, Metric, RunStatus
+from tare.bench.readable import isolated, one_line, readable
 from tare.bench.stats import Verdict
 from tare.bench.store import load_run
 from tare.bench.units import Unit
-from tare.reports.analysis import analyse
 from tare.reports.findings import caveats, findings, host_virtualization, question
-from tare.reports.foreign import isolated, one_line, readable
 from tare.reports.phases import phase_view
 from tare.reports.wording import figure_sentence, format_range, format_ratio, verdict_mark, verdict_word
 from tests.synthetic import QUICK, SUBJECTS, TRUE_RATIOS, write_run

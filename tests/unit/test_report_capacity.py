@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.plan import plan_host
 from tare.bench.store import load_run
 from tare.reports import capacity
-from tare.reports.analysis import analyse
 from tare.reports.capacity import capacity_view
 from tare.reports.capacity_charts import Curve, curve_chart
 from tare.reports.findings import findings, question

@@ -13,12 +13,12 @@ import pytest
 from lxml import etree
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from tare.bench.analysis import analyse
 from tare.bench.errors import RunDirectoryError, TareError
 from tare.bench.model import Direction, Metric, RunStatus
 from tare.bench.registry import find_reporters
 from tare.bench.store import load_run
 from tare.bench.units import Unit
-from tare.reports.analysis import analyse
 from tare.reports.markdown import escape
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 

@@ -142,7 +142,7 @@ def test_what_the_whole_run_suffers_from_is_said_once(run):
 
 def test_estimates_are_the_same_with_flags_and_without(run):
     pytest.importorskip("pandas")
-    from tare.reports.analysis import analyse
+    from tare.bench.analysis import analyse
 
     loud = disturbed(run, {2: {"steal_s": 1.0}})
     assert flags(loud)

@@ -14,11 +14,11 @@ import pyperf
 import pytest
 from rich.console import Console
 
+from tare.bench.analysis import analyse
 from tare.bench.errors import RunDirectoryError, TareError
 from tare.bench.model import RunStatus
 from tare.bench.registry import find_reporters
 from tare.bench.store import load_run
-from tare.reports.analysis import analyse
 from tare.reports.charts import distribution_charts, phase_chart
 from tare.reports.evidence import BESIDE
 from tare.reports.html import HtmlReporter

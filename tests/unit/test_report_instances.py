@@ -5,11 +5,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.model import Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports import density_costs
-from tare.reports.analysis import analyse
 from tare.reports.charts import Chart
 from tare.reports.density_costs import costs_view
 from tare.reports.experiment_findings import experiment_findings

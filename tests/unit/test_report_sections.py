@@ -5,12 +5,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.experiments import density_metrics
 from tare.bench.model import Category, Sample, WorkloadTraits
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports import sections
-from tare.reports.analysis import analyse
 from tare.reports.cell_views import operations_beyond
 from tare.reports.charts import Chart
 from tare.reports.sections import section_of, section_views

@@ -6,10 +6,10 @@ from collections import Counter
 import msgspec
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.model import Histogram, HistogramRecord
 from tare.bench.store import HISTOGRAMS, load_run
 from tare.bench.units import Unit
-from tare.reports.analysis import analyse
 from tare.reports.html import render_page
 from tare.reports.sections import section_views
 from tare.reports.tails import quantile_of

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from tare.bench.analysis import analyse
 from tare.bench.stats.intervals import expanded_tail
 from tare.bench.store import load_run
-from tare.reports.analysis import analyse
 from tests.synthetic import QUICK, write_run
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
+from tare.bench.analysis import analyse
 from tare.bench.model import Direction
 from tare.bench.stats import (
     CellBlocks,
@@ -23,7 +24,6 @@ from tare.bench.stats import (
 from tare.bench.stats.noise import split_blocks
 from tare.bench.stats.precision import ALLOWANCE, FEWEST, blocks_needed
 from tare.bench.store import load_run
-from tare.reports.analysis import analyse
 from tests.synthetic import QUICK, write_run
 
 LOWER = Direction.LOWER

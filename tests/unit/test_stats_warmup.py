@@ -6,10 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from tare.bench.stats import CellSamples, WarmUp, find_warm_up
+from tare.bench.analysis import analyse
+from tare.bench.analysis.cells import CellSamples
+from tare.bench.stats import WarmUp, find_warm_up
 from tare.bench.stats.warmup import LEVEL
 from tare.bench.store import load_run
-from tare.reports.analysis import analyse
 from tare.reports.findings import caveats
 from tests.synthetic import QUICK, write_run
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from tare.reports.frames import params_text
-from tare.reports.suite_order import in_suite_order
+from tare.bench.analysis.cells import in_suite_order
+from tare.bench.samples import params_text
 
 SUITE = {
     "experiment": [

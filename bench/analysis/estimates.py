@@ -7,8 +7,20 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
+from tare.bench.analysis.cells import (
+    CellTable,
+    CellTables,
+    SubjectKey,
+    at_size,
+    common_size,
+    have_same_sizes,
+    make_tables,
+    without_ratio,
+)
+from tare.bench.analysis.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
 from tare.bench.model import Cell, Direction, EventKind, Manifest, Metric
-from tare.bench.settings import HARNESS_METRICS, MetricSettings, settings_of
+from tare.bench.readable import one_line
+from tare.bench.settings import MetricSettings, settings_of
 from tare.bench.stats import (
     CellBlocks,
     NoiseFloor,
@@ -23,13 +35,6 @@ from tare.bench.stats import (
 from tare.bench.stats.medians import least_for_quantile
 from tare.bench.store import LoadedRun
 from tare.bench.units import Unit
-from tare.reports.cell_tables import CellTable, CellTables, Points, SubjectKey, make_tables
-from tare.reports.foreign import one_line
-from tare.reports.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
-from tare.reports.sizes import at_size, common_size, have_same_sizes, without_ratio
-from tare.reports.suite_order import in_suite_order
-
-__all__ = ["HARNESS_METRICS", "Analysis", "Backend", "CellResult", "Points", "Row", "RunNoise", "Subject", "analyse"]
 
 
 def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
@@ -41,8 +46,7 @@ def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
     tables = make_tables(run)
     measured = {name for cells in tables.tables.values() for name in cells}
     baseline = next((one for one in backends if one.is_baseline and one.name in measured), None)
-    order = in_suite_order(run.manifest.suite, tables.metrics)
-    estimated = [_estimate_subject(run.manifest, tables, key, backends, margin) for key in order]
+    estimated = [_estimate_subject(run.manifest, tables, key, backends, margin) for key in tables.metrics]
     subjects = _with_adjusted_verdicts([subject for subject, _ in estimated])
     return Analysis(
         run=run,
