@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis.cells import CellSamples
+from tare.bench.catalogue import HARNESS_METRICS, NoteCode
 from tare.bench.design import fixed_blocks, further_block
 from tare.bench.model import Cell, Direction, Event, EventKind, PlannedInstance, Sample
-from tare.bench.settings import HARNESS_METRICS, leading_metric
+from tare.bench.settings import leading_metric
 from tare.bench.stats import CellBlocks, Precision, Standing, compare, precision_of, summarise
 from tare.bench.store import attempt_of
 from tare.bench.suite import Subject, Suite
@@ -137,7 +138,7 @@ class Sampler:
         """Where the cells stand, for an event of the run."""
         standings = self.standings()
         return {
-            "code": "precision",
+            "code": NoteCode.PRECISION,
             "ending": self.ending.name.lower() if self.ending else "interrupted",
             "spent_s": round(self._spent_s, 3),
             "cells": [msgspec.to_builtins(one) for one in standings],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.model import Confound, Fact
 from tare.bench.units import Unit
 
@@ -51,7 +52,7 @@ def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> l
             f"This host is itself a virtual machine ({known['virtualization']}). What is called bare metal here is a "
             "process on that machine's kernel, a guest under KVM would be nested, and a neighbour can take CPU time."
         )
-        found.append(Confound("host-virtual", detail))
+        found.append(Confound(ConfoundCode.HOST_VIRTUAL, detail))
     if not set(os.sched_getaffinity(0)) - set(instance_cpus):
         detail = "The instances have every CPU of the host, so tare itself runs beside them on the same CPUs."
         found.append(Confound("cpus-shared-with-tare", detail))

@@ -60,6 +60,29 @@ class WorkloadTraits(Struct, frozen=True):
     fixed_time: bool
 
 
+class ExperimentTraits(Struct, frozen=True):
+    """What analysis and reports have to know of an experiment; metrics by name, or by a beginning that ends with a dot.
+
+    ``title`` heads its section. With ``of_workload`` its values are the workload's own, and stand in the section of the
+    workload's category. ``known_by`` is the metric by which a cell is judged as a whole (precision, noise floor,
+    warm-up); empty for the first declared. ``leading`` are the metrics of the first table; empty for that one.
+    ``details`` are metrics that are told without figures.
+
+    With ``warms_up`` iterations repeat the same thing, so that the first may be warm-up. Where ``grows_with`` is not
+    empty, the ``iteration`` of a sample is a size, and this is what it counts ("instances alive"). A metric is then
+    estimated at the largest size that all backends reached, but for those ``of_each_step``, which have a typical value.
+    """
+
+    title: str
+    of_workload: bool = False
+    known_by: str = ""
+    leading: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
+    warms_up: bool = True
+    grows_with: str = ""
+    of_each_step: tuple[str, ...] = ()
+
+
 class Metric(Struct, frozen=True):
     """One measurable quantity.
 
@@ -544,6 +567,11 @@ class Event(Struct, frozen=True):
     message: str = ""
     details: Mapping[str, Any] = {}
 
+    @property
+    def note_code(self) -> str:
+        """What a note is about; empty for other events and for notes without a code."""
+        return str(self.details.get("code", "")) if self.kind is EventKind.NOTE else ""
+
 
 class RunStatus(StrEnum):
     """How a run stands."""
@@ -565,9 +593,10 @@ class Manifest(Struct, frozen=True):
 
     ``suite`` is the suite as resolved (defaults filled in). ``backends`` is keyed by the backend's name
     in the suite; a backend that was asked for and is not available stands in ``unavailable``.
-    ``metrics`` is keyed by ``workload/metric`` or ``experiment/metric``, ``workloads`` by the workload's name; it is
-    empty in runs from before there were traits. ``precision`` is what was asked of the subjects (``Cell.subject``) that
-    are sampled until they reach it. ``fingerprint`` is the host's; it is empty in runs of schema 1.
+    ``metrics`` is keyed by ``workload/metric`` or ``experiment/metric``, ``workloads`` and ``experiments`` by name;
+    ``workloads`` is empty in runs from before there were traits. ``precision`` is what was asked of the subjects
+    (``Cell.subject``) that are sampled until they reach it. ``fingerprint`` is the host's; it is empty in runs of
+    schema 1.
     """
 
     schema_version: int
@@ -592,3 +621,8 @@ class Manifest(Struct, frozen=True):
     workloads: Mapping[str, WorkloadTraits] = {}
     precision: Mapping[str, float] = {}
     fingerprint: Fingerprint = Fingerprint()
+    experiments: Mapping[str, ExperimentTraits] = {}
+
+    def traits_of(self, experiment: str) -> ExperimentTraits:
+        """The traits of one of its experiments; of one that it does not have, those of no particular kind."""
+        return self.experiments.get(experiment) or ExperimentTraits(experiment.replace("_", " ").capitalize())

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from tare.bench.catalogue import HARNESS_METRICS
 from tare.bench.model import Direction, Metric
 from tare.bench.registry import find_backends, find_workloads
-from tare.bench.settings import HARNESS_METRICS, leading_metric
+from tare.bench.settings import leading_metric
 from tare.bench.stats import CellBlocks, Verdict, control_false_discoveries
 from tare.bench.stats.noise import NoiseFloor, noise_floor
 from tare.bench.store import LoadedRun

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from tare.bench.catalogue import NoteCode
 from tare.bench.descriptors import lack_of_descriptors
 from tare.bench.disturbance import DisturbanceMeter
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
@@ -239,8 +240,9 @@ class _LiveRun:
         self._check_clock(completed, raw)
         return raw
 
-    def note(self, message: str, details: Mapping[str, Any]) -> None:
-        self._runner._event(EventKind.NOTE, self._name, self._planned, message, details)  # noqa: SLF001 - its own part
+    def note(self, code: str, message: str, details: Mapping[str, Any]) -> None:
+        told = {"code": code, **details}
+        self._runner._event(EventKind.NOTE, self._name, self._planned, message, told)  # noqa: SLF001 - its own part
 
     def record(self, metric: Metric, value: float, *, iteration: int | None = None, raw: str = "") -> None:
         if not math.isfinite(value):
@@ -292,14 +294,8 @@ class _LiveRun:
                 f"clocks disagree: {completed.argv[0]} took {completed.duration_s:.3f} s by the host's clock and "
                 f"{guest:.3f} s by the guest's"
             )
-            details = {
-                "code": "clock",
-                "host_s": completed.duration_s,
-                "guest_s": guest,
-                "allowed_s": allowed,
-                "raw": raw,
-            }
-            self._runner._event(EventKind.NOTE, self._name, self._planned, message, details)  # noqa: SLF001
+            host = completed.duration_s
+            self.note(NoteCode.CLOCK, message, {"host_s": host, "guest_s": guest, "allowed_s": allowed, "raw": raw})
 
 
 def _usage_of(instance: Instance) -> Usage | None:

@@ -9,10 +9,8 @@ from typing import Any
 
 import msgspec
 
-HARNESS_METRICS = ("command.", "host.", "instance.")
-"""Beginnings of the names of metrics that the harness adds to each workload's own."""
-RATIO_PREFIX = "interference.ratio."
-"""Beginning of the names of metrics that say how many times worse than alone a victim got."""
+from tare.bench.catalogue import HARNESS_METRICS, RATIO_PREFIX, BootMetric
+
 DEFAULT_MARGIN = 0.02
 """Ratios from 1/1.02 to 1.02 make no difference to anybody, unless the suite says otherwise."""
 
@@ -50,8 +48,8 @@ def leading_metric(experiment: str, measured: Sequence[str]) -> str | None:
     ``measured`` is in the order in which workload and experiment declare metrics. The choice is made beforehand, where
     the metric with the largest difference would be chosen by luck. None if nothing was measured.
     """
-    if experiment == "boot" and "boot.total" in measured:
-        return "boot.total"
+    if experiment == "boot" and BootMetric.TOTAL in measured:
+        return BootMetric.TOTAL
     if experiment == "interference" and (ratios := [name for name in measured if name.startswith(RATIO_PREFIX)]):
         return min(ratios, key=lambda name: name == f"{RATIO_PREFIX}duration")
     own = (name for name in measured if not name.startswith(HARNESS_METRICS))

@@ -12,13 +12,17 @@ from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.instance_types import make_type
 from tare.bench.capacity.plan import HostPlan, plan_host
 from tare.bench.capacity.words import host_sentence, notes_of, scaling_sentence
+from tare.bench.catalogue import DensityMetric
 from tare.bench.units import Unit, format_duration, format_size, format_value
 from tare.reports.capacity_charts import Curve, curve_chart
 from tare.reports.charts import Chart
 from tare.reports.density_costs import words_of
 
-_AVAILABLE, _START = "density.memory_available", "density.start"
-_THROUGHPUT = {"density.throughput": Unit.OPERATIONS_PER_SECOND, "density.byte_throughput": Unit.BYTES_PER_SECOND}
+_AVAILABLE, _START = DensityMetric.MEMORY_AVAILABLE, DensityMetric.START
+_THROUGHPUT = {
+    DensityMetric.THROUGHPUT: Unit.OPERATIONS_PER_SECOND,
+    DensityMetric.BYTE_THROUGHPUT: Unit.BYTES_PER_SECOND,
+}
 _STEPS = 60
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from tare.bench.analysis import Backend, CellResult, Row, Subject
+from tare.bench.catalogue import SteadyMetric
 from tare.bench.stats import Comparison, Verdict
 from tare.bench.units import Unit
 from tare.reports.wording import (
@@ -103,7 +104,7 @@ def operations_beyond(subject: Subject, row: Row, backend: Backend) -> float | N
     prefix = row.metric.name.partition(".")[0]
     rates = [one for one in subject.rows if one.metric.unit is Unit.OPERATIONS_PER_SECOND]
     rates.sort(key=lambda one: not one.metric.name.startswith(f"{prefix}."))
-    durations = [one for one in subject.rows if one.metric.name == "command.duration"]
+    durations = [one for one in subject.rows if one.metric.name == SteadyMetric.DURATION]
     rate, duration = (_centre_on(backend, rows) for rows in (rates[:1], durations))
     if rate is None or duration is None:
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tare.bench.analysis import Backend, CellResult, Row
+from tare.bench.catalogue import BootMetric
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line
 from tare.bench.units import Unit
@@ -23,10 +24,14 @@ from tare.reports.wording import says_nothing
 if TYPE_CHECKING:
     import altair as alt
 
-PHASES = (("boot.create", "create", 1.0), ("boot.init", "init", 0.58), ("boot.ready", "ready", 0.26))
+PHASES = ((BootMetric.CREATE, "create", 1.0), (BootMetric.INIT, "init", 0.58), (BootMetric.READY, "ready", 0.26))
 """The parts of a start, in order, with the strength in which they are drawn."""
 PARTS = {
-    "boot.init": (("boot.vcpu", "processor", 0.8), ("boot.firmware", "firmware", 0.64), ("boot.kernel", "kernel", 0.46))
+    BootMetric.INIT: (
+        (BootMetric.VCPU, "processor", 0.8),
+        (BootMetric.FIRMWARE, "firmware", 0.64),
+        (BootMetric.KERNEL, "kernel", 0.46),
+    )
 }
 """What of them is drawn in parts where a backend tells them, in the same form."""
 

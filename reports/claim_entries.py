@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, Backend, CellResult, Row, Subject
+from tare.bench.catalogue import RATIO_PREFIX
 from tare.bench.model import Direction, Manifest
 from tare.bench.readable import one_line
-from tare.bench.settings import RATIO_PREFIX
 from tare.bench.stats import CellBlocks, compare, summarise
 from tare.bench.units import Unit, format_value
 from tare.reports.claim_facts import Kind, image_sizes, kernels_seen, kinds_of

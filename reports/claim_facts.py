@@ -5,7 +5,8 @@ from enum import StrEnum
 from typing import Literal
 
 from tare.bench.analysis import Analysis
-from tare.bench.model import EventKind, IsolationKind, Manifest
+from tare.bench.catalogue import NoteCode, StopReason
+from tare.bench.model import IsolationKind, Manifest
 
 Reference = Literal["envelope_memory", "host_memory_to_envelope", "host_cpus_to_envelope", "image_tree", "image_disk"]
 """What a limit may be a multiple of: bytes, or what the host has over what the envelope gives."""
@@ -66,11 +67,10 @@ def image_sizes(manifest: Manifest) -> dict[str, float]:
 def ran_out(analysis: Analysis, backend: str) -> bool:
     """Whether a density ramp of this backend ended because something of the host ran out, not because it was told."""
     return any(
-        event.kind is EventKind.NOTE
-        and event.details.get("code") == "density-stop"
+        event.note_code == NoteCode.DENSITY_STOP
         and event.cell.endswith(f"/{backend}")
         and bool(event.details.get("resource"))
-        and event.details.get("reason") in ("memory-floor", "failure")
+        and event.details.get("reason") in (StopReason.MEMORY_FLOOR, StopReason.FAILURE)
         for event in analysis.run.events
     )
 
@@ -80,7 +80,5 @@ def kernels_seen(analysis: Analysis, backend: str) -> list[str]:
     return [
         str(event.details.get("kernel", ""))
         for event in analysis.run.events
-        if event.kind is EventKind.NOTE
-        and event.details.get("code") == "limits-seen"
-        and event.cell.endswith(f"/{backend}")
+        if event.note_code == NoteCode.LIMITS_SEEN and event.cell.endswith(f"/{backend}")
     ]

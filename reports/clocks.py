@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tare.bench.model import Event, EventKind
+from tare.bench.catalogue import NoteCode
+from tare.bench.model import Event
 from tare.bench.store import LoadedRun
 from tare.reports.flags import CellName, Flag, FlagKind, make_flag
 
@@ -12,7 +13,7 @@ def clock_flags(run: LoadedRun, cells: Mapping[str, CellName]) -> Iterator[Flag]
     """A flag for each cell with such commands. ``cells`` are those of the instances that gave samples."""
     found: dict[CellName, list[Event]] = {}
     for event in run.events:
-        is_told = event.kind is EventKind.NOTE and event.details.get("code") == "clock" and "guest_s" in event.details
+        is_told = event.note_code == NoteCode.CLOCK and "guest_s" in event.details
         if is_told and event.instance in cells:
             found.setdefault(cells[event.instance], []).append(event)
     for cell, events in found.items():

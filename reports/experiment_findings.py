@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from tare.bench.analysis import Analysis
 from tare.bench.analysis.density import DensityCell, cost_of, find_density
+from tare.bench.catalogue import RATIO_PREFIX
 from tare.bench.readable import one_line
-from tare.bench.settings import RATIO_PREFIX
 from tare.bench.units import Unit, format_size, format_value
 from tare.reports.interference_heat import HeatLine, heat_view
 from tare.reports.limits_held import held_view

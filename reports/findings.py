@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from tare.bench.analysis import Analysis, Backend, CellResult, Row, Subject
+from tare.bench.catalogue import CONFOUND_WEIGHTS, BootMetric, ConfoundCode, LimitsMetric, SteadyMetric
 from tare.bench.model import RunStatus
 from tare.bench.readable import one_line
 from tare.bench.stats import Standing, Verdict
@@ -25,12 +26,6 @@ MOST_NAMED = 4
 MOST_WORKLOADS = 8
 FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
-
-_HOST_VIRTUAL = "host-virtual"
-_EMULATED = "accel-tcg"
-_WEIGHTY = ("accel", _HOST_VIRTUAL, "other-kernel")
-"""Beginnings of the codes of confounds that belong on the first screen."""
-
 
 _WITHOUT_WORKLOADS = {
     "boot": "start and stop",
@@ -103,9 +98,9 @@ def caveats(analysis: Analysis) -> list[Caveat]:
     # The harness lists a backend's confounds with the host's too: each is said once.
     found.extend(dict.fromkeys(_confounds(analysis)))
     virtual = host_virtualization(analysis)
-    if virtual is not None and all(caveat.code != _HOST_VIRTUAL for caveat in found):
+    if virtual is not None and all(caveat.code != ConfoundCode.HOST_VIRTUAL for caveat in found):
         text = f"The host is itself a virtual machine ({virtual}): its bare metal is not a machine's bare metal."
-        found.append(Caveat(_HOST_VIRTUAL, text, 2))
+        found.append(Caveat(ConfoundCode.HOST_VIRTUAL, text, 2))
     return sorted(found, key=lambda caveat: -caveat.weight)
 
 
@@ -131,7 +126,7 @@ def _start_finding(analysis: Analysis) -> str | None:
     """One sentence over all backends' time to start."""
     for subject in analysis.subjects:
         for row in subject.rows:
-            if subject.experiment == "boot" and row.metric.name == "boot.total":
+            if subject.experiment == "boot" and row.metric.name == BootMetric.TOTAL:
                 return _value_finding(row, "Ready to execute after")
     return None
 
@@ -139,15 +134,15 @@ def _start_finding(analysis: Analysis) -> str | None:
 def _cost_finding(analysis: Analysis) -> str | None:
     """One sentence on what instances take, from the experiment that asks for it most directly."""
     words = {
-        "limits.start_memory": "Least memory to start with:",
-        "boot.pss": "Memory of an idle instance:",
+        LimitsMetric.START_MEMORY: "Least memory to start with:",
+        BootMetric.PSS: "Memory of an idle instance:",
     }
     rows = [(subject, row) for subject in analysis.subjects for row in subject.rows if row.cells]
     for name, opening in words.items():
         row = next((row for _, row in rows if row.metric.name == name), None)
         if row is not None:
             return _value_finding(row, opening)
-    peaks = [(subject, row) for subject, row in rows if row.metric.name == "host.memory_peak"]
+    peaks = [(subject, row) for subject, row in rows if row.metric.name == SteadyMetric.MEMORY_PEAK]
     if not peaks:
         return None
     subject, row = max(peaks, key=lambda peak: peak[1].cells[0].estimate.centre)
@@ -357,6 +352,6 @@ def _confounds(analysis: Analysis) -> list[Caveat]:
     described = [confound for one in manifest.backends.values() for confound in one.confounds]
     for confound in (*described, *manifest.confounds):
         opening = f"{labels.get(confound.backend, confound.backend)}: " if confound.backend else ""
-        weight = 3 if confound.code == _EMULATED else 2 if confound.code.startswith(_WEIGHTY) else 1
+        weight = CONFOUND_WEIGHTS.get(confound.code, 1)
         found.append(Caveat(confound.code, f"{opening}{confound.detail.rstrip('.')}.", weight))
     return found

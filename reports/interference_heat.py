@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, Backend, CellResult, Subject
-from tare.bench.settings import RATIO_PREFIX
+from tare.bench.catalogue import RATIO_PREFIX
 from tare.bench.units import Unit, format_value
 
 

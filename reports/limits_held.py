@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tare.bench.analysis import Analysis, Backend, CellResult, Subject
+from tare.bench.catalogue import LimitsMetric
 from tare.bench.model import Envelope
 from tare.bench.stats import Interval
 from tare.bench.units import Unit, format_value
@@ -13,10 +14,10 @@ TOLERANCE = 0.05
 """A limit that let this share more through still held: kernels count CPU time by periods and memory by batches."""
 
 _LIMITS = (
-    ("CPUs", "limits.cpu_reached", "limits.cpus_seen"),
-    ("memory", "limits.memory_reached", "limits.memory_seen"),
-    ("processes", "limits.pids_reached", ""),
-    ("scratch disk", "limits.disk_reached", ""),
+    ("CPUs", LimitsMetric.CPU_REACHED, LimitsMetric.CPUS_SEEN),
+    ("memory", LimitsMetric.MEMORY_REACHED, LimitsMetric.MEMORY_SEEN),
+    ("processes", LimitsMetric.PIDS_REACHED, ""),
+    ("scratch disk", LimitsMetric.DISK_REACHED, ""),
 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tare.bench.catalogue import INSTANCE_PREFIX, SteadyMetric
 from tare.bench.errors import TareError
 from tare.bench.interfaces import Reporter
 from tare.bench.model import Manifest, Sample
@@ -16,7 +17,7 @@ from tare.bench.units import Unit
 if TYPE_CHECKING:
     import pyperf
 
-_EXPORTED = ("command.duration", "instance.", "boot.", "guest.")
+_EXPORTED = (SteadyMetric.DURATION, INSTANCE_PREFIX, "boot.", "guest.")
 
 
 class PyperfReporter(Reporter):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from tare.bench.analysis import Analysis, Row, Subject
+from tare.bench.catalogue import INSTANCE_PREFIX, BootMetric, DensityMetric, LimitsMetric, SteadyMetric
 from tare.bench.model import Category, Manifest
 from tare.bench.units import Unit, format_value
 from tare.reports.cell_views import CellView, cell_view
@@ -35,9 +36,9 @@ SECTIONS = {
 }
 """Every section that a report can have, in order; those without data are left out."""
 LEADING = {
-    "boot": ("boot.total", "boot.pss"),
-    "density": ("density.population", "density.start", "density.pss"),
-    "limits": ("limits.start_memory", "limits.memory_reached", "limits.cpu_reached"),
+    "boot": (BootMetric.TOTAL, BootMetric.PSS),
+    "density": (DensityMetric.POPULATION, DensityMetric.START, DensityMetric.PSS),
+    "limits": (LimitsMetric.START_MEMORY, LimitsMetric.MEMORY_REACHED, LimitsMetric.CPU_REACHED),
 }
 """The metrics of an experiment that stand in the first table; a workload's is the first that it declares."""
 GROWS_WITH = {"density": "instances alive", "interference": "aggressors"}
@@ -45,9 +46,17 @@ GROWS_WITH = {"density": "instances alive", "interference": "aggressors"}
 MOST_FIGURES = 120
 MOST_SENTENCES = 8
 
-_OVER_A_TIME = frozenset({"command.duration", "host.cpu", "host.cpu_overhead", "host.io_read", "host.io_write"})
+_OVER_A_TIME = frozenset(
+    {SteadyMetric.DURATION, SteadyMetric.CPU, SteadyMetric.CPU_OVERHEAD, SteadyMetric.IO_READ, SteadyMetric.IO_WRITE}
+)
 """Where the time of a command is fixed, whoever does less work in it costs less: no difference between backends."""
-_HARNESS_DETAIL = ("instance.", "command.guest_duration", "density.at", "density.sampled", "density.settle")
+_HARNESS_DETAIL = (
+    INSTANCE_PREFIX,
+    SteadyMetric.GUEST_DURATION,
+    DensityMetric.AT,
+    DensityMetric.SAMPLED,
+    DensityMetric.SETTLE,
+)
 _OLDER = {
     "sysbench-cpu": Category.CPU,
     "stress-ng": Category.CPU,

@@ -4,6 +4,7 @@ import math
 import re
 
 from tare.bench.analysis import Analysis, CellResult, Row
+from tare.bench.catalogue import BootMetric, SteadyMetric
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line
 from tare.bench.stats import Comparison, NoiseSource, Verdict
@@ -90,7 +91,7 @@ def verdict_mark(word: str) -> str:
 
 def is_cost(metric: Metric) -> bool:
     """Whether a metric counts what is used, not how long or how fast."""
-    return metric.unit in _COST or metric.name in ("host.cpu", "boot.cpu")
+    return metric.unit in _COST or metric.name in (SteadyMetric.CPU, BootMetric.CPU)
 
 
 def direction_words(metric: Metric) -> str:

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NoReturn
 import msgspec
 from msgspec import Meta
 
+from tare.bench.catalogue import HARNESS_METRICS
 from tare.bench.errors import ParseError
 from tare.bench.model import Completed, Direction, Metric
-from tare.bench.settings import HARNESS_METRICS
 from tare.bench.units import Scale, Unit, parse_unit
 from tare.workloads.output import excerpt
 

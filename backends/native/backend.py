@@ -15,6 +15,7 @@ from tare.backends.native.privileges import DEFAULT_CAPABILITIES
 from tare.backends.native.runtime import HostKernelBackend, probe_host
 from tare.backends.native.seccomp import INTENT, Filters, compile_filters, probe_seccomp
 from tare.backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, is_privileged, probe_way
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import UnsupportedError
 from tare.bench.interfaces import BackendContext, Instance
 from tare.bench.model import (
@@ -213,7 +214,11 @@ class Native(HostKernelBackend):
             confounds=(
                 *([] if filtered else [Confound("no-seccomp", _NO_SECCOMP, self.name)]),
                 *([Confound("upper-in-memory", _UPPER_IN_MEMORY, self.name)] if in_memory else []),
-                *([Confound("own-network", _OWN_NETWORK[self.options.network], self.name)] if own_network else []),
+                *(
+                    [Confound(ConfoundCode.OWN_NETWORK, _OWN_NETWORK[self.options.network], self.name)]
+                    if own_network
+                    else []
+                ),
             ),
         )
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from tare.backends.vm.commands import GUEST_PROGRAM
 from tare.backends.vm.options import Profile, VmOptions
 from tare.backends.vm.watch import Watch
+from tare.bench.catalogue import GuestSplit
 from tare.bench.errors import BackendError
 from tare.bench.model import Envelope, Phase, StartTimeline
 
@@ -166,12 +167,12 @@ def mark_boot(watch: Watch, timeline: StartTimeline) -> None:
     for phase, at_s in seen.items():
         if at_s is not None:
             timeline.mark(phase, at_s)
-    timeline.splits["guest.kernel"] = init.guest_s
-    timeline.splits["guest.init"] = last.guest_s - init.guest_s
+    timeline.splits[GuestSplit.KERNEL] = init.guest_s
+    timeline.splits[GuestSplit.INIT] = last.guest_s - init.guest_s
     system = watch.marks.get("system")
     if system is not None:
-        timeline.splits["guest.initramfs"] = system.guest_s - init.guest_s
-        timeline.splits["guest.system"] = last.guest_s - system.guest_s
+        timeline.splits[GuestSplit.INITRAMFS] = system.guest_s - init.guest_s
+        timeline.splits[GuestSplit.SYSTEM] = last.guest_s - system.guest_s
 
 
 def await_restored(

@@ -9,6 +9,7 @@ from tare.backends.vm.domain_xml import Accelerator
 from tare.backends.vm.guest import Ground
 from tare.backends.vm.options import EMBEDDED, PAST_THE_PAGE_CACHE, Cache, Scratch
 from tare.backends.vm.share import OPTIONS as SHARE_OPTIONS
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.model import Confound
 
 
@@ -24,13 +25,13 @@ def confounds_of(ground: Ground, backend: str) -> Iterator[Confound]:
 def _of_what_runs(ground: Ground) -> Iterator[Confound]:
     if ground.acceleration.accelerator is Accelerator.TCG:
         yield Confound(
-            "accel-tcg",
+            ConfoundCode.EMULATED,
             "no hardware virtualization was measured: the guest's processor is emulated in software (TCG), so its "
             f"figures say nothing about a guest under KVM ({ground.acceleration.reason})",
         )
     if ground.image.kernel_version != platform.release():
         yield Confound(
-            "other-kernel",
+            ConfoundCode.OTHER_KERNEL,
             f"the guest runs Linux {ground.image.kernel_version}, the host {platform.release()}: a part of any "
             "difference may be the kernel's",
         )

@@ -13,6 +13,7 @@ from tare.backends.network.bridge import GATEWAY, BridgeNetwork, start_network
 from tare.backends.network.tap import require_tap, why_no_vhost
 from tare.backends.vm.domain_xml import Interface
 from tare.backends.vm.options import Network
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import UnavailableError
 from tare.bench.model import Availability, Confound
 from tare.bench.network_path import ServerPlace, describe_paths
@@ -85,10 +86,10 @@ class GuestNetwork:
             text = (
                 "QEMU's user-mode stack takes its connections apart and makes them again; bare metal has the host's lo"
             )
-            yield Confound("own-network", text, backend)
+            yield Confound(ConfoundCode.OWN_NETWORK, text, backend)
             return
         text = "its network is virtio-net, a tap and a bridge that tare made; bare metal has the host's"
-        yield Confound("own-network", text, backend)
+        yield Confound(ConfoundCode.OWN_NETWORK, text, backend)
         if self.without_vhost:
             yield Confound(
                 "no-vhost",

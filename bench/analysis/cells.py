@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tare.bench.catalogue import HARNESS_METRICS
 from tare.bench.samples import SampleTable, params_text
-from tare.bench.settings import HARNESS_METRICS, leading_metric
+from tare.bench.settings import leading_metric
 from tare.bench.stats import CellBlocks, Comparison, Verdict, WarmUp, find_warm_up, grouped_medians
 from tare.bench.stats.medians import Floats, Integers
 from tare.bench.stats.warmup import NOTHING_FOUND

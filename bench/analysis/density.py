@@ -9,24 +9,25 @@ import numpy as np
 from tare.bench.analysis.cost import Cost, Ramp, fit_cost
 from tare.bench.analysis.reml import Floats
 from tare.bench.analysis.start import StartTrend, fit_start
-from tare.bench.model import Event, EventKind, Sample
+from tare.bench.catalogue import Builtin, DensityMetric, NoteCode, StopReason
+from tare.bench.model import Event, Sample
 from tare.bench.samples import SampleTable
 
-_AVAILABLE = "density.memory_available"
-_AT = "density.at"
-_START = "density.start"
+_AVAILABLE = DensityMetric.MEMORY_AVAILABLE
+_AT = DensityMetric.AT
+_START = DensityMetric.START
 
-HOST_METERS: Mapping[str, str] = {"slab": "density.slab", "kernel_other": "density.kernel_other"}
+HOST_METERS: Mapping[str, str] = {"slab": DensityMetric.SLAB, "kernel_other": DensityMetric.KERNEL_OTHER}
 """Read for the whole host at each step."""
 INSTANCE_METERS: Mapping[str, str] = {
-    "pss": "density.pss",
-    "rss": "density.rss",
-    "private": "density.private",
-    "guest": "density.guest_ram",
-    "translated": "density.tcg_cache",
-    "charge": "density.charge",
-    "disk": "density.disk_owned",
-    "idle_cpu": "density.idle_cpu",
+    "pss": DensityMetric.PSS,
+    "rss": DensityMetric.RSS,
+    "private": DensityMetric.PRIVATE,
+    "guest": DensityMetric.GUEST_RAM,
+    "translated": DensityMetric.TCG_CACHE,
+    "charge": DensityMetric.CHARGE,
+    "disk": DensityMetric.DISK_OWNED,
+    "idle_cpu": DensityMetric.IDLE_CPU,
 }
 """Read for some of the instances now and then, and scaled to all."""
 _LEAST: Mapping[str, int] = {"private": 2}
@@ -47,7 +48,7 @@ class Ending(msgspec.Struct, frozen=True):
     @property
     def was_asked_for(self) -> bool:
         """Whether nothing ran out: the ramp had no more instances to start."""
-        return self.reason == "count"
+        return self.reason == StopReason.COUNT
 
 
 class DensityCell(msgspec.Struct, frozen=True):
@@ -175,9 +176,9 @@ def find_density(samples: Iterable[Sample], events: Iterable[Event]) -> list[Den
     readings: dict[tuple[str, str, str], dict[str, dict[str, list[tuple[int, float]]]]] = {}
     params: dict[tuple[str, str, str], Mapping[str, object]] = {}
     # One by one, a million samples of other experiments would take ten seconds to be passed over.
-    own = samples.where("experiment", "density") if isinstance(samples, SampleTable) else samples
+    own = samples.where("experiment", Builtin.DENSITY) if isinstance(samples, SampleTable) else samples
     for sample in own:
-        if sample.experiment != "density":
+        if sample.experiment != Builtin.DENSITY:
             continue
         key = (sample.backend, sample.workload, repr(sorted(sample.params.items())))
         params[key] = sample.params
@@ -199,12 +200,9 @@ def find_density(samples: Iterable[Sample], events: Iterable[Event]) -> list[Den
 def _endings(events: Iterable[Event]) -> Iterable[Ending]:
     dead: dict[str, int] = {}
     for event in events:
-        if event.kind is not EventKind.NOTE:
-            continue
-        code = event.details.get("code")
-        if code == "density-dead":
+        if event.note_code == NoteCode.DENSITY_DEAD:
             dead[event.instance] = int(event.details["dead"])
-        elif code == "density-stop":
+        elif event.note_code == NoteCode.DENSITY_STOP:
             details = event.details
             yield Ending(
                 instance=event.instance,

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from tare.bench.analysis.cells import Points
+from tare.bench.catalogue import HARNESS_METRICS
 from tare.bench.model import Event, Manifest, Metric
 from tare.bench.readable import one_line
-from tare.bench.settings import HARNESS_METRICS
 from tare.bench.stats import CellBlocks, Comparison, Interval, NoiseFloor, NoiseSource, Precision, WarmUp
 from tare.bench.store import LoadedRun
 

@@ -9,10 +9,11 @@ from tare.bench.analysis.density import DensityCell, cost_of
 from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
 from tare.bench.capacity.hosts import Resource
 from tare.bench.capacity.needs import InstanceNeeds, Need, Promise
+from tare.bench.catalogue import DensityMetric, StopReason
 from tare.bench.model import IsolationKind, Manifest
 
-_THROUGHPUT = ("density.throughput", "density.byte_throughput")
-_CAPPING = ("failure",)
+_THROUGHPUT = (DensityMetric.THROUGHPUT, DensityMetric.BYTE_THROUGHPUT)
+_CAPPING = (StopReason.FAILURE,)
 """Endings of a ramp that tell of a limit of the host, not of one that was stated for the ramp."""
 _KNOWN_BY_COST = ("memory", "disk")
 

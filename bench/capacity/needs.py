@@ -8,15 +8,16 @@ import numpy as np
 from tare.bench.analysis.cost import Cost
 from tare.bench.analysis.density import DensityCell, InstanceCost, cost_of
 from tare.bench.capacity.hosts import Resource
+from tare.bench.catalogue import DensityMetric
 from tare.bench.model import Envelope
 from tare.bench.units import format_size
 
-LOADED_CPU = "density.loaded_cpu"
+LOADED_CPU = DensityMetric.LOADED_CPU
 VAGUE = 0.2
 """MemAvailable that is known no better than this gives way to what has a name, if that lies in its interval."""
 LEAST_HALVED = 20
 """Ramps of fewer instances are too short to tell their last half from the whole."""
-_DISK_SHARED = "density.disk_shared"
+_DISK_SHARED = DensityMetric.DISK_SHARED
 
 
 _Measured = tuple[float, float | None, float | None, str]

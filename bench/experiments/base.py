@@ -68,8 +68,8 @@ class InstanceRun(Protocol):
         Raises WorkloadError if it failed or timed out. For one thread, whichever ran the command.
         """
 
-    def note(self, message: str, details: Mapping[str, Any]) -> None:
-        """Keep an observation that is no number, as an event; ``details`` has a stable ``code``."""
+    def note(self, code: str, message: str, details: Mapping[str, Any]) -> None:
+        """Keep an observation that is no number, as an event. ``code`` is stable: what it is about."""
 
     def record(self, metric: Metric, value: float, *, iteration: int | None = None, raw: str = "") -> None:
         """Keep a value of a metric, of one iteration or (None) of the instance as a whole.

@@ -3,22 +3,29 @@
 Every mark is on the host's monotonic clock. What a guest tells about itself (firmware, kernel, init) is kept beside.
 """
 
+from tare.bench.catalogue import BootMetric, GuestSplit
 from tare.bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
-from tare.bench.model import Command, Footprint, Phase
+from tare.bench.model import Command, Footprint, Metric, Phase
 from tare.bench.units import Unit
 
-CREATE = lower("boot.create", Unit.SECOND, "Requested until what isolates exists: first process, or the hypervisor's.")
-INIT = lower("boot.init", Unit.SECOND, "From then until the first user-space instruction inside: root, kernel, mounts.")
-READY = lower("boot.ready", Unit.SECOND, "From then until the harness knows that the instance can execute a command.")
-TOTAL = lower("boot.total", Unit.SECOND, "Requested until ready to execute.")
-VCPU = lower("boot.vcpu", Unit.SECOND, "The hypervisor's process existed until the guest's processor began to run.")
+CREATE = lower(
+    BootMetric.CREATE, Unit.SECOND, "Requested until what isolates exists: first process, or the hypervisor's."
+)
+INIT = lower(
+    BootMetric.INIT, Unit.SECOND, "From then until the first user-space instruction inside: root, kernel, mounts."
+)
+READY = lower(
+    BootMetric.READY, Unit.SECOND, "From then until the harness knows that the instance can execute a command."
+)
+TOTAL = lower(BootMetric.TOTAL, Unit.SECOND, "Requested until ready to execute.")
+VCPU = lower(BootMetric.VCPU, Unit.SECOND, "The hypervisor's process existed until the guest's processor began to run.")
 FIRMWARE = lower(
-    "boot.firmware",
+    BootMetric.FIRMWARE,
     Unit.SECOND,
     "The guest's processor ran until its kernel began, by its own clock: firmware, boot loader, decompression.",
 )
 LOADER = lower("boot.loader", Unit.SECOND, "The part of boot.firmware from the boot loader's first words on.")
-KERNEL = lower("boot.kernel", Unit.SECOND, "The guest's kernel began until its first user-space instruction.")
+KERNEL = lower(BootMetric.KERNEL, Unit.SECOND, "The guest's kernel began until its first user-space instruction.")
 AGENT = lower("boot.agent", Unit.SECOND, "The first user-space instruction until what executes commands had answered.")
 FIRST_COMMAND = lower(
     "boot.first_command", Unit.SECOND, "The first command in the fresh instance, /bin/true, there and back."
@@ -27,7 +34,7 @@ STOP = lower("boot.stop", Unit.SECOND, "Asked to stop until its last process and
 STOP_GUEST = lower("boot.stop_guest", Unit.SECOND, "The part of boot.stop until the guest's own kernel had shut down.")
 STOP_PROCESS = lower("boot.stop_process", Unit.SECOND, "The part of boot.stop until its last host process was gone.")
 RELEASE = lower("boot.release", Unit.SECOND, "The rest of boot.stop: until cgroup, mounts and files were gone.")
-PSS = lower("boot.pss", Unit.BYTE, "Proportional set size of all its host processes when it was ready and idle.")
+PSS = lower(BootMetric.PSS, Unit.BYTE, "Proportional set size of all its host processes when it was ready and idle.")
 CHARGE = lower("boot.charge", Unit.BYTE, "Memory its cgroup was charged with when it was ready and idle.")
 PRIVATE = lower("boot.private", Unit.BYTE, "The part of its processes' memory that nobody shares, likewise.")
 GUEST_RAM = lower("boot.guest_ram", Unit.BYTE, "The part of boot.pss that a guest has as its RAM: what it has touched.")
@@ -35,24 +42,24 @@ TCG_CACHE = lower("boot.tcg_cache", Unit.BYTE, "The part of boot.pss that is cod
 HYPERVISOR = lower("boot.hypervisor", Unit.BYTE, "The rest of boot.pss: the hypervisor's devices, heap and program.")
 DISK_OWNED = lower("boot.disk_owned", Unit.BYTE, "Disk blocks that only it has: its overlay, or its scratch disk.")
 DISK_SHARED = lower("boot.disk_shared", Unit.BYTE, "Disk blocks of the image, which it shares with others of it.")
-CPU = lower("boot.cpu", Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
+CPU = lower(BootMetric.CPU, Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
 STARTS = (VCPU, FIRMWARE, LOADER, KERNEL, AGENT)
 STOPS = (STOP_GUEST, STOP_PROCESS, RELEASE)
 FOOTPRINT = (PSS, PRIVATE, GUEST_RAM, TCG_CACHE, HYPERVISOR, CHARGE, DISK_OWNED, DISK_SHARED)
-SPLITS = {
-    "guest.kernel": lower(
-        "guest.kernel", Unit.SECOND, "Kernel until the first user-space instruction, by the guest's clock."
+SPLITS: dict[str, Metric] = {
+    GuestSplit.KERNEL: lower(
+        GuestSplit.KERNEL, Unit.SECOND, "Kernel until the first user-space instruction, by the guest's clock."
     ),
-    "guest.init": lower(
-        "guest.init", Unit.SECOND, "First user-space instruction until its services run, by the guest's clock."
+    GuestSplit.INIT: lower(
+        GuestSplit.INIT, Unit.SECOND, "First user-space instruction until its services run, by the guest's clock."
     ),
-    "guest.initramfs": lower(
-        "guest.initramfs",
+    GuestSplit.INITRAMFS: lower(
+        GuestSplit.INITRAMFS,
         Unit.SECOND,
         "The part of guest.init before systemd, where that is what boots.",
     ),
-    "guest.system": lower(
-        "guest.system", Unit.SECOND, "The part of guest.init from systemd's start to multi-user.target, likewise."
+    GuestSplit.SYSTEM: lower(
+        GuestSplit.SYSTEM, Unit.SECOND, "The part of guest.init from systemd's start to multi-user.target, likewise."
     ),
 }
 

@@ -9,6 +9,7 @@ import time
 
 import msgspec
 
+from tare.bench.catalogue import NoteCode, StopReason
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
 from tare.bench.experiments import density_metrics as metrics
 from tare.bench.experiments.base import Experiment, InstanceRun, record_known
@@ -26,7 +27,7 @@ from tare.bench.experiments.density_meters import (
 )
 from tare.bench.experiments.density_options import DensityOptions
 from tare.bench.experiments.density_starts import Starts
-from tare.bench.experiments.density_stop import Stop, StopReason, failed
+from tare.bench.experiments.density_stop import Stop, failed
 from tare.bench.interfaces import Instance
 from tare.bench.model import Command, Phase
 from tare.bench.units import format_duration, format_size, parse_duration
@@ -268,8 +269,9 @@ class _Ramp:
         settled = settle(parse_duration(self._options.settle_interval), parse_duration(self._options.settle_deadline))
         if not settled.steady:
             self._run.note(
+                NoteCode.DENSITY_UNSETTLED,
                 f"with {self._population} instances, memory still changed after {format_duration(settled.waited_s)}",
-                {"code": "density-unsettled", "population": self._population},
+                {"population": self._population},
             )
         return settled
 
@@ -295,11 +297,15 @@ class _Ramp:
         if dead:
             told = "\n".join(dead[:_TOLD])
             self._run.note(
+                NoteCode.DENSITY_DEAD,
                 f"{len(dead)} of {population} instances were dead at the end; {dead[0]}",
-                {"code": "density-dead", "dead": len(dead), "evidence": told},
+                {"dead": len(dead), "evidence": told},
             )
-        details = {"code": "density-stop", "population": population, **msgspec.to_builtins(stop)}
-        self._run.note(f"the ramp ended with {population} instances: {stop.message}", details)
+        self._run.note(
+            NoteCode.DENSITY_STOP,
+            f"the ramp ended with {population} instances: {stop.message}",
+            {"population": population, **msgspec.to_builtins(stop)},
+        )
 
     def _record_return(self) -> None:
         """What the host has back once all are gone, and when."""
@@ -310,7 +316,8 @@ class _Ramp:
         self._run.record(metrics.MEMORY_RETURN, after.waited_s)
         if not after.steady:
             self._run.note(
+                NoteCode.DENSITY_NOT_RETURNED,
                 f"{population} instances were stopped, and the host's memory was not back after "
                 f"{format_duration(after.waited_s)}",
-                {"code": "density-not-returned", "population": population},
+                {"population": population},
             )

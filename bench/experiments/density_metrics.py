@@ -3,18 +3,23 @@
 Those of a start belong to the instance that made the population what it is. Totals are over all live instances.
 """
 
+from tare.bench.catalogue import DensityMetric
 from tare.bench.experiments.base import lower
 from tare.bench.model import Direction, Metric
 from tare.bench.units import Unit
 
-START = lower("density.start", Unit.SECOND, "Requested until ready, of the instance that made the population so large.")
-CREATE = lower("density.create", Unit.SECOND, "Its part until what isolates exists: first process, or hypervisor's.")
-INIT = lower("density.init", Unit.SECOND, "Its part from then until the first user-space instruction inside.")
-READY = lower("density.ready", Unit.SECOND, "Its part from then until it can execute a command.")
+START = lower(
+    DensityMetric.START, Unit.SECOND, "Requested until ready, of the instance that made the population so large."
+)
+CREATE = lower(
+    DensityMetric.CREATE, Unit.SECOND, "Its part until what isolates exists: first process, or hypervisor's."
+)
+INIT = lower(DensityMetric.INIT, Unit.SECOND, "Its part from then until the first user-space instruction inside.")
+READY = lower(DensityMetric.READY, Unit.SECOND, "Its part from then until it can execute a command.")
 
-AT = lower("density.at", Unit.SECOND, "When memory was read, since the ramp began.")
+AT = lower(DensityMetric.AT, Unit.SECOND, "When memory was read, since the ramp began.")
 MEMORY_AVAILABLE = Metric(
-    "density.memory_available",
+    DensityMetric.MEMORY_AVAILABLE,
     Unit.BYTE,
     Direction.HIGHER,
     "The host's MemAvailable, with density.reserve and density.harness, at each step; settled where density.settle is.",
@@ -29,36 +34,42 @@ HARNESS = lower(
     "density.harness", Unit.BYTE, "Part of it too: tare's own memory, which grows with what it watches, at each step."
 )
 SLAB = lower(
-    "density.slab", Unit.BYTE, "The host's kernel objects that it cannot give back (of SUnreclaim), at each step."
+    DensityMetric.SLAB, Unit.BYTE, "The host's kernel objects that it cannot give back (of SUnreclaim), at each step."
 )
 KERNEL_OTHER = lower(
-    "density.kernel_other", Unit.BYTE, "The host's kernel stacks, page tables and per-CPU memory, at each step."
+    DensityMetric.KERNEL_OTHER, Unit.BYTE, "The host's kernel stacks, page tables and per-CPU memory, at each step."
 )
-CPU_STALL = lower("density.cpu_stall", Unit.SECOND, "Time in which something waited for a CPU (PSI) during the step.")
-MEMORY_STALL = lower("density.memory_stall", Unit.SECOND, "Time in which something waited for memory, likewise.")
-IO_STALL = lower("density.io_stall", Unit.SECOND, "Time in which something waited for I/O, likewise.")
+CPU_STALL = lower(
+    DensityMetric.CPU_STALL, Unit.SECOND, "Time in which something waited for a CPU (PSI) during the step."
+)
+MEMORY_STALL = lower(DensityMetric.MEMORY_STALL, Unit.SECOND, "Time in which something waited for memory, likewise.")
+IO_STALL = lower(DensityMetric.IO_STALL, Unit.SECOND, "Time in which something waited for I/O, likewise.")
 SETTLE = lower(
-    "density.settle", Unit.SECOND, "How long memory took to stop changing before it was read, where awaited."
+    DensityMetric.SETTLE, Unit.SECOND, "How long memory took to stop changing before it was read, where awaited."
 )
 
 SAMPLED = Metric(
-    "density.sampled",
+    DensityMetric.SAMPLED,
     Unit.COUNT,
     Direction.HIGHER,
     "Instances whose own meters were read; totals are scaled from them.",
 )
-PSS = lower("density.pss", Unit.BYTE, "Proportional set size of all instances' host processes, from those sampled.")
-RSS = lower("density.rss", Unit.BYTE, "Their resident size, pages that several share counted each time, likewise.")
-PRIVATE = lower("density.private", Unit.BYTE, "Their memory that nobody shares, likewise.")
-CHARGE = lower("density.charge", Unit.BYTE, "Memory that the instances' cgroups are charged with, likewise.")
-GUEST_RAM = lower("density.guest_ram", Unit.BYTE, "The part of density.pss that guests have as their RAM, likewise.")
-TCG_CACHE = lower(
-    "density.tcg_cache", Unit.BYTE, "The part of density.pss that is code translated for emulated processors, likewise."
+PSS = lower(DensityMetric.PSS, Unit.BYTE, "Proportional set size of all instances' host processes, from those sampled.")
+RSS = lower(DensityMetric.RSS, Unit.BYTE, "Their resident size, pages that several share counted each time, likewise.")
+PRIVATE = lower(DensityMetric.PRIVATE, Unit.BYTE, "Their memory that nobody shares, likewise.")
+CHARGE = lower(DensityMetric.CHARGE, Unit.BYTE, "Memory that the instances' cgroups are charged with, likewise.")
+GUEST_RAM = lower(
+    DensityMetric.GUEST_RAM, Unit.BYTE, "The part of density.pss that guests have as their RAM, likewise."
 )
-DISK_OWNED = lower("density.disk_owned", Unit.BYTE, "Disk blocks that single instances own, likewise.")
-DISK_SHARED = lower("density.disk_shared", Unit.BYTE, "Disk blocks of the image, which all instances share: once.")
+TCG_CACHE = lower(
+    DensityMetric.TCG_CACHE,
+    Unit.BYTE,
+    "The part of density.pss that is code translated for emulated processors, likewise.",
+)
+DISK_OWNED = lower(DensityMetric.DISK_OWNED, Unit.BYTE, "Disk blocks that single instances own, likewise.")
+DISK_SHARED = lower(DensityMetric.DISK_SHARED, Unit.BYTE, "Disk blocks of the image, which all instances share: once.")
 IDLE_CPU = lower(
-    "density.idle_cpu",
+    DensityMetric.IDLE_CPU,
     Unit.CPU,
     "CPUs that the instances keep busy without being asked anything, from those sampled.",
 )
@@ -70,26 +81,28 @@ KSM = Metric(
 )
 
 THROUGHPUT = Metric(
-    "density.throughput",
+    DensityMetric.THROUGHPUT,
     Unit.OPERATIONS_PER_SECOND,
     Direction.HIGHER,
     "What all instances did together, all loaded, from the first begin to the last end.",
 )
 BYTE_THROUGHPUT = Metric(
-    "density.byte_throughput", Unit.BYTES_PER_SECOND, Direction.HIGHER, "The same for a workload that moves bytes."
+    DensityMetric.BYTE_THROUGHPUT, Unit.BYTES_PER_SECOND, Direction.HIGHER, "The same for a workload that moves bytes."
 )
 LATENCY = lower(
     "density.latency_p99", Unit.SECOND, "The workload's p99 latency, median over the instances, all loaded."
 )
 LATENCY_WORST = lower("density.latency_p99_worst", Unit.SECOND, "The same of the instance that had the worst.")
 LOADED_CPU = lower(
-    "density.loaded_cpu",
+    DensityMetric.LOADED_CPU,
     Unit.CPU,
     "CPUs that all instances kept busy from the first begin to the last end of the workload's command.",
 )
 DURATION = lower("density.duration", Unit.SECOND, "The workload's command, median over the instances, all loaded.")
 
-POPULATION = Metric("density.population", Unit.COUNT, Direction.HIGHER, "Instances alive at once when the ramp ended.")
+POPULATION = Metric(
+    DensityMetric.POPULATION, Unit.COUNT, Direction.HIGHER, "Instances alive at once when the ramp ended."
+)
 DEAD = lower("density.dead", Unit.COUNT, "Of these, those that no longer executed a command at the end.")
 RAMP = lower("density.ramp", Unit.SECOND, "First request to last ready, without the time of loaded steps.")
 STOP_ALL = lower("density.stop_all", Unit.SECOND, "Until the last instance was gone, one after another.")

@@ -1,22 +1,10 @@
 """Why a ramp ended."""
 
-from enum import StrEnum
-
 import msgspec
 
+from tare.bench.catalogue import StopReason
 from tare.bench.errors import TareError
 from tare.bench.experiments.density_exhausted import find_exhausted
-
-
-class StopReason(StrEnum):
-    """Why a ramp ended."""
-
-    COUNT = "count"
-    MEMORY_FLOOR = "memory-floor"
-    START_LIMIT = "start-limit"
-    OBJECTIVE = "objective"
-    FAILURE = "failure"
-    DIED = "died"
 
 
 class Stop(msgspec.Struct, frozen=True):

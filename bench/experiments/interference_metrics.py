@@ -4,12 +4,10 @@ The victim's own metrics are kept under ``interference.value.NAME``, one sample 
 median of the same victim alone under ``interference.ratio.NAME``, one sample a number of aggressors.
 """
 
+from tare.bench.catalogue import RATIO_PREFIX, VALUE_PREFIX
 from tare.bench.experiments.base import lower
 from tare.bench.model import Direction, Metric
-from tare.bench.settings import RATIO_PREFIX
 from tare.bench.units import Unit
-
-VALUE_PREFIX = "interference.value."
 
 DURATION = lower("duration", Unit.SECOND, "The victim's measured command from start to end.")
 AGGRESSOR_CPU = Metric(

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from tare.bench.catalogue import NoteCode
 from tare.bench.errors import BackendError, TareError, WorkloadError
 from tare.bench.experiments import limits_metrics as metrics
 from tare.bench.experiments import limits_probes as probes
@@ -79,9 +80,10 @@ def _record_seen(run: InstanceRun, instance: Instance) -> None:
     run.record(metrics.CPUS_SEEN, float(seen["cpus"]) / len(run.envelope.cpus), raw=raw)
     run.record(metrics.MEMORY_SEEN, float(seen["memory_bytes"]) / run.envelope.memory_bytes, raw=raw)
     run.note(
+        NoteCode.LIMITS_SEEN,
         f"a program inside sees {seen['cpus']} CPUs, may use {seen['allowed']}, sees "
         f"{format_size(float(seen['memory_bytes']))} of memory and Linux {seen['kernel']}",
-        {"code": "limits-seen", **seen},
+        seen,
     )
 
 
@@ -108,7 +110,7 @@ def _record_reached(run: InstanceRun, instance: Instance) -> None:
             run.keep(command, completed, role)
         except WorkloadError as error:
             # One that stalls at its limit (a guest that reads its own programs again and again) has met it, too.
-            run.note(f"asking for too much {role}: {error.message}", {"code": "limits-stalled", "what": role})
+            run.note(NoteCode.LIMITS_STALLED, f"asking for too much {role}: {error.message}", {"what": role})
 
 
 def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
@@ -122,8 +124,9 @@ def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
     answer, _ = run.execute(instance, probes.held_command(), "held")
     if answer.stdout.strip() != b"held":
         run.note(
+            NoteCode.LIMITS_NOT_HELD,
             f"the instance could not hold {format_size(size)}, so no memory came back",
-            {"code": "limits-not-held", "bytes": size},
+            {"bytes": size},
         )
         return
     held = _charge(instance) or before
@@ -192,8 +195,9 @@ def _search(run: InstanceRun, lowest: int, attempt: Callable[[Envelope], None], 
     least = bisect_size(lowest, run.envelope.memory_bytes, run.options.resolution, passes)
     or_less = " or less" if least == lowest else ""
     run.note(
+        NoteCode.LIMITS_SEARCH,
         f"the least memory for {what} is {format_size(least)}{or_less}",
-        {"code": "limits-search", "what": what, "tried": tried},
+        {"what": what, "tried": tried},
     )
     return least
 

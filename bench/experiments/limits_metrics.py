@@ -1,28 +1,33 @@
 """What ``limits`` measures."""
 
+from tare.bench.catalogue import LimitsMetric
 from tare.bench.experiments.base import lower
 from tare.bench.model import Direction, Metric
 from tare.bench.units import Unit
 
-START_MEMORY = lower("limits.start_memory", Unit.BYTE, "The least memory with which an instance started each time.")
+START_MEMORY = lower(LimitsMetric.START_MEMORY, Unit.BYTE, "The least memory with which an instance started each time.")
 WORKLOAD_MEMORY = lower(
     "limits.workload_memory", Unit.BYTE, "The least memory with which the workload passed each time."
 )
 
-CPUS_SEEN = Metric("limits.cpus_seen", Unit.RATIO, Direction.LOWER, "CPUs that a program inside sees, to those given.")
+CPUS_SEEN = Metric(
+    LimitsMetric.CPUS_SEEN, Unit.RATIO, Direction.LOWER, "CPUs that a program inside sees, to those given."
+)
 MEMORY_SEEN = Metric(
-    "limits.memory_seen", Unit.RATIO, Direction.LOWER, "Memory that a program inside sees, to that given."
+    LimitsMetric.MEMORY_SEEN, Unit.RATIO, Direction.LOWER, "Memory that a program inside sees, to that given."
 )
 
-CPU_REACHED = lower("limits.cpu_reached", Unit.RATIO, "CPU time used of that given, by twice as many busy processes.")
+CPU_REACHED = lower(
+    LimitsMetric.CPU_REACHED, Unit.RATIO, "CPU time used of that given, by twice as many busy processes."
+)
 MEMORY_REACHED = lower(
-    "limits.memory_reached", Unit.RATIO, "Memory that a process got of that given, asking for twice it."
+    LimitsMetric.MEMORY_REACHED, Unit.RATIO, "Memory that a process got of that given, asking for twice it."
 )
 PIDS_REACHED = lower(
-    "limits.pids_reached", Unit.RATIO, "Processes alive at once of those given, asking for twice them."
+    LimitsMetric.PIDS_REACHED, Unit.RATIO, "Processes alive at once of those given, asking for twice them."
 )
 DISK_REACHED = lower(
-    "limits.disk_reached", Unit.RATIO, "Bytes written to the scratch folder of its size, trying twice it."
+    LimitsMetric.DISK_REACHED, Unit.RATIO, "Bytes written to the scratch folder of its size, trying twice it."
 )
 
 MEMORY_GROWN = lower(

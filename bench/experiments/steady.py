@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from tare.bench.catalogue import SteadyMetric
 from tare.bench.errors import ParseError, WorkloadError
 from tare.bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
 from tare.bench.experiments.work import Work
@@ -14,14 +15,14 @@ from tare.bench.network_path import ServerPlace
 from tare.bench.units import Unit
 
 DURATION = lower(
-    "command.duration", Unit.SECOND, "The measured command from start to end, on the host's monotonic clock."
+    SteadyMetric.DURATION, Unit.SECOND, "The measured command from start to end, on the host's monotonic clock."
 )
-GUEST_DURATION = lower("command.guest_duration", Unit.SECOND, "The same command by the instance's own clock.")
+GUEST_DURATION = lower(SteadyMetric.GUEST_DURATION, Unit.SECOND, "The same command by the instance's own clock.")
 CPU = lower(
-    "host.cpu", Unit.SECOND, "CPU seconds, user and system, the host spent on the instance during the iteration."
+    SteadyMetric.CPU, Unit.SECOND, "CPU seconds, user and system, the host spent on the instance during the iteration."
 )
 CPU_OVERHEAD = lower(
-    "host.cpu_overhead",
+    SteadyMetric.CPU_OVERHEAD,
     Unit.SECOND,
     "The part of host.cpu in which no vCPU ran: the hypervisor's main loop, its I/O threads, its helpers.",
 )
@@ -32,13 +33,13 @@ STEAL = lower(
     "an emulated one is told none.",
 )
 IO_READ = lower(
-    "host.io_read", Unit.BYTE, "Bytes the instance read from the host's block devices during the iteration."
+    SteadyMetric.IO_READ, Unit.BYTE, "Bytes the instance read from the host's block devices during the iteration."
 )
 IO_WRITE = lower(
-    "host.io_write", Unit.BYTE, "Bytes the instance wrote to the host's block devices during the iteration."
+    SteadyMetric.IO_WRITE, Unit.BYTE, "Bytes the instance wrote to the host's block devices during the iteration."
 )
 MEMORY_PEAK = lower(
-    "host.memory_peak", Unit.BYTE, "The most memory the instance's cgroup was charged with in its life."
+    SteadyMetric.MEMORY_PEAK, Unit.BYTE, "The most memory the instance's cgroup was charged with in its life."
 )
 START = lower("instance.start", Unit.SECOND, "Requested until ready to execute.")
 STOP = lower("instance.stop", Unit.SECOND, "Asked to stop until its last process and host resource were gone.")
