@@ -4,7 +4,7 @@
 
 Each backend is ramped well beyond what is fitted (native: fitted to 50 of 500, vm: to half of 8), and the
 memory that is no longer available at the end is compared with what the fit says. Needs root and a quiet host: beside it
-stands the same for the memory that has a name (PSS, slab, the kernel's other objects), which minds other programs less.
+stands the same for attributed memory (PSS, slab, the kernel's other objects), which minds other programs less.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tare.bench.analysis.density import DensityCell, cost_of, find_density
+from tare.bench.analysis.density import DensityCell, find_density, fit_instance_cost
+from tare.bench.catalogue import DensityMetric
 from tare.bench.cli.density import DensityRequest, make_request
 from tare.bench.progress import RunDisplay
 from tare.bench.session import start_run
@@ -45,9 +46,9 @@ def main() -> int:
             print(
                 f"{name}: fitted to {result['fitted']}, at {result['population']} the host should have "
                 f"{format_size(result['predicted'])} less and has {format_size(result['measured'])} less: "
-                f"{100 * result['error']:.1f} % off; of memory that has a name "
-                f"{format_size(result['named_predicted'])} and {format_size(result['named_measured'])}: "
-                f"{100 * result['named_error']:.1f} % off"
+                f"{100 * result['error']:.1f} % off; of attributed memory "
+                f"{format_size(result['attributed_predicted'])} and {format_size(result['attributed_measured'])}: "
+                f"{100 * result['attributed_error']:.1f} % off"
             )
     return int(any(error > ALLOWED[name] for name, error in errors.items()))
 
@@ -65,24 +66,24 @@ def measure(backend: str, memory: str) -> dict[str, float]:
     (cell,) = find_density(run.samples, run.events)
     if cell.population < count:
         sys.exit(f"{backend}: the ramp ended early: {cell.endings[0].message}")
-    (ramp,) = cell.ramps_of("density.memory_available")
+    (ramp,) = cell.ramps_of(DensityMetric.MEMORY_AVAILABLE)
     used = float(ramp.values[ramp.population == 0].mean() - ramp.values[-3:].mean())
-    beginning = cost_of(cell.until(fitted))
-    cost, named = beginning.memory, beginning.accounted
+    beginning = fit_instance_cost(cell.between(0, fitted))
+    cost, attributed = beginning.memory, beginning.attributed
     assert cost is not None
-    assert named is not None
-    predicted, named_predicted = cost.per_instance * count, named * count
-    named_used = sum(grown(cell, metric) for metric in ("density.slab", "density.kernel_other"))
-    named_used += float(cell.ramps_of("density.pss")[0].values[-1])
+    assert attributed is not None
+    predicted, attributed_predicted = cost.per_instance * count, attributed.per_instance * count
+    attributed_used = sum(grown(cell, metric) for metric in ("density.slab", "density.kernel_other"))
+    attributed_used += float(cell.ramps_of("density.pss")[0].values[-1])
     return {
         "fitted": fitted,
         "population": count,
         "predicted": predicted,
         "measured": used,
         "error": abs(predicted - used) / abs(used),
-        "named_predicted": named_predicted,
-        "named_measured": named_used,
-        "named_error": abs(named_predicted - named_used) / abs(named_used),
+        "attributed_predicted": attributed_predicted,
+        "attributed_measured": attributed_used,
+        "attributed_error": abs(attributed_predicted - attributed_used) / abs(attributed_used),
     }
 
 

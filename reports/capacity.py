@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, Backend
-from tare.bench.analysis.density import DensityCell, InstanceCost, cost_of, find_density
-from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
+from tare.bench.analysis.density import DensityCell, DensityResult
+from tare.bench.analysis.scaling import Refusal, Scaling
 from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.instance_types import make_type
 from tare.bench.capacity.plan import HostPlan, plan_host
@@ -16,13 +16,8 @@ from tare.bench.catalogue import DensityMetric
 from tare.bench.units import Unit, format_duration, format_size, format_value
 from tare.reports.capacity_charts import Curve, curve_chart
 from tare.reports.charts import Chart
-from tare.reports.density_costs import words_of
+from tare.reports.density_costs import in_order, words_of
 
-_AVAILABLE, _START = DensityMetric.MEMORY_AVAILABLE, DensityMetric.START
-_THROUGHPUT = {
-    DensityMetric.THROUGHPUT: Unit.OPERATIONS_PER_SECOND,
-    DensityMetric.BYTE_THROUGHPUT: Unit.BYTES_PER_SECOND,
-}
 _STEPS = 60
 
 
@@ -62,26 +57,22 @@ def capacity_view(analysis: Analysis) -> CapacityView | None:
     """The capacity by a run's ramps, or None without any."""
     manifest = analysis.manifest
     backends = {backend.name: backend for backend in analysis.backends}
-    cells = [
-        cell
-        for cell in find_density(analysis.run.samples, analysis.run.events)
-        if cell.population and cell.backend in backends and cell.backend in manifest.backends
-    ]
-    if not cells:
+    results = [result for result in in_order(analysis) if result.cell.backend in manifest.backends]
+    if not results:
         return None
-    cells.sort(key=lambda cell: (words_of(cell), backends[cell.backend].place))
     host = find_measured_host(manifest)
-    plans = [] if host is None else [(cell, plan_host(make_type(cell, manifest, manifest.run), host)) for cell in cells]
+    plans = [] if host is None else [plan_host(make_type(result, manifest, manifest.run), host) for result in results]
+    pairs = zip(results, plans, strict=False)
     curves = []
-    for number, cell in enumerate(cells):
-        views = list(_curves(cell, cost_of(cell), backends[cell.backend], f"k{number}"))
-        if views:
-            curves.append((backends[cell.backend], words_of(cell), views))
+    for number, result in enumerate(results):
+        backend = backends[result.cell.backend]
+        if views := list(_curves(result, backend, f"k{number}")):
+            curves.append((backend, words_of(result.cell), views))
     return CapacityView(
         sentence="" if host is None else f"By what one more instance cost here, on {host_sentence(host)}.",
-        lines=[_line(plan, cell, backends[cell.backend]) for cell, plan in plans],
+        lines=[_line(plan, result.cell, backends[result.cell.backend]) for result, plan in pairs],
         curves=curves,
-        notes=notes_of([plan for _, plan in plans]),
+        notes=notes_of(plans),
     )
 
 
@@ -106,20 +97,21 @@ def _line(plan: HostPlan, cell: DensityCell, backend: Backend) -> CapacityLine:
     )
 
 
-def _curves(cell: DensityCell, cost: InstanceCost, backend: Backend, name: str) -> Iterator[CurveView]:
+def _curves(result: DensityResult, backend: Backend, name: str) -> Iterator[CurveView]:
     makers = (("m", _memory), ("s", _start), ("t", _throughput))
     for letter, maker in makers:
-        if (made := maker(cell, cost)) is not None:
+        if (made := maker(result)) is not None:
             title, sentence, curve = made
             yield CurveView(title, f"{name}{letter}", sentence, curve_chart(curve, backend, f"{name}{letter}"))
 
 
-def _memory(cell: DensityCell, cost: InstanceCost) -> tuple[str, str, Curve] | None:
+def _memory(result: DensityResult) -> tuple[str, str, Curve] | None:
+    cell, cost = result.cell, result.cost
     fit = cost.memory
     if fit is None:
         return None
     points = []
-    for ramp in cell.ramps_of(_AVAILABLE):
+    for ramp in cell.ramps_of(DensityMetric.MEMORY_AVAILABLE):
         before = ramp.values[ramp.population == 0]
         start = float(before.mean()) if len(before) else float(ramp.values[0])
         points += [(float(n), start - float(value)) for n, value in zip(ramp.population, ramp.values, strict=True)]
@@ -132,17 +124,17 @@ def _memory(cell: DensityCell, cost: InstanceCost) -> tuple[str, str, Curve] | N
         words += f", 95 % interval {format_size(fit.low)} to {format_size(fit.high)} (band)"
     if fit.steps:
         words += "; jumps of the host are in the points and not in the line"
-    if cost.memory_is_drowned:
+    if cost.host_noise_dominates:
         words += "; the host did more meanwhile than the instances, so this line says nothing"
     return "Memory that the host no longer had", f"{words}.", Curve(points, line, band, Unit.BYTE)
 
 
-def _start(cell: DensityCell, cost: InstanceCost) -> tuple[str, str, Curve] | None:
-    trend = cost.start
+def _start(result: DensityResult) -> tuple[str, str, Curve] | None:
+    trend = result.cost.start
     if trend is None:
         return None
-    points = [(float(n), value) for ramp in cell.ramps for n, value in ramp.get(_START, ())]
-    largest = float(cell.population)
+    points = [(float(n), value) for n, value in result.cell.points(DensityMetric.START)]
+    largest = float(result.cell.population)
     middle = largest / 2
     ends = [0.0, largest]
     line = [(n, trend.first_s + trend.per_instance_s * n) for n in ends]
@@ -159,24 +151,17 @@ def _start(cell: DensityCell, cost: InstanceCost) -> tuple[str, str, Curve] | No
     return "Start of an instance", f"{words}.", Curve(points, line, band, Unit.SECOND)
 
 
-def _throughput(cell: DensityCell, _: InstanceCost) -> tuple[str, str, Curve] | None:
-    for metric, unit in _THROUGHPUT.items():
-        points = [(float(n), value) for ramp in cell.ramps for n, value in ramp.get(metric, ())]
-        if not points:
-            continue
-        population, values = (np.array(column) for column in zip(*points, strict=True))
-        fit = fit_scaling(population, values)
-        sentence = scaling_sentence(fit)
-        if isinstance(fit, Refusal):
-            return "Throughput of all", f"{sentence}.".capitalize(), Curve(points, [], None, unit)
-        return "Throughput of all", f"{_peak(fit, unit)}; {sentence}.", Curve(points, _fitted(fit, points), None, unit)
-    return None
+def _throughput(result: DensityResult) -> tuple[str, str, Curve] | None:
+    fit, unit = result.scaling, result.unit
+    if fit is None or unit is None:
+        return None
+    points, sentence = list(fit.points), scaling_sentence(fit)
+    if isinstance(fit, Refusal):
+        return "Throughput of all", f"{sentence}.".capitalize(), Curve(points, [], None, unit)
+    alone = f"One instance alone does {format_value(fit.rate.value, unit)}"
+    return "Throughput of all", f"{alone}; {sentence}.", Curve(points, _fitted(fit), None, unit)
 
 
-def _fitted(fit: Scaling, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    first, last = (float(one) for one in (min(n for n, _ in points), max(n for n, _ in points)))
-    return [(float(n), fit.at(float(n))) for n in np.linspace(first, last, _STEPS)]
-
-
-def _peak(fit: Scaling, unit: Unit) -> str:
-    return f"One instance alone does {format_value(fit.rate.value, unit)}"
+def _fitted(fit: Scaling) -> list[tuple[float, float]]:
+    populations = [n for n, _ in fit.points]
+    return [(float(n), fit.at(float(n))) for n in np.linspace(min(populations), max(populations), _STEPS)]

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from tare.bench.analysis import Analysis, Backend
-from tare.bench.analysis.density import DensityCell, Ending, InstanceCost, cost_of, find_density
+from tare.bench.analysis.density import DensityCell, DensityResult, Ending, InstanceCost
 from tare.bench.units import Unit, format_size
 from tare.reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named
 
@@ -57,13 +57,11 @@ def costs_view(analysis: Analysis) -> CostsView | None:
     backends = {backend.name: backend for backend in analysis.backends}
     bars: list[CostBar] = []
     endings: list[EndingLine] = []
-    found = find_density(analysis.run.samples, analysis.run.events)
-    cells = [cell for cell in found if cell.population and cell.backend in backends]
-    cells.sort(key=lambda cell: (words_of(cell), backends[cell.backend].place))
-    for number, cell in enumerate(cells):
+    for number, result in enumerate(in_order(analysis)):
+        cell = result.cell
         backend, what = backends[cell.backend], words_of(cell)
         endings += [EndingLine(backend, what, ending) for ending in cell.endings]
-        parts = list(_parts(cost_of(cell)))
+        parts = list(_parts(result.cost))
         if parts:
             bars.append(_bar(backend, what, parts, f"d{number}"))
     if not endings and not bars:
@@ -71,6 +69,13 @@ def costs_view(analysis: Analysis) -> CostsView | None:
     present = {name for bar in bars for name, *_ in bar.parts}
     legend = [(name, strength, _WORDS[name]) for name, strength in _STRENGTHS.items() if name in present]
     return CostsView(bars, legend, endings)
+
+
+def in_order(analysis: Analysis) -> list[DensityResult]:
+    """The density results by what their instances did, then by backend."""
+    places = {backend.name: backend.place for backend in analysis.backends}
+    known = [result for result in analysis.density if result.cell.backend in places]
+    return sorted(known, key=lambda result: (words_of(result.cell), places[result.cell.backend]))
 
 
 def words_of(cell: DensityCell) -> str:
@@ -91,10 +96,10 @@ def _parts(cost: InstanceCost) -> Iterator[tuple[str, float]]:
         ram = min(cost.guest.per_instance, pss)
         translated = 0.0 if cost.translated is None else min(cost.translated.per_instance, pss - ram)
         parts = [(_GUEST, ram), (_TRANSLATED, translated), (_HYPERVISOR, pss - ram - translated)]
-    kernel = cost.kernel
-    if (cost.memory_is_drowned or kernel is None) and cost.accounted is not None:
-        kernel = cost.accounted - pss
-    for name, size in (*parts, (_KERNEL, kernel or 0.0)):
+    kernel = 0.0 if cost.kernel is None else cost.kernel.per_instance
+    if (cost.host_noise_dominates or cost.kernel is None) and cost.attributed is not None:
+        kernel = cost.attributed.per_instance - pss
+    for name, size in (*parts, (_KERNEL, kernel)):
         if size > 0:
             yield name, size
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from tare.bench.analysis import Analysis
-from tare.bench.analysis.density import DensityCell, cost_of, find_density
+from tare.bench.analysis.density import DensityResult
 from tare.bench.catalogue import RATIO_PREFIX
 from tare.bench.readable import one_line
 from tare.bench.units import Unit, format_size, format_value
@@ -23,24 +23,24 @@ def experiment_findings(analysis: Analysis) -> list[str]:
 
 def _density(analysis: Analysis) -> str:
     """What one more instance takes, and how the ramps ended; of idle instances where there were any."""
-    cells = [cell for cell in find_density(analysis.run.samples, analysis.run.events) if cell.population]
-    if not cells:
+    results = sorted(analysis.density, key=lambda result: result.cell.population)
+    if not results:
         return ""
-    work = min(cell.workload or "" for cell in cells)
+    work = min(result.cell.workload for result in results)
     labels = {backend.name: backend.label for backend in analysis.backends}
-    cells.sort(key=lambda cell: cell.population)  # of several ramps of a backend the largest
-    own = {cell.backend: cell for cell in cells if (cell.workload or "") == work}
+    # Of several ramps of a backend the largest.
+    own = {result.cell.backend: result for result in results if result.cell.workload == work}
     told = [(label, own[name]) for name, label in labels.items() if name in own]
     if not told:
         return ""
     doing = f"with {one_line(work)}" if work else "idle"
-    costs = [text for label, cell in told if (text := _memory(label, cell))]
+    costs = [text for label, result in told if (text := _memory(label, result))]
     taken = f"Of the host's memory one more instance ({doing}) took {listed(costs)}. " if costs else ""
     return f"{taken}Alive at once: {'; '.join(_ends(told))}."
 
 
-def _memory(label: str, cell: DensityCell) -> str:
-    memory = cost_of(cell).memory
+def _memory(label: str, result: DensityResult) -> str:
+    memory = result.cost.memory
     if memory is None:
         return ""
     interval = ""
@@ -49,10 +49,11 @@ def _memory(label: str, cell: DensityCell) -> str:
     return f"{format_size(memory.per_instance)} on {label}{interval}"
 
 
-def _ends(told: Sequence[tuple[str, DensityCell]]) -> Iterator[str]:
+def _ends(told: Sequence[tuple[str, DensityResult]]) -> Iterator[str]:
     """How many there were, and why no more, with the backends of which that is true."""
     by_end: dict[str, list[str]] = {}
-    for label, cell in told:
+    for label, result in told:
+        cell = result.cell
         ending = cell.endings[0] if cell.endings else None
         why = "" if ending is None else one_line(ending.message).rstrip(".")
         why = "as many as were asked for" if ending is not None and ending.was_asked_for else why

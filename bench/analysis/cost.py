@@ -50,16 +50,26 @@ class Step(msgspec.Struct, frozen=True):
     size: float
 
 
-class Cost(msgspec.Struct, frozen=True):
-    """What one more instance costs, in the unit of the readings, with its interval.
-
-    ``base`` is what there was before the first instance, by the fit. ``low`` and ``high`` are None where there are
-    too few readings. ``drift_per_s`` is None where time passed only as instances were started.
-    """
+class Estimate(msgspec.Struct, frozen=True):
+    """What one more instance costs, with its interval; ``low`` and ``high`` are None where there is none."""
 
     per_instance: float
     low: float | None
     high: float | None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the interval's width; None without an interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+class Cost(Estimate, frozen=True):
+    """What one more instance costs by one meter, in the unit of its readings.
+
+    ``base`` is what there was before the first instance, by the fit. There is no interval where there are too few
+    readings. ``drift_per_s`` is None where time passed only as instances were started.
+    """
+
     base: float
     drift_per_s: float | None
     ramps: int
@@ -67,11 +77,6 @@ class Cost(msgspec.Struct, frozen=True):
     largest_population: int
     steps: tuple[Step, ...]
     method: str
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the interval's width; None without an interval."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def at(self, population: float) -> float:
         """The fitted value at a population."""
@@ -139,7 +144,7 @@ def _across(
     if len(ramps) >= MANY_RAMPS:
         interval = centre_interval(centres, level=level)
         return interval.centre, interval.low, interval.high, f"{interval.method}, one ramp each"
-    halves = np.array([math.nan if c.high is None or c.low is None else (c.high - c.low) / 2 / scale for c in single])
+    halves = np.array([math.nan if cost.half_width is None else cost.half_width / scale for cost in single])
     if low is None or high is None or not np.isfinite(halves).all():
         return pooled, None, None, "ramps too short for an interval"
     errors = np.maximum(halves / 2, 1e-12)

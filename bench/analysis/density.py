@@ -1,25 +1,29 @@
-"""The ramps of a run: read from its samples, fitted, and reconciled into what an instance costs and where it goes."""
+"""The ramps of a run, what is fitted to them, and from that what an instance costs and where it goes.
+
+``analyse_density`` is called once a run; whatever prints or plans uses its results.
+"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
-from tare.bench.analysis.cost import Cost, Ramp, fit_cost
-from tare.bench.analysis.reml import Floats
-from tare.bench.analysis.start import StartTrend, fit_start
+from tare.bench.analysis.cost import Cost, Estimate, Ramp, fit_cost
+from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
 from tare.bench.catalogue import Builtin, DensityMetric, NoteCode, StopReason
-from tare.bench.model import Event, Sample
+from tare.bench.model import Event
 from tare.bench.samples import SampleTable
+from tare.bench.stats import LEVEL
+from tare.bench.units import Unit
 
-_AVAILABLE = DensityMetric.MEMORY_AVAILABLE
-_AT = DensityMetric.AT
-_START = DensityMetric.START
-
-HOST_METERS: Mapping[str, str] = {"slab": DensityMetric.SLAB, "kernel_other": DensityMetric.KERNEL_OTHER}
-"""Read for the whole host at each step."""
-INSTANCE_METERS: Mapping[str, str] = {
+THROUGHPUT: Mapping[str, Unit] = {
+    DensityMetric.THROUGHPUT: Unit.OPERATIONS_PER_SECOND,
+    DensityMetric.BYTE_THROUGHPUT: Unit.BYTES_PER_SECOND,
+}
+METERS: Mapping[str, str] = {
+    "slab": DensityMetric.SLAB,
+    "kernel_other": DensityMetric.KERNEL_OTHER,
     "pss": DensityMetric.PSS,
     "rss": DensityMetric.RSS,
     "private": DensityMetric.PRIVATE,
@@ -29,9 +33,23 @@ INSTANCE_METERS: Mapping[str, str] = {
     "disk": DensityMetric.DISK_OWNED,
     "idle_cpu": DensityMetric.IDLE_CPU,
 }
-"""Read for some of the instances now and then, and scaled to all."""
+"""The first two are read for the whole host, the others for some of the instances now and then and scaled to all."""
+_OF_MEMORY = (
+    DensityMetric.AT,
+    DensityMetric.MEMORY_AVAILABLE,
+    DensityMetric.PSS,
+    DensityMetric.SLAB,
+    DensityMetric.KERNEL_OTHER,
+)
 _LEAST: Mapping[str, int] = {"private": 2}
 """A single instance shares with nobody: all of its memory is private then, and is not on the line."""
+GROUPS = 10
+"""Starts next to one another resemble each other, and some are slow for no reason of theirs: so a ramp is cut into
+this many parts, each stands for itself with its median, and the line goes through these (batch means)."""
+VAGUE = 0.2
+"""MemAvailable that is known no better than this gives way to attributed memory, if that lies in its interval."""
+LEAST_HALVED = 20
+"""Ramps of fewer instances are too short to tell their last half from the whole."""
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -63,6 +81,14 @@ class DensityCell(msgspec.Struct, frozen=True):
     ramps: tuple[Mapping[str, tuple[tuple[int, float], ...]], ...]
     endings: tuple[Ending, ...]
 
+    def readings(self, metric: str) -> Iterator[list[tuple[int, float]]]:
+        """The readings of ``metric`` of each ramp that has any."""
+        return (list(own) for ramp in self.ramps if (own := ramp.get(metric)))
+
+    def points(self, metric: str) -> list[tuple[int, float]]:
+        """The readings of ``metric`` of all ramps together."""
+        return [reading for own in self.readings(metric) for reading in own]
+
     def ramps_of(self, metric: str, *, sign: float = 1.0, least: int = 0) -> list[Ramp]:
         """The readings of ``metric`` from ``least`` instances on, as ramps.
 
@@ -71,26 +97,21 @@ class DensityCell(msgspec.Struct, frozen=True):
         found = []
         for readings in self.ramps:
             own = [reading for reading in readings.get(metric, ()) if reading[0] >= least]
-            times = [value for _, value in readings.get(_AT, ())]
-            if not own:
-                continue
-            at_s = times if len(times) == len(own) else list(range(len(own)))
-            population, values = (np.array(column, dtype=np.float64) for column in zip(*own, strict=True))
-            found.append(Ramp(population, np.array(at_s, dtype=np.float64), sign * values))
+            times = [value for _, value in readings.get(DensityMetric.AT, ())]
+            if own:
+                population, values = np.array(own, dtype=np.float64).T
+                at_s = np.array(times if len(times) == len(own) else range(len(own)), dtype=np.float64)
+                found.append(Ramp(population, at_s, sign * values))
         return found
 
-    def until(self, population: int) -> "DensityCell":
-        """The same ramps as if they had ended there."""
+    def between(self, least: float, most: float, metrics: Collection[str] = ()) -> "DensityCell":
+        """The same ramps, of the readings at ``least`` to ``most`` instances, of these metrics if any are named."""
         ramps = tuple(
-            {metric: tuple(one for one in own if one[0] <= population) for metric, own in ramp.items()}
-            for ramp in self.ramps
-        )
-        return msgspec.structs.replace(self, ramps=ramps)
-
-    def since(self, population: int) -> "DensityCell":
-        """The same ramps as if they had begun there."""
-        ramps = tuple(
-            {metric: tuple(one for one in own if one[0] >= population) for metric, own in ramp.items()}
+            {
+                metric: tuple(one for one in own if least <= one[0] <= most)
+                for metric, own in ramp.items()
+                if metric in metrics or not metrics
+            }
             for ramp in self.ramps
         )
         return msgspec.structs.replace(self, ramps=ramps)
@@ -98,7 +119,28 @@ class DensityCell(msgspec.Struct, frozen=True):
     @property
     def population(self) -> int:
         """The largest population of its ramps, those included that were interrupted."""
-        return max((number for ramp in self.ramps for number, _ in ramp.get(_START, ())), default=0)
+        return max((number for number, _ in self.points(DensityMetric.START)), default=0)
+
+
+class StartTrend(msgspec.Struct, frozen=True):
+    """Start latency in seconds as ``first_s + per_instance_s * population``, with the slope's interval.
+
+    ``first_s`` is that of an empty host, ``last_s`` at the largest population, both by the line. The interval is None
+    where there are too few starts.
+    """
+
+    first_s: float
+    last_s: float
+    per_instance_s: float
+    low: float | None
+    high: float | None
+    starts: int
+
+
+class MemoryCost(Estimate, frozen=True):
+    """Memory that one more instance takes; ``source`` is the meter that the figure is by."""
+
+    source: str
 
 
 class InstanceCost(msgspec.Struct, frozen=True):
@@ -125,61 +167,135 @@ class InstanceCost(msgspec.Struct, frozen=True):
     start: StartTrend | None
 
     @property
-    def kernel(self) -> float | None:
+    def kernel(self) -> Estimate | None:
         """Memory of an instance that no process maps: MemAvailable's figure less PSS's."""
-        return None if self.memory is None or self.pss is None else self.memory.per_instance - self.pss.per_instance
+        return _combined((self.memory, 1), (self.pss, -1))
 
     @property
-    def kernel_interval(self) -> tuple[float, float] | None:
-        """The interval of ``kernel``, from those of the two figures, taken as independent."""
-        return _interval_of(self.kernel, self.memory, self.pss)
-
-    @property
-    def accounted(self) -> float | None:
-        """Memory of an instance that has a name: PSS, slab, and the kernel's other objects.
+    def attributed(self) -> Estimate | None:
+        """Memory of an instance that is counted by name: PSS, slab, and the kernel's other objects.
 
         It misses what nobody counts, and does not mind what other programs do meanwhile, as MemAvailable does.
         """
-        if self.pss is None or self.slab is None or self.kernel_other is None:
-            return None
-        return self.pss.per_instance + self.slab.per_instance + self.kernel_other.per_instance
+        return _combined((self.pss, 1), (self.slab, 1), (self.kernel_other, 1))
 
     @property
-    def accounted_interval(self) -> tuple[float, float] | None:
-        """The interval of ``accounted``, likewise."""
-        return _interval_of(self.accounted, self.pss, self.slab, self.kernel_other)
+    def shared(self) -> float | None:
+        """Memory of an instance that it only maps because others do too: RSS's figure less PSS's."""
+        found = _combined((self.rss, 1), (self.pss, -1))
+        return None if found is None else found.per_instance
 
     @property
-    def memory_is_drowned(self) -> bool:
+    def host_noise_dominates(self) -> bool:
         """Whether MemAvailable says nothing: the host did more meanwhile than the instances."""
         memory = self.memory
         return memory is not None and memory.low is not None and memory.high is not None and memory.low <= 0
 
     @property
-    def shared(self) -> float | None:
-        """Memory of an instance that it only maps because others do too: RSS's figure less PSS's."""
-        return None if self.rss is None or self.pss is None else self.rss.per_instance - self.pss.per_instance
-
-
-def _interval_of(value: float | None, *parts: Cost | None) -> tuple[float, float] | None:
-    """The interval of a sum or difference of independent figures; None if one has none."""
-    halves = [None if part is None else part.half_width for part in parts]
-    known = [half for half in halves if half is not None]
-    if value is None or len(known) < len(halves):
+    def best_memory(self) -> MemoryCost | None:
+        """By MemAvailable, which misses nothing; by attributed memory where that agrees and is far better known."""
+        memory, attributed = self.memory, self.attributed
+        if memory is not None and not self.host_noise_dominates and memory.per_instance > 0:
+            is_vague = memory.half_width is not None and memory.half_width > VAGUE * memory.per_instance
+            agrees = attributed is not None and (memory.low or 0.0) <= attributed.per_instance <= (memory.high or 0.0)
+            if not (is_vague and agrees):
+                return MemoryCost(memory.per_instance, memory.low, memory.high, "MemAvailable")
+        if attributed is not None and attributed.per_instance > 0:
+            return MemoryCost(attributed.per_instance, attributed.low, attributed.high, "PSS, slab, other kernel")
         return None
-    half = math.hypot(*known)
-    return value - half, value + half
 
 
-def find_density(samples: Iterable[Sample], events: Iterable[Event]) -> list[DensityCell]:
+class DensityResult(msgspec.Struct, frozen=True):
+    """A density cell with all that is fitted to its ramps.
+
+    ``late_memory`` is that of the last half of the ramps, where those instances cost more for certain, else None.
+    ``scaling`` is the fit of its throughput, which is in ``unit``, or why there is none; None for idle instances.
+    """
+
+    cell: DensityCell
+    cost: InstanceCost
+    late_memory: MemoryCost | None
+    scaling: Scaling | Refusal | None
+    unit: Unit | None
+
+
+def analyse_density(samples: SampleTable, events: Iterable[Event]) -> tuple[DensityResult, ...]:
+    """Fit the ramps of a run, but for those without any instance."""
+    return tuple(fit_cell(cell) for cell in find_density(samples, events) if cell.population)
+
+
+def fit_cell(cell: DensityCell) -> DensityResult:
+    """All that is fitted to the ramps of a cell."""
+    cost = fit_instance_cost(cell)
+    metric = next((name for name in THROUGHPUT if cell.points(name)), "")
+    scaling = fit_scaling(*np.array(cell.points(metric), dtype=np.float64).T) if metric else None
+    return DensityResult(cell, cost, _late_memory(cell, cost.best_memory), scaling, THROUGHPUT.get(metric))
+
+
+def fit_instance_cost(cell: DensityCell) -> InstanceCost:
+    """Fit every meter of a cell, and its start latency."""
+    by_meter = {name: _fit(cell.ramps_of(metric, least=_LEAST.get(name, 0))) for name, metric in METERS.items()}
+    memory = _fit(cell.ramps_of(DensityMetric.MEMORY_AVAILABLE, sign=-1.0))
+    return InstanceCost(memory=memory, start=fit_start(list(cell.readings(DensityMetric.START))), **by_meter)
+
+
+def _late_memory(cell: DensityCell, whole: MemoryCost | None) -> MemoryCost | None:
+    if whole is None or whole.high is None or cell.population < LEAST_HALVED:
+        return None
+    late = fit_instance_cost(cell.between(cell.population // 2, math.inf, _OF_MEMORY)).best_memory
+    if late is None or late.low is None or late.low <= whole.high:
+        return None
+    return msgspec.structs.replace(late, source=f"{late.source}, last half")
+
+
+def _fit(ramps: Sequence[Ramp]) -> Cost | None:
+    """The cost by one meter, or None if it was not read often enough for a line."""
+    told = [ramp for ramp in ramps if len(ramp.values) >= 2 and np.ptp(ramp.population) > 0]
+    return fit_cost(told) if told else None
+
+
+def _combined(*parts: tuple[Cost | None, int]) -> Estimate | None:
+    """The sum of independent figures, each with its sign; None if one is missing."""
+    known = [(cost, sign) for cost, sign in parts if cost is not None]
+    if len(known) < len(parts):
+        return None
+    value = sum(sign * cost.per_instance for cost, sign in known)
+    halves = [cost.half_width for cost, _ in known if cost.half_width is not None]
+    half = math.hypot(*halves) if len(halves) == len(known) else None
+    return Estimate(value, None if half is None else value - half, None if half is None else value + half)
+
+
+def fit_start(ramps: Sequence[Sequence[tuple[int, float]]], *, level: float = LEVEL) -> StartTrend | None:
+    """The trend over ramps of (population, seconds), a line through the medians of their parts; None without any."""
+    points = [point for ramp in ramps for point in _medians(ramp)]
+    if not points:
+        return None
+    from scipy.special import stdtrit
+    from scipy.stats import linregress
+
+    x, y = np.array(points).T
+    largest = max(population for ramp in ramps for population, _ in ramp)
+    starts = sum(len(ramp) for ramp in ramps)
+    if np.ptp(x) == 0:
+        return StartTrend(float(y.mean()), float(y.mean()), 0.0, None, None, starts)
+    line = linregress(x, y)
+    first, slope = float(line.intercept), float(line.slope)
+    half = float(stdtrit(len(x) - 2, (1 + level) / 2) * line.stderr) if len(x) > 2 else None
+    low, high = (None, None) if half is None else (slope - half, slope + half)
+    return StartTrend(first, first + slope * largest, slope, low, high, starts)
+
+
+def _medians(ramp: Sequence[tuple[int, float]]) -> Iterator[tuple[float, float]]:
+    for part in np.array_split(np.array(ramp, dtype=np.float64), min(GROUPS, len(ramp))):
+        yield float(part[:, 0].mean()), float(np.median(part[:, 1]))
+
+
+def find_density(samples: SampleTable, events: Iterable[Event]) -> list[DensityCell]:
     """The density cells of a run, in the order in which they began."""
     readings: dict[tuple[str, str, str], dict[str, dict[str, list[tuple[int, float]]]]] = {}
     params: dict[tuple[str, str, str], Mapping[str, object]] = {}
     # One by one, a million samples of other experiments would take ten seconds to be passed over.
-    own = samples.where("experiment", Builtin.DENSITY) if isinstance(samples, SampleTable) else samples
-    for sample in own:
-        if sample.experiment != Builtin.DENSITY:
-            continue
+    for sample in samples.where("experiment", Builtin.DENSITY):
         key = (sample.backend, sample.workload, repr(sorted(sample.params.items())))
         params[key] = sample.params
         ramp = readings.setdefault(key, {}).setdefault(sample.instance, {})
@@ -213,29 +329,3 @@ def _endings(events: Iterable[Event]) -> Iterable[Ending]:
                 remedy=str(details["remedy"]),
                 dead=dead.get(event.instance, 0),
             )
-
-
-def cost_of(cell: DensityCell) -> InstanceCost:
-    """Fit every meter of a cell."""
-    by_meter = {
-        name: _fit(cell.ramps_of(metric, least=_LEAST.get(name, 0)))
-        for name, metric in {**HOST_METERS, **INSTANCE_METERS}.items()
-    }
-    starts = [
-        (np.array([n for n, _ in own], dtype=np.float64), np.array([value for _, value in own]))
-        for ramp in cell.ramps
-        if (own := ramp.get(_START))
-    ]
-    return InstanceCost(
-        memory=_fit(cell.ramps_of(_AVAILABLE, sign=-1.0)), start=fit_start(starts) if starts else None, **by_meter
-    )
-
-
-def _fit(ramps: Sequence[Ramp]) -> Cost | None:
-    """The cost by one meter, or None if it was not read often enough for a line."""
-    told = [ramp for ramp in ramps if len(ramp.values) >= 2 and _varies(ramp.population)]
-    return fit_cost(told) if told else None
-
-
-def _varies(values: Floats) -> bool:
-    return bool(np.ptp(values) > 0)

@@ -62,7 +62,7 @@ def fit_with_steps(differences: Differences, columns: Floats) -> tuple[Fit, list
         dummies[found, range(len(found))] = 1.0
         design = np.concatenate((columns, dummies), axis=1)
         fit = _fit(differences, design)
-        if len(found) >= most or (step := _find_step(differences, design, fit)) is None:
+        if len(found) >= most or (step := _find_step(differences, design, fit, found)) is None:
             break
         found.append(step)
     means = (fit.weight[:, None] * fit.coefficients).sum(axis=0)
@@ -112,8 +112,8 @@ def _fit(differences: Differences, design: Floats) -> Fit:
     return Fit(coefficients, error, scale, weight / weight.sum(), rows - width)
 
 
-def _find_step(differences: Differences, design: Floats, fit: Fit) -> int | None:
-    """The difference that stands out most, if it does, where the variances are likeliest."""
+def _find_step(differences: Differences, design: Floats, fit: Fit, found: Sequence[int]) -> int | None:
+    """The difference that stands out most of those not yet ``found``, if it does, where the variances are likeliest."""
     from scipy.special import stdtr
 
     freedom = fit.freedom
@@ -132,6 +132,8 @@ def _find_step(differences: Differences, design: Floats, fit: Fit) -> int | None
     inside = np.where(usable, projected / np.sqrt(own_variance) / fit.scale[best], 0.0)
     left = np.maximum(freedom - inside**2, 1e-12)
     outside = np.abs(inside) * np.sqrt((freedom - 1) / left)
+    # What is left of one that has a parameter of its own is rounding, however large it is studentised.
+    outside[list(found)] = 0.0
     step = int(np.argmax(outside))
     p_value = 2 * float(stdtr(freedom - 1, -float(outside[step]))) * len(differences.y)
     return step if p_value < _STEP_LEVEL else None

@@ -5,11 +5,13 @@ metric each; a row has a *cell* for each backend that was measured, with a compa
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from tare.bench.analysis.cells import Points
+from tare.bench.analysis.density import DensityResult, analyse_density
 from tare.bench.catalogue import HARNESS_METRICS
 from tare.bench.model import Event, Manifest, Metric
 from tare.bench.readable import one_line
@@ -114,7 +116,7 @@ class RunNoise(msgspec.Struct, frozen=True):
     worst: tuple[str, str] | None
 
 
-class Analysis(msgspec.Struct, frozen=True):
+class Analysis(msgspec.Struct, frozen=True, dict=True):
     """A run with everything estimated. ``baseline`` is None if it was not measured.
 
     ``margin`` holds for metrics without a margin of their own: each comparison has the one that was used. ``notes``
@@ -132,6 +134,11 @@ class Analysis(msgspec.Struct, frozen=True):
     warmup_found: int = 0
     noise: RunNoise | None = None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def density(self) -> tuple[DensityResult, ...]:
+        """What is fitted to the run's density ramps; found when first asked for, as most forms never do."""
+        return analyse_density(self.run.samples, self.run.events)
 
     @property
     def manifest(self) -> Manifest:

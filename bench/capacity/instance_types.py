@@ -3,16 +3,14 @@
 from enum import StrEnum
 
 import msgspec
-import numpy as np
 
-from tare.bench.analysis.density import DensityCell, cost_of
-from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
+from tare.bench.analysis.density import DensityCell, DensityResult
+from tare.bench.analysis.scaling import Refusal, Scaling
 from tare.bench.capacity.hosts import Resource
 from tare.bench.capacity.needs import InstanceNeeds, Need, Promise
-from tare.bench.catalogue import DensityMetric, StopReason
+from tare.bench.catalogue import StopReason
 from tare.bench.model import IsolationKind, Manifest
 
-_THROUGHPUT = (DensityMetric.THROUGHPUT, DensityMetric.BYTE_THROUGHPUT)
 _CAPPING = (StopReason.FAILURE,)
 """Endings of a ramp that tell of a limit of the host, not of one that was stated for the ramp."""
 _KNOWN_BY_COST = ("memory", "disk")
@@ -56,7 +54,7 @@ class InstanceType(msgspec.Struct, frozen=True):
 
 
 def make_type(
-    cell: DensityCell,
+    result: DensityResult,
     manifest: Manifest,
     run: str,
     *,
@@ -70,13 +68,13 @@ def make_type(
     ``cpu_is_promised``: somebody stated how often a CPU may be promised, so that promises of CPUs bind. ``raised`` are
     limits of the measuring host that planned hosts do not have.
     """
+    cell = result.cell
     description = manifest.backends[cell.backend]
     guest, emulated = description.kind.is_guest, description.kind is IsolationKind.EMULATED
     if bound is Bound.AUTO:
         bound = Bound.PROMISED if guest else Bound.MEASURED
     promise = promise or Promise()
-    cost = cost_of(cell)
-    maker = InstanceNeeds(cell, cost, manifest.envelope, promise, guest=guest, emulated=emulated)
+    maker = InstanceNeeds(result, manifest.envelope, promise, guest=guest, emulated=emulated)
     promised = bound is Bound.PROMISED
     needs = [
         *maker.memory(promised=promised),
@@ -104,7 +102,7 @@ def make_type(
         population=cell.population,
         needs=tuple(needs),
         caps=_caps(cell, raised),
-        scaling=_scaling(cell),
+        scaling=result.scaling,
         cpus_measured=cpus,
         notes=tuple(maker.notes(description.texts.get("tcg_tb_cache", ""))),
     )
@@ -119,13 +117,3 @@ def _caps(cell: DensityCell, raised: tuple[str, ...]) -> tuple[Cap, ...]:
         if name not in found or ending.population < found[name].population:
             found[name] = Cap(name, ending.population, ending.remedy)
     return tuple(found.values())
-
-
-def _scaling(cell: DensityCell) -> Scaling | Refusal | None:
-    """The fit of its throughput, or why there is none; None for an idle ramp."""
-    for metric in _THROUGHPUT:
-        points = [reading for ramp in cell.ramps for reading in ramp.get(metric, ())]
-        if points:
-            population, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-            return fit_scaling(population, values)
-    return None

@@ -6,22 +6,11 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis.cost import Cost
-from tare.bench.analysis.density import DensityCell, InstanceCost, cost_of
+from tare.bench.analysis.density import DensityResult, MemoryCost
 from tare.bench.capacity.hosts import Resource
 from tare.bench.catalogue import DensityMetric
 from tare.bench.model import Envelope
 from tare.bench.units import format_size
-
-LOADED_CPU = DensityMetric.LOADED_CPU
-VAGUE = 0.2
-"""MemAvailable that is known no better than this gives way to what has a name, if that lies in its interval."""
-LEAST_HALVED = 20
-"""Ramps of fewer instances are too short to tell their last half from the whole."""
-_DISK_SHARED = DensityMetric.DISK_SHARED
-
-
-_Measured = tuple[float, float | None, float | None, str]
-"""A figure with its interval, and what it is by."""
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -55,23 +44,21 @@ class InstanceNeeds:
 
     def __init__(
         self,
-        cell: DensityCell,
-        cost: InstanceCost,
+        result: DensityResult,
         envelope: Envelope,
         promise: Promise,
         *,
         guest: bool,
         emulated: bool,
     ) -> None:
-        self._cell, self._cost = cell, cost
+        self._result, self._cell, self._cost = result, result.cell, result.cost
         self._guest, self._emulated = guest, emulated
         given = envelope.cpu_quota if envelope.cpu_quota is not None else float(len(envelope.cpus))
         self._cpus = promise.cpus if promise.cpus is not None else given
         self._memory = promise.memory if promise.memory is not None else envelope.memory_bytes
         self._disk = promise.disk if promise.disk is not None else envelope.scratch_bytes
         self._missing: list[str] = []
-        ramps = max(1, len(cell.ramps))
-        self._on = ramps * cell.population
+        self._on = max(1, len(result.cell.ramps)) * result.cell.population
 
     def memory(self, *, promised: bool) -> list[Need]:
         """What it used, and what it may come to use."""
@@ -79,7 +66,7 @@ class InstanceNeeds:
         if found is None:
             self._missing.append("its memory could not be told from what the host did meanwhile: memory bounds nothing")
             return []
-        each, low, high, source = found
+        each, low, high, source = found.per_instance, found.low, found.high, found.source
         needs = [
             Need(
                 Resource.MEMORY,
@@ -132,20 +119,17 @@ class InstanceNeeds:
         what = f"{name} and the hypervisor" if self._guest else f"{name} and what is outside"
         return over, None if half is None else max(0.0, over - half), None if half is None else over + half, what
 
-    def _measured_memory(self) -> _Measured | None:
+    def _measured_memory(self) -> MemoryCost | None:
         """What an instance of the whole ramp cost; of its last half, where those were dearer for sure."""
-        whole = _best_memory(self._cost)
-        if whole is None or whole[2] is None or self._cell.population < LEAST_HALVED:
-            return whole
-        late = _best_memory(cost_of(self._cell.since(self._cell.population // 2)))
-        if late is None or late[1] is None or late[1] <= whole[2]:
+        whole, late = self._cost.best_memory, self._result.late_memory
+        if whole is None or late is None:
             return whole
         self._missing.append(
-            f"later instances cost more memory ({format_size(late[0])} each in the last half of the ramp, "
-            f"{format_size(whole[0])} over all of it): what the kernel had kept from others may have served "
+            f"later instances cost more memory ({format_size(late.per_instance)} each in the last half of the ramp, "
+            f"{format_size(whole.per_instance)} over all of it): what the kernel had kept from others may have served "
             "the first ones; planned with the later ones"
         )
-        return *late[:3], f"{late[3]}, last half"
+        return late
 
     def cpu(self, *, promised: bool) -> list[Need]:
         """What it kept busy, and what it was given."""
@@ -172,7 +156,7 @@ class InstanceNeeds:
 
     def _loaded_cpu(self) -> tuple[float, float | None, float | None, int] | None:
         """CPUs of an instance at work at the smallest population, where others take least from it; of how many."""
-        own = [reading for ramp in self._cell.ramps for reading in ramp.get(LOADED_CPU, ())]
+        own = self._cell.points(DensityMetric.LOADED_CPU)
         if not own:
             return None
         least = min(number for number, _ in own)
@@ -187,7 +171,7 @@ class InstanceNeeds:
 
     def disk(self, *, promised: bool) -> list[Need]:
         """What it wrote, and what it may fill; the image once."""
-        once = max((value for ramp in self._cell.ramps for _, value in ramp.get(_DISK_SHARED, ())), default=0.0)
+        once = max((value for _, value in self._cell.points(DensityMetric.DISK_SHARED)), default=0.0)
         owned = self._cost.disk
         each = 0.0 if owned is None else max(0.0, owned.per_instance)
         low, high = (each, each) if owned is None else (owned.low, owned.high)
@@ -236,21 +220,6 @@ class InstanceNeeds:
                 "measured idle: what its work takes is in its promise only; `tare density --workload` measures it"
             )
         return notes
-
-
-def _best_memory(cost: InstanceCost) -> _Measured | None:
-    """By MemAvailable, which misses nothing; by what has a name where that agrees and is far better known."""
-    memory, named = cost.memory, cost.accounted
-    if memory is not None and not cost.memory_is_drowned and memory.per_instance > 0:
-        half = memory.half_width
-        vague = half is not None and half > VAGUE * memory.per_instance
-        inside = named is not None and (memory.low or 0.0) <= named <= (memory.high or 0.0)
-        if not (vague and inside):
-            return memory.per_instance, memory.low, memory.high, "MemAvailable"
-    if named is not None and named > 0:
-        low, high = cost.accounted_interval or (None, None)
-        return named, low, high, "PSS, slab, other kernel"
-    return None
 
 
 def _half(low: float | None, high: float | None) -> float | None:

@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tare.bench.analysis.cost import Cost
-from tare.bench.analysis.density import DensityCell, InstanceCost, cost_of, find_density
-from tare.bench.analysis.start import StartTrend
+from tare.bench.analysis.cost import Estimate
+from tare.bench.analysis.density import DensityCell, DensityResult, StartTrend, analyse_density
 from tare.bench.cli.run import write_report
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.model import Event, EventKind, Manifest
@@ -54,12 +53,12 @@ def density_command(request: DensityRequest, *, as_json: bool, report: bool) -> 
     if report:
         write_report(result.path, "html", result.path / "report.html")
     run = load_run(result.path)
-    costs = [(cell, cost_of(cell)) for cell in find_density(run.samples, run.events) if cell.population]
+    results = analyse_density(run.samples, run.events)
     if as_json:
-        typer.echo(json.dumps(costs_document(run, costs), indent=2))
+        typer.echo(json.dumps(costs_document(run, results), indent=2))
     else:
-        if costs:
-            print_costs(Console(), run.manifest, costs)
+        if results:
+            print_costs(Console(), run.manifest, results)
         print_failures(Console(), run.events)
         typer.echo(f"\nRun: {result.path.absolute()}")
     if result.outcome.interrupted:
@@ -100,7 +99,7 @@ def parse_params(given: Sequence[str]) -> dict[str, Any]:
     return params
 
 
-def costs_document(run: LoadedRun, costs: Sequence[tuple[DensityCell, InstanceCost]]) -> dict[str, Any]:
+def costs_document(run: LoadedRun, results: Sequence[DensityResult]) -> dict[str, Any]:
     """The costs as JSON, in base units."""
     backends = run.manifest.backends
     return {
@@ -114,13 +113,13 @@ def costs_document(run: LoadedRun, costs: Sequence[tuple[DensityCell, InstanceCo
                 "population": cell.population,
                 "endings": msgspec.to_builtins(cell.endings),
                 "cost": msgspec.to_builtins(cost),
-                "kernel_bytes": cost.kernel,
-                "kernel_interval": cost.kernel_interval,
-                "accounted_bytes": cost.accounted,
-                "accounted_interval": cost.accounted_interval,
+                "kernel_bytes": cost.kernel and cost.kernel.per_instance,
+                "kernel_interval": _interval(cost.kernel),
+                "accounted_bytes": cost.attributed and cost.attributed.per_instance,
+                "accounted_interval": _interval(cost.attributed),
                 "shared_bytes": cost.shared,
             }
-            for cell, cost in costs
+            for cell, cost in ((result.cell, result.cost) for result in results)
         ],
         "failures": [
             {"cell": event.cell, "message": event.message, "remedy": event.details.get("remedy")}
@@ -128,6 +127,12 @@ def costs_document(run: LoadedRun, costs: Sequence[tuple[DensityCell, InstanceCo
             if event.kind is EventKind.INSTANCE_FAILED
         ],
     }
+
+
+def _interval(estimate: Estimate | None) -> tuple[float, float] | None:
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return None
+    return estimate.low, estimate.high
 
 
 def print_failures(console: Console, events: Sequence[Event]) -> None:
@@ -139,28 +144,29 @@ def print_failures(console: Console, events: Sequence[Event]) -> None:
                 console.print(Text(f"  what to do: {event.details['remedy']}"))
 
 
-def print_costs(console: Console, manifest: Manifest, costs: Sequence[tuple[DensityCell, InstanceCost]]) -> None:
+def print_costs(console: Console, manifest: Manifest, results: Sequence[DensityResult]) -> None:
     """One table: a column a cell, a row a meter; below it, why each ramp ended."""
     table = Table(title="Cost of one more instance (95 % interval)", title_justify="left", title_style="bold", box=None)
     table.add_column("by", no_wrap=True)
-    labels = [_label(manifest, cell) for cell, _ in costs]
+    labels = [_label(manifest, result.cell) for result in results]
     for label in labels:
         table.add_column(Text(label), overflow="fold")
     for name, show in _ROWS:
-        shown = [show(cell, cost) for cell, cost in costs]
+        shown = [show(result) for result in results]
         if any(shown):
             table.add_row(name, *(Text(text or "not measured") for text in shown))
     console.print()
     console.print(table)
-    for label, (cell, cost) in zip(labels, costs, strict=True):
-        for ending in cell.endings:
+    for label, result in zip(labels, results, strict=True):
+        cost = result.cost
+        for ending in result.cell.endings:
             runs_out = f"; what runs out is {ending.resource}" if ending.resource else ""
             console.print(Text(f"\n{label}: ended with {ending.population}: {ending.message}{runs_out}"))
             if ending.remedy:
                 console.print(Text(f"  what to do: {ending.remedy}"))
             if ending.dead:
                 console.print(Text(f"  {ending.dead} of them were dead at the end"))
-        if cost.memory_is_drowned:
+        if cost.host_noise_dominates:
             console.print(
                 Text(
                     "  MemAvailable says nothing about it: the host did more meanwhile than the instances. "
@@ -178,13 +184,13 @@ def _label(manifest: Manifest, cell: DensityCell) -> str:
     return " ".join(part for part in (label, cell.workload, given) if part)
 
 
-def _size(cost: Cost | None) -> str:
+def _size(cost: Estimate | None) -> str:
     if cost is None:
         return ""
     return _with_interval(cost.per_instance, cost.low, cost.high, format_size)
 
 
-def _cpus(cost: Cost | None) -> str:
+def _cpus(cost: Estimate | None) -> str:
     return "" if cost is None else _with_interval(cost.per_instance, cost.low, cost.high, _cpu_text)
 
 
@@ -195,20 +201,6 @@ def _cpu_text(value: float) -> str:
 def _with_interval(value: float, low: float | None, high: float | None, form: Callable[[float], str]) -> str:
     interval = "no interval" if low is None or high is None else f"{form(low)} to {form(high)}"
     return f"{form(value)}  ({interval})"
-
-
-def _kernel(cost: InstanceCost) -> str:
-    if cost.kernel is None:
-        return ""
-    low, high = cost.kernel_interval or (None, None)
-    return _with_interval(cost.kernel, low, high, format_size)
-
-
-def _accounted(cost: InstanceCost) -> str:
-    if cost.accounted is None:
-        return ""
-    low, high = cost.accounted_interval or (None, None)
-    return _with_interval(cost.accounted, low, high, format_size)
 
 
 def _difference(value: float | None) -> str:
@@ -227,20 +219,20 @@ def _start_slope(trend: StartTrend | None) -> str:
     return _with_interval(trend.per_instance_s, trend.low, trend.high, format_duration)
 
 
-_ROWS: tuple[tuple[str, Callable[[DensityCell, InstanceCost], str]], ...] = (
-    ("instances", lambda cell, _: str(cell.population)),
-    ("memory (MemAvailable)", lambda _, cost: _size(cost.memory)),
-    ("  processes (PSS)", lambda _, cost: _size(cost.pss)),
-    ("    private", lambda _, cost: _size(cost.private)),
-    ("    RAM of the guest", lambda _, cost: _size(cost.guest)),
-    ("    only shared (RSS less PSS)", lambda _, cost: _difference(cost.shared)),
-    ("  kernel (the rest)", lambda _, cost: _kernel(cost)),
-    ("    slab", lambda _, cost: _size(cost.slab)),
-    ("    stacks, page tables, per-CPU", lambda _, cost: _size(cost.kernel_other)),
-    ("memory that has a name", lambda _, cost: _accounted(cost)),
-    ("memory (cgroup charge)", lambda _, cost: _size(cost.charge)),
-    ("disk", lambda _, cost: _size(cost.disk)),
-    ("CPUs while idle", lambda _, cost: _cpus(cost.idle_cpu)),
-    ("start", lambda _, cost: _start(cost.start)),
-    ("start, longer by", lambda _, cost: _start_slope(cost.start)),
+_ROWS: tuple[tuple[str, Callable[[DensityResult], str]], ...] = (
+    ("instances", lambda result: str(result.cell.population)),
+    ("memory (MemAvailable)", lambda result: _size(result.cost.memory)),
+    ("  processes (PSS)", lambda result: _size(result.cost.pss)),
+    ("    private", lambda result: _size(result.cost.private)),
+    ("    RAM of the guest", lambda result: _size(result.cost.guest)),
+    ("    only shared (RSS less PSS)", lambda result: _difference(result.cost.shared)),
+    ("  kernel (the rest)", lambda result: _size(result.cost.kernel)),
+    ("    slab", lambda result: _size(result.cost.slab)),
+    ("    stacks, page tables, per-CPU", lambda result: _size(result.cost.kernel_other)),
+    ("memory that has a name", lambda result: _size(result.cost.attributed)),
+    ("memory (cgroup charge)", lambda result: _size(result.cost.charge)),
+    ("disk", lambda result: _size(result.cost.disk)),
+    ("CPUs while idle", lambda result: _cpus(result.cost.idle_cpu)),
+    ("start", lambda result: _start(result.cost.start)),
+    ("start, longer by", lambda result: _start_slope(result.cost.start)),
 )

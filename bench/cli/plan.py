@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from tare.bench.analysis.density import DensityCell, find_density
+from tare.bench.analysis.density import DensityResult, analyse_density
 from tare.bench.capacity.fleet import Fleet, WantedType, checked, load_fleet, parse_overcommit, parse_reserve
 from tare.bench.capacity.hosts import HostType, Resource, find_measured_host
 from tare.bench.capacity.instance_types import Bound, InstanceType, make_type
@@ -90,16 +90,16 @@ def make_plan(request: PlanRequest) -> Plan:
     host = _host(request, loaded[0][0].manifest)
     types = [
         make_type(
-            cell,
+            result,
             run.manifest,
             str(run.path),
             bound=_bound(request.bound),
             cpu_is_promised=Resource.CPU in host.overcommit,
             raised=request.raised,
         )
-        for run, cells in loaded
-        for cell in cells
-        if not request.backends or cell.backend in request.backends
+        for run, results in loaded
+        for result in results
+        if not request.backends or result.cell.backend in request.backends
     ]
     return Plan((host,), tuple(plan_host(kind, host, demand=request.instances) for kind in types))
 
@@ -120,15 +120,12 @@ def _fleet_plan(fleet: Fleet, request: PlanRequest) -> Plan:
 
 
 def _wanted(wanted: WantedType, *, promised: bool) -> InstanceType:
-    run, cells = _load(wanted.run)
-    _check_backends((wanted.backend,), [(run, cells)])
-    own = [
-        cell
-        for cell in cells
-        if cell.backend == wanted.backend and (wanted.workload is None or cell.workload == wanted.workload)
-    ]
+    run, results = _load(wanted.run)
+    _check_backends((wanted.backend,), [(run, results)])
+    found = [result for result in results if result.cell.backend == wanted.backend]
+    own = [result for result in found if wanted.workload in (None, result.cell.workload)]
     if len(own) != 1:
-        known = ", ".join(repr(cell.workload) for cell in cells if cell.backend == wanted.backend)
+        known = ", ".join(repr(result.cell.workload) for result in found)
         problem = "no ramp" if not own else f"{len(own)} ramps"
         raise UnknownNameError(
             f"demand {wanted.name!r}: {wanted.run} has {problem} of that workload on "
@@ -146,19 +143,19 @@ def _wanted(wanted: WantedType, *, promised: bool) -> InstanceType:
     return msgspec.structs.replace(kind, name=wanted.name)
 
 
-def _load(path: Path) -> tuple[LoadedRun, list[DensityCell]]:
+def _load(path: Path) -> tuple[LoadedRun, tuple[DensityResult, ...]]:
     run = load_run(path)
-    cells = [cell for cell in find_density(run.samples, run.events) if cell.population]
-    if not cells:
+    results = analyse_density(run.samples, run.events)
+    if not results:
         raise RunDirectoryError(
             f"{path} has no density data: nothing is known of what an instance costs",
             remedy="measure it with `tare density BACKEND`, or name a run of a suite with the experiment density",
         )
-    return run, cells
+    return run, results
 
 
-def _check_backends(names: Sequence[str], loaded: Sequence[tuple[LoadedRun, list[DensityCell]]]) -> None:
-    known = sorted({cell.backend for _, cells in loaded for cell in cells})
+def _check_backends(names: Sequence[str], loaded: Sequence[tuple[LoadedRun, Sequence[DensityResult]]]) -> None:
+    known = sorted({result.cell.backend for _, results in loaded for result in results})
     for name in names:
         if name not in known:
             raise UnknownNameError(

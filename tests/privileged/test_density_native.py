@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tare.backends.native.backend import Native
-from tare.bench.analysis.density import cost_of, find_density
+from tare.bench.analysis.density import find_density, fit_instance_cost
 from tare.bench.design import make_design
 from tare.bench.interfaces import Instance
 from tare.bench.ledger import Ledger
@@ -98,7 +98,7 @@ def test_the_meters_of_a_ramp_agree_with_proc(tmp_path, image):
     assert int(Path("/proc/self/oom_score_adj").read_text()) < 1000
     (cell,) = find_density(run.samples, run.events)
     assert (cell.population, cell.endings[0].dead) == (8, 0)
-    cost = cost_of(cell)
+    cost = fit_instance_cost(cell)
     assert cost.private.per_instance == pytest.approx(sum(by_hand["private"]) / 8, rel=0.25)
     assert cost.rss.per_instance > cost.pss.per_instance > cost.private.per_instance * 0.9
 

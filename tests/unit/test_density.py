@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tare.bench.analysis.density import cost_of, find_density
+from tare.bench.analysis.density import analyse_density, find_density, fit_instance_cost
 from tare.bench.cli import density as cli
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, SuiteError
@@ -108,16 +108,16 @@ def test_the_readings_stand_at_their_population_and_give_the_cost(tmp_path, monk
     assert list(available) == list(range(41))
     assert available[10] == 12 * GIB - 1000 * MIB
     (cell,) = find_density(run.samples, run.events)
-    cost = cost_of(cell)
+    cost = fit_instance_cost(cell)
     assert cost.memory.per_instance == pytest.approx(100 * MIB)
     assert cost.memory.base == pytest.approx(-12 * GIB)
     assert cost.slab.per_instance == pytest.approx(10 * MIB)
     assert cost.pss.per_instance == pytest.approx(100)
-    assert cost.kernel == pytest.approx(100 * MIB - 100)
-    assert cost.accounted == pytest.approx(10 * MIB + 100)
-    assert not cost.memory_is_drowned
-    assert cell.until(10).population == 10
-    assert cost_of(cell.until(10)).memory.at(40) == pytest.approx(cost.memory.at(40))
+    assert cost.kernel.per_instance == pytest.approx(100 * MIB - 100)
+    assert cost.attributed.per_instance == pytest.approx(10 * MIB + 100)
+    assert not cost.host_noise_dominates
+    assert cell.between(0, 10).population == 10
+    assert fit_instance_cost(cell.between(0, 10)).memory.at(40) == pytest.approx(cost.memory.at(40))
     assert set(values(run, "density.sampled").values()) == {1, 2, 4, 6, 8}
 
 
@@ -131,15 +131,15 @@ def test_where_the_host_does_more_than_the_instances_it_is_said(tmp_path, monkey
 
     monkeypatch.setattr(Host, "read", noisy)
     _, run = ramp(tmp_path, monkeypatch, count=6)
-    (cell,) = find_density(run.samples, run.events)
-    cost = cost_of(cell)
-    assert cost.memory_is_drowned
-    assert cost.accounted == pytest.approx(10 * MIB + 100)
+    (result,) = analyse_density(run.samples, run.events)
+    cost = result.cost
+    assert cost.host_noise_dominates
+    assert cost.attributed.per_instance == pytest.approx(10 * MIB + 100)
     manifest = msgspec.structs.replace(
         run.manifest, backends={"fake": BackendDescription("fake", IsolationKind.SANDBOX)}
     )
     console = Console(width=200, record=True, file=io.StringIO())
-    cli.print_costs(console, manifest, [(cell, cost)])
+    cli.print_costs(console, manifest, [result])
     assert "MemAvailable says nothing" in console.export_text()
 
 
@@ -324,7 +324,7 @@ def test_the_costs_are_told_as_a_table_and_as_json(tmp_path, monkeypatch):
     manifest = msgspec.structs.replace(
         run.manifest, backends={"fake": BackendDescription("fake (emulated)", IsolationKind.EMULATED)}
     )
-    costs = [(cell, cost_of(cell)) for cell in find_density(run.samples, run.events)]
+    costs = analyse_density(run.samples, run.events)
     console = Console(width=120, record=True, file=io.StringIO())
     cli.print_costs(console, manifest, costs)
     text = console.export_text()

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tare.bench.analysis.cost import fit_cost
-from tare.bench.analysis.density import DensityCell, find_density
+from tare.bench.analysis.density import DensityCell, analyse_density, fit_cell
 from tare.bench.analysis.scaling import Refusal, fit_scaling
 from tare.bench.capacity.fleet import load_fleet
 from tare.bench.capacity.hosts import HostType, Resource
@@ -97,8 +97,8 @@ def write_density(
 
 def only(path: Path, **options) -> InstanceType:
     run = load_run(path)
-    (cell,) = find_density(run.samples, run.events)
-    return make_type(cell, run.manifest, str(path), **options)
+    (result,) = analyse_density(run.samples, run.events)
+    return make_type(result, run.manifest, str(path), **options)
 
 
 def tare(*arguments: object):
@@ -203,11 +203,11 @@ def test_a_container_is_planned_with_what_it_used_or_with_its_limit(tmp_path):
 
 def test_a_quota_is_what_was_promised_of_the_cpus(tmp_path):
     run = load_run(write_density(tmp_path / "run"))
-    (cell,) = find_density(run.samples, run.events)
+    (result,) = analyse_density(run.samples, run.events)
     envelope = msgspec.structs.replace(run.manifest.envelope, cpu_quota=0.5)
     manifest = msgspec.structs.replace(run.manifest, envelope=envelope)
     host = msgspec.structs.replace(HOST, overcommit={Resource.CPU: 1.0}, reserve={Resource.CPU: 0.0})
-    assert plan_host(make_type(cell, manifest, "", cpu_is_promised=True), host).instances == 128
+    assert plan_host(make_type(result, manifest, "", cpu_is_promised=True), host).instances == 128
 
 
 def test_where_later_instances_are_dearer_the_plan_is_made_with_them(tmp_path):
@@ -455,5 +455,5 @@ def test_a_ramp_without_memory_that_can_be_told_bounds_nothing_by_it():
     manifest = msgspec.structs.replace(
         MANIFEST, backends={"native": BackendDescription("native", IsolationKind.CONTAINER)}
     )
-    plan = plan_host(make_type(cell, manifest, ""), HOST)
+    plan = plan_host(make_type(fit_cell(cell), manifest, ""), HOST)
     assert "memory bounds nothing" in " ".join(plan.notes)

@@ -1,10 +1,11 @@
 """The capacity in a report: the figures of the plan, curves with fit and band, and nothing where there is no ramp."""
 
 import re
+from collections import Counter
 
 import pytest
 
-from tare.bench.analysis import analyse
+from tare.bench.analysis import analyse, density
 from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.plan import plan_host
 from tare.bench.store import load_run
@@ -12,6 +13,11 @@ from tare.reports import capacity
 from tare.reports.capacity import capacity_view
 from tare.reports.capacity_charts import Curve, curve_chart
 from tare.reports.findings import findings, question
+from tare.reports.html import HtmlReporter
+from tare.reports.junit import JUnitReporter
+from tare.reports.markdown import MarkdownReporter
+from tare.reports.summary_json import JsonReporter
+from tare.reports.text import TextReporter
 from tests.synthetic import write_run
 from tests.unit.test_plan_capacity import COUNT, GIB, only, write_density
 
@@ -77,3 +83,28 @@ def test_the_first_screen_says_why_ramps_ended_by_backend(tmp_path):
 
 def test_a_run_without_a_ramp_has_no_capacity(tmp_path):
     assert capacity_view(analyse(load_run(write_run(tmp_path / "run")))) is None
+
+
+@pytest.mark.parametrize(
+    ("reporter", "fits"),
+    [(HtmlReporter, 1), (TextReporter, 1), (MarkdownReporter, 1), (JsonReporter, 1), (JUnitReporter, 0)],
+)
+def test_a_report_fits_each_ramp_at_most_once(tmp_path, monkeypatch, reporter, fits):
+    path = write_density(tmp_path / "run", workload="sysbench-cpu")
+    counted = Counter()
+
+    def count(name):
+        real = getattr(density, name)
+
+        def counting(*arguments, **options):
+            counted[name] += 1
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(density, name, counting)
+
+    for name in ("find_density", "fit_cell", "fit_scaling", "fit_cost"):
+        count(name)
+    reporter().write(path, tmp_path / "report")
+    assert [counted[name] for name in ("find_density", "fit_cell", "fit_scaling")] == [fits] * 3
+    # Of MemAvailable, charge and disk, and of MemAvailable in the last half.
+    assert counted["fit_cost"] == 4 * fits
