@@ -12,20 +12,13 @@ from typing import Any
 
 import msgspec
 
-from tare.bench.host import HostRoots
+from tare.bench.linux.cpus import CpuTimes, read_cpu_times
+from tare.bench.linux.files import HERE, HostRoots, find_text
+from tare.bench.linux.pressure import read_stalls
 from tare.bench.model import Event, Usage
 
-_HERE = HostRoots()
 _CPUS = Path("devices/system/cpu")
 _CLOCK_SOURCE = Path("devices/system/clocksource/clocksource0/current_clocksource")
-
-
-class CpuTimes(msgspec.Struct, frozen=True):
-    """CPU seconds since boot, summed over some CPUs. ``busy_s`` includes interrupts and guests, and no steal."""
-
-    busy_s: float
-    steal_s: float
-    interrupt_s: float
 
 
 class Disturbance(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +66,7 @@ class Reading(msgspec.Struct, frozen=True):
     clock_source: str
 
 
-def read_counters(cpus: Iterable[int], roots: HostRoots = _HERE) -> Reading:
+def read_counters(cpus: Iterable[int], roots: HostRoots = HERE) -> Reading:
     """The counters now, of the given CPUs."""
     wanted = tuple(cpus)
     before, raw, real, after = (
@@ -91,39 +84,8 @@ def read_counters(cpus: Iterable[int], roots: HostRoots = _HERE) -> Reading:
         stalls=read_stalls(roots),
         frequency_hz=_lowest_frequency(wanted, roots),
         throttles=_throttles(wanted, roots),
-        clock_source=(_read(roots.sys / _CLOCK_SOURCE) or "").strip(),
+        clock_source=find_text(roots.sys / _CLOCK_SOURCE) or "",
     )
-
-
-def read_cpu_times(cpus: Iterable[int], roots: HostRoots = _HERE) -> CpuTimes | None:
-    """CPU seconds since boot on the given CPUs; None if the host tells none of them."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    wanted = {f"cpu{cpu}" for cpu in cpus}
-    found = False
-    busy = steal = interrupt = 0
-    for line in (_read(roots.proc / "stat") or "").splitlines():
-        if not line.startswith("cpu"):
-            break
-        name, *fields = line.split()
-        if name not in wanted or len(fields) < 8:
-            continue
-        found = True
-        # proc(5): user nice system idle iowait irq softirq steal; guest time is in user already.
-        user, nice, system, _, _, irq, softirq, stolen = map(int, fields[:8])
-        busy += user + nice + system + irq + softirq
-        interrupt += irq + softirq
-        steal += stolen
-    return CpuTimes(busy / ticks, steal / ticks, interrupt / ticks) if found else None
-
-
-def read_stalls(roots: HostRoots = _HERE) -> dict[str, float]:
-    """Seconds since boot in which at least one task waited for ``cpu``, ``memory`` or ``io`` (PSI), where told."""
-    stalls = {}
-    for name in ("cpu", "memory", "io"):
-        for line in (_read(roots.proc / "pressure" / name) or "").splitlines():
-            if line.startswith("some "):
-                stalls[name] = int(line.rpartition("total=")[2]) / 1e6
-    return stalls
 
 
 def between(first: Reading, last: Reading, cpus: int, explained_s: float | None) -> Disturbance:
@@ -164,7 +126,7 @@ def between(first: Reading, last: Reading, cpus: int, explained_s: float | None)
 class DisturbanceMeter:
     """Watches the envelope's CPUs over one planned instance, or over all that an experiment starts in its place."""
 
-    def __init__(self, cpus: tuple[int, ...], roots: HostRoots = _HERE) -> None:
+    def __init__(self, cpus: tuple[int, ...], roots: HostRoots = HERE) -> None:
         """Reads the counters: make it right before the instance is asked for."""
         self._cpus = cpus
         self._roots = roots
@@ -208,8 +170,8 @@ def disturbance_of(event: Event, started_s: float | None) -> Disturbance | None:
 
 def _lowest_frequency(cpus: Iterable[int], roots: HostRoots) -> float | None:
     """In Hz; cpufreq tells kHz."""
-    texts = (_read(roots.sys / _CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus)
-    told = [int(text) * 1e3 for text in texts if text and text.strip().isdigit()]
+    texts = (find_text(roots.sys / _CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus)
+    told = [int(text) * 1e3 for text in texts if text and text.isdigit()]
     return min(told, default=None)
 
 
@@ -218,27 +180,10 @@ def _throttles(cpus: Iterable[int], roots: HostRoots) -> int | None:
         text
         for cpu in cpus
         for name in ("core_throttle_count", "package_throttle_count")
-        if (text := _read(roots.sys / _CPUS / f"cpu{cpu}/thermal_throttle/{name}")) is not None
+        if (text := find_text(roots.sys / _CPUS / f"cpu{cpu}/thermal_throttle/{name}")) is not None
     ]
     return sum(int(text) for text in found) if found else None
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
-
-
-def _read(path: Path) -> str | None:
-    # Path.read_text costs three times as much, and this is read beside what is measured.
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        parts = []
-        while part := os.read(descriptor, 65536):
-            parts.append(part)
-        return b"".join(parts).decode(errors="replace")
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)

@@ -3,30 +3,21 @@
 Everything is read from files under injectable roots. A fact that this host does not tell is left out, never guessed.
 """
 
+import contextlib
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from tare.bench.catalogue import ConfoundCode
+from tare.bench.linux.files import HERE, HostRoots, find_field, find_text
+from tare.bench.linux.memory import read_meminfo
+from tare.bench.linux.mounts import find_mount, read_mounts
 from tare.bench.model import Confound, Fact
 from tare.bench.units import Unit
 
 
-class HostRoots(msgspec.Struct, frozen=True):
-    """Where to read from; tests inject other trees."""
-
-    proc: Path = Path("/proc")
-    sys: Path = Path("/sys")
-    etc: Path = Path("/etc")
-
-
-_HERE = HostRoots()
-
-
-def read_facts(storage: Path, roots: HostRoots = _HERE) -> tuple[Fact, ...]:
+def read_facts(storage: Path, roots: HostRoots = HERE) -> tuple[Fact, ...]:
     """The facts of this host; ``storage`` is the folder that instances live in."""
     return tuple(_facts(storage, roots))
 
@@ -72,26 +63,23 @@ def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> l
 
 
 def _facts(storage: Path, roots: HostRoots) -> Iterator[Fact]:
-    cpuinfo = _read(roots.proc / "cpuinfo") or ""
+    cpuinfo = find_text(roots.proc / "cpuinfo") or ""
     source = str(roots.proc / "cpuinfo")
     yield Fact("host name", platform.node(), "uname")
-    if model := _field(cpuinfo, "model name"):
+    if model := find_field(cpuinfo, "model name"):
         yield Fact("cpu model", model, source)
     cpus = cpuinfo.count("processor\t:")
     yield Fact("cpus", str(cpus), source, cpus, Unit.COUNT)
     yield Fact("virtualization", _virtualization(cpuinfo, roots), f"{source}, {roots.sys}/class/dmi/id")
-    if memory := _field(_read(roots.proc / "meminfo") or "", "MemTotal"):
-        size = int(memory.split()[0]) * 2**10
+    with contextlib.suppress(OSError, KeyError):
+        size = read_meminfo(roots)["MemTotal"]
         yield Fact("memory", f"{size / 2**30:.1f} GiB", str(roots.proc / "meminfo"), size, Unit.BYTE)
     yield Fact("kernel", platform.release(), "uname")
     yield Fact("architecture", platform.machine(), "uname")
-    release = _read(roots.etc / "os-release") or ""
-    for line in release.splitlines():
-        if line.startswith("PRETTY_NAME="):
-            yield Fact("distribution", line.partition("=")[2].strip('"'), str(roots.etc / "os-release"))
+    with contextlib.suppress(OSError, KeyError):
+        yield Fact("distribution", platform.freedesktop_os_release()["PRETTY_NAME"], "os-release")
     yield from _tunables(roots)
-    yield Fact("cgroup", _cgroup_version(roots), str(roots.proc / "self/mountinfo"))
-    yield from _storage(storage, roots)
+    yield from _mounted(storage, roots)
     yield Fact("python", platform.python_version(), "sys")
 
 
@@ -136,70 +124,39 @@ _KERNEL_PARAMETERS = (
 def _tunables(roots: HostRoots) -> Iterator[Fact]:
     for name, root, relative in _TUNABLES:
         path = getattr(roots, root) / relative
-        if value := _read(path):
-            yield Fact(name, value.strip(), str(path))
-    given = (_read(roots.proc / "cmdline") or "").split()
+        if value := find_text(path):
+            yield Fact(name, value, str(path))
+    given = (find_text(roots.proc / "cmdline") or "").split()
     if chosen := [word for word in given if word.startswith(_KERNEL_PARAMETERS)]:
         yield Fact("kernel parameters", " ".join(chosen), str(roots.proc / "cmdline"))
     for path in sorted((roots.sys / "devices/system/cpu/vulnerabilities").glob("*")):
-        value = _read(path)
-        if value and value.strip() != "Not affected":
-            yield Fact(f"mitigation {path.name}", value.strip(), str(path))
+        value = find_text(path)
+        if value and value != "Not affected":
+            yield Fact(f"mitigation {path.name}", value, str(path))
 
 
 def _virtualization(cpuinfo: str, roots: HostRoots) -> str:
     """The hypervisor this host runs under, by what it tells; ``none seen`` where nothing does."""
     product = " ".join(
-        (_read(roots.sys / "class/dmi/id" / name) or "").strip() for name in ("sys_vendor", "product_name")
+        find_text(roots.sys / "class/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")
     ).strip()
     known = ("QEMU", "KVM", "VMware", "VirtualBox", "Xen", "Microsoft", "Google", "Amazon", "OpenStack", "Bochs")
-    if "hypervisor" not in (_field(cpuinfo, "flags") or "").split():
+    if "hypervisor" not in (find_field(cpuinfo, "flags") or "").split():
         return "none seen"
     if any(name in product for name in known):
         return product
-    kind = (_read(roots.sys / "hypervisor/type") or "").strip()
-    return kind or "hypervisor flag set, vendor not told"
+    return find_text(roots.sys / "hypervisor/type") or "hypervisor flag set, vendor not told"
 
 
-def _cgroup_version(roots: HostRoots) -> str:
-    kinds = set()
-    for line in (_read(roots.proc / "self/mountinfo") or "").splitlines():
-        kind = line.partition(" - ")[2].split(" ")[0]
-        if kind in {"cgroup", "cgroup2"}:
-            kinds.add(kind)
-    return {frozenset({"cgroup"}): "v1", frozenset({"cgroup2"}): "v2", frozenset({"cgroup", "cgroup2"}): "hybrid"}.get(
-        frozenset(kinds), "none"
-    )
-
-
-def _storage(storage: Path, roots: HostRoots) -> Iterator[Fact]:
-    """The file system and device below a folder, from the longest mount point that holds it."""
-    best = ("", "", "")
-    for line in (_read(roots.proc / "self/mountinfo") or "").splitlines():
-        left, _, right = line.partition(" - ")
-        fields = left.split()
-        if len(fields) > 4 and right:
-            point = fields[4]
-            inside = str(storage) == point or str(storage).startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best[0]):
-                kind, device, *_ = right.split()
-                best = (point, kind, device)
-    if best[0]:
-        source = str(roots.proc / "self/mountinfo")
-        yield Fact("storage", f"{storage} on {best[2]}, mounted at {best[0]}", source)
-        yield Fact("storage file system", best[1], source)
-
-
-def _field(text: str, name: str) -> str | None:
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon and key.strip() == name:
-            return value.strip()
-    return None
-
-
-def _read(path: Path) -> str | None:
+def _mounted(storage: Path, roots: HostRoots) -> Iterator[Fact]:
+    """The version of cgroups, and the file system and device below ``storage``."""
+    source = str(roots.proc / "self/mountinfo")
     try:
-        return path.read_text("utf-8", errors="replace")
+        mounts = read_mounts(roots)
     except OSError:
-        return None
+        mounts = []
+    versions = {("v1", "v2")[mount.kind == "cgroup2"] for mount in mounts if mount.kind in {"cgroup", "cgroup2"}}
+    yield Fact("cgroup", "hybrid" if len(versions) == 2 else "".join(versions) or "none", source)
+    if mount := find_mount(storage, mounts):
+        yield Fact("storage", f"{storage} on {mount.source}, mounted at {mount.point}", source)
+        yield Fact("storage file system", mount.kind, source)

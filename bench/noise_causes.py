@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from tare.bench.disturbance import CpuTimes, Disturbance, read_cpu_times, read_stalls
-from tare.bench.host import HostRoots
+from tare.bench.disturbance import Disturbance
+from tare.bench.linux.cpus import CpuTimes, format_cpus, parse_cpus, read_cpu_times
+from tare.bench.linux.files import HERE, HostRoots
+from tare.bench.linux.pressure import read_stalls
 from tare.bench.model import Fact
-from tare.bench.tune.cpulist import format_cpus, parse_cpus
 from tare.bench.tune.settings import SETTINGS, describe_now, irqs, obstacle, read_value
 
-_HERE = HostRoots()
 WORTH_NAMING = 0.01
 """Shares of time below 1 % are not named."""
 _INTERRUPTS_PER_S = 10.0
@@ -52,7 +52,7 @@ class Look(msgspec.Struct, frozen=True):
 class HostWatch:
     """Looks at the host around a measurement on ``cpus``."""
 
-    def __init__(self, cpus: Sequence[int], roots: HostRoots = _HERE) -> None:
+    def __init__(self, cpus: Sequence[int], roots: HostRoots = HERE) -> None:
         """Takes the first look."""
         self.cpus = frozenset(cpus)
         self.roots = roots

@@ -23,10 +23,11 @@ from tare.bench.adaptive import Sampler
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, CleanUpError, RunDirectoryError, TareError, UnavailableError
 from tare.bench.fingerprint import host_fingerprint
-from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
+from tare.bench.host import host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
 from tare.bench.ledger import Ledger, ResourceKind, clean, raise_if_failed, remove
+from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import (
     SCHEMA_VERSION,

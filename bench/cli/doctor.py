@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from tare.bench.errors import ExitCode, TareError
-from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
+from tare.bench.host import host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
+from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.packages import load_packages, remedy_for
 from tare.bench.registry import Plugins, find_backends, find_reporters, find_workload_kinds, find_workloads

@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tare.bench.errors import ExitCode, UnavailableError, UnknownNameError
-from tare.bench.host import HostRoots
+from tare.bench.linux.cpus import parse_cpus
+from tare.bench.linux.files import HostRoots
 from tare.bench.tune import SETTINGS, Applied, JournalFile, Restored, Tuning, Wish, boot_id, journal_file
-from tare.bench.tune.cpulist import parse_cpus
 from tare.bench.tune.settings import describe_now, obstacle
 from tare.bench.tune.tuning import Changed, Refused, require_root
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from tare.bench.disturbance import read_stalls
 from tare.bench.errors import BackendError
 from tare.bench.experiments.density_reserve import PROC, SLABS, read_reserve
 from tare.bench.interfaces import Instance
+from tare.bench.linux.pressure import read_stalls
 from tare.bench.model import Footprint
 
 WATCHED = 8

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.errors import TuningError
-from tare.bench.host import HostRoots
+from tare.bench.linux.files import HostRoots, read_boot_id
 from tare.bench.locations import state_directory
 from tare.bench.model import Fact
 
@@ -101,11 +101,10 @@ def journal_file() -> Path:
 
 def boot_id(roots: HostRoots) -> str:
     """The running kernel's identity; settings do not outlive it. Raises TuningError."""
-    path = roots.proc / "sys/kernel/random/boot_id"
     try:
-        return path.read_text("utf-8").strip()
+        return read_boot_id(roots)
     except OSError as error:
-        raise TuningError(f"cannot tell this boot from another: {path}: {error.strerror}") from error
+        raise TuningError(f"cannot tell this boot from another: {error.filename}: {error.strerror}") from error
 
 
 def tuned_facts(path: Path, roots: HostRoots) -> tuple[Fact, ...]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from tare.bench.host import HostRoots
-from tare.bench.tune.cpulist import format_cpus, format_mask, parse_cpus, parse_mask
+from tare.bench.linux.cpus import format_cpus, format_mask, parse_cpus, parse_mask
+from tare.bench.linux.files import HostRoots
 
 AWAY = "away"
 """The value of the setting ``irq``: interrupts go to the CPUs that are not the instances'."""
@@ -49,6 +49,14 @@ def read_value(path: Path) -> str:
     if "[" in text and "]" in text:
         return text.partition("[")[2].partition("]")[0]
     return text
+
+
+def find_value(path: Path) -> str | None:
+    """The same, None if it cannot be read."""
+    try:
+        return read_value(path)
+    except OSError:
+        return None
 
 
 def same_value(path: Path, first: str, second: str) -> bool:
@@ -101,12 +109,12 @@ def obstacle(setting: Setting, roots: HostRoots, cpus: frozenset[int]) -> str:
     if not targets:
         return "this host has no such setting"
     if setting.name == "smt":
-        state = _read(targets[0].path)
+        state = find_value(targets[0].path)
         if state not in ("on", "off"):
             return f"the kernel says: {state}"
     if setting.name == "governor":
         for path in _policies(roots, "scaling_available_governors"):
-            offered = (_read(path) or "").split()
+            offered = (find_value(path) or "").split()
             if offered and setting.recommended not in offered:
                 return f"the kernel offers: {', '.join(offered)}"
     if not any(os.access(target.path, os.W_OK) for target in targets):
@@ -123,7 +131,7 @@ def _word(target: Target, value: str) -> str:
 def _describe_irqs(roots: HostRoots, cpus: frozenset[int]) -> str:
     total = there = 0
     for folder in irqs(roots):
-        effective = _read(folder / "effective_affinity_list") or _read(folder / "smp_affinity_list")
+        effective = find_value(folder / "effective_affinity_list") or find_value(folder / "smp_affinity_list")
         if effective is None:
             continue
         total += 1
@@ -134,13 +142,6 @@ def _describe_irqs(roots: HostRoots, cpus: frozenset[int]) -> str:
     if not total:
         return ""
     return f"{there} of {total} on CPU {format_cpus(cpus)}"
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return read_value(path)
-    except OSError:
-        return None
 
 
 def _existing(paths: Sequence[Path], wanted: str | None) -> list[Target]:

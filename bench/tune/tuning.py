@@ -12,11 +12,9 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.errors import PrivilegeError, TuningError
-from tare.bench.host import HostRoots
+from tare.bench.linux.files import HERE, HostRoots
 from tare.bench.tune.journal import Journal, JournalFile, Original, boot_id
-from tare.bench.tune.settings import Setting, Target, obstacle, read_value, same_value
-
-_HERE = HostRoots()
+from tare.bench.tune.settings import Setting, Target, find_value, obstacle, read_value, same_value
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -88,7 +86,7 @@ class Tuning:
     """The settings of one host, with the journal of what was changed."""
 
     def __init__(
-        self, journal: JournalFile, roots: HostRoots = _HERE, write: Callable[[Path, str], None] = write_value
+        self, journal: JournalFile, roots: HostRoots = HERE, write: Callable[[Path, str], None] = write_value
     ) -> None:
         self.journal = journal
         self.roots = roots
@@ -204,7 +202,7 @@ class Tuning:
         gone: list[Original] = []
         for original in reversed(journal.originals):
             path = Path(original.path)
-            before = _read(path)
+            before = find_value(path)
             problem = self._restore_one(path, original.value)
             if problem:
                 kept.append(Refused(original.setting, path, problem))
@@ -245,10 +243,3 @@ def require_root() -> None:
     """Raises PrivilegeError: without root no setting of a host can be changed."""
     if os.geteuid() != 0:
         raise PrivilegeError("changing a host's settings needs root", remedy="run it as root (sudo)")
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return read_value(path)
-    except OSError:
-        return None

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from tare.bench.disturbance import Disturbance, DisturbanceMeter, between, disturbance_of, read_counters
-from tare.bench.host import HostRoots
+from tare.bench.linux.files import HostRoots
 from tare.bench.model import Completed, Event, EventKind, Usage
 from tests.unit.fakes import BrokenBackend, FakeBackend, FakeInstance
 from tests.unit.test_runner import run

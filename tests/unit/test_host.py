@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.host import HostRoots, host_confounds, read_facts, summarise
+from tare.bench.host import host_confounds, read_facts, summarise
+from tare.bench.linux.files import HostRoots
 from tare.bench.model import Fact
 
 CPUINFO = """processor\t: 0
@@ -18,6 +19,8 @@ flags\t\t: fpu vme {flag}
 MOUNTS = """22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 30 22 0:25 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
 31 22 0:26 / /var/tmp rw - tmpfs scratch rw
+32 22 8:1 / /mnt/my\\040disk rw - ext4 /dev/sda1 rw
+33 22 8:2 / /mnt/my\\040disk rw - xfs /dev/sdb1 rw
 """
 
 
@@ -89,3 +92,9 @@ def test_this_very_host_can_be_read():
 def test_an_empty_host_raises_nothing(tmp_path):
     roots = HostRoots(tmp_path, tmp_path, tmp_path)
     assert summarise(read_facts(Path("/"), roots))
+
+
+def test_storage_below_a_mount_point_with_a_space_in_its_name(roots):
+    facts = known(read_facts(Path("/mnt/my disk/tare"), roots))
+    assert facts["storage"] == "/mnt/my disk/tare on /dev/sdb1, mounted at /mnt/my disk"
+    assert facts["storage file system"] == "xfs"

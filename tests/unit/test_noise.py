@@ -7,7 +7,7 @@ import pytest
 
 from tare.bench.cli.noise import read_time
 from tare.bench.disturbance import Disturbance
-from tare.bench.host import HostRoots
+from tare.bench.linux.files import HostRoots
 from tare.bench.model import Fact
 from tare.bench.noise import TWINS, find_floors, noise_suite
 from tare.bench.noise_causes import HostWatch

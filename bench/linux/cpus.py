@@ -1,6 +1,11 @@
-"""The kernel's list format of CPU numbers: ``0-3,8``."""
+"""CPUs: the kernel's lists (``0-3,8``) and masks of them, and how busy they were."""
 
+import os
 from collections.abc import Iterable
+
+import msgspec
+
+from tare.bench.linux.files import HERE, HostRoots, find_text
 
 
 def parse_cpus(text: str) -> frozenset[int]:
@@ -40,3 +45,32 @@ def format_mask(cpus: Iterable[int]) -> str:
     digits = f"{sum(1 << cpu for cpu in set(cpus)):x}"
     padded = digits.zfill(-(-len(digits) // 8) * 8)
     return ",".join(padded[place : place + 8] for place in range(0, len(padded), 8))
+
+
+class CpuTimes(msgspec.Struct, frozen=True):
+    """CPU seconds since boot, summed over some CPUs. ``busy_s`` includes interrupts and guests, and no steal."""
+
+    busy_s: float
+    steal_s: float
+    interrupt_s: float
+
+
+def read_cpu_times(cpus: Iterable[int], roots: HostRoots = HERE) -> CpuTimes | None:
+    """CPU seconds since boot on the given CPUs; None if the host tells none of them."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    wanted = {f"cpu{cpu}" for cpu in cpus}
+    found = False
+    busy = steal = interrupt = 0
+    for line in (find_text(roots.proc / "stat") or "").splitlines():
+        if not line.startswith("cpu"):
+            break
+        name, *fields = line.split()
+        if name not in wanted or len(fields) < 8:
+            continue
+        found = True
+        # proc(5): user nice system idle iowait irq softirq steal; guest time is in user already.
+        user, nice, system, _, _, irq, softirq, stolen = map(int, fields[:8])
+        busy += user + nice + system + irq + softirq
+        interrupt += irq + softirq
+        steal += stolen
+    return CpuTimes(busy / ticks, steal / ticks, interrupt / ticks) if found else None

@@ -1,0 +1,95 @@
+"""Processes by ``/proc/PID`` and pidfds: what they are, and their end."""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from tare.bench.linux.files import HERE, HostRoots, read_bytes
+
+KILL_DEADLINE_S = 10.0
+_HELD = 256
+"""How many ended processes are waited for at a time: each holds a descriptor, of which a process may have but 1,024."""
+_START = 19
+
+
+class Status:
+    """Fields of ``/proc/PID/stat`` (proc_pid_stat(5)); times are in clock ticks."""
+
+    def __init__(self, fields: list[bytes]) -> None:
+        """``fields`` are those after the name."""
+        self.parent = int(fields[1])
+        self.user, self.system, self.waited_user, self.waited_system = map(int, fields[11:15])
+        self.started = int(fields[_START])
+        """After boot: with the pid it names a process for as long as the host runs."""
+
+
+def find_status(pid: int, roots: HostRoots = HERE) -> Status | None:
+    """The status of a process; None for one that is gone or a zombie."""
+    try:
+        # As bytes: a program may put anything into its name.
+        fields = read_bytes(roots.proc / str(pid) / "stat").rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in b"ZX" else Status(fields)
+
+
+def threads_of(pid: int, roots: HostRoots = HERE) -> list[Path]:
+    """The folders of a process's threads, named by their ids; none if it is gone."""
+    try:
+        return list((roots.proc / str(pid) / "task").iterdir())
+    except OSError:
+        return []
+
+
+def signal_all(pids: Iterable[int]) -> list[int]:
+    """SIGKILL each process but this one; pidfds of the first 256 of them, to wait for."""
+    held: list[int] = []
+    for pid in pids:
+        if pid == os.getpid():
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)  # it keeps a pid that is used again from being hit
+            try:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                if len(held) < _HELD:
+                    held.append(descriptor)
+                else:
+                    os.close(descriptor)
+    return held
+
+
+def wait_ended(descriptors: Iterable[int], deadline: float) -> None:
+    """Wait for the end of the processes behind these pidfds until ``deadline`` (CLOCK_MONOTONIC), and close them."""
+    for descriptor in descriptors:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        os.close(descriptor)
+
+
+def kill_all(
+    find: Callable[[], Collection[int]],
+    *,
+    hold: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> bool:
+    """SIGKILL the processes that ``find`` returns, and wait for them, until it returns none; whether there were any.
+
+    They are looked for again within ``hold``, which keeps them from forking meanwhile. Raises OSError (EBUSY) if some
+    do not end within 10 s: they are stuck inside the kernel.
+    """
+    deadline = time.monotonic() + KILL_DEADLINE_S
+    found = False
+    while pids := find():
+        with hold():
+            descriptors = signal_all(find())
+        found = found or bool(descriptors)
+        wait_ended(descriptors, deadline)
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, f"processes {sorted(pids)} do not end within {KILL_DEADLINE_S:g} s of SIGKILL")
+    return found
