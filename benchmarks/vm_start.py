@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 from naive_guest import NaiveGuest
 
-from tare.backends.cgroups.footprint import parse_rollup
 from tare.backends.vm.backend import VirtualMachine
 from tare.backends.vm.boot import KERNEL_ARGUMENTS
 from tare.backends.vm.disks import DiskMode, choose_scratch_mode, copy_sparse, make_scratch_template
@@ -45,6 +44,7 @@ from tare.bench.errors import ExitCode, TareError
 from tare.bench.image import ImageStore
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, clean
+from tare.bench.linux.memory import parse_fields
 from tare.bench.locations import cache_directory
 from tare.bench.model import Envelope, Image, InstanceSpec, Phase
 from tare.bench.process import DEVNULL, Popen, require_tool
@@ -149,7 +149,7 @@ def start_ours(backend: VirtualMachine, spec: InstanceSpec) -> Ours:
     """Start and stop one guest."""
     with backend.start(spec) as instance:
         assert isinstance(instance, VmInstance)
-        held = parse_rollup(Path(f"/proc/{instance.pid}/smaps_rollup").read_text())["Rss"]
+        held = parse_fields(Path(f"/proc/{instance.pid}/smaps_rollup").read_text())["Rss"]
     marks = instance.timeline.marks
     return Ours(
         marks[Phase.FIRST_INSTRUCTION] - marks[Phase.REQUESTED],

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from tare.backends.cgroups.footprint import process_footprint, tree_bytes
 from tare.backends.cgroups.interface import Cgroup
 from tare.backends.native.init import DONE
 from tare.backends.native.launcher import Launched, wait_readable
@@ -15,6 +14,7 @@ from tare.backends.native.resident import RESIDENT_NAME
 from tare.backends.native.wire import Channel, join_list
 from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from tare.bench.interfaces import Instance, Terminal
+from tare.bench.linux.memory import process_footprint, tree_bytes
 from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, Footprint, StartTimeline, Usage
 
 _CHUNK_BYTES = 1 << 20

@@ -5,7 +5,6 @@ or spins for ever. So the image's own kernel and initramfs are booted under it, 
 or a deadline. The outcome is kept by everything it depends on.
 """
 
-import contextlib
 import os
 import platform
 import re
@@ -21,6 +20,8 @@ from tare.backends.vm.domain_xml import MACHINE, Accelerator
 from tare.backends.vm.emulator import Emulator
 from tare.bench.errors import UnavailableError
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
+from tare.bench.linux.files import HERE, find_field, find_text, read_boot_id
+from tare.bench.linux.processes import find_status
 from tare.bench.process import DEVNULL, PIPE, PLAIN_ENVIRONMENT, Popen
 
 DEADLINE_S = 5.0
@@ -72,7 +73,7 @@ def known_outcome(cache: Path) -> str:
     if obstacle is not None:
         return f"accel tcg ({obstacle})"
     proof = _read(cache)
-    if proof is None or proof.key.get("boot") != _boot_id():
+    if proof is None or proof.key.get("boot") != read_boot_id():
         return "accel not proved yet: the first run boots a guest under KVM to see"
     if proof.reason is None:
         return f"accel kvm (a guest booted in {proof.seconds:.2f} s)"
@@ -133,11 +134,12 @@ def _boot(emulator: Emulator, kernel: Path, initramfs: Path, ledger: Ledger) -> 
             assert process.stdout is not None
             assert process.stderr is not None
             seen, running = _await_first_instruction(process.stdout.fileno())
-            user_s, system_s = _cpu_times(process.pid) if running else (0.0, 0.0)
+            used = find_status(process.pid) if running else None
             status = None if running or seen else process.wait(timeout=DEADLINE_S)
         finally:
             process.kill()
         stderr = process.stderr.read().decode(errors="replace")
+    user_s, system_s = (used.user_s, used.system_s) if used is not None else (0.0, 0.0)
     return judge(seen=seen, status=status, stderr=stderr, user_s=user_s, system_s=system_s)
 
 
@@ -159,34 +161,15 @@ def _await_first_instruction(console: int) -> tuple[bool, bool]:
     return False, True
 
 
-def _cpu_times(pid: int) -> tuple[float, float]:
-    """(user, system) seconds of a process: fields 14 and 15 of /proc/PID/stat."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = os.sysconf("SC_CLK_TCK")
-    return int(fields[11]) / ticks, int(fields[12]) / ticks
-
-
 def _key(emulator: Emulator, kernel: Path) -> dict[str, str]:
     """Everything the outcome depends on."""
     return {
-        "boot": _boot_id(),
+        "boot": read_boot_id(),
         "host_kernel": platform.release(),
         "guest_kernel": sha256(kernel.read_bytes()).hexdigest(),
         "qemu": emulator.version,
-        "cpu": cpu_model(),
+        "cpu": find_field(find_text(HERE.proc / "cpuinfo"), "model name") or platform.machine(),
     }
-
-
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The first ``model name`` of /proc/cpuinfo."""
-    with contextlib.suppress(OSError):
-        if match := re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE):
-            return match[1]
-    return platform.machine()
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _load(cache: Path, key: Mapping[str, str]) -> _Proof | None:

@@ -4,14 +4,14 @@ import contextlib
 import socket
 from pathlib import Path
 
+from tare.bench.linux.files import HERE, HostRoots, find_text
+from tare.bench.linux.memory import read_meminfo
 from tare.bench.model import Availability
 
-_PROC = Path("/proc")
 
-
-def probe_huge_pages(needed_bytes: int = 0, proc: Path = _PROC) -> Availability:
+def probe_huge_pages(needed_bytes: int = 0, roots: HostRoots = HERE) -> Availability:
     """Whether as many huge pages are free as ``needed_bytes`` take, and any at all."""
-    fields = _read_meminfo(proc)
+    fields = read_meminfo(roots)
     page = fields.get("Hugepagesize", 0)
     if not page:
         return Availability(
@@ -29,14 +29,10 @@ def probe_huge_pages(needed_bytes: int = 0, proc: Path = _PROC) -> Availability:
     return Availability(available=True, reason=said)
 
 
-def probe_io_uring(proc: Path = _PROC) -> Availability:
+def probe_io_uring(roots: HostRoots = HERE) -> Availability:
     """Whether this kernel lets root use io_uring. That QEMU was built with it shows when it starts."""
-    switch = proc / "sys/kernel/io_uring_disabled"
-    try:
-        value = switch.read_text().strip()
-    except OSError:
-        value = "0"  # before Linux 6.6 there is no switch
-    if value == "2":
+    switch = roots.proc / "sys/kernel/io_uring_disabled"
+    if find_text(switch) == "2":  # before Linux 6.6 there is no switch
         return Availability(
             available=False, reason=f"{switch} is 2", remedy='set it to 1 or 0, or leave out io = "io_uring"'
         )
@@ -55,13 +51,3 @@ def probe_daemon(folder: Path = Path("/run/libvirt")) -> Availability:
         reason="no libvirt daemon answers, which only this connection needs",
         remedy="install libvirt-daemon-system and start it (systemctl start libvirtd)",
     )
-
-
-def _read_meminfo(proc: Path) -> dict[str, int]:
-    """The fields of /proc/meminfo: sizes in bytes, counts as they are."""
-    fields = {}
-    for line in (proc / "meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        fields[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
-    return fields

@@ -4,7 +4,6 @@ import time
 
 import msgspec
 
-from tare.backends.cgroups.footprint import process_footprint, tree_bytes
 from tare.backends.vm.accounting import memory_parts, vcpu_seconds
 from tare.backends.vm.boot import AGENT_DEADLINE_S
 from tare.backends.vm.commands import GUEST_PROGRAM, CommandPort, GuestSilentError
@@ -13,6 +12,7 @@ from tare.backends.vm.guest import Ground, Running
 from tare.backends.vm.hypervisors import Accelerator
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import Instance
+from tare.bench.linux.memory import process_footprint, tree_bytes
 from tare.bench.model import Command, Completed, Footprint, StartTimeline, Usage
 
 _KILL_DEADLINE_S = 20.0

@@ -11,6 +11,8 @@ import msgspec
 from tare.bench.errors import BackendError
 from tare.bench.experiments.density_reserve import PROC, SLABS, read_reserve
 from tare.bench.interfaces import Instance
+from tare.bench.linux.files import HostRoots
+from tare.bench.linux.memory import read_meminfo
 from tare.bench.linux.pressure import read_stalls
 from tare.bench.model import Footprint
 
@@ -56,12 +58,7 @@ def read_memory(proc: Path = _FILES["proc"], ksm: Path = _FILES["ksm"], slabs: P
     Raises BackendError where there is no MemAvailable.
     """
     reserve = read_reserve(proc, slabs)
-    fields = {}
-    for line in (proc / "meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if len(words) == 2 and words[1] == "kB":
-            fields[name] = int(words[0]) * 1024
+    fields = read_meminfo(HostRoots(proc))
     if "MemAvailable" not in fields:
         raise BackendError("this kernel does not tell MemAvailable, so no memory can be planned with")
     return HostMemory(

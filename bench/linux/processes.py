@@ -14,18 +14,20 @@ from tare.bench.linux.files import HERE, HostRoots, read_bytes
 KILL_DEADLINE_S = 10.0
 _HELD = 256
 """How many ended processes are waited for at a time: each holds a descriptor, of which a process may have but 1,024."""
-_START = 19
 
 
 class Status:
-    """Fields of ``/proc/PID/stat`` (proc_pid_stat(5)); times are in clock ticks."""
+    """Fields of ``/proc/PID/stat`` (proc_pid_stat(5)). ``waited_*`` is CPU time of children that it waited for."""
 
     def __init__(self, fields: list[bytes]) -> None:
         """``fields`` are those after the name."""
         self.parent = int(fields[1])
-        self.user, self.system, self.waited_user, self.waited_system = map(int, fields[11:15])
-        self.started = int(fields[_START])
-        """After boot: with the pid it names a process for as long as the host runs."""
+        hertz = os.sysconf("SC_CLK_TCK")
+        self.user_s, self.system_s, self.waited_user_s, self.waited_system_s = (
+            int(field) / hertz for field in fields[11:15]
+        )
+        self.started = int(fields[19])
+        """In clock ticks after boot: with the pid it names a process for as long as the host runs."""
 
 
 def find_status(pid: int, roots: HostRoots = HERE) -> Status | None:

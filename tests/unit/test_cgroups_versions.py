@@ -3,12 +3,13 @@
 import msgspec
 import pytest
 
-from tare.backends.cgroups.footprint import parse_rollup, process_footprint
 from tare.backends.cgroups.interface import Limits, parse_keyed, parse_stall_s
 from tare.backends.cgroups.layout import Layout, Version
 from tare.backends.cgroups.unenforced import limit_confounds
 from tare.backends.cgroups.v1 import V1Cgroup, choose_controllers, parse_serviced
 from tare.backends.cgroups.v2 import V2Cgroup, parse_io_stat
+from tare.bench.linux.files import HostRoots
+from tare.bench.linux.memory import parse_fields, process_footprint
 
 LIMITS = Limits(cpus=(1, 3), memory_bytes=2**28, pids_max=99, io_device="254:0")
 
@@ -252,6 +253,6 @@ def test_footprint_of_processes(tmp_path):
     rollup += "Private_Dirty: 90 kB\n"
     for pid in (7, 8):
         fill(tmp_path / str(pid), {"smaps_rollup": rollup})
-    assert process_footprint([7, 8, 9], tmp_path) == (400 * 1024, 200 * 1024, 600 * 1024)
-    assert process_footprint([9], tmp_path) == (None, None, None)
-    assert parse_rollup(rollup)["Rss"] == 300 * 1024
+    assert process_footprint([7, 8, 9], HostRoots(tmp_path)) == (400 * 1024, 200 * 1024, 600 * 1024)
+    assert process_footprint([9], HostRoots(tmp_path)) == (None, None, None)
+    assert parse_fields(rollup)["Rss"] == 300 * 1024

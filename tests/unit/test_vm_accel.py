@@ -76,7 +76,7 @@ def test_the_outcome_is_kept_by_what_it_depends_on(decide, kernel, monkeypatch):
     kernel.write_bytes(b"another kernel")
     decide("auto", boots)
     assert boots.count == 3
-    monkeypatch.setattr(accel, "cpu_model", lambda: "another CPU")
+    monkeypatch.setattr(accel, "find_field", lambda *_: "another CPU")
     decide("auto", boots)
     assert boots.count == 4
 
@@ -118,9 +118,3 @@ def test_a_guest_that_spins_is_told_from_one_that_idles():
 
 def test_a_guest_that_was_seen_has_no_reason():
     assert accel.judge(seen=True, status=None, stderr="noise", user_s=9, system_s=9) is None
-
-
-def test_cpu_model(tmp_path):
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nmodel name\t: AMD EPYC\nmodel name\t: other\n")
-    assert accel.cpu_model(file) == "AMD EPYC"

@@ -12,6 +12,7 @@ from tare.backends.vm.facilities import probe_huge_pages, probe_io_uring
 from tare.backends.vm.guest import _remedy
 from tare.backends.vm.hypervisors import Accelerator
 from tare.bench.errors import SuiteError, UnavailableError
+from tare.bench.linux.files import HostRoots
 from tare.bench.registry import find_backends
 from tare.bench.suite import load_suite
 from tests.unit.fakes import WORKLOADS
@@ -178,22 +179,22 @@ def meminfo(proc, total, free, reserved):
 
 def test_huge_pages_that_are_promised_are_not_free(proc):
     meminfo(proc, 200, 130, 3)
-    assert probe_huge_pages(proc=proc).available
-    assert probe_huge_pages(127 * 2**21, proc).available
-    short = probe_huge_pages(127 * 2**21 + 1, proc)
+    assert probe_huge_pages(roots=HostRoots(proc)).available
+    assert probe_huge_pages(127 * 2**21, HostRoots(proc)).available
+    short = probe_huge_pages(127 * 2**21 + 1, HostRoots(proc))
     assert (short.available, short.reason) == (False, "127 huge pages of 2 MiB are free, and a guest needs 128")
     assert "vm.nr_hugepages" in short.remedy
     meminfo(proc, 3, 3, 3)
-    assert not probe_huge_pages(proc=proc).available
+    assert not probe_huge_pages(roots=HostRoots(proc)).available
     (proc / "meminfo").write_text("MemTotal:  100 kB\n")
-    assert probe_huge_pages(proc=proc).reason == "this kernel has no huge pages"
+    assert probe_huge_pages(roots=HostRoots(proc)).reason == "this kernel has no huge pages"
 
 
 def test_io_uring_may_be_switched_off(proc):
-    assert probe_io_uring(proc).available
+    assert probe_io_uring(HostRoots(proc)).available
     for value, available in (("0", True), ("1", True), ("2", False)):
         (proc / "sys/kernel/io_uring_disabled").write_text(f"{value}\n")
-        assert probe_io_uring(proc).available is available
+        assert probe_io_uring(HostRoots(proc)).available is available
 
 
 @pytest.mark.parametrize(
