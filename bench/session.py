@@ -52,6 +52,16 @@ from tare.bench.tune import journal_file, tuned_facts
 from tare.bench.until_precise import ShowsBlocks, Watched, run_until_precise
 
 
+@contextlib.contextmanager
+def _affinity_restored() -> Iterator[None]:
+    """Afterwards this process may run where it could before: reports and another run in it have all CPUs."""
+    before = os.sched_getaffinity(0)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Display(Observer, ShowsBlocks, Protocol):
     """What a session tells a person."""
 
@@ -138,6 +148,7 @@ def find_or_build_image(suite: Suite, ledger: Ledger, display: Display) -> Image
     return image
 
 
+@_affinity_restored()
 def _execute(suite: Suite, path: Path, display: Display, earlier: LoadedRun | None) -> RunResult:
     cleaned = clean(ledger_directory())
     for entry in cleaned.removed:

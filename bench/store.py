@@ -1,9 +1,9 @@
 """A run on disk: a directory that is appended to while the run goes on, and read back afterwards.
 
 ``manifest.json`` is replaced atomically; ``samples.jsonl``, ``histograms.jsonl`` and ``events.jsonl`` only ever grow, a
-record a line, and are on disk before the next instance starts; ``raw/INSTANCE/`` holds the compressed outputs of each
-command. A half-written last line, as a crash or a full disk leaves it, is dropped with a warning; everything before it
-counts.
+record a line; ``raw/INSTANCE/`` holds the compressed outputs of each command. All of an instance is on disk before an
+event says that it is done. A half-written last line, as a crash or a full disk leaves it, is dropped with a warning;
+everything before it counts.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ SAMPLES = "samples.jsonl"
 EVENTS = "events.jsonl"
 HISTOGRAMS = "histograms.jsonl"
 RAW = "raw"
+_ENDED = (EventKind.INSTANCE_DONE, EventKind.INSTANCE_FAILED)
 
 
 class LoadedRun(msgspec.Struct, frozen=True):
@@ -56,6 +57,7 @@ class RunStore:
         """Open ``path`` for writing, making it if needed. Raises RunDirectoryError if another process writes to it."""
         self.path = path
         self.manifest = manifest
+        self._unsynced: set[Path] = set()
         with _named_failures(path):
             (path / RAW).mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("w")
@@ -68,6 +70,8 @@ class RunStore:
             self._samples = _open_for_append(path / SAMPLES)
             self._events = _open_for_append(path / EVENTS)
             self._histograms = _open_for_append(path / HISTOGRAMS)
+            for folder in (path, path.parent):
+                _sync(folder)
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest atomically."""
@@ -79,6 +83,7 @@ class RunStore:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.path / MANIFEST)
+            _sync(self.path)
         self.manifest = manifest
 
     def add_sample(self, sample: Sample) -> None:
@@ -87,8 +92,10 @@ class RunStore:
             _append(self._samples, msgspec.structs.replace(sample, host=""))
 
     def add_event(self, event: Event) -> None:
-        """Append an event. It is on disk after the next ``sync``."""
+        """Append an event. It is on disk after the next ``sync``, the end of an instance only after all else of it."""
         with _named_failures(self.path):
+            if event.kind in _ENDED:
+                self._sync_data()
             _append(self._events, event)
 
     def add_histogram(self, record: HistogramRecord) -> None:
@@ -108,14 +115,20 @@ class RunStore:
                 if content or suffix == "stdout":
                     path = folder / f"{name}.{suffix}.gz"
                     path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
+                    self._unsynced |= {path, folder, folder.parent}
             return f"{RAW}/{instance}/{name}.stdout.gz"
 
     def sync(self) -> None:
         """Wait until everything appended is on disk."""
         with _named_failures(self.path):
-            os.fsync(self._samples)
+            self._sync_data()
             os.fsync(self._events)
-            os.fsync(self._histograms)
+
+    def _sync_data(self) -> None:
+        while self._unsynced:
+            _sync(self._unsynced.pop())
+        os.fsync(self._samples)
+        os.fsync(self._histograms)
 
     def close(self) -> None:
         """Close the files and give up the lock."""
@@ -202,8 +215,7 @@ def load_manifest(path: Path, warnings: list[str] | None = None) -> Manifest:
 
 def done_instances(events: list[Event]) -> set[str]:
     """The planned instances that have ended, well or not: a resumed run does not repeat them."""
-    ended = (EventKind.INSTANCE_DONE, EventKind.INSTANCE_FAILED)
-    return {attempt_of(event.instance)[0] for event in events if event.kind in ended}
+    return {attempt_of(event.instance)[0] for event in events if event.kind in _ENDED}
 
 
 def _replaced_attempts(measured: Iterable[str], events: list[Event]) -> set[str]:
@@ -227,6 +239,15 @@ def _open_for_append(path: Path) -> int:
     if content and not content.endswith(b"\n"):
         os.ftruncate(descriptor, content.rfind(b"\n") + 1)
     return descriptor
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _append(descriptor: int, record: Any) -> None:

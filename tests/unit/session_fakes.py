@@ -1,0 +1,84 @@
+"""Backends that a session finds through entry points, as anybody's. What they do is set on ``Orders`` by the test."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from tare.bench.errors import BackendError
+from tare.bench.interfaces import Instance
+from tare.bench.model import (
+    Availability,
+    BackendDescription,
+    Confound,
+    Envelope,
+    Image,
+    InstanceSpec,
+    IsolationKind,
+)
+from tests.unit.fakes import FakeBackend
+
+
+class Orders:
+    """What the backends of this module are told to do, and what they saw."""
+
+    interrupt_at: ClassVar[int] = 0
+    """The start (counted from 1) that the user interrupts; 0: none."""
+    label: ClassVar[str] = ""
+    prepare_fails: ClassVar[frozenset[str]] = frozenset()
+    missing: ClassVar[frozenset[str]] = frozenset()
+    on_start: ClassVar[Callable[[InstanceSpec], None]] = staticmethod(lambda _: None)
+    starts: ClassVar[list[tuple[str, str]]] = []
+    """Type of the backend and identifier, in order."""
+    prepared: ClassVar[list[tuple[str, str]]] = []
+    """Type of the backend and digest of the image."""
+    closed: ClassVar[list[str]] = []
+    affinity: ClassVar[list[set[int]]] = []
+    housekeeping: ClassVar[list[tuple[int, ...]]] = []
+    work: ClassVar[list[Any]] = []
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.interrupt_at, cls.label = 0, ""
+        cls.prepare_fails = cls.missing = frozenset()
+        cls.on_start = staticmethod(lambda _: None)
+        cls.starts, cls.prepared, cls.closed, cls.affinity, cls.housekeeping, cls.work = [], [], [], [], [], []
+
+
+class Metal(FakeBackend):
+    name = "fake-metal"
+    summary = "stands for bare metal"
+    kind = IsolationKind.BARE_METAL
+
+    def probe(self) -> Availability:
+        if self.name in Orders.missing:
+            return Availability(available=False, reason=f"no {self.name} on this host", remedy=f"install {self.name}")
+        return Availability(available=True, reason="always")
+
+    def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
+        Orders.prepared.append((self.name, image.digest))
+        Orders.housekeeping.append(self.context.housekeeping_cpus)
+        Orders.work.append(self.context.work_directory)
+        if self.name in Orders.prepare_fails:
+            raise BackendError(f"{self.name} cannot be prepared", remedy="mend it")
+        label = Orders.label or f"{self.name} label"
+        return BackendDescription(label, self.kind, confounds=(Confound("odd", f"{self.name} is odd", self.name),))
+
+    @contextlib.contextmanager
+    def start(self, spec: InstanceSpec) -> Iterator[Instance]:
+        Orders.starts.append((self.name, spec.identifier))
+        Orders.affinity.append(os.sched_getaffinity(0))
+        Orders.on_start(spec)
+        if len(Orders.starts) == Orders.interrupt_at:
+            raise KeyboardInterrupt
+        with super().start(spec) as instance:
+            yield instance
+
+    def close(self) -> None:
+        Orders.closed.append(self.name)
+
+
+class Box(Metal):
+    name = "fake-box"
+    summary = "stands for a container"
+    kind = IsolationKind.CONTAINER
