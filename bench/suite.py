@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from tare.bench.errors import SuiteError, TareError, UnknownNameError
-from tare.bench.experiments import EXPERIMENTS, Experiment
-from tare.bench.interfaces import Backend, NoOptions, Workload
+from tare.bench.interfaces import Backend, Experiment, NoOptions, Workload
 from tare.bench.model import Cell, Commands, Envelope, Metric
 from tare.bench.own_workloads import with_own_workloads
-from tare.bench.registry import Plugins
+from tare.bench.registry import Plugins, find_experiments
 from tare.bench.settings import quantiles_of
 from tare.bench.suite_file import (
     BackendSection,
@@ -367,10 +366,11 @@ def _resolve_subjects(
 ) -> list[Subject]:
     if not sections:
         raise SuiteError(f"{path}: experiment", "the suite names no experiment")
+    experiments = find_experiments()
     subjects: list[Subject] = []
     for index, section in enumerate(sections):
         key = f"experiment[{index}]"
-        experiment = _find_experiment(path, key, section.kind)
+        experiment = _look_up(experiments, section.kind, f"{path}: {key}.kind")
         own = _own_sampling(sampling, section)
         _check_counts(path, key, own)
         choices = [
@@ -395,13 +395,6 @@ def _resolve_subjects(
     if twice:
         raise SuiteError(f"{path}: experiment", f"{twice.rstrip('/')} is there twice")
     return subjects
-
-
-def _find_experiment(path: Path, key: str, kind: str) -> type[Experiment]:
-    if kind not in EXPERIMENTS:
-        known = ", ".join(sorted(EXPERIMENTS))
-        raise SuiteError(f"{path}: {key}.kind", f"there is no experiment {kind!r}; there are: {known}")
-    return EXPERIMENTS[kind]
 
 
 def _find_workload(
