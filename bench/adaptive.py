@@ -21,7 +21,6 @@ from tare.bench.settings import leading_metric
 from tare.bench.stats import CellBlocks, Precision, Standing, compare, precision_of, summarise
 from tare.bench.store import attempt_of
 from tare.bench.suite import Subject, Suite
-from tare.bench.units import parse_duration
 
 FAILURES = 3
 """A cell whose instances failed so often running is given up."""
@@ -55,7 +54,7 @@ class Sampler:
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self._failures: dict[str, int] = defaultdict(int)
         self._spent_s = 0.0
-        self._budget_s = parse_duration(suite.sampling.max_time)
+        self._budget_s = suite.sampling.max_time
         self.ending: Ending | None = None
 
     @property

@@ -16,7 +16,7 @@ from tare.bench.settings import leading_metric
 from tare.bench.stats import CellBlocks, Verdict, control_false_discoveries
 from tare.bench.stats.noise import NoiseFloor, noise_floor
 from tare.bench.store import LoadedRun
-from tare.bench.suite import Suite, resolve_suite
+from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.units import Unit
 
 TWINS = ("bare-metal", "bare-metal again")
@@ -71,7 +71,7 @@ def noise_suite(time_s: float) -> Suite:
             },
         ],
     }
-    return resolve_suite(source, _NOWHERE, find_backends(), find_workloads())
+    return bind_suite(resolve_suite(source, _NOWHERE, find_backends(), find_workloads()))
 
 
 def find_floors(run: LoadedRun) -> list[MetricFloor]:

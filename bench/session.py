@@ -4,14 +4,13 @@ Everything the command line's ``run`` does except printing; raises what it canno
 """
 
 import contextlib
-import hashlib
 import os
 import re
+import secrets
 import sys
-import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -46,20 +45,11 @@ from tare.bench.model import (
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.runner import Observer, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
-from tare.bench.suite import BackendChoice, Suite, load_suite, resolve_suite
+from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
+from tare.bench.suite_file import read_toml
 from tare.bench.trees import make_work_folder
 from tare.bench.tune import journal_file, tuned_facts
 from tare.bench.until_precise import ShowsBlocks, Watched, run_until_precise
-
-
-@contextlib.contextmanager
-def _affinity_restored() -> Iterator[None]:
-    """Afterwards this process may run where it could before: reports and another run in it have all CPUs."""
-    before = os.sched_getaffinity(0)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 class Display(Observer, ShowsBlocks, Protocol):
@@ -106,12 +96,11 @@ class Prepared(msgspec.Struct, frozen=True):
 
 def start_run(request: RunRequest, display: Display) -> RunResult:
     """Run a suite from its beginning. Raises TareError for what no cell can be measured without."""
-    backends, workloads = find_backends(), find_workloads()
-    if request.source is None:
-        suite = load_suite(request.suite, backends, workloads, only=request.only, seed=request.seed)
-    else:
-        suite = resolve_suite(request.source, request.suite, backends, workloads, only=request.only, seed=request.seed)
-    path = request.output or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{_slug(suite.head.name)}"
+    source = read_toml(request.suite) if request.source is None else request.source
+    plugins = find_backends(), find_workloads()
+    suite = bind_suite(resolve_suite(source, request.suite, *plugins, only=request.only, seed=request.seed))
+    name = re.sub(r"[^a-z0-9]+", "-", suite.file.suite.name.lower()).strip("-")[:40] or "suite"
+    path = request.output or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     return run_suite(suite, path, display)
 
 
@@ -128,15 +117,15 @@ def resume_run(path: Path, display: Display) -> RunResult:
     if earlier.manifest.status is RunStatus.COMPLETE:
         raise RunDirectoryError(f"{path} is complete; there is nothing to resume")
     place = path / "manifest.json"
-    suite = resolve_suite(earlier.manifest.suite, place, find_backends(), find_workloads())
+    suite = bind_suite(resolve_suite(earlier.manifest.suite, place, find_backends(), find_workloads()))
     return _execute(suite, path, display, earlier=earlier)
 
 
 def find_or_build_image(suite: Suite, ledger: Ledger, display: Display) -> Image:
     """The image of a suite: the one it names, or the one of its packages, built if it is not in the cache."""
     images = ImageStore(cache_directory(), ledger)
-    if suite.image.use:
-        return images.get(suite.image.use)
+    if suite.file.image.use:
+        return images.get(suite.file.image.use)
     recipe = Recipe.of(suite.packages())
     found = images.find(recipe)
     if found is not None:
@@ -148,24 +137,16 @@ def find_or_build_image(suite: Suite, ledger: Ledger, display: Display) -> Image
     return image
 
 
-@_affinity_restored()
 def _execute(suite: Suite, path: Path, display: Display, earlier: LoadedRun | None) -> RunResult:
-    cleaned = clean(ledger_directory())
-    for entry in cleaned.removed:
-        display.step(f"removed what a killed run left: {entry.kind} {entry.target}")
-    raise_if_failed(cleaned)
-    housekeeping = keep_off(suite.envelope.cpus)
-    identity = hashlib.sha256(f"{path.absolute()}/{os.getpid()}/{time.monotonic_ns()}".encode()).hexdigest()[:6]
-    work = (suite.storage or work_directory()) / identity
-    with Ledger(ledger_directory()) as ledger, work_folder(ledger, work), contextlib.ExitStack() as stack:
-        context = BackendContext(ledger, work, cache_directory(), None, housekeeping)
+    with start_workplace(suite, display.step) as context, contextlib.ExitStack() as stack:
+        ledger, work = context.ledger, context.work_directory
         candidates, unavailable = _probe(suite, context)
         image = find_or_build_image(suite, ledger, display)
         stack.enter_context(ImageStore(cache_directory(), ledger).hold(image))
         prepared = _prepare(suite, candidates, unavailable, image, display, stack)
         manifest = _make_manifest(suite, path, work.parent, image, prepared, earlier)
         with RunStore(path, manifest) as store:
-            outcome = _measure(suite, image, prepared, store, display, identity, earlier)
+            outcome = _measure(suite, image, prepared, store, display, work.name, earlier)
             status = RunStatus.INTERRUPTED if outcome.interrupted else RunStatus.COMPLETE
             store.add_event(make_event(EventKind.RUN_ENDED, status.value))
             store.sync()
@@ -305,7 +286,7 @@ def _make_manifest(
         seed=suite.sampling.seed,
         started_utc=_now(),
         ended_utc="",
-        suite=suite.source,
+        suite=suite.file.written(),
         envelope=suite.envelope,
         image=_image_record(image),
         host=facts,
@@ -323,7 +304,6 @@ def _make_manifest(
             if (one := subject.workload) is not None
         },
         fingerprint=host_fingerprint(),
-        experiments={subject.experiment.name: subject.experiment.traits for subject in suite.subjects},
         precision={
             subject.cell("").subject: subject.sampling.precision
             for subject in suite.subjects
@@ -338,8 +318,8 @@ def _make_manifest(
 
 def _baseline(suite: Suite, prepared: Prepared) -> str:
     """What the others are compared with: what the suite names, else bare metal, else the first backend."""
-    if suite.baseline:
-        return suite.baseline
+    if suite.file.report.baseline:
+        return suite.file.report.baseline
     kinds = {name: description.kind for name, description in prepared.descriptions.items()}
     return next((name for name, kind in kinds.items() if kind is IsolationKind.BARE_METAL), next(iter(kinds)))
 
@@ -378,12 +358,38 @@ def _image_record(image: Image) -> dict[str, object]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in record.items()} | {"sizes": sizes}
 
 
-def keep_off(instance_cpus: tuple[int, ...]) -> tuple[int, ...]:
-    """Keep this process, and all it starts, off the instances' CPUs; returns the CPUs it stays on."""
+@contextlib.contextmanager
+def start_workplace(suite: Suite, say: Callable[[str], None] = lambda _: None) -> Iterator[BackendContext]:
+    """Where backends make the instances of a suite: what killed runs left is removed, tare is off the instances' CPUs.
+
+    The work folder is removed on every way out. Its name is the run's own on this host.
+    """
+    cleaned = clean(ledger_directory())
+    for entry in cleaned.removed:
+        say(f"removed what a killed run left: {entry.kind} {entry.target}")
+    raise_if_failed(cleaned)
+    work = (suite.storage or work_directory()) / secrets.token_hex(3)
+    with (
+        _kept_off(suite.envelope.cpus) as housekeeping,
+        Ledger(ledger_directory()) as ledger,
+        work_folder(ledger, work),
+    ):
+        yield BackendContext(ledger, work, cache_directory(), None, housekeeping)
+
+
+@contextlib.contextmanager
+def _kept_off(instance_cpus: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Keep this process, and all it starts, off the instances' CPUs; the CPUs it stays on.
+
+    Afterwards it may run where it could before: reports and another run in it have all CPUs.
+    """
     usable = os.sched_getaffinity(0)
     own = sorted(usable - set(instance_cpus)) or sorted(usable)
     os.sched_setaffinity(0, own)
-    return tuple(own)
+    try:
+        yield tuple(own)
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 @contextlib.contextmanager
@@ -400,10 +406,6 @@ def work_folder(ledger: Ledger, work: Path) -> Iterator[None]:
             reason = f"{error.filename or work}: {error.strerror}"
             raise CleanUpError(f"could not remove the work folder: {reason}", remedy="run `tare clean`") from error
         ledger.strike(entry)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "suite"
 
 
 def _now() -> str:

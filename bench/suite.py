@@ -14,22 +14,20 @@ from typing import Any, TypeVar
 import msgspec
 
 from tare.bench.errors import SuiteError, TareError, UnknownNameError
-from tare.bench.interfaces import Backend, Experiment, NoOptions, Workload
+from tare.bench.experiments import EXPERIMENTS, Experiment
+from tare.bench.interfaces import Backend, NoOptions, Workload, WorkloadKind
 from tare.bench.model import Cell, Commands, Envelope, Metric
-from tare.bench.own_workloads import with_own_workloads
-from tare.bench.registry import Plugins, find_experiments
-from tare.bench.settings import quantiles_of
+from tare.bench.registry import Plugins, find_workload_kinds
 from tare.bench.suite_file import (
     BackendSection,
     EnvelopeSection,
     ExperimentSection,
-    ImageSection,
     Sampling,
     SuiteFile,
-    SuiteHead,
+    convert,
+    read_toml,
 )
-from tare.bench.suite_reading import convert, read_toml
-from tare.bench.units import parse_duration, parse_size
+from tare.bench.units import format_size
 
 _T = TypeVar("_T")
 
@@ -73,23 +71,26 @@ class Subject(msgspec.Struct, frozen=True):
         return (*own, *self.experiment.metrics_with(self.workload))
 
 
-class Suite(msgspec.Struct, frozen=True):
-    """A suite, resolved: every name found, every value checked, every default filled in."""
+class SuiteSpec(msgspec.Struct, frozen=True):
+    """A suite, resolved without a look at any host: every name found, every value checked, every default filled in.
+
+    ``file`` holds the backends that are kept, one for each combination of options, and the suite's own workloads with
+    all that they take from files.
+    """
 
     path: Path
-    head: SuiteHead
-    image: ImageSection
-    envelope: Envelope
-    storage: Path | None
-    sampling: Sampling
+    file: SuiteFile
     backends: tuple[BackendChoice, ...]
     subjects: tuple[Subject, ...]
-    source: Mapping[str, Any]
-    baseline: str = ""
+
+    @property
+    def sampling(self) -> Sampling:
+        """``[sampling]``."""
+        return self.file.sampling
 
     def packages(self) -> tuple[str, ...]:
         """The packages that the image needs: the suite's own, the backends' and the workloads'."""
-        needed = set(self.image.packages)
+        needed = set(self.file.image.packages)
         for choice in self.backends:
             needed.update(choice.type.packages(choice.options))
         for subject in self.subjects:
@@ -97,14 +98,54 @@ class Suite(msgspec.Struct, frozen=True):
         return tuple(sorted(needed))
 
 
-def load_suite(
+class Suite(SuiteSpec, frozen=True):
+    """A suite bound to a host: on these CPUs of it, with instances in this folder (tare's own if None)."""
+
+    envelope: Envelope
+    storage: Path | None
+
+
+class HostOffer(msgspec.Struct, frozen=True):
+    """What a host has for instances: the CPUs that tare may use, and its memory (None: not known)."""
+
+    cpus: tuple[int, ...]
+    memory_bytes: int | None
+
+
+def this_host() -> HostOffer:
+    """What this host offers."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return HostOffer(tuple(sorted(os.sched_getaffinity(0))), memory if memory > 0 else None)
+
+
+def bind_suite(spec: SuiteSpec, host: HostOffer | None = None) -> Suite:
+    """The suite on a host, this one unless given. Raises SuiteError for what the host does not offer."""
+    host = host or this_host()
+    section = spec.file.envelope
+    envelope = section.on(_choose_cpus(spec.path, section.cpus, host.cpus))
+    if host.memory_bytes is not None and envelope.memory_bytes > host.memory_bytes:
+        problem = f"asks for {section.memory_bytes}; this host has {format_size(host.memory_bytes)}"
+        raise SuiteError(f"{spec.path}: envelope.memory", problem)
+    for choice in spec.backends:
+        try:
+            choice.type.check(choice.options, envelope)
+        except ValueError as error:
+            raise SuiteError(f"{spec.path}: {choice.key}.options", str(error)) from None
+    storage = Path(section.storage).expanduser() if section.storage else None
+    if storage is not None and not storage.is_dir():
+        raise SuiteError(f"{spec.path}: envelope.storage", f"{storage} is not a folder")
+    fields = {name: getattr(spec, name) for name in SuiteSpec.__struct_fields__}
+    return Suite(**fields, envelope=envelope, storage=storage)
+
+
+def read_suite(
     path: Path,
     backends: Plugins[Backend],
     workloads: Plugins[Workload],
     *,
     only: Sequence[str] = (),
     seed: int | None = None,
-) -> Suite:
+) -> SuiteSpec:
     """Read and resolve a suite file. ``only`` keeps these backends, ``seed`` replaces the suite's.
 
     Raises SuiteError with the file and the key, whatever is wrong.
@@ -120,44 +161,55 @@ def resolve_suite(
     *,
     only: Sequence[str] = (),
     seed: int | None = None,
-) -> Suite:
-    """Resolve a suite that was read from ``path``: a file, or the manifest of a run that goes on."""
+) -> SuiteSpec:
+    """Resolve a suite that was read from ``path``: a file, the manifest of a run that goes on, or a command's name."""
     file = convert(raw, SuiteFile, path, "")
-    workloads, own = with_own_workloads(path, file.workload, workloads)
-    file = msgspec.structs.replace(file, workload=own)
+    workloads, own = _with_own_workloads(path, file.workload, workloads)
+    sampling, report = file.sampling, file.report
     if seed is not None:
-        file = msgspec.structs.replace(file, sampling=msgspec.structs.replace(file.sampling, seed=seed))
+        sampling = convert(msgspec.to_builtins(sampling, enc_hook=str) | {"seed": seed}, Sampling, path, "sampling")
     variants = _each_variant(path, file.backend)
-    baseline = _find_baseline(path, file.report.baseline, [variant.name for variant in variants])
+    _check_baseline(path, report.baseline, variants)
     if only:
         variants = _keep(path, variants, only)
-        baseline = baseline if baseline in [variant.name for variant in variants] else ""
-        file = msgspec.structs.replace(file, report=msgspec.structs.replace(file.report, baseline=baseline))
-    file = msgspec.structs.replace(file, backend=tuple(variant.section for variant in variants))
-    _check_counts(path, "sampling", file.sampling)
-    envelope = _resolve_envelope(path, file.envelope)
-    subjects = tuple(_resolve_subjects(path, file.experiment, workloads, file.sampling, envelope))
-    _check_metrics(path, file, subjects)
+        kept = any(variant.name == report.baseline for variant in variants)
+        report = report if kept else msgspec.structs.replace(report, baseline="")
+    sections = tuple(variant.section for variant in variants)
+    file = msgspec.structs.replace(file, workload=own, sampling=sampling, report=report, backend=sections)
+    _check_precision(path, "sampling", sampling)
+    envelope = _nominal_envelope(path, file.envelope)
     choices = tuple(_resolve_backends(path, variants, backends, envelope))
+    subjects = tuple(_resolve_subjects(path, file.experiment, workloads, sampling, envelope))
+    _check_metrics(path, file, subjects)
     _check_servers(path, choices, subjects)
-    return Suite(
-        path=path,
-        head=file.suite,
-        image=file.image,
-        envelope=envelope,
-        storage=_resolve_storage(path, file.envelope.storage),
-        sampling=file.sampling,
-        backends=choices,
-        subjects=subjects,
-        source=msgspec.to_builtins(file),
-        baseline=baseline,
-    )
+    return SuiteSpec(path, file, choices, subjects)
 
 
-def _find_baseline(path: Path, wanted: str, names: Sequence[str]) -> str:
+def _check_baseline(path: Path, wanted: str, variants: "Sequence[_Variant]") -> None:
+    names = [variant.name for variant in variants]
     if wanted and wanted not in names:
         raise SuiteError(f"{path}: report.baseline", f"no backend is called {wanted!r}; there are: {', '.join(names)}")
-    return wanted
+
+
+def _nominal_envelope(path: Path, section: EnvelopeSection) -> Envelope:
+    """The envelope on the CPUs that it names, or on as many as it asks for: what needs no host is checked with it."""
+    if section.cpu_quota is not None and section.cpu_quota > section.cpu_count:
+        problem = f"must be from 0.01 to {section.cpu_count}, the envelope's CPUs, not {section.cpu_quota:g}"
+        raise SuiteError(f"{path}: envelope.cpu_quota", problem)
+    return section.on(tuple(range(section.cpus)) if isinstance(section.cpus, int) else section.cpus)
+
+
+def _choose_cpus(path: Path, wanted: int | tuple[int, ...], usable: tuple[int, ...]) -> tuple[int, ...]:
+    """Host CPUs for the instances: the last ones that this process may use, so that the first stay tare's own."""
+    if isinstance(wanted, int):
+        if wanted > len(usable):
+            raise SuiteError(f"{path}: envelope.cpus", f"asks for {wanted} CPUs; this host offers {len(usable)}")
+        return usable[-wanted:]
+    missing = sorted(set(wanted) - set(usable))
+    if missing or len(set(wanted)) != len(wanted):
+        problem = f"CPU {missing[0]} is not usable here ({list(usable)})" if missing else "must name each CPU once"
+        raise SuiteError(f"{path}: envelope.cpus", problem)
+    return tuple(sorted(wanted))
 
 
 class _Variant(msgspec.Struct, frozen=True):
@@ -202,121 +254,23 @@ def _keep(path: Path, variants: Sequence[_Variant], only: Sequence[str]) -> list
     return [variant for variant in variants if not {variant.name, variant.given}.isdisjoint(only)]
 
 
-def _resolve_storage(path: Path, storage: str) -> Path | None:
-    if not storage:
-        return None
-    folder = Path(storage).expanduser()
-    if not folder.is_dir():
-        raise SuiteError(f"{path}: envelope.storage", f"{folder} is not a folder")
-    return folder
-
-
-def _check_counts(path: Path, key: str, sampling: Sampling) -> None:
-    for name in ("blocks", "instances", "iterations"):
-        if getattr(sampling, name) < 1:
-            raise SuiteError(f"{path}: {key}.{name}", f"must be at least 1, not {getattr(sampling, name)}")
-    if sampling.seed < 0:
-        raise SuiteError(f"{path}: {key}.seed", f"must be at least 0, not {sampling.seed}")
-    if sampling.warmup < 0:
-        raise SuiteError(f"{path}: {key}.warmup", f"must be at least 0, not {sampling.warmup}")
-    _check_precision(path, key, sampling)
-
-
 def _check_precision(path: Path, key: str, sampling: Sampling) -> None:
     precision, most = sampling.precision, sampling.max_blocks
-    if precision is not None and not 0 <= precision < 1:
-        problem = f"must be a share such as 0.02, or 0 for a fixed number of blocks, not {precision:g}"
-        raise SuiteError(f"{path}: {key}.precision", problem)
     if most is not None and precision and most < sampling.blocks:
         raise SuiteError(f"{path}: {key}.max_blocks", f"must be at least {sampling.blocks}, as many as blocks")
     if most is not None and precision is None:
         raise SuiteError(f"{path}: {key}.max_blocks", "has a meaning only together with a precision")
-    try:
-        seconds = parse_duration(sampling.max_time)
-    except ValueError as error:
-        raise SuiteError(f"{path}: {key}.max_time", str(error)) from None
-    if seconds <= 0:
-        raise SuiteError(f"{path}: {key}.max_time", "must be more than 0")
 
 
 def _check_metrics(path: Path, file: SuiteFile, subjects: Sequence[Subject]) -> None:
     """Every metric that the suite says something about is one that its experiments measure."""
-    if not 0 <= file.report.margin < 1:
-        raise SuiteError(f"{path}: report.margin", f"must be a share such as 0.02, not {file.report.margin:g}")
     known = {f"{subject.owner}/{metric.name}": metric.name for subject in subjects for metric in subject.metrics}
-    for name, section in file.metric.items():
-        place = f'{path}: metric."{name}"'
+    for name in file.metric:
         if name not in known and name not in known.values():
             close = difflib.get_close_matches(name, [*known, *known.values()], n=3)
             listed = ", ".join(close or dict.fromkeys(known.values()))
-            raise SuiteError(place, "nothing in this suite measures that", remedy=f"measured are: {listed}")
-        if section.margin is not None and not 0 <= section.margin < 1:
-            raise SuiteError(f"{place}.margin", f"must be a share such as 0.05, not {section.margin:g}")
-        for quantile in quantiles_of(section.quantile):
-            if not 0 < quantile < 1:
-                raise SuiteError(f"{place}.quantile", f"must lie between 0 and 1, not {quantile:g}")
-
-
-_LEAST_QUOTA = 0.01
-_MOST_WEIGHT = 10_000
-_LEAST_BYTES_PER_S = 4096
-"""A page a second: at less an instance cannot even read its programs."""
-
-
-def _resolve_envelope(path: Path, section: EnvelopeSection) -> Envelope:
-    if section.pids < 16:
-        raise SuiteError(f"{path}: envelope.pids", f"must be at least 16, not {section.pids}")
-    cpus = _choose_cpus(path, section.cpus)
-    quota, weight = section.cpu_quota, section.cpu_weight
-    if quota is not None and not _LEAST_QUOTA <= quota <= len(cpus):
-        problem = f"must be from {_LEAST_QUOTA:g} to {len(cpus)}, the envelope's CPUs, not {quota:g}"
-        raise SuiteError(f"{path}: envelope.cpu_quota", problem)
-    if weight is not None and not 1 <= weight <= _MOST_WEIGHT:
-        raise SuiteError(f"{path}: envelope.cpu_weight", f"must be from 1 to {_MOST_WEIGHT}, not {weight}")
-    return Envelope(
-        cpus,
-        _envelope_size(path, "memory", section.memory),
-        _envelope_size(path, "scratch", section.scratch),
-        section.pids,
-        swap_bytes=_envelope_size(path, "swap", section.swap),
-        cpu_quota=quota,
-        cpu_weight=weight,
-        io_read_bytes_per_s=_io_rate(path, "io_read_bytes_per_s", section.io_read_bytes_per_s),
-        io_write_bytes_per_s=_io_rate(path, "io_write_bytes_per_s", section.io_write_bytes_per_s),
-        io_read_ops_per_s=_io_rate(path, "io_read_ops_per_s", section.io_read_ops_per_s),
-        io_write_ops_per_s=_io_rate(path, "io_write_ops_per_s", section.io_write_ops_per_s),
-    )
-
-
-def _envelope_size(path: Path, key: str, text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise SuiteError(f"{path}: envelope.{key}", str(error)) from None
-
-
-def _io_rate(path: Path, key: str, given: str | int | None) -> int | None:
-    """A rate of bytes (a size as text) or of operations."""
-    if given is None:
-        return None
-    rate, least = (given, 1) if isinstance(given, int) else (_envelope_size(path, key, given), _LEAST_BYTES_PER_S)
-    if rate < least:
-        raise SuiteError(f"{path}: envelope.{key}", f"must be at least {least} a second, not {given}")
-    return rate
-
-
-def _choose_cpus(path: Path, wanted: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Host CPUs for the instances: the last ones that this process may use, so that the first stay tare's own."""
-    usable = sorted(os.sched_getaffinity(0))
-    if isinstance(wanted, int):
-        if not 1 <= wanted <= len(usable):
-            raise SuiteError(f"{path}: envelope.cpus", f"asks for {wanted} CPUs; this host offers {len(usable)}")
-        return tuple(usable[-wanted:])
-    missing = sorted(set(wanted) - set(usable))
-    if missing or not wanted or len(set(wanted)) != len(wanted):
-        problem = f"CPU {missing[0]} is not usable here ({usable})" if missing else "must name each CPU once"
-        raise SuiteError(f"{path}: envelope.cpus", problem)
-    return tuple(sorted(wanted))
+            problem = "nothing in this suite measures that"
+            raise SuiteError(f'{path}: metric."{name}"', problem, remedy=f"measured are: {listed}")
 
 
 def _resolve_backends(
@@ -338,10 +292,6 @@ def _resolve_backends(
                 remedy=f"state at least {least}, or leave that backend out",
             )
         options = convert(section.options, plugin.Options, path, f"{key}.options")
-        try:
-            plugin.check(options, envelope)
-        except ValueError as error:
-            raise SuiteError(f"{path}: {key}.options", str(error)) from None
         choices.append(BackendChoice(name, plugin, options, key))
     return choices
 
@@ -366,13 +316,12 @@ def _resolve_subjects(
 ) -> list[Subject]:
     if not sections:
         raise SuiteError(f"{path}: experiment", "the suite names no experiment")
-    experiments = find_experiments()
     subjects: list[Subject] = []
     for index, section in enumerate(sections):
         key = f"experiment[{index}]"
-        experiment = _look_up(experiments, section.kind, f"{path}: {key}.kind")
+        experiment = _find_experiment(path, key, section.kind)
         own = _own_sampling(sampling, section)
-        _check_counts(path, key, own)
+        _check_precision(path, key, own)
         choices = [
             (options, convert(options, experiment.Options, path, f"{key}.options"))
             for options in _each_combination(section.options)
@@ -397,6 +346,13 @@ def _resolve_subjects(
     return subjects
 
 
+def _find_experiment(path: Path, key: str, kind: str) -> type[Experiment]:
+    if kind not in EXPERIMENTS:
+        known = ", ".join(sorted(EXPERIMENTS))
+        raise SuiteError(f"{path}: {key}.kind", f"there is no experiment {kind!r}; there are: {known}")
+    return EXPERIMENTS[kind]
+
+
 def _find_workload(
     path: Path, key: str, section: ExperimentSection, experiment: type[Experiment], workloads: Plugins[Workload]
 ) -> type[Workload] | None:
@@ -419,8 +375,7 @@ def _refuse_shared_names(path: Path, key: str, section: ExperimentSection) -> No
 
 
 def _own_sampling(sampling: Sampling, section: ExperimentSection) -> Sampling:
-    names = ("blocks", "instances", "iterations", "warmup", "precision", "max_blocks")
-    given = {name: getattr(section, name) for name in names}
+    given = {name: getattr(section, name, None) for name in Sampling.__struct_fields__}
     return msgspec.structs.replace(sampling, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -444,6 +399,49 @@ def _check_options(path: Path, key: str, experiment: type[Experiment], options: 
         experiment.check(options, commands)
     except ValueError as error:
         raise SuiteError(f"{path}: {key}.options", str(error)) from None
+
+
+def _with_own_workloads(
+    path: Path, sections: Sequence[Mapping[str, Any]], registered: Plugins[Workload]
+) -> tuple[Plugins[Workload], tuple[Mapping[str, Any], ...]]:
+    """The registered workloads and the suite's own, and the sections with all that they take from files read in.
+
+    A section is of the kind (``tare.workload_kinds``) whose name is one of its keys.
+    """
+    if not sections:
+        return registered, ()
+    kinds = find_workload_kinds()
+    own: dict[str, type[Workload]] = {}
+    complete = []
+    for index, raw in enumerate(sections):
+        key = f"workload[{index}]"
+        kind = _kind_of(path, key, raw, kinds)
+        section = convert(raw, kind.Section, path, key)
+        for names, where in (
+            (registered.loaded, "tare has"),
+            (registered.failures, "tare has"),
+            (own, "the suite has"),
+        ):
+            if section.name in names:
+                raise SuiteError(f"{path}: {key}.name", f"{where} a workload {section.name!r} already")
+        try:
+            section = kind().complete(section, path.parent)
+        except ValueError as error:
+            raise SuiteError(f"{path}: {key}", str(error)) from None
+        except OSError as error:
+            raise SuiteError(f"{path}: {key}.{kind.name}", f"{error.filename}: {error.strerror}") from None
+        own[section.name] = kind().make(section)
+        complete.append(msgspec.to_builtins(section, enc_hook=str))
+    return Plugins(registered.kind, {**registered.loaded, **own}, registered.failures), tuple(complete)
+
+
+def _kind_of(path: Path, key: str, section: Mapping[str, Any], kinds: Plugins[WorkloadKind]) -> type[WorkloadKind]:
+    stated = sorted(set(section) & {*kinds.loaded, *kinds.failures})
+    if len(stated) == 1:
+        return kinds.get(stated[0])
+    known = ", ".join(f"{name} ({kind.summary})" for name, kind in sorted(kinds.loaded.items()))
+    problem = f"{' and '.join(stated)} are there, and only one can be" if stated else "says nothing of what it runs"
+    raise SuiteError(f"{path}: {key}", problem, remedy=f"state one of: {known}")
 
 
 def _look_up(plugins: Plugins[_T], name: str, place: str) -> type[_T]:

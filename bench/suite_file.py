@@ -1,11 +1,28 @@
-"""The sections of a suite file as they are written, with their defaults; ``suite`` checks and resolves them."""
+"""The sections of a suite file with their defaults and ranges, and how a file becomes them.
 
+Nothing here looks at this machine. Whatever is wrong is one message with the file, the key and what is allowed.
+"""
+
+import re
+import tomllib
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta, field, inspect
 
+from tare.bench.errors import SuiteError
+from tare.bench.model import Envelope
 from tare.bench.settings import DEFAULT_MARGIN
+from tare.bench.units import ByteRate, Duration, Size, decode_quantity
+
+_T = TypeVar("_T")
+
+Count = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.02")]
+Quantile = Annotated[float, Meta(gt=0, lt=1)]
+Precision = Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.02, or 0 for a fixed number of blocks")]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,20 +44,34 @@ class ImageSection(Section, frozen=True):
 
 
 class EnvelopeSection(Section, frozen=True):
-    """``[envelope]``: the resources of an instance. ``cpus`` is a number of CPUs, or a list of host CPU numbers."""
+    """``[envelope]``: the resources of an instance, under the names that ``Envelope`` has for them.
 
-    cpus: int | tuple[int, ...] = 1
-    memory: str = "512MiB"
-    scratch: str = "256MiB"
-    pids: int = 512
+    ``cpus`` is a number of CPUs, or a list of host CPU numbers; ``storage`` a folder.
+    """
+
+    cpus: Count | Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = 1
+    memory_bytes: Size = field(default=Size("512MiB"), name="memory")
+    scratch_bytes: Size = field(default=Size("256MiB"), name="scratch")
+    pids_max: Annotated[int, Meta(ge=16)] = field(default=512, name="pids")
     storage: str = ""
-    swap: str = "0"
-    cpu_quota: float | None = None
-    cpu_weight: int | None = None
-    io_read_bytes_per_s: str | None = None
-    io_write_bytes_per_s: str | None = None
-    io_read_ops_per_s: int | None = None
-    io_write_ops_per_s: int | None = None
+    swap_bytes: Size = field(default=Size("0"), name="swap")
+    cpu_quota: Annotated[float, Meta(ge=0.01)] | None = None
+    cpu_weight: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    io_read_bytes_per_s: ByteRate | None = None
+    io_write_bytes_per_s: ByteRate | None = None
+    io_read_ops_per_s: Count | None = None
+    io_write_ops_per_s: Count | None = None
+
+    @property
+    def cpu_count(self) -> int:
+        """How many CPUs an instance gets."""
+        return self.cpus if isinstance(self.cpus, int) else len(self.cpus)
+
+    def on(self, cpus: tuple[int, ...]) -> Envelope:
+        """The envelope on these CPUs of a host."""
+        limits = {name: getattr(self, name) for name in Envelope.__struct_fields__ if name != "cpus"}
+        plain = {name: int(value) if isinstance(value, Size) else value for name, value in limits.items()}
+        return Envelope(cpus, **plain)
 
 
 class Sampling(Section, frozen=True):
@@ -50,13 +81,13 @@ class Sampling(Section, frozen=True):
     cell is known so exactly, ``max_time`` of measuring is spent, or ``max_blocks`` were run.
     """
 
-    seed: int = 1
-    blocks: int = 5
-    instances: int = 1
-    iterations: int = 3
-    warmup: int = 1
-    precision: float | None = None
-    max_time: str = "10m"
+    seed: Annotated[int, Meta(ge=0)] = 1
+    blocks: Count = 5
+    instances: Count = 1
+    iterations: Count = 3
+    warmup: Annotated[int, Meta(ge=0)] = 1
+    precision: Precision | None = None
+    max_time: Duration = Duration("10m")
     max_blocks: int | None = None
 
 
@@ -66,15 +97,15 @@ class ReportSection(Section, frozen=True):
     Without a ``baseline``: bare metal if there is any, else the first backend.
     """
 
-    margin: float = DEFAULT_MARGIN
+    margin: Share = DEFAULT_MARGIN
     baseline: str = ""
 
 
 class MetricSection(Section, frozen=True):
     """``[metric."fio/read.iops"]``: a metric's own margin, and quantiles to estimate beside its median."""
 
-    margin: float | None = None
-    quantile: float | tuple[float, ...] = ()
+    margin: Share | None = None
+    quantile: Quantile | tuple[Quantile, ...] = ()
 
 
 class BackendSection(Section, frozen=True):
@@ -92,11 +123,11 @@ class ExperimentSection(Section, frozen=True):
     workload: str = ""
     params: Mapping[str, Any] = {}
     options: Mapping[str, Any] = {}
-    blocks: int | None = None
-    instances: int | None = None
-    iterations: int | None = None
-    warmup: int | None = None
-    precision: float | None = None
+    blocks: Count | None = None
+    instances: Count | None = None
+    iterations: Count | None = None
+    warmup: Annotated[int, Meta(ge=0)] | None = None
+    precision: Precision | None = None
     max_blocks: int | None = None
 
 
@@ -112,4 +143,106 @@ class SuiteFile(Section, frozen=True):
     report: ReportSection = ReportSection()
     metric: Mapping[str, MetricSection] = {}
     workload: tuple[Mapping[str, Any], ...] = ()
-    """``[[workload]]``: the suite's own, each with the keys of its kind (``tare.bench.own_workloads``)."""
+    """``[[workload]]``: the suite's own, each with the keys of its kind (``WorkloadKind``)."""
+
+    def written(self) -> dict[str, Any]:
+        """The suite as a file of it would have it, defaults filled in: sizes and durations as they were given."""
+        return msgspec.to_builtins(self, enc_hook=str)  # type: ignore[no-any-return]  # a struct is a dict then
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises SuiteError."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SuiteError(str(path), "there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SuiteError(str(path), f"cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SuiteError(str(path), f"is not TOML: {error}") from None
+
+
+def convert(value: Any, kind: type[_T], path: Path, key: str) -> _T:
+    """``value``, which stands at ``key`` in ``path``, as a ``kind``. Raises SuiteError with the key at fault."""
+    try:
+        return msgspec.convert(value, kind, dec_hook=decode_quantity)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$")
+        found, wanted, given = _at(where.rstrip("`"), inspect.type_info(kind), value)
+        place = f"{key}{found}".lstrip(".") or "top level"
+        remedy = None
+        if "unknown field" in problem:
+            remedy = f"known keys there: {', '.join(_keys_of(wanted)) or 'none'}"
+        elif (allowed := _range_of(wanted)) and _OUT_OF_RANGE.match(problem):
+            problem = f"must be {allowed}, not {given}"
+        raise SuiteError(f"{path}: {place}", problem, remedy=remedy) from None
+
+
+_STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
+_OUT_OF_RANGE = re.compile(r"Expected `\w+` [<>]")
+
+
+def _at(where: str, kind: inspect.Type, value: Any) -> tuple[str, inspect.Type, Any]:
+    """The place that msgspec calls ``where`` with the names that it leaves out, its type, and what stands there."""
+    place = ""
+    for step in _STEP.finditer(where):
+        name: str | int | None = step["name"] or (int(step["index"]) if step["index"] else None)
+        match _member(kind, inspect.StructType if step["name"] else _CONTAINERS):
+            case inspect.StructType(fields=fields):
+                kind = next(one.type for one in fields if one.encode_name == name)
+            case inspect.DictType(value_type=kind):
+                name = _first_at_fault(value, kind)
+            case inspect.TupleType(item_types=kinds):
+                kind = kinds[int(step["index"])]
+            case inspect.CollectionType(item_type=kind):
+                pass
+        if name is None:
+            return place + where[step.start() :], inspect.AnyType(), None
+        place += step[0] if step["name"] or step["index"] else f'."{name}"'
+        value = value[name]
+    return place, kind, value
+
+
+_CONTAINERS = (inspect.CollectionType, inspect.DictType, inspect.TupleType)
+
+
+def _member(kind: inspect.Type, wanted: Any) -> inspect.Type:
+    """The type itself, without what describes it; of a union the first that is one of the ``wanted``."""
+    while isinstance(kind, inspect.Metadata):
+        kind = kind.type
+    if isinstance(kind, inspect.UnionType):
+        return next((one for one in (_member(one, wanted) for one in kind.types) if isinstance(one, wanted)), kind)
+    return kind
+
+
+def _first_at_fault(values: Mapping[str, Any], kind: inspect.Type) -> str | None:
+    """The key whose value is no ``kind`` (a struct)."""
+    found = _member(kind, inspect.StructType)
+    if isinstance(found, inspect.StructType):
+        for name, value in values.items():
+            try:
+                msgspec.convert(value, found.cls, dec_hook=decode_quantity)
+            except msgspec.ValidationError:
+                return name
+    return None
+
+
+def _keys_of(kind: inspect.Type) -> list[str]:
+    found = _member(kind, inspect.StructType)
+    return [one.encode_name for one in found.fields] if isinstance(found, inspect.StructType) else []
+
+
+def _range_of(kind: inspect.Type) -> str:
+    """What a number may be, in words; empty where any may stand there."""
+    if isinstance(kind, inspect.UnionType):
+        return next((words for one in kind.types if (words := _range_of(one))), "")
+    if isinstance(kind, inspect.Metadata):
+        return (kind.extra_json_schema or {}).get("description") or _range_of(kind.type)
+    if not isinstance(kind, inspect.IntType | inspect.FloatType):
+        return ""
+    if kind.ge is not None and kind.le is not None:
+        return f"from {kind.ge:g} to {kind.le:g}"
+    if kind.gt is not None and kind.lt is not None:
+        return f"between {kind.gt:g} and {kind.lt:g}"
+    bounds = {"at least": kind.ge, "more than": kind.gt, "at most": kind.le, "less than": kind.lt}
+    return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)

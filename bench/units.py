@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 class Unit(StrEnum):
@@ -55,6 +55,61 @@ def parse_duration(text: str) -> float:
     if match is None:
         raise ValueError(f"{text!r} is not a duration; write it like 90s, 10m or 250ms")
     return float(match["number"]) * _SECONDS[match["unit"]]
+
+
+class Size(int):
+    """Bytes, which a suite gives as a number or as a text such as ``512MiB``; ``str`` is what was given.
+
+    Raises ValueError, also for less than ``least``.
+    """
+
+    least: ClassVar[int] = 0
+
+    def __new__(cls, given: str | int) -> Self:  # noqa: D102 - the class says it
+        size = super().__new__(cls, parse_size(given) if isinstance(given, str) else given)
+        if size < cls.least:
+            raise ValueError(f"must be at least {cls.least} B, not {given}")
+        size._given = str(given)
+        return size
+
+    def __str__(self) -> str:
+        return self._given
+
+    _given: str
+
+
+class ByteRate(Size):
+    """Bytes a second: a page at least, because with less an instance cannot even read its programs."""
+
+    least = 4096
+
+
+class Duration(float):
+    """Seconds, more than 0, which a suite gives as a text such as ``90s`` or ``10m``; ``str`` is what was given.
+
+    Raises ValueError.
+    """
+
+    def __new__(cls, given: str) -> Self:  # noqa: D102 - the class says it
+        duration = super().__new__(cls, parse_duration(given))
+        if duration <= 0:
+            raise ValueError(f"must be more than 0, not {given}")
+        duration._given = given
+        return duration
+
+    def __str__(self) -> str:
+        return self._given
+
+    _given: str
+
+
+def decode_quantity(kind: type[Any], given: Any) -> Any:
+    """``dec_hook`` of msgspec for ``Size`` and ``Duration``. Raises ValueError."""
+    wanted = (str, int) if issubclass(kind, Size) else (str,)
+    if isinstance(given, wanted) and not isinstance(given, bool):
+        return kind(given)
+    example = "size such as 512MiB" if issubclass(kind, Size) else "duration such as 90s"
+    raise ValueError(f"Expected a {example}, got `{type(given).__name__}`")
 
 
 class Scale(NamedTuple):

@@ -57,7 +57,7 @@ def measure(backend: str, memory: str) -> dict[str, float]:
     """One ramp of a backend: what the fit says of its end, and what the host said."""
     fitted, count = RAMPS[backend]
     options = {"count": count, "batch": max(1, fitted // READINGS)}
-    request = DensityRequest((backend,), options, {"memory": memory}, "", (), 1, 1, None)
+    request = DensityRequest((backend,), options, {"memory": memory}, "", (), {"seed": 1}, None)
     with tempfile.TemporaryDirectory(prefix="tare-holdout-") as folder:
         made = make_request(request)
         with RunDisplay(Console(stderr=True)) as display:

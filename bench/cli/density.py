@@ -15,6 +15,7 @@ from rich.text import Text
 from tare.bench.analysis.cost import Estimate
 from tare.bench.analysis.density import DensityCell, DensityResult, StartTrend, analyse_density
 from tare.bench.cli.run import write_report
+from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.model import Event, EventKind, Manifest
 from tare.bench.progress import RunDisplay
@@ -38,15 +39,14 @@ class DensityRequest(msgspec.Struct, frozen=True):
     envelope: Mapping[str, Any]
     workload: str
     params: tuple[str, ...]
-    blocks: int
-    seed: int
+    sampling: Mapping[str, Any]
     output: Path | None
 
 
 def density_command(request: DensityRequest, *, as_json: bool, report: bool) -> ExitCode:
     """Run it through a session, print the costs, return the exit code."""
     console = Console(stderr=as_json, soft_wrap=not sys.stdout.isatty())
-    with RunDisplay(console) as display:
+    with suite_of_options(PLACE), RunDisplay(console) as display:
         result = start_run(make_request(request), display)
         display.step("fitting the costs")
     write_report(result.path, "parquet", result.path / "samples.parquet")
@@ -69,34 +69,20 @@ def density_command(request: DensityRequest, *, as_json: bool, report: bool) -> 
 def make_request(request: DensityRequest) -> RunRequest:
     """A suite's file as it is, or a suite of one experiment from the options."""
     if len(request.targets) == 1 and request.targets[0].endswith(".toml"):
-        return RunRequest(Path(request.targets[0]), request.output, seed=request.seed or None)
+        return RunRequest(Path(request.targets[0]), request.output, seed=request.sampling.get("seed"))
     experiment: dict[str, Any] = {"kind": "density", "options": dict(request.options)}
     if request.workload:
-        experiment |= {"workload": request.workload, "params": parse_params(request.params)}
+        experiment |= {"workload": request.workload, "params": typed_values("--param", request.params)}
     elif request.params:
         raise SuiteError("--param", "no --workload is named that it could be for")
     source = {
         "suite": {"name": "density", "description": "How many instances fit, and what does one more cost?"},
         "envelope": dict(request.envelope),
-        "sampling": {"blocks": request.blocks, "iterations": 1, "warmup": 0, "seed": request.seed or 1},
+        "sampling": {"blocks": 1, "iterations": 1, "warmup": 0, **request.sampling},
         "backend": [{"type": name} for name in request.targets],
         "experiment": [experiment],
     }
     return RunRequest(PLACE, request.output, source=source)
-
-
-def parse_params(given: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` as a parameter; a value that reads as a JSON number, boolean or list is one. Raises SuiteError."""
-    params: dict[str, Any] = {}
-    for text in given:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise SuiteError("--param", f"{text!r} is not name=value")
-        try:
-            params[name] = json.loads(value)
-        except ValueError:
-            params[name] = value
-    return params
 
 
 def costs_document(run: LoadedRun, results: Sequence[DensityResult]) -> dict[str, Any]:

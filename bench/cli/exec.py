@@ -4,107 +4,104 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import typer
 
 from tare.bench.cli.guard import complain
+from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import BackendError, ExitCode, SuiteError, UnavailableError, UnsupportedError
 from tare.bench.image import ImageStore
-from tare.bench.interfaces import Backend, BackendContext, Instance
-from tare.bench.ledger import Ledger, clean, raise_if_failed
+from tare.bench.interfaces import BackendContext, Instance
+from tare.bench.ledger import Ledger
 from tare.bench.limits_met import why_failed
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import Command, Completed, Envelope, Image, InstanceSpec
-from tare.bench.registry import find_backends
-from tare.bench.session import keep_off, work_folder
-from tare.bench.units import parse_duration, parse_size
+from tare.bench.registry import Plugins, find_backends
+from tare.bench.session import start_workplace
+from tare.bench.suite import Suite, bind_suite, resolve_suite
+from tare.bench.units import Duration
+
+PLACE = Path("tare exec")
+"""What errors name as the place of a suite that was made from options."""
 
 
-def exec_command(
-    name: str,
-    argv: list[str],
-    *,
-    memory: str,
-    cpus: int,
-    image: str,
-    timeout: str,
-    stdin: bool,
-    options: Sequence[str] = (),
-) -> int:
-    """Run ``argv`` in an instance of the backend ``name``; returns the exit code to end with."""
-    timeout_s = _seconds(timeout)
+class InstanceRequest(msgspec.Struct, frozen=True):
+    """The instance that was asked for on the command line. ``envelope`` and ``options`` as a suite would have them."""
+
+    backend: str
+    envelope: Mapping[str, Any]
+    image: str
+    options: tuple[str, ...] = ()
+
+    def suite(self) -> Suite:
+        """A suite of one backend, resolved as any other. Raises SuiteError that names the option."""
+        source = {
+            "suite": {"name": "exec"},
+            "envelope": self.envelope,
+            "backend": [{"type": self.backend, "options": typed_values("--option", self.options)}],
+            "experiment": [{"kind": "boot"}],
+        }
+        backends = find_backends()
+        backends.get(self.backend)
+        with suite_of_options(PLACE):
+            return bind_suite(resolve_suite(source, PLACE, backends, Plugins("workload", {}, {})))
+
+
+def exec_command(request: InstanceRequest, argv: Sequence[str], *, timeout: str, stdin: bool) -> int:
+    """Run ``argv`` in an instance; returns the exit code to end with."""
+    try:
+        timeout_s = Duration(timeout)
+    except ValueError as error:
+        raise SuiteError("--timeout", str(error)) from None
     if not argv:
         raise SuiteError("COMMAND", "what to run is missing, after --")
-    backend_type, envelope = find_backends().get(name), _envelope(memory, cpus)
+    suite = request.suite()
     command = Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
-    with start_instance(backend_type, memory=memory, cpus=cpus, image=image, options=options) as (instance, _):
+    with start_instance(suite, request.image) as (instance, _):
         completed = instance.execute(command)
-    return _pass_on(command, completed, envelope)
+    return _pass_on(command, completed, suite.envelope)
 
 
-def explain_command(name: str, *, memory: str, cpus: int, image: str, options: Sequence[str] = ()) -> int:
-    """Print how the backend ``name`` would start an instance; nothing is started, and no privileges are needed."""
-    backend_type, envelope = find_backends().get(name), _envelope(memory, cpus)
+def explain_command(request: InstanceRequest) -> int:
+    """Print how the backend would start an instance; nothing is started, and no privileges are needed."""
+    suite = request.suite()
+    (choice,) = suite.backends
     work = work_directory() / secrets.token_hex(3)
     with Ledger(ledger_directory()) as ledger:
-        chosen = _options(backend_type, options)
-        backend = backend_type(BackendContext(ledger, work, cache_directory(), chosen, ()))
+        backend = choice.type(BackendContext(ledger, work, cache_directory(), choice.options, ()))
         try:
-            root = _find_image(ImageStore(cache_directory(), ledger), image)
+            root = _find_image(ImageStore(cache_directory(), ledger), request.image)
         except UnavailableError:  # what stands for it in a path does as well here
             root = Image("", "", Path("IMAGE"), Path("IMAGE/rootfs"), None, None, None, "", {}, 0)
-        lines = backend.explain(InstanceSpec(f"{work.name}-exec", root, envelope))
+        lines = backend.explain(InstanceSpec(f"{work.name}-exec", root, suite.envelope))
     if not lines:
-        raise UnsupportedError(f"{name} does not tell how it starts instances")
+        raise UnsupportedError(f"{choice.name} does not tell how it starts instances")
     for line in lines:
         typer.echo(line)
     return ExitCode.OK
 
 
-def _options(backend_type: type[Backend], given: Sequence[str]) -> msgspec.Struct:
-    """The backend's options from ``name=value`` of the command line. Raises SuiteError."""
-    named = dict(text.partition("=")[::2] for text in given)
-    try:
-        return msgspec.convert(named, backend_type.Options, strict=False)
-    except msgspec.ValidationError as error:
-        known = ", ".join(backend_type.Options.__struct_fields__) or "none"
-        raise SuiteError("--option", f"{error}; the options of {backend_type.name} are: {known}") from None
-
-
 @contextlib.contextmanager
-def start_instance(
-    backend_type: type[Backend], *, memory: str, cpus: int, image: str, options: Sequence[str] = ()
-) -> Iterator[tuple[Instance, Image]]:
-    """A fresh instance with all that it needs, as the command line gives it; everything is undone on exit."""
-    name, envelope = backend_type.name, _envelope(memory, cpus)
-    if envelope.memory_bytes < backend_type.minimum_memory_bytes:
-        least = backend_type.minimum_memory_bytes // 2**20
-        raise SuiteError("--memory", f"{memory} is too little for {name}, which needs {least}MiB")
-    chosen = _options(backend_type, options)
-    try:
-        backend_type.check(chosen, envelope)
-    except ValueError as error:
-        raise SuiteError("--option", str(error)) from None
-    raise_if_failed(clean(ledger_directory()))
-    housekeeping = keep_off(envelope.cpus)
-    identity = secrets.token_hex(3)
-    work = work_directory() / identity
-    with Ledger(ledger_directory()) as ledger, work_folder(ledger, work), contextlib.ExitStack() as stack:
-        context = BackendContext(ledger, work, cache_directory(), chosen, housekeeping)
-        backend = backend_type(context)
+def start_instance(suite: Suite, image: str) -> Iterator[tuple[Instance, Image]]:
+    """A fresh instance of the suite's one backend with all that it needs; everything is undone on exit."""
+    (choice,) = suite.backends
+    with start_workplace(suite) as context, contextlib.ExitStack() as stack:
+        backend = choice.type(msgspec.structs.replace(context, options=choice.options))
         here = backend.probe()
         if not here.available:
-            raise UnavailableError(f"{name} does not work here: {here.reason}", remedy=here.remedy)
-        root = _find_image(ImageStore(cache_directory(), ledger), image)
+            raise UnavailableError(f"{choice.name} does not work here: {here.reason}", remedy=here.remedy)
+        root = _find_image(ImageStore(cache_directory(), context.ledger), image)
         stack.callback(backend.close)
-        description = backend.prepare(root, envelope)
+        description = backend.prepare(root, suite.envelope)
         if sys.stderr.isatty():
             typer.echo(f"{description.label}, image {root.digest[:12]}", err=True)
         try:
-            with backend.start(InstanceSpec(f"tare-{identity}-exec", root, envelope)) as instance:
+            spec = InstanceSpec(f"tare-{context.work_directory.name}-exec", root, suite.envelope)
+            with backend.start(spec) as instance:
                 yield instance, root
         except BackendError as error:
             if error.evidence:
@@ -120,24 +117,6 @@ def _find_image(images: ImageStore, wanted: str) -> Image:
         how = "tare image build" if os.geteuid() == 0 else "`tare image import FILE`, or as root `tare image build`"
         raise UnavailableError("there is no image yet", remedy=how)
     return images.get(newest.digest)
-
-
-def _envelope(memory: str, cpus: int) -> Envelope:
-    usable = sorted(os.sched_getaffinity(0))
-    if not 1 <= cpus <= len(usable):
-        raise SuiteError("--cpus", f"asks for {cpus} CPUs; this host offers {len(usable)}")
-    try:
-        size = parse_size(memory)
-    except ValueError as error:
-        raise SuiteError("--memory", str(error)) from None
-    return Envelope(tuple(usable[-cpus:]), size, scratch_bytes=256 * 2**20, pids_max=512)
-
-
-def _seconds(timeout: str) -> float:
-    try:
-        return parse_duration(timeout)
-    except ValueError as error:
-        raise SuiteError("--timeout", str(error)) from None
 
 
 def _pass_on(command: Command, completed: Completed, envelope: Envelope) -> int:

@@ -13,7 +13,7 @@ from tare.bench.ledger import Ledger, clean
 from tare.bench.locations import cache_directory, ledger_directory
 from tare.bench.model import Image
 from tare.bench.registry import find_backends, find_workloads
-from tare.bench.suite import load_suite
+from tare.bench.suite import read_suite
 from tare.bench.units import format_size
 
 
@@ -21,7 +21,7 @@ def build_command(suite: Path | None, packages: tuple[str, ...], debian: str) ->
     """Build or find an image and print its digest. Raises TareError."""
     workloads = find_workloads()
     if suite is not None:
-        wanted = set(load_suite(suite, find_backends(), workloads).packages())
+        wanted = set(read_suite(suite, find_backends(), workloads).packages())
     else:
         wanted = {package for workload in workloads.loaded.values() for package in workload.packages}
     recipe = Recipe.of({*wanted, *packages}, suite=debian)

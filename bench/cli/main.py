@@ -1,7 +1,7 @@
 """The commands of ``tare``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,11 @@ def main() -> None:
     app.add_typer(image_app, name="image")
     app.add_typer(tune_app, name="tune")
     app()
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Without the options that were left out: their defaults are a suite's."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
@@ -143,18 +148,18 @@ def density(
     batch: Annotated[
         int | None, typer.Option(help="Starts between two readings of memory.", show_default="a fiftieth of --count")
     ] = None,
-    rate: Annotated[float, typer.Option(help="Starts a second; 0: one after another.")] = 0.0,
+    rate: Annotated[float | None, typer.Option(help="Starts per second; one after another without.")] = None,
     memory_floor: Annotated[
-        str, typer.Option(help="Memory that stays available (a tenth of the host's, at least 1GiB).")
-    ] = "",
-    start_limit: Annotated[str, typer.Option(help="Stop when three starts in a row take longer.")] = "",
-    objective: Annotated[str, typer.Option(help="Stop when the workload's worst p99 is above this.")] = "",
+        str | None, typer.Option(help="Memory that stays available (a tenth of the host's, at least 1GiB).")
+    ] = None,
+    start_limit: Annotated[str | None, typer.Option(help="Stop when three starts in a row take longer.")] = None,
+    objective: Annotated[str | None, typer.Option(help="Stop when the workload's worst p99 is above this.")] = None,
     workload: Annotated[str, typer.Option(help="What every instance runs; idle without.")] = "",
     param: Annotated[list[str] | None, typer.Option(help="Parameter of the workload, name=value.")] = None,
-    memory: Annotated[str, typer.Option(help="Memory of an instance.")] = "512MiB",
-    cpus: Annotated[int, typer.Option(help="CPUs of an instance.")] = 1,
-    blocks: Annotated[int, typer.Option(help="Ramps of each backend, interleaved.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the random order.")] = 1,
+    memory: Annotated[str | None, typer.Option(help="Memory of an instance (512MiB).")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of an instance (1).")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Ramps of each backend, interleaved (1).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random order (1).")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run (runs/DATE-density).")
     ] = None,
@@ -166,17 +171,15 @@ def density(
         from tare.bench.cli.density import DensityRequest, density_command
 
         batch = max(1, count // 50) if batch is None else batch
-        options = {"count": count, "batch": batch, "rate": rate, "memory_floor": memory_floor}
-        options |= {"start_limit": start_limit, "objective": objective}
-        defaults = {"batch": 1, "rate": 0.0, "memory_floor": "", "start_limit": "", "objective": ""}
+        options = {"batch": batch, "rate": rate, "memory_floor": memory_floor, "start_limit": start_limit}
+        options |= {"objective": objective}
         request = DensityRequest(
             targets=tuple(targets),
-            options={name: value for name, value in options.items() if defaults.get(name) != value},
-            envelope={"memory": memory, "cpus": cpus},
+            options={"count": count, **_given(options)},
+            envelope=_given({"memory": memory, "cpus": cpus}),
             workload=workload,
             params=tuple(param or ()),
-            blocks=blocks,
-            seed=seed,
+            sampling=_given({"blocks": blocks, "seed": seed}),
             output=output,
         )
         raise typer.Exit(density_command(request, as_json=as_json, report=report))
@@ -286,8 +289,8 @@ def exec_(
     backend: Annotated[str, typer.Argument(help="bare-metal, native, vm or a plug-in's.")],
     command: Annotated[list[str] | None, typer.Argument(help="The program and its arguments, after --.")] = None,
     *,
-    memory: Annotated[str, typer.Option(help="Memory of the instance.")] = "512MiB",
-    cpus: Annotated[int, typer.Option(help="CPUs of the instance.")] = 1,
+    memory: Annotated[str | None, typer.Option(help="Memory of the instance (512MiB).")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of the instance (1).")] = None,
     image: Annotated[str, typer.Option(help="Digest prefix or name; the newest image unless given.")] = "",
     timeout: Annotated[str, typer.Option(help="Kill the command after this time.")] = "10m",
     stdin: Annotated[
@@ -298,22 +301,12 @@ def exec_(
 ) -> None:
     """Run one command in a fresh instance, with its output and exit code: a quick look inside."""
     with guard():
-        from tare.bench.cli.exec import exec_command, explain_command
+        from tare.bench.cli.exec import InstanceRequest, exec_command, explain_command
 
-        chosen = tuple(option or ())
+        request = InstanceRequest(backend, _given({"memory": memory, "cpus": cpus}), image, tuple(option or ()))
         if explain:
-            raise typer.Exit(explain_command(backend, memory=memory, cpus=cpus, image=image, options=chosen))
-        code = exec_command(
-            backend,
-            list(command or ()),
-            memory=memory,
-            cpus=cpus,
-            image=image,
-            timeout=timeout,
-            stdin=stdin,
-            options=chosen,
-        )
-        raise typer.Exit(code)
+            raise typer.Exit(explain_command(request))
+        raise typer.Exit(exec_command(request, command or (), timeout=timeout, stdin=stdin))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -321,15 +314,17 @@ def shell(
     backend: Annotated[str, typer.Argument(help="bare-metal, native or a plug-in's.")],
     command: Annotated[list[str] | None, typer.Argument(help="Another program than the shell, after --.")] = None,
     *,
-    memory: Annotated[str, typer.Option(help="Memory of the instance.")] = "512MiB",
-    cpus: Annotated[int, typer.Option(help="CPUs of the instance.")] = 1,
+    memory: Annotated[str | None, typer.Option(help="Memory of the instance (512MiB).")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of the instance (1).")] = None,
     image: Annotated[str, typer.Option(help="Digest prefix or name; the newest image unless given.")] = "",
 ) -> None:
     """A shell in a fresh instance, on this terminal; ends with the shell's exit code."""
     with guard():
+        from tare.bench.cli.exec import InstanceRequest
         from tare.bench.cli.shell import shell_command
 
-        raise typer.Exit(shell_command(backend, tuple(command or ()), memory=memory, cpus=cpus, image=image))
+        request = InstanceRequest(backend, _given({"memory": memory, "cpus": cpus}), image)
+        raise typer.Exit(shell_command(request, tuple(command or ())))
 
 
 @app.command()

@@ -2,26 +2,25 @@
 
 import os
 
-from tare.bench.cli.exec import start_instance
+from tare.bench.cli.exec import InstanceRequest, start_instance
 from tare.bench.cli.guard import complain
 from tare.bench.cli.terminal import require_terminal, start_raw_terminal
 from tare.bench.errors import ExitCode, UnsupportedError
 from tare.bench.model import Command, Image
-from tare.bench.registry import find_backends
 
 _SHELLS = ("/bin/bash", "/bin/sh")
 
 
-def shell_command(name: str, argv: tuple[str, ...], *, memory: str, cpus: int, image: str) -> int:
-    """Lend this terminal to a shell in an instance of the backend ``name``; returns the exit code to end with."""
-    backend_type = find_backends().get(name)
-    if not backend_type.interactive:
+def shell_command(request: InstanceRequest, argv: tuple[str, ...]) -> int:
+    """Lend this terminal to a shell in an instance; returns the exit code to end with."""
+    suite, name = request.suite(), request.backend
+    if not suite.backends[0].type.interactive:
         raise UnsupportedError(
             f"{name} does not offer a terminal",
             remedy=f"use `tare exec {name} -- COMMAND`, or `tare shell` with bare-metal or native",
         )
     require_terminal()
-    with start_instance(backend_type, memory=memory, cpus=cpus, image=image) as (instance, root):
+    with start_instance(suite, request.image) as (instance, root):
         program = argv or (_find_shell(root),)
         with start_raw_terminal() as terminal:
             ended = instance.interact(Command(program, env={"TERM": os.environ.get("TERM", "dumb")}), terminal)

@@ -18,7 +18,7 @@ from tare.bench.model import EventKind
 from tare.bench.registry import Plugins, find_workloads
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run
-from tare.bench.suite import resolve_suite
+from tare.bench.suite import bind_suite, resolve_suite
 from tests.privileged.host_kernel import start_backend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST
@@ -56,7 +56,9 @@ def measure(
         "backend": [{"type": "native"}],
         "experiment": [experiment],
     }
-    suite = resolve_suite(source, Path("suite.toml"), Plugins("backend", {"native": Native}, {}), find_workloads())
+    suite = bind_suite(
+        resolve_suite(source, Path("suite.toml"), Plugins("backend", {"native": Native}, {}), find_workloads())
+    )
     with (
         Ledger(tmp_path / "ledger") as ledger,
         start_backend("native", image, tmp_path / "work", ledger) as backend,

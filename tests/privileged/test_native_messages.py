@@ -19,7 +19,7 @@ from tare.bench.model import Command, Commands, EventKind
 from tare.bench.registry import Plugins
 from tare.bench.runner import Runner
 from tare.bench.store import RunStore, load_run
-from tare.bench.suite import resolve_suite
+from tare.bench.suite import bind_suite, resolve_suite
 from tests.privileged.host_kernel import BACKENDS, ENVELOPE, our_cgroups, spec, start_backend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST
@@ -129,7 +129,7 @@ def test_a_run_goes_on_when_the_zygote_is_killed_in_the_middle(backend, image, t
         "experiment": [{"kind": "steady", "workload": "nothing"}],
     }
     kinds, works = Plugins("backend", {"native": type(backend)}, {}), Plugins("workload", {"nothing": Nothing}, {})
-    suite = resolve_suite(source, Path("suite.toml"), kinds, works)
+    suite = bind_suite(resolve_suite(source, Path("suite.toml"), kinds, works))
     killed = []
     execute = ProcessInstance.execute
 

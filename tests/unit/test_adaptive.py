@@ -14,7 +14,7 @@ from tare.bench.runner import Runner
 from tare.bench.stats import Standing
 from tare.bench.stats.precision import FEWEST
 from tare.bench.store import RunStore, done_instances, load_run
-from tare.bench.suite import Suite, resolve_suite
+from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.units import Unit
 from tare.bench.until_precise import Watched, describe, run_until_precise
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
@@ -34,7 +34,7 @@ def suite(*names: str, boot: bool = False, **sampling) -> Suite:
             {"kind": "steady", "workload": "answer"},
         ],
     }
-    return resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
+    return bind_suite(resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS))
 
 
 def value(planned: PlannedInstance, iteration: int) -> float:

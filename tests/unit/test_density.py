@@ -16,10 +16,9 @@ from tare.bench.analysis.density import analyse_density, find_density, fit_insta
 from tare.bench.cli import density as cli
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, SuiteError
-from tare.bench.experiments import density
-from tare.bench.experiments.density import meters
-from tare.bench.experiments.density.exhausted import find_exhausted
-from tare.bench.experiments.density.meters import HostMemory, is_steady, read_memory, settle
+from tare.bench.experiments import density, density_meters
+from tare.bench.experiments.density_exhausted import find_exhausted
+from tare.bench.experiments.density_meters import HostMemory, is_steady, read_memory, settle
 from tare.bench.model import (
     BackendDescription,
     Command,
@@ -34,7 +33,7 @@ from tare.bench.model import (
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run
-from tare.bench.suite import load_suite, resolve_suite
+from tare.bench.suite import bind_suite, read_suite, resolve_suite
 from tare.bench.units import Unit
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend, FakeWorkload
 from tests.unit.test_runner import Silent
@@ -72,7 +71,7 @@ def ramp(tmp_path, monkeypatch, backend=None, workload="", **options) -> tuple[O
         "backend": [{"type": "fake"}],
         "experiment": [experiment],
     }
-    suite = resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
+    suite = bind_suite(resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS))
     with RunStore(tmp_path, MANIFEST) as store:
         runner = Runner(suite, IMAGE, {"fake": backend}, store, Silent(), identity="abc", unavailable={})
         outcome = runner.run(make_design(suite), {})
@@ -341,23 +340,29 @@ def test_the_costs_are_told_as_a_table_and_as_json(tmp_path, monkeypatch):
 
 def test_the_command_line_makes_a_suite_of_one_experiment():
     request = cli.DensityRequest(
-        ("native", "vm"), {"count": 7}, {"memory": "96MiB"}, "fio", ("size=8MiB", "runtime_s=2"), 3, 5, None
+        ("native", "vm"),
+        {"count": 7},
+        {"memory": "96MiB"},
+        "fio",
+        ("size=8MiB", "runtime_s=2"),
+        {"blocks": 3, "seed": 5},
+        None,
     )
     made = cli.make_request(request)
-    suite = resolve_suite(made.source, made.suite, find_backends(), find_workloads())
+    suite = bind_suite(resolve_suite(made.source, made.suite, find_backends(), find_workloads()))
     (subject,) = suite.subjects
     assert [choice.name for choice in suite.backends] == ["native", "vm"]
     assert (subject.experiment.name, subject.options.count, subject.params.runtime_s) == ("density", 7, 2)
     assert (suite.sampling.blocks, suite.sampling.seed, suite.envelope.memory_bytes) == (3, 5, 96 * MIB)
     with pytest.raises(SuiteError, match="is not name=value"):
-        cli.parse_params(["size"])
+        cli.typed_values("--param", ["size"])
     with pytest.raises(SuiteError, match="no --workload"):
         cli.make_request(msgspec.structs.replace(request, workload=""))
     assert cli.make_request(msgspec.structs.replace(request, targets=("my.toml",))).suite == Path("my.toml")
 
 
 def test_the_ready_suite_can_be_read():
-    suite = load_suite(Path(__file__).parents[2] / "suites/density.toml", find_backends(), find_workloads())
+    suite = read_suite(Path(__file__).parents[2] / "suites/density.toml", find_backends(), find_workloads())
     assert {subject.experiment.name for subject in suite.subjects} == {"density", "limits", "interference"}
 
 
@@ -424,5 +429,5 @@ def test_meminfo_is_read_in_bytes(tmp_path):
 
 
 def test_the_floor_is_a_tenth_and_a_gibibyte_at_least():
-    assert meters.default_floor(24 * GIB) == 24 * GIB // 10
-    assert meters.default_floor(4 * GIB) == GIB
+    assert density_meters.default_floor(24 * GIB) == 24 * GIB // 10
+    assert density_meters.default_floor(4 * GIB) == GIB

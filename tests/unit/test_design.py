@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from tare.bench.design import make_design
-from tare.bench.suite import Suite, resolve_suite
+from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
 
@@ -19,7 +19,7 @@ def suite(seed: int = 1, blocks: int = 12, instances: int = 1) -> Suite:
             {"kind": "steady", "workload": "answer", "params": {"size": 3}, "blocks": 2},
         ],
     }
-    return resolve_suite(source, Path("plan.toml"), BACKENDS, WORKLOADS)
+    return bind_suite(resolve_suite(source, Path("plan.toml"), BACKENDS, WORKLOADS))
 
 
 def test_every_block_holds_every_cell_once():

@@ -7,12 +7,13 @@ import pytest
 
 from tare.bench.design import make_design
 from tare.bench.errors import SuiteError
-from tare.bench.experiments.interference import KINDS, aggressor_argv, degradation
+from tare.bench.experiments.interference import degradation
+from tare.bench.experiments.interference_aggressors import KINDS, aggressor_argv
 from tare.bench.experiments.limits import bisect_size
 from tare.bench.model import Command, Completed, Direction, Envelope, EventKind
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run
-from tare.bench.suite import resolve_suite
+from tare.bench.suite import bind_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST
@@ -28,7 +29,7 @@ def run_suite(tmp_path, backend, experiment, **envelope) -> tuple[Outcome, Loade
         "backend": [{"type": "fake"}],
         "experiment": [experiment],
     }
-    suite = resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
+    suite = bind_suite(resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS))
     with RunStore(tmp_path, MANIFEST) as store:
         runner = Runner(suite, IMAGE, {"fake": backend}, store, Silent(), identity="abc", unavailable={})
         outcome = runner.run(make_design(suite), {})

@@ -19,7 +19,7 @@ from tare.bench.model import BackendDescription, Category, IsolationKind, Worklo
 from tare.bench.network_path import describe_paths, find_path
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.store import load_run
-from tare.bench.suite import load_suite
+from tare.bench.suite import read_suite
 from tare.reports.network_paths import path_sentence
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
@@ -57,7 +57,7 @@ ALL = '["same-instance", "other-instance", "host"]'
 def load(tmp_path, kind, network, servers=ALL):
     path = tmp_path / "suite.toml"
     path.write_text(SUITE.format(kind=kind, network=network, servers=servers))
-    return load_suite(path, find_backends(), find_workloads())
+    return read_suite(path, find_backends(), find_workloads())
 
 
 @pytest.mark.parametrize(

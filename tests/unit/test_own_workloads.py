@@ -14,7 +14,7 @@ from tare.bench.comparability import conditions
 from tare.bench.errors import ParseError, SuiteError
 from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Completed, Direction, Envelope, Manifest, Metric, RunStatus
-from tare.bench.suite import Suite, load_suite, resolve_suite
+from tare.bench.suite import Suite, read_suite, resolve_suite
 from tare.bench.units import SCALES, Unit, parse_unit
 from tare.workloads.command import CommandKind, CommandSection
 from tare.workloads.extraction import StatedMetric
@@ -72,7 +72,7 @@ ENVELOPE = Envelope((2, 3), 2**26, 2**20, 64)
 def read(tmp_path: Path, workload: str = WHOLE, experiment: str = "") -> Suite:
     path = tmp_path / "suite.toml"
     path.write_text(HEAD.format(experiment=experiment) + workload)
-    return load_suite(path, BACKENDS, WORKLOADS)
+    return read_suite(path, BACKENDS, WORKLOADS)
 
 
 def made(**section: Any) -> Workload:
@@ -117,9 +117,9 @@ def test_a_workload_is_made_of_what_the_suite_says(tmp_path: Path) -> None:
 
 def test_what_the_manifest_keeps_makes_the_same_workload_again(tmp_path: Path) -> None:
     suite = read(tmp_path)
-    stored = msgspec.json.decode(msgspec.json.encode(suite.source))
+    stored = msgspec.json.decode(msgspec.json.encode(suite.file.written()))
     again = resolve_suite(stored, tmp_path / "elsewhere" / "manifest.json", BACKENDS, WORKLOADS)
-    assert again.source == suite.source
+    assert again.file.written() == suite.file.written()
     first, second = suite.subjects[0], again.subjects[0]
     assert first.workload is not None
     assert second.workload is not None
@@ -184,7 +184,7 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path, taken: str) -> None:
     path = tmp_path / "suite.toml"
     path.write_text((HEAD.format(experiment="") + WHOLE).replace('"mine"', f'"{taken}"'))
     with pytest.raises(SuiteError, match=rf"workload\[0\].name: tare has a workload '{taken}' already"):
-        load_suite(path, BACKENDS, WORKLOADS)
+        read_suite(path, BACKENDS, WORKLOADS)
 
 
 def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_pyperf_script_is_carried_in_and_kept_in_the_manifest(tmp_path: Path) 
     script.write_text(SCRIPT)
     suite = read(tmp_path, PYPERF)
     script.unlink()
-    again = resolve_suite(suite.source, tmp_path / "run" / "manifest.json", BACKENDS, WORKLOADS)
+    again = resolve_suite(suite.file.written(), tmp_path / "run" / "manifest.json", BACKENDS, WORKLOADS)
     workload = again.subjects[0].workload
     assert workload is not None
     assert [(metric.name, metric.unit) for metric in workload.metrics] == [("sum", "s"), ("sort-2", "s")]

@@ -9,7 +9,7 @@ from tare.bench.design import make_design
 from tare.bench.model import Command, Completed, Diagnosis, EventKind, Usage
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, done_instances, load_run
-from tare.bench.suite import Suite, resolve_suite
+from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, BrokenBackend, FakeBackend, FakeInstance, FakeWorkload
 from tests.unit.test_store import MANIFEST
 
@@ -32,7 +32,7 @@ def suite(*backends: str, **sampling: int) -> Suite:
         "backend": [{"type": name} for name in backends],
         "experiment": [{"kind": "boot"}, {"kind": "steady", "workload": "answer"}],
     }
-    return resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
+    return bind_suite(resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS))
 
 
 def run(

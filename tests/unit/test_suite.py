@@ -9,7 +9,7 @@ import pytest
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.model import Envelope
 from tare.bench.settings import MetricSettings, leading_metric, settings_of
-from tare.bench.suite import Suite, load_suite, resolve_suite
+from tare.bench.suite import Suite, bind_suite, read_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
 GOOD = """
@@ -38,7 +38,7 @@ params = { size = [1, 2], mode = ["fast", "slow"] }
 def load(tmp_path: Path, text: str, **options) -> Suite:
     path = tmp_path / "suite.toml"
     path.write_text(text)
-    return load_suite(path, BACKENDS, WORKLOADS, **options)
+    return bind_suite(read_suite(path, BACKENDS, WORKLOADS, **options))
 
 
 def refusal(tmp_path: Path, text: str, **options) -> SuiteError:
@@ -87,7 +87,7 @@ def test_a_list_in_a_backend_s_options_is_a_dimension(tmp_path):
     suite = load(tmp_path, text)
     assert [choice.name for choice in suite.backends] == ["fake", "faster:speed=2", "faster:speed=3"]
     assert [choice.options.speed for choice in suite.backends] == [1, 2, 3]
-    again = resolve_suite(suite.source, Path("manifest.json"), BACKENDS, WORKLOADS)
+    again = resolve_suite(suite.file.written(), Path("manifest.json"), BACKENDS, WORKLOADS)
     assert [choice.options for choice in again.backends] == [choice.options for choice in suite.backends]
     assert [choice.name for choice in again.backends] == [choice.name for choice in suite.backends]
     for only, kept in ((("faster",), suite.backends[1:]), (("faster:speed=3", "fake"), suite.backends[::2])):
@@ -100,7 +100,7 @@ def test_a_list_in_a_backend_s_options_is_a_dimension(tmp_path):
 def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_path):
     suite = load(tmp_path, GOOD, only=("faster",), seed=99)
     assert [choice.name for choice in suite.backends] == ["faster"]
-    again = resolve_suite(suite.source, Path("manifest.json"), BACKENDS, WORKLOADS)
+    again = resolve_suite(suite.file.written(), Path("manifest.json"), BACKENDS, WORKLOADS)
     assert again.sampling.seed == 99
     assert [choice.name for choice in again.backends] == ["faster"]
     assert again.subjects == suite.subjects
@@ -118,7 +118,7 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (('memory = "64MiB"', "pids = 1"), "envelope.pids", "at least 16"),
         (('memory = "64MiB"', 'storage = "/not/there"'), "envelope.storage", "/not/there"),
         (('memory = "64MiB"', 'swap = "-1"'), "envelope.swap", "-1"),
-        (('memory = "64MiB"', "cpu_quota = 0"), "envelope.cpu_quota", "from 0.01 to 1"),
+        (('memory = "64MiB"', "cpu_quota = 0"), "envelope.cpu_quota", "at least 0.01, not 0"),
         (('memory = "64MiB"', "cpu_quota = 1.5"), "envelope.cpu_quota", "the envelope's CPUs, not 1.5"),
         (('memory = "64MiB"', 'cpu_quota = "half"'), "envelope.cpu_quota", "str"),
         (('memory = "64MiB"', "cpu_weight = 0"), "envelope.cpu_weight", "from 1 to 10000"),
@@ -180,7 +180,7 @@ margin = 0.05
 [metric."boot.total"]
 quantile = [0.99, 0.5]
 """
-    source = load(tmp_path, GOOD + stated).source
+    source = load(tmp_path, GOOD + stated).file.written()
     assert settings_of(source, "answer", "answer.value") == MetricSettings(0.05, (0.9,))
     assert settings_of(source, "other", "answer.value") == MetricSettings(0.03, (0.9,))
     assert settings_of(source, "boot", "boot.total") == MetricSettings(0.03, (0.5, 0.99))
@@ -199,9 +199,9 @@ def test_bad_toml_names_the_line(tmp_path):
 
 def test_a_missing_file_and_a_folder(tmp_path):
     with pytest.raises(SuiteError, match="no such file"):
-        load_suite(tmp_path / "none.toml", BACKENDS, WORKLOADS)
+        read_suite(tmp_path / "none.toml", BACKENDS, WORKLOADS)
     with pytest.raises(SuiteError, match="cannot be read"):
-        load_suite(tmp_path, BACKENDS, WORKLOADS)
+        read_suite(tmp_path, BACKENDS, WORKLOADS)
 
 
 def test_only_an_unknown_backend(tmp_path):
@@ -219,8 +219,8 @@ def test_a_workload_that_failed_to_load_is_told_with_its_reason(tmp_path):
 def test_the_ready_suites_can_be_read(path):
     from tare.bench.registry import find_backends, find_workloads
 
-    suite = load_suite(path, find_backends(), find_workloads())
-    assert suite.head.description
+    suite = read_suite(path, find_backends(), find_workloads())
+    assert suite.file.suite.description
 
 
 @pytest.mark.parametrize(

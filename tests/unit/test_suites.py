@@ -10,7 +10,7 @@ import pytest
 
 from tare.bench.model import Sample
 from tare.bench.registry import find_backends, find_reporters, find_workloads
-from tare.bench.suite import load_suite
+from tare.bench.suite import read_suite
 from tests.synthetic import QUICK, write_run
 
 SUITES = sorted((Path(__file__).parents[2] / "suites").glob("*.toml"))
@@ -18,19 +18,19 @@ SUITES = sorted((Path(__file__).parents[2] / "suites").glob("*.toml"))
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_a_ready_suite_can_be_read_and_says_what_it_is_for(path):
-    suite = load_suite(path, find_backends(), find_workloads())
-    assert suite.head.name == path.stem
-    assert suite.head.description.endswith("?"), "the question that its report answers"
+    suite = read_suite(path, find_backends(), find_workloads())
+    assert suite.file.suite.name == path.stem
+    assert suite.file.suite.description.endswith("?"), "the question that its report answers"
     comment = "".join(re.findall(r"\A((?:#.*\n)+)", path.read_text("utf-8")))
     assert re.search("minutes?|hour", comment), "how long it takes"
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_every_form_of_report_is_made_of_what_a_ready_suite_measures(path, tmp_path):
-    suite = load_suite(path, find_backends(), find_workloads())
+    suite = read_suite(path, find_backends(), find_workloads())
     run = write_run(tmp_path / "run", QUICK)
     manifest = json.loads((run / "manifest.json").read_text("utf-8"))
-    manifest["suite"] = msgspec.to_builtins(suite.source)
+    manifest["suite"] = suite.file.written()
     manifest["metrics"] = {
         f"{subject.owner}/{metric.name}": msgspec.to_builtins(metric)
         for subject in suite.subjects

@@ -14,7 +14,7 @@ from tare.backends.vm.hypervisors import Accelerator
 from tare.bench.errors import SuiteError, UnavailableError
 from tare.bench.linux.files import HostRoots
 from tare.bench.registry import find_backends
-from tare.bench.suite import load_suite
+from tare.bench.suite import bind_suite, read_suite
 from tests.unit.fakes import WORKLOADS
 
 CAPABILITIES = (Path(__file__).parents[1] / "data/libvirt-9.0.0/domain-capabilities-tcg.xml").read_text()
@@ -33,7 +33,7 @@ kind = "boot"
 def backends_of(tmp_path, options):
     file = tmp_path / "suite.toml"
     file.write_text(SUITE.format(options=options))
-    return load_suite(file, find_backends(), WORKLOADS).backends
+    return bind_suite(read_suite(file, find_backends(), WORKLOADS)).backends
 
 
 @pytest.mark.parametrize(
