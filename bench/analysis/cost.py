@@ -22,12 +22,29 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from tare.bench.analysis.reml import Differences, Floats, fit_with_steps, make_columns, mixture_interval
 from tare.bench.stats import LEVEL, centre_interval
 
+Floats = NDArray[np.float64]
+
 MANY_RAMPS = 5
-"""From so many ramps on, the interval is of how the ramps differ."""
+"""From this many ramps on, the interval is of how the ramps differ."""
+LEAST_FREEDOM = 2
+"""With fewer degrees of freedom there is no interval."""
+_STEP_LEVEL = 0.01
+_MOST_STEPS = 5
+_EXACT = 1e-20
+"""A sum of squares, in units of the largest range of a ramp: less is rounding."""
+_OWN, _HOST = (
+    ratios.reshape(-1, 1)
+    for ratios in np.meshgrid(
+        np.concatenate(([0.0], np.geomspace(1e-3, 1e4, 15))),
+        np.concatenate(([0.0], np.geomspace(1e-2, 1e4, 7))),
+        indexing="ij",
+    )
+)
+"""The grid: variances of what instances differ by and of what the host does, in units of a reading's."""
 
 
 class Ramp(msgspec.Struct, frozen=True):
@@ -39,6 +56,10 @@ class Ramp(msgspec.Struct, frozen=True):
     population: Floats
     at_s: Floats
     values: Floats
+
+
+_Told = tuple[float, float | None, float | None, str]
+"""An estimate, the ends of its interval, and the method."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -90,53 +111,179 @@ def fit_cost(ramps: Sequence[Ramp], *, level: float = LEVEL) -> Cost:
         raise ValueError("there is no ramp: the population never changed")
     scale = max(float(np.ptp(ramp.values)) for ramp in told) or 1.0
     differences = _differences(told, scale)
-    drifting = [bool((differences.n[differences.ramp == number] == 0).sum() >= 2) for number in range(len(told))]
-    columns = make_columns(differences, drifting)
-    fit, steps = fit_with_steps(differences, columns)
-    estimate = float((fit.weight[:, None] * fit.coefficients).sum(axis=0)[0])
-    low, high, method = mixture_interval(fit, estimate, level)
+    drifting = [bool((np.diff(ramp.population) == 0).sum() >= 2) for ramp in told]
+    fit, steps = _fit_with_steps(differences, drifting)
+    means = fit.weight @ fit.coefficients
+    estimate, low, high, method = _mixture_interval(fit, float(means[0]), level)
     if len(told) > 1:
         estimate, low, high, method = _across(told, estimate, low, high, level)
-    means = (fit.weight[:, None] * fit.coefficients).sum(axis=0)
-    drifts = means[1 : 1 + sum(drifting)]
+    drifts = means[1 : 1 + sum(drifting)] * scale
     return Cost(
         per_instance=estimate * scale,
         low=None if low is None else low * scale,
         high=None if high is None else high * scale,
-        base=_base(told, estimate * scale, drifting, drifts * scale),
-        drift_per_s=float(drifts.mean()) * scale if len(drifts) else None,
+        base=_base(told, estimate * scale, drifting, drifts),
+        drift_per_s=float(drifts.mean()) if len(drifts) else None,
         ramps=len(told),
         readings=sum(len(ramp.values) for ramp in told),
         largest_population=int(max(ramp.population.max() for ramp in told)),
         steps=tuple(
-            Step(int(differences.ramp[k]), int(differences.before[k]), int(differences.after[k]), float(size) * scale)
+            Step(int(differences.ramp[k]), int(differences.before[k]), int(differences.after[k]), size * scale)
             for k, size in steps
         ),
         method=method,
     )
 
 
-def _differences(ramps: Sequence[Ramp], scale: float) -> Differences:
-    def joined(parts: list[Floats]) -> Floats:
-        return np.concatenate(parts).astype(np.float64)
+class _Differences(msgspec.Struct, frozen=True):
+    """The differences of all ramps below one another: of the readings, the populations and the times.
 
-    lengths = [len(ramp.values) - 1 for ramp in ramps]
-    first = np.zeros(sum(lengths), dtype=np.bool_)
-    first[np.concatenate(([0], np.cumsum(lengths)[:-1]))] = True
-    return Differences(
-        y=joined([np.diff(ramp.values / scale) for ramp in ramps]),
-        n=joined([np.diff(ramp.population) for ramp in ramps]),
-        t=joined([np.diff(ramp.at_s) for ramp in ramps]),
-        ramp=np.repeat(np.arange(len(ramps)), lengths),
-        first=first,
-        before=joined([ramp.population[:-1] for ramp in ramps]),
-        after=joined([ramp.population[1:] for ramp in ramps]),
+    ``ramp`` is the number of the ramp, ``before`` and ``after`` are populations.
+    """
+
+    y: Floats
+    n: Floats
+    t: Floats
+    ramp: NDArray[np.int64]
+    before: Floats
+    after: Floats
+
+    def covariance(self) -> tuple[Floats, Floats]:
+        """In units of a reading's variance: the diagonal (grid by differences), and the one next to it.
+
+        It is tridiagonal, as a difference shares the error of a reading with the next one of its ramp only.
+        """
+        n, t = np.abs(self.n), np.abs(self.t)
+        diagonal = 2.0 + _OWN * (n / (n.mean() or 1.0)) + _HOST * (t / (t.mean() or 1.0))
+        beside = np.where(np.diff(self.ramp, append=-1) == 0, -1.0, 0.0)
+        return diagonal, beside[: max(1, len(beside) - 1)]  # LAPACK takes no empty array
+
+
+def _differences(ramps: Sequence[Ramp], scale: float) -> _Differences:
+    return _Differences(
+        y=np.concatenate([np.diff(ramp.values / scale) for ramp in ramps]),
+        n=np.concatenate([np.diff(ramp.population) for ramp in ramps]),
+        t=np.concatenate([np.diff(ramp.at_s) for ramp in ramps]),
+        ramp=np.repeat(np.arange(len(ramps)), [len(ramp.values) - 1 for ramp in ramps]),
+        before=np.concatenate([ramp.population[:-1] for ramp in ramps]),
+        after=np.concatenate([ramp.population[1:] for ramp in ramps]),
     )
 
 
-def _across(
-    ramps: Sequence[Ramp], pooled: float, low: float | None, high: float | None, level: float
-) -> tuple[float, float | None, float | None, str]:
+class _Fit(msgspec.Struct, frozen=True):
+    """At each point of the grid: the coefficients, the standard error of the first, the scale, the weight."""
+
+    coefficients: Floats
+    error: Floats
+    scale: Floats
+    weight: Floats
+    freedom: int
+
+
+def _fit_with_steps(differences: _Differences, drifting: Sequence[bool]) -> tuple[_Fit, list[tuple[int, float]]]:
+    """Fit the cost and the drift of each ramp that stood still for a while (``drifting``).
+
+    Each difference that stands out gets a parameter of its own: which, and its size.
+    """
+    drifts = [np.where(differences.ramp == number, differences.t, 0.0) for number, yes in enumerate(drifting) if yes]
+    columns = np.stack([differences.n, *drifts], axis=1)
+    found: list[int] = []
+    most = min(_MOST_STEPS, len(differences.y) // 10)
+    while True:
+        design = np.concatenate((columns, np.arange(len(differences.y))[:, None] == found), axis=1)
+        fit = _fit(differences, design)
+        if len(found) >= most or (step := _find_step(differences, design, fit, found)) is None:
+            break
+        found.append(step)
+    sizes = (fit.weight @ fit.coefficients)[columns.shape[1] :]
+    return fit, list(zip(found, sizes.tolist(), strict=True))
+
+
+def _fit(differences: _Differences, design: Floats) -> _Fit:
+    """Generalised least squares at every point of the grid, by LAPACK's solver for tridiagonal covariances.
+
+    ``dptsv`` is what ``scipy.linalg.solveh_banded`` calls for these; it returns the pivots too, of which the
+    determinant is the product.
+    """
+    from scipy.linalg.lapack import dptsv
+
+    diagonal, beside = differences.covariance()
+    rows, width = design.shape
+    data = np.concatenate((design, differences.y[:, None]), axis=1)
+    products, log_determinant = np.empty((len(diagonal), width + 1, width + 1)), np.empty(len(diagonal))
+    for point, own in enumerate(diagonal):
+        pivots, _, solved, _ = dptsv(own, beside, data)
+        products[point] = data.T @ solved
+        log_determinant[point] = np.log(pivots).sum()
+    information = products[:, :width, :width]
+    inverse = np.linalg.pinv(information, hermitian=True)
+    coefficients = np.einsum("gij,gj->gi", inverse, products[:, :width, width])
+    # By the residuals themselves: as a difference of products it would be rounding where a step is large.
+    residuals = differences.y - coefficients @ design.T
+    squares = [left @ dptsv(own, beside, left)[2] for own, left in zip(diagonal, residuals, strict=True)]
+    residual = np.maximum(squares, _EXACT)
+    freedom = max(rows - width, 1)
+    _, log_information = np.linalg.slogdet(information)
+    likelihood = -0.5 * (log_determinant + log_information + freedom * np.log(residual))
+    weight = np.exp(likelihood - likelihood.max())
+    scale = np.sqrt(residual / freedom)
+    error = scale * np.sqrt(np.maximum(inverse[:, 0, 0], 0.0))
+    return _Fit(coefficients, error, scale, weight / weight.sum(), rows - width)
+
+
+def _find_step(differences: _Differences, design: Floats, fit: _Fit, found: Sequence[int]) -> int | None:
+    """The difference that stands out most of those not yet ``found``, if it does, where the variances are likeliest."""
+    from scipy.linalg.lapack import dptsv, dpttrf
+    from scipy.special import stdtr
+
+    freedom, best = fit.freedom, int(np.argmax(fit.weight))
+    if freedom < 3 or fit.scale[best] ** 2 * freedom <= _EXACT:
+        return None
+    every, beside = differences.covariance()
+    diagonal = every[best]
+    # The diagonal of the inverse is in the pivots of the elimination from either end.
+    down, up = dpttrf(diagonal, beside)[0], dpttrf(diagonal[::-1], beside[::-1])[0][::-1]
+    solved = dptsv(diagonal, beside, np.concatenate((design, differences.y[:, None]), axis=1))[2]
+    half = solved[:, :-1]
+    middle = np.linalg.pinv(design.T @ half, hermitian=True)
+    variance = 1.0 / (down + up - diagonal) - np.einsum("ki,ij,kj->k", half, middle, half)
+    projected = solved[:, -1] - half @ (middle @ (half.T @ differences.y))
+    usable = variance > 1e-9 * variance.max()
+    # What is left of one that has a parameter of its own is rounding, however large it is studentised.
+    usable[list(found)] = False
+    inside = np.where(usable, projected / np.sqrt(np.where(usable, variance, 1.0)) / fit.scale[best], 0.0)
+    outside = np.abs(inside) * np.sqrt((freedom - 1) / np.maximum(freedom - inside**2, 1e-12))
+    step = int(np.argmax(outside))
+    p_value = 2 * float(stdtr(freedom - 1, -float(outside[step]))) * len(differences.y)
+    return step if p_value < _STEP_LEVEL else None
+
+
+def _mixture_interval(fit: _Fit, estimate: float, level: float) -> _Told:
+    """The quantiles of the mixture of Student's t over the grid."""
+    if fit.freedom < LEAST_FREEDOM:
+        return estimate, None, None, f"{fit.freedom} degrees of freedom: no interval"
+    method = f"REML over {fit.freedom} degrees of freedom"
+    if float(fit.error.max()) <= math.sqrt(_EXACT):
+        return estimate, estimate, estimate, method
+    return estimate, _quantile(fit, (1 - level) / 2), _quantile(fit, (1 + level) / 2), method
+
+
+def _quantile(fit: _Fit, probability: float) -> float:
+    from scipy.optimize import brentq
+    from scipy.special import stdtr
+
+    centres, errors = fit.coefficients[:, 0], np.maximum(fit.error, 1e-300)
+    counted = fit.weight > 1e-9
+    reach = 1e3 * float(errors[counted].max())
+
+    def excess(value: float) -> float:
+        return float((fit.weight * stdtr(fit.freedom, (value - centres) / errors)).sum()) - probability
+
+    low, high = float(centres[counted].min()) - reach, float(centres[counted].max()) + reach
+    return float(brentq(excess, low, high, xtol=1e-15 * reach))
+
+
+def _across(ramps: Sequence[Ramp], pooled: float, low: float | None, high: float | None, level: float) -> _Told:
     """The interval over several ramps: wider where they differ by more than each one's own interval allows."""
     scale = max(float(np.ptp(ramp.values)) for ramp in ramps) or 1.0
     single = [fit_cost([ramp], level=level) for ramp in ramps]

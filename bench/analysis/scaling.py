@@ -13,7 +13,7 @@ import math
 import msgspec
 import numpy as np
 
-from tare.bench.analysis.reml import Floats
+from tare.bench.analysis.cost import Floats
 
 PARAMETERS = 3
 LEAST_POPULATIONS = 5

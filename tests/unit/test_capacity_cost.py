@@ -92,6 +92,21 @@ def test_a_step_is_told_with_its_size_and_place_and_does_not_move_the_cost():
     assert cost.per_instance == pytest.approx(TRUE_COST, rel=0.1)
 
 
+def test_jumps_next_to_one_another_leave_an_interval_that_holds_the_cost():
+    """Three ramps, the last of which jumps three times while it stands still: its drift is all but lost with them."""
+    random = np.random.default_rng(10)
+    population = np.concatenate([np.arange(12.0, 25.0), [24.0] * 3])
+    at_s = np.concatenate([0.03 * np.arange(13), [1.4, 2.4, 3.4]])
+    ramps = [Ramp(population, at_s, TRUE_COST * (population + random.normal(0, 0.5, 16))) for _ in range(3)]
+    late = at_s + np.where(at_s > 1, 21.0, 0.0)
+    jumps = 1e4 * TRUE_COST * np.concatenate([np.zeros(13), [1.37, 1.41, 0.92]])
+    ramps[2] = Ramp(population, late, ramps[2].values + jumps)
+    cost = fit_cost(ramps)
+    assert {(step.ramp, step.population_before) for step in cost.steps} == {(2, 24)}
+    assert cost.low < TRUE_COST < cost.high
+    assert 0.01 * TRUE_COST < cost.half_width < TRUE_COST
+
+
 def test_drift_is_told_apart_where_the_ramp_stood_still():
     random = np.random.default_rng(6)
     cost = fit_cost([simulated(random, drift=2.0, noise=0.1, start_s=1.0, hold=5)])
