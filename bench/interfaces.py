@@ -213,6 +213,18 @@ class Backend(ABC):
         del spec
         return []
 
+    @classmethod
+    def reclaim(cls, target: str) -> bool:
+        """Remove what this backend entered in the ledger as ``target``, after its owner was killed.
+
+        For what no ResourceKind describes, such as a container that a daemon keeps: entered with
+        ``ledger.enter("container", target, backend=cls.name)`` before it is made. ``target`` alone has to suffice:
+        there are no options. Called for dead owners only, perhaps more than once, by ``tare clean`` and by every
+        command that starts instances. Returns whether it was there. If it raises, the entry is kept and the error is
+        shown.
+        """
+        raise UnsupportedError(f"the backend {cls.name} does not take {target} back")
+
     def close(self) -> None:  # noqa: B027 - nothing to end is the common case
         """End what ``prepare`` started. Safe to call at any time, more than once."""
 

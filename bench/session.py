@@ -19,13 +19,14 @@ from typing import Any, Protocol
 import msgspec
 
 from tare.bench.adaptive import Sampler
+from tare.bench.cleaning import clean_up
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, CleanUpError, RunDirectoryError, TareError, UnavailableError
 from tare.bench.fingerprint import host_fingerprint
 from tare.bench.host import host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
-from tare.bench.ledger import Ledger, ResourceKind, clean, raise_if_failed, remove
+from tare.bench.ledger import Ledger, ResourceKind, remove
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import (
@@ -364,10 +365,11 @@ def start_workplace(suite: Suite, say: Callable[[str], None] = lambda _: None) -
 
     The work folder is removed on every way out. Its name is the run's own on this host.
     """
-    cleaned = clean(ledger_directory())
+    cleaned = clean_up()
     for entry in cleaned.removed:
-        say(f"removed what a killed run left: {entry.kind} {entry.target}")
-    raise_if_failed(cleaned)
+        say(f"removed what a killed run left: {entry}")
+    if failure := cleaned.failure():
+        say(str(failure))
     work = (suite.storage or work_directory()) / secrets.token_hex(3)
     with (
         _kept_off(suite.envelope.cpus) as housekeeping,

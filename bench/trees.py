@@ -1,11 +1,14 @@
 """Folders for instances: making one that fills quickly, and removing what they have written to, also without root."""
 
 import contextlib
+import errno
 import fcntl
 import os
-import shutil
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+
+import msgspec
 
 from tare.bench.errors import TareError
 from tare.bench.locations import WORK_VARIABLE, require_own
@@ -51,27 +54,109 @@ def make_work_folder(folder: Path) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it. Raises OSError.
+    """Remove a folder with all that is in it, however deep; a link is removed and not followed. Raises OSError.
 
-    An ordinary user's containers leave folders that overlayfs made unreadable, and files of the identities that
-    ``/etc/subuid`` lends the user, which only root of such a user namespace can remove.
+    What cannot be removed is left, the rest goes, and the first error is raised. An ordinary user's containers leave
+    folders that overlayfs made unreadable, and files of the identities that ``/etc/subuid`` lends the user, which only
+    root of such a user namespace can remove.
     """
+    removal = _Removal(folder.parent)
     try:
-        shutil.rmtree(folder)
-    except PermissionError:
-        if os.geteuid() == 0:
-            raise
-    else:
-        return
-    for parent, names, _ in os.walk(folder):
-        for path in (Path(parent, name) for name in names):
-            with contextlib.suppress(PermissionError):
-                if not path.is_symlink():
-                    path.chmod(0o700)
-    try:
-        shutil.rmtree(folder)
-    except PermissionError as error:
+        removal.remove(folder.name)
+    finally:
+        removal.close()
+    refused = removal.refused
+    if isinstance(refused, PermissionError) and os.geteuid() != 0:
         try:
             run([*_AS_ROOT_OF_A_RANGE, "rm", "-rf", "--", str(folder)], timeout_s=60)
         except TareError:
-            raise error from None
+            raise refused from None
+    elif refused is not None:
+        raise refused
+
+
+class _Level(msgspec.Struct):
+    """A folder on the way to the one being emptied: device and inode, its name, and its folders that are left."""
+
+    identity: tuple[int, int]
+    name: str
+    folders: list[str]
+
+
+class _Removal:
+    """Walks a tree with one descriptor: down by name, never through a link, and up by ``..``."""
+
+    def __init__(self, parent: Path) -> None:
+        self.refused: OSError | None = None
+        self._here = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._levels = [_Level(_identity(self._here), str(parent), [])]
+
+    def close(self) -> None:
+        os.close(self._here)
+
+    def remove(self, name: str) -> None:
+        self._enter(name)
+        while len(self._levels) > 1:
+            folders = self._levels[-1].folders
+            if folders:
+                self._enter(folders.pop())
+            else:
+                self._leave()
+
+    def _enter(self, name: str) -> None:
+        """Go into a folder and remove its files; a file that has taken its place is removed."""
+        with self._noting(name):
+            try:
+                inner = self._open(name)
+            except NotADirectoryError:
+                os.unlink(name, dir_fd=self._here)
+                return
+            self._move_to(inner)
+            self._levels.append(_Level(_identity(inner), name, []))
+            with os.scandir(inner) as found:
+                entries = list(found)
+            for entry in entries:
+                with self._noting(entry.name):
+                    if entry.is_dir(follow_symlinks=False):
+                        self._levels[-1].folders.append(entry.name)
+                    else:
+                        os.unlink(entry.name, dir_fd=inner)
+
+    def _open(self, name: str) -> int:
+        if os.geteuid() == 0:
+            return os.open(name, _FOLDER, dir_fd=self._here)
+        # Its owner may take away the right to list or to change it, and give it back.
+        with contextlib.suppress(PermissionError):
+            os.close(os.open(name, _FOLDER | os.O_PATH, dir_fd=self._here))  # a folder, no link
+            os.chmod(name, 0o700, dir_fd=self._here)
+        return os.open(name, _FOLDER, dir_fd=self._here)
+
+    def _leave(self) -> None:
+        name = self._levels.pop().name
+        self._move_to(os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._here))
+        if _identity(self._here) != self._levels[-1].identity:
+            raise OSError(errno.ESTALE, "was moved while it was being removed", name)
+        with self._noting(name):
+            os.rmdir(name, dir_fd=self._here)
+
+    def _move_to(self, descriptor: int) -> None:
+        os.close(self._here)
+        self._here = descriptor
+
+    @contextlib.contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        """Keep the first error, with the path; what is gone already is none."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if self.refused is None:
+                parts = [level.name for level in self._levels]
+                error.filename = str(Path(*(parts if len(parts) < 20 else [*parts[:8], "..."]), name))
+                self.refused = error
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino

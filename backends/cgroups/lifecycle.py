@@ -13,7 +13,8 @@ from tare.backends.cgroups.tree import ProcessTree
 from tare.backends.cgroups.v1 import V1Cgroup
 from tare.backends.cgroups.v2 import V2Cgroup
 from tare.bench.errors import BackendError, UnavailableError
-from tare.bench.ledger import Ledger, ResourceKind, remove_cgroup
+from tare.bench.ledger import Ledger, ResourceKind
+from tare.bench.removers import remove_cgroup
 
 PREFIX = "tare-"
 

@@ -89,7 +89,7 @@ def explain_command(request: InstanceRequest) -> int:
 def start_instance(suite: Suite, image: str) -> Iterator[tuple[Instance, Image]]:
     """A fresh instance of the suite's one backend with all that it needs; everything is undone on exit."""
     (choice,) = suite.backends
-    with start_workplace(suite) as context, contextlib.ExitStack() as stack:
+    with start_workplace(suite, complain) as context, contextlib.ExitStack() as stack:
         backend = choice.type(msgspec.structs.replace(context, options=choice.options))
         here = backend.probe()
         if not here.available:

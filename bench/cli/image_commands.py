@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import typer
 
+from tare.bench.cleaning import clean_up
 from tare.bench.image import ImageStore, Listed, Recipe
-from tare.bench.ledger import Ledger, clean
+from tare.bench.ledger import Ledger
 from tare.bench.locations import cache_directory, ledger_directory
 from tare.bench.model import Image
 from tare.bench.registry import find_backends, find_workloads
@@ -69,7 +70,8 @@ def remove_command(reference: str) -> None:
 @contextlib.contextmanager
 def _store() -> Iterator[ImageStore]:
     # What an interrupted build left takes as much room as an image; its owner is dead, so nobody misses it.
-    clean(ledger_directory())
+    if failure := clean_up().failure():
+        _say(str(failure))
     with Ledger(ledger_directory()) as ledger:
         yield ImageStore(cache_directory(), ledger)
 

@@ -331,13 +331,14 @@ def shell(
 def clean() -> None:
     """Remove what killed runs left behind. Whatever belongs to a live one is not touched."""
     with guard():
-        from tare.bench.ledger import clean as clean_ledger
-        from tare.bench.ledger import raise_if_failed
-        from tare.bench.locations import ledger_directory
+        from tare.bench.cleaning import clean_up
 
-        cleaned = clean_ledger(ledger_directory())
+        cleaned = clean_up()
         for entry in cleaned.removed:
-            typer.echo(f"removed {entry.kind} {entry.target}")
-        raise_if_failed(cleaned)
+            typer.echo(f"removed {entry}")
+        for path in cleaned.unjudged:
+            typer.echo(f"left alone: {path} is another host's or user's, or its file system has no locks", err=True)
+        if failure := cleaned.failure():
+            raise failure
         if not cleaned.removed:
             typer.echo("nothing was left behind")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, clean, raise_if_failed, remove_cgroup
+from tare.bench.ledger import MARKER_VARIABLE, Cleaned, Ledger, ResourceKind, clean
+from tare.bench.removers import remove_cgroup
 
 pytestmark = [
     pytest.mark.root,
@@ -170,7 +171,7 @@ def test_a_cgroup_that_this_process_is_in_is_refused_at_once() -> None:
         code = """
             import sys, time
             from pathlib import Path
-            from tare.bench.ledger import remove_cgroup
+            from tare.bench.removers import remove_cgroup
             print("ready", flush=True)
             started = time.monotonic()
             try:
@@ -216,7 +217,8 @@ END
 OWNER = """
     import os, shutil, subprocess, sys
     from pathlib import Path
-    from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, remove, remove_cgroup
+    from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, remove
+    from tare.bench.removers import remove_cgroup
     ledger_folder, work, marker, *parents = sys.argv[1:]
     fork_on = "import os,time\\nfor _ in range(3): os.fork()\\ntime.sleep(600)"
     with Ledger(Path(ledger_folder)) as ledger:
@@ -284,8 +286,41 @@ def test_whenever_an_owner_is_killed_nothing_of_it_stays(tmp_path: Path, seed: i
         assert owner.poll() is None, owner.communicate()
         owner.kill()
         owner.wait()
-        raise_if_failed(clean(folder))
+        assert clean(folder).failure() is None
         owner.communicate()
         assert left_of(marker, work) == []
         assert (tmp_path / "ours").is_dir()
         assert [path.name for path in folder.iterdir()] == [ours.path.name]
+
+
+LIVE_ELSEWHERE = """
+    import sys
+    from pathlib import Path
+    from tare.bench.ledger import Ledger, ResourceKind
+    with Ledger(Path(sys.argv[1])) as ledger, ledger.holding(ResourceKind.DIRECTORY, sys.argv[2]):
+        Path(sys.argv[2]).mkdir()
+        print("ready", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_an_owner_in_another_pid_and_time_namespace_is_seen_to_live_and_to_die(tmp_path: Path) -> None:
+    """As two CI containers with one home are: neither finds the other's pid, or finds another's."""
+    made, folder = tmp_path / "made", tmp_path / "ledger"
+    with subprocess.Popen(
+        [
+            *("unshare", "--pid", "--fork", "--kill-child", "--time", "--boottime", "500000", "--mount-proc"),
+            *(sys.executable, "-c", textwrap.dedent(LIVE_ELSEWHERE), str(folder), str(made)),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as owner:
+        assert owner.stdout
+        assert owner.stdout.readline() == b"ready\n"
+        assert clean(folder) == Cleaned((), ())
+        assert made.is_dir()
+        owner.kill()
+        owner.stdout.read()  # ends when the last process that may hold the lock has
+    assert [entry.target for entry in clean(folder).removed] == [str(made)]
+    assert not made.exists()
+    assert not list(folder.iterdir())

@@ -16,13 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tare.bench.errors import CleanUpError
-from tare.bench.ledger import MARKER_VARIABLE, Cleaned, Ledger, ResourceKind, clean, raise_if_failed
+from tare.bench import ledger
+from tare.bench.errors import CleanUpError, UnknownNameError
+from tare.bench.ledger import MARKER_VARIABLE, Cleaned, Ledger, ResourceKind, clean
 
 BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 OTHER_BOOT = "00000000-1111-2222-3333-444444444444"
-STARTED = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-DEAD = f"{BOOT}-{os.getpid()}-{STARTED - 1}.jsonl"
+HERE, ELSEWHERE = ledger._host(), "0123456789ab"
+TOKEN = "0123456789abcdef"
+DEAD = f"{BOOT}-{HERE}-{os.getpid()}-{TOKEN}.jsonl"
 """A ledger of a process that had our pid before us: it is gone, though the pid lives."""
 
 
@@ -138,8 +140,11 @@ def test_another_process_is_left_alone_while_it_lives_and_cleaned_once_killed(fo
 
 @pytest.mark.parametrize(
     "name",
-    [DEAD, f"{OTHER_BOOT}-{os.getpid()}-{STARTED}.jsonl", f"{BOOT}-4194304-1.jsonl"],
-    ids=["pid reused", "another boot", "no such pid"],
+    [
+        *(DEAD, f"{OTHER_BOOT}-{HERE}-{os.getpid()}-{TOKEN}.jsonl", f"{BOOT}-{ELSEWHERE}-{os.getpid()}-{TOKEN}.jsonl"),
+        *(f"{OTHER_BOOT}-{os.getpid()}-1.jsonl", f"{BOOT}-4194304-1.jsonl"),
+    ],
+    ids=["pid reused", "before a reboot", "another container on this kernel", "0.1: another boot", "0.1: no such pid"],
 )
 def test_dead_owners_are_recognised(folder: Path, tmp_path: Path, name: str) -> None:
     made = tmp_path / "made"
@@ -150,8 +155,13 @@ def test_dead_owners_are_recognised(folder: Path, tmp_path: Path, name: str) -> 
     assert not path.exists()
 
 
-@pytest.mark.parametrize("name", ["notes.jsonl", "a-b-c.jsonl", f"{BOOT}-x-1.jsonl", f"{BOOT}-1.jsonl", "-.jsonl"])
-def test_a_file_that_is_no_ledger_is_left_alone(folder: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["notes.jsonl", "a-b-c.jsonl", f"{BOOT}-x-1.jsonl", f"{BOOT}-1.jsonl", "-.jsonl", f"{BOOT}-{os.getpid()}-1.jsonl"],
+)
+def test_a_file_that_is_no_ledger_or_of_a_live_older_tare_is_left_alone(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
     made = tmp_path / "made"
     made.mkdir()
     path = write(folder, name, line(1, made))
@@ -208,10 +218,14 @@ def test_what_cannot_be_removed_is_told_and_kept_and_the_rest_goes(folder: Path,
     assert entry.target == str(stubborn)
     assert str(stubborn) in reason
     assert path.exists()
-    with pytest.raises(CleanUpError, match="stubborn"):
-        raise_if_failed(cleaned)
+    failure = cleaned.failure()
+    assert isinstance(failure, CleanUpError)
+    assert f"file {stubborn}: " in failure.message
+    assert [json.loads(text) for text in path.read_text().splitlines()][-1] == {"entry": 1}, (
+        "what is gone is struck out"
+    )
     stubborn.rmdir()
-    raise_if_failed(clean(folder))
+    assert clean(folder).failure() is None
     assert not path.exists()
 
 
@@ -393,7 +407,7 @@ def test_two_cleaners_at_once_do_not_harm_each_other(folder: Path, tmp_path: Pat
         made = tmp_path / f"made{number}"
         for inner in range(20):
             (made / str(inner)).mkdir(parents=True)
-        write(folder, f"{OTHER_BOOT}-{number + 1}-1.jsonl", line(1, made))
+        write(folder, f"{OTHER_BOOT}-{HERE}-{number + 1}-{TOKEN}.jsonl", line(1, made))
     with started(CLEANER, str(folder)) as one, started(CLEANER, str(folder)) as two:
         for cleaner in (one, two):
             assert cleaner.stdin
@@ -426,3 +440,118 @@ OTHER_REMOVER = """
     for name in sorted(os.listdir(sys.argv[1]), reverse=True):
         shutil.rmtree(os.path.join(sys.argv[1], name), ignore_errors=True)
 """
+
+
+def reclaimer(found: dict[str, bool | Exception], asked: list[str]) -> ledger.FindBackend:
+    """Where only the backend ``engine`` is installed, and ``found`` says what it does about each target."""
+
+    def reclaim(target: str) -> bool:
+        asked.append(target)
+        answer = found[target]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def find(name: str) -> ledger.Remover:
+        if name != "engine":
+            raise UnknownNameError(f"there is no backend {name!r}; there are: engine")
+        return reclaim
+
+    return find
+
+
+def of_backend(number: int, target: str, backend: str = "engine") -> dict[str, object]:
+    return {"entry": number, "kind": "container", "target": target, "backend": backend}
+
+
+def test_what_a_backend_entered_goes_back_to_it_once_its_owner_is_dead(folder: Path) -> None:
+    asked: list[str] = []
+    find = reclaimer({"one": True, "gone": False}, asked)
+    with Ledger(folder) as own, own.holding("container", "live", backend="engine"):
+        assert json.loads(own.path.read_text()) == of_backend(1, "live")
+        path = write(folder, DEAD, of_backend(1, "one"), of_backend(2, "gone"))
+        cleaned = clean(folder, find)
+    assert asked == ["gone", "one"]
+    assert [str(entry) for entry in cleaned.removed] == ["container one of the backend engine"]
+    assert cleaned.failure() is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "answer", "told"),
+    [
+        ("uninstalled", True, "there is no backend 'uninstalled'"),
+        ("engine", OSError(5, "Input/output error"), "Input/output error: stubborn"),
+        ("engine", ValueError("what is this"), "ValueError: what is this"),
+        ("engine", CleanUpError("the daemon does not answer"), "the daemon does not answer"),
+    ],
+)
+def test_what_no_backend_takes_back_is_kept_and_named_and_the_rest_goes(
+    folder: Path, tmp_path: Path, backend: str, answer: bool | Exception, told: str
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    path = write(folder, DEAD, line(1, made), of_backend(2, "stubborn", backend), of_backend(3, "easy"))
+    asked: list[str] = []
+    for _ in range(2):
+        cleaned = clean(folder, reclaimer({"stubborn": answer, "easy": True}, asked))
+        failure = cleaned.failure()
+        assert failure is not None
+        assert f"container stubborn of the backend {backend}: {told}" in failure.message
+        assert not made.exists()
+    assert asked.count("easy") == 1, "what is gone is not asked for again"
+    assert targets(clean(folder, lambda _: lambda _: True)) == ["stubborn"]
+    assert not path.exists()
+
+
+def test_a_kind_that_only_a_newer_version_knows_is_kept_and_named(folder: Path, tmp_path: Path) -> None:
+    path = write(folder, DEAD, line(1, tmp_path, "timer"))
+    failure = clean(folder).failure()
+    assert failure is not None
+    assert f"timer {tmp_path}: this version of tare does not know the kind timer" in failure.message
+    assert path.exists()
+
+
+def test_another_hosts_ledger_on_a_shared_disk_is_left_to_it(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    path = write(folder, f"{OTHER_BOOT}-{ELSEWHERE}-7-{TOKEN}.jsonl", line(1, made))
+    assert clean(folder) == Cleaned((), (), (path,))
+    assert made.exists()
+    assert path.exists()
+
+
+def test_what_outlives_a_reboot_is_on_disk_before_it_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with Ledger(folder) as own:
+        assert synced == [str(folder)], "the file's name"
+        for kind, backend, more in (("directory", "", 1), ("cgroup", "", 0), ("process", "", 0), ("cgroup", "x", 1)):
+            before = len(synced)
+            own.strike(own.enter(kind, "/somewhere", backend=backend))
+            assert synced[before:] == [str(own.path)] * more
+
+
+OPENER = """
+    import sys
+    from pathlib import Path
+    from tare.bench.ledger import Ledger, ResourceKind
+    print("ready", flush=True)
+    for turn in range(200):
+        with Ledger(Path(sys.argv[1])) as ledger, ledger.holding(ResourceKind.CGROUP, f"/none/{turn}"):
+            assert f"/none/{turn}" in ledger.path.read_text()
+"""
+
+
+def test_a_ledger_opened_while_another_cleans_is_not_lost(folder: Path) -> None:
+    """A cleaner may come upon the file between its making and its locking."""
+    with started(OPENER, str(folder)) as one, started(OPENER, str(folder)) as two:
+        while one.poll() is None or two.poll() is None:
+            assert clean(folder) == Cleaned((), ())
+        assert (one.wait(), two.wait()) == (0, 0)

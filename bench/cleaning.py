@@ -1,0 +1,15 @@
+"""Removes what killed runs left behind: for ``tare clean``, and first in every command that starts instances."""
+
+from tare.bench.ledger import Cleaned, clean
+from tare.bench.locations import ledger_directory
+from tare.bench.registry import find_backends
+from tare.bench.removers import Remover
+
+
+def clean_up() -> Cleaned:
+    """Clean this user's ledger; what a backend entered is given back to the backend installed under that name."""
+    return clean(ledger_directory(), _find_reclaim)
+
+
+def _find_reclaim(name: str) -> Remover:
+    return find_backends().get(name).reclaim
