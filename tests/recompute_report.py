@@ -1,0 +1,120 @@
+"""What a run's reports must say, computed from its files by other code: plain Python, ``statistics`` and scipy.
+
+Nothing of tare's is imported. The arithmetic is the page's own section on method: an instance is the median of its
+iterations, a block the median of its instances, a comparison the mean of the blocks' log ratios with Student's t
+interval. It is for runs of fewer than 16 blocks, and cells whose warm-up is what the suite states.
+"""
+
+import itertools
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from scipy import optimize, stats
+
+LEVEL = 0.95
+POWER = 0.9
+
+
+class Recomputed:
+    """A run read as anybody could. A *subject* is (experiment, workload, params as JSON, metric)."""
+
+    def __init__(self, run: Path) -> None:
+        self.manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+        self.events = [json.loads(line) for line in _lines(run / "events.jsonl")]
+        last: dict[str, int] = {}
+        for event in self.events:
+            if event["kind"] == "instance_started":
+                planned, attempt = _attempt(event["instance"])
+                last[planned] = max(last.get(planned, 1), attempt)
+        read = [json.loads(line) for line in _lines(run / "samples.jsonl")]
+        self.samples = [one for one in read if _attempt(one["instance"])[1] == last[_attempt(one["instance"])[0]]]
+        self.cells: dict[tuple[str, ...], dict[str, dict[int, float]]] = defaultdict(dict)
+        """By subject and backend: the value of each block."""
+        nested: dict[Any, list[float]] = defaultdict(list)
+        for one in self.samples:
+            if not one["warmup"]:
+                nested[subject_of(one), one["backend"], one["block"], one["instance"]].append(one["value"])
+        self.counts: dict[Any, tuple[int, int, int]] = {}
+        by_block: dict[Any, list[float]] = defaultdict(list)
+        iterations: dict[Any, int] = defaultdict(int)
+        for (subject, backend, block, _), values in nested.items():
+            by_block[subject, backend, block].append(statistics.median(values))
+            iterations[subject, backend] += len(values)
+        instances: dict[Any, int] = defaultdict(int)
+        for (subject, backend, block), medians in by_block.items():
+            self.cells[subject].setdefault(backend, {})[block] = statistics.median(medians)
+            instances[subject, backend] += len(medians)
+        for subject, backends in self.cells.items():
+            for backend, blocks in backends.items():
+                key = subject, backend
+                self.counts[key] = len(blocks), instances[key], iterations[key]
+
+    def value(self, subject: tuple[str, ...], backend: str) -> "Centre":
+        """The typical value of a cell."""
+        return Centre.of([math.log(value) for value in self.cells[subject][backend].values()])
+
+    def comparison(self, subject: tuple[str, ...], backend: str) -> "Centre":
+        """A cell over the baseline's, block by block."""
+        own, base = self.cells[subject][backend], self.cells[subject][self.manifest["baseline"]]
+        return Centre.of([math.log(own[block] / base[block]) for block in sorted(own.keys() & base.keys())])
+
+    def detectable(self, subject: tuple[str, ...], margin: float) -> float:
+        """The smallest ratio that the baseline's blocks would have shown with 90 % power, by their neighbours."""
+        blocks = self.cells[subject][self.manifest["baseline"]]
+        ordered = [math.log(blocks[block]) for block in sorted(blocks)]
+        steps = [after - before for before, after in itertools.pairwise(ordered)]
+        noise = statistics.stdev([*steps, *(-step for step in steps)])
+        freedom, error = len(ordered) - 1, noise / math.sqrt(len(ordered))
+        critical = stats.t.ppf((1 + LEVEL) / 2, freedom)
+        shift = optimize.brentq(lambda delta: stats.nct.sf(critical, freedom, delta) - POWER, 0.0, 500.0, xtol=1e-13)
+        return math.exp(max(shift * error, math.log(1 + margin) + stats.norm.ppf(POWER) * error))
+
+
+class Centre:
+    """The mean of logarithms as a value, with its interval and the p-value of its being 1."""
+
+    def __init__(self, value: float, low: float | None, high: float | None, p_value: float | None) -> None:
+        self.value, self.low, self.high, self.p_value = value, low, high, p_value
+
+    @classmethod
+    def of(cls, logs: list[float]) -> "Centre":
+        """Student's t over the blocks; no interval below 2 blocks or without any spread."""
+        mean = statistics.fmean(logs)
+        if len(logs) < 2 or max(logs) - min(logs) < 1e-12:
+            return cls(math.exp(mean), None, None, None)
+        error = statistics.stdev(logs) / math.sqrt(len(logs))
+        reach = stats.t.ppf((1 + LEVEL) / 2, len(logs) - 1) * error
+        p_value = 2 * stats.t.sf(abs(mean) / error, len(logs) - 1)
+        return cls(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach), float(p_value))
+
+    def verdict(self, direction: str, margin: float) -> str:
+        """By the rule that the page states."""
+        assert self.low is not None
+        assert self.high is not None
+        if 1 / (1 + margin) <= self.low and self.high <= 1 + margin:
+            return "equivalent"
+        outside = self.value > 1 + margin or self.value < 1 / (1 + margin)
+        if outside and (self.low > 1 or self.high < 1):
+            return "slower" if (self.value > 1) == (direction == "lower") else "faster"
+        return "inconclusive"
+
+
+def subject_of(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """The subject of a sample, or of a result in a JSON report."""
+    return one["experiment"], one["workload"], json.dumps(one["params"], sort_keys=True), one["metric"]
+
+
+def _attempt(instance: str) -> tuple[str, int]:
+    planned, _, attempt = instance.partition("~")
+    return planned, int(attempt or 1)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    *whole, rest = file.read_text("utf-8").split("\n")
+    assert not rest or file.name == "samples.jsonl"
+    return iter(whole)
