@@ -5,13 +5,9 @@ from typing import Annotated
 
 import typer
 
-from tare.bench.cli.guard import guard
+from tare.bench.cli.guard import guard, make_app
 
-app = typer.Typer(
-    help="Build, list, check, import and remove images: the one root file system that every backend runs from.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app("image", "Build, list, verify, import and remove images.")
 
 Reference = Annotated[str, typer.Argument(metavar="IMAGE", help="A name, or the first digits of a digest.")]
 

@@ -5,19 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tare.bench.cli.guard import Debug, guard
+from tare.bench.cli.guard import Debug, guard, make_app
 from tare.bench.errors import ExitCode
 
-app = typer.Typer(
-    name="tare",
-    help="Measure what isolation costs: the same work on bare metal, in a container and in a virtual machine.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = make_app(
+    "tare", "Measure what isolation costs: the same work on bare metal, in a container and in a virtual machine."
 )
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `tare run` made.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
 
 def main() -> None:
@@ -25,8 +20,8 @@ def main() -> None:
     from tare.bench.cli.image import app as image_app
     from tare.bench.cli.tune import app as tune_app
 
-    app.add_typer(image_app, name="image")
-    app.add_typer(tune_app, name="tune")
+    app.add_typer(image_app)
+    app.add_typer(tune_app)
     app()
 
 
@@ -51,22 +46,22 @@ def common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Options before the command."""
     Debug.enabled = debug
 
 
 @app.command()
 def run(
-    suite: Annotated[Path | None, typer.Argument(help="The suite, a TOML file.")] = None,
+    suite: Annotated[Path | None, typer.Argument(help="Suite, a TOML file.")] = None,
     *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run (runs/DATE-SUITE).")] = None,
-    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend; repeatable.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random order instead of the suite's.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run where it stopped.")] = None,
+    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend. Repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random order (the suite's).")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume this run where it stopped.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
     report: Annotated[bool, typer.Option(help="Write report.html into the run's folder.")] = True,
 ) -> None:
-    """Run a suite on every backend it names, and report."""
+    """Run a suite and write its report."""
     with guard():
         from tare.bench.cli.run import run_command
 
@@ -87,12 +82,12 @@ def report(
         typer.Option(
             "--format",
             "-f",
-            help="html, text, json, markdown, junit, csv, parquet, pyperf, openmetrics or a plug-in's.",
+            help="html, text, json, markdown, junit, csv, parquet, pyperf, openmetrics or a plug-in.",
         ),
     ] = "html",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; - for stdout.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; - for standard output.")] = None,
 ) -> None:
-    """Write a report of a run, finished or not."""
+    """Write a report of a run, complete or not."""
     with guard():
         from tare.bench.cli.run import report_command
 
@@ -102,31 +97,32 @@ def report(
 @app.command()
 def compare(
     run: RunFolder,
-    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="A second run.", show_default=False)] = None,
+    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="Second run.", show_default=False)] = None,
     *,
     backends: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help="Two backends of RUN, by their names in the suite.")
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Two backends of RUN, as the suite names them.")
     ] = None,
     by: Annotated[
         tuple[str, str, str] | None,
-        typer.Option(metavar="PARAM A B", help="Two values of a workload's parameter in RUN."),
+        typer.Option(metavar="PARAM A B", help="Two values of a workload parameter in RUN."),
     ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FIELD",
-            help="A condition, or a group, that may differ between two runs: it is printed as a confound. Repeatable.",
+            help="Condition, or group of them, that may differ: it is reported as a confound. Repeatable.",
         ),
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(min=0, help="Ratios up to 1 + MARGIN make no difference (the run's own).")
+        float | None, typer.Option(min=0, help="Ratios up to 1 + MARGIN are equivalent (the run's margin).")
     ] = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="text, json, markdown or a plug-in's.")] = "text",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; - for stdout.")] = Path("-"),
+    form: Annotated[str, typer.Option("--format", "-f", help="text, json, markdown or a plug-in.")] = "text",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; - for standard output.")] = Path("-"),
 ) -> None:
-    """Compare two runs, or two backends or two values of a parameter in one run: ratios are the second over the first.
+    """Compare two runs, two backends or two parameter values.
 
-    Runs made under different conditions are refused (exit code 7) with what differs. Examples: tare compare
+    Ratios are the second over the first. Runs made under different conditions are refused (exit code 7) with what
+    differs. Examples: tare compare
     runs/monday runs/tuesday; tare compare runs/monday --backends native vm; tare compare runs/monday --by block_size
     4KiB 64KiB.
     """
@@ -142,23 +138,27 @@ def compare(
 
 @app.command()
 def density(
-    targets: Annotated[list[str], typer.Argument(metavar="BACKEND... | SUITE", help="Backends, or a suite's file.")],
+    targets: Annotated[list[str], typer.Argument(metavar="BACKEND... | SUITE", help="Backends, or a suite file.")],
     *,
-    count: Annotated[int, typer.Option(help="Stop at so many instances.")] = 50,
+    count: Annotated[int, typer.Option(help="Number of instances to stop at.")] = 50,
     batch: Annotated[
-        int | None, typer.Option(help="Starts between two readings of memory.", show_default="a fiftieth of --count")
+        int | None, typer.Option(help="Starts between two memory readings.", show_default="a fiftieth of --count")
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Starts per second; one after another without.")] = None,
     memory_floor: Annotated[
-        str | None, typer.Option(help="Memory that stays available (a tenth of the host's, at least 1GiB).")
+        str | None, typer.Option(help="Memory to keep available on the host (a tenth of it, at least 1GiB).")
     ] = None,
-    start_limit: Annotated[str | None, typer.Option(help="Stop when three starts in a row take longer.")] = None,
-    objective: Annotated[str | None, typer.Option(help="Stop when the workload's worst p99 is above this.")] = None,
-    workload: Annotated[str, typer.Option(help="What every instance runs; idle without.")] = "",
-    param: Annotated[list[str] | None, typer.Option(help="Parameter of the workload, name=value.")] = None,
+    start_limit: Annotated[
+        str | None, typer.Option(help="Stop after three successive starts that take longer than this, e.g. 5s.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Stop when the worst p99 of the workload exceeds this, e.g. 20ms.")
+    ] = None,
+    workload: Annotated[str, typer.Option(help="Workload that every instance runs (none: idle).")] = "",
+    param: Annotated[list[str] | None, typer.Option(help="Parameter of the workload, name=value. Repeatable.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of an instance (512MiB).")] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs of an instance (1).")] = None,
-    blocks: Annotated[int | None, typer.Option(help="Ramps of each backend, interleaved (1).")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Ramps per backend, interleaved (1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random order (1).")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the run (runs/DATE-density).")
@@ -166,7 +166,7 @@ def density(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
     report: Annotated[bool, typer.Option(help="Write report.html into the run's folder.")] = True,
 ) -> None:
-    """Start instances beside one another until something runs out; say what each costs."""
+    """Start instances until a resource runs out; report their cost."""
     with guard():
         from tare.bench.cli.density import DensityRequest, density_command
 
@@ -191,32 +191,32 @@ def plan(
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of density runs.", show_default=False)
     ] = None,
     *,
-    cpus: Annotated[float | None, typer.Option(help="CPUs of a host (the measured host's).")] = None,
-    memory: Annotated[str, typer.Option(help="Memory of a host (the measured host's).")] = "",
-    disk: Annotated[str, typer.Option(help="Disk of a host; without it, disk bounds nothing.")] = "",
+    cpus: Annotated[float | None, typer.Option(help="CPUs of a host (as on the measured host).")] = None,
+    memory: Annotated[str, typer.Option(help="Memory of a host (as on the measured host).")] = "",
+    disk: Annotated[str, typer.Option(help="Disk of a host (none: disk is not a limit).")] = "",
     overcommit: Annotated[
-        list[str] | None, typer.Option(help="How often it may be promised: cpu=4, memory=1.5, disk=2. Repeatable.")
+        list[str] | None, typer.Option(help="Overcommit factor per resource, e.g. cpu=4. Repeatable.")
     ] = None,
     reserve: Annotated[
         list[str] | None,
         typer.Option(
-            help="Kept for the host: memory=2GiB (a tenth, at least 1GiB), cpu=2 (a twentieth, at least 0.5), "
-            "disk=50GiB (a tenth). Repeatable."
+            help="Amount reserved for the host, e.g. memory=2GiB (a tenth, at least 1GiB), cpu=2 (a twentieth, at "
+            "least 0.5), disk=50GiB (a tenth). Repeatable."
         ),
     ] = None,
-    instances: Annotated[int | None, typer.Option(help="How many are wanted: say how many hosts they need.")] = None,
-    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend; repeatable.")] = None,
-    bound: Annotated[
-        str, typer.Option(help="What fills a host: measured, promised, or auto (promised for guests).")
-    ] = "auto",
-    raised: Annotated[
-        list[str] | None, typer.Option(help="A limit that ended a ramp and will not be there. Repeatable.")
+    instances: Annotated[
+        int | None, typer.Option(help="Number of instances to place: report how many hosts they need.")
     ] = None,
-    fleet: Annotated[Path | None, typer.Option(help="A TOML file of several host types and a mix of demands.")] = None,
+    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend. Repeatable.")] = None,
+    bound: Annotated[
+        str, typer.Option(help="Basis of the plan: measured, promised or auto (promised for guests).")
+    ] = "auto",
+    raised: Annotated[list[str] | None, typer.Option(help="Ignore this limit when planning. Repeatable.")] = None,
+    fleet: Annotated[Path | None, typer.Option(help="Fleet, a TOML file of host types and demands.")] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="table, json or markdown.")] = "table",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write; - for stdout.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; - for standard output.")] = None,
 ) -> None:
-    """How many instances a host holds by what density runs measured, what runs out first, how many hosts are needed.
+    """Plan instances per host, and hosts, from density runs.
 
     Examples: tare plan runs/density --cpus 64 --memory 512GiB --disk 4TiB --overcommit cpu=4 --instances 5000;
     tare plan --fleet fleet.toml.
@@ -248,7 +248,7 @@ def list_(
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Metrics, parameters, packages, licences.")] = False,
 ) -> None:
-    """List what can be named in a suite, plug-ins included."""
+    """List what a suite can name, plug-ins included."""
     with guard():
         from tare.bench.cli.listing import list_command
 
@@ -260,17 +260,19 @@ def doctor(
     *,
     noise: Annotated[
         bool,
-        typer.Option("--noise", help="Measure bare metal against itself: the smallest difference to be seen here."),
+        typer.Option(
+            "--noise", help="Measure bare metal against itself: the smallest difference that can be detected here."
+        ),
     ] = False,
-    time: Annotated[str, typer.Option(help="With --noise: how long to measure.")] = "2m",
+    time: Annotated[str, typer.Option(help="With --noise: duration of the measurement.")] = "2m",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="With --noise: keep the run in this folder.")
+        Path | None, typer.Option("--output", "-o", help="With --noise: folder to keep the run in.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --noise: print one JSON object.")] = False,
 ) -> None:
-    """Say what works here, what does not, why, and how to get it. Exit code 1 if anything does not.
+    """Check what works on this host, and how to get what does not.
 
-    With --noise: how noisy this host is, why, and what helps.
+    The exit code is 1 if anything does not work. With --noise: how noisy this host is, why, and what helps.
     """
     with guard():
         if noise:
@@ -286,20 +288,20 @@ def doctor(
 
 @app.command("exec", context_settings={"ignore_unknown_options": True})
 def exec_(
-    backend: Annotated[str, typer.Argument(help="bare-metal, native, vm or a plug-in's.")],
-    command: Annotated[list[str] | None, typer.Argument(help="The program and its arguments, after --.")] = None,
+    backend: Annotated[str, typer.Argument(help="bare-metal, native, vm or a plug-in.")],
+    command: Annotated[list[str] | None, typer.Argument(help="Program and its arguments, after --.")] = None,
     *,
     memory: Annotated[str | None, typer.Option(help="Memory of the instance (512MiB).")] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs of the instance (1).")] = None,
-    image: Annotated[str, typer.Option(help="Digest prefix or name; the newest image unless given.")] = "",
-    timeout: Annotated[str, typer.Option(help="Kill the command after this time.")] = "10m",
-    stdin: Annotated[
-        bool, typer.Option("--stdin", "-i", help="Give the command this process's standard input.")
+    image: Annotated[str, typer.Option(help="Image, by digest prefix or name (the newest).")] = "",
+    timeout: Annotated[str, typer.Option(help="Time after which the command is killed.")] = "10m",
+    stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Pass standard input on to the command.")] = False,
+    option: Annotated[list[str] | None, typer.Option(help="Option of the backend, name=value. Repeatable.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the steps of the start without taking them.")
     ] = False,
-    option: Annotated[list[str] | None, typer.Option(help="Option of the backend, name=value.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Print the steps of the start, and take none.")] = False,
 ) -> None:
-    """Run one command in a fresh instance, with its output and exit code: a quick look inside."""
+    """Run a command in a fresh instance, with its output and exit code."""
     with guard():
         from tare.bench.cli.exec import InstanceRequest, exec_command, explain_command
 
@@ -311,14 +313,14 @@ def exec_(
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def shell(
-    backend: Annotated[str, typer.Argument(help="bare-metal, native or a plug-in's.")],
-    command: Annotated[list[str] | None, typer.Argument(help="Another program than the shell, after --.")] = None,
+    backend: Annotated[str, typer.Argument(help="bare-metal, native or a plug-in.")],
+    command: Annotated[list[str] | None, typer.Argument(help="Program to run instead of the shell, after --.")] = None,
     *,
     memory: Annotated[str | None, typer.Option(help="Memory of the instance (512MiB).")] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs of the instance (1).")] = None,
-    image: Annotated[str, typer.Option(help="Digest prefix or name; the newest image unless given.")] = "",
+    image: Annotated[str, typer.Option(help="Image, by digest prefix or name (the newest).")] = "",
 ) -> None:
-    """A shell in a fresh instance, on this terminal; ends with the shell's exit code."""
+    """Open a shell in a fresh instance; ends with its exit code."""
     with guard():
         from tare.bench.cli.exec import InstanceRequest
         from tare.bench.cli.shell import shell_command
@@ -329,7 +331,7 @@ def shell(
 
 @app.command()
 def clean() -> None:
-    """Remove what killed runs left behind. Whatever belongs to a live one is not touched."""
+    """Remove what killed runs left behind; live runs are not touched."""
     with guard():
         from tare.bench.cleaning import clean_up
 

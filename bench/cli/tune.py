@@ -4,13 +4,9 @@ from typing import Annotated
 
 import typer
 
-from tare.bench.cli.guard import guard
+from tare.bench.cli.guard import guard, make_app
 
-app = typer.Typer(
-    help="Make this host quieter (governor, turbo, huge pages, interrupts ...), and put it back exactly as it was.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app("tune", "Make this host quieter, and restore it exactly.")
 
 Cpus = Annotated[
     str, typer.Option(help="The instances' CPUs, such as 1 or 2-3, kept free of interrupts; the last one unless given.")
