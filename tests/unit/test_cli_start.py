@@ -31,4 +31,3 @@ def test_help_imports_typer_and_what_it_prints(arguments):
     assert not NEEDLESS & {name.partition(".")[0] for name in modules}
     commands = {f"tare.bench.cli.{name}" for name in ("main", "guard", "image", "tune")}
     assert {name for name in modules if name.startswith("tare.")} == OWN | commands
-    assert "importlib.metadata" not in modules
