@@ -17,6 +17,7 @@ from tare.bench.capacity.instance_types import Bound, InstanceType, make_type
 from tare.bench.capacity.packing import Demand, Packing, pack
 from tare.bench.capacity.plan import HostPlan, plan_host
 from tare.bench.cli.plan_forms import plan_document, plan_markdown, print_plan
+from tare.bench.cli.values import named_values
 from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, TareError, UnknownNameError
 from tare.bench.model import Manifest
 from tare.bench.store import LoadedRun, load_run
@@ -191,14 +192,8 @@ def _host(request: PlanRequest, manifest: Manifest) -> HostType:
     return checked(host, "--", join="")
 
 
-def _pairs(option: str, given: Sequence[str]) -> dict[str, str | float]:
-    found: dict[str, str | float] = {}
-    for text in (part for one in given for part in one.split(",")):
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise SuiteError(option, f"{text!r} is not resource=value")
-        found[name.strip()] = value.strip()
-    return found
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    return named_values(option, [part for one in given for part in one.split(",")])
 
 
 def _size(option: str, text: str) -> int:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tare.bench.cli.values import named_values
 from tare.bench.errors import ExitCode, UnavailableError, UnknownNameError
 from tare.bench.linux.cpus import parse_cpus
 from tare.bench.linux.files import HostRoots
@@ -101,11 +102,10 @@ def read_wishes(only: Sequence[str]) -> list[Wish]:
         return [Wish(setting, setting.recommended) for setting in SETTINGS if not setting.only_on_request]
     known = {setting.name: setting for setting in SETTINGS}
     asked: dict[str, str] = {}
-    for text in only:
-        name, equals, value = text.partition("=")
+    for name, value in named_values("--only", only, alone="").items():
         if name not in known:
             raise UnknownNameError(f"there is no setting {name!r}; there are: {', '.join(known)}")
-        asked[name] = value if equals else known[name].recommended
+        asked[name] = value or known[name].recommended
         if asked[name] not in known[name].values:
             raise UnknownNameError(f"{name} cannot be {value!r}; it can be: {', '.join(known[name].values)}")
     return [Wish(setting, asked[setting.name]) for setting in SETTINGS if setting.name in asked]

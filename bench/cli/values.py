@@ -17,14 +17,17 @@ _OPTION_OF = (
 """The option that a key of a suite comes from."""
 
 
-def named_values(option: str, given: Sequence[str]) -> dict[str, str]:
-    """What a repeatable option gives as ``name=value``. Raises SuiteError."""
+def named_values(option: str, given: Sequence[str], *, alone: str | None = None) -> dict[str, str]:
+    """What a repeatable option gives as ``name=value``; ``alone`` is the value of a name without one, if it may be so.
+
+    Raises SuiteError.
+    """
     found: dict[str, str] = {}
     for text in given:
         name, separator, value = text.partition("=")
-        if not separator or not name.strip():
+        if not name.strip() or not (separator or alone is not None):
             raise SuiteError(option, f"{text!r} is not name=value")
-        found[name.strip()] = value.strip()
+        found[name.strip()] = value.strip() if separator else alone or ""
     return found
 
 

@@ -415,7 +415,7 @@ def test_a_wrong_fleet_file_is_named_with_its_key(tmp_path, change, place, probl
         (("{run}", "--cpus", "0"), "--cpus: must be more than 0"),
         (("{run}", "--cpus", "nan"), "--cpus: must be more than 0"),
         (("{run}", "--instances", "0"), "--instances: must be 1 or more"),
-        (("{run}", "--overcommit", "cpu"), "--overcommit: 'cpu' is not resource=value"),
+        (("{run}", "--overcommit", "cpu"), "--overcommit: 'cpu' is not name=value"),
         (("{run}", "--overcommit", "cpu=-1"), "--overcommit.cpu: must be more than 0"),
         (("{run}", "--reserve", "memory=1TiB"), "--reserve.memory: leaves nothing of it"),
         (("{run}", "--bound", "hoped"), "--bound: there is no 'hoped'; there are: auto, measured, promised"),
