@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
 from tare.bench.errors import UnavailableError, UnknownNameError
-from tare.bench.interfaces import Backend, Reporter, Workload, WorkloadKind
+from tare.bench.interfaces import Backend, Workload, WorkloadKind
+
+if TYPE_CHECKING:
+    from tare.bench.reporter import Reporter
 
 _Plugin = TypeVar("_Plugin")
 
@@ -57,8 +60,10 @@ def find_workload_kinds() -> Plugins[WorkloadKind]:
     return _load("workload_kind", WorkloadKind)  # type: ignore[type-abstract]  # as above
 
 
-def find_reporters() -> Plugins[Reporter]:
+def find_reporters() -> "Plugins[Reporter]":
     """Every registered reporter."""
+    from tare.bench.reporter import Reporter
+
     return _load("reporter", Reporter)  # type: ignore[type-abstract]  # as above
 
 
@@ -77,7 +82,7 @@ def _load(kind: str, base: type[_Plugin]) -> Plugins[_Plugin]:
 def _load_one(point: EntryPoint, base: type[_Plugin]) -> type[_Plugin]:
     plugin = point.load()
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
-        raise TypeError(f"{point.value} is not a subclass of tare.bench.interfaces.{base.__name__}")
+        raise TypeError(f"{point.value} is not a subclass of {base.__module__}.{base.__name__}")
     missing: frozenset[str] = getattr(plugin, "__abstractmethods__", frozenset())
     if missing:
         raise TypeError(f"{point.value} does not implement {', '.join(sorted(missing))}")

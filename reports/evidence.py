@@ -92,7 +92,7 @@ def raw_view(analysis: Analysis, beside: Path | None) -> RawView:
 
 def _packed_samples(analysis: Analysis) -> str:
     """Every sample as CSV, packed; empty if there are none, or too many for a page that is mailed."""
-    from tare.reports.frames import sample_frame
+    from tare.reports.samples import sample_frame
 
     if not 0 < len(analysis.run.samples) <= MOST_EMBEDDED_SAMPLES:
         return ""

@@ -57,7 +57,7 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CellName(NamedTuple):
-    """A cell as samples tell it; ``params`` is JSON (``tare.reports.frames.params_text``)."""
+    """A cell as samples tell it; ``params`` is JSON (``tare.reports.samples.params_text``)."""
 
     experiment: str
     workload: str

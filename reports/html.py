@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tare.bench.errors import TareError
-from tare.bench.interfaces import Reporter
+from tare.bench.analysis import Analysis, RunResults
 from tare.bench.readable import one_line, readable
-from tare.bench.store import load_run
+from tare.bench.reporter import Reporter
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_IN_OPTION = 60
@@ -24,19 +23,12 @@ class HtmlReporter(Reporter):
     summary = "one HTML file to read and to mail, which needs no network"
     suffix = ".html"
 
-    def write(self, run: Path, output: Path) -> None:
-        """Write the page. Raises RunDirectoryError, TareError if the file cannot be written."""
-        from tare.bench.analysis import analyse
-
-        text = render_page(analyse(load_run(run)), output.parent)
-        try:
-            output.write_text(text, "utf-8")
-        except OSError as error:
-            raise TareError(f"cannot write the report {output}: {error.strerror}") from error
+    def write(self, results: RunResults, output: Path) -> None:
+        output.write_text(render_page(results.analysis, output.parent), "utf-8")
 
 
-def render_page(analysis: Any, beside: Path | None = None) -> str:
-    """The page of an ``Analysis``, to lie in the folder ``beside``: it links to samples that are there."""
+def render_page(analysis: Analysis, beside: Path | None = None) -> str:
+    """The page, to lie in the folder ``beside``: it links to samples that are there."""
     import jinja2
 
     from tare.reports.page import page_context

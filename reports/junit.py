@@ -8,21 +8,19 @@ is slower (more, for costs) after correction for many comparisons, and skipped i
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
-from xml.etree import ElementTree as ET
 
+import junitparser as junit
 import msgspec
+from junitparser.junitparser import FinalResult
 
-from tare.bench.errors import TareError
-from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.analysis import Analysis, RunResults
+from tare.bench.analysis.comparison import Line, RunComparison
 from tare.bench.model import Cell, Event, EventKind, Manifest
 from tare.bench.readable import one_line, readable
+from tare.bench.reporter import Reporter
 from tare.bench.stats import Verdict
-from tare.bench.store import LoadedRun, load_run
-
-if TYPE_CHECKING:
-    from tare.bench.analysis import Analysis
-    from tare.reports.compare import Line, RunComparison
+from tare.reports.compare import notes_of, tally, verdict_of
+from tare.reports.wording import figure_sentence, format_range, format_ratio
 
 _NO_TIME = "1970-01-01T00:00:00"
 
@@ -35,24 +33,15 @@ class JUnitReporter(Reporter):
     suffix = ".junit.xml"
     compares = True
 
-    def write(self, run: Path, output: Path) -> None:
-        """Write the test cases. Raises RunDirectoryError, TareError if the file cannot be written."""
-        _write(output, _suites_of_run(load_run(run)))
+    def write(self, results: RunResults, output: Path) -> None:
+        cases = _cases_of_run(results.analysis)
+        _suites(cases, results.run.manifest).write(str(output), pretty=True)
 
-    def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
-        """See ``Reporter.write_comparison``."""
-        from tare.reports.compare import compare_request
-
-        _write(output, _suites_of_comparison(compare_request(request), load_run(request.first).manifest))
-
-
-class _Outcome(msgspec.Struct, frozen=True):
-    """What did not pass, and why: ``kind`` is failure, error or skipped."""
-
-    kind: str
-    type: str
-    message: str
-    text: str = ""
+    def write_comparison(self, comparison: RunComparison, output: Path) -> None:
+        said = [*(f"confound: {one}" for one in comparison.confounds), *notes_of(comparison)]
+        said.insert(0, f"{comparison.second} against {comparison.first}. {tally(comparison)}")
+        cases = map(_case_of_line, comparison.lines)
+        _suites(cases, comparison.analyses[0].manifest, said).write(str(output), pretty=True)
 
 
 class _Case(msgspec.Struct, frozen=True):
@@ -62,18 +51,10 @@ class _Case(msgspec.Struct, frozen=True):
     name: str
     seconds: float
     said: str
-    outcome: _Outcome | None = None
+    outcome: FinalResult | None = None
 
 
-def _suites_of_run(run: LoadedRun) -> ET.Element:
-    from tare.bench.analysis import analyse
-
-    return _suites(_cases_of_run(analyse(run)), run.manifest)
-
-
-def _cases_of_run(analysis: "Analysis") -> list[_Case]:
-    from tare.reports.wording import figure_sentence
-
+def _cases_of_run(analysis: Analysis) -> list[_Case]:
     failed: dict[str, list[Event]] = {}
     for event in analysis.failures:
         failed.setdefault(event.cell, []).append(event)
@@ -93,16 +74,16 @@ def _cases_of_run(analysis: "Analysis") -> list[_Case]:
         group, _, backend = key.rpartition("/")
         outcome = _failure_of(failed[key]) if key in failed else None
         if outcome is None and not said.get(key):
-            outcome = _Outcome("skipped", "no values", "nothing was measured in this cell")
+            outcome = _outcome(junit.Skipped, "no values", "nothing was measured in this cell")
         cases.append(_Case(group, backend, seconds.get(key, 0.0), "\n".join(said.get(key, [])), outcome))
     return cases
 
 
-def _failure_of(events: list[Event]) -> _Outcome:
+def _failure_of(events: list[Event]) -> FinalResult:
     first = events[0]
     texts = [f"{event.instance}: {event.message}\n{event.details.get('evidence', '')}".strip() for event in events]
     count = f" ({len(events)} instances)" if len(events) > 1 else ""
-    return _Outcome("error", "instance failed", f"{first.message}{count}", "\n\n".join(texts))
+    return _outcome(junit.Error, "instance failed", f"{first.message}{count}", "\n\n".join(texts))
 
 
 def _seconds_by_cell(events: Iterable[Event]) -> dict[str, float]:
@@ -118,70 +99,61 @@ def _seconds_by_cell(events: Iterable[Event]) -> dict[str, float]:
     return seconds
 
 
-def _suites_of_comparison(comparison: "RunComparison", manifest: Manifest) -> ET.Element:
-    said = [*(f"confound: {one}" for one in comparison.confounds), *comparison.notes]
-    said.insert(0, f"{comparison.second} against {comparison.first}. {comparison.tally}")
-    return _suites(map(_case_of_line, comparison.lines), manifest, said)
-
-
-def _case_of_line(line: "Line") -> _Case:
-    from tare.reports.wording import format_range, format_ratio
-
-    found = line.found
+def _case_of_line(line: Line) -> _Case:
+    found, word = line.found, verdict_of(line)
     size = (
         f"{format_ratio(found.ratio)} ({format_range(found.low, found.high)})" if found.low is not None else found.note
     )
-    sentence = f"{line.word}: {size}, margin {found.margin * 100:g} %, q {found.q_value or 0:.2g}, {found.method}"
+    sentence = f"{word}: {size}, margin {found.margin * 100:g} %, q {found.q_value or 0:.2g}, {found.method}"
     outcome = None
     if found.verdict_adjusted is Verdict.SLOWER:
-        outcome = _Outcome("failure", line.word, f"{line.metric.name} is {line.word}: {size}", sentence)
+        outcome = _outcome(junit.Failure, word, f"{line.metric.name} is {word}: {size}", sentence)
     elif found.verdict_adjusted is Verdict.INCONCLUSIVE:
-        outcome = _Outcome("skipped", "inconclusive", f"inconclusive: {size}")
+        outcome = _outcome(junit.Skipped, "inconclusive", f"inconclusive: {size}")
     name = f"{line.metric.name} on {line.backend}" if line.backend else line.metric.name
     group = "/".join(dict.fromkeys((line.experiment, line.title)))
     return _Case(group, name, 0.0, sentence, outcome)
 
 
-def _suites(cases: Iterable[_Case], manifest: Manifest, said: Iterable[str] = ()) -> ET.Element:
-    """A suite for each group of cases, with everything that Ant's schema asks for."""
+class _Suite(junit.TestSuite):
+    """A suite with what Ant's schema asks for in addition."""
+
+    package = junit.Attr()
+    id = junit.Attr()
+
+
+def _suites(cases: Iterable[_Case], manifest: Manifest, said: Iterable[str] = ()) -> junit.JUnitXml:
+    """A suite for each group of cases, with everything that Ant's schema asks for, in its order."""
     groups: dict[str, list[_Case]] = {}
     for case in cases:
         groups.setdefault(case.group, []).append(case)
-    root = ET.Element("testsuites")
+    root = junit.JUnitXml()
     for number, (group, members) in enumerate(groups.items()):
-        kinds = [case.outcome.kind for case in members if case.outcome is not None]
-        suite = ET.SubElement(
-            root,
-            "testsuite",
-            name=_attribute(group),
-            package="tare",
-            id=str(number),
-            timestamp=_timestamp(manifest),
-            hostname=_host_name(manifest),
-            tests=str(len(members)),
-            failures=str(kinds.count("failure")),
-            errors=str(kinds.count("error")),
-            skipped=str(kinds.count("skipped")),
-            time=f"{sum(case.seconds for case in members):.3f}",
-        )
-        ET.SubElement(suite, "properties")
-        for case in members:
-            _add_case(suite, case)
+        suite = _Suite(_attribute(group))
+        suite.package, suite.id = "tare", str(number)
+        suite.timestamp, suite.hostname = _timestamp(manifest), _host_name(manifest)
+        suite.append(junit.Properties())
+        suite.add_testcases([_test_case(case) for case in members])
         # Ant's schema has output for a whole suite only.
         texts = [*said, *(f"{case.name}:\n{case.said}" for case in members if case.said)]
-        ET.SubElement(suite, "system-out").text = readable("\n\n".join(texts))
-        ET.SubElement(suite, "system-err")
+        suite.append(junit.SystemOut(readable("\n\n".join(texts))))
+        suite.append(junit.SystemErr())
+        root.append(suite)
     return root
 
 
-def _add_case(suite: ET.Element, case: _Case) -> None:
-    element = ET.SubElement(
-        suite, "testcase", name=_attribute(case.name), classname=_class_name(case.group), time=f"{case.seconds:.3f}"
-    )
+def _test_case(case: _Case) -> junit.TestCase:
+    found = junit.TestCase(_attribute(case.name), _class_name(case.group), round(case.seconds, 3))
     if case.outcome is not None:
-        outcome = case.outcome
-        inner = ET.SubElement(element, outcome.kind, message=_attribute(outcome.message), type=outcome.type)
-        inner.text = readable(outcome.text)
+        found.result = case.outcome
+    return found
+
+
+def _outcome(kind: type[FinalResult], type_: str, message: str, text: str = "") -> FinalResult:
+    """What did not pass, and why."""
+    found = kind(_attribute(message), type_)
+    found.text = readable(text)
+    return found
 
 
 def _attribute(text: str) -> str:
@@ -201,11 +173,3 @@ def _timestamp(manifest: Manifest) -> str:
 def _host_name(manifest: Manifest) -> str:
     names = (fact.text for fact in manifest.host if fact.name == "host name")
     return _attribute(next(names, "unknown"))
-
-
-def _write(output: Path, root: ET.Element) -> None:
-    ET.indent(root)
-    try:
-        ET.ElementTree(root).write(output, encoding="utf-8", xml_declaration=True)
-    except OSError as error:
-        raise TareError(f"cannot write the report {output}: {error.strerror}") from error

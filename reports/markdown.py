@@ -5,18 +5,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tare.bench.errors import TareError
-from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.analysis import RunResults
+from tare.bench.analysis.comparison import Line, RunComparison
 from tare.bench.model import Metric
 from tare.bench.readable import one_line
+from tare.bench.reporter import Reporter
 from tare.bench.stats import Comparison
-from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import format_value
+from tare.reports.compare import notes_of, tally, verdict_of
 from tare.reports.wording import format_range, format_ratio, metric_name, noise_sentence, verdict_mark, verdict_word
 
 if TYPE_CHECKING:
     from tare.bench.analysis import Analysis, CellResult, Row
-    from tare.reports.compare import Line, RunComparison
 
 MOST_ROWS = 150
 """Of one table: a comment on GitHub holds 65,536 characters. What is left out is said."""
@@ -34,15 +34,11 @@ class MarkdownReporter(Reporter):
     suffix = ".md"
     compares = True
 
-    def write(self, run: Path, output: Path) -> None:
-        """Write the text. Raises RunDirectoryError, TareError if the file cannot be written."""
-        _write(output, render_markdown(load_run(run)))
+    def write(self, results: RunResults, output: Path) -> None:
+        output.write_text(render_markdown(results.analysis), "utf-8")
 
-    def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
-        """See ``Reporter.write_comparison``."""
-        from tare.reports.compare import compare_request
-
-        _write(output, render_comparison(compare_request(request)))
+    def write_comparison(self, comparison: RunComparison, output: Path) -> None:
+        output.write_text(render_comparison(comparison), "utf-8")
 
 
 def escape(text: str, most: int = _NAME_WIDTH) -> str:
@@ -53,12 +49,10 @@ def escape(text: str, most: int = _NAME_WIDTH) -> str:
     return _ACTIVE.sub(lambda match: f"&#{ord(match[0])};", one_line(text, most))
 
 
-def render_markdown(run: LoadedRun) -> str:
+def render_markdown(analysis: "Analysis") -> str:
     """The report of a run."""
-    from tare.bench.analysis import analyse
     from tare.reports import findings
 
-    analysis = analyse(run)
     lines = [f"### tare: {escape(findings.suite_title(analysis))}", "", escape(findings.question(analysis), 400), ""]
     lines += [f"{number}. {escape(text, 600)}" for number, text in enumerate(findings.findings(analysis), start=1)]
     weighty = [caveat for caveat in findings.caveats(analysis) if caveat.weight > 1]
@@ -69,38 +63,39 @@ def render_markdown(run: LoadedRun) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_comparison(comparison: "RunComparison") -> str:
+def render_comparison(comparison: RunComparison) -> str:
     """A comparison: what differs stands open, everything else is folded away."""
     first, second = escape(comparison.first), escape(comparison.second)
     how = "block by block" if comparison.is_paired else "blocks of either run as independent samples"
     lines = [
         f"### tare: {second} against {first}",
         "",
-        f"{escape(comparison.tally)}. Ratios are {second} over {first},",
+        f"{escape(tally(comparison))}. Ratios are {second} over {first},",
     ]
     lines[-1] += f" {how}; intervals are at 95 %."
     if comparison.confounds:
         lines += ["", "**Confounds: these conditions differ and were allowed to**", ""]
         lines += [f"- {escape(str(one), 600)}" for one in comparison.confounds]
-    if comparison.notes:
-        lines += ["", "**To keep in mind**", "", *(f"- {escape(note, 600)}" for note in comparison.notes)]
+    if notes := notes_of(comparison):
+        lines += ["", "**To keep in mind**", "", *(f"- {escape(note, 600)}" for note in notes)]
     calm = ("equivalent", "inconclusive")
     for title, kept in (
-        ("Differences", [line for line in comparison.lines if line.word not in calm]),
-        ("No difference found", [line for line in comparison.lines if line.word in calm]),
+        ("Differences", [line for line in comparison.lines if verdict_of(line) not in calm]),
+        ("No difference found", [line for line in comparison.lines if verdict_of(line) in calm]),
     ):
         table = _compared_table(kept, first, second)
         lines += ["", *_folded(f"{title} ({len(kept)})", table, is_open=title == "Differences")] if kept else []
     return "\n".join(lines) + "\n"
 
 
-def _compared_table(lines: "Sequence[Line]", first: str, second: str) -> list[str]:
+def _compared_table(lines: Sequence[Line], first: str, second: str) -> list[str]:
     has_backends = any(line.backend for line in lines)
     head = ["metric", *(["backend"] if has_backends else []), first, second, "ratio", "interval", "verdict"]
     rows = []
     for line in lines:
         unit = line.metric.unit
-        cells = [escape(line.name), *([escape(line.backend)] if has_backends else [])]
+        name = metric_name(one_line(line.workload or line.experiment), line.given, one_line(line.metric.name))
+        cells = [escape(name), *([escape(line.backend)] if has_backends else [])]
         cells += [escape(format_value(side.centre, unit)) for side in (line.first, line.second)]
         rows.append([*cells, *_found(line.metric, line.found)])
     return _table(head, rows, words=2 if has_backends else 1)
@@ -178,10 +173,3 @@ def _table(head: list[str], rows: list[list[str]], words: int = 2) -> list[str]:
 
 def _folded(title: str, lines: list[str], *, is_open: bool = False) -> list[str]:
     return [f"<details{' open' if is_open else ''}><summary>{title}</summary>", "", *lines, "", "</details>"]
-
-
-def _write(output: Path, text: str) -> None:
-    try:
-        output.write_text(text, "utf-8")
-    except OSError as error:
-        raise TareError(f"cannot write the report {output}: {error.strerror}") from error

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tare.bench.errors import TareError
-from tare.bench.interfaces import Reporter
+from tare.bench.analysis import RunResults
 from tare.bench.readable import one_line
+from tare.bench.reporter import Reporter
 from tare.bench.samples import params_text
 from tare.bench.stats import Verdict
-from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import Unit
 
 if TYPE_CHECKING:
@@ -46,12 +45,8 @@ class OpenMetricsReporter(Reporter):
     summary = "estimates, ratios and verdicts for Prometheus (OpenMetrics text)"
     suffix = ".prom"
 
-    def write(self, run: Path, output: Path) -> None:
-        """Write the exposition. Raises RunDirectoryError, TareError if the file cannot be written."""
-        try:
-            output.write_text(render_openmetrics(load_run(run)), "utf-8")
-        except OSError as error:
-            raise TareError(f"cannot write {output}: {error.strerror}") from error
+    def write(self, results: RunResults, output: Path) -> None:
+        output.write_text(render_openmetrics(results.analysis), "utf-8")
 
 
 class _Family(msgspec.Struct):
@@ -74,11 +69,8 @@ class _Family(msgspec.Struct):
             yield f"{self.name}{suffix}{{{shown}}} {value!r}"
 
 
-def render_openmetrics(run: LoadedRun) -> str:
+def render_openmetrics(analysis: "Analysis") -> str:
     """The exposition of a run."""
-    from tare.bench.analysis import analyse
-
-    analysis = analyse(run)
     families = {family.name: family for family in (_about_the_run(analysis), _failed(analysis), _claims(analysis))}
     ratio = _Family("tare_comparison_ratio", "gauge", "ratio", "Backend over baseline, with its 95 % interval", {})
     verdict = _Family("tare_verdict", "stateset", "", "The verdict after correction for many comparisons", {})

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tare.bench.analysis import RunResults
 from tare.bench.catalogue import INSTANCE_PREFIX, SteadyMetric
 from tare.bench.errors import TareError
-from tare.bench.interfaces import Reporter
 from tare.bench.model import Manifest, Sample
 from tare.bench.readable import one_line
+from tare.bench.reporter import Reporter
 from tare.bench.samples import params_text
-from tare.bench.store import LoadedRun, load_run
+from tare.bench.store import LoadedRun
 from tare.bench.units import Unit
 
 if TYPE_CHECKING:
@@ -30,17 +31,14 @@ class PyperfReporter(Reporter):
     summary = "durations for pyperf compare_to, hist and check (JSON)"
     suffix = ".pyperf.json"
 
-    def write(self, run: Path, output: Path) -> None:
-        """Write the suite. Raises RunDirectoryError, TareError if there is no duration or no room."""
+    def write(self, results: RunResults, output: Path) -> None:
+        """Write the suite. Raises TareError if there is no duration."""
         import pyperf
 
-        benchmarks = list(_benchmarks(load_run(run)))
+        benchmarks = list(_benchmarks(results.run))
         if not benchmarks:
-            raise TareError(f"{run}: there is no duration in this run, so there is nothing for pyperf")
-        try:
-            _dump(pyperf.BenchmarkSuite(benchmarks), output)
-        except OSError as error:
-            raise TareError(f"cannot write {output}: {error.strerror}") from error
+            raise TareError(f"{results.run.path}: there is no duration in this run, so there is nothing for pyperf")
+        _dump(pyperf.BenchmarkSuite(benchmarks), output)
 
 
 def _dump(suite: "pyperf.BenchmarkSuite", output: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from tare.bench.errors import TareError
-from tare.bench.interfaces import ComparisonRequest, Reporter
-from tare.bench.store import LoadedRun, load_run
+from tare.bench.analysis import Analysis, RunResults
+from tare.bench.analysis.comparison import RunComparison
+from tare.bench.reporter import Reporter
 
 SUMMARY_VERSION = 1
 
@@ -21,37 +21,35 @@ class JsonReporter(Reporter):
     suffix = ".json"
     compares = True
 
-    def write(self, run: Path, output: Path) -> None:
-        """Write the object. Raises RunDirectoryError, TareError if the file cannot be written."""
-        _dump(output, summarise_run(load_run(run)))
+    def write(self, results: RunResults, output: Path) -> None:
+        _dump(output, summary_of(results.analysis))
 
-    def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
-        """See ``Reporter.write_comparison``."""
-        from tare.reports.compare import compare_request
+    def write_comparison(self, comparison: RunComparison, output: Path) -> None:
+        from tare.reports.compare import notes_of, tally
 
-        comparison = compare_request(request)
-        _dump(
-            output, {"summary_version": SUMMARY_VERSION, **msgspec.to_builtins(comparison), "tally": comparison.tally}
-        )
+        said = {
+            "first": comparison.first,
+            "second": comparison.second,
+            "is_paired": comparison.is_paired,
+            "lines": msgspec.to_builtins(comparison.lines),
+            "confounds": msgspec.to_builtins(comparison.confounds),
+            "notes": notes_of(comparison),
+            "tally": tally(comparison),
+        }
+        _dump(output, {"summary_version": SUMMARY_VERSION, **said})
 
 
 def _dump(output: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    try:
-        output.write_text(text + "\n", "utf-8")
-    except OSError as error:
-        raise TareError(f"cannot write {output}: {error.strerror}") from error
+    output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def summarise_run(run: LoadedRun) -> dict[str, Any]:
+def summary_of(analysis: Analysis) -> dict[str, Any]:
     """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
-    from tare.bench.analysis import analyse
     from tare.reports import findings
     from tare.reports.claims import judge
     from tare.reports.disturbances import disturbances_in
 
-    analysis = analyse(run)
-    manifest = analysis.manifest
+    run, manifest = analysis.run, analysis.manifest
     return {
         "summary_version": SUMMARY_VERSION,
         "run": manifest.run,
@@ -87,7 +85,7 @@ def summarise_run(run: LoadedRun) -> dict[str, Any]:
     }
 
 
-def _results(analysis: Any) -> list[dict[str, Any]]:
+def _results(analysis: Analysis) -> list[dict[str, Any]]:
     results = []
     for subject in analysis.subjects:
         for row in subject.rows:

@@ -9,11 +9,11 @@ from rich.console import Console, ConsoleOptions, Group, JustifyMethod, Renderab
 from rich.table import Table
 from rich.text import Text
 
-from tare.bench.errors import TareError
-from tare.bench.interfaces import ComparisonRequest, Reporter
+from tare.bench.analysis import RunResults
+from tare.bench.analysis.comparison import RunComparison
 from tare.bench.readable import one_line, readable
+from tare.bench.reporter import Reporter
 from tare.bench.stats import Verdict
-from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import format_value
 
 if TYPE_CHECKING:
@@ -36,30 +36,21 @@ class TextReporter(Reporter):
     suffix = ".txt"
     compares = True
 
-    def write(self, run: Path, output: Path) -> None:
-        """Write the text. Raises RunDirectoryError, TareError if the file cannot be written."""
-        self._print_to(output, render_text(load_run(run)))
+    def write(self, results: RunResults, output: Path) -> None:
+        self._print_to(output, render_text(results.analysis))
 
-    def write_comparison(self, request: ComparisonRequest, output: Path) -> None:
-        """See ``Reporter.write_comparison``."""
-        from tare.reports.compare import compare_request
-        from tare.reports.compare_text import render_comparison
+    def write_comparison(self, comparison: RunComparison, output: Path) -> None:
+        from tare.reports.compare import render_comparison
 
-        self._print_to(output, render_comparison(compare_request(request)))
+        self._print_to(output, render_comparison(comparison))
 
     def _print_to(self, output: Path, content: RenderableType) -> None:
-        try:
-            with output.open("w", encoding="utf-8") as file:
-                Console(file=file, width=self.width or FILE_WIDTH, color_system=None).print(content)
-        except OSError as error:
-            raise TareError(f"cannot write the report {output}: {error.strerror}") from error
+        with output.open("w", encoding="utf-8") as file:
+            Console(file=file, width=self.width or FILE_WIDTH, color_system=None).print(content)
 
 
-def render_text(run: LoadedRun) -> RenderableType:
+def render_text(analysis: "Analysis") -> RenderableType:
     """The report of a run as something rich can print."""
-    from tare.bench.analysis import analyse
-
-    analysis = analyse(run)
     parts = _opening(analysis)
     if analysis.subjects:
         parts.extend(_ratio_tables(analysis))

@@ -4,6 +4,7 @@ A *subject* is what is compared across backends (an experiment with a workload a
 metric each; a row has a *cell* for each backend that was measured, with a comparison unless it is the baseline's own.
 """
 
+import functools
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -155,3 +156,18 @@ class Analysis(msgspec.Struct, frozen=True, dict=True):
             for cell in row.cells
             if cell.comparison is not None
         ]
+
+
+class RunResults:
+    """A run that was read, and its analysis, which is made when it is first asked for and then kept."""
+
+    def __init__(self, run: LoadedRun, *, margin: float | None = None) -> None:
+        self.run = run
+        self._margin = margin
+
+    @functools.cached_property
+    def analysis(self) -> Analysis:
+        """What the run says."""
+        from tare.bench.analysis.estimates import analyse
+
+        return analyse(self.run, margin=self._margin)

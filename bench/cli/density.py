@@ -12,8 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tare.bench.analysis import RunResults
 from tare.bench.analysis.cost import Estimate
-from tare.bench.analysis.density import DensityCell, DensityResult, StartTrend, analyse_density
+from tare.bench.analysis.density import (
+    DensityCell,
+    DensityResult,
+    StartTrend,
+    analyse_density,
+    cost_of,
+    find_density,
+)
+from tare.bench.analysis.start import StartTrend
 from tare.bench.cli.run import write_report
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, SuiteError
@@ -49,11 +58,13 @@ def density_command(request: DensityRequest, *, as_json: bool, report: bool) -> 
     with suite_of_options(PLACE), RunDisplay(console) as display:
         result = start_run(make_request(request), display)
         display.step("fitting the costs")
-    write_report(result.path, "parquet", result.path / "samples.parquet")
-    if report:
-        write_report(result.path, "html", result.path / "report.html")
     run = load_run(result.path)
     results = analyse_density(run.samples, run.events)
+    results = RunResults(run)
+    write_report(results, "parquet", result.path / "samples.parquet")
+    if report:
+        write_report(results, "html", result.path / "report.html")
+    costs = [(cell, cost_of(cell)) for cell in find_density(run.samples, run.events) if cell.population]
     if as_json:
         typer.echo(json.dumps(costs_document(run, results), indent=2))
     else:

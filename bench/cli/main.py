@@ -127,8 +127,8 @@ def compare(
     4KiB 64KiB.
     """
     with guard():
+        from tare.bench.analysis.comparison import ComparisonRequest
         from tare.bench.cli.compare import compare_command
-        from tare.bench.interfaces import ComparisonRequest
 
         if sum(one is not None for one in (other, backends, by)) != 1:
             raise typer.BadParameter("name a second run, or --backends A B, or --by PARAM A B")

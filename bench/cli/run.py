@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -13,7 +14,10 @@ from tare.bench.errors import ExitCode, RunDirectoryError, TareError
 from tare.bench.progress import RunDisplay
 from tare.bench.registry import find_reporters
 from tare.bench.session import RunRequest, RunResult, resume_run, start_run
-from tare.bench.store import load_manifest
+from tare.bench.store import load_run
+
+if TYPE_CHECKING:
+    from tare.bench.analysis import RunResults
 
 _TO_STDOUT = ("text", "json", "markdown")
 _SAMPLES = ("csv", "parquet")
@@ -40,11 +44,12 @@ def run_command(
         else:
             raise RunDirectoryError("neither a suite nor a run was named")
         display.step("writing the report")
-    write_report(result.path, "parquet", result.path / "samples.parquet")
+    results = _results_of(result.path)
+    write_report(results, "parquet", result.path / "samples.parquet")
     html = result.path / "report.html"
     if report:
-        write_report(result.path, "html", html)
-    write_report(result.path, "json" if as_json else "text", Path("-"))
+        write_report(results, "html", html)
+    write_report(results, "json" if as_json else "text", Path("-"))
     if not as_json:
         _print_ending(console, result, html if report else None)
     return _exit_code(result)
@@ -52,13 +57,13 @@ def run_command(
 
 def report_command(run: Path, form: str, output: Path | None) -> None:
     """Write one form of a run's report to its usual place, a file, or standard output."""
-    load_manifest(run)
+    results = _results_of(run)
     reporter = find_reporters().get(form)
     if output is None:
         output = Path("-") if form in _TO_STDOUT else run / f"report{reporter.suffix}"
         if form in _SAMPLES:
             output = run / f"samples{reporter.suffix}"
-    write_report(run, form, output)
+    write_report(results, form, output)
     if str(output) != "-":
         typer.echo(str(output))
 
@@ -68,7 +73,14 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def write_report(run: Path, form: str, output: Path) -> None:
+def _results_of(run: Path) -> "RunResults":
+    """The run, read and analysed once for all forms. Raises RunDirectoryError."""
+    from tare.bench.analysis import RunResults
+
+    return RunResults(load_run(run))
+
+
+def write_report(results: "RunResults", form: str, output: Path) -> None:
     """Write a report to a file, complete or not at all; ``-`` is standard output."""
     reporter = find_reporters().get(form)()
     to_stdout = str(output) == "-"
@@ -79,7 +91,7 @@ def write_report(run: Path, form: str, output: Path) -> None:
         os.close(descriptor)
         part = Path(name)
         try:
-            reporter.write(run, part)
+            reporter.write(results, part)
             if to_stdout:
                 sys.stdout.write(part.read_text("utf-8"))
                 sys.stdout.flush()
@@ -92,9 +104,10 @@ def write_report(run: Path, form: str, output: Path) -> None:
         raise
     except OSError as error:
         where = error.filename or output
+        again = f"tare report {results.run.path} --format {form} --output FILE"
         raise TareError(
             f"cannot write the {form} report: {where}: {error.strerror}",
-            remedy=f"the run itself is kept; write it again with `tare report {run} --format {form} --output FILE`",
+            remedy=f"the run itself is kept; write it again with `{again}`",
         ) from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from tare.bench.analysis import RunResults
 from tare.bench.model import RunStatus
 from tare.bench.store import load_run
 from tare.reports.html import HtmlReporter
@@ -51,7 +52,7 @@ def browser():
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     for name, recipe in RECIPES.items():
-        HtmlReporter().write(write_run(folder / name, recipe), folder / f"{name}.html")
+        HtmlReporter().write(RunResults(load_run(write_run(folder / name, recipe))), folder / f"{name}.html")
     return {name: folder / f"{name}.html" for name in RECIPES}
 
 

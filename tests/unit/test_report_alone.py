@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+from tare.bench.analysis import RunResults
+from tare.bench.store import load_run
 from tare.reports.summary_json import JsonReporter
 from tare.reports.text import TextReporter
 from tests.synthetic import QUICK, write_run
@@ -10,12 +12,12 @@ from tests.synthetic import QUICK, write_run
 
 def test_the_baseline_alone_is_reported_with_its_values(tmp_path):
     run = write_run(tmp_path / "run", replace(QUICK, backends=("bare-metal",), blocks=8))
-    TextReporter().write(run, tmp_path / "report.txt")
+    TextReporter().write(RunResults(load_run(run)), tmp_path / "report.txt")
     text = (tmp_path / "report.txt").read_text("utf-8")
     line = next(line for line in text.splitlines() if "read.iops" in line and "bare-metal" in line)
     assert "–" in line  # its interval
     assert "smallest difference" in text
-    JsonReporter().write(run, tmp_path / "report.json")
+    JsonReporter().write(RunResults(load_run(run)), tmp_path / "report.json")
     results = json.loads((tmp_path / "report.json").read_text("utf-8"))["results"]
     (found,) = [one for one in results if one["metric"] == "read.iops"]
     assert found["value_low"] < found["value"] < found["value_high"]

@@ -14,7 +14,8 @@ import pyperf
 import pytest
 from rich.console import Console
 
-from tare.bench.analysis import analyse
+from tare.bench.analysis import RunResults, analyse
+from tare.bench.cli.run import report_command
 from tare.bench.errors import RunDirectoryError, TareError
 from tare.bench.model import RunStatus
 from tare.bench.registry import find_reporters
@@ -22,8 +23,8 @@ from tare.bench.store import load_run
 from tare.reports.charts import distribution_charts, phase_chart
 from tare.reports.evidence import BESIDE
 from tare.reports.html import HtmlReporter
-from tare.reports.parquet import ParquetReporter
 from tare.reports.pyperf_json import PyperfReporter
+from tare.reports.samples import ParquetReporter
 from tare.reports.summary_json import JsonReporter
 from tare.reports.text import TextReporter, render_text
 from tare.reports.wording import format_ratio, verdict_word
@@ -87,7 +88,7 @@ def pages(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     texts = {}
     for name, run in runs.items():
-        HtmlReporter().write(run, folder / f"{name}.html")
+        HtmlReporter().write(RunResults(load_run(run)), folder / f"{name}.html")
         texts[name] = (folder / f"{name}.html").read_text("utf-8")
     return texts
 
@@ -201,7 +202,7 @@ def test_many_values_are_thinned_to_what_can_be_seen(tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_text_holds_the_same_ratios_and_caveats(runs, name, tmp_path):
-    TextReporter().write(runs[name], tmp_path / "report.txt")
+    TextReporter().write(RunResults(load_run(runs[name])), tmp_path / "report.txt")
     text = (tmp_path / "report.txt").read_text("utf-8")
     assert "\x1b" not in text
     assert "To keep in mind" in text
@@ -216,7 +217,7 @@ def test_text_holds_the_same_ratios_and_caveats(runs, name, tmp_path):
 def test_every_ratio_has_its_whole_verdict_on_any_terminal(runs, width):
     run = load_run(runs["normal"])
     file = io.StringIO()
-    Console(file=file, width=width).print(render_text(run))
+    Console(file=file, width=width).print(render_text(analyse(run)))
     lines = file.getvalue().splitlines()
     for _, row, cell, found in analyse(run).comparisons:
         if found.low is None:
@@ -227,7 +228,7 @@ def test_every_ratio_has_its_whole_verdict_on_any_terminal(runs, width):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_summary_holds_the_same_results(runs, name, tmp_path):
-    JsonReporter().write(runs[name], tmp_path / "summary.json")
+    JsonReporter().write(RunResults(load_run(runs[name])), tmp_path / "summary.json")
     summary = json.loads((tmp_path / "summary.json").read_text("utf-8"))
     analysis = analyse(load_run(runs[name]))
     compared = [one["comparison"] for one in summary["results"] if one["comparison"] is not None]
@@ -237,7 +238,7 @@ def test_summary_holds_the_same_results(runs, name, tmp_path):
 
 
 def test_parquet_is_every_sample(runs, tmp_path):
-    ParquetReporter().write(runs["normal"], tmp_path / "samples.parquet")
+    ParquetReporter().write(RunResults(load_run(runs["normal"])), tmp_path / "samples.parquet")
     frame = pd.read_parquet(tmp_path / "samples.parquet")
     samples = load_run(runs["normal"]).samples
     assert len(frame) == len(samples)
@@ -248,8 +249,8 @@ def test_parquet_is_every_sample(runs, tmp_path):
 
 
 def test_parquet_of_an_empty_run_has_the_same_columns(runs, tmp_path):
-    ParquetReporter().write(runs["empty"], tmp_path / "empty.parquet")
-    ParquetReporter().write(runs["normal"], tmp_path / "normal.parquet")
+    ParquetReporter().write(RunResults(load_run(runs["empty"])), tmp_path / "empty.parquet")
+    ParquetReporter().write(RunResults(load_run(runs["normal"])), tmp_path / "normal.parquet")
     empty, normal = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("empty", "normal"))
     assert empty.columns.tolist() == normal.columns.tolist()
     assert len(empty) == 0
@@ -257,7 +258,7 @@ def test_parquet_of_an_empty_run_has_the_same_columns(runs, tmp_path):
 
 def test_pyperf_reads_the_durations(runs, tmp_path):
     output = tmp_path / "run.pyperf.json"
-    PyperfReporter().write(runs["normal"], output)
+    PyperfReporter().write(RunResults(load_run(runs["normal"])), output)
     suite = pyperf.BenchmarkSuite.load(str(output))
     bench = suite.get_benchmark("vm (tcg)/steady/sysbench-cpu/max_prime=10000,threads=1/command.duration")
     expected = [
@@ -272,19 +273,17 @@ def test_pyperf_reads_the_durations(runs, tmp_path):
 
 def test_pyperf_of_a_run_without_durations_says_so(runs, tmp_path):
     with pytest.raises(TareError, match="no duration"):
-        PyperfReporter().write(runs["empty"], tmp_path / "x.json")
+        PyperfReporter().write(RunResults(load_run(runs["empty"])), tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("reporter", [HtmlReporter, TextReporter, JsonReporter, ParquetReporter, PyperfReporter])
-def test_what_is_not_a_run_is_refused(reporter, tmp_path):
+@pytest.mark.parametrize(
+    "form", ["html", "text", "json", "parquet", "pyperf", "csv", "junit", "markdown", "openmetrics"]
+)
+def test_what_is_not_a_run_is_refused_and_an_output_that_cannot_be_written_is_one_message(form, runs, tmp_path):
     with pytest.raises(RunDirectoryError, match="not a run directory"):
-        reporter().write(tmp_path, tmp_path / "out")
-
-
-def test_an_output_that_cannot_be_written_is_one_message(runs, tmp_path):
-    for reporter in (HtmlReporter, TextReporter, JsonReporter, ParquetReporter, PyperfReporter):
-        with pytest.raises(TareError, match="cannot write"):
-            reporter().write(runs["normal"], tmp_path / "missing" / "out.x")
+        report_command(tmp_path, form, tmp_path / "out")
+    with pytest.raises(TareError, match="cannot write"):
+        report_command(runs["normal"], form, tmp_path / "missing" / "out.x")
 
 
 def test_every_form_is_registered():

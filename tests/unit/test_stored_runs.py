@@ -18,8 +18,10 @@ import pytest
 from lxml import etree
 from typer.testing import CliRunner
 
+from tare.bench.analysis import RunResults
 from tare.bench.cli.main import app
 from tare.bench.registry import find_reporters
+from tare.bench.store import load_run
 from tests.written import (
     Page,
     leaves,
@@ -75,7 +77,7 @@ def written(runs, tmp_path_factory):
     def write(name, form):
         path = folder / f"{name}.{form}"
         if not path.exists():
-            reporters.get(form)().write(runs[name], path)
+            reporters.get(form)().write(RunResults(load_run(runs[name])), path)
         return path.read_text("utf-8")
 
     return write
@@ -165,8 +167,8 @@ def test_openmetrics_has_every_sample(written, name):
 def test_csv_and_parquet_are_every_sample(runs, name, tmp_path):
     stored = [json.loads(line) for line in (runs[name] / "samples.jsonl").read_text().splitlines()]
     reporters = find_reporters()
-    reporters.get("csv")().write(runs[name], tmp_path / "samples.csv")
-    reporters.get("parquet")().write(runs[name], tmp_path / "samples.parquet")
+    reporters.get("csv")().write(RunResults(load_run(runs[name])), tmp_path / "samples.csv")
+    reporters.get("parquet")().write(RunResults(load_run(runs[name])), tmp_path / "samples.parquet")
     with (tmp_path / "samples.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     frame = pd.read_parquet(tmp_path / "samples.parquet").to_dict("records")

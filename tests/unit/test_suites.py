@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from tare.bench.analysis import RunResults
 from tare.bench.model import Sample
 from tare.bench.registry import find_backends, find_reporters, find_workloads
+from tare.bench.store import load_run
 from tare.bench.suite import read_suite
 from tests.synthetic import QUICK, write_run
 
@@ -41,7 +43,7 @@ def test_every_form_of_report_is_made_of_what_a_ready_suite_measures(path, tmp_p
     for reporter in find_reporters().loaded.values():
         if reporter.name == "pyperf" and all(subject.experiment.name != "steady" for subject in suite.subjects):
             continue  # it says that there is nothing for it
-        reporter().write(run, tmp_path / f"report{reporter.suffix}")
+        reporter().write(RunResults(load_run(run)), tmp_path / f"report{reporter.suffix}")
         assert (tmp_path / f"report{reporter.suffix}").stat().st_size > 500
 
 

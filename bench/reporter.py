@@ -1,0 +1,35 @@
+"""The contract of a reporter: the entry points ``tare.reporters``, tare's own like anybody's."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from tare.bench.analysis import RunResults
+    from tare.bench.analysis.comparison import RunComparison
+
+
+class Reporter(ABC):
+    """Writes one form of a run's report, and of a comparison if ``compares``.
+
+    What it raises for a file that cannot be written is an OSError; the command line says what and where.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    suffix: ClassVar[str]
+    compares: ClassVar[bool] = False
+    width: int | None = None
+    """Columns of the terminal that is written to; None for a file."""
+
+    @abstractmethod
+    def write(self, results: "RunResults", output: Path) -> None:
+        """Write the report of a run to the file ``output``.
+
+        ``results.run`` holds manifest, samples and events as stored; ``results.analysis`` all that was estimated from
+        them, computed once for every form that asks for it.
+        """
+
+    def write_comparison(self, comparison: "RunComparison", output: Path) -> None:
+        """Write a comparison to the file ``output``, if this form ``compares``."""
+        raise NotImplementedError(f"{self.name} writes no comparison of {comparison.first} to {output}")

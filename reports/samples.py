@@ -1,0 +1,81 @@
+"""The samples of a run as one flat table, for the reader's own tools: a pandas frame, CSV and Parquet.
+
+CSV is RFC 4180's but for plain line ends, UTF-8.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tare.bench.analysis import RunResults
+from tare.bench.reporter import Reporter
+from tare.bench.store import LoadedRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
+
+
+def sample_frame(run: LoadedRun) -> "pd.DataFrame":
+    """Every sample, warm-ups included, in the order in which it was measured.
+
+    Text columns are categories; ``params`` is JSON with sorted keys. ``value`` is in ``unit``.
+    """
+    import pandas as pd
+
+    table = run.samples
+    columns: dict[str, Any] = {}
+    for name, column in table.texts.items():
+        values, codes = column.written()
+        columns[name] = pd.Categorical.from_codes(codes, categories=pd.Index(values, dtype="str"))
+    columns |= table.numbers
+    order = ("block", "instance", "experiment", "workload", "params", "backend", "metric", "unit", "value")
+    return pd.DataFrame({name: columns[name] for name in (*order, "iteration", "warmup", "raw")})
+
+
+class CsvReporter(Reporter):
+    """Every sample, warm-ups included; ``value`` in base units (``unit``), ``params`` as JSON.
+
+    A name that a spreadsheet would execute as a formula gets an apostrophe before it.
+    """
+
+    name = "csv"
+    summary = "every sample, a row each, in base units (CSV)"
+    suffix = ".csv"
+
+    def write(self, results: RunResults, output: Path) -> None:
+        frame = sample_frame(results.run)
+        for name in frame.select_dtypes("category"):
+            frame[name] = frame[name].cat.rename_categories(_inert)
+        frame.to_csv(output, index=False, lineterminator="\n")
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+class ParquetReporter(Reporter):
+    """Every sample, warm-ups included, a row each; ``params`` is JSON. The metadata says which run it is."""
+
+    name = "parquet"
+    summary = "every sample as one flat table (Parquet)"
+    suffix = ".parquet"
+
+    def write(self, results: RunResults, output: Path) -> None:
+        import msgspec
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pandas(sample_frame(results.run), preserve_index=False)
+        manifest = results.run.manifest
+        labels = {name: backend.label for name, backend in manifest.backends.items()}
+        about = {
+            "tare.run": manifest.run,
+            "tare.schema_version": str(manifest.schema_version),
+            "tare.baseline": manifest.baseline,
+            "tare.status": str(manifest.status),
+            "tare.labels": msgspec.json.encode(labels).decode(),
+        }
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **about})
+        pq.write_table(table, output, compression="zstd")
