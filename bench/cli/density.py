@@ -14,15 +14,7 @@ from rich.text import Text
 
 from tare.bench.analysis import RunResults
 from tare.bench.analysis.cost import Estimate
-from tare.bench.analysis.density import (
-    DensityCell,
-    DensityResult,
-    StartTrend,
-    analyse_density,
-    cost_of,
-    find_density,
-)
-from tare.bench.analysis.start import StartTrend
+from tare.bench.analysis.density import DensityCell, DensityResult, StartTrend
 from tare.bench.cli.run import write_report
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, SuiteError
@@ -59,12 +51,11 @@ def density_command(request: DensityRequest, *, as_json: bool, report: bool) -> 
         result = start_run(make_request(request), display)
         display.step("fitting the costs")
     run = load_run(result.path)
-    results = analyse_density(run.samples, run.events)
-    results = RunResults(run)
-    write_report(results, "parquet", result.path / "samples.parquet")
+    found = RunResults(run)
+    write_report(found, "parquet", result.path / "samples.parquet")
     if report:
-        write_report(results, "html", result.path / "report.html")
-    costs = [(cell, cost_of(cell)) for cell in find_density(run.samples, run.events) if cell.population]
+        write_report(found, "html", result.path / "report.html")
+    results = found.analysis.density
     if as_json:
         typer.echo(json.dumps(costs_document(run, results), indent=2))
     else:
