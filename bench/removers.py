@@ -4,7 +4,6 @@ One remover a kind, all alike: it takes the entry's target, returns False if it 
 OSError if it cannot be removed. What a backend entered is removed by that backend (``Backend.reclaim``).
 """
 
-import contextlib
 import errno
 import os
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from tare.bench.linux.files import write_text
+from tare.bench.linux.cgroups import remove_cgroup
 from tare.bench.linux.mounts import read_mounts
 from tare.bench.linux.processes import KILL_DEADLINE_S, kill_all
 from tare.bench.trees import remove_tree
@@ -36,51 +35,6 @@ class ResourceKind(StrEnum):
     CGROUP = "cgroup"
     DIRECTORY = "directory"
     FILE = "file"
-
-
-def remove_cgroup(path: Path) -> bool:
-    """Kill every process in a cgroup and its children, then remove them all. False if it does not exist.
-
-    Works on v1 and v2 alike: kills what ``cgroup.procs`` lists until it lists nothing, so a process that
-    forks meanwhile does not escape. Raises OSError if the cgroup cannot be emptied or removed.
-    """
-    if not path.is_dir():
-        return False
-    groups = [path, *(folder for folder in path.rglob("*") if folder.is_dir())]
-    if os.getpid() in (pid for group in groups for pid in _members(group)):
-        raise OSError(errno.EBUSY, "this process is in it itself", str(path))
-    # From the top: a frozen parent keeps its children frozen, and a frozen process does not die.
-    for file, text in (*((group / "freezer.state", "THAWED") for group in groups), (path / "cgroup.kill", "1")):
-        with contextlib.suppress(OSError):  # help only: a kernel that refuses it leaves processes, which is seen below
-            write_text(file, text)
-    deadline = time.monotonic() + KILL_DEADLINE_S
-    kill_all(lambda: [pid for group in groups for pid in _members(group)])
-    for group in reversed(groups):
-        _remove_empty_cgroup(group, deadline)
-    return True
-
-
-def _remove_empty_cgroup(group: Path, deadline: float) -> None:
-    # The kernel lets go of a cgroup a moment after its last process was reaped, and has no event for it on v1.
-    while True:
-        try:
-            group.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise
-            kill_all(lambda: _members(group))  # a process that was on its way here while the others were killed
-            time.sleep(0.001)
-        else:
-            return
-
-
-def _members(group: Path) -> list[int]:
-    try:
-        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
-    except OSError:
-        return []
 
 
 def _kill_marked(target: str) -> bool:

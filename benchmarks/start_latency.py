@@ -22,9 +22,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
-from tare.backends.cgroups.delegation import prepare_parent
-from tare.backends.cgroups.layout import Layout, Version, find_block_device, find_layout
-from tare.backends.cgroups.v1 import choose_controllers
+from tare.backends.cgroups.layout import Layout, Version, find_layout, prepare_parent
+from tare.backends.cgroups.lifecycle import choose_controllers
 from tare.backends.native.backend import Native
 from tare.backends.native.options import NativeOptions
 from tare.backends.native.order import MASKED, READ_ONLY
@@ -34,6 +33,7 @@ from tare.bench.errors import ExitCode, MissingToolError, TareError
 from tare.bench.image import ImageStore
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger, ResourceKind, clean
+from tare.bench.linux.mounts import find_block_device
 from tare.bench.locations import cache_directory
 from tare.bench.model import Envelope, Image, InstanceSpec, Phase
 from tare.bench.process import PIPE, Popen, find_tool, run

@@ -1,16 +1,23 @@
-"""Which cgroup hierarchies this process has: v1, v2, or v1 controllers beside an empty v2 tree (hybrid)."""
+"""Which cgroup hierarchies this process has: v1, v2, or v1 controllers next to an empty v2 tree (hybrid).
 
+On v2 also which cgroup can hand controllers on to its children, and making it do so (Linux
+``Documentation/admin-guide/cgroup-v2.rst``, "Top-down Constraint" and "No Internal Process Constraint").
+"""
+
+import contextlib
 import os
-import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
-from tare.backends.cgroups.delegation import find_handed_on, find_parent
+from tare.bench.linux.cgroups import find_folders
+from tare.bench.linux.files import read_text, write_text
 from tare.bench.model import Confound
 
+CONTROLLERS = frozenset({"cpu", "cpuset", "io", "memory", "pids"})
+"""Those of v2 that enforce or account for an envelope."""
 WANTED = ("cpu", "cpuset", "memory", "pids")
 """Controllers that enforce or account for an envelope; I/O is ``blkio`` on v1 and ``io`` on v2."""
 
@@ -75,25 +82,10 @@ class Layout(msgspec.Struct, frozen=True):
 
 def find_layout(root: Path = Path("/")) -> Layout:
     """The hierarchies by ``/proc/self/mountinfo`` and ``/proc/self/cgroup``, both below ``root``."""
-    try:
-        mounts = (root / "proc/self/mountinfo").read_text("utf-8", "surrogateescape")
-        membership = (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape")
-    except OSError:
-        return Layout(Version.NONE, {}, None, unprivileged=os.geteuid() != 0)
-    own = _parse_membership(membership)
-    controllers: dict[str, Path] = {}
-    unified = unified_root = None
-    for kind, mounted_root, point, options in _parse_cgroup_mounts(mounts):
-        here = root / point.lstrip("/")
-        if kind == "cgroup2" and "" in own:
-            unified, unified_root = _below(here, mounted_root, own[""]), here
-        for name in options if kind == "cgroup" else ():
-            if name in own:
-                controllers.setdefault(name, _below(here, mounted_root, own[name]))
-    controllers = {name: folder for name, folder in controllers.items() if _is_ours(folder)}
-    if unified is not None and not _is_ours(unified):
-        unified = None
-    return Layout(_version(controllers, unified), controllers, unified, unified_root, unprivileged=os.geteuid() != 0)
+    folders, unified_root = find_folders("self", root)
+    ours = {name: folder for name, folder in folders.items() if _is_ours(folder)}
+    unified = ours.pop("", None)
+    return Layout(_version(ours, unified), ours, unified, unified_root, unprivileged=os.geteuid() != 0)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -108,67 +100,61 @@ def _version(controllers: Mapping[str, Path], unified: Path | None) -> Version:
     return Version.V2 if unified is not None else Version.NONE
 
 
-def _parse_membership(text: str) -> dict[str, str]:
-    """Controller to our path in its hierarchy; the v2 tree is ``""``."""
-    own: dict[str, str] = {}
-    for line in text.splitlines():
-        _, _, rest = line.partition(":")
-        names, _, path = rest.partition(":")
-        own.update(dict.fromkeys(names.split(","), path))
-    return own
+def find_parent(own: Path, top: Path) -> tuple[Path, frozenset[str]]:
+    """The group, ours or one above, whose children can have the most controllers, and which; the nearest of equals.
 
-
-def _parse_cgroup_mounts(text: str) -> list[tuple[str, str, str, list[str]]]:
-    """(type, root within the hierarchy, mount point, super options) of every cgroup mount."""
-    found = []
-    for line in text.splitlines():
-        before, _, after = line.partition(" - ")
-        fields, rest = before.split(), after.split()
-        if len(fields) > 4 and len(rest) >= 3 and rest[0] in {"cgroup", "cgroup2"}:
-            found.append((rest[0], _unescape(fields[3]), _unescape(fields[4]), rest[2].split(",")))
-    return found
-
-
-def _unescape(field: str) -> str:
-    """A mountinfo field with its octal escapes undone."""
-    for escape, character in ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\")):
-        field = field.replace(escape, character)
-    return field
-
-
-def _below(point: Path, mounted_root: str, path: str) -> Path:
-    """Where our cgroup ``path`` is under a mount of the hierarchy's subtree ``mounted_root``."""
-    if mounted_root != "/" and path.startswith(mounted_root):
-        path = path[len(mounted_root) :]
-    return point / path.strip("/")
-
-
-def find_block_device(path: Path, root: Path = Path("/")) -> str | None:
-    """``major:minor`` of the whole disk under the file system of ``path``; None for tmpfs, overlay and the like.
-
-    ``root`` holds the ``sys`` and ``proc`` that are read.
+    Nothing is changed. Ours has processes in it, at least this one, so it hands on nothing unless it is the root.
     """
-    device = path.stat().st_dev
-    if os.major(device) == 0:
-        source = _mount_source(device, root)
-        try:
-            status = Path(source).stat()
-        except OSError:
-            return None
-        if not stat.S_ISBLK(status.st_mode):
-            return None
-        device = status.st_rdev
-    entry = root / f"sys/dev/block/{os.major(device)}:{os.minor(device)}"
-    if not (entry / "partition").exists():
-        return f"{os.major(device)}:{os.minor(device)}" if entry.exists() else None
-    return (entry.resolve().parent / "dev").read_text().strip()
+    parent, most = own, frozenset[str]()
+    for folder, handed_on in _walk_down(own, top):
+        if len(handed_on) >= len(most) and os.access(folder, os.W_OK):
+            parent, most = folder, handed_on
+    return parent, most
 
 
-def _mount_source(device: int, root: Path) -> str:
-    """The source of the mount whose superblock has this anonymous device number (btrfs), or ``""``."""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in (root / "proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split()[2] == wanted:
-            return _unescape(after.split()[1])
-    return ""
+def prepare_parent(own: Path, top: Path) -> Path:
+    """The parent that ``find_parent`` finds, made to hand on what it can. What the kernel refuses is passed over."""
+    parent, possible = find_parent(own, top)
+    if possible <= find_handed_on(parent):
+        return parent
+    for folder, handed_on in _walk_down(parent, top):
+        for name in sorted(handed_on - find_handed_on(folder)):
+            with contextlib.suppress(OSError):  # one refused (cpu, where there are realtime tasks) leaves the others
+                write_text(folder / "cgroup.subtree_control", f"+{name}")
+    return parent
+
+
+def find_handed_on(folder: Path) -> frozenset[str]:
+    """The controllers that children of ``folder`` have as things are."""
+    try:
+        return CONTROLLERS & _words(folder / "cgroup.subtree_control")
+    except OSError:
+        return frozenset()
+
+
+def _walk_down(own: Path, top: Path) -> Iterator[tuple[Path, frozenset[str]]]:
+    """Each group from ``top`` to ``own``, and what its children have or could have; up to where there is no way on."""
+    steps = [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    with contextlib.suppress(OSError):
+        given = CONTROLLERS & _words(top / "cgroup.controllers")
+        for folder in reversed(steps):
+            kind = folder / "cgroup.type"
+            is_root = not kind.exists()
+            if not is_root and read_text(kind).strip() != "domain":
+                return  # threaded: its children take no process of another group
+            enabled = _words(folder / "cgroup.subtree_control")
+            if not given <= enabled and not (is_root or _is_free(folder)):
+                given &= enabled
+            yield folder, given
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether it has no processes, and we may change it.
+
+    The kernel would let cpu, cpuset and pids be enabled beside processes, and thereby make the group threaded.
+    """
+    return not read_text(folder / "cgroup.procs").strip() and os.access(folder / "cgroup.subtree_control", os.W_OK)
+
+
+def _words(file: Path) -> frozenset[str]:
+    return frozenset(read_text(file).split())

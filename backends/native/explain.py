@@ -2,13 +2,9 @@
 
 from pathlib import Path
 
-import msgspec
-
-from tare.backends.cgroups.interface import Cgroup, Limits
 from tare.backends.cgroups.layout import Layout, Version
-from tare.backends.cgroups.lifecycle import PREFIX
-from tare.backends.cgroups.tree import ProcessTree
-from tare.backends.cgroups.v1 import V1Cgroup
+from tare.backends.cgroups.lifecycle import PREFIX, Cgroup, ProcessTree
+from tare.backends.cgroups.limits import Limits
 from tare.backends.native.order import instance_operations, namespaces, zygote_operations
 from tare.backends.native.places import make_plan
 from tare.backends.native.plan import Settings
@@ -50,18 +46,17 @@ def explain_start(settings: Settings, spec: InstanceSpec, folder: Path, layout: 
 def _find_cgroup(layout: Layout, name: str) -> tuple[Cgroup, tuple[Path, ...]]:
     """What an instance would join, and the folders that would be made."""
     if layout.version is Version.V2:
-        # V2Cgroup prepares its parent, which moves processes; an instance is born in it and joins nothing.
+        # A cgroup of v2 prepares its parent, which moves processes; an instance is born in it and joins nothing.
         return ProcessTree(), () if layout.unified is None else (layout.unified / name,)
     if layout.version is Version.NONE:
         return ProcessTree(), ()
-    cgroup = V1Cgroup(layout, name)
+    cgroup = Cgroup(layout, name)
     return cgroup, cgroup.folders
 
 
 def _describe_limits(limits: Limits) -> str:
-    given = {name: value for name, value in msgspec.structs.asdict(limits).items() if value not in {None, ()}}
     return ", ".join(
-        f"{name} {','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in given.items()
+        f"{name} {','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in limits.items()
     )
 
 

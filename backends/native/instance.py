@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from tare.backends.cgroups.interface import Cgroup
+import msgspec
+
+from tare.backends.cgroups.lifecycle import Cgroup
 from tare.backends.native.init import DONE
 from tare.backends.native.launcher import Launched, wait_readable
 from tare.backends.native.resident import RESIDENT_NAME
 from tare.backends.native.wire import Channel, join_list
 from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from tare.bench.interfaces import Instance, Terminal
-from tare.bench.linux.memory import process_footprint, tree_bytes
+from tare.bench.linux.memory import tree_bytes
 from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, Footprint, StartTimeline, Usage
 
 _CHUNK_BYTES = 1 << 20
@@ -97,7 +99,7 @@ class ProcessInstance(Instance):
 
     def _limits_met(self) -> dict[str, int]:
         """What the instance's limits have done since this was last asked."""
-        now = {"oom_kills": self.cgroup.oom_kills() or 0, "pids_refused": self.cgroup.pids_refused() or 0}
+        now = {name: int(self.cgroup.meter.read(name) or 0) for name in ("oom_kills", "pids_refused")}
         since = {name: count - self._met.get(name, 0) for name, count in now.items()}
         self._met = now
         return since
@@ -145,22 +147,14 @@ class ProcessInstance(Instance):
 
     def usage(self) -> Usage:
         """See ``Instance.usage``."""
-        return self.cgroup.usage()
+        return self.cgroup.meter.usage()
 
     def footprint(self) -> Footprint:
         """See ``Instance.footprint``. A new instance is idle first: what it holds until then it does not keep."""
         self.await_idle()
-        members = self.cgroup.members()
-        pss, private, rss = process_footprint(members)
-        return Footprint(
-            pss_bytes=pss,
-            private_bytes=private,
-            cgroup_bytes=self.cgroup.charge_bytes(),
-            disk_owned_bytes=tree_bytes(self._folder),
-            disk_shared_bytes=self._shared_bytes,
-            processes=len(members),
-            rss_bytes=rss,
-        )
+        held = self.cgroup.meter.footprint()
+        owned = tree_bytes(self._folder)
+        return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._shared_bytes)
 
     def await_idle(self) -> None:
         """See ``Instance.await_idle``: its init becomes a smaller program."""
@@ -185,7 +179,7 @@ class ProcessInstance(Instance):
         self._channel.close()
 
     def _dead(self) -> BackendError:
-        kills = self.cgroup.oom_kills()
+        kills = self.cgroup.meter.read("oom_kills")
         why = f"; its memory limit has killed {kills} processes" if kills else self._why_gone()
         return BackendError(
             f"the instance is gone: its init (pid {self.pid}) ended{why}",

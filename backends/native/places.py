@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tare.backends.cgroups.interface import Cgroup
+from tare.backends.cgroups.lifecycle import Cgroup
 from tare.backends.native.identities import outside_id
 from tare.backends.native.plan import Plan, Settings
 from tare.bench.errors import BackendError

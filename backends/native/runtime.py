@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from tare.backends.cgroups.interface import limits_of
-from tare.backends.cgroups.layout import Layout, Version, find_block_device, find_layout
-from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
-from tare.backends.cgroups.unenforced import limit_confounds, try_limits
+from tare.backends.cgroups.layout import Layout, Version, find_layout
+from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup, try_limits
+from tare.backends.cgroups.limits import limit_confounds, limits_of
 from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
 from tare.backends.native.explain import explain_start
 from tare.backends.native.identities import write_maps
@@ -36,6 +35,7 @@ from tare.backends.native.zygotes import Zygotes
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind
+from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import (
     Availability,
     BackendDescription,

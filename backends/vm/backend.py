@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from tare.backends import distribution
-from tare.backends.cgroups.layout import Version, find_block_device, find_layout
-from tare.backends.cgroups.unenforced import limit_confounds, try_limits
+from tare.backends.cgroups.layout import Version, find_layout
+from tare.backends.cgroups.lifecycle import try_limits
+from tare.backends.cgroups.limits import limit_confounds
 from tare.backends.vm import accel, connection, emulator
 from tare.backends.vm.boot import LOADER_ARGUMENTS
 from tare.backends.vm.boot_disk import find_or_make_boot_disk, probe_boot_disk
@@ -52,6 +53,7 @@ from tare.backends.vm.share import probe_virtiofsd
 from tare.bench.errors import BackendError, UnavailableError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind
+from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import (
     Availability,
     BackendDescription,

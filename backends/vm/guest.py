@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 
 from tare.backends import distribution
-from tare.backends.cgroups.interface import Cgroup, Limits, limits_of
 from tare.backends.cgroups.layout import Layout
-from tare.backends.cgroups.lifecycle import start_cgroup
+from tare.backends.cgroups.lifecycle import Cgroup, start_cgroup
+from tare.backends.cgroups.limits import Limits, limits_of
 from tare.backends.vm.accel import Acceleration
 from tare.backends.vm.boot import RESET, await_boot, await_restored, crowd, kernel_arguments
 from tare.backends.vm.connection import Connection, Domain
@@ -85,7 +85,8 @@ class Running(msgspec.Struct, frozen=True):
 def guest_limits(envelope: Envelope, io_device: str | None, emulator_cpus: tuple[int, ...] = ()) -> Limits:
     """What QEMU's cgroup enforces: CPUs, their time and I/O. Memory and processes are limited by the guest itself."""
     cpus = tuple(sorted({*envelope.cpus, *emulator_cpus}))
-    return msgspec.structs.replace(limits_of(envelope, io_device), cpus=cpus, memory_bytes=None, pids_max=None)
+    limits = {**limits_of(envelope, io_device), "cpus": cpus}
+    return {name: value for name, value in limits.items() if name not in {"memory_bytes", "pids_max"}}
 
 
 @contextlib.contextmanager

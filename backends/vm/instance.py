@@ -12,7 +12,7 @@ from tare.backends.vm.guest import Ground, Running
 from tare.backends.vm.hypervisors import Accelerator
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import Instance
-from tare.bench.linux.memory import process_footprint, tree_bytes
+from tare.bench.linux.memory import tree_bytes
 from tare.bench.model import Command, Completed, Footprint, StartTimeline, Usage
 
 _KILL_DEADLINE_S = 20.0
@@ -60,7 +60,7 @@ class VmInstance(Instance):
         """See ``Instance.usage``."""
         # The part before the whole, so that it is never the larger.
         vcpus = vcpu_seconds(self.pid)
-        used = self._running.cgroup.usage()
+        used = self._running.cgroup.meter.usage()
         missing = (
             used.missing if vcpus is not None else {**used.missing, "cpu_vcpu_s": "QEMU names no thread as a vCPU"}
         )
@@ -82,18 +82,13 @@ class VmInstance(Instance):
 
     def footprint(self) -> Footprint:
         """See ``Instance.footprint``."""
-        members = self._running.cgroup.members()
-        pss, private, rss = process_footprint(members)
+        meter = self._running.cgroup.meter
         translates = self._ground.acceleration.accelerator is Accelerator.TCG
-        parts = memory_parts(self.pid, members, self._running.memory_bytes, translates=translates)
-        return Footprint(
-            pss_bytes=pss,
-            private_bytes=private,
-            cgroup_bytes=self._running.cgroup.charge_bytes(),
+        parts = memory_parts(self.pid, meter.members(), self._running.memory_bytes, translates=translates)
+        return msgspec.structs.replace(
+            meter.footprint(),
             disk_owned_bytes=self._owned_bytes(),
             disk_shared_bytes=sum(map(allocated_bytes, self._ground.image.guest_files.values())),
-            processes=len(members),
-            rss_bytes=rss,
             guest_ram_bytes=parts.guest_ram,
             tcg_cache_bytes=parts.tcg_cache,
         )

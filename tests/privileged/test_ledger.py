@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tare.bench.ledger import MARKER_VARIABLE, Cleaned, Ledger, ResourceKind, clean
-from tare.bench.removers import remove_cgroup
+from tare.bench.linux.cgroups import remove_cgroup
 
 pytestmark = [
     pytest.mark.root,
@@ -171,7 +171,7 @@ def test_a_cgroup_that_this_process_is_in_is_refused_at_once() -> None:
         code = """
             import sys, time
             from pathlib import Path
-            from tare.bench.removers import remove_cgroup
+            from tare.bench.linux.cgroups import remove_cgroup
             print("ready", flush=True)
             started = time.monotonic()
             try:
@@ -218,7 +218,7 @@ OWNER = """
     import os, shutil, subprocess, sys
     from pathlib import Path
     from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind, remove
-    from tare.bench.removers import remove_cgroup
+    from tare.bench.linux.cgroups import remove_cgroup
     ledger_folder, work, marker, *parents = sys.argv[1:]
     fork_on = "import os,time\\nfor _ in range(3): os.fork()\\ntime.sleep(600)"
     with Ledger(Path(ledger_folder)) as ledger:

@@ -8,19 +8,19 @@ import time
 import msgspec
 import pytest
 
-from tare.backends.cgroups.interface import Limits
-from tare.backends.cgroups.layout import Version, find_block_device, find_layout
+from tare.backends.cgroups.layout import Version, find_layout
 from tare.backends.cgroups.lifecycle import start_cgroup
 from tare.backends.native import runtime
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.ledger import Ledger, ResourceKind
+from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import Command
 from tare.bench.process import DEVNULL, PIPE, Popen
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = pytest.mark.root
 
-LIMITS = Limits(cpus=ENVELOPE.cpus, memory_bytes=64 * 2**20, pids_max=20)
+LIMITS = {"cpus": ENVELOPE.cpus, "memory_bytes": 64 * 2**20, "pids_max": 20}
 JOIN = 'for file in "$@"; do echo 0 > "$file"; done; '
 
 
@@ -61,9 +61,9 @@ def test_members_are_limited_accounted_killed_and_removed(layout, ledger):
         assert [entry.target for entry in ledger.entries()] == [str(folder) for folder in cgroup.folders]
         process = start_inside(cgroup, "while :; do :; done & wait")
         wait_for(lambda: len(cgroup.members()) == 2)
-        wait_for(lambda: cgroup.usage().cpu_s > 0.2)
+        wait_for(lambda: cgroup.meter.usage().cpu_s > 0.2)
         assert {cpu for thread in cgroup.threads() for cpu in os.sched_getaffinity(thread)} == set(ENVELOPE.cpus)
-        assert 0 < cgroup.charge_bytes() <= cgroup.usage().memory_peak_bytes <= 64 * 2**20
+        assert 0 < cgroup.meter.read("memory_current_bytes") <= cgroup.meter.usage().memory_peak_bytes <= 64 * 2**20
         cgroup.kill(keep=(process.pid,))
         assert cgroup.members() in ([process.pid], [])
     assert process.wait(10) in {-signal.SIGKILL, 0, 128 + signal.SIGKILL}
@@ -75,17 +75,17 @@ def test_time_and_io_are_limited_and_accounted(layout, ledger, tmp_path):
     device = find_block_device(tmp_path)
     if device is None:
         pytest.skip(f"{tmp_path} lies on no block device")
-    limits = msgspec.structs.replace(
+    limits = dict(
         LIMITS, cpu_quota=0.2, cpu_weight=50, io_device=device, io_write_bytes_per_s=2**20, io_read_ops_per_s=500
     )
     writes = f"dd if=/dev/zero of={tmp_path}/io bs=64k count=12 oflag=direct 2>/dev/null; "
     with start_cgroup(ledger, f"rates-{os.getpid()}", limits, layout) as cgroup:
         began = time.monotonic()
         process = start_inside(cgroup, f"{writes} while :; do :; done")
-        wait_for(lambda: cgroup.usage().io_write_operations >= 12)
+        wait_for(lambda: cgroup.meter.usage().io_write_operations >= 12)
         assert time.monotonic() - began > 0.5, "768 KiB at 1 MiB a second"
-        wait_for(lambda: cgroup.usage().cpu_throttled_periods >= 2)
-        usage = cgroup.usage()
+        wait_for(lambda: cgroup.meter.usage().cpu_throttled_periods >= 2)
+        usage = cgroup.meter.usage()
         assert usage.io_write_bytes >= 12 * 2**16
         assert usage.cpu_periods >= usage.cpu_throttled_periods
         assert usage.cpu_throttled_s > 0
@@ -158,13 +158,13 @@ def test_a_fork_bomb_does_not_escape(layout, ledger):
         process = start_inside(cgroup, "f() { while :; do f & done; }; f 2>/dev/null")
         wait_for(lambda: len(cgroup.members()) >= 15)
         assert len(cgroup.members()) <= 20
-        wait_for(lambda: cgroup.pids_refused() > 0)
+        wait_for(lambda: cgroup.meter.read("pids_refused") > 0)
     process.wait(10)
     assert not any(folder.exists() for folder in cgroup.folders)
 
 
 def test_a_refused_limit_is_told_and_undone(layout, ledger):
-    absurd = msgspec.structs.replace(LIMITS, cpus=(4095,))
+    absurd = {**LIMITS, "cpus": (4095,)}
     with (
         pytest.raises(BackendError, match=r"refused a cgroup: .*cpuset\.cpus"),
         start_cgroup(ledger, f"refused-{os.getpid()}", absurd, layout) as cgroup,

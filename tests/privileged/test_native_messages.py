@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tare.backends.cgroups.interface import signal_all, wait_ended
 from tare.backends.native.instance import ProcessInstance
 from tare.bench.descriptors import lack_of_descriptors
 from tare.bench.design import make_design
@@ -15,6 +14,7 @@ from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.ledger import Ledger
 from tare.bench.limits_met import raise_if_failed
+from tare.bench.linux.processes import signal_all, wait_ended
 from tare.bench.model import Command, Commands, EventKind
 from tare.bench.registry import Plugins
 from tare.bench.runner import Runner

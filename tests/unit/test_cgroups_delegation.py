@@ -2,9 +2,8 @@
 
 import pytest
 
-from tare.backends.cgroups import delegation
-from tare.backends.cgroups.delegation import find_handed_on, find_parent, prepare_parent
-from tare.backends.cgroups.layout import Layout, Version
+from tare.backends.cgroups import layout as delegation
+from tare.backends.cgroups.layout import Layout, Version, find_handed_on, find_parent, prepare_parent
 
 ALL = "cpu cpuset io memory pids"
 

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from tare.backends.cgroups.layout import Version, find_block_device, find_layout
+from tare.backends.cgroups.layout import Version, find_layout
+from tare.bench.linux.files import HostRoots
+from tare.bench.linux.mounts import find_block_device
 
 HYBRID_MOUNTS = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -23,6 +25,10 @@ HYBRID_MEMBERSHIP = """\
 1:cpu,cpuacct:/
 0::/
 """
+
+
+def below(root):
+    return HostRoots(root / "proc", root / "sys")
 
 
 def make_host(root, mounts, membership, folders):
@@ -106,10 +112,10 @@ def test_block_device_of_a_partition_is_its_disk(tmp_path):
     (disk / "part").mkdir(parents=True)
     (disk / "dev").write_text("8:0\n")
     (tmp_path / "sys/dev/block" / number).symlink_to(disk / "part")
-    assert find_block_device(tmp_path, tmp_path) == number
+    assert find_block_device(tmp_path, below(tmp_path)) == number
     (disk / "part/partition").write_text("1\n")
-    assert find_block_device(tmp_path, tmp_path) == "8:0"
+    assert find_block_device(tmp_path, below(tmp_path)) == "8:0"
 
 
 def test_no_block_device(tmp_path):
-    assert find_block_device(tmp_path, make_host(tmp_path, "", "", [])) is None
+    assert find_block_device(tmp_path, below(make_host(tmp_path, "", "", []))) is None

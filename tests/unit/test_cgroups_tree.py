@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tare.backends.cgroups.interface import Limits
 from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup
 from tare.bench.errors import UnavailableError
 from tare.bench.ledger import Ledger
 from tare.bench.process import DEVNULL, Popen
 
+LIMITS = {"cpus": (0,), "memory_bytes": 1, "pids_max": 1, "io_device": "8:0", "cpu_quota": 0.5}
 NOWHERE = Layout(Version.NONE, {}, None, unprivileged=True)
 
 
@@ -41,28 +41,28 @@ def wait_for(condition):
 def test_members_are_found_accounted_for_and_killed(tree):
     cgroup, process = tree
     wait_for(lambda: len(cgroup.members()) == 4)
-    wait_for(lambda: cgroup.usage().cpu_user_s > 0.1)
-    usage = cgroup.usage()
+    wait_for(lambda: cgroup.meter.usage().cpu_user_s > 0.1)
+    usage = cgroup.meter.usage()
     absent = {name for name in usage.__struct_fields__ if getattr(usage, name) is None}
-    assert absent == set(usage.missing)
+    assert absent - {"cpu_vcpu_s"} == set(usage.missing)
     cgroup.kill(keep=(process.pid,))
     assert cgroup.members() == [process.pid]
 
 
 def test_no_limit_is_enforced_and_each_is_told(tree):
     cgroup, _ = tree
-    unenforced = complete_cgroup(cgroup, Limits(cpus=(0,), memory_bytes=1, pids_max=1, io_device="8:0", cpu_quota=0.5))
+    unenforced = complete_cgroup(cgroup, LIMITS)
     assert set(unenforced) == {"cpus", "memory_bytes", "pids_max", "cpu_quota"}
-    assert cgroup.oom_kills() is cgroup.pids_refused() is cgroup.charge_bytes() is None
+    assert {cgroup.meter.read(name) for name in ("oom_kills", "pids_refused", "memory_current_bytes")} == {None}
 
 
 def test_a_process_that_took_the_number_of_a_gone_init_is_left_alone(tree):
     cgroup, process = tree
-    started, cgroup._started = cgroup._started, "1"
+    started, cgroup.meter._started = cgroup.meter._started, 1
     assert cgroup.members() == []
     cgroup.kill()
     assert process.poll() is None
-    cgroup._started = started
+    cgroup.meter._started = started
 
 
 def test_root_without_any_hierarchy_has_something_to_mend(tmp_path):

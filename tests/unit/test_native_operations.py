@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from tare.backends.cgroups.interface import limits_of
 from tare.backends.cgroups.layout import Layout, Version
+from tare.backends.cgroups.limits import limits_of
 from tare.backends.native import identities, order, privileges
 from tare.backends.native import operations as ops
 from tare.backends.native.backend import find_thermal

@@ -51,9 +51,8 @@ def test_guests_and_containers_mask_the_same_units():
 def test_qemu_is_limited_in_all_that_the_guest_does_not_limit_itself():
     envelope = Envelope((1,), 2**28, 2**28, 99, cpu_quota=0.5, cpu_weight=50, io_write_bytes_per_s=2**20)
     limits = guest.guest_limits(envelope, "254:0")
-    assert (limits.memory_bytes, limits.pids_max) == (None, None)
-    assert (limits.cpus, limits.cpu_quota, limits.cpu_weight) == ((1,), 0.5, 50)
-    assert limits.io_rates() == {"io_write_bytes_per_s": 2**20}
+    rates = {"io_device": "254:0", "io_write_bytes_per_s": 2**20}
+    assert limits == {"cpus": (1,), "cpu_quota": 0.5, "cpu_weight": 50, "swap_bytes": 0, **rates}
 
 
 def test_modules_come_after_what_they_need():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tare.backends.cgroups.interface import write_text
 from tare.backends.cgroups.layout import find_layout
 from tare.backends.native import syscalls
 from tare.bench.ledger import Ledger
+from tare.bench.linux.files import write_text
 from tare.bench.model import Command
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 

@@ -1,0 +1,170 @@
+"""Cgroups of v1 and v2 by their folders: which a process is in, who is in one, and its end."""
+
+import contextlib
+import errno
+import os
+import select
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from tare.bench.linux.files import HostRoots, read_bytes, read_text, write_text
+from tare.bench.linux.mounts import read_mounts
+from tare.bench.linux.processes import KILL_DEADLINE_S, kill_all
+
+
+def find_folders(pid: int | str = "self", root: Path = Path("/")) -> tuple[dict[str, Path], Path | None]:
+    """The folders of the cgroups that a process is in, by controller, and where the v2 tree is mounted.
+
+    The folder in the v2 tree is ``""``, whether it has controllers or not. ``root`` is above all that is read. Nothing
+    where there is no ``/proc``.
+    """
+    try:
+        membership = os.fsdecode(read_bytes(root / f"proc/{pid}/cgroup"))
+        mounts = read_mounts(HostRoots(root / "proc", root / "sys"))
+    except OSError:
+        return {}, None
+    paths: dict[str, str] = {}
+    for line in membership.splitlines():
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        paths.update(dict.fromkeys(names.split(","), path))
+    found: dict[str, Path] = {}
+    top = None
+    for mount in mounts:
+        point = root / str(mount.point).lstrip("/")
+        if mount.kind == "cgroup2" and "" in paths:
+            found[""], top = _below(point, mount.root, paths[""]), point
+        for name in mount.options if mount.kind == "cgroup" else ():
+            if name in paths:
+                found.setdefault(name, _below(point, mount.root, paths[name]))
+    return found, top
+
+
+def _below(point: Path, mounted_root: str, path: str) -> Path:
+    """Where the cgroup ``path`` is under a mount of the hierarchy's subtree ``mounted_root``."""
+    if mounted_root != "/" and path.startswith(mounted_root):
+        path = path[len(mounted_root) :]
+    return point / path.strip("/")
+
+
+def members_of(folder: Path) -> list[int]:
+    """The host pids of the processes in a cgroup and in those below it; none once it is gone."""
+    found: list[int] = []
+    try:
+        found += [int(pid) for pid in read_text(folder / "cgroup.procs").split()]
+        with os.scandir(folder) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return found
+    for path in below:
+        found += members_of(Path(path))
+    return found
+
+
+def kill_members(folder: Path, *, keep: Collection[int] = (), freezer: Path | None = None) -> None:
+    """SIGKILL every process in a cgroup and below it but ``keep``, and return when they have ended.
+
+    By ``cgroup.kill`` (v2, Linux 5.14) if none is to be kept. Otherwise the group is frozen while they are signalled,
+    so that a process that forks without end does not escape; ``freezer`` is its folder in v1's hierarchy of that name.
+    Raises OSError (EBUSY) if some do not end within 10 s: they are stuck in the kernel.
+    """
+    if not keep and _kill_at_once(folder):
+        return
+    kill_all(
+        lambda: [pid for pid in members_of(folder) if pid not in keep], hold=lambda: _frozen(folder, freezer or folder)
+    )
+
+
+def begin_kill(folder: Path) -> bool:
+    """SIGKILL every process of a v2 cgroup without waiting for their end; False if this kernel cannot."""
+    try:
+        write_text(folder / "cgroup.kill", "1")
+    except OSError:
+        return False
+    return True
+
+
+def remove_cgroup(folder: Path) -> bool:
+    """Kill every process in a cgroup and below it, then remove them all; False if there is none.
+
+    Raises OSError if it cannot be emptied or removed.
+    """
+    if not folder.is_dir():
+        return False
+    groups = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    if os.getpid() in members_of(folder):
+        raise OSError(errno.EBUSY, "this process is in it itself", str(folder))
+    # From the top: a frozen parent keeps its children frozen, and a frozen process of v1 does not die.
+    for group in groups:
+        with contextlib.suppress(OSError):
+            write_text(group / "freezer.state", "THAWED")
+    kill_members(folder)
+    deadline = time.monotonic() + KILL_DEADLINE_S
+    for group in reversed(groups):
+        _remove_empty(group, deadline)
+    return True
+
+
+def _remove_empty(group: Path, deadline: float) -> None:
+    # The kernel lets go of a cgroup a moment after its last process was reaped, and has no event for it on v1.
+    while True:
+        try:
+            group.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            kill_members(group)  # a process that was on its way here while the others were killed
+            time.sleep(0.001)
+        else:
+            return
+
+
+def _kill_at_once(folder: Path) -> bool:
+    """Kill by ``cgroup.kill`` and wait until the group is empty; False where that cannot be done."""
+    try:
+        events = os.open(folder / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return begin_kill(folder) and _wait_empty(events, folder)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise
+        return False  # somebody else removed it
+    finally:
+        os.close(events)
+
+
+def _wait_empty(events: int, folder: Path) -> bool:
+    """Wait for ``populated 0``; the kernel raises POLLPRI on ``cgroup.events`` at each change."""
+    deadline = time.monotonic() + KILL_DEADLINE_S
+    poll = select.poll()
+    poll.register(events, select.POLLPRI)
+    while b"populated 1" in os.pread(events, 4096, 0):
+        if time.monotonic() > deadline:
+            stuck = members_of(folder)
+            raise OSError(errno.EBUSY, f"processes {stuck} do not end within {KILL_DEADLINE_S:g} s of SIGKILL")
+        poll.poll(1000)
+    return True
+
+
+@contextlib.contextmanager
+def _frozen(folder: Path, freezer: Path) -> Iterator[None]:
+    """Every member stands still meanwhile, where this kernel can freeze them."""
+    for file, freeze, thaw in (
+        (folder / "cgroup.freeze", "1", "0"),
+        (freezer / "freezer.state", "FROZEN", "THAWED"),
+    ):
+        try:
+            write_text(file, freeze)
+        except OSError:
+            continue
+        try:
+            yield
+        finally:
+            write_text(file, thaw)
+        return
+    yield

@@ -1,0 +1,284 @@
+"""What processes cost the host, by its own accounting: meters that attach to what somebody else made and will remove.
+
+``CgroupMeter`` takes any cgroup, of v1 or v2, tare's or an engine's. Several meters (of a container, its shim, the
+daemon's share) are added up with ``total``. The files are described in Linux ``Documentation/admin-guide``:
+``cgroup-v2.rst`` and ``cgroup-v1/``.
+"""
+
+import contextlib
+import functools
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tare.bench.linux.cgroups import find_folders, members_of
+from tare.bench.linux.files import HERE, HostRoots, read_text
+from tare.bench.linux.memory import process_footprint
+from tare.bench.linux.pressure import parse_stall_s
+from tare.bench.linux.processes import find_status
+from tare.bench.model import Footprint, Usage
+
+NO_CGROUP = "no cgroup that this user may write to"
+_NO_V2_TREE = "no v2 tree is mounted, and v1 does not account for it"
+
+Number = int | float
+Reading = TypeVar("Reading", Usage, Footprint)
+Parser = Callable[[str], Number | None]
+
+
+class Meter(ABC):
+    """Reads what some processes cost. It makes nothing and removes nothing."""
+
+    @abstractmethod
+    def members(self) -> list[int]:
+        """The host pids of the processes, those that they started too. Empty once they are gone."""
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What they, dead ones included, have used so far; ``missing`` says why a field is None."""
+
+    @abstractmethod
+    def read(self, field: str) -> Number | None:
+        """One field of ``usage`` alone."""
+
+    def footprint(self) -> Footprint:
+        """The memory that they hold now. Disk is not theirs to say: 0."""
+        members = self.members()
+        pss, private, rss = process_footprint(members)
+        charge = self.read("memory_current_bytes")
+        return Footprint(pss, private, None if charge is None else int(charge), 0, 0, len(members), rss)
+
+
+def keyed(key: str, per_unit: float = 1) -> Parser:
+    """Reads one number of a flat keyed file (``cpu.stat``, ``memory.events``)."""
+
+    def parse(text: str) -> Number | None:
+        for line in text.splitlines():
+            name, _, value = line.partition(" ")
+            if name == key and value.isdigit():
+                return int(value) if per_unit == 1 else int(value) / per_unit
+        return None
+
+    return parse
+
+
+def nested(key: str) -> Parser:
+    """Reads one key of ``io.stat``, summed over the devices."""
+
+    def parse(text: str) -> Number:
+        fields = (field.partition("=") for line in text.splitlines() for field in line.split()[1:])
+        return sum(int(value) for name, _, value in fields if name == key)
+
+    return parse
+
+
+def serviced(operation: str) -> Parser:
+    """Reads ``Read`` or ``Write`` of ``blkio.throttle.io_serviced`` and its kind, summed over the devices."""
+
+    def parse(text: str) -> Number:
+        lines = (line.split() for line in text.splitlines())
+        return sum(int(words[2]) for words in lines if len(words) == 3 and words[1] == operation)
+
+    return parse
+
+
+def number(text: str) -> Number | None:
+    """The one number in a file."""
+    return int(text) if text.strip().isdigit() else None
+
+
+class _Source(NamedTuple):
+    """A file of a cgroup. ``needs`` is a file next to it that may not be empty, or the kernel counts nothing."""
+
+    file: str
+    parse: Parser
+    needs: str = ""
+
+
+_HERTZ = os.sysconf("SC_CLK_TCK")
+_TICKS = "cpuacct.stat"
+_COUNTED = "blkio.throttle.read_bps_device"
+
+
+def _io(kind: str, file: str) -> tuple[_Source, _Source]:
+    """Read and written, in ``io.stat`` by the beginning of its keys, or in a file of blkio."""
+    key = {"rbytes": "Read", "rios": "Read", "wbytes": "Write", "wios": "Write"}[kind]
+    return _Source("io.stat", nested(kind)), _Source(f"blkio.throttle.{file}_recursive", serviced(key), _COUNTED)
+
+
+_SOURCES: Mapping[str, tuple[str, tuple[_Source, ...]]] = {
+    "cpu_user_s": ("cpuacct", (_Source("cpu.stat", keyed("user_usec", 1e6)), _Source(_TICKS, keyed("user", _HERTZ)))),
+    "cpu_system_s": (
+        "cpuacct",
+        (_Source("cpu.stat", keyed("system_usec", 1e6)), _Source(_TICKS, keyed("system", _HERTZ))),
+    ),
+    "cpu_throttled_s": (
+        "cpu",
+        (_Source("cpu.stat", keyed("throttled_usec", 1e6)), _Source("cpu.stat", keyed("throttled_time", 1e9))),
+    ),
+    "cpu_periods": ("cpu", (_Source("cpu.stat", keyed("nr_periods")),)),
+    "cpu_throttled_periods": ("cpu", (_Source("cpu.stat", keyed("nr_throttled")),)),
+    "memory_peak_bytes": ("memory", (_Source("memory.peak", number), _Source("memory.max_usage_in_bytes", number))),
+    "memory_current_bytes": ("memory", (_Source("memory.current", number), _Source("memory.usage_in_bytes", number))),
+    "memory_file_bytes": (
+        "memory",
+        (_Source("memory.stat", keyed("file")), _Source("memory.stat", keyed("total_cache"))),
+    ),
+    "oom_kills": (
+        "memory",
+        (_Source("memory.events", keyed("oom_kill")), _Source("memory.oom_control", keyed("oom_kill"))),
+    ),
+    "pids_refused": ("pids", (_Source("pids.events", keyed("max")),)),
+    "io_read_bytes": ("io", _io("rbytes", "io_service_bytes")),
+    "io_write_bytes": ("io", _io("wbytes", "io_service_bytes")),
+    "io_read_operations": ("io", _io("rios", "io_serviced")),
+    "io_write_operations": ("io", _io("wios", "io_serviced")),
+    "cpu_pressure_s": ("pressure", (_Source("cpu.pressure", parse_stall_s),)),
+    "memory_pressure_s": ("pressure", (_Source("memory.pressure", parse_stall_s),)),
+    "io_pressure_s": ("pressure", (_Source("io.pressure", parse_stall_s),)),
+}
+"""Field of ``Usage``: the controller that accounts for it, and its files in v2 and v1: the first there counts."""
+
+
+class CgroupMeter(Meter):
+    """Meters one cgroup: its folder in the v2 tree, its folders in v1's hierarchies, or both (hybrid).
+
+    CPU time is exact to the microsecond in a v2 folder, and in ticks of 10 ms by v1's ``cpuacct``. On v1 the kernel
+    counts I/O only of devices for which the group has a throttling rule. The folders have to exist when it is read.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self.folders = tuple(folders)
+
+    @classmethod
+    def of_process(cls, pid: int, root: Path = Path("/")) -> "CgroupMeter":
+        """The meter of the cgroup that a process is in, whoever made it."""
+        return cls(dict.fromkeys(find_folders(pid, root)[0].values()))
+
+    def members(self) -> list[int]:
+        """The processes in it and in the groups below."""
+        return members_of(self.folders[0])
+
+    def usage(self) -> Usage:
+        """What was charged to it since it was made. Raises OSError if it is gone."""
+        texts: dict[Path, str | None] = {}
+        values = {field: self._read(sources, texts) for field, (_, sources) in _SOURCES.items()}
+        missing = {field: self._reason(field) for field, value in values.items() if value is None}
+        known: Mapping[str, Any] = values
+        return Usage(**known, missing=missing)
+
+    def read(self, field: str) -> Number | None:
+        """One field of ``usage`` alone. Raises OSError if it is gone."""
+        return self._read(_SOURCES[field][1], {})
+
+    def _read(self, sources: Iterable[_Source], texts: dict[Path, str | None]) -> Number | None:
+        for source in sources:
+            for folder in self._files.get(source.file, ()):
+                text = _read_once(folder / source.file, texts)
+                if text is None or (source.needs and not (_read_once(folder / source.needs, texts) or "").strip()):
+                    continue
+                if (value := source.parse(text)) is not None:
+                    return value
+        return None
+
+    @functools.cached_property
+    def _files(self) -> dict[str, list[Path]]:
+        """The folders that have a file, by its name."""
+        found: dict[str, list[Path]] = {}
+        for folder in self.folders:
+            for name in os.listdir(folder):  # noqa: PTH208 - names are wanted
+                found.setdefault(name, []).append(folder)
+        return found
+
+    def _reason(self, field: str) -> str:
+        """Why a field is None."""
+        controller, sources = _SOURCES[field]
+        if controller == "pressure":
+            return "the kernel keeps no PSI" if "cgroup.controllers" in self._files else _NO_V2_TREE
+        if not any(source.file in self._files for source in sources) or controller == "cpu":
+            return f"no {controller} cgroup controller"
+        if controller == "io":
+            return "blkio counts nothing here: the storage lies on no block device of its own"
+        return f"this kernel does not account for it in {' or '.join(source.file for source in sources)}"
+
+
+def _read_once(file: Path, texts: dict[Path, str | None]) -> str | None:
+    if file not in texts:
+        texts[file] = None
+        with contextlib.suppress(OSError):
+            texts[file] = read_text(file)
+    return texts[file]
+
+
+class ProcessTreeMeter(Meter):
+    """Meters a process and all below it, where there is no cgroup: CPU time alone, in ticks of 10 ms.
+
+    It counts what live processes and those that they have waited for used. Orphans of a pid namespace stay below its
+    init.
+    """
+
+    def __init__(self, pid: int | None = None, roots: HostRoots = HERE) -> None:
+        self._roots = roots
+        self.adopt(pid)
+
+    def adopt(self, pid: int | None) -> None:
+        """The process at the root of the tree; None for none yet."""
+        status = None if pid is None else find_status(pid, self._roots)
+        self._root, self._started = pid, None if status is None else status.started
+
+    def members(self) -> list[int]:
+        """The process and all below it."""
+        if self._root is None:
+            return []
+        children: dict[int, list[int]] = {}
+        for entry in os.listdir(self._roots.proc):  # noqa: PTH208 - some hundred names: no paths are needed
+            if entry.isdigit() and (status := find_status(int(entry), self._roots)) is not None:
+                children.setdefault(status.parent, []).append(int(entry))
+        first = find_status(self._root, self._roots)
+        if first is None or first.started != self._started:  # its number may be another process's by now
+            return []
+        found, pending = [], [self._root]
+        while pending:
+            pid = pending.pop()
+            found.append(pid)
+            pending += children.get(pid, [])
+        return found
+
+    def usage(self) -> Usage:
+        """CPU time, and nothing else."""
+        user = system = 0.0
+        for pid in self.members():
+            if (status := find_status(pid, self._roots)) is not None:
+                user += status.user_s + status.waited_user_s
+                system += status.system_s + status.waited_system_s
+        missing = {name: NO_CGROUP for name in _SOURCES if name not in {"cpu_user_s", "cpu_system_s"}}
+        return Usage(user, system, None, None, None, None, missing=missing)
+
+    def read(self, field: str) -> Number | None:
+        """One field of ``usage`` alone."""
+        value: Number | None = getattr(self.usage(), field)
+        return value
+
+
+def total(parts: Mapping[str, Reading]) -> Reading:
+    """The sum of readings that were taken apart, by name of the part; a field that one of them lacks is None.
+
+    ``missing`` says which part lacks it. Peaks are added too: they need not coincide, so the sum is an upper bound.
+    Raises ValueError without any part.
+    """
+    if not parts:
+        raise ValueError("nothing to add up")
+    kind = type(next(iter(parts.values())))
+    sums: dict[str, Any] = {}
+    for field in kind.__struct_fields__:
+        values = [getattr(part, field) for part in parts.values()]
+        if field == "missing":
+            reasons = [
+                (name, f"{part}: {why}") for part, told in zip(parts, values, strict=True) for name, why in told.items()
+            ]
+            sums[field] = {name: "; ".join(why for other, why in reasons if other == name) for name, _ in reasons}
+        else:
+            sums[field] = None if None in values else sum(values)
+    return kind(**sums)
