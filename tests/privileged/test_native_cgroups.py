@@ -62,7 +62,7 @@ def test_members_are_limited_accounted_killed_and_removed(layout, ledger):
         process = start_inside(cgroup, "while :; do :; done & wait")
         wait_for(lambda: len(cgroup.members()) == 2)
         wait_for(lambda: cgroup.meter.usage().cpu_s > 0.2)
-        assert {cpu for thread in cgroup.threads() for cpu in os.sched_getaffinity(thread)} == set(ENVELOPE.cpus)
+        assert {cpu for pid in cgroup.members() for cpu in os.sched_getaffinity(pid)} == set(ENVELOPE.cpus)
         assert 0 < cgroup.meter.read("memory_current_bytes") <= cgroup.meter.usage().memory_peak_bytes <= 64 * 2**20
         cgroup.kill(keep=(process.pid,))
         assert cgroup.members() in ([process.pid], [])
