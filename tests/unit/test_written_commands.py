@@ -1,0 +1,203 @@
+"""``tare compare`` and ``tare plan`` from outside, against what other code computes from the runs' files."""
+
+import json
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from tare.bench.cli.main import app
+from tests.recompute_report import Recomputed, subject_of
+from tests.synthetic import QUICK, write_run
+from tests.unit.test_stored_runs import unpacked
+from tests.unit.test_written_numbers import prints
+from tests.written import markdown_rows, text_rows
+
+RECIPE = replace(QUICK, blocks=6, instances=2, iterations=3, noise=0.01, seed=11)
+SUFFIX = {"json": "json", "markdown": "md", "text": "txt", "table": "txt"}
+
+
+def invoke(folder, *arguments, form):
+    output = folder / f"out-{form}.{SUFFIX[form]}"
+    result = CliRunner().invoke(app, [*arguments, "--format", form, "-o", str(output)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return output.read_text("utf-8")
+
+
+# --- two runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    first = write_run(folder / "first", RECIPE)
+    other = replace(RECIPE, blocks=5, seed=12, ratios={"native": 1.07, "vm": 8.8})
+    second = write_run(folder / "second", other)
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def compared(two, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    return lambda form: invoke(folder, "compare", *map(str, two), form=form)
+
+
+def logs(run, subject, backend):
+    return [math.log(value) for value in run.cells[subject][backend].values()]
+
+
+def test_two_runs_are_compared_by_welch_over_their_blocks(two, compared):
+    first, second = map(Recomputed, two)
+    lines = [line for line in json.loads(compared("json"))["lines"] if line["found"]["low"] is not None]
+    assert len(lines) > 30
+    for line in lines:
+        subject = subject_of(line | {"metric": line["metric"]["name"]})
+        backend = next(name for name in first.manifest["backends"] if label_of(first, name) == line["backend"])
+        before, after = logs(first, subject, backend), logs(second, subject, backend)
+        found = line["found"]
+        ratio = statistics.fmean(after) - statistics.fmean(before)
+        assert found["ratio"] == pytest.approx(math.exp(ratio), rel=1e-9)
+        test = stats.ttest_ind(after, before, equal_var=False)
+        interval = test.confidence_interval(0.95)
+        assert (found["low"], found["high"]) == pytest.approx(
+            (math.exp(interval.low), math.exp(interval.high)), rel=1e-8
+        )
+        assert found["p_value"] == pytest.approx(test.pvalue, rel=1e-6)
+        assert found["n_blocks"] == min(len(before), len(after))
+        assert line["first"]["centre"] == pytest.approx(math.exp(statistics.fmean(before)), rel=1e-9)
+        assert line["second"]["centre"] == pytest.approx(math.exp(statistics.fmean(after)), rel=1e-9)
+    adjusted = stats.false_discovery_control([line["found"]["p_value"] for line in lines])
+    assert [line["found"]["q_value"] for line in lines] == pytest.approx(adjusted.tolist(), rel=1e-9)
+
+
+def label_of(run, name):
+    return run.manifest["backends"][name]["label"]
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_every_comparison_is_printed_as_it_rounds(compared, form):
+    rows = list((text_rows if form == "text" else markdown_rows)(compared(form)))
+    lines = [line for line in json.loads(compared("json"))["lines"] if line["found"]["low"] is not None]
+    for line in lines:
+        found = line["found"]
+        expected = [line["first"]["centre"], line["second"]["centre"], found["ratio"], found["low"], found["high"]]
+        assert any(stands_in(cells, expected) for cells in rows), line
+
+
+def stands_in(cells, expected):
+    texts = [part for cell in cells for part in cell.split("–")]
+    for start in range(len(texts) - len(expected) + 1):
+        chosen = texts[start : start + len(expected)]
+        if all(text.strip()[:1].isdigit() for text in chosen):
+            return all(prints(text, value) for text, value in zip(chosen, expected, strict=True))
+    return False
+
+
+def test_two_backends_of_a_run_are_compared_block_by_block(two, tmp_path):
+    run = Recomputed(two[0])
+    text = invoke(tmp_path, "compare", str(two[0]), "--backends", "native", "vm", form="json")
+    for line in json.loads(text)["lines"]:
+        if line["found"]["low"] is None:
+            continue
+        cells = run.cells[subject_of(line | {"metric": line["metric"]["name"]})]
+        differences = [math.log(cells["vm"][block] / cells["native"][block]) for block in cells["vm"]]
+        assert line["found"]["ratio"] == pytest.approx(math.exp(statistics.fmean(differences)), rel=1e-9)
+        assert line["found"]["p_value"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=1e-5)
+
+
+# --- plans ------------------------------------------------------------------------------------------
+
+GIB = 2**30
+ASKED = ("--cpus", "10", "--memory", "32GiB", "--disk", "1TiB", "--overcommit", "cpu=3", "--overcommit", "memory=1.5",
+         "--overcommit", "disk=2", "--reserve", "memory=3GiB", "--reserve", "cpu=1.5", "--reserve", "disk=20GiB",
+         "--instances", "777")  # fmt: skip
+USABLE = {
+    ("cpu", False): 8.5, ("cpu", True): 25.5, ("memory", False): 29 * GIB, ("memory", True): 29 * GIB * 1.5,
+    ("disk", False): 1004 * GIB, ("disk", True): 2008 * GIB, ("memory cgroups", False): 65535,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planned")
+    run = unpacked("density", folder)
+    return lambda form, *more: invoke(folder, "plan", str(run), *ASKED, *more, form=form)
+
+
+@pytest.mark.parametrize("bound", ["measured", "promised"])
+def test_a_plan_is_what_its_rooms_hold(planned, bound):
+    plans = json.loads(planned("json", "--bound", bound))["plans"]
+    assert len(plans) > 3
+    for plan in plans:
+        for room in plan["rooms"]:
+            assert room["usable"] == pytest.approx(USABLE[room["resource"], room["promised"]], rel=1e-12)
+            if room["instances"] is not None:
+                assert holds(room["instances"], room["each"], room["usable"])
+            if room["fewest"] is not None and room["most"] is not None:
+                assert room["fewest"] <= room["instances"] <= room["most"]
+            if room["resource"] == "memory":
+                assert room["binds"] == (room["promised"] == (bound == "promised"))
+        binding = [room for room in plan["rooms"] if room["binds"] and room["instances"] is not None]
+        assert plan["instances"] == min(room["instances"] for room in binding)
+        first = min(binding, key=lambda room: room["instances"])
+        assert plan["binds"].startswith(first["resource"])
+        if plan["instances_interval"]:
+            ends = [
+                min(room[end] if room[end] is not None else room["instances"] for room in binding)
+                for end in ("fewest", "most")
+            ]
+            assert plan["instances_interval"] == ends
+        assert plan["extrapolated"] == (plan["instances"] > 2 * plan["measured_population"])
+
+
+def holds(count, each, usable):
+    """That many fit, and one more does not; what is needed once is at most what a hundredth of them take."""
+    return count * each <= usable * 1.0001 and (count + 1.01) * each * 1.01 + 2**26 * (each > 1e3) > usable
+
+
+def test_a_plan_says_how_many_hosts_are_needed_and_what_is_used(planned):
+    for plan in json.loads(planned("json"))["plans"]:
+        assert plan["hosts_needed" if "hosts_needed" in plan else "hosts"] == math.ceil(777 / plan["instances"])
+        rooms = {(room["resource"], room["promised"]): room for room in plan["rooms"]}
+        for use in plan["headroom"]:
+            room = rooms[use["resource"], use["promised"]]
+            assert use["usable"] == room["usable"]
+            assert use["share"] == pytest.approx(use["used"] / use["usable"], rel=1e-12)
+            assert use["left"] == pytest.approx(use["usable"] - use["used"], rel=1e-9)
+            assert use["used"] >= plan["instances"] * room["each"] * 0.999
+
+
+def test_what_an_instance_is_promised_is_its_envelope(planned, tmp_path):
+    envelope = Recomputed(unpacked("density", tmp_path)).manifest["envelope"]
+    for plan in json.loads(planned("json"))["plans"]:
+        promised = {room["resource"]: room["each"] for room in plan["rooms"] if room["promised"]}
+        assert promised["cpu"] == len(envelope["cpus"])
+        assert promised["memory"] >= envelope["memory_bytes"]
+        assert promised["memory"] == pytest.approx(envelope["memory_bytes"], rel=0.05)
+        assert promised["disk"] >= envelope["scratch_bytes"]
+        assert promised["disk"] == pytest.approx(envelope["scratch_bytes"], rel=0.05)
+
+
+@pytest.mark.parametrize("form", ["table", "markdown"])
+def test_a_plan_is_printed_as_it_is(planned, form):
+    rows = list((text_rows if form == "table" else markdown_rows)(planned(form)))
+    cells = {cell for row in rows for cell in row}
+    for plan in json.loads(planned("json"))["plans"]:
+        assert any(cell.rstrip(" *\\") == f"{plan['instances']:,}" for cell in cells)
+        for room in plan["rooms"]:
+            if room["resource"] == "memory cgroups":
+                continue
+            chosen = [
+                row for row in rows if row[0].startswith(room["resource"]) and len(row) >= 6 and row[4] == text_of(room)
+            ]
+            assert any(prints(row[2], room["each"]) and prints(row[3], room["usable"]) for row in chosen), room
+            if room["fewest"] not in (None, room["instances"]) and room["most"] is not None:
+                said = f"{room['fewest']:,} to {room['most']:,}"
+                assert any(said in row[5] for row in chosen), room
+
+
+def text_of(room):
+    return "no end" if room["instances"] is None else f"{room['instances']:,}"
