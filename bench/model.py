@@ -96,6 +96,11 @@ class Metric(Struct, frozen=True):
     description: str
 
 
+def lower(name: str, unit: Unit, description: str) -> Metric:
+    """A metric of which less is better."""
+    return Metric(name, unit, Direction.LOWER, description)
+
+
 class Measurement(Struct, frozen=True):
     """One value of one metric, as a workload's parser read it. In the metric's base unit."""
 

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+import msgspec
 import msgspec.inspect
 
+from tare.bench.catalogue import TRAITS
 from tare.bench.model import SCHEMA_VERSION, IsolationKind
 from tare.bench.units import Unit, parse_size
 
@@ -22,10 +24,12 @@ def upgraded(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _from_1(manifest: dict[str, Any]) -> None:
     """To schema 2.
 
-    A backend says its kind, which was in its facts, its namespaces or its type in the suite. A fact has a
-    text, and a quantity a number and a unit; the host's had a ``value``, a backend's were texts by name.
+    A backend says its kind, which was in its facts, its namespaces or its type in the suite. The traits of the
+    experiments, which were all built in, are in the manifest. A fact has a text, and a quantity a number and a unit;
+    the host's had a ``value``, a backend's were texts by name.
     """
     types = {one.get("name") or one.get("type"): one.get("type") for one in manifest["suite"].get("backend", ())}
+    manifest["experiments"] = msgspec.to_builtins(TRAITS)
     manifest["host"] = [_numbered(fact) for fact in manifest["host"]]
     manifest["backends"] = {
         name: _kind_of(described.get("facts", {}), types.get(name, name))

@@ -1,5 +1,6 @@
 """Finds plug-ins through entry points. The built-ins come through the same door as anybody's."""
 
+import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import msgspec
 
 from tare.bench.errors import UnavailableError, UnknownNameError
-from tare.bench.interfaces import Backend, Workload, WorkloadKind
+from tare.bench.interfaces import Backend, Experiment, Workload, WorkloadKind
 
 if TYPE_CHECKING:
     from tare.bench.reporter import Reporter
@@ -60,6 +61,11 @@ def find_workload_kinds() -> Plugins[WorkloadKind]:
     return _load("workload_kind", WorkloadKind)  # type: ignore[type-abstract]  # as above
 
 
+def find_experiments() -> Plugins[Experiment]:
+    """Every registered experiment."""
+    return _load("experiment", Experiment)  # type: ignore[type-abstract]  # as above
+
+
 def find_reporters() -> "Plugins[Reporter]":
     """Every registered reporter."""
     from tare.bench.reporter import Reporter
@@ -86,4 +92,7 @@ def _load_one(point: EntryPoint, base: type[_Plugin]) -> type[_Plugin]:
     missing: frozenset[str] = getattr(plugin, "__abstractmethods__", frozenset())
     if missing:
         raise TypeError(f"{point.value} does not implement {', '.join(sorted(missing))}")
+    undeclared = [name for name in inspect.get_annotations(base) if not hasattr(plugin, name)]
+    if undeclared:
+        raise TypeError(f"{point.value} does not declare {', '.join(undeclared)}")
     return plugin

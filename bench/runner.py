@@ -16,8 +16,7 @@ from tare.bench.catalogue import NoteCode
 from tare.bench.descriptors import lack_of_descriptors
 from tare.bench.disturbance import DisturbanceMeter
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
-from tare.bench.experiments import Experiment
-from tare.bench.interfaces import Backend, Instance, Workload
+from tare.bench.interfaces import Backend, Experiment, Instance, Workload
 from tare.bench.limits_met import LimitsMet, have_failed, raise_if_failed
 from tare.bench.model import (
     Command,
@@ -162,7 +161,7 @@ class Runner:
 
 
 class _LiveRun:
-    """What an experiment gets for one planned instance (``tare.bench.experiments.InstanceRun``)."""
+    """What an experiment gets for one planned instance (``tare.bench.interfaces.InstanceRun``)."""
 
     def __init__(
         self,
@@ -244,7 +243,9 @@ class _LiveRun:
         told = {"code": code, **details}
         self._runner._event(EventKind.NOTE, self._name, self._planned, message, told)  # noqa: SLF001 - its own part
 
-    def record(self, metric: Metric, value: float, *, iteration: int | None = None, raw: str = "") -> None:
+    def record(self, metric: Metric, value: float | None, *, iteration: int | None = None, raw: str = "") -> None:
+        if value is None:
+            return
         if not math.isfinite(value):
             raise WorkloadError(f"{metric.name} is {value}, which is not a number that can be compared")
         cell = self._planned.cell
@@ -259,7 +260,7 @@ class _LiveRun:
             unit=metric.unit,
             value=value,
             iteration=iteration or 0,
-            warmup=iteration is not None and self._experiment.warms_up and self.is_warmup(iteration),
+            warmup=iteration is not None and self._experiment.traits.warms_up and self.is_warmup(iteration),
             raw=raw,
             host=self._runner.store.manifest.fingerprint.digest,
         )

@@ -305,6 +305,7 @@ def _make_manifest(
             if (one := subject.workload) is not None
         },
         fingerprint=host_fingerprint(),
+        experiments={subject.experiment.name: subject.experiment.traits for subject in suite.subjects},
         precision={
             subject.cell("").subject: subject.sampling.precision
             for subject in suite.subjects

@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from tare.bench.errors import SuiteError, TareError, UnknownNameError
-from tare.bench.experiments import EXPERIMENTS, Experiment
-from tare.bench.interfaces import Backend, NoOptions, Workload, WorkloadKind
+from tare.bench.interfaces import Backend, Experiment, NoOptions, Workload, WorkloadKind
 from tare.bench.model import Cell, Commands, Envelope, Metric
-from tare.bench.registry import Plugins, find_workload_kinds
+from tare.bench.registry import Plugins, find_experiments, find_workload_kinds
 from tare.bench.suite_file import (
     BackendSection,
     EnvelopeSection,
@@ -316,10 +315,11 @@ def _resolve_subjects(
 ) -> list[Subject]:
     if not sections:
         raise SuiteError(f"{path}: experiment", "the suite names no experiment")
+    experiments = find_experiments()
     subjects: list[Subject] = []
     for index, section in enumerate(sections):
         key = f"experiment[{index}]"
-        experiment = _find_experiment(path, key, section.kind)
+        experiment = _look_up(experiments, section.kind, f"{path}: {key}.kind")
         own = _own_sampling(sampling, section)
         _check_precision(path, key, own)
         choices = [
@@ -344,13 +344,6 @@ def _resolve_subjects(
     if twice:
         raise SuiteError(f"{path}: experiment", f"{twice.rstrip('/')} is there twice")
     return subjects
-
-
-def _find_experiment(path: Path, key: str, kind: str) -> type[Experiment]:
-    if kind not in EXPERIMENTS:
-        known = ", ".join(sorted(EXPERIMENTS))
-        raise SuiteError(f"{path}: {key}.kind", f"there is no experiment {kind!r}; there are: {known}")
-    return EXPERIMENTS[kind]
 
 
 def _find_workload(

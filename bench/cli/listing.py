@@ -9,9 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tare.bench.errors import ExitCode, UnknownNameError
-from tare.bench.experiments import EXPERIMENTS
-from tare.bench.interfaces import Backend, Workload
-from tare.bench.registry import Plugins, find_backends, find_reporters, find_workloads
+from tare.bench.interfaces import Backend, Experiment, Workload
+from tare.bench.registry import Plugins, find_backends, find_experiments, find_reporters, find_workloads
 
 _KINDS = ("backends", "workloads", "experiments", "reporters")
 
@@ -26,12 +25,7 @@ def list_command(what: str, *, verbose: bool) -> ExitCode:
     if what in {"workloads", "all"}:
         _print(console, "Workloads", find_workloads(), _workload_details if verbose else None)
     if what in {"experiments", "all"}:
-        table = _table("Experiments", verbose=verbose)
-        for name, experiment in sorted(EXPERIMENTS.items()):
-            details = "\n".join(f"{metric.name} ({metric.unit}): {metric.description}" for metric in experiment.metrics)
-            details += f"\noptions: {_describe_fields(experiment.Options)}"
-            table.add_row(*([name, escape(experiment.summary)] + ([escape(details)] if verbose else [])))
-        console.print(table)
+        _print(console, "Experiments", find_experiments(), _experiment_details if verbose else None)
     if what in {"reporters", "all"}:
         _print(console, "Reporters", find_reporters(), None)
     return ExitCode.OK
@@ -71,6 +65,11 @@ def _workload_details(workload: type[Workload]) -> str:
     lines.append(f"params: {_describe_fields(workload.Params)}")
     lines.append(f"packages: {', '.join(workload.packages) or 'none'}; licence: {workload.licence or 'not stated'}")
     return "\n".join(lines)
+
+
+def _experiment_details(experiment: type[Experiment]) -> str:
+    lines = [f"{metric.name} ({metric.unit}): {metric.description}" for metric in experiment.metrics]
+    return "\n".join([*lines, f"options: {_describe_fields(experiment.Options)}"])
 
 
 def _describe_fields(kind: type[msgspec.Struct]) -> str:

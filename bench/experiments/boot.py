@@ -3,9 +3,9 @@
 Every mark is on the host's monotonic clock. What a guest tells about itself (firmware, kernel, init) is kept beside.
 """
 
-from tare.bench.catalogue import BootMetric, GuestSplit
-from tare.bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
-from tare.bench.model import Command, Footprint, Metric, Phase
+from tare.bench.catalogue import TRAITS, BootMetric, Builtin, GuestSplit
+from tare.bench.interfaces import Experiment, InstanceRun
+from tare.bench.model import Command, Footprint, Metric, Phase, lower
 from tare.bench.units import Unit
 
 CREATE = lower(
@@ -67,7 +67,8 @@ SPLITS: dict[str, Metric] = {
 class Boot(Experiment):
     """Starts an instance, looks at it once, stops it."""
 
-    name = "boot"
+    name = Builtin.BOOT
+    traits = TRAITS[name]
     summary = "start and stop of an instance by phase, and what it holds when idle"
     needs_workload = False
     metrics = (CREATE, INIT, READY, TOTAL, *STARTS, FIRST_COMMAND, STOP, *STOPS, *FOOTPRINT, CPU, *SPLITS.values())
@@ -78,19 +79,19 @@ class Boot(Experiment):
             timeline = instance.timeline
             usage, footprint = instance.usage(), instance.footprint()
             completed, raw = run.execute(instance, Command(("/bin/true",)), "first")
-        record_span(run, CREATE, timeline, Phase.REQUESTED, Phase.CREATED)
-        record_span(run, INIT, timeline, Phase.CREATED, Phase.FIRST_INSTRUCTION)
-        record_span(run, READY, timeline, Phase.FIRST_INSTRUCTION, Phase.READY)
-        record_span(run, TOTAL, timeline, Phase.REQUESTED, Phase.READY)
-        record_span(run, VCPU, timeline, Phase.CREATED, Phase.VCPU_RUNNING)
-        record_span(run, FIRMWARE, timeline, Phase.VCPU_RUNNING, Phase.KERNEL_ENTERED)
-        record_span(run, LOADER, timeline, Phase.LOADER, Phase.KERNEL_ENTERED)
-        record_span(run, KERNEL, timeline, Phase.KERNEL_ENTERED, Phase.FIRST_INSTRUCTION)
-        record_span(run, AGENT, timeline, Phase.FIRST_INSTRUCTION, Phase.AGENT_ANSWERED)
-        record_span(run, STOP, timeline, Phase.STOP_REQUESTED, Phase.STOPPED)
-        record_span(run, STOP_GUEST, timeline, Phase.STOP_REQUESTED, Phase.GUEST_DOWN)
-        record_span(run, STOP_PROCESS, timeline, Phase.STOP_REQUESTED, Phase.PROCESS_GONE)
-        record_span(run, RELEASE, timeline, Phase.PROCESS_GONE, Phase.STOPPED)
+        run.record(CREATE, timeline.between(Phase.REQUESTED, Phase.CREATED))
+        run.record(INIT, timeline.between(Phase.CREATED, Phase.FIRST_INSTRUCTION))
+        run.record(READY, timeline.between(Phase.FIRST_INSTRUCTION, Phase.READY))
+        run.record(TOTAL, timeline.between(Phase.REQUESTED, Phase.READY))
+        run.record(VCPU, timeline.between(Phase.CREATED, Phase.VCPU_RUNNING))
+        run.record(FIRMWARE, timeline.between(Phase.VCPU_RUNNING, Phase.KERNEL_ENTERED))
+        run.record(LOADER, timeline.between(Phase.LOADER, Phase.KERNEL_ENTERED))
+        run.record(KERNEL, timeline.between(Phase.KERNEL_ENTERED, Phase.FIRST_INSTRUCTION))
+        run.record(AGENT, timeline.between(Phase.FIRST_INSTRUCTION, Phase.AGENT_ANSWERED))
+        run.record(STOP, timeline.between(Phase.STOP_REQUESTED, Phase.STOPPED))
+        run.record(STOP_GUEST, timeline.between(Phase.STOP_REQUESTED, Phase.GUEST_DOWN))
+        run.record(STOP_PROCESS, timeline.between(Phase.STOP_REQUESTED, Phase.PROCESS_GONE))
+        run.record(RELEASE, timeline.between(Phase.PROCESS_GONE, Phase.STOPPED))
         run.record(FIRST_COMMAND, completed.duration_s, raw=raw)
         _record_footprint(run, footprint)
         if usage.cpu_s is not None:
@@ -103,12 +104,12 @@ class Boot(Experiment):
 def _record_footprint(run: InstanceRun, footprint: Footprint) -> None:
     """What it holds, a guest's by its parts."""
     pss, ram, translated = footprint.pss_bytes, footprint.guest_ram_bytes, footprint.tcg_cache_bytes
-    record_known(run, PSS, pss)
-    record_known(run, PRIVATE, footprint.private_bytes)
-    record_known(run, GUEST_RAM, ram)
-    record_known(run, TCG_CACHE, translated)
+    run.record(PSS, pss)
+    run.record(PRIVATE, footprint.private_bytes)
+    run.record(GUEST_RAM, ram)
+    run.record(TCG_CACHE, translated)
     if pss is not None and ram is not None:
         run.record(HYPERVISOR, pss - ram - (translated or 0))
-    record_known(run, CHARGE, footprint.cgroup_bytes)
+    run.record(CHARGE, footprint.cgroup_bytes)
     run.record(DISK_OWNED, footprint.disk_owned_bytes)
     run.record(DISK_SHARED, footprint.disk_shared_bytes)

@@ -1,25 +1,99 @@
-"""``interference``: a victim alone, and the same victim beside more and more aggressors in other instances.
+"""``interference``: a victim alone, and the same victim next to more and more aggressors in other instances.
 
 Each number of aggressors is compared with the same live victim alone, minutes before: what differs from boot to boot
-and from hour to hour is on both sides. Each block has a fresh victim.
+and from hour to hour is on both sides. Each block has a fresh victim. An aggressor is stress-ng in an instance of its
+own, bounded in time.
+
+``iteration`` of each sample is the number of aggressors; 0 is the victim alone. The victim's own metrics are kept under
+``interference.value.NAME``, one sample a repetition, and compared with the median of the same victim alone under
+``interference.ratio.NAME``, one sample a number of aggressors.
 """
 
 import contextlib
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
+from tare.bench.catalogue import RATIO_PREFIX, TRAITS, VALUE_PREFIX, Builtin
 from tare.bench.errors import BackendError, WorkloadError
-from tare.bench.experiments import interference_metrics as metrics
-from tare.bench.experiments.base import Experiment, InstanceRun
-from tare.bench.experiments.interference_aggressors import KINDS, Aggressor
-from tare.bench.experiments.work import Work
-from tare.bench.interfaces import Workload
-from tare.bench.model import Direction, Envelope, Metric
-from tare.bench.units import parse_duration
+from tare.bench.experiments.work import Background, Work, difference, total
+from tare.bench.interfaces import Experiment, Instance, InstanceRun, Workload
+from tare.bench.model import SCRATCH, Command, Direction, Envelope, Metric, lower
+from tare.bench.units import Unit, parse_duration
+
+DURATION = lower("duration", Unit.SECOND, "The victim's measured command from start to end.")
+AGGRESSOR_CPU = Metric(
+    "interference.aggressor_cpu", Unit.CPU, Direction.HIGHER, "CPUs that all aggressors together used meanwhile."
+)
+
+
+def value_of(metric: Metric) -> Metric:
+    """The victim's own metric, as this experiment keeps it."""
+    return Metric(f"{VALUE_PREFIX}{metric.name}", metric.unit, metric.direction, metric.description)
+
+
+def ratio_of(metric: Metric) -> Metric:
+    """How much worse it got: above 1 is worse, whichever way the metric goes."""
+    return lower(
+        f"{RATIO_PREFIX}{metric.name}",
+        Unit.RATIO,
+        f"How many times worse than alone (median to median): {metric.description}",
+    )
+
+
+_FILE_BYTES = "64m"
+_MOST_BYTES = 2**28
+"""More than a last-level cache holds, where the envelope allows."""
+
+# ``{cpus}`` is the number of CPUs of the aggressor's envelope, ``{part}`` what each gets of a quarter of its memory.
+_ARGUMENTS: Mapping[str, str] = {
+    "cpu": "--cpu {cpus} --cpu-method matrixprod",
+    "memory": "--memrate {cpus} --memrate-bytes {part}",
+    "page-cache": "--readahead {cpus} --readahead-bytes " + _FILE_BYTES,
+    "disk": "--hdd 1 --hdd-opts fsync --hdd-bytes " + _FILE_BYTES,
+    "fork": "--fork {cpus} --fork-max 8",
+    "network": "--sock {cpus}",
+}
+KINDS = tuple(sorted(_ARGUMENTS))
+"""``network`` loads the network stack over lo, not a device."""
+
+
+def aggressor_argv(kind: str, envelope: Envelope, bound_s: float) -> tuple[str, ...]:
+    """The program of an aggressor, which ends by itself after ``bound_s``."""
+    cpus = len(envelope.cpus)
+    part = min(_MOST_BYTES, envelope.memory_bytes // 4 // cpus)
+    arguments = _ARGUMENTS[kind].format(cpus=cpus, part=part).split()
+    return ("stress-ng", *arguments, "--timeout", f"{bound_s:.0f}s", "--temp-path", SCRATCH)
+
+
+class Aggressor:
+    """A program that runs in ``instance`` until that is stopped. One thread at a time, as the instance."""
+
+    def __init__(self, instance: Instance, kind: str, envelope: Envelope, bound_s: float) -> None:
+        """Start it. Raises WorkloadError if it could not be."""
+        self._instance = instance
+        self._kind = kind
+        command = Command(aggressor_argv(kind, envelope, bound_s), cwd=SCRATCH)
+        self._program = Background(instance, f"the aggressor {kind}", "aggressor", command)
+
+    def cpu_s(self) -> float | None:
+        """CPU seconds that its instance has cost the host; None where the host does not tell."""
+        return self._instance.usage().cpu_s
+
+    def check(self) -> None:
+        """Raises WorkloadError if it no longer runs: what was measured meanwhile was beside nothing."""
+        if self._program.is_alive():
+            return
+        raise WorkloadError(
+            f"the aggressor {self._kind} ended while the victim was measured",
+            remedy="give the envelope more memory, pids or scratch, or let the victim's command take less time",
+            evidence=self._program.said(),
+        )
+
 
 MOST = 64
 _SPARE_S = 60.0
@@ -51,17 +125,18 @@ class InterferenceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 class Interference(Experiment):
     """Measures a victim beside 0, 1, 2, … aggressors. ``iteration`` is their number."""
 
-    name = "interference"
-    summary = "how much worse a workload gets beside aggressors in other instances"
+    name = Builtin.INTERFERENCE
+    traits = TRAITS[name]
+    summary = "how much worse a workload gets next to aggressors in other instances"
     needs_workload = True
-    warms_up = False
-    metrics = (metrics.AGGRESSOR_CPU,)
+    metrics = (AGGRESSOR_CPU,)
     Options = InterferenceOptions
 
     @classmethod
     def metrics_with(cls, workload: type[Workload] | None) -> tuple[Metric, ...]:
         """The victim's metrics, as values and as ratios."""
-        return metrics.metrics_of(() if workload is None else workload.metrics)
+        victim = (DURATION, *(() if workload is None else workload.metrics))
+        return (AGGRESSOR_CPU, *map(value_of, victim), *map(ratio_of, victim))
 
     def run(self, run: InstanceRun) -> None:
         """One victim, alone and beside each number of aggressors."""
@@ -76,7 +151,7 @@ class _Victim:
         self._workload = workload
         self._options: InterferenceOptions = run.options
         self._commands = workload.commands(run.params, run.envelope)
-        own = () if workload.fixed_time else (metrics.DURATION,)
+        own = () if workload.fixed_time else (DURATION,)
         self._metrics = {metric.name: metric for metric in (*own, *workload.metrics)}
         self._alone: dict[str, float] = {}
 
@@ -99,14 +174,11 @@ class _Victim:
         for one in aggressors:
             one.check()
         for name, value in beside.items():
-            ratio = degradation(self._metrics[name].direction, self._alone.get(name, 0.0), value)
-            if ratio is not None:
-                self._run.record(metrics.ratio_of(self._metrics[name]), ratio, iteration=len(aggressors))
-        used = [
-            last - first for first, last in zip(before, after, strict=True) if first is not None and last is not None
-        ]
-        if len(used) == len(aggressors):
-            self._run.record(metrics.AGGRESSOR_CPU, sum(used) / took, iteration=len(aggressors))
+            metric = self._metrics[name]
+            ratio = degradation(metric.direction, self._alone.get(name, 0.0), value)
+            self._run.record(ratio_of(metric), ratio, iteration=len(aggressors))
+        used = total(map(difference, before, after))
+        self._run.record(AGGRESSOR_CPU, None if used is None else used / took, iteration=len(aggressors))
 
     def _measure(self, work: Work, number: int) -> dict[str, float]:
         """The medians of the victim's metrics beside ``number`` aggressors; warm-ups of each number are left out."""
@@ -117,12 +189,12 @@ class _Victim:
             completed, raw = work.measure(role)
             if warmup:
                 continue
-            read = {metrics.DURATION.name: completed.duration_s}
+            read = {DURATION.name: completed.duration_s}
             read |= {one.metric: one.value for one in self._workload.parse(completed)}
             for name, value in read.items():
                 if name in self._metrics:
                     values.setdefault(name, []).append(value)
-                    self._run.record(metrics.value_of(self._metrics[name]), value, iteration=number, raw=raw)
+                    self._run.record(value_of(self._metrics[name]), value, iteration=number, raw=raw)
         return {name: statistics.median(own) for name, own in values.items()}
 
     def _bound_s(self) -> float:

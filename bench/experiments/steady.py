@@ -1,16 +1,15 @@
 """``steady``: iterations of a workload in a fresh instance, with what each cost the host."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from tare.bench.catalogue import SteadyMetric
+from tare.bench.catalogue import TRAITS, Builtin, SteadyMetric
 from tare.bench.errors import ParseError, WorkloadError
-from tare.bench.experiments.base import Experiment, InstanceRun, lower, record_known, record_span
-from tare.bench.experiments.work import Work
-from tare.bench.interfaces import Instance, Workload
-from tare.bench.model import Commands, Completed, Metric, Phase, Usage
+from tare.bench.experiments.work import Work, difference, total
+from tare.bench.interfaces import Experiment, Instance, InstanceRun, Workload
+from tare.bench.model import Commands, Completed, Metric, Phase, Usage, lower
 from tare.bench.network_path import ServerPlace
 from tare.bench.units import Unit
 
@@ -61,7 +60,8 @@ class Steady(Experiment):
     Where its services run in another instance, ``host.*`` are sums over both.
     """
 
-    name = "steady"
+    name = Builtin.STEADY
+    traits = TRAITS[name]
     summary = "iterations of a workload in fresh instances, with what each cost the host"
     needs_workload = True
     metrics = (DURATION, GUEST_DURATION, CPU, CPU_OVERHEAD, STEAL, IO_READ, IO_WRITE, MEMORY_PEAK, START, STOP)
@@ -91,21 +91,22 @@ class Steady(Experiment):
                 is_host = run.options.server is ServerPlace.HOST
                 counted = [instance] if serving is None or is_host else [instance, serving]
                 for iteration in range(run.iterations):
-                    stolen = _total(one.guest_steal_s() for one in counted)
+                    stolen = total(one.guest_steal_s() for one in counted)
                     before = [one.usage() for one in counted]
                     completed, raw = work.measure()
                     _record_cost(run, before, [one.usage() for one in counted], iteration)
-                    if stolen is not None and (now := _total(one.guest_steal_s() for one in counted)) is not None:
-                        run.record(STEAL, now - stolen, iteration=iteration)
+                    if stolen is not None:
+                        now = total(one.guest_steal_s() for one in counted)
+                        run.record(STEAL, difference(stolen, now), iteration=iteration)
                     try:
                         _record_iteration(run, workload, completed, iteration, raw)
                     except ParseError:
                         work.check()
                         raise
                 work.end()
-                record_span(run, START, instance.timeline, Phase.REQUESTED, Phase.READY)
-                record_known(run, MEMORY_PEAK, _total([one.usage().memory_peak_bytes for one in counted]))
-            record_span(run, STOP, instance.timeline, Phase.STOP_REQUESTED, Phase.STOPPED)
+                run.record(START, instance.timeline.between(Phase.REQUESTED, Phase.READY))
+                run.record(MEMORY_PEAK, total(one.usage().memory_peak_bytes for one in counted))
+            run.record(STOP, instance.timeline.between(Phase.STOP_REQUESTED, Phase.STOPPED))
 
 
 def _start_server(run: InstanceRun, stack: contextlib.ExitStack) -> Instance | None:
@@ -121,8 +122,7 @@ def _start_server(run: InstanceRun, stack: contextlib.ExitStack) -> Instance | N
 
 def _record_iteration(run: InstanceRun, workload: Workload, completed: Completed, iteration: int, raw: str) -> None:
     run.record(DURATION, completed.duration_s, iteration=iteration, raw=raw)
-    if completed.guest_duration_s is not None:
-        run.record(GUEST_DURATION, completed.guest_duration_s, iteration=iteration, raw=raw)
+    run.record(GUEST_DURATION, completed.guest_duration_s, iteration=iteration, raw=raw)
     known: dict[str, Metric] = {metric.name: metric for metric in workload.metrics}
     for measurement in workload.parse(completed):
         if measurement.metric not in known:
@@ -143,20 +143,8 @@ def _record_cost(run: InstanceRun, before: Sequence[Usage], after: Sequence[Usag
         (IO_WRITE, lambda usage: usage.io_write_bytes),
     )
     for metric, meter in meters:
-        first, second = _total(map(meter, before)), _total(map(meter, after))
-        if first is not None and second is not None:
-            run.record(metric, second - first, iteration=iteration)
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    """Their sum, or None if one is not known."""
-    total = 0.0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
+        run.record(metric, difference(total(map(meter, before)), total(map(meter, after))), iteration=iteration)
 
 
 def _cpu_overhead(usage: Usage) -> float | None:
-    return None if usage.cpu_s is None or usage.cpu_vcpu_s is None else usage.cpu_s - usage.cpu_vcpu_s
+    return difference(usage.cpu_vcpu_s, usage.cpu_s)

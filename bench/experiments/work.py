@@ -1,16 +1,49 @@
-"""A workload made ready in its instance: set up, its services answering, what it wants loaded there."""
+"""What experiments run in instances: a workload with its services ready, and programs left running meanwhile."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from tare.bench.errors import BackendError, WorkloadError
-from tare.bench.experiments.background import Background
-from tare.bench.experiments.base import InstanceRun
-from tare.bench.interfaces import Instance
-from tare.bench.model import SERVER, Command, Commands, Completed, Service
+from tare.bench.interfaces import Instance, InstanceRun
+from tare.bench.model import SCRATCH, SERVER, Command, Commands, Completed, Service
 from tare.bench.network_path import LOOPBACK, own_loopback
+
+_START = 'log=$1; shift; "$@" >"$log" 2>&1 </dev/null & echo $!'
+_TAIL_LINES = "12"
+
+
+class Background:
+    """A program that runs in ``instance`` until that is stopped. One thread at a time, as the instance."""
+
+    def __init__(self, instance: Instance, what: str, name: str, command: Command) -> None:
+        """Start it. ``what`` is how errors call it; ``name`` names its log in the scratch folder.
+
+        Raises WorkloadError if it could not be started.
+        """
+        self._instance = instance
+        self._what = what
+        self._log = f"{SCRATCH}/{name}.log"
+        argv = ("sh", "-c", _START, "sh", self._log, *command.argv)
+        started = instance.execute(Command(argv, env=command.env, cwd=command.cwd))
+        pid = started.stdout.strip()
+        if started.returncode != 0 or not pid.isdigit():
+            raise WorkloadError(f"{what} could not be started", evidence=_said(started))
+        self._pid = pid.decode()
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+        return self._instance.execute(Command(("sh", "-c", f"kill -0 {self._pid}"))).returncode == 0
+
+    def said(self) -> str:
+        """The last lines of what it printed."""
+        return _said(self._instance.execute(Command(("tail", "-n", _TAIL_LINES, self._log))))
+
+
+def _said(completed: Completed) -> str:
+    return (completed.stdout + completed.stderr).decode(errors="replace").strip()
+
 
 _ASKED_EVERY_S = 0.05
 """Between two questions to a service that does not answer yet: they take its CPU while it starts."""
@@ -110,3 +143,18 @@ def _address_of(serving: Instance) -> str:
             remedy="give the backend a network (its option network), or state server = 'same-instance'",
         )
     return own_loopback() if serving.address == LOOPBACK else serving.address
+
+
+def difference(before: float | None, after: float | None) -> float | None:
+    """What a meter counted between two readings; None where the host has no such meter."""
+    return None if before is None or after is None else after - before
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """Their sum; None if one is not known."""
+    known = 0.0
+    for value in values:
+        if value is None:
+            return None
+        known += value
+    return known

@@ -16,9 +16,10 @@ from tare.bench.analysis.density import analyse_density, find_density, fit_insta
 from tare.bench.cli import density as cli
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, SuiteError
-from tare.bench.experiments import density, density_meters
-from tare.bench.experiments.density_exhausted import find_exhausted
-from tare.bench.experiments.density_meters import HostMemory, is_steady, read_memory, settle
+from tare.bench.experiments import density
+from tare.bench.experiments.density import meters
+from tare.bench.experiments.density.exhausted import find_exhausted
+from tare.bench.experiments.density.meters import HostMemory, is_steady, read_memory, settle
 from tare.bench.model import (
     BackendDescription,
     Command,
@@ -429,5 +430,5 @@ def test_meminfo_is_read_in_bytes(tmp_path):
 
 
 def test_the_floor_is_a_tenth_and_a_gibibyte_at_least():
-    assert density_meters.default_floor(24 * GIB) == 24 * GIB // 10
-    assert density_meters.default_floor(4 * GIB) == GIB
+    assert meters.default_floor(24 * GIB) == 24 * GIB // 10
+    assert meters.default_floor(4 * GIB) == GIB

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.experiments.density_reserve import parse_page_lists, parse_slab_room, read_reserve
+from tare.bench.experiments.density.meters import parse_page_lists, parse_slab_room, read_reserve
 
 DATA = Path(__file__).parent.parent / "data/linux-6.18"
 PAGE = 4096

@@ -7,8 +7,7 @@ import pytest
 
 from tare.bench.design import make_design
 from tare.bench.errors import SuiteError
-from tare.bench.experiments.interference import degradation
-from tare.bench.experiments.interference_aggressors import KINDS, aggressor_argv
+from tare.bench.experiments.interference import KINDS, aggressor_argv, degradation
 from tare.bench.experiments.limits import bisect_size
 from tare.bench.model import Command, Completed, Direction, Envelope, EventKind
 from tare.bench.runner import Outcome, Runner

@@ -16,7 +16,12 @@ from tare.bench.older_runs import upgraded
     ],
 )
 def test_the_kind_of_a_backend_of_schema_1_is_told_by_its_facts_and_its_type(section, facts, kind):
-    raw = {"schema_version": 1, "suite": {"backend": [section]}, "backends": {"b": {"label": "B", "facts": facts}}}
+    raw = {
+        "schema_version": 1,
+        "host": [],
+        "suite": {"backend": [section]},
+        "backends": {"b": {"label": "B", "facts": facts}},
+    }
     (found,) = upgraded(raw)["backends"].values()
     assert found["kind"] == kind
     assert found.get("accelerator", "") == facts.get("accel", "")

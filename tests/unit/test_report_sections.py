@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import analyse
-from tare.bench.experiments import density_metrics
+from tare.bench.experiments.density import metrics as density_metrics
 from tare.bench.model import Category, Sample, WorkloadTraits
 from tare.bench.store import load_run
 from tare.bench.units import Unit

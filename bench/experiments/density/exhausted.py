@@ -1,4 +1,4 @@
-"""Which resource of the host ran out, from the error that told it, and what to raise.
+"""Why a ramp ended, and which resource of the host ran out, from the error that told it, with what to raise.
 
 A refused system call has an error number and no name of what was short: the same EAGAIN stands for four limits. Where
 several may be meant, the one closest to its limit now is named, with both numbers.
@@ -12,6 +12,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+
+from tare.bench.catalogue import StopReason
+from tare.bench.errors import TareError
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The end of a ramp. ``resource`` is what ran out, and is empty where nothing did or nobody can tell."""
+
+    reason: StopReason
+    message: str
+    resource: str = ""
+    remedy: str = ""
+    evidence: str = ""
+
+
+def failed(error: TareError | OSError, population: int) -> Stop:
+    """A ramp that ended because something failed, with what ran out where that can be told."""
+    message = error.message if isinstance(error, TareError) else f"{type(error).__name__}: {error}"
+    exhausted = find_exhausted(error)
+    remedy = getattr(error, "remedy", None) or ""
+    return Stop(
+        StopReason.FAILURE,
+        f"after {population} instances: {message}",
+        resource="" if exhausted is None else exhausted.resource,
+        remedy=remedy if exhausted is None else exhausted.remedy,
+        evidence=getattr(error, "evidence", ""),
+    )
+
 
 _ERRNO = re.compile(r"errno (\d+)")
 _BY_TEXT = {os.strerror(number): number for number in (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE)} | {

@@ -4,8 +4,7 @@ Those of a start belong to the instance that made the population what it is. Tot
 """
 
 from tare.bench.catalogue import DensityMetric
-from tare.bench.experiments.base import lower
-from tare.bench.model import Direction, Metric
+from tare.bench.model import Direction, Metric, lower
 from tare.bench.units import Unit
 
 START = lower(

@@ -7,15 +7,43 @@ from typing import Any
 
 import msgspec
 
-from tare.bench.catalogue import NoteCode
+from tare.bench.catalogue import TRAITS, Builtin, LimitsMetric, NoteCode
 from tare.bench.errors import BackendError, TareError, WorkloadError
-from tare.bench.experiments import limits_metrics as metrics
-from tare.bench.experiments import limits_probes as probes
-from tare.bench.experiments.base import Experiment, InstanceRun
-from tare.bench.experiments.work import Work
-from tare.bench.interfaces import Instance
-from tare.bench.model import Command, Envelope
-from tare.bench.units import format_size, parse_duration, parse_size
+from tare.bench.experiments.limits import probes
+from tare.bench.experiments.work import Work, difference
+from tare.bench.interfaces import Experiment, Instance, InstanceRun
+from tare.bench.model import Command, Direction, Envelope, Metric, lower
+from tare.bench.units import Unit, format_size, parse_duration, parse_size
+
+START_MEMORY = lower(LimitsMetric.START_MEMORY, Unit.BYTE, "The least memory with which an instance started each time.")
+WORKLOAD_MEMORY = lower(
+    "limits.workload_memory", Unit.BYTE, "The least memory with which the workload passed each time."
+)
+CPUS_SEEN = lower(LimitsMetric.CPUS_SEEN, Unit.RATIO, "CPUs that a program inside sees, as a share of those given.")
+MEMORY_SEEN = lower(LimitsMetric.MEMORY_SEEN, Unit.RATIO, "Memory a program inside sees, as a share of that given.")
+CPU_REACHED = lower(
+    LimitsMetric.CPU_REACHED, Unit.RATIO, "Share of its CPU limit used by twice as many busy processes as it has CPUs."
+)
+MEMORY_REACHED = lower(
+    LimitsMetric.MEMORY_REACHED,
+    Unit.RATIO,
+    "Share of its memory limit a process obtained when it asked for twice the limit.",
+)
+PIDS_REACHED = lower(
+    LimitsMetric.PIDS_REACHED, Unit.RATIO, "Share of the limit on processes reached when asking for twice the limit."
+)
+DISK_REACHED = lower(
+    LimitsMetric.DISK_REACHED, Unit.RATIO, "Share of the scratch folder's size written when asking for twice the size."
+)
+MEMORY_GROWN = lower(
+    "limits.memory_grown", Unit.BYTE, "Growth of the host's charge while a process held a quarter of the memory."
+)
+MEMORY_RETURNED = Metric(
+    "limits.memory_returned", Unit.RATIO, Direction.HIGHER, "Share of that growth the host had back once it settled."
+)
+MEMORY_RETURN_TIME = lower(
+    "limits.memory_return_time", Unit.SECOND, "From the end of the process until the host had that share back."
+)
 
 _TRUE = Command(("/bin/true",))
 _ALMOST_ALL = 0.9
@@ -55,11 +83,16 @@ class LimitsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Limits(Experiment):
     """Looks at one instance in the suite's envelope, then searches in others."""
 
-    name = "limits"
+    name = Builtin.LIMITS
+    traits = TRAITS[name]
     summary = "least memory to start and to work, what an instance sees, whether its limits hold"
     needs_workload = False
     takes_workload = True
-    metrics = metrics.ALL
+    metrics = (
+        *(START_MEMORY, WORKLOAD_MEMORY, CPUS_SEEN, MEMORY_SEEN),
+        *(CPU_REACHED, MEMORY_REACHED, PIDS_REACHED, DISK_REACHED),
+        *(MEMORY_GROWN, MEMORY_RETURNED, MEMORY_RETURN_TIME),
+    )
     Options = LimitsOptions
 
     def run(self, run: InstanceRun) -> None:
@@ -77,8 +110,8 @@ class Limits(Experiment):
 def _record_seen(run: InstanceRun, instance: Instance) -> None:
     completed, raw = run.execute(instance, probes.seen_command(), "seen")
     seen = probes.read_seen(completed)
-    run.record(metrics.CPUS_SEEN, float(seen["cpus"]) / len(run.envelope.cpus), raw=raw)
-    run.record(metrics.MEMORY_SEEN, float(seen["memory_bytes"]) / run.envelope.memory_bytes, raw=raw)
+    run.record(CPUS_SEEN, float(seen["cpus"]) / len(run.envelope.cpus), raw=raw)
+    run.record(MEMORY_SEEN, float(seen["memory_bytes"]) / run.envelope.memory_bytes, raw=raw)
     run.note(
         NoteCode.LIMITS_SEEN,
         f"a program inside sees {seen['cpus']} CPUs, may use {seen['allowed']}, sees "
@@ -92,17 +125,17 @@ def _record_cpu(run: InstanceRun, instance: Instance) -> None:
     completed, raw = run.execute(instance, probes.cpu_command(run.envelope), "cpu")
     after = instance.usage().cpu_s
     given = run.envelope.cpu_quota or len(run.envelope.cpus)
-    if before is not None and after is not None:
-        run.record(metrics.CPU_REACHED, (after - before) / completed.duration_s / given, raw=raw)
+    used = difference(before, after)
+    run.record(CPU_REACHED, None if used is None else used / completed.duration_s / given, raw=raw)
 
 
 def _record_reached(run: InstanceRun, instance: Instance) -> None:
     """Processes, disk, and memory at last, as asking for too much of it may cost the instance its other processes."""
     envelope = run.envelope
     for metric, command, given, role in (
-        (metrics.PIDS_REACHED, probes.pids_command(envelope), envelope.pids_max, "pids"),
-        (metrics.DISK_REACHED, probes.disk_command(envelope), envelope.scratch_bytes, "disk"),
-        (metrics.MEMORY_REACHED, probes.memory_command(envelope), envelope.memory_bytes, "memory"),
+        (PIDS_REACHED, probes.pids_command(envelope), envelope.pids_max, "pids"),
+        (DISK_REACHED, probes.disk_command(envelope), envelope.scratch_bytes, "disk"),
+        (MEMORY_REACHED, probes.memory_command(envelope), envelope.memory_bytes, "memory"),
     ):
         completed = instance.execute(command)
         run.record(metric, probes.read_last(completed) / given)
@@ -140,11 +173,11 @@ def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
             evidence=f"{before} bytes before, {held} bytes while {size} were held",
         )
     back = held - readings[-1][1]
-    run.record(metrics.MEMORY_GROWN, grown)
-    run.record(metrics.MEMORY_RETURNED, max(0.0, back / grown))
+    run.record(MEMORY_GROWN, grown)
+    run.record(MEMORY_RETURNED, max(0.0, back / grown))
     when = next((at_s for at_s, charge in readings if held - charge >= _ALMOST_ALL * back), None)
     if back > 0 and when is not None:
-        run.record(metrics.MEMORY_RETURN_TIME, when)
+        run.record(MEMORY_RETURN_TIME, when)
 
 
 def _watch_return(options: LimitsOptions, instance: Instance, released_s: float) -> list[tuple[float, int]]:
@@ -170,10 +203,10 @@ def _record_least(run: InstanceRun) -> None:
     """The least memory to start with, and the least for the workload."""
     options: LimitsOptions = run.options
     start = _search(run, parse_size(options.lowest), lambda envelope: _try_start(run, envelope), "a start")
-    run.record(metrics.START_MEMORY, start)
+    run.record(START_MEMORY, start)
     if run.workload is not None:
         least = _search(run, start, lambda envelope: _try_workload(run, envelope), "the workload")
-        run.record(metrics.WORKLOAD_MEMORY, least)
+        run.record(WORKLOAD_MEMORY, least)
 
 
 def _search(run: InstanceRun, lowest: int, attempt: Callable[[Envelope], None], what: str) -> int:

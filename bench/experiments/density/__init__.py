@@ -6,16 +6,16 @@ reason, and the resource that ran out where the error tells it, is a note of the
 
 import contextlib
 import time
+from collections.abc import Callable
 
 import msgspec
 
-from tare.bench.catalogue import NoteCode, StopReason
+from tare.bench.catalogue import TRAITS, Builtin, NoteCode, StopReason
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
-from tare.bench.experiments import density_metrics as metrics
-from tare.bench.experiments.base import Experiment, InstanceRun, record_known
-from tare.bench.experiments.density_alive import Alive
-from tare.bench.experiments.density_load import Load
-from tare.bench.experiments.density_meters import (
+from tare.bench.experiments.density import metrics
+from tare.bench.experiments.density.exhausted import Stop, failed
+from tare.bench.experiments.density.load import Load
+from tare.bench.experiments.density.meters import (
     HostMemory,
     Settled,
     Stalls,
@@ -25,13 +25,12 @@ from tare.bench.experiments.density_meters import (
     read_memory,
     settle,
 )
-from tare.bench.experiments.density_options import DensityOptions
-from tare.bench.experiments.density_starts import Starts
-from tare.bench.experiments.density_stop import Stop, failed
-from tare.bench.interfaces import Instance
+from tare.bench.experiments.density.starts import Alive, Starts
+from tare.bench.interfaces import Experiment, Instance, InstanceRun
 from tare.bench.model import Command, Phase
-from tare.bench.units import format_duration, format_size, parse_duration
+from tare.bench.units import format_duration, format_size, parse_duration, parse_size
 
+MOST = 100_000
 SLOW_STARTS = 3
 """So many starts in a row have to be above the limit: one alone may be the host's doing."""
 IDLE_S = 0.5
@@ -40,10 +39,80 @@ _CHECK = Command(("/bin/true",), timeout_s=60.0)
 _TOLD = 5
 
 
+class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[experiment.options]`` of ``density``.
+
+    The ramp ends at ``count`` instances, or earlier: when the next would leave less than ``memory_floor`` available
+    (empty: a tenth of the host's memory, at least 1 GiB), when three starts in a row took longer than ``start_limit``,
+    when the workload's p99 is above ``objective``, or when something failed.
+
+    Memory is read after each ``batch`` of starts. ``rate`` is in starts a second (0: one after another).
+    ``meters_every`` is how many instances lie between readings of the instances' own meters (0: ``count`` / 20).
+    ``latency`` and ``throughput`` name metrics of the workload (empty: its first p99 and its first rate).
+    ``settle_interval`` and ``settle_deadline`` are for the waiting until memory no longer changes.
+    """
+
+    count: int = 50
+    batch: int = 1
+    rate: float = 0.0
+    memory_floor: str = ""
+    start_limit: str = ""
+    objective: str = ""
+    latency: str = ""
+    throughput: str = ""
+    meters_every: int = 0
+    settle_interval: str = "1s"
+    settle_deadline: str = "30s"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MOST:
+            raise ValueError(f"count: must be from 1 to {MOST}, not {self.count}")
+        if not 1 <= self.batch <= self.count:
+            raise ValueError(f"batch: must be from 1 to the count, {self.count}, not {self.batch}")
+        if self.rate < 0:
+            raise ValueError(f"rate: must be 0 or more starts a second, not {self.rate:g}")
+        if self.meters_every < 0:
+            raise ValueError(f"meters_every: must be 0 or more, not {self.meters_every}")
+        if self.memory_floor:
+            _named("memory_floor", parse_size, self.memory_floor)
+        for name in ("start_limit", "objective", "settle_interval", "settle_deadline"):
+            text = getattr(self, name)
+            if text and _named(name, parse_duration, text) <= 0:
+                raise ValueError(f"{name}: must be more than 0, not {text!r}")
+
+    @property
+    def floor_bytes(self) -> int | None:
+        """The stated floor; None for the default."""
+        return parse_size(self.memory_floor) if self.memory_floor else None
+
+    @property
+    def start_limit_s(self) -> float | None:
+        """The stated limit; None without."""
+        return parse_duration(self.start_limit) if self.start_limit else None
+
+    @property
+    def objective_s(self) -> float | None:
+        """The stated objective; None without."""
+        return parse_duration(self.objective) if self.objective else None
+
+    @property
+    def every(self) -> int:
+        """How many instances lie between two readings of the instances' own meters."""
+        return self.meters_every or max(1, self.count // 20)
+
+
+def _named(name: str, parse: Callable[[str], float], text: str) -> float:
+    try:
+        return float(parse(text))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 class Density(Experiment):
     """Ramps the population up, checks it, takes it down."""
 
-    name = "density"
+    name = Builtin.DENSITY
+    traits = TRAITS[name]
     summary = "instances beside one another until something runs out, and what each costs the host"
     needs_workload = False
     takes_workload = True
@@ -60,7 +129,7 @@ class _Ramp:
     def __init__(self, run: InstanceRun) -> None:
         self._run = run
         self._options: DensityOptions = run.options
-        self._load = None if run.workload is None else Load(run, run.workload, self._options)
+        self._load = None if run.workload is None else Load(run, run.workload)
         self._instances: list[Instance] = []
         self._watched = Watched()
         self._alive = Alive()
@@ -226,7 +295,7 @@ class _Ramp:
         stalls = self._stalls.since_last()
         pairs = (("cpu", metrics.CPU_STALL), ("memory", metrics.MEMORY_STALL), ("io", metrics.IO_STALL))
         for name, metric in pairs:
-            record_known(self._run, metric, stalls.get(name), iteration=self._population)
+            self._run.record(metric, stalls.get(name), iteration=self._population)
         return memory
 
     def _record_memory(self, memory: HostMemory) -> None:
@@ -237,13 +306,13 @@ class _Ramp:
         self._run.record(metrics.HARNESS, memory.harness, iteration=number)
         self._run.record(metrics.SLAB, memory.slab, iteration=number)
         self._run.record(metrics.KERNEL_OTHER, memory.kernel_other, iteration=number)
-        record_known(self._run, metrics.KSM, memory.ksm_saved, iteration=number)
+        self._run.record(metrics.KSM, memory.ksm_saved, iteration=number)
 
     def _read_instances(self) -> Stop | None:
         """PSS and the like of those watched, scaled to all."""
         number = self._population
         idle = self._watched.idle_cpus(self._instances, IDLE_S)
-        record_known(self._run, metrics.IDLE_CPU, None if idle is None else idle * number, iteration=number)
+        self._run.record(metrics.IDLE_CPU, None if idle is None else idle * number, iteration=number)
         read = self._watched.footprints(self._instances)
         self._run.record(metrics.SAMPLED, len(read), iteration=number)
         for metric, field in zip(

@@ -8,11 +8,9 @@ from threading import Barrier
 import msgspec
 
 from tare.bench.errors import WorkloadError
-from tare.bench.experiments import density_metrics as metrics
-from tare.bench.experiments.base import InstanceRun
-from tare.bench.experiments.density_options import DensityOptions
-from tare.bench.experiments.work import Work
-from tare.bench.interfaces import Instance, Workload
+from tare.bench.experiments.density import metrics
+from tare.bench.experiments.work import Work, difference, total
+from tare.bench.interfaces import Instance, InstanceRun, Workload
 from tare.bench.model import Completed, Direction, Metric
 from tare.bench.units import Unit
 
@@ -42,7 +40,8 @@ class Load:
     the commands that run, which their own timeouts bound.
     """
 
-    def __init__(self, run: InstanceRun, workload: Workload, options: DensityOptions) -> None:
+    def __init__(self, run: InstanceRun, workload: Workload) -> None:
+        options = run.options
         self._run = run
         self._workload = workload
         self._commands = workload.commands(run.params, run.envelope)
@@ -75,13 +74,9 @@ class Load:
         with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
             finished = list(threads.map(execute, instances, self._works))
         together_s = window_s(finished)
-        busy = [
-            after - first
-            for first, instance in zip(before, instances, strict=True)
-            if first is not None and (after := instance.usage().cpu_s) is not None
-        ]
-        if len(busy) == population and together_s > 0:
-            self._run.record(metrics.LOADED_CPU, sum(busy) / together_s, iteration=population)
+        busy = total(map(difference, before, [instance.usage().cpu_s for instance in instances]))
+        if busy is not None and together_s > 0:
+            self._run.record(metrics.LOADED_CPU, busy / together_s, iteration=population)
         values: dict[str, list[float]] = {}
         rates: list[float] = []
         for work, completed in zip(self._works, finished, strict=True):

@@ -1,14 +1,37 @@
-"""The starts of a ramp: one after another, at a rate, or several at the same time where the backend can."""
+"""The starts of a ramp, one after another, at a rate or at the same time, and which instances have ended since."""
 
+import select
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
-from tare.bench.experiments.base import InstanceRun
-from tare.bench.experiments.density_alive import Alive
-from tare.bench.interfaces import Instance
+from tare.bench.interfaces import Instance, InstanceRun
 from tare.bench.model import Phase
+
+
+class Alive:
+    """Knows instances by their numbers. One whose backend offers no descriptor for it is never told as gone."""
+
+    def __init__(self) -> None:
+        self._poll = select.epoll()
+        self._numbers: dict[int, int] = {}
+
+    def add(self, instance: Instance, number: int) -> None:
+        """From now on this one is looked at too."""
+        descriptor = instance.gone_descriptor()
+        if descriptor is not None:
+            self._poll.register(descriptor, select.EPOLLIN)
+            self._numbers[descriptor] = number
+
+    def find_gone(self, wait_s: float = 0.0) -> int | None:
+        """The number of one that has ended; if none has, that of the first to do so within ``wait_s``."""
+        gone = [self._numbers[descriptor] for descriptor, _ in self._poll.poll(wait_s)]
+        return min(gone, default=None)
+
+    def close(self) -> None:
+        """Give up the descriptor behind it. The instances' own are theirs."""
+        self._poll.close()
 
 
 class Starts:
