@@ -120,7 +120,7 @@ class Sampler:
                 own = self._samples.get((key, metric, choice.name))
                 series = own.samples(block) if own is not None else None
                 if series is not None and len(series.values):
-                    warm_up = series.find_warm_up(subject.experiment.name, seed=self._suite.sampling.seed)
+                    warm_up = series.find_warm_up(subject.experiment.traits, seed=self._suite.sampling.seed)
                     blocks[choice.name] = series.after(warm_up).by_block()
             for choice in self._suite.backends:
                 if choice.name == self._baseline and len(self._suite.backends) > 1 and self._baseline in blocks:
@@ -156,7 +156,7 @@ class Sampler:
     def _leading(self, key: str, subject: Subject) -> str:
         measured = {metric for subject_key, metric, _ in self._samples if subject_key == key}
         names = [metric.name for metric in subject.metrics if metric.name in measured]
-        return leading_metric(subject.experiment.name, names) or ""
+        return leading_metric(subject.experiment.traits, names) or ""
 
     def _taking_part(self, subject: Subject, wanting: set[str], further: int) -> set[str]:
         most = subject.sampling.max_blocks

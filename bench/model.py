@@ -82,6 +82,10 @@ class ExperimentTraits(Struct, frozen=True):
     grows_with: str = ""
     of_each_step: tuple[str, ...] = ()
 
+    def is_sized(self, metric: str) -> bool:
+        """Whether a metric's value depends on the size that ``iteration`` counts."""
+        return bool(self.grows_with) and metric not in self.of_each_step
+
 
 class Metric(Struct, frozen=True):
     """One measurable quantity.
@@ -630,4 +634,6 @@ class Manifest(Struct, frozen=True):
 
     def traits_of(self, experiment: str) -> ExperimentTraits:
         """The traits of one of its experiments; of one that it does not have, those of no particular kind."""
-        return self.experiments.get(experiment) or ExperimentTraits(experiment.replace("_", " ").capitalize())
+        return self.experiments.get(experiment) or ExperimentTraits(
+            experiment.replace("_", " ").capitalize(), warms_up=False
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from tare.bench.catalogue import HARNESS_METRICS
+from tare.bench.catalogue import HARNESS_METRICS, Builtin
 from tare.bench.model import Direction, Metric
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.settings import leading_metric
@@ -61,11 +61,11 @@ def noise_suite(time_s: float) -> Suite:
         "sampling": sampling,
         "backend": [{"type": "bare-metal", "name": name} for name in TWINS],
         "experiment": [
-            {"kind": "boot"},
-            {"kind": "steady", "workload": "sysbench-cpu", "params": {"runtime_s": 1}},
-            {"kind": "steady", "workload": "sysbench-memory", "params": {"runtime_s": 1}},
+            {"kind": Builtin.BOOT},
+            {"kind": Builtin.STEADY, "workload": "sysbench-cpu", "params": {"runtime_s": 1}},
+            {"kind": Builtin.STEADY, "workload": "sysbench-memory", "params": {"runtime_s": 1}},
             {
-                "kind": "steady",
+                "kind": Builtin.STEADY,
                 "workload": "fio",
                 "params": {"rw": "randread", "block_size": "4KiB", "size": "16MiB", "runtime_s": 0.5},
             },
@@ -91,7 +91,7 @@ def find_floors(run: LoadedRun) -> list[MetricFloor]:
     for (experiment, workload), metrics in names.items():
         owner = workload or experiment
         metrics.sort(key=lambda name: declared.get(f"{owner}/{name}", len(declared)))
-        leading = leading_metric(experiment, metrics)
+        leading = leading_metric(run.manifest.traits_of(experiment), metrics)
         for metric in sorted(metrics, key=lambda name: name != leading):
             sides = [cells.get((experiment, workload, metric, name)) for name in TWINS]
             described = _described(run, owner, metric)

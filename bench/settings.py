@@ -4,12 +4,13 @@ A metric is named as ``owner/name`` (``fio/read.iops``; the owner is the workloa
 none) or by its name alone, which then holds for every owner. ``owner/name`` goes before the name alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from tare.bench.catalogue import HARNESS_METRICS, RATIO_PREFIX, BootMetric
+from tare.bench.catalogue import HARNESS_METRICS
+from tare.bench.model import ExperimentTraits
 
 DEFAULT_MARGIN = 0.02
 """Ratios from 1/1.02 to 1.02 make no difference to anybody, unless the suite says otherwise."""
@@ -40,20 +41,23 @@ def quantiles_of(given: float | Sequence[float]) -> tuple[float, ...]:
     return (float(given),) if isinstance(given, (int, float)) else tuple(sorted(set(given)))
 
 
-def leading_metric(experiment: str, measured: Sequence[str]) -> str | None:
-    """The one metric by which a cell is known: ``boot.total`` of ``boot``, otherwise the first of its own.
+def leading_metric(traits: ExperimentTraits, measured: Sequence[str]) -> str | None:
+    """The one metric by which a cell is known: the experiment's ``known_by``, otherwise the first of its own.
 
-    Of ``interference`` the first ratio: how much worse the victim got, by its own metrics before its duration.
+    Of several of these the first, and one of duration last: a workload's own metrics say more.
 
     ``measured`` is in the order in which workload and experiment declare metrics. The choice is made beforehand, where
     the metric with the largest difference would be chosen by luck. None if nothing was measured.
     """
-    if experiment == "boot" and BootMetric.TOTAL in measured:
-        return BootMetric.TOTAL
-    if experiment == "interference" and (ratios := [name for name in measured if name.startswith(RATIO_PREFIX)]):
-        return min(ratios, key=lambda name: name == f"{RATIO_PREFIX}duration")
+    if known := [name for name in measured if is_among((traits.known_by,), name)]:
+        return min(known, key=lambda name: name == f"{traits.known_by}duration")
     own = (name for name in measured if not name.startswith(HARNESS_METRICS))
     return next(own, measured[0] if measured else None)
+
+
+def is_among(names: Iterable[str], metric: str) -> bool:
+    """Whether traits name a metric: in full, or by a beginning that ends with a dot."""
+    return any(metric == name or (name.endswith(".") and metric.startswith(name)) for name in names)
 
 
 def _stated(section: Mapping[str, Any]) -> dict[str, Any]:

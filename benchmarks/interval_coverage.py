@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tare.bench.analysis.cells import CellSamples
+from tare.bench.catalogue import TRAITS
 from tare.bench.errors import ExitCode
 from tare.bench.model import Direction
 from tare.bench.stats import CellBlocks, Comparison, Standing, Verdict, compare, noise_floor, precision_of
@@ -230,7 +231,7 @@ def warm_up_coverage(world: World, *, ratio: float = 1.3, **design: int) -> tupl
         sides = []
         for side in values[:, run]:
             samples = CellSamples(side.ravel(), instance_of, instance_of // instances, numbers)
-            warm_up = samples.find_warm_up("steady")
+            warm_up = samples.find_warm_up(TRAITS["steady"])
             found.append(warm_up.iterations > 0)
             sides.append(samples.after(warm_up).by_block())
         one = compare(*sides, direction=Direction.LOWER, seed=run)

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, Backend, CellResult, Row, Subject
-from tare.bench.catalogue import RATIO_PREFIX
+from tare.bench.catalogue import RATIO_PREFIX, Builtin
 from tare.bench.model import Direction, Manifest
 from tare.bench.readable import one_line
 from tare.bench.stats import CellBlocks, compare, summarise
@@ -61,7 +61,7 @@ def entries_of(rule: "Rule", analysis: Analysis) -> Iterator[Entry]:
 def _rows(rule: "Rule", subject: Subject) -> list[Row]:
     if rule.metric != "leading":
         return [row for row in subject.rows if row.metric.name == rule.metric]
-    if subject.experiment == "interference":
+    if subject.experiment == Builtin.INTERFERENCE:
         return [row for row in subject.rows if row.is_leading and row.metric.name.startswith(RATIO_PREFIX)]
     return [row for row in subject.rows if row.is_workload_metric and not is_cost(row.metric)][:1]
 

@@ -67,13 +67,7 @@ def _interference(analysis: Analysis) -> str:
     view = heat_view(analysis)
     if view is None:
         return ""
-    leading = {
-        row.metric.name
-        for subject in analysis.subjects
-        if subject.experiment == "interference"
-        for row in subject.rows
-        if row.is_leading
-    }
+    leading = {row.metric.name for subject in analysis.subjects for row in subject.rows if row.is_leading}
     worst: dict[str, tuple[float, HeatLine]] = {}
     for line in view.lines:
         ratio = max((cell.ratio for cell in line.cells if cell.ratio is not None), default=0.0)

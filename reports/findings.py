@@ -27,14 +27,6 @@ MOST_WORKLOADS = 8
 FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
 
-_WITHOUT_WORKLOADS = {
-    "boot": "start and stop",
-    "density": "density",
-    "limits": "limits",
-    "interference": "interference",
-}
-"""What is told of an experiment that is about instances rather than workloads."""
-
 _Compared = tuple[Subject, Row, CellResult]
 
 
@@ -63,9 +55,9 @@ def question(analysis: Analysis) -> str:
 
 def _what_was_measured(analysis: Analysis) -> list[str]:
     """The experiments by their names; of those that measure workloads, how many."""
-    experiments = dict.fromkeys(subject.experiment for subject in analysis.subjects)
-    titles = {subject.title for subject in analysis.subjects if subject.experiment not in _WITHOUT_WORKLOADS}
-    named = [words for name, words in _WITHOUT_WORKLOADS.items() if name in experiments]
+    titles = {subject.title for subject in analysis.subjects if subject.traits.of_workload}
+    others = dict.fromkeys(subject.traits.title for subject in analysis.subjects if not subject.traits.of_workload)
+    named = [one_line(title).lower() for title in others]
     return [*named, plural(len(titles), "workload")] if titles else named
 
 
@@ -126,7 +118,7 @@ def _start_finding(analysis: Analysis) -> str | None:
     """One sentence over all backends' time to start."""
     for subject in analysis.subjects:
         for row in subject.rows:
-            if subject.experiment == "boot" and row.metric.name == BootMetric.TOTAL:
+            if row.metric.name == BootMetric.TOTAL:
                 return _value_finding(row, "Ready to execute after")
     return None
 
@@ -180,7 +172,7 @@ def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
         (subject, row, cell)
         for subject, row, cell, found in analysis.comparisons
         if cell.backend == backend
-        and subject.experiment == "steady"
+        and subject.traits.of_workload
         and row.is_workload_metric
         and not is_cost(row.metric)
         and found.ratio is not None

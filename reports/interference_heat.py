@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, Backend, CellResult, Subject
-from tare.bench.catalogue import RATIO_PREFIX
+from tare.bench.catalogue import RATIO_PREFIX, Builtin
 from tare.bench.units import Unit, format_value
 
 
@@ -43,7 +43,6 @@ def heat_view(analysis: Analysis) -> HeatView | None:
     found = [
         (subject, row.metric.name.removeprefix(RATIO_PREFIX), cell)
         for subject in analysis.subjects
-        if subject.experiment == "interference"
         for row in subject.rows
         if row.metric.name.startswith(RATIO_PREFIX)
         for cell in row.cells
@@ -69,7 +68,7 @@ def heat_view(analysis: Analysis) -> HeatView | None:
 def _aggressors(analysis: Analysis) -> str:
     """What the aggressors of cells are whose parameters do not tell: those with one kind stated for all."""
     experiments = analysis.manifest.suite.get("experiment", [])
-    stated = [one["options"].get("aggressor", "cpu") for one in experiments if one.get("kind") == "interference"]
+    stated = [one["options"].get("aggressor", "cpu") for one in experiments if one.get("kind") == Builtin.INTERFERENCE]
     return ", ".join(sorted({str(kind) for kind in stated if not isinstance(kind, list)})) or "–"
 
 

@@ -47,7 +47,6 @@ def held_view(analysis: Analysis) -> HeldView | None:
     lines = [
         line
         for subject in analysis.subjects
-        if subject.experiment == "limits"
         for name, reached, seen in _LIMITS
         for line in _lines(subject, name, reached, seen, _promised(analysis.manifest.envelope))
     ]

@@ -15,7 +15,7 @@ def path_sentence(subject: Subject, manifest: Manifest, backends: list[Backend])
     """
     traits = manifest.workloads.get(subject.workload)
     in_section = traits is not None and traits.category is Category.NETWORK
-    if subject.experiment != "steady" or not (in_section or _OPTION in subject.params):
+    if not subject.traits.of_workload or not (in_section or _OPTION in subject.params):
         return ""
     place = str(subject.params.get(_OPTION, ServerPlace.SAME_INSTANCE.value))
     known = {

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tare.bench.analysis import Analysis
-from tare.bench.analysis.cells import SETTLING
 from tare.bench.readable import one_line
 from tare.bench.samples import params_text
 from tare.bench.stats import adjust_p_values
@@ -66,7 +65,7 @@ def _order_tests(analysis: Analysis) -> Iterator[_Tested]:
                 continue
             for result in row.cells:
                 cell = CellName(subject.experiment, subject.workload, params, result.backend.name)
-                if cell.experiment in SETTLING:
+                if subject.traits.warms_up:
                     test = serial_correlation(result.points.iterations, result.points.instance_of, seed=seed)
                     if test is not None:
                         yield _Tested(FlagKind.AUTOCORRELATION, cell, row.metric.name, test, result.n_instances)

@@ -46,8 +46,6 @@ class PhaseView(msgspec.Struct, frozen=True):
 def phase_view(analysis: Analysis) -> PhaseView | None:
     """The start phases of every backend that has all three, or None."""
     for subject in analysis.subjects:
-        if subject.experiment != "boot":
-            continue
         rows = {row.metric.name: row for row in subject.rows}
         if not all(metric in rows for metric, _, _ in PHASES):
             continue

@@ -104,7 +104,7 @@ def _lines(figure: Figure, analysis: Analysis) -> Iterator[PublishedLine]:
 
 
 def _is_same(figure: Figure, subject: Subject) -> bool:
-    if subject.experiment != "steady" or subject.workload != figure.workload:
+    if not subject.traits.of_workload or subject.workload != figure.workload:
         return False
     return all(_same_value(subject.params.get(name), value) for name, value in figure.params.items())
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import msgspec
 
 from tare.bench.analysis import Analysis, Row, Subject
-from tare.bench.catalogue import INSTANCE_PREFIX, BootMetric, DensityMetric, LimitsMetric, SteadyMetric
+from tare.bench.catalogue import Builtin, SteadyMetric
 from tare.bench.model import Category, Manifest
+from tare.bench.readable import one_line
+from tare.bench.settings import is_among
 from tare.bench.units import Unit, format_value
 from tare.reports.cell_views import CellView, cell_view
 from tare.reports.charts import LEVEL, Chart, distribution_charts
@@ -22,27 +24,22 @@ from tare.reports.wording import (
     figure_sentence,
 )
 
-SECTIONS = {
-    "boot": "Start and stop",
-    "density": "Density",
+SECTIONS: dict[str, str] = {
+    Builtin.BOOT: "",
+    Builtin.DENSITY: "",
     Category.CPU: "CPU",
     Category.MEMORY: "Memory",
     Category.KERNEL: "Kernel interface",
     Category.STORAGE: "Storage",
     Category.NETWORK: "Network",
     Category.APPLICATION: "Applications",
-    "interference": "Interference",
-    "limits": "Limits",
+    Builtin.INTERFERENCE: "",
+    Builtin.LIMITS: "",
 }
-"""Every section that a report can have, in order; those without data are left out."""
-LEADING = {
-    "boot": (BootMetric.TOTAL, BootMetric.PSS),
-    "density": (DensityMetric.POPULATION, DensityMetric.START, DensityMetric.PSS),
-    "limits": (LimitsMetric.START_MEMORY, LimitsMetric.MEMORY_REACHED, LimitsMetric.CPU_REACHED),
-}
-"""The metrics of an experiment that stand in the first table; a workload's is the first that it declares."""
-GROWS_WITH = {"density": "instances alive", "interference": "aggressors"}
-"""Experiments whose samples are numbered by a size, and what that counts."""
+"""The sections of a report in order, with the titles of those that are of workloads; those without data are left out.
+
+Another experiment's stand after them. Its section has the title that its traits say.
+"""
 MOST_FIGURES = 120
 MOST_SENTENCES = 8
 
@@ -50,13 +47,6 @@ _OVER_A_TIME = frozenset(
     {SteadyMetric.DURATION, SteadyMetric.CPU, SteadyMetric.CPU_OVERHEAD, SteadyMetric.IO_READ, SteadyMetric.IO_WRITE}
 )
 """Where the time of a command is fixed, whoever does less work in it costs less: no difference between backends."""
-_HARNESS_DETAIL = (
-    INSTANCE_PREFIX,
-    SteadyMetric.GUEST_DURATION,
-    DensityMetric.AT,
-    DensityMetric.SAMPLED,
-    DensityMetric.SETTLE,
-)
 _OLDER = {
     "sysbench-cpu": Category.CPU,
     "stress-ng": Category.CPU,
@@ -133,7 +123,7 @@ class SectionView(msgspec.Struct, frozen=True):
 
 def section_of(subject: Subject, manifest: Manifest) -> str:
     """The key in ``SECTIONS`` of a subject, or the experiment's own name if it is none that is known."""
-    if subject.experiment != "steady":
+    if not subject.traits.of_workload:
         return subject.experiment
     traits = manifest.workloads.get(subject.workload)
     return traits.category if traits is not None else _OLDER.get(subject.workload, Category.APPLICATION)
@@ -173,7 +163,7 @@ class _Maker:
                         leading.append((view, found))
                         rows.append(row)
                     sentences.append(f"{_full_name(subject, row)} – {found.sentence}")
-        title = SECTIONS.get(name, name.replace("_", " ").capitalize())
+        title = SECTIONS.get(name) or one_line(subjects[0].traits.title)
         forest = forest_of(rows, self.analysis.margin)
         kept = sentences[:MOST_SENTENCES]
         return SectionView(
@@ -183,7 +173,7 @@ class _Maker:
             leading,
             kept,
             forest,
-            has_boot=name == "boot",
+            has_boot=name == Builtin.BOOT,
             kind=name,
         )
 
@@ -191,10 +181,10 @@ class _Maker:
         traits = self.analysis.manifest.workloads.get(subject.workload)
         fixed_time = traits.fixed_time if traits is not None else subject.workload in _OLDER_FIXED_TIME
         identifier = self._identifier(subject.experiment, subject.workload, *_params_parts(subject))
-        detail = [row for row in subject.rows if _is_detail(row, fixed_time=fixed_time)]
+        detail = [row for row in subject.rows if _is_detail(subject, row, fixed_time=fixed_time)]
         shown = [row for row in subject.rows if row not in detail]
-        what = GROWS_WITH.get(subject.experiment)
-        on_axis = [row for row in shown if what is None or not grows(row) or is_comparable(row)]
+        what = subject.traits.grows_with
+        on_axis = [row for row in shown if not what or not grows(row) or is_comparable(row)]
         forest = forest_of(on_axis or detail, self.analysis.margin)
         leading = {subject.rows[place].metric.name for place in _leading_places(subject)}
         make = self._row
@@ -217,11 +207,11 @@ class _Maker:
     def _row(self, subject: Subject, row: Row, owner: str, *, leading: bool = False, figures: bool = True) -> RowView:
         cells = [cell_view(subject, row, cell) for cell in row.cells]
         base = self.analysis.baseline
-        what = GROWS_WITH.get(subject.experiment)
-        growing = what is not None and grows(row)
+        what = subject.traits.grows_with
+        growing = bool(what) and grows(row)
         compared = not growing or is_comparable(row)
         sentence = figure_sentence(row, base.label if base is not None else None)
-        if what is not None and growing:
+        if growing:
             sentence = growth_sentence(row, what, sentence if compared else "")
         return RowView(
             identifier=self._identifier(owner.removeprefix("s-"), row.metric.name),
@@ -234,7 +224,7 @@ class _Maker:
             cells=cells,
             sentence=sentence,
             panels=list(self._panels(subject, row, sentence, leading=leading)) if figures else [],
-            growth=growth_view(row, what) if what is not None and growing else None,
+            growth=growth_view(row, what) if growing else None,
             is_compared=compared,
         )
 
@@ -244,8 +234,8 @@ class _Maker:
         if not any(values) or (self.figures >= MOST_FIGURES and not leading):
             return
         self.figures += 1
-        what = GROWS_WITH.get(subject.experiment)
-        if what is not None and grows(row):
+        what = subject.traits.grows_with
+        if what and grows(row):
             name = self._chart_name()
             yield Panel("", f"{row.metric.name} over {what}. {sentence}", name, growth_chart(row, what, name))
             return
@@ -289,15 +279,15 @@ def _full_name(subject: Subject, row: Row) -> str:
 def _leading_places(subject: Subject) -> list[int]:
     """Which rows of a subject stand in the first table: chosen beforehand, not by what came out."""
     names = {row.metric.name: place for place, row in enumerate(subject.rows)}
-    found = [names[name] for name in LEADING.get(subject.experiment, ()) if name in names]
+    found = [names[name] for name in subject.traits.leading if name in names]
     own = [place for place, row in enumerate(subject.rows) if row.is_leading]
     return found or own[:1] or [0]
 
 
-def _is_detail(row: Row, *, fixed_time: bool) -> bool:
+def _is_detail(subject: Subject, row: Row, *, fixed_time: bool) -> bool:
     """Whether a metric tells of the harness only, or tells again what another experiment measures on purpose."""
     name = row.metric.name
-    return name.startswith(_HARNESS_DETAIL) or (fixed_time and name in _OVER_A_TIME)
+    return is_among(subject.traits.details, name) or (fixed_time and name in _OVER_A_TIME)
 
 
 def _blocks_in_words(row: Row) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from tare.bench.catalogue import TRAITS
 from tare.bench.model import (
     Availability,
     BackendDescription,
@@ -347,4 +348,5 @@ def _manifest(recipe: Recipe) -> Manifest:
         planned_instances=recipe.blocks * recipe.instances * len(recipe.backends) * (1 + len(recipe.subjects)),
         command_line=("tare", "run", HOSTILE[2] if hostile else "suites/quickstart.toml"),
         baseline="bare-metal",
+        experiments=TRAITS,
     )

@@ -3,10 +3,10 @@
 Subjects come in the order in which the suite states them (a run measures them in a random one), metrics as a report
 shows them: a workload's own first.
 
-Metrics of ``density`` and ``interference`` are taken at several sizes: the number of instances or aggressors is a
-sample's ``iteration``. A total over all instances has no typical value (the median of a ramp to 100 against that of one
-to 1,000 would be a ratio of ramps), so it is estimated at the largest size that every backend reached. A metric of each
-start or step has a typical value, and is compared only where the sizes were the same.
+Metrics of experiments that grow (``ExperimentTraits.grows_with``) are taken at several sizes: the number of instances
+or aggressors is a sample's ``iteration``. A total over all instances has no typical value (the median of a ramp to 100
+against that of one to 1,000 would be a ratio of ramps), so it is estimated at the largest size that every backend
+reached. A metric of each start or step has a typical value, and is compared only where the sizes were the same.
 """
 
 import itertools
@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tare.bench.catalogue import HARNESS_METRICS
+from tare.bench.catalogue import HARNESS_METRICS, Builtin
+from tare.bench.model import ExperimentTraits
 from tare.bench.samples import SampleTable, params_text
 from tare.bench.settings import leading_metric
 from tare.bench.stats import CellBlocks, Comparison, Verdict, WarmUp, find_warm_up, grouped_medians
@@ -26,14 +27,7 @@ from tare.bench.stats.warmup import NOTHING_FOUND
 from tare.bench.store import LoadedRun
 from tare.bench.units import Unit
 
-SETTLING = ("steady",)
-"""Experiments whose iterations repeat the same thing, so that a warm-up can be found. In others a number is a step."""
 NOT_COMPARED = "taken at other sizes: no ratio"
-_SIZED = ("density.", "interference.")
-_OF_EACH_STEP = frozenset(
-    f"density.{name}"
-    for name in ("start", "create", "init", "ready", "cpu_stall", "memory_stall", "io_stall", "settle")
-)
 _MOST_COMBINATIONS = 100_000
 """More than any run has; a manifest can state anything."""
 
@@ -52,9 +46,9 @@ class CellSamples(msgspec.Struct, frozen=True):
     blocks: Integers
     iterations: Integers
 
-    def find_warm_up(self, experiment: str, *, seed: int = 0) -> WarmUp:
-        """The warm-up that is left in these samples, those of the cell's leading metric."""
-        if experiment not in SETTLING or not len(self.values):
+    def find_warm_up(self, traits: ExperimentTraits, *, seed: int = 0) -> WarmUp:
+        """The warm-up that is left in these samples, those of the cell's leading metric, where there may be one."""
+        if not traits.warms_up or not len(self.values):
             return NOTHING_FOUND
         return find_warm_up(self.values, self.instances, self.iterations, seed=seed)
 
@@ -119,9 +113,9 @@ def make_tables(run: LoadedRun) -> CellTables:
         subject: tuple(sorted(found[subject], key=lambda name, key=subject: _rank(key[1] or key[0], name, order)))  # type: ignore[misc]  # mypy knows no default of a lambda
         for subject in in_suite_order(run.manifest.suite, found)
     }
-    leading = {subject: leading_metric(subject[0], names) for subject, names in metrics.items()}
+    leading = {subject: leading_metric(run.manifest.traits_of(subject[0]), names) for subject, names in metrics.items()}
     warm_ups = {
-        (subject, backend): samples.find_warm_up(subject[0], seed=run.manifest.seed)
+        (subject, backend): samples.find_warm_up(run.manifest.traits_of(subject[0]), seed=run.manifest.seed)
         for (subject, metric, backend), (samples, _) in raw.items()
         if metric == leading[subject]
     }
@@ -142,17 +136,17 @@ def make_table(whole: CellSamples, names: Sequence[str], unit: Unit, warm_up: Wa
     return CellTable(samples, points, unit, warm_up, len(whole.values) - len(samples.values))
 
 
-def have_same_sizes(metric: str, first: Points, second: Points) -> bool:
-    """Whether two cells of a metric were taken at the same sizes; always true of metrics that have none."""
-    if not metric.startswith(_SIZED):
+def have_same_sizes(traits: ExperimentTraits, first: Points, second: Points) -> bool:
+    """Whether two cells of a metric were taken at the same sizes; always true in experiments that have none."""
+    if not traits.grows_with:
         return True
     ours, theirs = np.unique(first.iteration_numbers), np.unique(second.iteration_numbers)
     return bool(np.array_equal(ours, theirs))
 
 
-def common_size(metric: str, tables: Mapping[str, CellTable]) -> int | None:
+def common_size(traits: ExperimentTraits, metric: str, tables: Mapping[str, CellTable]) -> int | None:
     """The largest size that every backend reached; None for a metric that has a typical value, or none in common."""
-    if not metric.startswith(_SIZED) or metric in _OF_EACH_STEP:
+    if not traits.is_sized(metric):
         return None
     sizes = [set(np.unique(table.points.iteration_numbers).tolist()) for table in tables.values()]
     if all(len(each) < 2 for each in sizes):
@@ -187,7 +181,7 @@ def in_suite_order(suite: Mapping[str, Any], keys: Iterable[SubjectKey]) -> list
     places: dict[SubjectKey, int] = {}
     for key in itertools.islice(_stated(suite), _MOST_COMBINATIONS):
         places.setdefault(key, len(places))
-    return sorted(keys, key=lambda key: (key[0] != "boot", places.get(key, len(places))))
+    return sorted(keys, key=lambda key: (key[0] != Builtin.BOOT, places.get(key, len(places))))
 
 
 def _stated(suite: Mapping[str, Any]) -> Iterator[SubjectKey]:

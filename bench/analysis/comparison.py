@@ -201,7 +201,7 @@ def _cells(analysis: Analysis) -> Iterator[tuple[tuple[str, ...], tuple[Subject,
 
 
 def _line(subject: Subject, row: Row, backend: str, old: CellResult, new: CellResult, found: Comparison) -> Line:
-    if old.size != new.size or (old.size is None and not have_same_sizes(row.metric.name, old.points, new.points)):
+    if old.size != new.size or (old.size is None and not have_same_sizes(subject.traits, old.points, new.points)):
         found = without_ratio(found)
     return Line(
         subject.experiment, subject.workload, subject.params, backend, row.metric, old.estimate, new.estimate, found

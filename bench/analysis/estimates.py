@@ -18,7 +18,7 @@ from tare.bench.analysis.cells import (
     without_ratio,
 )
 from tare.bench.analysis.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
-from tare.bench.model import Cell, Direction, EventKind, Manifest, Metric
+from tare.bench.model import Cell, Direction, EventKind, ExperimentTraits, Manifest, Metric
 from tare.bench.readable import one_line
 from tare.bench.settings import MetricSettings, settings_of
 from tare.bench.stats import (
@@ -84,11 +84,12 @@ def _estimate_subject(
 ) -> tuple[Subject, list[str]]:
     """A subject with its rows, and what could not be estimated."""
     experiment, workload, params = key
+    traits = manifest.traits_of(experiment)
     rows: list[Row] = []
     notes: list[str] = []
     for name in tables.metrics[key]:
         cells = tables.tables[key, name]
-        size = common_size(name, cells)
+        size = common_size(traits, name, cells)
         if size is not None:
             cells = {backend: at_size(table, size) for backend, table in cells.items()}
         unit = next(iter(cells.values())).unit
@@ -98,20 +99,21 @@ def _estimate_subject(
         if name == tables.leading[key]:
             wanted = manifest.precision.get(Cell(experiment, workload, json.loads(params), "").subject)
         blocks = {backend: table.points.blocks for backend, table in cells.items()}
-        row = _row(manifest, metric, cells, blocks, backends, settings, wanted, size)
+        row = _row(manifest, traits, metric, cells, blocks, backends, settings, wanted, size)
         rows.append(msgspec.structs.replace(row, is_leading=name == tables.leading[key]))
         for quantile in settings.quantiles:
             of_quantile, missing = _quantiles(cells, quantile)
             notes += [f"{one_line(workload or experiment)}: {_quantile_name(name, quantile)} {why}" for why in missing]
             if of_quantile:
                 named = _named(metric, quantile)
-                row = _row(manifest, named, cells, of_quantile, backends, settings, None)
+                row = _row(manifest, traits, named, cells, of_quantile, backends, settings, None)
                 rows.append(msgspec.structs.replace(row, quantile=quantile))
-    return Subject(experiment, workload, json.loads(params), rows), notes
+    return Subject(experiment, workload, json.loads(params), rows, traits), notes
 
 
 def _row(
     manifest: Manifest,
+    traits: ExperimentTraits,
     metric: Metric,
     tables: Mapping[str, CellTable],
     blocks: Mapping[str, CellBlocks],
@@ -133,7 +135,7 @@ def _row(
         comparison = None
         if base is not None and not backend.is_baseline:
             comparison = compare(own, base, direction=metric.direction, margin=settings.margin, seed=manifest.seed)
-            if size is None and not have_same_sizes(metric.name, table.points, tables[manifest.baseline].points):
+            if size is None and not have_same_sizes(traits, table.points, tables[manifest.baseline].points):
                 comparison = without_ratio(comparison)
         cell = CellResult(
             backend=backend,

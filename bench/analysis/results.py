@@ -14,7 +14,7 @@ import msgspec
 from tare.bench.analysis.cells import Points
 from tare.bench.analysis.density import DensityResult, analyse_density
 from tare.bench.catalogue import HARNESS_METRICS
-from tare.bench.model import Event, Manifest, Metric
+from tare.bench.model import Event, ExperimentTraits, Manifest, Metric
 from tare.bench.readable import one_line
 from tare.bench.stats import CellBlocks, Comparison, Interval, NoiseFloor, NoiseSource, Precision, WarmUp
 from tare.bench.store import LoadedRun
@@ -88,6 +88,7 @@ class Subject(msgspec.Struct, frozen=True):
     workload: str
     params: Mapping[str, Any]
     rows: list[Row]
+    traits: ExperimentTraits
 
     @property
     def title(self) -> str:

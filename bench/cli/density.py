@@ -15,6 +15,7 @@ from rich.text import Text
 from tare.bench.analysis import RunResults
 from tare.bench.analysis.cost import Estimate
 from tare.bench.analysis.density import DensityCell, DensityResult, StartTrend
+from tare.bench.catalogue import Builtin
 from tare.bench.cli.run import write_report
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, SuiteError
@@ -72,13 +73,13 @@ def make_request(request: DensityRequest) -> RunRequest:
     """A suite's file as it is, or a suite of one experiment from the options."""
     if len(request.targets) == 1 and request.targets[0].endswith(".toml"):
         return RunRequest(Path(request.targets[0]), request.output, seed=request.sampling.get("seed"))
-    experiment: dict[str, Any] = {"kind": "density", "options": dict(request.options)}
+    experiment: dict[str, Any] = {"kind": Builtin.DENSITY, "options": dict(request.options)}
     if request.workload:
         experiment |= {"workload": request.workload, "params": typed_values("--param", request.params)}
     elif request.params:
         raise SuiteError("--param", "no --workload is named that it could be for")
     source = {
-        "suite": {"name": "density", "description": "How many instances fit, and what does one more cost?"},
+        "suite": {"name": Builtin.DENSITY, "description": "How many instances fit, and what does one more cost?"},
         "envelope": dict(request.envelope),
         "sampling": {"blocks": 1, "iterations": 1, "warmup": 0, **request.sampling},
         "backend": [{"type": name} for name in request.targets],

@@ -8,6 +8,7 @@ import pytest
 
 from tare.bench.analysis import analyse
 from tare.bench.analysis.cells import CellSamples
+from tare.bench.catalogue import TRAITS
 from tare.bench.stats import WarmUp, find_warm_up
 from tare.bench.stats.warmup import LEVEL
 from tare.bench.store import load_run
@@ -70,7 +71,7 @@ def test_it_is_taken_by_iteration_number_and_not_from_what_was_measured_once():
     assert once.after(WarmUp(1, 2)) is once
     several = CellSamples(np.arange(6.0), np.repeat([0, 1], 3), np.repeat([0, 1], 3), np.tile([1, 2, 3], 2))
     assert several.after(WarmUp(1, 2)).values.tolist() == [1, 2, 4, 5]
-    assert several.find_warm_up("density").iterations == 0  # an experiment whose iterations are steps
+    assert several.find_warm_up(TRAITS["density"]).iterations == 0  # an experiment whose iterations are steps
 
 
 def test_it_is_flagged_left_out_of_estimates_and_kept_in_the_data(tmp_path):

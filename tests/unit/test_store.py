@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tare.bench.catalogue import TRAITS
 from tare.bench.errors import RunDirectoryError, StoreError
 from tare.bench.model import (
     SCHEMA_VERSION,
@@ -44,6 +45,7 @@ MANIFEST = Manifest(
     confounds=(),
     metrics={},
     planned_instances=2,
+    experiments=TRAITS,
 )
 
 

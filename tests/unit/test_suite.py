@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tare.bench.catalogue import TRAITS
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.model import Envelope
 from tare.bench.settings import MetricSettings, leading_metric, settings_of
@@ -245,4 +246,4 @@ def test_the_ready_suites_can_be_read(path):
     ],
 )
 def test_a_cell_is_known_by_one_metric_that_was_chosen_beforehand(experiment, measured, leading):
-    assert leading_metric(experiment, measured) == leading
+    assert leading_metric(TRAITS[experiment], measured) == leading
