@@ -18,7 +18,8 @@ from tare.bench.units import Unit
 if TYPE_CHECKING:
     import pyperf
 
-_EXPORTED = (SteadyMetric.DURATION, INSTANCE_PREFIX, "boot.", "guest.")
+_OF_WORKLOADS = (SteadyMetric.DURATION, INSTANCE_PREFIX, "guest.")
+"""Of the durations that are measured of a workload, those that its own time limits do not set."""
 
 
 class PyperfReporter(Reporter):
@@ -55,8 +56,12 @@ def _benchmarks(run: LoadedRun) -> "Iterator[pyperf.Benchmark]":
     import pyperf
 
     grouped: dict[tuple[str, ...], dict[str, list[Sample]]] = {}
+    experiments = run.manifest.experiments.items()
+    repeating = {name for name, traits in experiments if not (traits.of_workload or traits.grows_with)}
     for sample in run.samples:
-        if sample.unit is Unit.SECOND and sample.metric.startswith(_EXPORTED):
+        if sample.unit is not Unit.SECOND:
+            continue
+        if sample.experiment in repeating or sample.metric.startswith(_OF_WORKLOADS):
             key = (sample.experiment, sample.workload, params_text(sample.params), sample.metric, sample.backend)
             grouped.setdefault(key, {}).setdefault(sample.instance, []).append(sample)
     for cell, instances in grouped.items():

@@ -202,6 +202,9 @@ workload = "redis-socket"
 params = {{ requests = 2000 }}
 [[experiment]]
 kind = "boot"
+[[experiment]]
+kind = "files"
+options = {{ most = 300, step = 100 }}
 """)
     folders = {name: str(tmp_path / name.lower()) for name in ("TARE_STATE_DIR", "TARE_WORK_DIR")}
     run = tmp_path / "run"
@@ -211,6 +214,8 @@ kind = "boot"
     rates = [s for s in samples if s["metric"] == "get.operations_per_second"]
     assert len(rates) == 2
     assert all(s["backend"] == "unshare" and s["value"] > 100 for s in rates)
+    assert {s["iteration"] for s in samples if s["metric"] == "files.listed"} == {100, 200, 300}
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["backends"]["unshare"]["confounds"][0]["code"] == "no-limits"
+    assert manifest["experiments"]["files"]["grows_with"] == "files"
     assert not list(Path(folders["TARE_WORK_DIR"]).glob("*"))

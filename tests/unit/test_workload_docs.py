@@ -66,7 +66,7 @@ def test_the_table_of_workloads_is_that_of_the_code() -> None:
     assert text == with_table(text), "run: python -m tests.unit.test_workload_docs"
 
 
-@pytest.mark.parametrize("name", ["adding-a-workload.md", "adding-a-backend.md"])
+@pytest.mark.parametrize("name", ["adding-a-workload.md", "adding-a-backend.md", "adding-an-experiment.md"])
 def test_the_files_shown_are_the_files_tested(name: str) -> None:
     text = (DOCS / name).read_text("utf-8")
     assert INCLUDED.search(text)
@@ -82,6 +82,7 @@ def main() -> None:
         ("workloads.md", with_table),
         ("adding-a-workload.md", with_files),
         ("adding-a-backend.md", with_files),
+        ("adding-an-experiment.md", with_files),
     ):
         (DOCS / name).write_text(change((DOCS / name).read_text("utf-8")), "utf-8")
 
