@@ -114,8 +114,9 @@ def test_without_root(tare, tmp_path, arguments):
     if os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
     write(tmp_path, SUITE)
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o777)
+    for folder in list(tmp_path.parents)[:2]:
+        folder.chmod(0o755)
+    os.chown(tmp_path, 65534, 65534)
     capability = "+dac_read_search"
     become = ["setpriv", "--reuid=65534", f"--inh-caps={capability}", f"--ambient-caps={capability}"]
     refused(tare(*arguments, become=become), 4, "root", "what to do")
