@@ -13,8 +13,9 @@ from msgspec import Meta
 
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
-from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit, format_size, parse_size
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.units import format_size, parse_size
+from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
 
@@ -68,17 +69,12 @@ class Compression(Workload):
     licence: ClassVar[str]
     category = Category.CPU
     metrics = (
-        Metric(
+        bandwidth_of(
             "compress.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
             "Bytes of the corpus in a second that the whole command takes to pack them, on the host's clock.",
         ),
-        Metric(
-            "decompress.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
-            "Bytes unpacked in a second that the whole command takes, on the host's clock.",
+        bandwidth_of(
+            "decompress.bandwidth", "Bytes unpacked in a second that the whole command takes, on the host's clock."
         ),
     )
 

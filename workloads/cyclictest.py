@@ -23,13 +23,12 @@ from tare.bench.model import (
     Commands,
     Completed,
     Diagnosis,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
-    Metric,
 )
 from tare.bench.units import Unit
+from tare.workloads.metrics import time_of
 from tare.workloads.output import excerpt, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, WholeSeconds
 
@@ -93,12 +92,10 @@ class Cyclictest(Workload):
     category = Category.KERNEL
     fixed_time = True
     metrics = (
-        Metric(f"{_NAME}.mean", Unit.SECOND, Direction.LOWER, "Mean time by which the threads woke up late."),
-        Metric(f"{_NAME}.p50", Unit.SECOND, Direction.LOWER, "Half of the wake-ups were late by this or less."),
-        Metric(f"{_NAME}.p99", Unit.SECOND, Direction.LOWER, "99 % of the wake-ups were late by this or less."),
-        Metric(
-            f"{_NAME}.max", Unit.SECOND, Direction.LOWER, "The latest wake-up of all threads; one event decides it."
-        ),
+        time_of(f"{_NAME}.mean", "Mean time by which the threads woke up late."),
+        time_of(f"{_NAME}.p50", "Half of the wake-ups were late by this or less."),
+        time_of(f"{_NAME}.p99", "99 % of the wake-ups were late by this or less."),
+        time_of(f"{_NAME}.max", "The latest wake-up of all threads; one event decides it."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,13 +19,12 @@ from tare.bench.model import (
     Commands,
     Completed,
     Diagnosis,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
     Metric,
 )
-from tare.bench.units import Unit, format_size, parse_size
+from tare.bench.units import format_size, parse_size
 from tare.workloads.fio_output import (
     PERCENTILE_LIST,
     TOOL,
@@ -36,6 +35,7 @@ from tare.workloads.fio_output import (
     number,
     read_latency,
 )
+from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import excerpt, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Seconds, Size, bounded_size
 
@@ -56,18 +56,8 @@ SHARE_OF_SCRATCH = 5 / 6
 
 def _declare(direction: str, verb: str) -> tuple[Metric, ...]:
     return (
-        Metric(
-            f"{direction}.iops",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            f"Blocks {verb} in a second by all jobs together.",
-        ),
-        Metric(
-            f"{direction}.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
-            f"Bytes {verb} in a second by all jobs together.",
-        ),
+        rate_of(f"{direction}.iops", f"Blocks {verb} in a second by all jobs together."),
+        bandwidth_of(f"{direction}.bandwidth", f"Bytes {verb} in a second by all jobs together."),
         *declare_latency(f"{direction}.latency", f"from submitting a {direction} to its completion"),
     )
 

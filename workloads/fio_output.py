@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from tare.bench.model import Direction, Histogram, Measurement, Metric
+from tare.bench.model import Histogram, Measurement, Metric
 from tare.bench.units import Unit
+from tare.workloads.metrics import time_of
 from tare.workloads.output import refuse
 
 TOOL = "fio"
@@ -44,12 +45,10 @@ class Latency(msgspec.Struct, frozen=True):
 def declare_latency(name: str, what: str) -> tuple[Metric, ...]:
     """The metrics of a ``Latency``; ``what`` follows on "time" and "times" (``from submitting a read to ...``)."""
     return (
-        Metric(f"{name}.mean", Unit.SECOND, Direction.LOWER, f"Mean time {what}."),
+        time_of(f"{name}.mean", f"Mean time {what}."),
         *(
-            Metric(
+            time_of(
                 f"{name}.{key}",
-                Unit.SECOND,
-                Direction.LOWER,
                 f"{key[1:]} % of the times {what} are shorter (to the bucket of fio's histogram, 1.6 % wide).",
             )
             for key in PERCENTILES

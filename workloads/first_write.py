@@ -27,6 +27,7 @@ from tare.bench.model import (
     Metric,
 )
 from tare.bench.units import Unit, parse_size
+from tare.workloads.metrics import time_of
 from tare.workloads.output import read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
 
@@ -99,8 +100,8 @@ _WRITES: Mapping[str, tuple[str, str]] = {
 
 def _declare(name: str, what: str) -> tuple[Metric, ...]:
     return (
-        Metric(f"{name}.latency.mean", Unit.SECOND, Direction.LOWER, f"Mean time of {what}: open, 4 KiB, close."),
-        Metric(f"{name}.latency.p50", Unit.SECOND, Direction.LOWER, f"Median time of {what}: open, 4 KiB, close."),
+        time_of(f"{name}.latency.mean", f"Mean time of {what}: open, 4 KiB, close."),
+        time_of(f"{name}.latency.p50", f"Median time of {what}: open, 4 KiB, close."),
     )
 
 

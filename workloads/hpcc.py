@@ -14,8 +14,9 @@ from msgspec import Meta
 
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
-from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit, format_size
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.units import format_size
+from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S
 
@@ -94,37 +95,27 @@ class Hpcc(Workload):
     licence = "BSD-3-Clause"
     category = Category.CPU
     metrics = (
-        Metric(
+        rate_of(
             "hpl.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Floating-point operations in a second of Linpack, which solves a system of equations and checks it.",
         ),
         *(
-            Metric(
+            bandwidth_of(
                 f"stream.{kernel.lower()}.bandwidth",
-                Unit.BYTES_PER_SECOND,
-                Direction.HIGHER,
                 f"Bytes that STREAM's {kernel} read and wrote in a second, in the best of its rounds.",
             )
             for kernel in _KERNELS
         ),
-        Metric(
+        rate_of(
             "random_access.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Updates in a second of 64-bit words at random places of a table (one process, GUP/s times 10^9).",
         ),
-        Metric(
+        rate_of(
             "dgemm.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Floating-point operations in a second of a product of two matrices of doubles.",
         ),
-        Metric(
+        rate_of(
             "fft.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Floating-point operations in a second of a Fourier transform in one dimension.",
         ),
     )

@@ -14,6 +14,7 @@ from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
 from tare.bench.units import Unit, format_size, parse_size
+from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
 
@@ -67,10 +68,8 @@ class HugePages(Workload):
     licence = "PSF-2.0"
     category = Category.MEMORY
     metrics = (
-        Metric(
+        bandwidth_of(
             "touch.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
             "Bytes of fresh memory of which every page was touched in a second: faults and zeroing, by one thread.",
         ),
         Metric(

@@ -24,6 +24,7 @@ from tare.bench.model import (
     Service,
 )
 from tare.bench.units import Unit, parse_size
+from tare.workloads.metrics import bandwidth_of, time_of
 from tare.workloads.output import excerpt, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port, Size, WholeSeconds, bounded_size
 
@@ -99,23 +100,15 @@ class Iperf3(Workload):
     category = Category.NETWORK
     fixed_time = True
     metrics = (
-        Metric(
-            "tcp.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
-            "Bytes of payload that arrived in a second, over all streams.",
-        ),
+        bandwidth_of("tcp.bandwidth", "Bytes of payload that arrived in a second, over all streams."),
         Metric(
             "tcp.retransmits",
             Unit.COUNT,
             Direction.LOWER,
             "Segments that the sender's kernel sent again during the test, over all streams.",
         ),
-        Metric(
-            "udp.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
-            "Bytes of payload that arrived in a second, over all streams; no more than is sent.",
+        bandwidth_of(
+            "udp.bandwidth", "Bytes of payload that arrived in a second, over all streams; no more than is sent."
         ),
         Metric(
             "udp.loss",
@@ -123,10 +116,8 @@ class Iperf3(Workload):
             Direction.LOWER,
             "Share of the datagrams that did not arrive, by the gaps in their numbers.",
         ),
-        Metric(
+        time_of(
             "udp.jitter",
-            Unit.SECOND,
-            Direction.LOWER,
             "Smoothed difference between the transit times of successive datagrams (RFC 1889), mean over the streams.",
         ),
     )

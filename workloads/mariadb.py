@@ -17,14 +17,13 @@ from tare.bench.model import (
     Command,
     Commands,
     Completed,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
-    Metric,
     Service,
 )
 from tare.bench.units import Unit, format_size
+from tare.workloads.metrics import rate_of, time_of
 from tare.workloads.output import one_match, positive, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
 from tare.workloads.sysbench import EVENTS, SYSBENCH, check_frame, read_buckets, read_latencies
@@ -67,34 +66,15 @@ class MariaDB(Workload):
     licence = "GPL-2.0-only (MariaDB), GPL-2.0-or-later (sysbench)"
     fixed_time = True
     metrics = (
-        Metric(
-            "sql.transactions_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            "Transactions of all clients together in a second.",
-        ),
-        Metric(
-            "sql.queries_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            "Statements of all clients together in a second, BEGIN and COMMIT included.",
-        ),
-        Metric(
-            "sql.latency.mean",
-            Unit.SECOND,
-            Direction.LOWER,
-            "Mean time of a transaction, from the sum of all times and their number.",
-        ),
-        Metric(
+        rate_of("sql.transactions_per_second", "Transactions of all clients together in a second."),
+        rate_of("sql.queries_per_second", "Statements of all clients together in a second, BEGIN and COMMIT included."),
+        time_of("sql.latency.mean", "Mean time of a transaction, from the sum of all times and their number."),
+        time_of(
             "sql.latency.p95",
-            Unit.SECOND,
-            Direction.LOWER,
             "95 % of the transactions are done sooner (to the bucket of sysbench's histogram, 1.8 % wide).",
         ),
-        Metric(
+        time_of(
             "sql.latency.max",
-            Unit.SECOND,
-            Direction.LOWER,
             "Time of the slowest transaction, which sysbench rounds to 0.01 ms; one interruption decides it.",
         ),
     )

@@ -18,14 +18,13 @@ from tare.bench.model import (
     Command,
     Commands,
     Completed,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
-    Metric,
     Service,
 )
 from tare.bench.units import Unit, format_size, parse_size
+from tare.workloads.metrics import bandwidth_of, rate_of, time_of
 from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Size, WholeSeconds, bounded_size
 
@@ -108,39 +107,14 @@ class Nginx(Workload):
     licence = "BSD-2-Clause (nginx), Apache-2.0 (wrk)"
     fixed_time = True
     metrics = (
-        Metric(
-            "http.requests_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            "Requests of all connections together that were answered in a second.",
-        ),
-        Metric(
-            "http.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
-            "Bytes of all answers in a second, headers included.",
-        ),
-        Metric(
-            "http.latency.mean",
-            Unit.SECOND,
-            Direction.LOWER,
-            "Mean time from sending a request to the whole answer.",
-        ),
+        rate_of("http.requests_per_second", "Requests of all connections together that were answered in a second."),
+        bandwidth_of("http.bandwidth", "Bytes of all answers in a second, headers included."),
+        time_of("http.latency.mean", "Mean time from sending a request to the whole answer."),
         *(
-            Metric(
-                f"http.latency.{name}",
-                Unit.SECOND,
-                Direction.LOWER,
-                f"{name[1:]} % of the requests are answered sooner (to 1 µs).",
-            )
+            time_of(f"http.latency.{name}", f"{name[1:]} % of the requests are answered sooner (to 1 µs).")
             for name in _PERCENTILES
         ),
-        Metric(
-            "http.latency.max",
-            Unit.SECOND,
-            Direction.LOWER,
-            "Time of the slowest request; one interruption decides it.",
-        ),
+        time_of("http.latency.max", "Time of the slowest request; one interruption decides it."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,8 +6,8 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit
+from tare.bench.model import Category, Commands, Completed, Envelope, Measurement
+from tare.workloads.metrics import rate_of
 from tare.workloads.nginx import Nginx
 from tare.workloads.parameters import WholeSeconds
 
@@ -27,10 +27,8 @@ class NginxConnections(Workload):
     category = Category.NETWORK
     fixed_time = True
     metrics = (
-        Metric(
+        rate_of(
             "connections.per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Connections that were made, had their request answered and were closed, in a second.",
         ),
     )

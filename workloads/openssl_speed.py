@@ -11,8 +11,9 @@ from typing import Literal
 import msgspec
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit, parse_size
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.units import parse_size
+from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
 
@@ -39,22 +40,13 @@ class OpensslSpeed(Workload):
     category = Category.CPU
     fixed_time = True
     metrics = (
-        Metric(
-            "data.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
-            "Bytes that all processes together encrypted or hashed in a second.",
-        ),
-        Metric(
+        bandwidth_of("data.bandwidth", "Bytes that all processes together encrypted or hashed in a second."),
+        rate_of(
             "sign.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Signatures with the private key that all processes together made in a second.",
         ),
-        Metric(
+        rate_of(
             "verify.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Signatures that all processes together verified with the public key in a second.",
         ),
     )

@@ -12,8 +12,9 @@ from msgspec import Meta
 
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit, format_size, parse_size
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.units import format_size, parse_size
+from tare.workloads.metrics import bandwidth_of, rate_of, time_of
 from tare.workloads.output import positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
 
@@ -65,16 +66,9 @@ class SchedPipe(Workload):
     licence = "GPL-2.0-only"
     category = Category.KERNEL
     metrics = (
-        Metric(
-            "pipe.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            "Round trips of the token between the two tasks in a second.",
-        ),
-        Metric(
+        rate_of("pipe.operations_per_second", "Round trips of the token between the two tasks in a second."),
+        time_of(
             "pipe.time_per_operation",
-            Unit.SECOND,
-            Direction.LOWER,
             "Mean time of one round trip: two writes, two reads and the wake-ups between them.",
         ),
     )
@@ -111,18 +105,8 @@ class Syscall(Workload):
     licence = "GPL-2.0-only"
     category = Category.KERNEL
     metrics = (
-        Metric(
-            "syscall.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            "Calls of getppid() in a second by one thread.",
-        ),
-        Metric(
-            "syscall.time_per_operation",
-            Unit.SECOND,
-            Direction.LOWER,
-            "Mean time of one getppid(), the loop around it included.",
-        ),
+        rate_of("syscall.operations_per_second", "Calls of getppid() in a second by one thread."),
+        time_of("syscall.time_per_operation", "Mean time of one getppid(), the loop around it included."),
     )
     nominal_operation_s: ClassVar[float] = 0.2e-6
 
@@ -158,10 +142,8 @@ class SchedMessaging(Workload):
     licence = "GPL-2.0-only"
     category = Category.KERNEL
     metrics = (
-        Metric(
+        time_of(
             "messaging.time",
-            Unit.SECOND,
-            Direction.LOWER,
             "Time from the start of all tasks until the last has sent or received its last message of 100 bytes.",
         ),
     )
@@ -212,18 +194,8 @@ class Memory(Workload):
     licence = "GPL-2.0-only"
     category = Category.MEMORY
     metrics = (
-        Metric(
-            "memcpy.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
-            "Bytes copied in a second; buffers that fit the caches show the caches.",
-        ),
-        Metric(
-            "memset.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
-            "Bytes filled in a second; a buffer that fits the caches shows the caches.",
-        ),
+        bandwidth_of("memcpy.bandwidth", "Bytes copied in a second; buffers that fit the caches show the caches."),
+        bandwidth_of("memset.bandwidth", "Bytes filled in a second; a buffer that fits the caches shows the caches."),
     )
     nominal_byte_s: ClassVar[float] = 0.15e-9
 

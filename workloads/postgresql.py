@@ -18,14 +18,13 @@ from tare.bench.model import (
     Command,
     Commands,
     Completed,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
-    Metric,
     Service,
 )
 from tare.bench.units import Unit, format_size
+from tare.workloads.metrics import rate_of, time_of
 from tare.workloads.output import one_match, positive, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
 
@@ -92,33 +91,18 @@ class PostgreSQL(Workload):
     licence = "PostgreSQL"
     fixed_time = True
     metrics = (
-        Metric(
-            "sql.transactions_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            "Transactions of all clients together in a second, connecting not counted.",
+        rate_of(
+            "sql.transactions_per_second", "Transactions of all clients together in a second, connecting not counted."
         ),
-        Metric(
-            "sql.latency.mean",
-            Unit.SECOND,
-            Direction.LOWER,
-            "Mean time of a transaction, of every single one.",
-        ),
+        time_of("sql.latency.mean", "Mean time of a transaction, of every single one."),
         *(
-            Metric(
+            time_of(
                 f"sql.latency.{name}",
-                Unit.SECOND,
-                Direction.LOWER,
                 f"{name[1:]} % of the transactions are done sooner (to 1 µs, of every single one).",
             )
             for name in _PERCENTILES
         ),
-        Metric(
-            "sql.latency.max",
-            Unit.SECOND,
-            Direction.LOWER,
-            "Time of the slowest transaction; one interruption or checkpoint decides it.",
-        ),
+        time_of("sql.latency.max", "Time of the slowest transaction; one interruption or checkpoint decides it."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

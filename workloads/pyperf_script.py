@@ -20,13 +20,12 @@ from tare.bench.model import (
     Command,
     Commands,
     Completed,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
-    Metric,
 )
-from tare.bench.units import Unit, parse_duration
+from tare.bench.units import parse_duration
+from tare.workloads.metrics import time_of
 from tare.workloads.output import excerpt, read_output
 from tare.workloads.pyperf_results import PYPERF, histogram_of, read_suite
 
@@ -101,10 +100,8 @@ class PyperfKind(WorkloadKind):
                 "name": section.name,
                 "summary": section.summary or f"the pyperf script {section.pyperf}",
                 "metrics": tuple(
-                    Metric(
+                    time_of(
                         _metric_name(name),
-                        Unit.SECOND,
-                        Direction.LOWER,
                         f"Mean time of one run of the pyperf benchmark {name}, over all of its values.",
                     )
                     for name in section.benchmarks

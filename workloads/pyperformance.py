@@ -17,13 +17,11 @@ from tare.bench.model import (
     Command,
     Commands,
     Completed,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
-    Metric,
 )
-from tare.bench.units import Unit
+from tare.workloads.metrics import time_of
 from tare.workloads.output import read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S
 from tare.workloads.pyperf_results import PYPERF, histogram_of, read_suite
@@ -48,10 +46,8 @@ class Pyperformance(Workload):
     licence = "MIT"
     category = Category.CPU
     metrics = (
-        Metric(
+        time_of(
             "benchmark.time",
-            Unit.SECOND,
-            Direction.LOWER,
             "Mean time of one run of the benchmark, over all values of all processes, warm-ups left out.",
         ),
     )

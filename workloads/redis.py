@@ -17,7 +17,6 @@ from tare.bench.model import (
     Command,
     Commands,
     Completed,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
@@ -25,6 +24,7 @@ from tare.bench.model import (
     Service,
 )
 from tare.bench.units import Unit
+from tare.workloads.metrics import rate_of, time_of
 from tare.workloads.output import positive, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S
 
@@ -59,33 +59,22 @@ _LATENCIES = ("mean", "p50", "p95", "p99", "max")
 def _declare(operation: str) -> tuple[Metric, ...]:
     name = operation.upper()
     return (
-        Metric(
+        rate_of(
             f"{operation}.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             f"{name} requests of all connections together that were answered in a second.",
         ),
-        Metric(
+        time_of(
             f"{operation}.latency.mean",
-            Unit.SECOND,
-            Direction.LOWER,
             f"Mean time from sending a {name} request, or the batch it is in, to its answer.",
         ),
         *(
-            Metric(
+            time_of(
                 f"{operation}.latency.{percentile}",
-                Unit.SECOND,
-                Direction.LOWER,
                 f"{percentile[1:]} % of the {name} requests are answered sooner (to a bucket, 8 µs or more wide).",
             )
             for percentile in ("p50", "p95", "p99")
         ),
-        Metric(
-            f"{operation}.latency.max",
-            Unit.SECOND,
-            Direction.LOWER,
-            f"Time of the slowest {name} request; one interruption decides it.",
-        ),
+        time_of(f"{operation}.latency.max", f"Time of the slowest {name} request; one interruption decides it."),
     )
 
 

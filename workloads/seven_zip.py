@@ -12,8 +12,9 @@ from msgspec import Meta
 
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit, format_size
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric
+from tare.bench.units import format_size
+from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, WholeSeconds
 
@@ -35,16 +36,12 @@ _SLOWEST = 50
 
 def _declare(operation: str, verb: str) -> tuple[Metric, ...]:
     return (
-        Metric(
+        bandwidth_of(
             f"{operation}.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
             f"Bytes of plain data that all threads together {verb} in a second, the mean over dictionary sizes.",
         ),
-        Metric(
+        rate_of(
             f"{operation}.rating",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             f"What 7-Zip makes of it: instructions a second of the processor that it was calibrated on, as it {verb}.",
         ),
     )

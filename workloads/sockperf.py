@@ -21,14 +21,13 @@ from tare.bench.model import (
     Commands,
     Completed,
     Diagnosis,
-    Direction,
     Envelope,
     Histogram,
     Measurement,
-    Metric,
     Service,
 )
 from tare.bench.units import Unit
+from tare.workloads.metrics import rate_of, time_of
 from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port
 
@@ -102,22 +101,9 @@ class Sockperf(Workload):
     category = Category.NETWORK
     fixed_time = True
     metrics = (
-        *(
-            Metric(
-                f"round_trip.{name}",
-                Unit.SECOND,
-                Direction.LOWER,
-                f"{name[1:]} % of the round trips take less.",
-            )
-            for name in _PERCENTILES
-        ),
-        Metric("round_trip.mean", Unit.SECOND, Direction.LOWER, "Mean time from sending a message to its answer."),
-        Metric(
-            "round_trip.rate",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            "Messages answered in a second, one after another.",
-        ),
+        *(time_of(f"round_trip.{name}", f"{name[1:]} % of the round trips take less.") for name in _PERCENTILES),
+        time_of("round_trip.mean", "Mean time from sending a message to its answer."),
+        rate_of("round_trip.rate", "Messages answered in a second, one after another."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

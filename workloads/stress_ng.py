@@ -14,8 +14,8 @@ import msgspec
 
 from tare.bench.errors import ParseError
 from tare.bench.interfaces import Workload
-from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
+from tare.workloads.metrics import rate_of, time_of
 from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, WholeSeconds
 
@@ -93,16 +93,12 @@ class StressNg(Workload):
     category = Category.CPU
     fixed_time = True
     metrics = (
-        Metric(
+        rate_of(
             "bogo.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Bogo operations of all instances of the stressor together in a second of real time.",
         ),
-        Metric(
+        rate_of(
             "bogo.operations_per_cpu_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Bogo operations in a second of CPU time (user and system) as the kernel that runs stress-ng counts it.",
         ),
     )
@@ -155,16 +151,12 @@ class StressNgProcess(Workload):
     category = Category.KERNEL
     fixed_time = True
     metrics = (
-        Metric(
+        rate_of(
             "process.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Processes or threads made and ended, programs run, futexes woken or messages passed in a second, in all.",
         ),
-        Metric(
+        time_of(
             "process.time_per_operation",
-            Unit.SECOND,
-            Direction.LOWER,
             "Time until a new thread runs (pthread), or of one hand-over between two processes (switch).",
         ),
     )
@@ -210,16 +202,12 @@ class StressNgMemory(Workload):
     category = Category.MEMORY
     fixed_time = True
     metrics = (
-        Metric(
+        rate_of(
             "paging.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Rounds of the operation (see stress-ng's manual) in a second of real time by all instances.",
         ),
-        Metric(
+        time_of(
             "paging.time_per_operation",
-            Unit.SECOND,
-            Direction.LOWER,
             "Mean time of one page fault (fault) or of one call of mremap (mremap), as stress-ng times it.",
         ),
     )

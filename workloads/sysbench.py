@@ -15,8 +15,9 @@ from msgspec import Meta
 
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit, format_size, parse_size
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.units import format_size, parse_size
+from tare.workloads.metrics import bandwidth_of, rate_of, time_of
 from tare.workloads.output import one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
 
@@ -59,28 +60,17 @@ class SysbenchCpu(Workload):
     category = Category.CPU
     fixed_time = True
     metrics = (
-        Metric(
+        rate_of(
             "cpu.events_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
             "Searches for all primes up to the bound that all threads together finished in a second.",
         ),
-        Metric(
-            "cpu.latency.mean",
-            Unit.SECOND,
-            Direction.LOWER,
-            "Mean time of one search, from the sum of all times and their number.",
-        ),
-        Metric(
+        time_of("cpu.latency.mean", "Mean time of one search, from the sum of all times and their number."),
+        time_of(
             "cpu.latency.p95",
-            Unit.SECOND,
-            Direction.LOWER,
             "Time within which 95 % of the searches finished, to the bucket of sysbench's histogram (1.8 % wide).",
         ),
-        Metric(
+        time_of(
             "cpu.latency.max",
-            Unit.SECOND,
-            Direction.LOWER,
             "Time of the slowest search, which sysbench rounds to 0.01 ms; one interruption decides it.",
         ),
     )
@@ -128,18 +118,11 @@ class SysbenchMemory(Workload):
     category = Category.MEMORY
     fixed_time = True
     metrics = (
-        Metric(
+        bandwidth_of(
             "memory.bandwidth",
-            Unit.BYTES_PER_SECOND,
-            Direction.HIGHER,
             "Bytes that all threads together read or wrote in a second; blocks that fit the caches show the caches.",
         ),
-        Metric(
-            "memory.operations_per_second",
-            Unit.OPERATIONS_PER_SECOND,
-            Direction.HIGHER,
-            "Blocks that all threads together read or wrote in a second.",
-        ),
+        rate_of("memory.operations_per_second", "Blocks that all threads together read or wrote in a second."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
