@@ -11,13 +11,12 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
-from tare.bench.units import format_size, parse_size
+from tare.bench.units import parse_size
 from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
+from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size, require_memory, require_scratch
 
 GENERATOR = """
 import random, sys
@@ -48,7 +47,6 @@ _MIB = 2**20
 _DICTIONARIES = tuple(mib * _MIB for mib in (0.25, 1, 2, 4, 4, 8, 8, 16, 32, 64))
 _COMPRESSOR_MEMORY = tuple(mib * _MIB for mib in (3, 9, 17, 32, 48, 94, 94, 186, 370, 674))
 _SLOWEST = 100
-SHARE_OF_SCRATCH = 5 / 6
 
 
 class CompressionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,16 +130,8 @@ class Compression(Workload):
 
     def _check_fit(self, params: CompressionParams, threads: int, envelope: Envelope) -> None:
         size = parse_size(params.size)
-        if 2 * size > envelope.scratch_bytes * SHARE_OF_SCRATCH:
-            raise WorkloadError(
-                f"{self.name}'s corpus (size = {params.size}), plain and packed, does not fit the instance's scratch "
-                f"folder of {format_size(envelope.scratch_bytes)}, of which a file system leaves five sixths",
-                remedy="state a smaller size, or more scratch in the envelope",
-            )
+        packed = f"{self.name}'s corpus (size = {params.size}), plain and packed"
+        require_scratch(envelope, 2 * size, packed, "a smaller size")
         needed = _COMPRESSOR_MEMORY[params.preset] * threads + 3 * size
-        if needed > envelope.memory_bytes * 3 / 4:
-            raise WorkloadError(
-                f"{self.name} needs {format_size(needed)} to pack with {threads} threads at preset = {params.preset}, "
-                f"more than three quarters of the instance's {format_size(envelope.memory_bytes)}",
-                remedy="state a lower preset or a smaller size, or more memory in the envelope",
-            )
+        what = f"{self.name} with {threads} threads at preset = {params.preset}"
+        require_memory(envelope, needed, what, "a lower preset or a smaller size")

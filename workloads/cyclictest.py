@@ -15,7 +15,6 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.errors import ParseError
-from tare.bench.interfaces import Workload
 from tare.bench.model import (
     SCRATCH,
     Category,
@@ -29,8 +28,8 @@ from tare.bench.model import (
 )
 from tare.bench.units import Unit
 from tare.workloads.metrics import time_of
-from tare.workloads.output import excerpt, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, WholeSeconds
+from tare.workloads.output import excerpt, read_json, read_output, refuse
+from tare.workloads.parameters import TimedWorkload, WholeSeconds, timeout_of
 
 _TOOL = "cyclictest"
 _NAME = "wakeup.latency"
@@ -79,7 +78,7 @@ class _Report(msgspec.Struct, frozen=True):
     thread: dict[str, _Thread]
 
 
-class Cyclictest(Workload):
+class Cyclictest(TimedWorkload):
     """One thread a CPU sleeps until a time and sees how late it is. In whole microseconds, as cyclictest cuts them.
 
     With the policy ``other`` the kernel may wake an ordinary thread up to 50 µs late on purpose (its timer slack).
@@ -90,7 +89,7 @@ class Cyclictest(Workload):
     packages = ("rt-tests", "python3")
     licence = "GPL-2.0-only"
     category = Category.KERNEL
-    fixed_time = True
+    overhead_s = 0.2
     metrics = (
         time_of(f"{_NAME}.mean", "Mean time by which the threads woke up late."),
         time_of(f"{_NAME}.p50", "Half of the wake-ups were late by this or less."),
@@ -129,7 +128,7 @@ class Cyclictest(Workload):
         )
         measured = ("sh", "-c", _SCRIPT, "sh", _FILE, *program)
         return Commands(
-            Command(measured, timeout_s=2 * params.runtime_s + START_MARGIN_S),
+            Command(measured, timeout_s=timeout_of(params.runtime_s)),
             teardown=(Command(("rm", "-f", _FILE)),),
         )
 
@@ -166,19 +165,11 @@ class Cyclictest(Workload):
             "state policy = 'other'; a guest has real-time priorities of its own",
         )
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time, and what starting takes."""
-        return params.runtime_s + 0.2
-
 
 def _read_threads(completed: Completed) -> tuple[list[_Thread], str]:
     """What cyclictest says of each thread, and the whole text. Raises ParseError if it contradicts itself."""
     text = read_output(_TOOL, completed)
-    try:
-        report = msgspec.json.decode(text, type=_Report)
-    except (ValueError, RecursionError) as error:
-        refuse(_TOOL, f"its JSON cannot be read: {error}", text)
+    report = read_json(_TOOL, text, _Report)
     if len(report.thread) != report.num_threads:
         refuse(_TOOL, f"it counts {report.num_threads} threads and tells of {len(report.thread)}", text)
     for name, thread in report.thread.items():

@@ -11,7 +11,6 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.errors import ParseError, WorkloadError
-from tare.bench.interfaces import Workload
 from tare.bench.model import (
     SCRATCH,
     Category,
@@ -24,7 +23,7 @@ from tare.bench.model import (
     Measurement,
     Metric,
 )
-from tare.bench.units import format_size, parse_size
+from tare.bench.units import parse_size
 from tare.workloads.fio_output import (
     PERCENTILE_LIST,
     TOOL,
@@ -37,7 +36,15 @@ from tare.workloads.fio_output import (
 )
 from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import excerpt, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Seconds, Size, bounded_size
+from tare.workloads.parameters import (
+    START_MARGIN_S,
+    Seconds,
+    Size,
+    TimedWorkload,
+    bounded_size,
+    require_scratch,
+    timeout_of,
+)
 
 _FILE = f"{SCRATCH}/tare-fio"
 _DIRECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -50,9 +57,6 @@ _DIRECTIONS: Mapping[str, tuple[str, ...]] = {
 }
 _SLOWEST_LAYOUT_BYTES_PER_S = 2 * 2**20
 
-SHARE_OF_SCRATCH = 5 / 6
-"""How much of the scratch folder the file may fill: a file system of 64 MiB keeps 15 % for itself (ext4)."""
-
 
 def _declare(direction: str, verb: str) -> tuple[Metric, ...]:
     return (
@@ -62,7 +66,7 @@ def _declare(direction: str, verb: str) -> tuple[Metric, ...]:
     )
 
 
-class Fio(Workload):
+class Fio(TimedWorkload):
     """Storage as the instance sees it. ``direct`` keeps the page cache of the kernel that runs fio out of it.
 
     In a guest that is the guest's page cache: whether the host caches the guest's disk is the backend's doing, and
@@ -74,7 +78,7 @@ class Fio(Workload):
     packages = ("fio",)
     licence = "GPL-2.0-only"
     category = Category.STORAGE
-    fixed_time = True
+    overhead_s = 0.3
     metrics = (
         *_declare("read", "read"),
         *_declare("write", "written"),
@@ -142,7 +146,7 @@ class Fio(Workload):
             "--output-format=json+",
         )
         return Commands(
-            measured=Command(measured, timeout_s=2 * params.runtime_s + START_MARGIN_S),
+            measured=Command(measured, timeout_s=timeout_of(params.runtime_s)),
             setup=(_layout(region * jobs),),
             teardown=(Command(("rm", "-f", _FILE)),),
         )
@@ -180,21 +184,11 @@ class Fio(Workload):
             return Diagnosis("the instance's kernel has no io_uring", "use engine = 'libaio'")
         return None
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time, and what fio takes to start and to end its jobs."""
-        return params.runtime_s + 0.3
-
 
 def _region_bytes(params: Fio.Params, envelope: Envelope) -> int:
     """The part of the file that one job works on, in whole blocks."""
     size, block, jobs = parse_size(params.size), parse_size(params.block_size), len(envelope.cpus)
-    if size > envelope.scratch_bytes * SHARE_OF_SCRATCH:
-        raise WorkloadError(
-            f"fio's file (size = {params.size}) does not fit the instance's scratch folder of "
-            f"{format_size(envelope.scratch_bytes)}, of which a file system leaves five sixths",
-            remedy="state a smaller size, or more scratch in the envelope",
-        )
+    require_scratch(envelope, size, f"fio's file (size = {params.size})", "a smaller size")
     region = size // jobs // block * block
     if region == 0:
         raise WorkloadError(

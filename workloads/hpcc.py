@@ -12,13 +12,11 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
-from tare.bench.units import format_size
 from tare.workloads.metrics import bandwidth_of, rate_of
-from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S
+from tare.workloads.output import LINES, one_match, positive, read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S, require_memory
 
 _TOOL = "hpcc"
 _FOLDER = f"{SCRATCH}/tare-hpcc"
@@ -70,16 +68,15 @@ HPL.out output file, not used
 0 additional block sizes for PTRANS
 0
 """
-_LINES = re.MULTILINE | re.ASCII
 _FIRST = re.compile(r"\A#{72}\nThis is the DARPA/DOE HPC Challenge Benchmark version 1\.5\.\d ", re.ASCII)
 _LAST = re.compile(r"^Success=1\n(?:.*\n)*End of HPC Challenge tests\.\n[^\n]*\n\n#{72}\n*\Z", re.ASCII | re.MULTILINE)
-_PASSED = re.compile(r"^ +1 tests completed and passed residual checks,$", _LINES)
-_HPL = re.compile(r"^WR\w+ +\d+ +\d+ +1 +1 +\d+\.\d\d +(\d\.\d{3})e([+-]\d\d)$", _LINES)
+_PASSED = re.compile(r"^ +1 tests completed and passed residual checks,$", LINES)
+_HPL = re.compile(r"^WR\w+ +\d+ +\d+ +1 +1 +\d+\.\d\d +(\d\.\d{3})e([+-]\d\d)$", LINES)
 _RANDOM_ACCESS = re.compile(
     r"^Begin of SingleRandomAccess section\.\n(?:(?!End of).*\n)*?"
     r"(\d{1,9}\.\d{9}) Billion\(10\^9\) Updates    per second \[GUP/s\]\n"
     r"Found \d+ errors in \d+ locations \(passed\)\.\n",
-    _LINES,
+    LINES,
 )
 _KERNELS = ("Copy", "Scale", "Add", "Triad")
 _SLOWEST = 200
@@ -130,12 +127,7 @@ class Hpcc(Workload):
         """One process on one CPU. Raises WorkloadError if its matrix does not fit the memory of ``envelope``."""
         # The matrix with its border, and what MPI and OpenBLAS take for themselves.
         needed = 12 * params.order**2 + 96 * 2**20
-        if needed > envelope.memory_bytes * 3 / 4:
-            raise WorkloadError(
-                f"hpcc needs {format_size(needed)} (order = {params.order}), more than three quarters of the "
-                f"instance's {format_size(envelope.memory_bytes)}",
-                remedy="state a smaller order, or more memory in the envelope",
-            )
+        require_memory(envelope, needed, f"hpcc (order = {params.order})", "a smaller order")
         write = Command(("sh", "-c", _WRITE, "sh", _FOLDER), stdin=_INPUT.format(order=params.order).encode())
         timeout_s = START_MARGIN_S + _SLOWEST * self.duration_s(params)
         run = Command(("sh", "-c", _RUN), env=_ENVIRONMENT, cwd=_FOLDER, timeout_s=timeout_s)
@@ -175,13 +167,13 @@ class Hpcc(Workload):
 
 def _single(text: str, name: str) -> float:
     """The value of the line ``Single NAME``, printed in 10^9."""
-    digits = one_match(_TOOL, f"Single {name}", re.compile(rf"^Single {name} (\d{{1,9}}\.\d{{6}})$", _LINES), text)[1]
+    digits = one_match(_TOOL, f"Single {name}", re.compile(rf"^Single {name} (\d{{1,9}}\.\d{{6}})$", LINES), text)[1]
     return positive(_TOOL, name, digits, text, exponent=9)
 
 
 def _summary(text: str, name: str, exponent: int) -> float:
     """The value of a line of the summary, which has six digits and perhaps an exponent."""
-    form = re.compile(rf"^{name}=(\d{{1,12}}(?:\.\d{{1,12}})?)(?:e([+-]\d\d))?$", _LINES)
+    form = re.compile(rf"^{name}=(\d{{1,12}}(?:\.\d{{1,12}})?)(?:e([+-]\d\d))?$", LINES)
     match = one_match(_TOOL, name, form, text)
     return positive(_TOOL, name, match[1], text, exponent=exponent + int(match[2] or 0))
 

@@ -10,13 +10,12 @@ from typing import Literal
 
 import msgspec
 
-from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
-from tare.bench.units import Unit, format_size, parse_size
+from tare.bench.units import Unit, parse_size
 from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
+from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size, require_memory
 
 _TOOL = "the program that touches pages"
 _PROGRAM = r"""
@@ -100,12 +99,7 @@ class HugePages(Workload):
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """One thread. Raises WorkloadError if the memory is not there."""
         size = parse_size(params.size)
-        if size > envelope.memory_bytes // 2:
-            raise WorkloadError(
-                f"huge-pages touches {params.size}, more than half of the instance's "
-                f"{format_size(envelope.memory_bytes)}",
-                remedy="state a smaller size, or more memory in the envelope",
-            )
+        require_memory(envelope, size, f"huge-pages (size = {params.size})", "a smaller size", share=1 / 2)
         argv = ("python3", "-I", "-S", "-c", _PROGRAM, str(size), params.advice)
         return Commands(Command(argv, timeout_s=START_MARGIN_S + _SLOWEST * self.duration_s(params)))
 

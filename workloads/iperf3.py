@@ -10,7 +10,6 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.errors import ParseError
-from tare.bench.interfaces import Workload
 from tare.bench.model import (
     SERVER,
     Category,
@@ -25,8 +24,16 @@ from tare.bench.model import (
 )
 from tare.bench.units import Unit, parse_size
 from tare.workloads.metrics import bandwidth_of, time_of
-from tare.workloads.output import excerpt, read_output, refuse
-from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port, Size, WholeSeconds, bounded_size
+from tare.workloads.output import excerpt, read_json, read_output, refuse
+from tare.workloads.parameters import (
+    READY_WITHIN_S,
+    Port,
+    Size,
+    TimedWorkload,
+    WholeSeconds,
+    bounded_size,
+    timeout_of,
+)
 
 _TOOL = "iperf3"
 _SILENCE_MS = "10000"
@@ -90,7 +97,7 @@ class _Report(msgspec.Struct, frozen=True):
     end: _Ending
 
 
-class Iperf3(Workload):
+class Iperf3(TimedWorkload):
     """Throughput of the path between the client and its server. One stream is one connection, served by one thread."""
 
     name = "iperf3"
@@ -98,7 +105,7 @@ class Iperf3(Workload):
     packages = ("iperf3",)
     licence = "BSD-3-Clause"
     category = Category.NETWORK
-    fixed_time = True
+    overhead_s = 0.1
     metrics = (
         bandwidth_of("tcp.bandwidth", "Bytes of payload that arrived in a second, over all streams."),
         Metric(
@@ -157,7 +164,7 @@ class Iperf3(Workload):
             "--json",
         )
         return Commands(
-            measured=Command(argv, timeout_s=2 * params.runtime_s + START_MARGIN_S),
+            measured=Command(argv, timeout_s=timeout_of(params.runtime_s)),
             services=(Service("iperf3", server, Command(ping), READY_WITHIN_S),),
         )
 
@@ -186,11 +193,6 @@ class Iperf3(Workload):
             Measurement("udp.jitter", datagrams.jitter_ms / 1e3),
         ]
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time, and the connections around it."""
-        return params.runtime_s + 0.1
-
 
 def _tcp(params: Iperf3.Params) -> tuple[str, ...]:
     send = ("--snd-timeout", _SILENCE_MS) if params.direction == "send" else ()
@@ -203,13 +205,10 @@ def _udp(params: Iperf3.Params) -> tuple[str, ...]:
 
 
 def _read(text: str) -> _Report:
-    try:
-        failed = msgspec.json.decode(text, type=dict[str, Any]).get("error")
-        if failed is not None:
-            raise ParseError(f"iperf3 failed: {failed}", evidence=excerpt(text))
-        return msgspec.json.decode(text, type=_Report)
-    except (msgspec.DecodeError, RecursionError) as error:
-        refuse(_TOOL, f"its JSON cannot be read: {error}", text)
+    failed = read_json(_TOOL, text, dict[str, Any]).get("error")
+    if failed is not None:
+        raise ParseError(f"iperf3 failed: {failed}", evidence=excerpt(text))
+    return read_json(_TOOL, text, _Report)
 
 
 def _check_close(printed: float, computed: float, what: str, text: str) -> None:

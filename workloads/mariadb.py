@@ -9,8 +9,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.errors import WorkloadError
-from tare.bench.interfaces import Workload
 from tare.bench.model import (
     SCRATCH,
     SERVER,
@@ -22,10 +20,17 @@ from tare.bench.model import (
     Measurement,
     Service,
 )
-from tare.bench.units import Unit, format_size
+from tare.bench.units import Unit
 from tare.workloads.metrics import rate_of, time_of
-from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
+from tare.workloads.output import LINES, one_match, positive, read_output, refuse
+from tare.workloads.parameters import (
+    READY_WITHIN_S,
+    START_MARGIN_S,
+    TimedWorkload,
+    WholeSeconds,
+    require_scratch,
+    timeout_of,
+)
 from tare.workloads.sysbench import EVENTS, SYSBENCH, check_frame, read_buckets, read_latencies
 
 _PORT = "23306"
@@ -51,20 +56,18 @@ GRANT ALL ON {_DATABASE}.* TO {_USER}@'%';
 _SYSTEM_BYTES = 64 * 2**20
 _ROW_BYTES = 400
 
-_LINES = re.MULTILINE | re.ASCII
-_TRANSACTIONS = re.compile(r"^    transactions: +(\d{1,15}) +\((\d+\.\d\d) per sec\.\)$", _LINES)
-_QUERIES = re.compile(r"^    queries: +(\d{1,15}) +\((\d+\.\d\d) per sec\.\)$", _LINES)
-_RECONNECTS = re.compile(r"^    reconnects: +(\d{1,15}) +\(\d+\.\d\d per sec\.\)$", _LINES)
+_TRANSACTIONS = re.compile(r"^    transactions: +(\d{1,15}) +\((\d+\.\d\d) per sec\.\)$", LINES)
+_QUERIES = re.compile(r"^    queries: +(\d{1,15}) +\((\d+\.\d\d) per sec\.\)$", LINES)
+_RECONNECTS = re.compile(r"^    reconnects: +(\d{1,15}) +\(\d+\.\d\d per sec\.\)$", LINES)
 
 
-class MariaDB(Workload):
+class MariaDB(TimedWorkload):
     """Each transaction is 14 reads (and 4 writes in ``read-write``), each a round trip, within BEGIN and COMMIT."""
 
     name = "mariadb"
     summary = "a database: sysbench's OLTP transactions over TCP, on the envelope's storage"
     packages = ("mariadb-server", "sysbench")
     licence = "GPL-2.0-only (MariaDB), GPL-2.0-or-later (sysbench)"
-    fixed_time = True
     metrics = (
         rate_of("sql.transactions_per_second", "Transactions of all clients together in a second."),
         rate_of("sql.queries_per_second", "Statements of all clients together in a second, BEGIN and COMMIT included."),
@@ -96,12 +99,8 @@ class MariaDB(Workload):
         redo = min(96 * 2**20, max(4 * 2**20, envelope.scratch_bytes // 8))
         rows = params.tables * params.rows
         needed = _SYSTEM_BYTES + redo + rows * _ROW_BYTES
-        if needed > envelope.scratch_bytes * SHARE_FOR_DATA:
-            raise WorkloadError(
-                f"mariadb needs about {format_size(needed)} (tables = {params.tables}, rows = {params.rows}), more "
-                f"than five sixths of the instance's scratch folder of {format_size(envelope.scratch_bytes)}",
-                remedy="state fewer rows, or more scratch in the envelope",
-            )
+        what = f"mariadb's data (tables = {params.tables}, rows = {params.rows})"
+        require_scratch(envelope, needed, what, "fewer rows")
         server = (
             *("mariadbd", "--no-defaults", "--user=mysql", f"--datadir={_FOLDER}/data", f"--bind-address={SERVER}"),
             *(f"--port={_PORT}", f"--socket={_FOLDER}/socket", f"--pid-file={_FOLDER}/pid", "--skip-name-resolve"),
@@ -123,7 +122,7 @@ class MariaDB(Workload):
             *("--histogram=on", "run"),
         )
         return Commands(
-            measured=Command((*test, *run), timeout_s=2 * params.runtime_s + START_MARGIN_S),
+            measured=Command((*test, *run), timeout_s=timeout_of(params.runtime_s)),
             setup=(Command(("sh", "-c", _MAKE, "sh", str(redo)), stdin=_BEGIN_SQL.encode(), timeout_s=300.0),),
             services=(
                 Service(
@@ -160,8 +159,3 @@ class MariaDB(Workload):
         buckets = read_buckets(read_output(SYSBENCH, completed))
         bounds, counts = zip(*buckets, strict=True)
         return [Histogram("sql.latency", Unit.SECOND, bounds, counts)]
-
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time: sysbench stops by its clock."""
-        return float(params.runtime_s)

@@ -4,14 +4,14 @@ wrk prints latencies with three digits. A script of ours, which wrk itself runs 
 every latency in microseconds, and how often.
 """
 
+import functools
 import re
 from typing import Annotated, NoReturn
 
 import msgspec
 from msgspec import Meta
 
-from tare.bench.errors import ParseError, WorkloadError
-from tare.bench.interfaces import Workload
+from tare.bench.errors import ParseError
 from tare.bench.model import (
     SCRATCH,
     SERVER,
@@ -23,10 +23,19 @@ from tare.bench.model import (
     Measurement,
     Service,
 )
-from tare.bench.units import Unit, format_size, parse_size
+from tare.bench.units import Unit, parse_size
 from tare.workloads.metrics import bandwidth_of, rate_of, time_of
-from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
-from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Size, WholeSeconds, bounded_size
+from tare.workloads.output import LINES, excerpt, one_match, positive, read_output, refuse
+from tare.workloads.parameters import (
+    READY_WITHIN_S,
+    START_MARGIN_S,
+    Size,
+    TimedWorkload,
+    WholeSeconds,
+    bounded_size,
+    require_scratch,
+    timeout_of,
+)
 
 _TOOL = "wrk"
 _PORT = "28080"
@@ -78,23 +87,23 @@ function done(summary, latency, requests)
 end
 """
 
-_LINES = re.MULTILINE | re.ASCII
 _BEGIN = re.compile(r"\ARunning \d+[smh] test @ http://\S+\n", re.ASCII)
-_RATE = re.compile(r"^Requests/sec: +(\d+\.\d\d)$", _LINES)
+_RATE = re.compile(r"^Requests/sec: +(\d+\.\d\d)$", LINES)
 _COUNTED = re.compile(
-    r"^counted (?P<requests>\d{1,15}) requests, (?P<bytes>\d{1,18}) bytes, (?P<us>\d{1,12}) us$", _LINES
+    r"^counted (?P<requests>\d{1,15}) requests, (?P<bytes>\d{1,18}) bytes, (?P<us>\d{1,12}) us$", LINES
 )
-_ERRORS = re.compile(r"^errors connect (\d+) read (\d+) write (\d+) status (\d+) timeout (\d+)$", _LINES)
+_ERRORS = re.compile(r"^errors connect (\d+) read (\d+) write (\d+) status (\d+) timeout (\d+)$", LINES)
 _PERCENTILES = ("p50", "p90", "p99", "p99.9")
 _LATENCY = re.compile(
     r"^latency us mean (\d{1,12}\.\d{6})"
     r" p50 (\d{1,12}) p90 (\d{1,12}) p99 (\d{1,12}) p99\.9 (\d{1,12}) max (\d{1,12})\n"
     r"((?:\d{1,12} \d{1,15}\n)+)counted all\n*\Z",
-    _LINES,
+    LINES,
 )
+_number = functools.partial(positive, _TOOL)
 
 
-class Nginx(Workload):
+class Nginx(TimedWorkload):
     """Small requests are system calls and wake-ups on both sides; a large page is copying.
 
     A latency begins when a request is sent: making a connection is not in it, but in the rate. Where a connection stood
@@ -105,7 +114,6 @@ class Nginx(Workload):
     summary = "a web server: GET of one page by a number of connections, kept alive or made anew"
     packages = ("nginx-light", "wrk")
     licence = "BSD-2-Clause (nginx), Apache-2.0 (wrk)"
-    fixed_time = True
     metrics = (
         rate_of("http.requests_per_second", "Requests of all connections together that were answered in a second."),
         bandwidth_of("http.bandwidth", "Bytes of all answers in a second, headers included."),
@@ -134,12 +142,8 @@ class Nginx(Workload):
         Raises WorkloadError if the page does not fit the scratch folder of ``envelope``.
         """
         size, cpus = parse_size(params.page_size), len(envelope.cpus)
-        if size > envelope.scratch_bytes // 2:
-            raise WorkloadError(
-                f"nginx's page (page_size = {params.page_size}) does not fit half of the instance's scratch folder of "
-                f"{format_size(envelope.scratch_bytes)}",
-                remedy="state a smaller page_size, or more scratch in the envelope",
-            )
+        what = f"nginx's page (page_size = {params.page_size})"
+        require_scratch(envelope, size, what, "a smaller page_size", share=1 / 2)
         closing = () if params.keep_alive else ("-H", "Connection: close")
         measured = (
             *("wrk", f"-t{min(cpus, params.connections)}", f"-c{params.connections}", f"-d{params.runtime_s}s"),
@@ -150,7 +154,7 @@ class Nginx(Workload):
         server = ("nginx", "-p", _FOLDER, "-e", "stderr", "-c", f"{_FOLDER}/nginx.conf")
         get = Command(("bash", "-c", _GET, "get", SERVER, _PORT), timeout_s=START_MARGIN_S)
         return Commands(
-            measured=Command(measured, timeout_s=2 * params.runtime_s + START_MARGIN_S),
+            measured=Command(measured, timeout_s=timeout_of(params.runtime_s)),
             setup=(Command(lay_out, stdin=_CONFIGURATION.encode()),),
             services=(Service("nginx", Command(server), get, ready_within_s=READY_WITHIN_S),),
             load=(Command(("sh", "-c", f"cat >{_SCRIPT}"), stdin=_LUA.encode()),),
@@ -187,11 +191,6 @@ class Nginx(Workload):
         bounds = tuple(_number("a latency", value, text, exponent=-6) for value, _ in counts)
         return [Histogram("http.latency", Unit.SECOND, bounds, tuple(int(count) for _, count in counts))]
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time: wrk stops by its clock."""
-        return float(params.runtime_s)
-
 
 _HALF_PRINTED = 0.0051
 """How far a rate printed with two decimals may be from the true one."""
@@ -218,7 +217,3 @@ def _check_counts(latency: re.Match[str], text: str) -> None:
     mean = sum(value * count for value, count in counts) / total
     if abs(mean - float(latency[1])) > 1e-3 + 1e-6 * mean:
         refuse(_TOOL, f"its mean is {latency[1]} µs, and that of its table {mean:.3f} µs", text)
-
-
-def _number(what: str, digits: str, text: str, *, exponent: int = 0) -> float:
-    return positive(_TOOL, what, digits, text, exponent=exponent)

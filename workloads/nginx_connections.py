@@ -5,16 +5,15 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Commands, Completed, Envelope, Measurement
 from tare.workloads.metrics import rate_of
 from tare.workloads.nginx import Nginx
-from tare.workloads.parameters import WholeSeconds
+from tare.workloads.parameters import TimedWorkload, WholeSeconds
 
 _NGINX = Nginx()
 
 
-class NginxConnections(Workload):
+class NginxConnections(TimedWorkload):
     """How fast TCP connections are made and taken down: the handshake, one request of a few bytes, the end.
 
     The server closes, so that what waits after the end (TIME_WAIT) is on its side.
@@ -25,7 +24,6 @@ class NginxConnections(Workload):
     packages = Nginx.packages
     licence = Nginx.licence
     category = Category.NETWORK
-    fixed_time = True
     metrics = (
         rate_of(
             "connections.per_second",
@@ -48,8 +46,3 @@ class NginxConnections(Workload):
         """The rate of requests, as each had its own connection."""
         rates = {one.metric: one.value for one in _NGINX.parse(completed)}
         return [Measurement("connections.per_second", rates["http.requests_per_second"])]
-
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time: wrk stops by its clock."""
-        return float(params.runtime_s)

@@ -14,13 +14,12 @@ from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
 from tare.bench.units import parse_size
 from tare.workloads.metrics import bandwidth_of, rate_of
-from tare.workloads.output import one_match, positive, read_output, refuse
+from tare.workloads.output import LINES, one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
 
 _TOOL = "openssl speed"
 _WHOLE = re.compile(r"\A(?:(?:Forked child|Got:) [^\n]*\n)+\+F[^\n]*\n*\Z", re.ASCII)
-_LINES = re.MULTILINE | re.ASCII
-_FORKED = re.compile(r"^Forked child \d+$", _LINES)
+_FORKED = re.compile(r"^Forked child \d+$", LINES)
 _DATA = r"\+F:\d{1,3}:[A-Za-z0-9-]+:(?P<first>\d{1,15}\.\d\d)"
 _KEYS = r"\+F2:\d{1,3}:\d{4,5}:(?P<first>\d{1,15}\.\d{6}):(?P<second>\d{1,15}\.\d{6})"
 _RSA = "rsa"
@@ -78,8 +77,8 @@ class OpensslSpeed(Workload):
         text = read_output(_TOOL, completed)
         one_match(_TOOL, "the whole report", _WHOLE, text)
         form = _KEYS if "\n+F2:" in text else _DATA
-        total = one_match(_TOOL, "the total", re.compile(rf"^{form}$", _LINES), text)
-        children = list(re.finditer(rf"^Got: {form} from \d+$", text, _LINES))
+        total = one_match(_TOOL, "the total", re.compile(rf"^{form}$", LINES), text)
+        children = list(re.finditer(rf"^Got: {form} from \d+$", text, LINES))
         if len(children) != len(_FORKED.findall(text)):
             refuse(_TOOL, "not every process is there once", text)
         for place in total.groupdict():

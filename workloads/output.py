@@ -6,7 +6,9 @@ that shows the text.
 
 import math
 import re
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+import msgspec
 
 from tare.bench.errors import ParseError
 from tare.bench.model import Completed
@@ -14,6 +16,10 @@ from tare.bench.model import Completed
 EVIDENCE_CHARACTERS = 4000
 """How much of an offending output an error carries; the whole is in the run's raw files."""
 
+LINES = re.MULTILINE | re.ASCII
+"""How patterns here look at a whole output."""
+
+_Report = TypeVar("_Report")
 _DECIMAL = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 
@@ -43,6 +49,19 @@ def one_match(tool: str, what: str, pattern: re.Pattern[str], text: str) -> re.M
     if len(matches) != 1:
         refuse(tool, f"{what} stands there {len(matches)} times instead of once", text)
     return matches[0]
+
+
+def one_number(tool: str, what: str, pattern: re.Pattern[str], text: str, *, exponent: int = 0) -> float:
+    """The number in the only match of ``pattern``, as ``one_match`` and ``positive`` read it."""
+    return positive(tool, what, one_match(tool, what, pattern, text)[1], text, exponent=exponent)
+
+
+def read_json(tool: str, text: str, kind: type[_Report]) -> _Report:
+    """``text`` as the JSON of a ``kind``. Raises ParseError if it is not."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        refuse(tool, f"its JSON cannot be read: {error}", text)
 
 
 def positive(tool: str, what: str, digits: str, text: str, *, exponent: int = 0) -> float:

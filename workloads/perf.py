@@ -13,10 +13,10 @@ from msgspec import Meta
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
-from tare.bench.units import format_size, parse_size
+from tare.bench.units import parse_size
 from tare.workloads.metrics import bandwidth_of, rate_of, time_of
 from tare.workloads.output import positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
+from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size, require_memory
 
 _TOOL = "perf bench"
 _NUMBERS = (
@@ -212,12 +212,8 @@ class Memory(Workload):
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """Raises WorkloadError if the buffers do not fit the memory of ``envelope``."""
         buffers = parse_size(params.size) * (2 if params.operation == "memcpy" else 1)
-        if buffers > envelope.memory_bytes // 2:
-            raise WorkloadError(
-                f"perf-mem needs {format_size(buffers)} for its buffers (size = {params.size}), more than half of the "
-                f"instance's {format_size(envelope.memory_bytes)}",
-                remedy="state a smaller size, or more memory in the envelope",
-            )
+        what = f"perf-mem (operation = {params.operation!r}, size = {params.size})"
+        require_memory(envelope, buffers, what, "a smaller size", share=1 / 2)
         size = f"{parse_size(params.size)}B"
         argv = ("perf", "bench", "mem", params.operation, "-f", "default", "-s", size, "-l", str(params.loops))
         return Commands(Command(argv, timeout_s=_timeout_s(self.duration_s(params))))

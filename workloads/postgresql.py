@@ -10,8 +10,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.errors import WorkloadError
-from tare.bench.interfaces import Workload
 from tare.bench.model import (
     SCRATCH,
     SERVER,
@@ -23,10 +21,17 @@ from tare.bench.model import (
     Measurement,
     Service,
 )
-from tare.bench.units import Unit, format_size
+from tare.bench.units import Unit
 from tare.workloads.metrics import rate_of, time_of
-from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import READY_WITHIN_S, SHARE_FOR_DATA, START_MARGIN_S, WholeSeconds
+from tare.workloads.output import LINES, one_match, one_number, positive, read_output, refuse
+from tare.workloads.parameters import (
+    READY_WITHIN_S,
+    START_MARGIN_S,
+    TimedWorkload,
+    WholeSeconds,
+    require_scratch,
+    timeout_of,
+)
 
 _TOOL = "pgbench"
 _PORT = "25432"
@@ -71,25 +76,24 @@ _LOG_BYTES_PER_S = 2**20
 _LEAST_WAL_BYTES = 64 * 2**20
 _ROWS = 100_000
 
-_LINES = re.MULTILINE | re.ASCII
 _BEGIN = re.compile(r"\Apgbench \(1\d\.\d+[^\n]*\)\ntransaction type: <builtin: [^\n]*>\n", re.ASCII)
-_TRANSACTIONS = re.compile(r"^number of transactions actually processed: (\d{1,15})$", _LINES)
-_FAILED = re.compile(r"^number of failed transactions: (\d+) \(\d+\.\d{3}%\)$", _LINES)
-_MEAN = re.compile(r"^latency average = (\d+\.\d{3}) ms$", _LINES)
-_RATE = re.compile(r"^tps = (\d+\.\d{6}) \(without initial connection time\)$", _LINES)
-_COUNTS = re.compile(r"^latency us, transactions:\n((?:\d{1,12} \d{1,15}\n)+)counted all\n*\Z", _LINES)
+_TRANSACTIONS = re.compile(r"^number of transactions actually processed: (\d{1,15})$", LINES)
+_FAILED = re.compile(r"^number of failed transactions: (\d+) \(\d+\.\d{3}%\)$", LINES)
+_MEAN = re.compile(r"^latency average = (\d+\.\d{3}) ms$", LINES)
+_RATE = re.compile(r"^tps = (\d+\.\d{6}) \(without initial connection time\)$", LINES)
+_COUNTS = re.compile(r"^latency us, transactions:\n((?:\d{1,12} \d{1,15}\n)+)counted all\n*\Z", LINES)
 _MORE_THAN_MEAN = 1.1
 _PERCENTILES = ("p50", "p95", "p99", "p99.9")
 
 
-class PostgreSQL(Workload):
+class PostgreSQL(TimedWorkload):
     """With a script that writes, each transaction waits for the storage at its end; without, it is CPU and network."""
 
     name = "postgresql"
     summary = "a database: pgbench's transactions over TCP, on the envelope's storage"
     packages = ("postgresql",)
     licence = "PostgreSQL"
-    fixed_time = True
+    overhead_s = 0.2
     metrics = (
         rate_of(
             "sql.transactions_per_second", "Transactions of all clients together in a second, connecting not counted."
@@ -121,13 +125,8 @@ class PostgreSQL(Workload):
         """
         wal = max(_LEAST_WAL_BYTES, envelope.scratch_bytes // 4)
         needed = _CLUSTER_BYTES + wal + params.scale * _SCALE_BYTES + params.runtime_s * _LOG_BYTES_PER_S
-        if needed > envelope.scratch_bytes * SHARE_FOR_DATA:
-            raise WorkloadError(
-                f"postgresql needs about {format_size(needed)} (scale = {params.scale}, runtime_s = "
-                f"{params.runtime_s}), more than five sixths of the instance's scratch folder of "
-                f"{format_size(envelope.scratch_bytes)}",
-                remedy="state a smaller scale, or more scratch in the envelope",
-            )
+        what = f"postgresql's data (scale = {params.scale}, runtime_s = {params.runtime_s})"
+        require_scratch(envelope, needed, what, "a smaller scale")
         settings = {
             "listen_addresses": SERVER,
             "port": _PORT,
@@ -149,7 +148,7 @@ class PostgreSQL(Workload):
             *(f"--time={params.runtime_s}", "--random-seed=1", "postgres"),
         )
         return Commands(
-            measured=Command(measured, env=env, timeout_s=2 * params.runtime_s + START_MARGIN_S),
+            measured=Command(measured, env=env, timeout_s=timeout_of(params.runtime_s)),
             setup=(Command(("sh", "-c", _MAKE), env={"LC_ALL": "C"}, timeout_s=300.0),),
             services=(
                 Service(
@@ -179,11 +178,11 @@ class PostgreSQL(Workload):
             refuse(_TOOL, f"its log does not hold the {done} transactions", text)
         # pgbench's own is the clients' time for each, in which other things have their part.
         mean_us = sum(latency * count for latency, count in counts) / total
-        if mean_us > (clients_s := _number("the mean", _MEAN, text, exponent=-3)) * 1e6 * _MORE_THAN_MEAN:
+        if mean_us > (clients_s := one_number(_TOOL, "the mean", _MEAN, text, exponent=-3)) * 1e6 * _MORE_THAN_MEAN:
             refuse(_TOOL, f"its log has a mean of {mean_us:g} µs, and it says {clients_s:g} s", text)
         latencies = [(f"sql.latency.{name}", _percentile(counts, name[1:], total)) for name in _PERCENTILES]
         return [
-            Measurement("sql.transactions_per_second", _number("the rate", _RATE, text)),
+            Measurement("sql.transactions_per_second", one_number(_TOOL, "the rate", _RATE, text)),
             Measurement("sql.latency.mean", positive(_TOOL, "the mean", repr(mean_us), text, exponent=-6)),
             *(
                 Measurement(metric, positive(_TOOL, metric, str(value), text, exponent=-6))
@@ -196,11 +195,6 @@ class PostgreSQL(Workload):
         counts = _read_counts(read_output(_TOOL, completed))
         bounds = tuple(latency / 1e6 for latency, _ in counts)
         return [Histogram("sql.latency", Unit.SECOND, bounds, tuple(count for _, count in counts))]
-
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time, and what connecting and counting take."""
-        return params.runtime_s + 0.2
 
 
 def _read_counts(text: str) -> list[tuple[int, int]]:
@@ -216,7 +210,3 @@ def _percentile(counts: list[tuple[int, int]], percent: str, total: int) -> int:
     return next(
         latency for (latency, _), so_far in zip(counts, seen, strict=True) if so_far * 1000 >= total * thousandths
     )
-
-
-def _number(what: str, pattern: re.Pattern[str], text: str, *, exponent: int = 0) -> float:
-    return positive(_TOOL, what, one_match(_TOOL, what, pattern, text)[1], text, exponent=exponent)

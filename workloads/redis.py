@@ -3,6 +3,7 @@
 redis-benchmark counts latencies in a histogram whose buckets are 8 µs wide at the lower end, and prints it whole.
 """
 
+import functools
 import itertools
 import re
 from typing import Annotated
@@ -25,7 +26,7 @@ from tare.bench.model import (
 )
 from tare.bench.units import Unit
 from tare.workloads.metrics import rate_of, time_of
-from tare.workloads.output import positive, read_output, refuse
+from tare.workloads.output import LINES, positive, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S
 
 _TOOL = "redis-benchmark"
@@ -35,8 +36,8 @@ _REQUESTS_PER_S = 40_000
 _SLOWEST_REQUESTS_PER_S = 1000
 _MARGIN_S = 20.0
 OPERATIONS = ("set", "get")
+_number = functools.partial(positive, _TOOL)
 
-_LINES = re.MULTILINE | re.ASCII
 _PROGRESS = re.compile(r"^[^\n]*\r", re.MULTILINE)
 """What it overwrites on a terminal while it runs."""
 _SECTION = re.compile(
@@ -50,9 +51,9 @@ _SECTION = re.compile(
     r"  latency summary \(msec\):\n +avg +min +p50 +p95 +p99 +max\n"
     r" +(?P<mean>\d+\.\d{3}) +\d+\.\d{3} +(?P<p50>\d+\.\d{3}) +(?P<p95>\d+\.\d{3}) +(?P<p99>\d+\.\d{3})"
     r" +(?P<max>\d+\.\d{3})\n*",
-    _LINES,
+    LINES,
 )
-_BUCKET = re.compile(r"^\d+\.\d{3}% <= (\d+\.\d{3}) milliseconds \(cumulative count (\d{1,15})\)$", _LINES)
+_BUCKET = re.compile(r"^\d+\.\d{3}% <= (\d+\.\d{3}) milliseconds \(cumulative count (\d{1,15})\)$", LINES)
 _LATENCIES = ("mean", "p50", "p95", "p99", "max")
 
 
@@ -183,7 +184,3 @@ def _cumulated(section: re.Match[str], text: str) -> dict[str, int]:
     if None in rows:
         refuse(_TOOL, "a row of its histogram is not whole", text)
     return counted
-
-
-def _number(what: str, digits: str, text: str, *, exponent: int = 0) -> float:
-    return positive(_TOOL, what, digits, text, exponent=exponent)

@@ -10,27 +10,24 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta
 
-from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric
-from tare.bench.units import format_size
 from tare.workloads.metrics import bandwidth_of, rate_of
-from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, WholeSeconds
+from tare.workloads.output import LINES, one_match, positive, read_output, refuse
+from tare.workloads.parameters import START_MARGIN_S, WholeSeconds, require_memory
 
 _TOOL = "7zz b"
-_LINES = re.MULTILINE | re.ASCII
 _FIRST = re.compile(r"\A\n7-Zip \(z\) \d+\.\d\d \(\w+\) : Copyright [^\n]*\n", re.ASCII)
 _SIDE = r"{0}(?P<{1}_speed>\d{{1,12}}) +(?P<{1}_usage>\d{{1,6}}) +(?P<{1}_unit>\d{{1,12}}) +(?P<{1}_rating>\d{{1,12}})"
 _COLUMNS = f"{_SIDE.format(' +', 'compress')}  \\|{_SIDE.format(' +', 'decompress')}"
 _HEADINGS = re.compile(
     r"^ +Compressing +\| +Decompressing\nDict +Speed Usage +R/U Rating +\| +Speed Usage +R/U Rating\n"
     r" +KiB/s +% +MIPS +MIPS +\| +KiB/s +% +MIPS +MIPS\n$",
-    _LINES,
+    LINES,
 )
-_ROW = re.compile(rf"^\d\d:{_COLUMNS}$", _LINES)
-_AVERAGE = re.compile(rf"^Avr:{_COLUMNS}$", _LINES)
-_TOTAL = re.compile(r"^Tot: +\d{1,6} +\d{1,12} +(?P<rating>\d{1,12})\n*\Z", _LINES)
+_ROW = re.compile(rf"^\d\d:{_COLUMNS}$", LINES)
+_AVERAGE = re.compile(rf"^Avr:{_COLUMNS}$", LINES)
+_TOTAL = re.compile(r"^Tot: +\d{1,6} +\d{1,12} +(?P<rating>\d{1,12})\n*\Z", LINES)
 _SLOWEST = 50
 
 
@@ -72,12 +69,8 @@ class SevenZip(Workload):
         threads = len(envelope.cpus)
         # As 7zz states it before it begins (``RAM usage``): 65 MB at 2^22 bytes for two threads of one encoder.
         needed = 2**20 * 6 + 16 * 2**params.dictionary_bits * -(-threads // 2)
-        if needed > envelope.memory_bytes * 3 / 4:
-            raise WorkloadError(
-                f"7zip needs {format_size(needed)} (dictionary_bits = {params.dictionary_bits}, {threads} threads), "
-                f"more than three quarters of the instance's {format_size(envelope.memory_bytes)}",
-                remedy="state fewer dictionary_bits, or more memory in the envelope",
-            )
+        what = f"7zip (dictionary_bits = {params.dictionary_bits}, {threads} threads)"
+        require_memory(envelope, needed, what, "fewer dictionary_bits")
         argv = ("7zz", "b", f"-mmt{threads}", f"-md{params.dictionary_bits}", f"-mtime={params.step_s}")
         return Commands(Command(argv, timeout_s=START_MARGIN_S + _SLOWEST * self.duration_s(params)))
 

@@ -12,7 +12,6 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.errors import ParseError
-from tare.bench.interfaces import Workload
 from tare.bench.model import (
     SCRATCH,
     SERVER,
@@ -28,8 +27,8 @@ from tare.bench.model import (
 )
 from tare.bench.units import Unit
 from tare.workloads.metrics import rate_of, time_of
-from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
-from tare.workloads.parameters import READY_WITHIN_S, START_MARGIN_S, Port
+from tare.workloads.output import LINES, excerpt, one_match, one_number, positive, read_output, refuse
+from tare.workloads.parameters import READY_WITHIN_S, Port, TimedWorkload, timeout_of
 
 _TOOL = "sockperf"
 _LOG = f"{SCRATCH}/tare-sockperf"
@@ -67,27 +66,26 @@ with socket.socket(socket.AF_INET, kind) as link:
 """
 
 _NO_ANSWER = "No messages were received from the server"
-_LINES = re.MULTILINE | re.ASCII
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _VALID = re.compile(
     r"^sockperf: \[Valid Duration\] RunTime=(\d+\.\d{3}) sec; SentMessages=(\d{1,12}); ReceivedMessages=(\d{1,12})$",
-    _LINES,
+    LINES,
 )
-_MEAN = re.compile(r"^sockperf: ====> avg-rtt=(\d+\.\d{3}) \(std-dev=\d+\.\d{3}\)$", _LINES)
+_MEAN = re.compile(r"^sockperf: ====> avg-rtt=(\d+\.\d{3}) \(std-dev=\d+\.\d{3}\)$", LINES)
 _FAULTS = re.compile(
-    r"^sockperf: # dropped messages = (\d+); # duplicated messages = (\d+); # out-of-order messages = (\d+)$", _LINES
+    r"^sockperf: # dropped messages = (\d+); # duplicated messages = (\d+); # out-of-order messages = (\d+)$", LINES
 )
 _OBSERVED = re.compile(
-    r"^sockperf: Total (\d{1,12}) observations; each percentile contains \d+\.\d\d observations$", _LINES
+    r"^sockperf: Total (\d{1,12}) observations; each percentile contains \d+\.\d\d observations$", LINES
 )
 _EXTREMES = {
-    name: re.compile(rf"^sockperf: ---> <{name}> observation = +(\d+\.\d{{3}})$", _LINES) for name in ("MIN", "MAX")
+    name: re.compile(rf"^sockperf: ---> <{name}> observation = +(\d+\.\d{{3}})$", LINES) for name in ("MIN", "MAX")
 }
-_BUCKET = re.compile(r"^bucket (\d{1,15}) (\d{1,12})$", _LINES)
-_END = re.compile(r"^end of (\d{1,12}) lines\n*\Z", _LINES)
+_BUCKET = re.compile(r"^bucket (\d{1,15}) (\d{1,12})$", LINES)
+_END = re.compile(r"^end of (\d{1,12}) lines\n*\Z", LINES)
 
 
-class Sockperf(Workload):
+class Sockperf(TimedWorkload):
     """Request and response, one message in flight: what a call over the path costs in time.
 
     Every message is answered before the next is sent, and the client waits in recvfrom(): a round trip holds two
@@ -99,7 +97,7 @@ class Sockperf(Workload):
     packages = ("sockperf",)
     licence = "BSD-3-Clause"
     category = Category.NETWORK
-    fixed_time = True
+    overhead_s = _SLEEP_S
     metrics = (
         *(time_of(f"round_trip.{name}", f"{name[1:]} % of the round trips take less.") for name in _PERCENTILES),
         time_of("round_trip.mean", "Mean time from sending a message to its answer."),
@@ -126,7 +124,7 @@ class Sockperf(Workload):
         ping = ("python3", "-c", _PING, params.protocol, SERVER, str(params.port))
         return Commands(
             measured=Command(
-                ("sh", "-c", _CLIENT, "sh", _LOG, *client), timeout_s=2 * params.runtime_s + _SLEEP_S + START_MARGIN_S
+                ("sh", "-c", _CLIENT, "sh", _LOG, *client), timeout_s=timeout_of(params.runtime_s) + _SLEEP_S
             ),
             services=(Service("sockperf", Command(("sockperf", "server", *place)), Command(ping), READY_WITHIN_S),),
         )
@@ -163,11 +161,6 @@ class Sockperf(Workload):
             if said.encode() in completed.stderr:
                 return Diagnosis(f"sockperf: {said}", "see the server's last words, if it has any")
         return None
-
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time, and how long sockperf sleeps before it."""
-        return params.runtime_s + _SLEEP_S
 
 
 def _read(completed: Completed) -> str:
@@ -217,8 +210,8 @@ def _holds(bound_s: float, value_s: float) -> bool:
 
 
 def _percentile(digits: str) -> re.Pattern[str]:
-    return re.compile(rf"^sockperf: ---> percentile {re.escape(digits)} = +(\d+\.\d{{3}})$", _LINES)
+    return re.compile(rf"^sockperf: ---> percentile {re.escape(digits)} = +(\d+\.\d{{3}})$", LINES)
 
 
 def _microseconds(what: str, pattern: re.Pattern[str], text: str) -> float:
-    return positive(_TOOL, what, one_match(_TOOL, what, pattern, text)[1], text, exponent=-6)
+    return one_number(_TOOL, what, pattern, text, exponent=-6)

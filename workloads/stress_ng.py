@@ -13,22 +13,20 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from tare.bench.errors import ParseError
-from tare.bench.interfaces import Workload
 from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
 from tare.workloads.metrics import rate_of, time_of
-from tare.workloads.output import excerpt, one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, WholeSeconds
+from tare.workloads.output import LINES, excerpt, one_match, positive, read_output, refuse
+from tare.workloads.parameters import TimedWorkload, WholeSeconds, timeout_of
 
 _TOOL = "stress-ng"
-_LINES = re.MULTILINE | re.ASCII
 _DOCUMENT = re.compile(r"\A---\nsystem-info:\n(?: {6}\S[^\n]*\n)+\n(?P<metrics>metrics:\n.*)?\.\.\.\n*\Z", re.DOTALL)
-_VERSION = re.compile(r"^ {6}stress-ng-version: 0\.\d+\.\d+$", _LINES)
+_VERSION = re.compile(r"^ {6}stress-ng-version: 0\.\d+\.\d+$", LINES)
 _METRICS = re.compile(
     r"metrics:\n {4}- stressor: (?P<stressor>[a-z0-9-]+)\n"
     r"(?P<fields>(?: {6}[a-z0-9_/%-]+: -?(?:\d+(?:\.\d+)?|nan|inf)\n)+)\n",
     re.ASCII | re.IGNORECASE,
 )
-_FIELD = re.compile(r"^ {6}([^:\n]+): (\S+)$", _LINES)
+_FIELD = re.compile(r"^ {6}([^:\n]+): (\S+)$", LINES)
 
 # ``stress-ng --stressors`` of 0.15.06, less UNSAFE_STRESSORS. A name goes into an option (``--cpu``), so only known
 # ones may: ``--timeout`` is no stressor.
@@ -80,7 +78,7 @@ class Operation(NamedTuple):
     unprivileged: bool = False
 
 
-class StressNg(Workload):
+class StressNg(TimedWorkload):
     """What a bogo operation is differs from stressor to stressor and from version to version: compare backends only.
 
     Stressors that write files do so in the scratch folder.
@@ -91,7 +89,6 @@ class StressNg(Workload):
     packages = ("stress-ng",)
     licence = "GPL-2.0-or-later"
     category = Category.CPU
-    fixed_time = True
     metrics = (
         rate_of(
             "bogo.operations_per_second",
@@ -131,13 +128,8 @@ class StressNg(Workload):
             ),
         ]
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time: stress-ng stops by its clock."""
-        return float(params.runtime_s)
 
-
-class StressNgProcess(Workload):
+class StressNgProcess(TimedWorkload):
     """What processes and threads cost the kernel to make, to start a program in, and to switch between.
 
     Each instance does one after the other, and waits for it. stress-ng runs programs (``exec``) only without root's
@@ -149,7 +141,6 @@ class StressNgProcess(Workload):
     packages = ("stress-ng",)
     licence = "GPL-2.0-or-later"
     category = Category.KERNEL
-    fixed_time = True
     metrics = (
         rate_of(
             "process.operations_per_second",
@@ -183,13 +174,8 @@ class StressNgProcess(Workload):
         """The rate, and the time where the stressor has one."""
         return _measure(completed, "process", self.operations)
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time: stress-ng stops by its clock."""
-        return float(params.runtime_s)
 
-
-class StressNgMemory(Workload):
+class StressNgMemory(TimedWorkload):
     """What the kernel does for memory: page faults, and mappings made, changed and removed.
 
     In a guest there are two tables of pages to walk, and the host's faults hide behind the guest's.
@@ -200,7 +186,6 @@ class StressNgMemory(Workload):
     packages = ("stress-ng",)
     licence = "GPL-2.0-or-later"
     category = Category.MEMORY
-    fixed_time = True
     metrics = (
         rate_of(
             "paging.operations_per_second",
@@ -231,15 +216,10 @@ class StressNgMemory(Workload):
         """The rate, and the time where the stressor has one."""
         return _measure(completed, "paging", self.operations)
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time: stress-ng stops by its clock."""
-        return float(params.runtime_s)
-
 
 def _command(stressor: tuple[str, ...], runtime_s: int) -> Command:
     argv = ("stress-ng", *stressor, "--timeout", f"{runtime_s}s", "--metrics", "--temp-path", SCRATCH)
-    timeout_s = 2 * runtime_s + START_MARGIN_S
+    timeout_s = timeout_of(runtime_s)
     return Command((*argv, "--yaml", "/proc/self/fd/1"), cwd=SCRATCH, timeout_s=timeout_s)
 
 
@@ -249,7 +229,7 @@ def _commands_of(name: str, operation: Operation, runtime_s: int, envelope: Enve
         return Commands(_command(stressor, runtime_s))
     # Only root may open the descriptor by its name: the report goes to a file of nobody's.
     argv = ("stress-ng", *stressor, "--timeout", f"{runtime_s}s", "--metrics", "--temp-path", _FOLDER)
-    run = Command(("sh", "-c", _UNPRIVILEGED, "sh", *argv), cwd=_FOLDER, timeout_s=2 * runtime_s + START_MARGIN_S)
+    run = Command(("sh", "-c", _UNPRIVILEGED, "sh", *argv), cwd=_FOLDER, timeout_s=timeout_of(runtime_s))
     make = Command(("install", "-d", "-o", "65534", "-g", "65534", _FOLDER))
     return Commands(run, setup=(make,), teardown=(Command(("rm", "-rf", _FOLDER)),))
 

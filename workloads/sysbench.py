@@ -13,33 +13,37 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.errors import WorkloadError
-from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
-from tare.bench.units import format_size, parse_size
+from tare.bench.units import parse_size
 from tare.workloads.metrics import bandwidth_of, rate_of, time_of
-from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
+from tare.workloads.output import LINES, one_match, one_number, positive, read_output, refuse
+from tare.workloads.parameters import (
+    Size,
+    TimedWorkload,
+    WholeSeconds,
+    bounded_size,
+    require_memory,
+    timeout_of,
+)
 
 SYSBENCH = "sysbench"
-_LINES = re.MULTILINE | re.ASCII
 _VERSION = re.compile(r"\Asysbench 1\.\d+\.\d+\S* \([^\n]*\)\n", re.ASCII)
-_END = re.compile(r"^ +execution time \(avg/stddev\): +\d+\.\d{4}/\d+\.\d\d\n*\Z", _LINES)
-_THREADS = re.compile(r"^Number of threads: (\d+)$", _LINES)
-EVENTS = re.compile(r"^ +total number of events: +(\d{1,15})$", _LINES)
+_END = re.compile(r"^ +execution time \(avg/stddev\): +\d+\.\d{4}/\d+\.\d\d\n*\Z", LINES)
+_THREADS = re.compile(r"^Number of threads: (\d+)$", LINES)
+EVENTS = re.compile(r"^ +total number of events: +(\d{1,15})$", LINES)
 _LATENCIES = {
-    name: re.compile(rf"^ +{name}: +(\d+\.\d\d)$", _LINES) for name in ("min", "avg", "max", "95th percentile")
+    name: re.compile(rf"^ +{name}: +(\d+\.\d\d)$", LINES) for name in ("min", "avg", "max", "95th percentile")
 }
-_SUM = re.compile(r"^ +sum: +(\d+\.\d\d)$", _LINES)
-_RATE = re.compile(r"^ +events per second: +(\d+\.\d\d)$", _LINES)
+_SUM = re.compile(r"^ +sum: +(\d+\.\d\d)$", LINES)
+_RATE = re.compile(r"^ +events per second: +(\d+\.\d\d)$", LINES)
 _BUCKETS = re.compile(
     r"^Latency histogram \(values are in milliseconds\)\n +value  -+ distribution -+ count\n"
     r"((?: +\d+\.\d{3} \|\** +\d{1,15}\n)+) \n",
-    _LINES,
+    LINES,
 )
-_BUCKET = re.compile(r"^ +(\d+\.\d{3}) \|\** +(\d{1,15})$", _LINES)
-_OPERATIONS = re.compile(r"^Total operations: (\d+) \( *(\d+\.\d\d) per second\)$", _LINES)
-_TRANSFERRED = re.compile(r"^(\d+\.\d\d) MiB transferred \((\d+\.\d\d) MiB/sec\)$", _LINES)
+_BUCKET = re.compile(r"^ +(\d+\.\d{3}) \|\** +(\d{1,15})$", LINES)
+_OPERATIONS = re.compile(r"^Total operations: (\d+) \( *(\d+\.\d\d) per second\)$", LINES)
+_TRANSFERRED = re.compile(r"^(\d+\.\d\d) MiB transferred \((\d+\.\d\d) MiB/sec\)$", LINES)
 
 _TO_EDGE = math.exp(math.log(1e8) / 1023 / 2)
 """A bucket is printed by its middle; the 1024 of them are evenly spaced, by logarithm, from 1 µs to 100 s."""
@@ -50,7 +54,7 @@ Half a hundredth, and half a thousandth for the bucket it is compared with, whic
 """
 
 
-class SysbenchCpu(Workload):
+class SysbenchCpu(TimedWorkload):
     """``sysbench cpu``: every event tests all numbers up to a bound for being prime, one event at a time a thread."""
 
     name = "sysbench-cpu"
@@ -58,7 +62,6 @@ class SysbenchCpu(Workload):
     packages = ("sysbench",)
     licence = "GPL-2.0-or-later"
     category = Category.CPU
-    fixed_time = True
     metrics = (
         rate_of(
             "cpu.events_per_second",
@@ -92,19 +95,14 @@ class SysbenchCpu(Workload):
         check_frame(text)
         latencies = read_latencies(text)
         return [
-            Measurement("cpu.events_per_second", _number("the rate of events", _RATE, text)),
+            Measurement("cpu.events_per_second", one_number(SYSBENCH, "the rate of events", _RATE, text)),
             Measurement("cpu.latency.mean", latencies.mean_s),
             Measurement("cpu.latency.p95", latencies.p95_s),
             Measurement("cpu.latency.max", latencies.max_s),
         ]
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time: sysbench stops by its clock."""
-        return float(params.runtime_s)
 
-
-class SysbenchMemory(Workload):
+class SysbenchMemory(TimedWorkload):
     """``sysbench memory``: reads or writes one buffer block by block.
 
     With blocks that fit the caches this measures the caches: choose blocks well beyond the last level to
@@ -116,7 +114,6 @@ class SysbenchMemory(Workload):
     packages = ("sysbench",)
     licence = "GPL-2.0-or-later"
     category = Category.MEMORY
-    fixed_time = True
     metrics = (
         bandwidth_of(
             "memory.bandwidth",
@@ -143,12 +140,8 @@ class SysbenchMemory(Workload):
         """One thread on each CPU. Raises WorkloadError if the buffers do not fit the memory of ``envelope``."""
         block = parse_size(params.block_size)
         buffers = block * (len(envelope.cpus) if params.scope == "local" else 1)
-        if buffers > envelope.memory_bytes // 2:
-            raise WorkloadError(
-                f"sysbench-memory needs {format_size(buffers)} for its buffers (block_size = {params.block_size}), "
-                f"more than half of the instance's {format_size(envelope.memory_bytes)}",
-                remedy="state a smaller block_size, or more memory in the envelope",
-            )
+        what = f"sysbench-memory (block_size = {params.block_size}, scope = {params.scope!r})"
+        require_memory(envelope, buffers, what, "a smaller block_size", share=1 / 2)
         options = (
             f"--memory-block-size={block}",
             # Never reached: the run ends by time, so that fast and slow backends run equally long.
@@ -172,15 +165,10 @@ class SysbenchMemory(Workload):
             Measurement("memory.operations_per_second", positive(SYSBENCH, "the rate", operations[2], text)),
         ]
 
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """The run time: sysbench stops by its clock."""
-        return float(params.runtime_s)
-
 
 def _command(test: str, options: tuple[str, ...], runtime_s: int, envelope: Envelope) -> Command:
     argv = ("sysbench", test, f"--threads={len(envelope.cpus)}", f"--time={runtime_s}", *options, "run")
-    return Command(argv, timeout_s=2 * runtime_s + START_MARGIN_S)
+    return Command(argv, timeout_s=timeout_of(runtime_s))
 
 
 def check_frame(text: str) -> None:
@@ -200,12 +188,12 @@ class Latencies(msgspec.Struct, frozen=True):
 
 def read_latencies(text: str) -> Latencies:
     """Mean and percentile with more digits than sysbench prints them, checked against those. Raises ParseError."""
-    events = _number("the number of events", EVENTS, text)
-    mean_s = _number("the sum of latencies", _SUM, text, exponent=-3) / events
+    events = one_number(SYSBENCH, "the number of events", EVENTS, text)
+    mean_s = one_number(SYSBENCH, "the sum of latencies", _SUM, text, exponent=-3) / events
     _check_rounded(text, "avg", mean_s)
     p95_s = _percentile_s(text, events, 95)
     _check_rounded(text, "95th percentile", p95_s)
-    return Latencies(mean_s, p95_s, _number("the longest latency", _LATENCIES["max"], text, exponent=-3))
+    return Latencies(mean_s, p95_s, one_number(SYSBENCH, "the longest latency", _LATENCIES["max"], text, exponent=-3))
 
 
 def read_buckets(text: str) -> list[tuple[float, int]]:
@@ -217,12 +205,8 @@ def read_buckets(text: str) -> list[tuple[float, int]]:
     ]
 
 
-def _number(what: str, pattern: re.Pattern[str], text: str, *, exponent: int = 0) -> float:
-    return positive(SYSBENCH, what, one_match(SYSBENCH, what, pattern, text)[1], text, exponent=exponent)
-
-
 def _check_rounded(text: str, name: str, value_s: float) -> None:
-    printed = _number(f"the latency `{name}`", _LATENCIES[name], text, exponent=-3)
+    printed = one_number(SYSBENCH, f"the latency `{name}`", _LATENCIES[name], text, exponent=-3)
     if abs(printed - value_s) > _HALF_PRINTED_S:
         refuse(SYSBENCH, f"the latency `{name}` is printed as {printed:g} s and counted as {value_s:g} s", text)
 

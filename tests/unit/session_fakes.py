@@ -10,13 +10,16 @@ from tare.bench.interfaces import Instance
 from tare.bench.model import (
     Availability,
     BackendDescription,
+    Completed,
     Confound,
     Envelope,
+    Histogram,
     Image,
     InstanceSpec,
     IsolationKind,
 )
-from tests.unit.fakes import FakeBackend
+from tare.bench.units import Unit
+from tests.unit.fakes import FakeBackend, FakeWorkload
 
 
 class Orders:
@@ -82,3 +85,10 @@ class Box(Metal):
     name = "fake-box"
     summary = "stands for a container"
     kind = IsolationKind.CONTAINER
+
+
+class Counting(FakeWorkload):
+    """With a distribution beside its value."""
+
+    def histograms(self, completed: Completed) -> list[Histogram]:
+        return [Histogram("answer.latency", Unit.SECOND, (0.5, 1.0), (3, 4))]

@@ -46,7 +46,7 @@ POINTS = """
 fake-metal = tests.unit.session_fakes:Metal
 fake-box = tests.unit.session_fakes:Box
 [tare.workloads]
-answer = tests.unit.fakes:FakeWorkload
+answer = tests.unit.session_fakes:Counting
 """
 PLANNED = 6
 
@@ -569,7 +569,7 @@ class Synced:
             self.sizes[status.st_dev, status.st_ino] = status.st_size
             folder = Path(f"/proc/self/fd/{descriptor}")
             if folder.is_dir():
-                self.names[status.st_dev, status.st_ino] = {path.name for path in folder.iterdir()}
+                self.names[status.st_dev, status.st_ino] = entries(folder)
 
         return sync
 
@@ -580,11 +580,15 @@ class Synced:
             status = path.stat()
             key = status.st_dev, status.st_ino
             if path.is_dir():
-                kept = self.names.get(key, ())
-                lost += [f"{path.name}/{file.name}" for file in path.iterdir() if file.name not in kept]
+                kept = self.names.get(key, set())
+                lost += [f"{path.name}/{name}" for name, _ in entries(path) - kept]
             elif status.st_size > self.sizes.get(key, 0):
                 lost.append(f"{path.name}: {status.st_size - self.sizes.get(key, 0)} bytes")
         return [one for one in lost if not one.endswith("/.lock")]
+
+
+def entries(folder):
+    return {(path.name, path.stat().st_ino) for path in folder.iterdir()}
 
 
 def test_all_of_an_instance_is_on_disk_before_the_next_one_starts(place, monkeypatch):
