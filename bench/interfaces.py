@@ -1,7 +1,7 @@
 """The contracts between the harness and its plug-ins: backends, workloads, experiments, reporters.
 
 A plug-in registers a class in the entry-point group ``tare.backends``, ``tare.workloads``, ``tare.experiments`` or
-``tare.reporters``; the built-ins do the same. ``tests/contract`` holds what a backend has to pass.
+``tare.reporters``; the built-ins do the same. ``tare.bench.testing`` holds what a backend has to pass.
 """
 
 from abc import ABC, abstractmethod
