@@ -223,7 +223,7 @@ def test_nothing_survives_a_killed_harness(name, image, tmp_path):
         os.close(descriptor)
     cleaned = clean(tmp_path / "ledger")
     assert cleaned.failed == ()
-    assert {entry.kind.value for entry in cleaned.removed} >= {"cgroup", "directory"}
+    assert {entry.kind for entry in cleaned.removed} >= {"cgroup", "directory"}
     assert list((tmp_path / "work").iterdir()) == []
     assert list((tmp_path / "ledger").iterdir()) == []
 

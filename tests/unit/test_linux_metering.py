@@ -1,0 +1,84 @@
+"""The meter of a cgroup on copies of the files of kernels of each kind, wherever the folder lies and whoever made it."""
+
+from pathlib import Path
+
+import pytest
+
+from tare.bench.linux.cgroups import find_folders
+from tare.bench.linux.metering import CgroupMeter, total
+from tare.bench.model import Footprint, Usage
+
+HYBRID = Path(__file__).parents[1] / "data/linux-6.18/cgroup-hybrid"
+"""A group with limits in which a shell wrote and read 20 times 64 KiB, ran out of memory once and of processes thrice."""
+EXPECTED = Usage(
+    cpu_user_s=0.050937,
+    cpu_system_s=0.067944,
+    memory_peak_bytes=32 * 2**20,
+    memory_current_bytes=8192,
+    io_read_bytes=20 * 2**16,
+    io_write_bytes=20 * 2**16,
+    cpu_throttled_s=0.0,
+    oom_kills=1,
+    cpu_periods=7,
+    cpu_throttled_periods=0,
+    memory_file_bytes=0,
+    io_read_operations=20,
+    io_write_operations=20,
+    cpu_pressure_s=0.169527,
+    memory_pressure_s=0.008753,
+    io_pressure_s=0.003729,
+    pids_refused=3,
+)
+
+
+def test_v1_with_a_v2_tree():
+    usage = CgroupMeter(HYBRID.iterdir()).usage()
+    assert usage == EXPECTED
+    assert usage.missing == {}
+
+
+def test_v1_alone_counts_cpu_time_in_ticks():
+    folders = [path for path in HYBRID.iterdir() if path.name != "unified"]
+    usage = CgroupMeter(folders).usage()
+    assert usage.cpu_s == pytest.approx(EXPECTED.cpu_s, abs=0.02)
+    assert set(usage.missing) == {"cpu_pressure_s", "memory_pressure_s", "io_pressure_s"}
+
+
+def test_the_v2_tree_alone_has_neither_memory_nor_io():
+    usage = CgroupMeter([HYBRID / "unified"]).usage()
+    assert usage.cpu_s == EXPECTED.cpu_s
+    assert usage.missing["memory_peak_bytes"] == "no memory cgroup controller"
+    assert usage.missing["cpu_periods"] == "no cpu cgroup controller"
+    assert "cpu_pressure_s" not in usage.missing
+
+
+def test_a_group_that_is_gone_raises(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        CgroupMeter([tmp_path / "gone"]).usage()
+
+
+def test_the_groups_of_a_process_by_its_membership(tmp_path):
+    mounts = (
+        "1 0 0:9 / /cg/mem\\040ory rw - cgroup cgroup rw,memory\n2 0 0:8 /docker /cg/unified rw - cgroup2 none rw\n"
+    )
+    for name, text in (("self/mountinfo", mounts), ("7/cgroup", "4:memory:/docker/abc\n0::/docker/abc\n")):
+        (tmp_path / "proc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "proc" / name).write_text(text)
+    folders, top = find_folders(7, tmp_path)
+    assert folders == {"memory": tmp_path / "cg/mem ory/docker/abc", "": tmp_path / "cg/unified/abc"}
+    assert top == tmp_path / "cg/unified"
+    assert CgroupMeter.of_process(7, tmp_path).folders == tuple(folders.values())
+    assert find_folders(8, tmp_path) == ({}, None)
+
+
+def test_readings_are_added_up_by_part():
+    one = Usage(1.0, 2.0, 10, 20, None, 5, missing={"io_read_bytes": "no io cgroup controller"})
+    both = total({"container": one, "shim": Usage(0.5, 0.25, 1, 2, 3, 4)})
+    assert (both.cpu_user_s, both.cpu_system_s, both.memory_peak_bytes, both.io_write_bytes) == (1.5, 2.25, 11, 9)
+    assert both.io_read_bytes is None
+    assert both.missing == {"io_read_bytes": "container: no io cgroup controller"}
+    assert total({"a": Footprint(1, 1, 1, 0, 0, 2), "b": Footprint(2, 2, None, 1, 1, 1)}) == Footprint(
+        3, 3, None, 1, 1, 3
+    )
+    with pytest.raises(ValueError, match="nothing"):
+        total({})
