@@ -16,7 +16,7 @@ BUSY = "head -c 20000000 /dev/zero | tail -c 1 > /dev/null; while :; do :; done"
 
 @pytest.fixture
 def make_engine_cgroup():
-    """Makes a group in each hierarchy and runs a script in it; what an engine would leave for somebody else to meter."""
+    """Makes a group in each hierarchy and runs a script in it, as an engine would."""
     made, processes = [], []
 
     def make(name, script):

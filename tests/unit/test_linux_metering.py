@@ -1,4 +1,4 @@
-"""The meter of a cgroup on copies of the files of kernels of each kind, wherever the folder lies and whoever made it."""
+"""The meter of a cgroup on copies of the files of kernels, wherever the folder lies and whoever made it."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tare.bench.linux.metering import CgroupMeter, total
 from tare.bench.model import Footprint, Usage
 
 HYBRID = Path(__file__).parents[1] / "data/linux-6.18/cgroup-hybrid"
-"""A group with limits in which a shell wrote and read 20 times 64 KiB, ran out of memory once and of processes thrice."""
+"""A group in which a shell wrote and read 20 times 64 KiB, ran out of memory once and of processes thrice."""
 EXPECTED = Usage(
     cpu_user_s=0.050937,
     cpu_system_s=0.067944,
