@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from tare.backends.cgroups.layout import Layout
-from tare.backends.native.plan import Settings
 from tare.backends.native.runtime import HostKernelBackend
+from tare.backends.native.setup import Setup
 from tare.bench.interfaces import BackendContext, Instance, NoOptions
 from tare.bench.model import BackendDescription, Envelope, Image, InstanceSpec, IsolationKind, named_facts
 from tare.bench.network_path import LOOPBACK, describe_paths
@@ -53,8 +53,8 @@ class BareMetal(HostKernelBackend):
         )
         return self.start(msgspec.structs.replace(spec, envelope=own))
 
-    def _settings(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Settings:  # noqa: ARG002
-        return Settings(style="bare-metal", root=str(folder / "root"), empty=str(folder / "empty"))
+    def _make_setup(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Setup:  # noqa: ARG002
+        return Setup(style="bare-metal", root=str(folder / "root"), empty=str(folder / "empty"), mount_points=missing)
 
     def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
         return BackendDescription(

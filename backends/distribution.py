@@ -1,7 +1,4 @@
-"""What instances that boot the image's whole distribution have in common, guests and containers.
-
-Standard library only: the zygote imports it.
-"""
+"""What instances that boot the image's whole distribution have in common, guests and containers."""
 
 TARGET = "multi-user.target"
 PACKAGES = ("dbus", "systemd-sysv", "udev")

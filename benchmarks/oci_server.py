@@ -12,16 +12,17 @@ import time
 from pathlib import Path
 
 from tare.backends.native import syscalls
-from tare.backends.native.operations import LeaveMounts, Mount, escape_option
+from tare.backends.native.steps import escape_option
 from tare.bench.process import DEVNULL, PIPE, Popen
 
 
 def main() -> None:
     """Serve until stdin ends."""
     bundle, lower, upper, work, runtime, *detach = sys.argv[1:]
-    LeaveMounts().execute()
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount("none", "/", "", syscalls.MS_REC | syscalls.MS_SLAVE)
     layers = f"lowerdir={escape_option(lower)},upperdir={escape_option(upper)},workdir={escape_option(work)}"
-    Mount("overlay", f"{bundle}/rootfs", data=layers).execute()
+    syscalls.mount("overlay", f"{bundle}/rootfs", "overlay", 0, layers)
     for mount in detach:
         syscalls.umount2(mount, syscalls.MNT_DETACH)
     print("serving", flush=True)

@@ -26,9 +26,8 @@ from tare.backends.cgroups.layout import Layout, Version, find_layout, prepare_p
 from tare.backends.cgroups.lifecycle import choose_controllers
 from tare.backends.native.backend import Native
 from tare.backends.native.options import NativeOptions
-from tare.backends.native.order import MASKED, READ_ONLY
-from tare.backends.native.privileges import DEFAULT_CAPABILITIES
-from tare.backends.native.seccomp import compile_filters, oci_seccomp
+from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, compile_filters, oci_seccomp
+from tare.backends.native.setup import MASKED, READ_ONLY
 from tare.bench.errors import ExitCode, MissingToolError, TareError
 from tare.bench.image import ImageStore
 from tare.bench.interfaces import BackendContext

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tare.backends import distribution
 from tare.backends.cgroups.layout import Layout, find_layout
-from tare.backends.native.identities import REMAPPED, describe_map
+from tare.backends.native.identities import (
+    PRIVILEGED,
+    REMAPPED,
+    Identities,
+    Way,
+    describe_map,
+    find_way,
+    is_privileged,
+    probe_way,
+)
 from tare.backends.native.options import Capabilities, NativeOptions, Network, Profile, Seccomp, Upper
-from tare.backends.native.plan import Settings
-from tare.backends.native.privileges import DEFAULT_CAPABILITIES
+from tare.backends.native.program import probe_program
 from tare.backends.native.runtime import HostKernelBackend, probe_host
-from tare.backends.native.seccomp import INTENT, Filters, compile_filters, probe_seccomp
-from tare.backends.native.unprivileged import PRIVILEGED, Identities, Way, find_way, is_privileged, probe_way
+from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, INTENT, Filters, compile_filters, probe_seccomp
+from tare.backends.native.setup import Setup
 from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import UnsupportedError
 from tare.bench.interfaces import BackendContext, Instance
@@ -90,6 +98,8 @@ class Native(HostKernelBackend):
         found = probe_host(self._chosen_namespaces(), without_root=True)
         if found.available and not is_privileged():
             found = probe_way(found, self.options.network)
+        if found.available:
+            found = probe_program(self.context.cache_directory) or found
         if found.available and self._system:
             found = probe_system(find_layout(), privileged=is_privileged()) or found
         if found.available and self.options.seccomp is Seccomp.DEFAULT:
@@ -114,14 +124,14 @@ class Native(HostKernelBackend):
     def _capabilities(self) -> dict[str, int]:
         return dict(DEFAULT_CAPABILITIES if self.options.capabilities is Capabilities.DEFAULT else ())
 
-    def _settings(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Settings:
+    def _make_setup(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Setup:
         capabilities = tuple(self._capabilities().values())
         self._filters = compile_filters(capabilities) if self.options.seccomp is Seccomp.DEFAULT else _NO_FILTERS
         options = self.options
         mapped = options.user_namespace and self._way == PRIVILEGED  # without root there is one already
         in_memory = options.upper is Upper.TMPFS
         places = {name: name if mapped else f"{folder}/{name}" for name in ("root", "empty", "memory")}
-        return Settings(
+        return Setup(
             style=self.style,
             root=places["root"],
             empty=places["empty"],

@@ -1,19 +1,160 @@
-"""User and time namespaces: the steps that make an instance's identities and clocks its own, and the maps.
+"""Whose identities exist in an instance: the host's, a range that root lends each container, or an ordinary user's.
 
-Standard library only and few imports, because the zygote imports it.
+Without root there is one user namespace around the zygote, in which all instances of a run are made. ``unshare``
+(util-linux) makes it and becomes the zygote, so that this needs no protocol of its own. Root inside is the user
+outside. With ranges from ``/etc/subuid`` and ``/etc/subgid`` (newuidmap, newgidmap) the other identities up to 65535
+exist inside too; without, none but root does.
 """
 
+import getpass
 import os
+from enum import StrEnum
+from pathlib import Path
 
-from tare.backends.native import syscalls
-from tare.backends.native.operations import Operation, write_file
-from tare.backends.native.plan import IdMap
+import msgspec
 
+from tare.bench.errors import TareError
+from tare.bench.model import Availability, Confound
+from tare.bench.process import find_tool, run
+
+IdMap = tuple[tuple[int, int, int], ...]
+"""Ranges of identities as user_namespaces(7) writes them: (first inside, first outside, how many)."""
 REMAPPED: IdMap = ((0, 0x70000000, 65536),)
 """Root's and everybody's identities in a container, and the host's that stand for them, as Docker's userns-remap.
 
 The range lies above those that distributions and systemd hand out, so it is no user's of the host.
 """
+_CAP_SYS_ADMIN = 21
+_SWITCHES = (
+    ("user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=65536"),
+    ("kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile that grants userns",
+    ),
+)
+"""Below /proc/sys: the value that forbids user namespaces to ordinary users, and the command that allows them."""
+RANGE_REMEDY = (
+    "apt-get install uidmap, and `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER` as root"
+)
+CGROUP_REMEDY = (
+    "on a v2 host with systemd: systemd-run --user --scope -p Delegate=yes sh -c 'cd /sys/fs/cgroup$(cut -d: -f3 "
+    "/proc/self/cgroup) && mkdir tare && echo $$ > tare/cgroup.procs && exec tare run SUITE'"
+)
+
+
+class Identities(StrEnum):
+    """Whose identities exist in an instance: the host's, as root makes it; a range of the user's own; only root."""
+
+    HOST = "host"
+    RANGE = "range"
+    ONE = "one"
+
+
+class Way(msgspec.Struct, frozen=True):
+    """How the zygote is started: behind which command, and with what identities. ``shortfall`` is why no range."""
+
+    identities: Identities
+    prefix: tuple[str, ...] = ()
+    shortfall: str = ""
+
+
+PRIVILEGED = Way(Identities.HOST)
+_ONE = ("unshare", "--user", "--map-root-user", "--")
+_RANGE = ("unshare", "--user", "--map-root-user", "--map-auto", "--")
+
+
+def is_privileged(root: Path = Path("/")) -> bool:
+    """Whether this process may make namespaces and mounts by itself. Raises OSError, ValueError without /proc."""
+    status = (root / "proc/self/status").read_text()
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def probe_switches(root: Path = Path("/")) -> Availability | None:
+    """Which sysctl below ``root`` keeps ordinary users from making user namespaces, with its value; None if none."""
+    for name, forbids, remedy in _SWITCHES:
+        try:
+            value = (root / "proc/sys" / name).read_text().strip()
+        except OSError:
+            continue
+        if value == forbids:
+            reason = f"it needs root, or user namespaces, which {name.replace('/', '.')} = {value} forbids"
+            return Availability(available=False, reason=reason, remedy=f"run tare as root, or as root: {remedy}")
+    return None
+
+
+def find_way() -> Way:
+    """How this user can make instances, tried out. Raises TareError with what the kernel or a helper said."""
+    shortfall = _why_no_range()
+    if not shortfall:
+        try:
+            run([*_RANGE, "true"], timeout_s=30)
+        except TareError as error:
+            shortfall = f"the range was refused: {error.message}"
+        else:
+            return Way(Identities.RANGE, _RANGE)
+    run([*_ONE, "true"], timeout_s=30)
+    return Way(Identities.ONE, _ONE, shortfall)
+
+
+def probe_way(found: Availability, network: str) -> Availability:
+    """``found`` with what this user's way is and lacks, tried out; unavailable if there is none."""
+    if network != "none":
+        reason = f"network = {network!r} needs root: another network namespace than the instance's own"
+        return Availability(available=False, reason=reason, remedy="run tare as root, or set network = 'none'")
+    try:
+        way = find_way()
+    except TareError as error:
+        return Availability(
+            available=False,
+            reason=f"it needs root, or user namespaces, which are refused here: {error.message}",
+            remedy="run tare as root; a container or its seccomp filter may forbid them",
+        )
+    if not way.shortfall:
+        return found
+    remedies = [f"other users than root inside: {RANGE_REMEDY}", *([found.remedy] if found.remedy else [])]
+    reason = f"{found.reason}; one identity, because {way.shortfall}"
+    return Availability(available=True, reason=reason, remedy="; ".join(remedies))
+
+
+def confounds_of(way: Way, rootfs: Path, backend: str) -> list[Confound]:
+    """What running without root changes about the instances."""
+    if way.identities is Identities.HOST:
+        return []
+    found = [
+        Confound(
+            "unprivileged",
+            "made without root, in a user namespace: each permission check goes through it, and the overlay keeps its "
+            "marks in user.* attributes",
+            backend,
+        )
+    ]
+    if way.identities is Identities.ONE:
+        detail = f"only root exists inside, no other user or group: {way.shortfall}"
+        found.append(Confound("single-identity", detail, backend))
+    if rootfs.stat().st_uid != os.geteuid():
+        detail = "the image's files belong to another user of the host, so they are nobody's inside, not root's"
+        found.append(Confound("image-of-another-user", detail, backend))
+    return found
+
+
+def _why_no_range(etc: Path = Path("/etc")) -> str:
+    for tool in ("newuidmap", "newgidmap"):
+        if find_tool(tool) is None:
+            return f"{tool} is not installed (package uidmap)"
+    try:
+        names = {getpass.getuser(), str(os.geteuid())}
+    except (KeyError, OSError):
+        return f"user {os.geteuid()} has no entry in /etc/passwd, which newuidmap asks for"
+    for file in ("subuid", "subgid"):
+        try:
+            lines = (etc / file).read_text().splitlines()
+        except OSError:
+            lines = []
+        if not any(line.split(":")[0] in names and line.count(":") == 2 for line in lines):
+            return f"/etc/{file} has no line for this user"
+    return ""
 
 
 def write_maps(pid: int, uid_map: IdMap, gid_map: IdMap) -> None:
@@ -21,8 +162,13 @@ def write_maps(pid: int, uid_map: IdMap, gid_map: IdMap) -> None:
 
     For the host's root; anybody else may map the own identity alone, or asks newuidmap(1).
     """
-    write_file(f"/proc/{pid}/gid_map", _lines(gid_map))
-    write_file(f"/proc/{pid}/uid_map", _lines(uid_map))
+    Path(f"/proc/{pid}/gid_map").write_bytes(map_lines(gid_map))
+    Path(f"/proc/{pid}/uid_map").write_bytes(map_lines(uid_map))
+
+
+def map_lines(ids: IdMap) -> bytes:
+    """The map as the kernel reads it."""
+    return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in ids).encode()
 
 
 def describe_map(ids: IdMap) -> str:
@@ -39,100 +185,3 @@ def outside_id(inside: int, ids: IdMap) -> int:
         if first <= inside < first + count:
             return outside + inside - first
     raise ValueError(f"{inside} is not mapped")
-
-
-class BecomeRoot(Operation):
-    """Be root of the user namespace, after having been what root is outside."""
-
-    def describe(self) -> str:
-        """The step in words."""
-        return "become root of the user namespace"
-
-    def execute(self) -> None:
-        """Do it. Raises OSError."""
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-        # The kernel takes this away with the old identity, and with it the ownership of /proc/PID.
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
-
-
-class MountWithOwners(Operation):
-    """Attach a copy of a tree whose owners are mapped, so that the host's root's files are the container's root's.
-
-    An idmapped mount (Linux 5.12, as a layer of an overlay 5.19): nothing on disk is changed.
-    """
-
-    def __init__(self, source: str, target: str, uid_map: IdMap, gid_map: IdMap) -> None:
-        self.source = source
-        self.target = target
-        self.uid_map = uid_map
-        self.gid_map = gid_map
-
-    def describe(self) -> str:
-        """The step in words."""
-        return f"mount {self.source} on {self.target} with owners {describe_map(self.uid_map)}"
-
-    def execute(self) -> None:
-        """Do it. Raises OSError."""
-        tree = syscalls.open_tree(self.source, syscalls.OPEN_TREE_CLONE)
-        try:
-            namespace = _open_user_namespace(self.uid_map, self.gid_map)
-            try:
-                syscalls.mount_setattr(tree, 0, syscalls.MOUNT_ATTR_IDMAP, namespace)
-            except OSError as error:
-                error.filename = self.source
-                raise
-            finally:
-                os.close(namespace)
-            syscalls.move_mount(tree, self.target)
-        finally:
-            os.close(tree)
-
-
-class OffsetBootClock(Operation):
-    """Make the time namespace whose offsets those of the instances start from, and set them.
-
-    The kernel lets only a process's children enter it, so the caller's own clock stays.
-    """
-
-    def __init__(self, offset_s: int) -> None:
-        self.offset_s = offset_s
-
-    def describe(self) -> str:
-        """The step in words."""
-        return f"prepare a time namespace with the boot clock {self.offset_s:+d} s"
-
-    def execute(self) -> None:
-        """Do it. Raises OSError."""
-        syscalls.unshare(syscalls.CLONE_NEWTIME)
-        write_file("/proc/self/timens_offsets", f"boottime {self.offset_s} 0".encode())
-
-
-def _open_user_namespace(uid_map: IdMap, gid_map: IdMap) -> int:
-    """A user namespace with these maps that lives as long as the descriptor. Raises OSError."""
-    ended, hold = os.pipe()
-    made, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(hold)
-            syscalls.unshare(syscalls.CLONE_NEWUSER)
-            os.write(told, b"1")
-            os.read(ended, 1)
-        finally:
-            os._exit(0)
-    os.close(told)
-    os.close(ended)
-    try:
-        if not os.read(made, 1):
-            raise OSError(28, "no user namespace could be made", "/proc/sys/user/max_user_namespaces")
-        write_maps(pid, uid_map, gid_map)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(made)
-        os.close(hold)
-
-
-def _lines(ids: IdMap) -> bytes:
-    return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in ids).encode()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import select
+import struct
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -10,10 +11,8 @@ from pathlib import Path
 import msgspec
 
 from tare.backends.cgroups.lifecycle import Cgroup
-from tare.backends.native.init import DONE
-from tare.backends.native.launcher import Launched, wait_readable
-from tare.backends.native.resident import RESIDENT_NAME
-from tare.backends.native.wire import Channel, join_list
+from tare.backends.native.channel import DEADLINE_S, Channel, join_list, malformed
+from tare.backends.native.zygote import Launched
 from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from tare.bench.interfaces import Instance, Terminal
 from tare.bench.linux.memory import tree_bytes
@@ -21,8 +20,8 @@ from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Comple
 
 _CHUNK_BYTES = 1 << 20
 _KILLED_DEADLINE_S = 10.0
-_IDLE_DEADLINE_S = 1.0
-_IDLE_POLL_S = 0.002
+_DONE = struct.Struct("=iiqq")
+"""Exit status or -1, signal or 0, start and end in nanoseconds of CLOCK_MONOTONIC."""
 
 
 class ProcessInstance(Instance):
@@ -44,13 +43,11 @@ class ProcessInstance(Instance):
         shared_bytes: int,
         why_gone: Callable[[], str],
         *,
-        shrink: Callable[[], None] | None,
         system: bool = False,
     ) -> None:
         """``why_gone`` is what its maker knows about its end: a continuation of the sentence, or nothing.
 
-        ``shrink`` lets its init become a smaller program, if there is one and the instance is idle. ``system``: other
-        processes than its init are there to stay.
+        ``system``: other processes than its init are there to stay.
         """
         self.timeline = timeline
         self.pid = launched.pid
@@ -60,24 +57,22 @@ class ProcessInstance(Instance):
         self._shared_bytes = shared_bytes
         self._why_gone = why_gone
         self._met: dict[str, int] = {}
-        self._shrink = shrink
         self._system = system
 
     def execute(self, command: Command) -> Completed:
         """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
         fields = _request(command)
-        self._shrink = None  # one that is at work stays as it is
         keep = self.cgroup.members() if self._system else [self.pid]
         with contextlib.ExitStack() as stack:
             out, out_writer = _start_pipe(stack)
             err, err_writer = _start_pipe(stack)
-            stdin = _open_stdin(command.stdin)
+            given = (*_open_stdin(command.stdin), out_writer, err_writer)
             try:
-                self._channel.send(*fields, descriptors=(stdin, out_writer, err_writer))
+                self._channel.send(*fields, descriptors=given)
             except OSError as error:
                 raise self._dead() from error
             finally:
-                for descriptor in (stdin, out_writer, err_writer):
+                for descriptor in given:
                     os.close(descriptor)
             collector = _Collector(command.argv[0], self._channel, out, err)
             timed_out = self._wait(collector, command.timeout_s, keep)
@@ -119,14 +114,13 @@ class ProcessInstance(Instance):
 
     def interact(self, command: Command, terminal: Terminal) -> Completed:
         """See ``Instance.interact``: on a pseudo-terminal of the instance's own devpts."""
-        self._shrink = None  # as in execute
         try:
             try:
                 self._channel.send(*_request(command), terminal.size())
-                answer, descriptors = self._channel.receive()
+                answer, descriptors = self._channel.receive(time.monotonic() + DEADLINE_S)
                 if descriptors:
                     self._relay(terminal, descriptors[0])
-                    answer, _ = self._channel.receive()
+                    answer, _ = self._channel.receive(time.monotonic() + DEADLINE_S)
             except (EOFError, OSError) as error:
                 raise self._dead() from error
         except BaseException:
@@ -142,7 +136,7 @@ class ProcessInstance(Instance):
             terminal.relay(master, self._channel.fileno())
         finally:
             os.close(master)  # which hangs up on whatever still has the other side
-        if not wait_readable(self._channel, time.monotonic() + _KILLED_DEADLINE_S):
+        if not self._channel.wait(time.monotonic() + _KILLED_DEADLINE_S):
             raise BackendError("the program goes on although its terminal is gone")
 
     def usage(self) -> Usage:
@@ -150,21 +144,10 @@ class ProcessInstance(Instance):
         return self.cgroup.meter.usage()
 
     def footprint(self) -> Footprint:
-        """See ``Instance.footprint``. A new instance is idle first: what it holds until then it does not keep."""
-        self.await_idle()
+        """See ``Instance.footprint``."""
         held = self.cgroup.meter.footprint()
         owned = tree_bytes(self._folder)
         return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._shared_bytes)
-
-    def await_idle(self) -> None:
-        """See ``Instance.await_idle``: its init becomes a smaller program."""
-        # An event for it would cost every instance a descriptor, and the wait is of some milliseconds once.
-        if self._shrink is not None:
-            deadline = time.monotonic() + _IDLE_DEADLINE_S
-            while read_name(self.pid) not in (RESIDENT_NAME, None) and time.monotonic() < deadline:
-                self._shrink()  # again, as starts that begin meanwhile take it back
-                time.sleep(_IDLE_POLL_S)
-            self._shrink = None
 
     def gone_descriptor(self) -> int | None:
         """See ``Instance.gone_descriptor``: init's end of the channel closes with it."""
@@ -188,14 +171,6 @@ class ProcessInstance(Instance):
         )
 
 
-def read_name(pid: int) -> str | None:
-    """What the process calls itself, or None if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return None
-
-
 def _request(command: Command) -> tuple[bytes, bytes, bytes]:
     """What init is told about a command. Raises WorkloadError for what cannot be passed to any program."""
     environment = {**BASE_ENVIRONMENT, **command.env}
@@ -207,17 +182,22 @@ def _request(command: Command) -> tuple[bytes, bytes, bytes]:
 
 def _read_answer(command: Command, answer: list[bytes]) -> tuple[int, int, int, int]:
     """The fields of ``DONE``. Raises WorkloadError or BackendError if the command was not run."""
-    if answer[0] == b"no-cwd":
-        raise WorkloadError(f"{command.argv[0]}: working directory {command.cwd}: {answer[1].decode()}")
-    if answer[0] == b"no-terminal":
-        raise BackendError(
-            f"the instance has no terminal to give: {answer[1].decode()}: {os.fsdecode(answer[3])}",
-            remedy="see /proc/sys/kernel/pty, and that the host has /dev/ptmx",
-        )
-    if answer[0] != b"done":
-        raise BackendError(f"the instance's init failed: {answer[2].decode()}")
-    code, number, started, ended = DONE.unpack(answer[1])
-    return code, number, started, ended
+    match answer:
+        case [b"done", done] if len(done) == _DONE.size:
+            code, number, started, ended = _DONE.unpack(done)
+            return code, number, started, ended
+        case [b"no-cwd", _, reason, _, _]:
+            raise WorkloadError(f"{command.argv[0]}: working directory {command.cwd}: {_text(reason)}")
+        case [b"no-terminal", _, reason, _, path]:
+            raise BackendError(
+                f"the instance has no terminal to give: {_text(reason)}: {_text(path)}",
+                remedy="see /proc/sys/kernel/pty, and that the host has /dev/ptmx",
+            )
+    raise malformed("it answers no command")
+
+
+def _text(field: bytes) -> str:
+    return field.decode("utf-8", "replace")
 
 
 class _Collector:
@@ -238,7 +218,7 @@ class _Collector:
         while (left := deadline - time.monotonic()) > 0:
             for descriptor, _ in self._poll.poll(left * 1000):
                 if descriptor == self._channel.fileno():
-                    with contextlib.suppress(EOFError):
+                    with contextlib.suppress(EOFError, OSError):
                         self.answer = self._channel.receive()[0]
                     self._drain()
                     return True
@@ -282,12 +262,13 @@ def _start_pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
     return reader, writer
 
 
-def _open_stdin(content: bytes) -> int:
+def _open_stdin(content: bytes) -> tuple[int, ...]:
+    """A memory file with the content. Nothing for none: then the command reads the instance's own /dev/null."""
     if not content:
-        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        return ()
     descriptor = os.memfd_create("stdin", os.MFD_CLOEXEC)
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
+    return (descriptor,)

@@ -15,23 +15,26 @@ from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup, try_limits
 from tare.backends.cgroups.limits import limit_confounds, limits_of
 from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
-from tare.backends.native.explain import explain_start
-from tare.backends.native.identities import write_maps
-from tare.backends.native.instance import ProcessInstance
-from tare.backends.native.launcher import Zygote, start_zygote
-from tare.backends.native.places import make_folders, make_plan, make_shared_folders
-from tare.backends.native.plan import Settings
-from tare.backends.native.resident import Resident, start_resident
-from tare.backends.native.rest import Rest
-from tare.backends.native.unprivileged import (
+from tare.backends.native.identities import (
     CGROUP_REMEDY,
     PRIVILEGED,
     Way,
     confounds_of,
     is_privileged,
     probe_switches,
+    write_maps,
 )
-from tare.backends.native.zygotes import Zygotes
+from tare.backends.native.instance import ProcessInstance
+from tare.backends.native.program import Program, find_program, probe_program
+from tare.backends.native.setup import (
+    MOUNT_POINTS,
+    Setup,
+    explain_start,
+    find_place,
+    make_folders,
+    make_shared_folders,
+)
+from tare.backends.native.zygote import Zygote, Zygotes, start_zygote
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind
@@ -52,19 +55,13 @@ from tare.bench.trees import remove_tree
 if TYPE_CHECKING:
     from tare.backends.network.bridge import BridgeNetwork
 
-_MOUNT_POINTS = ("proc", "sys", "dev")
-
 
 class _Prepared(msgspec.Struct, frozen=True):
-    """What ``prepare`` found and made. ``missing`` are mount points that the image lacks.
+    """What ``prepare`` found and made. ``shared_bytes`` is the image's tree, every instance's lower layer."""
 
-    ``shared_bytes`` is the image's tree, which all instances have for their lower layer.
-    """
-
-    image: Image
     folder: Path
-    settings: Settings
-    missing: tuple[str, ...]
+    setup: Setup
+    program: Program
     layout: Layout
     io_device: str | None
     shared_bytes: int
@@ -87,7 +84,6 @@ class HostKernelBackend(Backend):
         self._stack = contextlib.ExitStack()
         self._network: BridgeNetwork | None = None
         self._way = PRIVILEGED
-        self._resident: tuple[Resident, Rest] | None = None
 
     def _find_way(self) -> Way:
         """How this user makes instances. Raises TareError."""
@@ -98,7 +94,7 @@ class HostKernelBackend(Backend):
         """The label, facts and confounds that are this backend's own."""
 
     @abstractmethod
-    def _settings(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Settings:
+    def _make_setup(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Setup:
         """What all its instances have in common, below ``folder``; ``missing`` are mount points the image lacks."""
 
     @property
@@ -116,8 +112,9 @@ class HostKernelBackend(Backend):
         yield None
 
     def probe(self) -> Availability:
-        """See ``Backend.probe``: root, overlay, the namespaces, and a cgroup hierarchy."""
-        return probe_host(self.namespaces)
+        """See ``Backend.probe``: root, overlay, the namespaces, a cgroup hierarchy, and the zygote's program."""
+        found = probe_host(self.namespaces)
+        return found if not found.available else probe_program(self.context.cache_directory) or found
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
         """See ``Backend.prepare``: starts the zygote, and one instance to prove that starting works."""
@@ -127,17 +124,13 @@ class HostKernelBackend(Backend):
         self.close()
         raise_descriptor_limit()
         self._way = self._find_way()
-        layout, shared_bytes = find_layout(), image.rootfs_bytes
+        layout, program = find_layout(), find_program(self.context.cache_directory)
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         self._stack.enter_context(self._start_folder(folder))
-        missing = tuple(name for name in _MOUNT_POINTS if not (image.rootfs / name).is_dir())
-        settings = self._settings(folder, image, envelope, missing)
-        self._prepared = _Prepared(image, folder, settings, missing, layout, find_block_device(folder), shared_bytes)
+        setup = self._make_setup(folder, image, envelope, find_missing(image.rootfs))
+        self._prepared = _Prepared(folder, setup, program, layout, find_block_device(folder), image.rootfs_bytes)
         try:
-            make_shared_folders(folder, settings)
-            resident = self._stack.enter_context(start_resident(self.context.cache_directory))
-            if resident is not None and not settings.system:
-                self._resident = resident, self._stack.enter_context(contextlib.closing(Rest()))
+            make_shared_folders(folder, setup)
             self._network = self._stack.enter_context(self._start_network())
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
@@ -147,8 +140,9 @@ class HostKernelBackend(Backend):
             raise
         own = self._describe(layout)
         controllers = ",".join(sorted(layout.granted()))
-        init = "python" if self._resident is None else f"python, c ({self._resident[0].library}) when idle"
-        told = named_facts({"init": init, "cgroups": layout.version.value, "controllers": controllers})
+        told = named_facts(
+            {"init": f"c ({program.library})", "cgroups": layout.version.value, "controllers": controllers}
+        )
         unprivileged = confounds_of(self._way, image.rootfs, self.name)
         confounds = (*own.confounds, *unprivileged, *unaccounted)
         return msgspec.structs.replace(own, facts={**told, **own.facts}, confounds=confounds)
@@ -157,10 +151,10 @@ class HostKernelBackend(Backend):
         """See ``Backend.explain``."""
         self._way = self._find_way()
         folder = self.context.work_directory / self.name
-        settings = self._settings(folder, spec.image, spec.envelope, ())
+        setup = self._make_setup(folder, spec.image, spec.envelope, ())
         storage = next(path for path in folder.parents if path.exists())  # nothing of ours is made here
         limits = limits_of(spec.envelope, find_block_device(storage))
-        return explain_start(settings, spec, folder / spec.identifier, find_layout(), limits)
+        return explain_start(setup, spec, folder / spec.identifier, find_layout(), limits)
 
     def _unaccounted(self, prepared: _Prepared) -> tuple[Confound, ...]:
         # Asked after the proof instance, which has made the kernel hand on what it will.
@@ -193,27 +187,26 @@ class HostKernelBackend(Backend):
             ):
                 network = self._network
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
-                with self._undisturbed(), self._zygotes.borrow() as zygote:
-                    channel = zygote.request(make_plan(prepared.settings, spec, folder, cgroup), cgroup.clone_into)
+                with self._zygotes.borrow() as zygote:
+                    place = find_place(prepared.setup, spec, folder, cgroup)
+                    channel = zygote.request(place, cgroup.clone_into)
                     try:
                         # The kernel takes a millisecond to clone the process; the rest is made meanwhile.
                         complete_cgroup(cgroup, limits)
-                        make_folders(folder, prepared.settings, prepared.missing)
+                        make_folders(folder, prepared.setup)
                     except BaseException:
                         zygote.abandon(channel)
                         raise
-                    launched = zygote.launch(channel, connect, self._identify(prepared.settings))
+                    launched = zygote.launch(channel, connect, self._identify(prepared.setup))
                 cgroup.adopt(launched.pid)
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())
                 if launched.connect_s is not None:
                     timeline.splits["network"] = launched.connect_s
-                shrink = None if self._resident is None else self._resident[1].now
                 instance = ProcessInstance(
                     *(launched, cgroup, folder, timeline, prepared.shared_bytes, zygote.why_gone),
-                    shrink=shrink,
-                    system=prepared.settings.system,
+                    system=prepared.setup.system,
                 )
                 instance.address = launched.address or self._shared_address
                 try:
@@ -231,18 +224,14 @@ class HostKernelBackend(Backend):
         """See ``Backend.expect_starts``. Raises BackendError."""
         self._zygotes.have(at_once)
 
-    def _undisturbed(self) -> AbstractContextManager[None]:
-        """While several instances are started at once, none that is there becomes smaller."""
-        return contextlib.nullcontext() if self._resident is None else self._resident[1].starting()
-
-    def _identify(self, settings: Settings) -> Callable[[int], None] | None:
+    def _identify(self, setup: Setup) -> Callable[[int], None] | None:
         """What gives a new instance's process its identities, if it has a user namespace."""
-        if not settings.uid_map:
+        if not setup.uid_map:
             return None
 
         def identify(pid: int) -> None:
             try:
-                write_maps(pid, settings.uid_map, settings.gid_map)
+                write_maps(pid, setup.uid_map, setup.gid_map)
             except OSError as error:
                 raise BackendError(
                     f"the user namespace could not be given its identities: {error.strerror}: {error.filename}",
@@ -257,10 +246,10 @@ class HostKernelBackend(Backend):
         zygote = start_zygote(
             self.context.ledger,
             self._prepared.folder,
-            self._prepared.settings,
+            self._prepared.setup,
+            self._prepared.program,
             self.context.housekeeping_cpus,
             self._way.prefix,
-            None if self._resident is None else (self._resident[0].descriptor, self._resident[1].fileno()),
         )
         with contextlib.ExitStack() as stack:
             with self._zygote_place():
@@ -270,7 +259,7 @@ class HostKernelBackend(Backend):
     @contextlib.contextmanager
     def _start_folder(self, folder: Path) -> Iterator[None]:
         with self.context.ledger.holding(ResourceKind.DIRECTORY, folder):
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, mode=0o700)
             try:
                 yield
             finally:
@@ -280,9 +269,20 @@ class HostKernelBackend(Backend):
         """See ``Backend.close``."""
         self._prepared = None
         self._network = None
-        self._resident = None
         self._zygotes.close()
         self._stack.close()
+
+
+def find_missing(rootfs: Path) -> tuple[str, ...]:
+    """The mount points that an image lacks. Raises BackendError for one that is a link, or no folder."""
+    for path in (rootfs / name for name in MOUNT_POINTS):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            what = f"a symbolic link to {path.readlink()}" if path.is_symlink() else "no folder"
+            raise BackendError(
+                f"the image's /{path.name} is {what}, so nothing can be mounted there",
+                remedy=f"make /{path.name} an empty folder in the image, or leave it out",
+            )
+    return tuple(name for name in MOUNT_POINTS if not (rootfs / name).exists())
 
 
 def _remove_folder(folder: Path) -> None:

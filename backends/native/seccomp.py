@@ -1,4 +1,4 @@
-"""The system-call filter of a container: which calls Docker lets its containers make, as data and as a program.
+"""What a container may do: the capabilities that Docker grants, and the system calls that it lets containers make.
 
 ``compile_filters`` gives the kernel's BPF programs (by libseccomp), ``oci_seccomp`` the same profile as the
 ``linux.seccomp`` object of an OCI runtime's config.json. The intent followed is Docker Engine's default since
@@ -17,10 +17,30 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from tare.backends.native.privileges import CAPABILITIES
 from tare.bench.errors import UnavailableError
 from tare.bench.model import Availability
 from tare.bench.packages import remedy_for
+
+CAPABILITIES = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
+            *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER"),
+            *("SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
+            *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL"),
+            *("SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ"),
+            *("PERFMON", "BPF", "CHECKPOINT_RESTORE"),
+        )
+    )
+}
+"""Their numbers by their names without CAP_, as of Linux 5.9."""
+_DOCKER_GRANTS = (
+    *("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE"),
+    *("NET_RAW", "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP"),
+)
+DEFAULT_CAPABILITIES = tuple((name, CAPABILITIES[name]) for name in _DOCKER_GRANTS)
+"""What Docker grants by default."""
 
 INTENT = "Docker Engine 25 and later"
 """Whose default profile is followed."""

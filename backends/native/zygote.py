@@ -1,120 +1,320 @@
-"""The process that every instance is forked from.
+"""The zygote, which every instance is forked from: starting it, asking it for instances, noticing that it died.
 
-Started once a run as ``python -I -S zygote.py FD IMPORT_ROOT CPUS FILES``; the first message is the Settings, with
-the program that instances' inits become, if there is one, and what tells them when. FILES is how many they may open.
-
-Standard library only, with as little imported as possible: what is in memory here is what ``clone3`` copies, and
-a fork of the harness itself (numpy, pandas) takes more than twice as long. It answers one request at a time:
-``start`` with a Plan, the instance's end of its channel, and its v2 cgroup folder if it has one.
+``zygote.c`` is its program. It answers one request at a time, so starts that come together have one each (``Zygotes``).
 """
 
-import _signal  # type: ignore[import-not-found]  # signal itself imports enum; typeshed has no stub for its core
-import gc
+import contextlib
 import os
-import resource
-import sys
+import secrets
+import socket
+import struct
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-_CALLS_UNTIL_REWRITTEN = 20
-"""With a margin: 8 in CPython 3.11, and then as many again until its guesses have settled."""
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from tare.backends.native.operations import Operation
-    from tare.backends.native.plan import Settings
-    from tare.backends.native.wire import Channel
+import msgspec
 
+from tare.backends.native import setup as setups
+from tare.backends.native.channel import Channel
+from tare.backends.native.descriptors import given_descriptor_limit
+from tare.backends.native.program import Program
+from tare.backends.native.setup import Place, Setup
+from tare.backends.native.steps import encode
+from tare.bench.errors import BackendError
+from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
+from tare.bench.process import DEVNULL, Popen, TimeoutExpired
 
-def main() -> None:
-    """Serve until the harness closes its end (also by dying), then leave nothing running."""
-    # Exited instances need no collecting, and their pidfds and cgroups tell the harness when they are gone.
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
-    cpus = [int(cpu) for cpu in sys.argv[3].split(",") if cpu]
-    if cpus:
-        os.sched_setaffinity(0, cpus)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    sys.path.insert(0, sys.argv[2])
-    from tare.backends.native.wire import Channel
-
-    channel = Channel(int(sys.argv[1]))
-    kill_files: list[str] = []
-    try:
-        _serve(channel, kill_files)
-    except (EOFError, BrokenPipeError):
-        for path in kill_files:
-            _kill_cgroup(path)
+_START_DEADLINE_S = 20.0
+_SYSTEM_DEADLINE_S = 180.0
+"""For containers that boot the whole distribution, which takes 1 to 3 s of a CPU."""
+_FLAGS = struct.Struct("=Q")
+_CREATED = struct.Struct("=iq")
+"""Pid, and when it was there, in nanoseconds of CLOCK_MONOTONIC."""
+_READY = struct.Struct("=q")
+"""First instruction, likewise."""
+_INIT_ENDED = "the new instance ended before it was ready, without a word; was it killed for memory?"
 
 
-def _serve(channel: "Channel", kill_files: list[str]) -> None:
-    from tare.backends.native import init, order, plan, syscalls
-    from tare.backends.native.wire import Channel
+class Launched(msgspec.Struct, frozen=True):
+    """An instance that is ready. ``pid`` is its init's on the host, times are CLOCK_MONOTONIC seconds.
 
-    fields, programs = channel.receive()
-    settings = plan.decode_settings(fields)
-    resident = (programs[0], programs[1]) if programs else None
-    failure = init.carry_out(order.zygote_operations(settings))
-    if failure:
-        channel.send(*failure)
-        return
-    flags = order.clone_flags(settings)
-    same = order.same_operations(settings)
-    _rehearse(settings, same)
-    gc.collect()
-    gc.freeze()  # what is there now is never looked at again, in instances either: nothing to copy on write
-    gc.disable()
-    channel.send(b"serving")
-    while True:
-        fields, descriptors = channel.receive()
-        wanted = plan.decode_plan(fields)
-        cgroup = descriptors[1] if len(descriptors) > 1 else None
-        try:
-            pid = syscalls.clone3(flags, cgroup)
-        except OSError as error:
-            channel.send(b"failed", (error.strerror or "").encode(), str(error.errno).encode())
-        else:
-            if pid == 0:
-                channel.close()
-                if cgroup is not None:
-                    os.close(cgroup)
-                try:
-                    operations = order.instance_operations(settings, wanted, same)
-                    init.run_init(Channel(descriptors[0]), operations, resident, system=settings.system)
-                finally:
-                    os._exit(0)
-            created = time.monotonic_ns()
-            if wanted.kill_file:
-                kill_files.append(wanted.kill_file)
-            channel.send(b"created", str(pid).encode(), str(created).encode())
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-
-def _rehearse(settings: "Settings", same: "list[Operation]") -> None:
-    """Have CPython rewrite the code of what instances call, as it does with a function that has been called some times.
-
-    Better here than in each instance, which would need copies of the memory that it lies in.
+    ``address`` is what ``connect`` returned, ``connect_s`` how long it took (a duration).
     """
-    from tare.backends.native import init, order, plan
 
-    example = plan.Plan(
-        hostname="", lower="", upper="", work="", scratch="", cpus=(), join_files=("", "", "", "", ""), kill_file=""
+    channel: Channel
+    pid: int
+    created_s: float
+    first_instruction_s: float
+    address: str | None = None
+    connect_s: float | None = None
+
+
+class Zygote:
+    """A running zygote. Made by ``start_zygote``; not thread-safe."""
+
+    def __init__(self, process: "Popen[bytes]", channel: Channel, log: Path, setup: Setup) -> None:
+        self._process = process
+        self._channel = channel
+        self._log = log
+        self._setup = setup
+        self._deadline_s = _SYSTEM_DEADLINE_S if setup.system else _START_DEADLINE_S
+
+    @property
+    def pid(self) -> int:
+        """Its process on the host."""
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._process.poll() is None
+
+    def request(self, place: Place, cgroup_folder: Path | None) -> Channel:
+        """Ask for one instance, and return at once with our end of its channel; ``launch`` comes next.
+
+        The instance waits to be told that its cgroups and folders are there. Raises BackendError.
+        """
+        ours, theirs = socket.socketpair()
+        folder = None
+        try:
+            descriptors: tuple[int, ...] = (theirs.fileno(),)
+            if cgroup_folder is not None:
+                folder = os.open(cgroup_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                descriptors = (*descriptors, folder)
+            try:
+                first = encode(setups.first_steps(self._setup, place))
+                self._channel.send(first, os.fsencode(place.kill_file), descriptors=descriptors)
+            except OSError as error:
+                raise self._died() from error
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            if folder is not None:
+                os.close(folder)
+        return Channel(ours)
+
+    def launch(
+        self,
+        channel: Channel,
+        connect: Callable[[int], str] | None = None,
+        identify: Callable[[int], None] | None = None,
+    ) -> Launched:
+        """Let the instance set itself up, and wait until it is ready.
+
+        ``connect`` is called meanwhile with the pid of its first process, and returns the address that it has on a
+        network. ``identify`` is called before, with the same pid, and gives the process's user namespace its maps.
+        Raises BackendError that tells the failing step, errno and path; the instance's processes are gone then
+        or end by themselves.
+        """
+        deadline = time.monotonic() + self._deadline_s
+        try:
+            created = None
+            if identify is not None:
+                created = self._await_created(deadline)
+                identify(created[0])
+            with contextlib.suppress(OSError):  # an instance that is gone has said why, or the zygote has
+                channel.send(b"go")
+            return self._await(channel, deadline, created or self._await_created(deadline), connect)
+        except BaseException:
+            channel.close()
+            raise
+
+    def abandon(self, channel: Channel) -> None:
+        """Give up an instance that was asked for; it ends by itself once its channel is closed."""
+        channel.close()
+        self._receive(self._channel, time.monotonic() + self._deadline_s)
+
+    def _await_created(self, deadline: float) -> tuple[int, float]:
+        """The pid of the process asked for, and when it was there."""
+        created = self._receive(self._channel, deadline)
+        if created is None:
+            raise self._died()
+        if created[0] == b"failed":
+            _, _, reason, number, _ = created
+            raise BackendError(
+                f"the kernel refused the namespaces of a new instance: clone3: {reason.decode()}",
+                remedy="see /proc/sys/user/max_*_namespaces and the memory and pids left on this host",
+                evidence=f"clone3 failed with errno {number.decode()}",
+            )
+        pid, created_ns = _CREATED.unpack(created[1])
+        return pid, created_ns / 1e9
+
+    def _await(
+        self, channel: Channel, deadline: float, created: tuple[int, float], connect: Callable[[int], str] | None
+    ) -> Launched:
+        pid, created_s = created
+        address, began = None, time.monotonic()
+        if connect is not None:
+            try:
+                address = connect(pid)
+            except BackendError:
+                # It may be gone because a step failed, and what it says about that explains more.
+                first = self._receive(channel, deadline)
+                if first is not None and first[0] == b"failed":
+                    raise _step_failed(first) from None
+                raise
+        connect_s = None if address is None else time.monotonic() - began
+        first = self._receive(channel, deadline)
+        if first is None:
+            raise BackendError(_INIT_ENDED)
+        if first[0] == b"failed":
+            raise _step_failed(first)
+        first_instruction_s = _READY.unpack(first[1])[0] / 1e9
+        # Where the zygote lost its CPU before it looked at the clock, the process itself says that it was there.
+        created_s = min(created_s, first_instruction_s)
+        return Launched(channel, pid, created_s, first_instruction_s, address, connect_s)
+
+    def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
+        """One message, or None if its sender is gone."""
+        try:
+            return channel.receive(deadline)[0]
+        except EOFError:
+            return None
+        except TimeoutError:
+            self._process.kill()  # its answers would be taken for those to the next request
+            raise BackendError(f"no answer to the start of an instance within {self._deadline_s:g} s") from None
+
+    def begin(self, cpus: tuple[int, ...]) -> None:
+        """Have it do what all instances share. Raises BackendError."""
+        once = setups.zygote_steps(self._setup, cpus, given_descriptor_limit())
+        last = setups.last_steps(self._setup)
+        with contextlib.suppress(OSError):  # one that is gone is noticed next
+            self._channel.send(_FLAGS.pack(setups.clone_flags(self._setup)), encode(once), encode(last))
+        answer = self._receive(self._channel, time.monotonic() + _START_DEADLINE_S)
+        if answer is not None and answer[0] == b"failed":
+            raise _step_failed(answer, "what all instances share")
+        if answer != [b"serving"]:
+            raise self._died()
+
+    def why_gone(self) -> str:
+        """Why an instance of its making is gone, if that is because the zygote is: they end with it."""
+        code = self._process.poll()
+        if code is None:
+            return ""
+        return f", because the zygote that made it {_ending(code)}; the next start gets a new one"
+
+    def _died(self) -> BackendError:
+        with contextlib.suppress(TimeoutExpired):
+            self._process.wait(1.0)
+        code = self._process.returncode
+        how = "no longer answers" if code is None else _ending(code)
+        tail = self._log.read_text("utf-8", "replace")[-2000:] if self._log.exists() else ""
+        return BackendError(
+            f"the zygote that makes instances {how}; the next start gets a new one",
+            remedy="see whether something on this host kills processes (out of memory, another administrator)",
+            evidence=tail,
+        )
+
+    def close(self) -> None:
+        """End it and wait. Instances it made end with it."""
+        self._channel.close()
+        try:
+            self._process.wait(5.0)
+        except TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def start_zygote(
+    ledger: Ledger,
+    folder: Path,
+    setup: Setup,
+    program: Program,
+    cpus: tuple[int, ...],
+    prefix: tuple[str, ...] = (),
+) -> Iterator[Zygote]:
+    """A zygote on the CPUs ``cpus`` (empty: wherever), with its log in ``folder``. Raises BackendError.
+
+    ``prefix`` is a command that becomes the zygote.
+    """
+    target = f"zygote-{os.getpid()}-{secrets.token_hex(4)}"
+    log = folder / f"{target}.log"
+    ours, theirs = socket.socketpair()
+    with ledger.holding(ResourceKind.PROCESS, target), log.open("wb") as errors:
+        with theirs, program.start_file() as file:
+            process = Popen(
+                [*prefix, f"/proc/self/fd/{file}", str(theirs.fileno())],
+                env={MARKER_VARIABLE: target},
+                cwd="/",
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=errors,
+                pass_fds=(theirs.fileno(), file),
+                start_new_session=True,
+            )
+        zygote = Zygote(process, Channel(ours), log, setup)
+        try:
+            zygote.begin(cpus)
+            yield zygote
+        finally:
+            zygote.close()
+
+
+def _ending(code: int) -> str:
+    return f"ended ({f'signal {-code}' if code < 0 else f'status {code}'})"
+
+
+def _step_failed(fields: list[bytes], what: str = "the instance") -> BackendError:
+    _, step, reason, number, path = (field.decode("utf-8", "surrogateescape") for field in fields)
+    where = f": {path}" if path and path not in step else ""
+    return BackendError(
+        f"setting up {what} failed at step {step}: {reason}{where}",
+        remedy="`tare doctor` shows what this kernel lacks; the backend's options say what it is asked for",
+        evidence=f"step {step}; errno {number} ({reason}); path {path or '-'}",
     )
-    for _ in range(_CALLS_UNTIL_REWRITTEN):
-        order.instance_operations(settings, plan.decode_plan(list(example.encode())), same)
-        for operation in order.rehearsal():
-            init.carry_out([operation])
 
 
-def _kill_cgroup(path: str) -> None:
-    """Kill an instance that the harness can no longer stop; those it has stopped have no such file any more."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY)
-    except OSError:
-        return
-    try:
-        os.write(descriptor, b"1")
-    finally:
-        os.close(descriptor)
+class Zygotes:
+    """Lends a zygote to each start, so that no two are asked of one at a time. Safe to use from several threads."""
 
+    def __init__(self, start: Callable[[], AbstractContextManager[Zygote]]) -> None:
+        """``start`` starts one more; each lives until it has died and is noticed, or until ``close``."""
+        self._start = start
+        self._lock = threading.Lock()
+        self._idle: list[tuple[Zygote, contextlib.ExitStack]] = []
 
-if __name__ == "__main__":
-    main()
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[Zygote]:
+        """The zygote that was used last of those that are idle, or a new one. Raises BackendError."""
+        zygote, ending = self._take()
+        try:
+            yield zygote
+        finally:
+            with self._lock:
+                self._idle.append((zygote, ending))
+
+    def have(self, number: int) -> None:
+        """See that so many can be borrowed without a new one. Raises BackendError."""
+        with contextlib.ExitStack() as lent:
+            for _ in range(number):
+                lent.enter_context(self.borrow())
+
+    def pids(self) -> list[int]:
+        """Of those that are idle, the one to be used next last."""
+        with self._lock:
+            return [zygote.pid for zygote, _ in self._idle]
+
+    def close(self) -> None:
+        """End them all; none may be lent. Their instances end with them."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        with contextlib.ExitStack() as stack:
+            for _, ending in idle:
+                stack.callback(ending.close)
+
+    def _take(self) -> tuple[Zygote, contextlib.ExitStack]:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    break
+                zygote, ending = self._idle.pop()
+            if zygote.is_alive():
+                return zygote, ending
+            ending.close()
+        with contextlib.ExitStack() as stack:
+            zygote = stack.enter_context(self._start())
+            return zygote, stack.pop_all()

@@ -89,7 +89,7 @@ def test_the_wheel_owns_one_name(wheels, folder):
     listed = run(sys.executable, "-m", "zipfile", "-l", wheels["tare"], cwd=folder).splitlines()[1:]
     names = {line.split("/")[0].split()[0] for line in listed}
     assert {name for name in names if not name.endswith(".dist-info")} == {"tare"}
-    for data in ("bench/system-packages.toml", "reports/templates/report.css", "backends/native/init.c", "py.typed"):
+    for data in ("bench/system-packages.toml", "reports/templates/report.css", "backends/native/zygote.c", "py.typed"):
         assert any(line.startswith(f"tare/{data}") for line in listed), data
 
 

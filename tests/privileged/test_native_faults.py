@@ -188,7 +188,7 @@ def test_many_starts_leave_nothing(backend, image):
             pass
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert len(list(Path(f"/proc/{backend._zygotes.pids()[-1]}/fd").iterdir())) <= 6, "streams, channel, init.c, rest"
+    assert len(list(Path(f"/proc/{backend._zygotes.pids()[-1]}/fd").iterdir())) == 4, "streams, channel"
 
 
 KILLED_RUN = """

@@ -1,4 +1,4 @@
-"""What serves as an instance's first process: init.c with each C library, and Python where no compiler is at hand."""
+"""What an instance's first process does: zygote.c with each C library."""
 
 import os
 import re
@@ -8,47 +8,33 @@ from pathlib import Path
 
 import pytest
 
-from tare.backends.native import resident
-from tare.bench.errors import TareError, WorkloadError
+from tare.backends.native import program
+from tare.bench.errors import MissingToolError, WorkloadError
 from tare.bench.ledger import Ledger
 from tare.bench.model import Command
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
 
+COMPILERS = program._COMPILERS
 SAME = (
     *("Uid", "Gid", "Groups", "NStgid", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp"),
     *("Seccomp_filters", "Cpus_allowed", "Mems_allowed", "SigBlk"),
 )
-FIND_OR_COMPILE = resident._find_or_compile
 NAMESPACES = ("mnt", "pid", "net", "uts", "ipc", "cgroup", "user", "time")
 
 
-@pytest.fixture(scope="module", params=["musl", "glibc", "python"])
+@pytest.fixture(scope="module", params=["musl", "glibc"])
 def instance(request, image, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "python":
-            patch.setattr(resident, "_find_or_compile", no_compiler)
-        elif request.param == "glibc":
-            patch.setattr(resident, "_COMPILERS", {"musl": "no-such-compiler", "glibc": "gcc"})
+        if request.param == "glibc":
+            patch.setattr(program, "_COMPILERS", {"musl": "no-such-compiler", "glibc": "gcc"})
         with Ledger(folder / "ledger") as ledger, start_backend("native", image, folder / "work", ledger) as backend:
-            facts = backend.prepare(image, ENVELOPE).texts
-            smaller = request.param != "python"
-            assert facts["init"] == (f"python, c ({request.param}) when idle" if smaller else "python")
+            assert backend.prepare(image, ENVELOPE).facts["init"].text == f"c ({request.param})"
             with backend.start(spec("init", image)) as started:
-                if smaller:
-                    started.footprint()  # of an idle instance
-                    assert name_of(started) == resident.RESIDENT_NAME
+                assert Path(f"/proc/{started.pid}/comm").read_text().strip() == "tare-init"
                 yield started
-
-
-def no_compiler(_cache):
-    raise TareError("gcc is not installed")
-
-
-def name_of(instance):
-    return Path(f"/proc/{instance.pid}/comm").read_text().strip()
 
 
 def run(instance, *argv, **more):
@@ -72,15 +58,6 @@ def test_commands_and_what_they_leave_behind_are_confined_as_init_is(instance):
     for pid in others:
         assert facts_of(pid) == facts_of(instance.pid)
         os.kill(pid, signal.SIGKILL)
-
-
-def test_an_instance_at_work_from_the_start_keeps_its_init(image, tmp_path):
-    with Ledger(tmp_path / "ledger") as ledger, start_backend("native", image, tmp_path / "work", ledger) as backend:
-        backend.prepare(image, ENVELOPE)
-        with backend.start(spec("busy", image)) as started:
-            assert run(started, "sleep", "0.05").returncode == 0
-            assert name_of(started) != resident.RESIDENT_NAME
-            assert run(started, "true").returncode == 0
 
 
 def test_how_commands_end(instance):
@@ -136,17 +113,22 @@ def test_signals_to_init_reach_the_command_that_runs_and_nothing_afterwards(inst
     assert run(instance, "true").returncode == 0
 
 
-def test_the_program_of_init_cannot_be_changed_from_inside(instance):
-    done = run(instance, "sh", "-c", "echo x > /proc/1/exe")
-    assert done.returncode != 0
-    assert run(instance, "true").returncode == 0
-
-
-def test_what_is_compiled_is_kept_and_whole(tmp_path):
+def test_what_is_compiled_is_kept_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "_COMPILERS", COMPILERS)
     cache = tmp_path / "new" / "cache"
-    library, program = FIND_OR_COMPILE(cache)
+    found = program.find_program(cache)
     (kept,) = cache.iterdir()
-    assert (library, kept.read_bytes()) == ("musl", program)
-    assert program.startswith(b"\x7fELF")
+    assert (found.library, kept.read_bytes()) == ("musl", found.content)
+    assert found.content.startswith(b"\x7fELF")
     kept.write_bytes(b"kept")
-    assert FIND_OR_COMPILE(cache) == ("musl", b"kept")
+    assert program.find_program(cache) == program.Program(b"kept", "musl")
+
+
+def test_without_a_compiler_the_remedy_names_one(tmp_path, monkeypatch):
+    assert program.probe_program(tmp_path) is None
+    monkeypatch.setattr(program, "_COMPILERS", {"musl": "no-such-compiler", "glibc": "no-such-compiler"})
+    found = program.probe_program(tmp_path)
+    assert not found.available
+    assert "gcc" in found.remedy
+    with pytest.raises(MissingToolError):
+        program.find_program(tmp_path)

@@ -94,7 +94,7 @@ def test_without_file_descriptors(backend, image):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with backend.start(spec("few", image)) as instance:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 2, limits[1]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 1, limits[1]))
             with pytest.raises((OSError, BackendError)) as in_command:
                 instance.execute(Command(("true",)))
             with pytest.raises((OSError, BackendError)) as in_start, backend.start(spec("more", image)):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tare.backends.native.program import find_program
 from tare.backends.vm.backend import VirtualMachine
 from tare.backends.vm.options import VmOptions
 from tare.bench.interfaces import BackendContext
@@ -66,7 +67,7 @@ RUN = """\
 mkdir /sys/fs/cgroup/leaf
 echo 0 >/sys/fs/cgroup/leaf/cgroup.procs
 cd /scratch/tare
-export PYTHONPATH=/scratch/tare/site
+export PYTHONPATH=/scratch/tare/site TARE_CACHE_DIR=/scratch/tare/cache
 run() { python3 -m pytest -p no:cacheprovider -q -rsfE --basetemp=/scratch/tmp "$@"; }
 run -k "not fake and not vm" tests/contract tests/privileged && run tests/container
 """
@@ -102,6 +103,10 @@ def pack() -> bytes:
         tar.add(HERE / "in_guest/image_fixture.py", "tests/conftest.py")
         tar.add(HERE / "in_guest/v2_checks.py", "tests/privileged/test_on_v2.py")
         tar.add(HERE / "in_guest/v2_container_checks.py", "tests/container/test_in_container.py")
+        cache = cache_directory()  # the guest has no compiler
+        find_program(cache)
+        for kept in cache.glob("native-zygote-*"):
+            tar.add(kept, f"cache/{kept.name}")
         found: dict[str, Distribution] = {}
         for name in ("msgspec", "platformdirs", "pyseccomp", "pytest", "pluggy", "iniconfig", "packaging", "pygments"):
             requirements(name, found)

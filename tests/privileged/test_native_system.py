@@ -48,7 +48,10 @@ def test_systemd_boots_serves_and_leaves_nothing(catalogue_image, tmp_path):
 def test_an_image_without_systemd_says_so(image, tmp_path):
     with Ledger(tmp_path / "ledger") as ledger:
         with (
-            pytest.raises(BackendError, match="become the distribution's init: No such file or directory: /sbin/init"),
+            pytest.raises(
+                BackendError,
+                match="become the distribution's init, /sbin/init, and wait for it: No such file or directory",
+            ),
             start_backend("native", image, tmp_path / "work", ledger, FULL),
         ):
             raise AssertionError("an image without systemd was booted")

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from tare.backends.native import seccomp
-from tare.backends.native.privileges import CAPABILITIES, DEFAULT_CAPABILITIES
+from tare.backends.native.seccomp import CAPABILITIES, DEFAULT_CAPABILITIES
 from tare.bench.errors import UnavailableError
 
 GRANTED = tuple(number for _, number in DEFAULT_CAPABILITIES)
