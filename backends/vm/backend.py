@@ -19,23 +19,20 @@ from tare.backends.cgroups.limits import limit_confounds
 from tare.backends.vm import accel, connection, emulator
 from tare.backends.vm.boot import LOADER_ARGUMENTS
 from tare.backends.vm.boot_disk import find_or_make_boot_disk, probe_boot_disk
-from tare.backends.vm.confounds import confounds_of
-from tare.backends.vm.cpu_models import require_cpu_model
 from tare.backends.vm.daemons import start_daemon_connection
+from tare.backends.vm.description import describe
 from tare.backends.vm.disks import (
-    SHARED_MODE,
-    allocated_bytes,
     choose_scratch_mode,
     make_clone,
     make_qcow2,
     make_scratch_template,
 )
-from tare.backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator, Memory
+from tare.backends.vm.domain_xml import Memory
 from tare.backends.vm.embedded import start_embedded
-from tare.backends.vm.facilities import probe_daemon, probe_huge_pages, probe_io_uring
-from tare.backends.vm.guest import Ground, guest_limits, save_prepared, start_guest
+from tare.backends.vm.facilities import probe_daemon, probe_huge_pages, probe_io_uring, require_cpu_model
+from tare.backends.vm.guest import GuestSetup, guest_limits, save_prepared, start_guest
 from tare.backends.vm.instance import VmInstance
-from tare.backends.vm.network import check_server, no_network_facts, probe_network, start_guest_network
+from tare.backends.vm.network import check_server, probe_network, start_guest_network
 from tare.backends.vm.options import (
     AUTO,
     EMBEDDED,
@@ -48,7 +45,6 @@ from tare.backends.vm.options import (
     Scratch,
     VmOptions,
 )
-from tare.backends.vm.share import OPTIONS as SHARE_OPTIONS
 from tare.backends.vm.share import probe_virtiofsd
 from tare.bench.errors import BackendError, UnavailableError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
@@ -58,33 +54,16 @@ from tare.bench.model import (
     Availability,
     BackendDescription,
     Envelope,
-    Fact,
     Image,
     InstanceSpec,
-    IsolationKind,
     Phase,
     StartTimeline,
-    named_facts,
 )
 from tare.bench.network_path import ServerPlace
 from tare.bench.packages import load_packages, remedy_for
-from tare.bench.units import Unit
 
 if TYPE_CHECKING:
     from tare.backends.bare_metal import HostSide
-
-_PINNED = {
-    Pinning.TOGETHER: "a vCPU on each of the envelope's CPUs; QEMU's other threads on all of them and no other",
-    Pinning.APART: "a vCPU on each of the envelope's CPUs; QEMU's other threads on the host's other CPUs",
-    Pinning.NONE: "all of QEMU's threads anywhere on the envelope's CPUs",
-}
-
-
-_PROFILES = {
-    Profile.MINIMAL: "minimal: kernel from QEMU, tare's init",
-    Profile.FULL: "full: kernel from QEMU, systemd to multi-user.target",
-    Profile.FIRMWARE: "firmware: SeaBIOS, syslinux from a disk, systemd to multi-user.target",
-}
 
 
 class VirtualMachine(Backend):
@@ -99,17 +78,15 @@ class VirtualMachine(Backend):
     def __init__(self, context: BackendContext) -> None:
         super().__init__(context)
         self._cache = context.cache_directory / "vm"
-        self._ground: Ground | None = None
+        self._setup: GuestSetup | None = None
         self._stack = contextlib.ExitStack()
         self._host: HostSide | None = None
 
     @classmethod
     def check_server(cls, options: VmOptions, place: ServerPlace) -> None:
-        """See ``Backend.check_server``."""
         check_server(options.network, place)
 
     def probe(self) -> Availability:
-        """See ``Backend.probe``."""
         packages = [
             package.name for package in load_packages() if "vm" in package.needed_by and not package.is_present()
         ]
@@ -140,7 +117,6 @@ class VirtualMachine(Backend):
         return Availability(available=True, reason=accel.known_outcome(self._cache))
 
     def facilities(self) -> tuple[tuple[str, Availability], ...]:
-        """See ``Backend.facilities``."""
         return (
             ('memory_backing = "hugepages"', probe_huge_pages()),
             ('io = "io_uring"', probe_io_uring()),
@@ -152,12 +128,10 @@ class VirtualMachine(Backend):
 
     @classmethod
     def packages(cls, options: VmOptions) -> tuple[str, ...]:
-        """See ``Backend.packages``."""
         return () if options.profile is Profile.MINIMAL else distribution.PACKAGES
 
     @classmethod
     def check(cls, options: VmOptions, envelope: Envelope) -> None:
-        """See ``Backend.check``."""
         if options.pinning is Pinning.APART and not os.sched_getaffinity(0) - set(envelope.cpus):
             raise ValueError('pinning = "apart" needs a host CPU that the envelope does not have')
         if options.profile is not Profile.MINIMAL and envelope.memory_bytes < SYSTEM_MEMORY_BYTES:
@@ -190,21 +164,21 @@ class VirtualMachine(Backend):
                 raise UnavailableError(f"{self.name}: {facility.reason}", remedy=facility.remedy)
         self.close()
         try:
-            self._ground = ground = self._lay_ground(image, envelope)
+            self._setup = setup = self._set_up(image, envelope)
         except BaseException:
             self.close()
             raise
-        limits = guest_limits(envelope, ground.io_device, ground.emulator_cpus)
+        limits = guest_limits(envelope, setup.io_device, setup.emulator_cpus)
         try:
-            unenforced = try_limits(self.context.ledger, limits, ground.layout)
+            unenforced = try_limits(self.context.ledger, limits, setup.layout)
         except BaseException:
             self.close()
             raise
-        own = self._describe(ground)
-        confounds = limit_confounds(self.name, limits, unenforced, ground.layout.version)
+        own = describe(setup, self.name)
+        confounds = limit_confounds(self.name, limits, unenforced, setup.layout.version)
         return msgspec.structs.replace(own, confounds=(*own.confounds, *confounds))
 
-    def _lay_ground(self, image: Image, envelope: Envelope) -> Ground:
+    def _set_up(self, image: Image, envelope: Envelope) -> GuestSetup:
         ledger, options = self.context.ledger, self.context.options
         assert image.kernel is not None
         assert image.initramfs is not None
@@ -232,7 +206,7 @@ class VirtualMachine(Backend):
         boot_disk = None
         if options.profile is Profile.FIRMWARE:
             boot_disk = find_or_make_boot_disk(image.kernel, image.initramfs, LOADER_ARGUMENTS, self._cache)
-        ground = Ground(
+        setup = GuestSetup(
             boot_disk=boot_disk,
             options=options,
             connection=libvirt,
@@ -248,21 +222,21 @@ class VirtualMachine(Backend):
             emulator_cpus=tuple(sorted({*self.context.housekeeping_cpus} - {*envelope.cpus})) if apart else (),
             network=self._stack.enter_context(start_guest_network(options.network)),
         )
-        return save_prepared(ground, envelope, ledger) if options.start == "restore" else ground
+        return save_prepared(setup, envelope, ledger) if options.start == "restore" else setup
 
     @contextlib.contextmanager
     def start(self, spec: InstanceSpec) -> Iterator[Instance]:
         """See ``Backend.start``. Raises BackendError with the last lines of the guest's console."""
         timeline = StartTimeline()
         timeline.mark(Phase.REQUESTED, time.monotonic())
-        if self._ground is None:
+        if self._setup is None:
             raise BackendError(f"{self.name}: start before prepare")
-        with start_guest(self._ground, spec, self.context.ledger, timeline) as running:
-            yield VmInstance(running, self._ground, timeline)
+        with start_guest(self._setup, spec, self.context.ledger, timeline) as running:
+            yield VmInstance(running, self._setup, timeline)
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
         """See ``Backend.host_side``: bare metal in the namespace that the guests' QEMUs are in."""
-        network = None if self._ground is None else self._ground.network
+        network = None if self._setup is None else self._setup.network
         if network is None:
             raise UnsupportedError(
                 "a guest with the network none reaches nothing outside",
@@ -276,50 +250,9 @@ class VirtualMachine(Backend):
         return self._host.host_side(spec)
 
     def close(self) -> None:
-        """See ``Backend.close``."""
-        self._ground = None
+        self._setup = None
         self._host = None
         self._stack.close()
-
-    def _describe(self, ground: Ground) -> BackendDescription:
-        accelerator, options = ground.acceleration.accelerator, ground.options
-        thread = "iothread" if options.iothread else "main loop"
-        texts = {
-            "accel": accelerator.value,
-            "accel_reason": ground.acceleration.reason,
-            "qemu": ground.emulator.version,
-            "libvirt": ground.connection.version,
-            "connection": options.connection,
-            "machine": MACHINE,
-            "profile": _PROFILES[options.profile],
-            "cpu_model": CPU_MODE[accelerator] if options.cpu_model == AUTO else options.cpu_model,
-            "pinning": _PINNED[options.pinning],
-            "memory_backing": options.memory_backing.value,
-            "balloon": options.balloon.value,
-            "image_disk": f"{options.disk_bus},{options.disk_format},read-only,{SHARED_MODE}",
-            "scratch_disk": f"{options.disk_bus},{options.disk_format},{ground.scratch_mode},{thread}",
-            "root": "overlay of a tmpfs on erofs",
-            **(no_network_facts() if ground.network is None else ground.network.facts()),
-            "start": options.start,
-            "stop": options.stop,
-            "guest_kernel": ground.image.kernel_version,
-        }
-        if options.scratch is Scratch.VIRTIOFS:
-            texts["scratch_disk"] = f"virtiofs,{SHARE_OPTIONS}"
-        facts = named_facts(texts)
-        if ground.saved is not None:
-            saved = allocated_bytes(ground.saved.file)
-            facts["saved_memory"] = Fact("saved_memory", f"{saved} bytes", "st_blocks", saved, Unit.BYTE)
-        if accelerator is Accelerator.TCG:
-            cache = f"{TB_CACHE_MIB} MiB"
-            facts["tcg_tb_cache"] = Fact("tcg_tb_cache", cache, "", TB_CACHE_MIB * 2**20, Unit.BYTE)
-        return BackendDescription(
-            f"vm ({accelerator.value})",
-            IsolationKind.VIRTUAL_MACHINE if accelerator is Accelerator.KVM else IsolationKind.EMULATED,
-            accelerator.value,
-            facts,
-            tuple(confounds_of(ground, self.name)),
-        )
 
 
 def _make_disks(folder: Path, image_disk: Path, scratch_bytes: int, form: DiskFormat) -> tuple[Path, Path | None]:

@@ -39,7 +39,6 @@ class DaemonConnection(Connection):
         self.security_models = parse_security_models(handle.getCapabilities())
 
     def emulator(self, found: Emulator) -> Path:
-        """See ``Connection.emulator``."""
         return found.program
 
     def log_file(self, name: str) -> Path:
@@ -47,7 +46,6 @@ class DaemonConnection(Connection):
         return _LOGS / f"{name}.log"
 
     def starting(self) -> AbstractContextManager[None]:
-        """See ``Connection.starting``."""
         return nullcontext()
 
 

@@ -1,8 +1,7 @@
 """The libvirt domain of a guest, from typed values. Pure: the same values give the same text.
 
 Schema: libvirt's ``domain.rng`` (checked with ``virt-xml-validate`` in the tests). What is not written here is what
-libvirt and QEMU choose by themselves for a ``q35`` machine. What hypervisors other than QEMU have no element for is
-left out (``hypervisors``).
+libvirt and QEMU choose by themselves for a ``q35`` machine.
 """
 
 import itertools
@@ -13,25 +12,20 @@ from pathlib import Path
 
 import msgspec
 
-from tare.backends.vm.hypervisors import TRAITS, Accelerator, Hypervisor, Traits
-
-__all__ = [
-    "CPU_MODE",
-    "MACHINE",
-    "TB_CACHE_MIB",
-    "Accelerator",
-    "Disk",
-    "Guest",
-    "Interface",
-    "Memory",
-    "Share",
-    "domain_xml",
-]
-
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU_NAMESPACE)
 
+
+class Accelerator(StrEnum):
+    """What executes the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
 MACHINE = "q35"
+_TYPES = {Accelerator.KVM: "kvm", Accelerator.TCG: "qemu"}
+"""The values of ``<domain type>``."""
 TB_CACHE_MIB = 48
 """Bound on TCG's cache of translated code. Unbounded it takes 300 MB of host memory and is no faster."""
 SLOW_QUERY = "cpu-unavailable-features"
@@ -128,7 +122,6 @@ class Guest(msgspec.Struct, frozen=True):
     command_port: str
     agent_port: str
     environment: Mapping[str, str] = {}
-    hypervisor: Hypervisor = Hypervisor.QEMU
     cpu_model: str = ""
     emulator_cpus: tuple[int, ...] = ()
     pinned: bool = True
@@ -144,14 +137,12 @@ class Guest(msgspec.Struct, frozen=True):
 
 def domain_xml(guest: Guest) -> str:
     """The XML that ``virDomainCreateXML`` takes."""
-    traits = TRAITS[guest.hypervisor]
-    domain = ET.Element("domain", type=traits.types[guest.accelerator])
+    domain = ET.Element("domain", type=_TYPES[guest.accelerator])
     _text(domain, "name", guest.name)
     _text(domain, "memory", str(guest.memory_bytes), unit="b")
-    if traits.full:
-        _add_memory_backing(domain, guest)
-    _add_cpus(domain, guest, traits)
-    _add_boot(domain, guest, traits)
+    _add_memory_backing(domain, guest)
+    _add_cpus(domain, guest)
+    _add_boot(domain, guest)
     features = ET.SubElement(domain, "features")
     ET.SubElement(features, "acpi")
     if guest.accelerator is Accelerator.TCG:
@@ -159,10 +150,9 @@ def domain_xml(guest: Guest) -> str:
     _add_cpu_model(domain, guest)
     _text(domain, "on_reboot", "destroy")
     _text(domain, "on_crash", "destroy")
-    _add_devices(domain, guest, traits)
-    if traits.full:
-        _add_labels(domain, guest.security_models)
-        _add_qemu_extensions(domain, guest)
+    _add_devices(domain, guest)
+    _add_labels(domain, guest.security_models)
+    _add_qemu_extensions(domain, guest)
     return ET.tostring(domain, encoding="unicode")
 
 
@@ -180,26 +170,23 @@ def _add_memory_backing(domain: ET.Element, guest: Guest) -> None:
         domain.append(backing)
 
 
-def _add_cpus(domain: ET.Element, guest: Guest, traits: Traits) -> None:
+def _add_cpus(domain: ET.Element, guest: Guest) -> None:
     io_threads = max((disk.io_thread for disk in guest.disks), default=0)
     _text(domain, "vcpu", str(len(guest.cpus)), placement="static", cpuset=",".join(map(str, guest.cpus)))
-    if io_threads and traits.full:
+    if io_threads:
         _text(domain, "iothreads", str(io_threads))
     tuning = ET.SubElement(domain, "cputune")
     for vcpu, cpu in enumerate(guest.cpus if guest.pinned else ()):
         ET.SubElement(tuning, "vcpupin", vcpu=str(vcpu), cpuset=str(cpu))
-    if not traits.full:
-        return
     others = ",".join(map(str, guest.emulator_cpus or guest.cpus))
     ET.SubElement(tuning, "emulatorpin", cpuset=others)
     for number in range(1, io_threads + 1):
         ET.SubElement(tuning, "iothreadpin", iothread=str(number), cpuset=others)
 
 
-def _add_boot(domain: ET.Element, guest: Guest, traits: Traits) -> None:
+def _add_boot(domain: ET.Element, guest: Guest) -> None:
     system = ET.SubElement(domain, "os")
-    machine = {} if traits.machine is None else {"machine": traits.machine}
-    _text(system, "type", "hvm", arch="x86_64", **machine)
+    _text(system, "type", "hvm", arch="x86_64", machine=MACHINE)
     if any(disk.boots for disk in guest.disks):
         ET.SubElement(system, "smbios", mode="sysinfo")
         strings = ET.SubElement(ET.SubElement(domain, "sysinfo", type="smbios"), "oemStrings")
@@ -222,33 +209,29 @@ def _add_cpu_model(domain: ET.Element, guest: Guest) -> None:
         cpu.set("migratable", "on" if guest.saved else "off")
 
 
-def _add_devices(domain: ET.Element, guest: Guest, traits: Traits) -> None:
+def _add_devices(domain: ET.Element, guest: Guest) -> None:
     devices = ET.SubElement(domain, "devices")
     _text(devices, "emulator", str(guest.emulator))
     for disk in guest.disks:
-        _add_disk(devices, disk, traits)
-    if traits.full:
-        _add_controllers(devices, guest)
-    if traits.full and guest.share is not None:
+        _add_disk(devices, disk)
+    _add_controllers(devices, guest)
+    if guest.share is not None:
         _add_share(devices, guest.share)
-    if traits.full and guest.interface is not None:
+    if guest.interface is not None:
         _add_interface(devices, guest.interface)
-    _add_console(devices, guest.console_socket, traits)
-    if traits.channel is not None:
-        _add_channel(devices, "bind", guest.agent_socket, traits.channel, guest.agent_port)
-        _add_channel(devices, "connect", guest.command_socket, traits.channel, guest.command_port)
-    balloon = ET.SubElement(devices, "memballoon", model="virtio" if guest.balloon and traits.full else "none")
-    if guest.free_page_reporting and traits.full:
+    _add_console(devices, guest.console_socket)
+    _add_channel(devices, "bind", guest.agent_socket, guest.agent_port)
+    _add_channel(devices, "connect", guest.command_socket, guest.command_port)
+    balloon = ET.SubElement(devices, "memballoon", model="virtio" if guest.balloon else "none")
+    if guest.free_page_reporting:
         balloon.set("freePageReporting", "on")
-    if traits.full:
-        _place_on_root_bus(devices)
+    _place_on_root_bus(devices)
 
 
-def _add_console(devices: ET.Element, socket: Path, traits: Traits) -> None:
+def _add_console(devices: ET.Element, socket: Path) -> None:
     for element in ("serial", "console"):
-        console = ET.SubElement(devices, element, type=traits.console)
-        if traits.console == "unix":
-            ET.SubElement(console, "source", mode="connect", path=str(socket))
+        console = ET.SubElement(devices, element, type="unix")
+        ET.SubElement(console, "source", mode="connect", path=str(socket))
         target = ET.SubElement(console, "target", port="0")
         if element == "console":
             target.set("type", "serial")
@@ -279,29 +262,27 @@ def _is_on_pci(device: ET.Element) -> bool:
             return tag in {"filesystem", "interface"}
 
 
-def _add_disk(devices: ET.Element, disk: Disk, traits: Traits) -> None:
+def _add_disk(devices: ET.Element, disk: Disk) -> None:
     element = ET.SubElement(devices, "disk", type="file", device="disk")
     # A full host disk is an I/O error in the guest, as it is elsewhere; QEMU's own choice is to pause the guest.
     policy = {"error_policy": "report"}
     driver = ET.SubElement(
         element, "driver", {"name": "qemu", "type": disk.format, "cache": disk.cache, "io": disk.io, **policy}
     )
-    if disk.io_thread and not disk.is_scsi and traits.full:
+    if disk.io_thread and not disk.is_scsi:
         driver.set("iothread", str(disk.io_thread))
     ET.SubElement(element, "source", file=str(disk.path))
     if disk.backing is not None:
         backing = ET.SubElement(element, "backingStore", type="file")
         ET.SubElement(backing, "format", type="raw")
         ET.SubElement(backing, "source", file=str(disk.backing))
-    device = disk.device if traits.disk_prefix is None else traits.disk_prefix + disk.device[-1]
-    bus = traits.disk_bus or ("scsi" if disk.is_scsi else "virtio")
-    ET.SubElement(element, "target", dev=device, bus=bus)
+    ET.SubElement(element, "target", dev=disk.device, bus="scsi" if disk.is_scsi else "virtio")
     if disk.read_only:
         ET.SubElement(element, "readonly")
     _text(element, "serial", disk.serial)
     if disk.boots:
         ET.SubElement(element, "boot", order="1")
-    if bus == "scsi":
+    if disk.is_scsi:
         ET.SubElement(element, "address", type="drive", controller=str(_scsi_number(disk)))
 
 
@@ -342,10 +323,10 @@ def _add_interface(devices: ET.Element, interface: Interface) -> None:
     ET.SubElement(element, "rom", enabled="no")
 
 
-def _add_channel(devices: ET.Element, mode: str, path: Path, kind: str, port: str) -> None:
+def _add_channel(devices: ET.Element, mode: str, path: Path, port: str) -> None:
     channel = ET.SubElement(devices, "channel", type="unix")
     ET.SubElement(channel, "source", mode=mode, path=str(path))
-    ET.SubElement(channel, "target", type=kind, name=port)
+    ET.SubElement(channel, "target", type="virtio", name=port)
 
 
 def _add_labels(domain: ET.Element, models: tuple[str, ...]) -> None:

@@ -58,21 +58,17 @@ class EmbeddedConnection(Connection):
         self._cache = cache
 
     def learn(self, emulator: Emulator, accelerator: Accelerator) -> str:
-        """See ``Connection.learn``."""
         found = super().learn(emulator, accelerator)
         _copy_new(_capabilities(self.root), self._cache)
         return found
 
     def emulator(self, found: Emulator) -> Path:
-        """See ``Connection.emulator``."""
         return found.wrapper
 
     def log_file(self, name: str) -> Path:
-        """See ``Connection.log_file``."""
         return self.root / f"log/qemu/{name}.log"
 
     def starting(self) -> AbstractContextManager[None]:
-        """See ``Connection.starting``."""
         return _adopted_orphans()
 
 

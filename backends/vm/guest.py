@@ -42,7 +42,7 @@ COMMAND_PORT = "org.tare.command.0"
 """Names that the guest's init knows (bench/image/guest, where a test compares them)."""
 
 
-class Ground(msgspec.Struct, frozen=True):
+class GuestSetup(msgspec.Struct, frozen=True):
     """What all guests of a run stand on: made once by ``prepare``.
 
     ``folder`` is below the work directory, ``template`` the scratch disk to copy, ``scratch_mode`` how QEMU opens it.
@@ -90,40 +90,40 @@ def guest_limits(envelope: Envelope, io_device: str | None, emulator_cpus: tuple
 
 
 @contextlib.contextmanager
-def start_guest(ground: Ground, spec: InstanceSpec, ledger: Ledger, timeline: StartTimeline) -> Iterator[Running]:
+def start_guest(setup: GuestSetup, spec: InstanceSpec, ledger: Ledger, timeline: StartTimeline) -> Iterator[Running]:
     """A guest that has answered; on exit its QEMU, its cgroup and its files are gone. Raises BackendError."""
     name = spec.identifier
-    limits = guest_limits(spec.envelope, ground.io_device, ground.emulator_cpus)
-    if ground.saved is not None and (obstacle := ground.saved.obstacle(spec.envelope)):
+    limits = guest_limits(spec.envelope, setup.io_device, setup.emulator_cpus)
+    if setup.saved is not None and (obstacle := setup.saved.obstacle(spec.envelope)):
         raise BackendError(f"a restored guest is what it was when it was saved: {obstacle}", remedy='start = "cold"')
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_start_folder(ground.folder / name))
-        scratch = _make_scratch(ground, folder)
+        folder = stack.enter_context(_start_folder(setup.folder / name))
+        scratch = _make_scratch(setup, folder)
         # The sockets' paths have to be short.
-        sockets = stack.enter_context(_start_folder(ground.connection.root / f"i{time.monotonic_ns():x}"))
-        embedded = ground.options.connection == EMBEDDED
-        boots = ground.saved is None
+        sockets = stack.enter_context(_start_folder(setup.connection.root / f"i{time.monotonic_ns():x}"))
+        embedded = setup.options.connection == EMBEDDED
+        boots = setup.saved is None
         watch = stack.enter_context(start_watch(sockets, born_by_console=not embedded, boots=boots))
         marker = f"vm-{name}"
         with _entered(ledger, marker, watch), contextlib.ExitStack() as live:
-            cgroup = live.enter_context(start_cgroup(ledger, name, limits, ground.layout))
-            port = stack.enter_context(_start_port(ground.network, timeline))
-            guest = _connected(_describe(ground, spec, scratch, watch, cgroup, marker), port)
-            failure = _failure_of(ground, watch, guest)
+            cgroup = live.enter_context(start_cgroup(ledger, name, limits, setup.layout))
+            port = stack.enter_context(_start_port(setup.network, timeline))
+            guest = _connected(_describe(setup, spec, scratch, watch, cgroup, marker), port)
+            failure = _failure_of(setup, watch, guest)
             try:
-                if ground.options.scratch is Scratch.VIRTIOFS:
+                if setup.options.scratch is Scratch.VIRTIOFS:
                     said = sockets / _SHARE_LOG
                     stack.enter_context(
                         start_virtiofsd(sockets / _SHARE_SOCKET, scratch, said, marker, cgroup.join_files)
                     )
                 adopt = None if embedded else partial(_adopt, watch, cgroup)
                 with crowd.joined():
-                    domain = stack.enter_context(_start_domain(ground, guest, watch, failure, adopt))
-                    if ground.saved is None:
-                        await_boot(domain, watch, timeline, failure, spec.envelope, ground.options.profile)
+                    domain = stack.enter_context(_start_domain(setup, guest, watch, failure, adopt))
+                    if setup.saved is None:
+                        await_boot(domain, watch, timeline, failure, spec.envelope, setup.options.profile)
                     else:
                         await_restored(domain, watch, timeline, failure, spec.envelope)
-                stopping = make_stopping(ground.options.stop, domain, watch)
+                stopping = make_stopping(setup.options.stop, domain, watch)
                 address = None if port is None else port.address
                 yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping, address)
                 timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
@@ -157,62 +157,62 @@ def _entered(ledger: Ledger, marker: str, watch: Watch) -> Iterator[None]:
             ledger.strike(entry)
 
 
-def _describe(ground: Ground, spec: InstanceSpec, scratch: Path, watch: Watch, cgroup: Cgroup, marker: str) -> Guest:
+def _describe(setup: GuestSetup, spec: InstanceSpec, scratch: Path, watch: Watch, cgroup: Cgroup, marker: str) -> Guest:
     image, envelope = spec.image, spec.envelope
     assert image.disk is not None
     assert image.kernel is not None
     assert image.initramfs is not None
-    options = ground.options
+    options = setup.options
     share = None
     if options.scratch is Scratch.VIRTIOFS:
         share = Share(watch.console_socket.with_name(_SHARE_SOCKET), SCRATCH_SERIAL)
     return Guest(
         name=spec.identifier,
-        accelerator=ground.acceleration.accelerator,
-        emulator=ground.connection.emulator(ground.emulator),
+        accelerator=setup.acceleration.accelerator,
+        emulator=setup.connection.emulator(setup.emulator),
         cpus=envelope.cpus,
         memory_bytes=envelope.memory_bytes,
         kernel=image.kernel,
         initramfs=image.initramfs,
         kernel_arguments=kernel_arguments(options, envelope),
-        disks=_disks(ground, image.disk, scratch),
+        disks=_disks(setup, image.disk, scratch),
         console_socket=watch.console_socket,
         command_socket=watch.command_socket,
         agent_socket=watch.agent_socket,
         command_port=COMMAND_PORT,
         agent_port=AGENT_PORT,
-        saved=ground.options.start == "restore",
+        saved=setup.options.start == "restore",
         environment={
             MARKER_VARIABLE: marker,
             JOIN_VARIABLE: "\n".join(map(str, cgroup.join_files)),
             BORN_VARIABLE: str(watch.born_fifo),
         },
         cpu_model="" if options.cpu_model == AUTO else options.cpu_model,
-        emulator_cpus=ground.emulator_cpus,
+        emulator_cpus=setup.emulator_cpus,
         pinned=options.pinning is not Pinning.NONE,
         memory=options.memory_backing,
         balloon=options.balloon is not Balloon.OFF,
         free_page_reporting=options.balloon is Balloon.REPORTING,
         share=share,
-        security_models=ground.connection.security_models,
+        security_models=setup.connection.security_models,
     )
 
 
-def _disks(ground: Ground, image: Path, scratch: Path) -> tuple[Disk, ...]:
+def _disks(setup: GuestSetup, image: Path, scratch: Path) -> tuple[Disk, ...]:
     """The image's disk, which all guests read through the host's page cache, and the instance's own."""
-    options, mode = ground.options, ground.scratch_mode
+    options, mode = setup.options, setup.scratch_mode
     prefix = "sd" if options.disk_bus is DiskBus.SCSI else "vd"
     root = Disk(
-        ground.clone or image,
+        setup.clone or image,
         f"{prefix}a",
         IMAGE_SERIAL,
         SHARED_MODE.cache,
         SHARED_MODE.io,
         read_only=True,
         format=options.disk_format,
-        backing=None if ground.clone is None else image,
+        backing=None if setup.clone is None else image,
     )
-    boot = tuple(_boot_disk(ground.boot_disk))
+    boot = tuple(_boot_disk(setup.boot_disk))
     if options.scratch is Scratch.VIRTIOFS:
         return root, *boot
     own = Disk(
@@ -253,7 +253,7 @@ def _connected(guest: Guest, port: GuestPort | None) -> Guest:
 
 @contextlib.contextmanager
 def _start_domain(
-    ground: Ground,
+    setup: GuestSetup,
     guest: Guest,
     watch: Watch,
     failure: Callable[[str], BackendError],
@@ -261,10 +261,10 @@ def _start_domain(
 ) -> Iterator[Domain]:
     xml = domain_xml(guest)
     with contextlib.ExitStack() as stack:
-        inside = contextlib.nullcontext() if ground.network is None else ground.network.bridge.inside()
+        inside = contextlib.nullcontext() if setup.network is None else setup.network.bridge.inside()
         with contextlib.ExitStack() as feeding:
-            fed = None if ground.saved is None else feeding.enter_context(start_feeding(ground.saved, xml))
-            domain = ground.connection.start_domain(
+            fed = None if setup.saved is None else feeding.enter_context(start_feeding(setup.saved, xml))
+            domain = setup.connection.start_domain(
                 guest.name, xml, watch.on_agent, watch.on_running, before=before, saved=fed
             )
             try:
@@ -285,22 +285,22 @@ def _adopt(watch: Watch, cgroup: Cgroup) -> None:
         raise BackendError(f"QEMU could not be moved to its cgroup: {error.strerror}: {error.filename}") from error
 
 
-def save_prepared(ground: Ground, envelope: Envelope, ledger: Ledger) -> Ground:
+def save_prepared(setup: GuestSetup, envelope: Envelope, ledger: Ledger) -> GuestSetup:
     """Boot a guest, save it when it is ready, and have all others go on from there. Raises BackendError."""
-    spec = InstanceSpec(f"{ground.folder.name}-saved", ground.image, envelope)
-    file, scratch = ground.folder / "saved-memory", ground.folder / "saved-scratch.raw"
-    with start_guest(ground, spec, ledger, StartTimeline()) as running:
+    spec = InstanceSpec(f"{setup.folder.name}-saved", setup.image, envelope)
+    file, scratch = setup.folder / "saved-memory", setup.folder / "saved-scratch.raw"
+    with start_guest(setup, spec, ledger, StartTimeline()) as running:
         running.domain.save(file)
         copy_sparse(running.scratch, scratch)
     saved = Saved(file, find_offset(file), scratch, envelope)
-    return msgspec.structs.replace(ground, saved=saved, template=scratch)
+    return msgspec.structs.replace(setup, saved=saved, template=scratch)
 
 
-def _failure_of(ground: Ground, watch: Watch, guest: Guest) -> Callable[[str], BackendError]:
+def _failure_of(setup: GuestSetup, watch: Watch, guest: Guest) -> Callable[[str], BackendError]:
     """Makes errors about a guest, with what its console and QEMU said last."""
 
     def failure(message: str) -> BackendError:
-        said = {"console": watch.console_tail(), "QEMU": ground.connection.log_tail(guest.name)}
+        said = {"console": watch.console_tail(), "QEMU": setup.connection.log_tail(guest.name)}
         with contextlib.suppress(OSError):
             said["virtiofsd"] = watch.console_socket.with_name(_SHARE_LOG).read_text(errors="replace").strip()
         evidence = "\n".join(f"--- {who} ---\n{text}" for who, text in said.items() if text)
@@ -333,15 +333,15 @@ def _remedy(message: str, console: str) -> str | None:
     return None
 
 
-def _make_scratch(ground: Ground, folder: Path) -> Path:
+def _make_scratch(setup: GuestSetup, folder: Path) -> Path:
     """An instance's fresh scratch disk, or the folder that it shares. What is above is in the ledger."""
-    if ground.options.scratch is Scratch.VIRTIOFS:
+    if setup.options.scratch is Scratch.VIRTIOFS:
         shared = folder / "scratch"
         shared.mkdir(mode=0o755)
         return shared
-    scratch = folder / f"scratch.{ground.options.disk_format}"
+    scratch = folder / f"scratch.{setup.options.disk_format}"
     try:
-        copy_sparse(ground.template, scratch)
+        copy_sparse(setup.template, scratch)
     except OSError as error:
         raise BackendError(
             f"could not make the scratch disk: {error.strerror}: {error.filename or scratch}",

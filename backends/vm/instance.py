@@ -8,8 +8,8 @@ from tare.backends.vm.accounting import memory_parts, vcpu_seconds
 from tare.backends.vm.boot import AGENT_DEADLINE_S
 from tare.backends.vm.commands import GUEST_PROGRAM, CommandPort, GuestSilentError
 from tare.backends.vm.disks import allocated_bytes
-from tare.backends.vm.guest import Ground, Running
-from tare.backends.vm.hypervisors import Accelerator
+from tare.backends.vm.domain_xml import Accelerator
+from tare.backends.vm.guest import GuestSetup, Running
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import Instance
 from tare.bench.linux.memory import tree_bytes
@@ -27,11 +27,11 @@ class VmInstance(Instance):
     taken each of these messages, so that they lie just outside the program's run.
     """
 
-    def __init__(self, running: Running, ground: Ground, timeline: StartTimeline) -> None:
+    def __init__(self, running: Running, setup: GuestSetup, timeline: StartTimeline) -> None:
         self.timeline = timeline
         self.address = running.address
         self._running = running
-        self._ground = ground
+        self._setup = setup
         self._tells_steal = True
         assert running.watch.command_port is not None
         self._port = CommandPort(running.watch.command_port, running.watch.failed)
@@ -57,7 +57,6 @@ class VmInstance(Instance):
             raise self._destroyed(str(error)) from error
 
     def usage(self) -> Usage:
-        """See ``Instance.usage``."""
         # The part before the whole, so that it is never the larger.
         vcpus = vcpu_seconds(self.pid)
         used = self._running.cgroup.meter.usage()
@@ -81,14 +80,13 @@ class VmInstance(Instance):
         return sum(float(cpu.get("steal", 0)) for cpu in cpus) / 1000
 
     def footprint(self) -> Footprint:
-        """See ``Instance.footprint``."""
         meter = self._running.cgroup.meter
-        translates = self._ground.acceleration.accelerator is Accelerator.TCG
+        translates = self._setup.acceleration.accelerator is Accelerator.TCG
         parts = memory_parts(self.pid, meter.members(), self._running.memory_bytes, translates=translates)
         return msgspec.structs.replace(
             meter.footprint(),
             disk_owned_bytes=self._owned_bytes(),
-            disk_shared_bytes=sum(map(allocated_bytes, self._ground.image.guest_files.values())),
+            disk_shared_bytes=sum(map(allocated_bytes, self._setup.image.guest_files.values())),
             guest_ram_bytes=parts.guest_ram,
             tcg_cache_bytes=parts.tcg_cache,
         )
@@ -98,11 +96,9 @@ class VmInstance(Instance):
         return tree_bytes(scratch) if scratch.is_dir() else allocated_bytes(scratch)
 
     def gone_descriptor(self) -> int | None:
-        """See ``Instance.gone_descriptor``."""
         return self._running.watch.failed
 
     def end(self) -> None:
-        """See ``Instance.end``."""
         self._running.stopping.begin()
 
     def _refuse_failed(self) -> None:

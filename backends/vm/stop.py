@@ -33,11 +33,9 @@ class Kill(Stopping):
         self._watch = watch
 
     def begin(self) -> None:
-        """See ``Stopping.begin``."""
         self._watch.begin_kill()
 
     def finish(self) -> bool:
-        """See ``Stopping.finish``."""
         self.begin()
         return True
 

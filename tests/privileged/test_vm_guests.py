@@ -217,7 +217,7 @@ def test_memory_is_told_by_its_parts(live):
     assert before.guest_ram_bytes < held.guest_ram_bytes <= ENVELOPE.memory_bytes
     rest = held.pss_bytes - held.guest_ram_bytes - (held.tcg_cache_bytes or 0)
     assert 5 * 2**20 < rest < 120 * 2**20
-    if accel.Accelerator(live._ground.acceleration.accelerator) is accel.Accelerator.TCG:
+    if accel.Accelerator(live._setup.acceleration.accelerator) is accel.Accelerator.TCG:
         assert 20 * 2**20 < held.tcg_cache_bytes <= TB_CACHE_MIB * 2**20
     assert 0 < held.disk_owned_bytes < ENVELOPE.scratch_bytes < held.disk_shared_bytes
 
@@ -352,7 +352,7 @@ def test_restored_guests_go_on_with_a_time_and_random_numbers_of_their_own(ledge
     larger = msgspec.structs.replace(ENVELOPE, memory_bytes=256 * 2**20)
     with pytest.raises(BackendError, match="memory_bytes = 201326592, and 268435456 was asked for"):
         backend.start(InstanceSpec(f"vmtest-{os.getpid()}-other", image, larger)).__enter__()
-    os.truncate(backend._ground.saved.file, 2**20)
+    os.truncate(backend._setup.saved.file, 2**20)
     with pytest.raises(BackendError, match=r"libvirt could not start the guest|did not start"):
         backend.start(InstanceSpec(f"vmtest-{os.getpid()}-short", image, ENVELOPE)).__enter__()
     backend.close()

@@ -97,7 +97,7 @@ def test_two_guests_and_the_host_s_side_are_on_one_bridge(image, tmp_path):
         backend = make_backend(ledger, tmp_path / "work", Network.TAP)
         try:
             described = backend.prepare(image, ENVELOPE)
-            bridge = backend._ground.network.bridge
+            bridge = backend._setup.network.bridge
             with (
                 backend.start(spec("one", image)) as one,
                 backend.start(spec("two", image)) as two,

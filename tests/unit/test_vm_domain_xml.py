@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tare.backends.vm.domain_xml import QEMU_NAMESPACE, Accelerator, Disk, Guest, Interface, Memory, Share, domain_xml
-from tare.backends.vm.hypervisors import TRAITS, Hypervisor
 from tare.bench.process import ToolFailedError, find_tool, run
 
 
@@ -233,9 +232,6 @@ INTERFACES = (
 
 def every_guest():
     """Every domain that options can lead to: the disks in all combinations, and all that is not disks in all."""
-    for hypervisor, accelerator in itertools.product(Hypervisor, Accelerator):
-        if accelerator in TRAITS[hypervisor].types:
-            yield guest(hypervisor=hypervisor, accelerator=accelerator)
     for disks in every_set_of_disks():
         yield guest(disks=disks)
     yield guest(disks=(BOOT_DISK,))
