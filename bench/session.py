@@ -38,7 +38,6 @@ from tare.bench.model import (
     Image,
     IsolationKind,
     Manifest,
-    Metric,
     PlannedInstance,
     RunStatus,
     WorkloadTraits,
@@ -87,14 +86,6 @@ class RunResult(msgspec.Struct, frozen=True):
     unavailable: Mapping[str, Availability]
 
 
-class Prepared(msgspec.Struct, frozen=True):
-    """The backends of a run: those that are ready with what they are, and those that are not with the reason."""
-
-    ready: Mapping[str, Backend]
-    descriptions: Mapping[str, BackendDescription]
-    unavailable: Mapping[str, Availability]
-
-
 def start_run(request: RunRequest, display: Display) -> RunResult:
     """Run a suite from its beginning. Raises TareError for what no cell can be measured without."""
     source = read_toml(request.suite) if request.source is None else request.source
@@ -109,7 +100,7 @@ def run_suite(suite: Suite, path: Path, display: Display) -> RunResult:
     """Run a resolved suite from its beginning into the empty or new folder ``path``. Raises as ``start_run``."""
     if path.exists() and any(path.iterdir()):
         raise RunDirectoryError(f"{path} is not empty", remedy="choose another --output, or go on with it by --resume")
-    return _execute(suite, path, display, earlier=None)
+    return _Session(suite, path, display, None).run()
 
 
 def resume_run(path: Path, display: Display) -> RunResult:
@@ -119,139 +110,162 @@ def resume_run(path: Path, display: Display) -> RunResult:
         raise RunDirectoryError(f"{path} is complete; there is nothing to resume")
     place = path / "manifest.json"
     suite = bind_suite(resolve_suite(earlier.manifest.suite, place, find_backends(), find_workloads()))
-    return _execute(suite, path, display, earlier=earlier)
+    return _Session(suite, path, display, earlier).run()
 
 
-def find_or_build_image(suite: Suite, ledger: Ledger, display: Display) -> Image:
-    """The image of a suite: the one it names, or the one of its packages, built if it is not in the cache."""
-    images = ImageStore(cache_directory(), ledger)
-    if suite.file.image.use:
-        return images.get(suite.file.image.use)
-    recipe = Recipe.of(suite.packages())
-    found = images.find(recipe)
-    if found is not None:
-        display.step(f"image {found.digest[:12]} is in the cache")
-        return found
-    display.step("building the image (once; it is kept in the cache)")
-    image = images.build(recipe, progress=lambda text: display.step(f"  {text}"))
-    display.step(f"image {image.digest[:12]} is built")
-    return image
+class _Session:
+    """One execution of a suite. ``ready`` and ``descriptions`` hold the backends that work, ``missing`` the others."""
 
+    def __init__(self, suite: Suite, path: Path, display: Display, earlier: LoadedRun | None) -> None:
+        self.suite = suite
+        self.path = path
+        self.display = display
+        self.earlier = earlier
+        self.ready: dict[str, Backend] = {}
+        self.descriptions: dict[str, BackendDescription] = {}
+        self.missing: dict[str, Availability] = {}
 
-def _execute(suite: Suite, path: Path, display: Display, earlier: LoadedRun | None) -> RunResult:
-    with start_workplace(suite, display.step) as context, contextlib.ExitStack() as stack:
-        ledger, work = context.ledger, context.work_directory
-        candidates, unavailable = _probe(suite, context)
-        image = find_or_build_image(suite, ledger, display)
-        stack.enter_context(ImageStore(cache_directory(), ledger).hold(image))
-        prepared = _prepare(suite, candidates, unavailable, image, display, stack)
-        manifest = _make_manifest(suite, path, work.parent, image, prepared, earlier)
-        with RunStore(path, manifest) as store:
-            outcome = _measure(suite, image, prepared, store, display, work.name, earlier)
-            status = RunStatus.INTERRUPTED if outcome.interrupted else RunStatus.COMPLETE
-            store.add_event(make_event(EventKind.RUN_ENDED, status.value))
-            store.sync()
-            store.save_manifest(msgspec.structs.replace(store.manifest, status=status, ended_utc=_now()))
-        display.step("removing what the run used")
-    return RunResult(path, outcome, prepared.unavailable)
+    def run(self) -> RunResult:
+        with start_workplace(self.suite, self.display.step) as context, contextlib.ExitStack() as stack:
+            work, images = context.work_directory, ImageStore(cache_directory(), context.ledger)
+            candidates = self._probe(context)
+            image = self._find_or_build_image(images)
+            stack.enter_context(images.hold(image))
+            self._prepare(candidates, image, stack)
+            with RunStore(self.path, self._make_manifest(work.parent, image)) as store:
+                outcome = self._measure(image, store, work.name)
+                status = RunStatus.INTERRUPTED if outcome.interrupted else RunStatus.COMPLETE
+                store.add_event(make_event(EventKind.RUN_ENDED, status.value))
+                store.sync()
+                store.save_manifest(msgspec.structs.replace(store.manifest, status=status, ended_utc=_now()))
+            self.display.step("removing what the run used")
+        return RunResult(self.path, outcome, self.missing)
 
+    def _probe(self, context: BackendContext) -> list[tuple[BackendChoice, Backend]]:
+        """The backends that can work here. Raises UnavailableError if none does."""
+        candidates = []
+        for choice in self.suite.backends:
+            backend = choice.type(msgspec.structs.replace(context, options=choice.options))
+            here = backend.probe()
+            if here.available:
+                candidates.append((choice, backend))
+            else:
+                self.missing[choice.name] = here
+        if not candidates:
+            raise self._nothing("works here")
+        for name, here in self.missing.items():
+            self.display.step(f"{name} is not available: {here.reason}")
+        return candidates
 
-def _measure(
-    suite: Suite,
-    image: Image,
-    prepared: Prepared,
-    store: RunStore,
-    display: Display,
-    identity: str,
-    earlier: LoadedRun | None,
-) -> Outcome:
-    done = done_instances(earlier.events) if earlier else set()
-    attempts = Counter(
-        attempt_of(event.instance)[0]
-        for event in (earlier.events if earlier else ())
-        if event.kind is EventKind.INSTANCE_STARTED
-    )
-    plan = [planned for planned in make_design(suite) if planned.identifier not in done]
-    kind = EventKind.RUN_RESUMED if earlier else EventKind.RUN_STARTED
-    store.add_event(make_event(kind, details={"instances": len(plan), "cpus": suite.envelope.cpus}))
-    labels = {name: description.label for name, description in prepared.descriptions.items()}
-    reasons = {name: availability.reason for name, availability in prepared.unavailable.items()}
-    sampler = Sampler(suite, store.manifest.baseline)
-    if earlier is not None and sampler.is_wanted:
-        sampler.catch_up(earlier.samples, earlier.events)
-    watched = Watched(display, sampler)
-    runner = Runner(
-        suite,
-        image,
-        prepared.ready,
-        store,
-        watched,
-        identity=identity,
-        unavailable=reasons,
-        on_sample=sampler.add,
-    )
-    display.plan(suite, plan, labels)
-    try:
-        outcome = runner.run(plan, attempts)
-        if sampler.is_wanted:
-            outcome = run_until_precise(sampler, runner, store, display, outcome=outcome, attempts=attempts, done=done)
-        return outcome
-    finally:
-        display.finished()
+    def _find_or_build_image(self, images: ImageStore) -> Image:
+        """The image of the suite: the one it names, or the one of its packages, built if it is not in the cache."""
+        if self.suite.file.image.use:
+            return images.get(self.suite.file.image.use)
+        recipe = Recipe.of(self.suite.packages())
+        if (found := images.find(recipe)) is not None:
+            self.display.step(f"image {found.digest[:12]} is in the cache")
+            return found
+        self.display.step("building the image (once; it is kept in the cache)")
+        image = images.build(recipe, progress=lambda text: self.display.step(f"  {text}"))
+        self.display.step(f"image {image.digest[:12]} is built")
+        return image
 
+    def _prepare(
+        self, candidates: Sequence[tuple[BackendChoice, Backend]], image: Image, stack: contextlib.ExitStack
+    ) -> None:
+        """Prepare the backends; each is closed with ``stack``. Raises UnavailableError if none could be."""
+        for choice, backend in candidates:
+            stack.callback(backend.close)
+            try:
+                description = _describe(backend, image, self.suite.envelope)
+            except TareError as error:
+                self.missing[choice.name] = Availability(available=False, reason=error.message, remedy=error.remedy)
+                self.display.step(f"{choice.name} is not available: {error.message}")
+                continue
+            label = description.label if choice.name == choice.type.name else f"{choice.name}: {description.label}"
+            # A backend knows its type only, and the suite may have several of it.
+            confounds = tuple(msgspec.structs.replace(found, backend=choice.name) for found in description.confounds)
+            self.ready[choice.name] = backend
+            self.descriptions[choice.name] = msgspec.structs.replace(description, label=label, confounds=confounds)
+            self.display.step(f"{label} is ready")
+        if not self.ready:
+            raise self._nothing("could be prepared")
 
-def _probe(
-    suite: Suite, context: BackendContext
-) -> tuple[list[tuple[BackendChoice, Backend]], dict[str, Availability]]:
-    """Ask every backend whether it works here. Raises UnavailableError if none does."""
-    candidates, unavailable = [], {}
-    for choice in suite.backends:
-        backend = choice.type(msgspec.structs.replace(context, options=choice.options))
-        availability = backend.probe()
-        if availability.available:
-            candidates.append((choice, backend))
-        else:
-            unavailable[choice.name] = availability
-    if not candidates:
-        lines = "\n".join(f"  {name}: {here.reason}" for name, here in unavailable.items())
-        remedies = "; ".join(dict.fromkeys(here.remedy for here in unavailable.values() if here.remedy))
-        raise UnavailableError(f"no backend of the suite works here:\n{lines}", remedy=remedies or None)
-    return candidates, unavailable
+    def _nothing(self, worked: str) -> UnavailableError:
+        reasons = "\n".join(f"  {name}: {here.reason}" for name, here in self.missing.items())
+        remedies = "; ".join(dict.fromkeys(here.remedy for here in self.missing.values() if here.remedy))
+        return UnavailableError(f"no backend of the suite {worked}:\n{reasons}", remedy=remedies or None)
 
+    def _make_manifest(self, storage: Path, image: Image) -> Manifest:
+        """Raises RunDirectoryError if a run that goes on began under other conditions."""
+        suite, descriptions = self.suite, self.descriptions
+        facts = (*read_facts(storage), *tuned_facts(journal_file(), HostRoots()))
+        of_backends = (found for description in descriptions.values() for found in description.confounds)
+        workloads = {one.workload.name: one.workload for one in suite.subjects if one.workload is not None}
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            run=self.path.name,
+            tare_version=version("tarebench"),
+            status=RunStatus.RUNNING,
+            seed=suite.sampling.seed,
+            started_utc=_now(),
+            ended_utc="",
+            suite=suite.file.written(),
+            envelope=suite.envelope,
+            image=_image_record(image),
+            host=facts,
+            host_summary=summarise(facts),
+            backends=descriptions,
+            unavailable=self.missing,
+            confounds=(*host_confounds(facts, suite.envelope.cpus), *of_backends),
+            metrics={f"{one.owner}/{metric.name}": metric for one in suite.subjects for metric in one.metrics},
+            planned_instances=len(make_design(suite)),
+            command_line=tuple(sys.argv),
+            baseline=suite.file.report.baseline or _default_baseline(descriptions),
+            workloads={name: WorkloadTraits(one.category, one.fixed_time) for name, one in workloads.items()},
+            fingerprint=host_fingerprint(),
+            experiments={one.experiment.name: one.experiment.traits for one in suite.subjects},
+            precision={
+                one.cell("").subject: one.sampling.precision for one in suite.subjects if one.sampling.precision
+            },
+        )
+        if self.earlier is None:
+            return manifest
+        before = self.earlier.manifest
+        _refuse_other_conditions(self.path, before, manifest)
+        return msgspec.structs.replace(manifest, started_utc=before.started_utc, run=before.run)
 
-def _prepare(
-    suite: Suite,
-    candidates: Sequence[tuple[BackendChoice, Backend]],
-    unavailable: Mapping[str, Availability],
-    image: Image,
-    display: Display,
-    stack: contextlib.ExitStack,
-) -> Prepared:
-    ready: dict[str, Backend] = {}
-    descriptions: dict[str, BackendDescription] = {}
-    missing = dict(unavailable)
-    for name, here in unavailable.items():
-        display.step(f"{name} is not available: {here.reason}")
-    for choice, backend in candidates:
-        stack.callback(backend.close)
+    def _measure(self, image: Image, store: RunStore, identity: str) -> Outcome:
+        suite, events = self.suite, self.earlier.events if self.earlier else []
+        done = done_instances(events)
+        started = (event.instance for event in events if event.kind is EventKind.INSTANCE_STARTED)
+        attempts = Counter(attempt_of(instance)[0] for instance in started)
+        plan = [planned for planned in make_design(suite) if planned.identifier not in done]
+        kind = EventKind.RUN_RESUMED if self.earlier else EventKind.RUN_STARTED
+        store.add_event(make_event(kind, details={"instances": len(plan), "cpus": suite.envelope.cpus}))
+        sampler = Sampler(suite, store.manifest.baseline)
+        if self.earlier is not None and sampler.is_wanted:
+            sampler.catch_up(self.earlier.samples, events)
+        runner = Runner(
+            suite,
+            image,
+            self.ready,
+            store,
+            Watched(self.display, sampler),
+            identity=identity,
+            unavailable={name: here.reason for name, here in self.missing.items()},
+            on_sample=sampler.add,
+        )
+        self.display.plan(suite, plan, {name: one.label for name, one in self.descriptions.items()})
         try:
-            description = _describe(backend, image, suite.envelope)
-        except TareError as error:
-            missing[choice.name] = Availability(available=False, reason=error.message, remedy=error.remedy)
-            display.step(f"{choice.name} is not available: {error.message}")
-            continue
-        label = description.label
-        if choice.name != choice.type.name:
-            label = f"{choice.name}: {label}"
-        ready[choice.name] = backend
-        # A backend knows its type only, and the suite may have several of it.
-        confounds = tuple(msgspec.structs.replace(found, backend=choice.name) for found in description.confounds)
-        descriptions[choice.name] = msgspec.structs.replace(description, label=label, confounds=confounds)
-        display.step(f"{label} is ready")
-    if not ready:
-        reasons = "\n".join(f"  {name}: {here.reason}" for name, here in missing.items())
-        raise UnavailableError(f"no backend of the suite could be prepared:\n{reasons}")
-    return Prepared(ready, descriptions, missing)
+            outcome = runner.run(plan, attempts)
+            if sampler.is_wanted:
+                return run_until_precise(
+                    sampler, runner, store, self.display, outcome=outcome, attempts=attempts, done=done
+                )
+            return outcome
+        finally:
+            self.display.finished()
 
 
 def _describe(backend: Backend, image: Image, envelope: Envelope) -> BackendDescription:
@@ -269,88 +283,32 @@ def _describe(backend: Backend, image: Image, envelope: Envelope) -> BackendDesc
     return found
 
 
-def _make_manifest(
-    suite: Suite, path: Path, storage: Path, image: Image, prepared: Prepared, earlier: LoadedRun | None
-) -> Manifest:
-    facts = (*read_facts(storage), *tuned_facts(journal_file(), HostRoots()))
-    confounds = list(host_confounds(facts, suite.envelope.cpus))
-    for description in prepared.descriptions.values():
-        confounds += description.confounds
-    metrics: dict[str, Metric] = {}
-    for subject in suite.subjects:
-        metrics |= {f"{subject.owner}/{metric.name}": metric for metric in subject.metrics}
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        run=path.name,
-        tare_version=version("tarebench"),
-        status=RunStatus.RUNNING,
-        seed=suite.sampling.seed,
-        started_utc=_now(),
-        ended_utc="",
-        suite=suite.file.written(),
-        envelope=suite.envelope,
-        image=_image_record(image),
-        host=facts,
-        host_summary=summarise(facts),
-        backends=prepared.descriptions,
-        unavailable=prepared.unavailable,
-        confounds=tuple(confounds),
-        metrics=metrics,
-        planned_instances=len(make_design(suite)),
-        command_line=tuple(sys.argv),
-        baseline=_baseline(suite, prepared),
-        workloads={
-            one.name: WorkloadTraits(one.category, one.fixed_time)
-            for subject in suite.subjects
-            if (one := subject.workload) is not None
-        },
-        fingerprint=host_fingerprint(),
-        experiments={subject.experiment.name: subject.experiment.traits for subject in suite.subjects},
-        precision={
-            subject.cell("").subject: subject.sampling.precision
-            for subject in suite.subjects
-            if subject.sampling.precision
-        },
-    )
-    if earlier is None:
-        return manifest
-    _refuse_other_conditions(path, earlier.manifest, manifest)
-    return msgspec.structs.replace(manifest, started_utc=earlier.manifest.started_utc, run=earlier.manifest.run)
-
-
-def _baseline(suite: Suite, prepared: Prepared) -> str:
-    """What the others are compared with: what the suite names, else bare metal, else the first backend."""
-    if suite.file.report.baseline:
-        return suite.file.report.baseline
-    kinds = {name: description.kind for name, description in prepared.descriptions.items()}
-    return next((name for name, kind in kinds.items() if kind is IsolationKind.BARE_METAL), next(iter(kinds)))
+def _default_baseline(backends: Mapping[str, BackendDescription]) -> str:
+    """Bare metal if there is any, else the first backend."""
+    bare = (name for name, description in backends.items() if description.kind is IsolationKind.BARE_METAL)
+    return next(bare, next(iter(backends)))
 
 
 def _refuse_other_conditions(path: Path, earlier: Manifest, now: Manifest) -> None:
     """A run goes on only where it began: other conditions in the middle would be a confound that nobody sees."""
-    differ = []
-    origin, here = earlier.fingerprint, now.fingerprint
-    if origin.digest and origin.digest != here.digest:
-        parts = [name for name, part in origin.made_from.items() if part != here.made_from.get(name)]
-        differ.append(f"host: {origin.digest} then, {here.digest} now ({', '.join(parts)})")
-    names = ("host name", "cpu model", "cpus", "memory", "kernel", "storage file system")
-    before, after = ({fact.name: fact.text for fact in one.host} for one in (earlier, now))
-    differ += [
-        f"{name}: {before.get(name)} then, {after.get(name)} now"
-        for name in names
-        if before.get(name) != after.get(name)
+    here = _conditions(now)
+    differ = [
+        f"  {name}: {then} then, {here.get(name, 'not available')} now"
+        for name, then in _conditions(earlier).items()
+        if then != here.get(name)
     ]
-    if earlier.image["digest"] != now.image["digest"]:
-        differ.append(f"image: {earlier.image['digest'][:19]} then, {now.image['digest'][:19]} now")
-    if earlier.envelope != now.envelope:
-        differ.append(f"envelope: {earlier.envelope} then, {now.envelope} now")
-    for name, description in earlier.backends.items():
-        label = now.backends[name].label if name in now.backends else "not available"
-        if label != description.label:
-            differ.append(f"backend {name}: {description.label} then, {label} now")
     if differ:
-        listed = "\n".join(f"  {line}" for line in differ)
+        listed = "\n".join(differ)
         raise RunDirectoryError(f"{path} cannot go on here, because these differ:\n{listed}", remedy="start a new run")
+
+
+def _conditions(run: Manifest) -> dict[str, Any]:
+    facts = {fact.name: fact.text for fact in run.host}
+    names = ("host name", "cpu model", "cpus", "memory", "kernel", "storage file system")
+    host = {"host": run.fingerprint.digest} if run.fingerprint.digest else {}  # runs of schema 1 have none
+    backends = {f"backend {name}": description.label for name, description in run.backends.items()}
+    fixed = {"image": run.image["digest"][:19], "envelope": run.envelope}
+    return host | {name: facts.get(name) for name in names} | fixed | backends
 
 
 def _image_record(image: Image) -> dict[str, object]:
