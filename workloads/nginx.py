@@ -15,6 +15,7 @@ from tare.bench.errors import ParseError
 from tare.bench.model import (
     SCRATCH,
     SERVER,
+    Category,
     Command,
     Commands,
     Completed,
@@ -190,6 +191,41 @@ class Nginx(TimedWorkload):
         counts = _counts(one_match(_TOOL, "the latency", _LATENCY, text))
         bounds = tuple(_number("a latency", value, text, exponent=-6) for value, _ in counts)
         return [Histogram("http.latency", Unit.SECOND, bounds, tuple(int(count) for _, count in counts))]
+
+
+class NginxConnections(TimedWorkload):
+    """How fast TCP connections are made and taken down: the handshake, one request of a few bytes, the end.
+
+    The server closes, so that what waits after the end (TIME_WAIT) is on its side.
+    """
+
+    name = "nginx-connections"
+    summary = "new TCP connections: each carries one small request, by a number of clients at a time"
+    packages = Nginx.packages
+    licence = Nginx.licence
+    category = Category.NETWORK
+    metrics = (
+        rate_of(
+            "connections.per_second",
+            "Connections that were made, had their request answered and were closed, in a second.",
+        ),
+    )
+
+    class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+        """``clients`` is how many connections there are at a time."""
+
+        clients: Annotated[int, Meta(ge=1, le=1000)] = 10
+        runtime_s: WholeSeconds = 1
+
+    def commands(self, params: Params, envelope: Envelope) -> Commands:
+        """Those of nginx with a page of 64 bytes, and connections that are not kept."""
+        chosen = Nginx.Params(connections=params.clients, keep_alive=False, page_size="64B", runtime_s=params.runtime_s)
+        return Nginx().commands(chosen, envelope)
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The rate of requests, as each had its own connection."""
+        rates = {one.metric: one.value for one in Nginx().parse(completed)}
+        return [Measurement("connections.per_second", rates["http.requests_per_second"])]
 
 
 _HALF_PRINTED = 0.0051

@@ -5,7 +5,7 @@ privilege, and Debian's ``perf`` is one binary that runs on any kernel.
 """
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -53,7 +53,46 @@ _SLOWEST = 100
 Loops = Annotated[int, Meta(ge=100, le=1_000_000_000, description="how many operations one measurement makes")]
 
 
-class SchedPipe(Workload):
+class _Bench(Workload):
+    """What all have in common."""
+
+    packages = ("linux-perf",)
+    licence = "GPL-2.0-only"
+    category = Category.KERNEL
+
+    @classmethod
+    def timeout_s(cls, params: Any, times: float = 1.0) -> float:
+        """How long its command may take, ``times`` as long as others."""
+        return START_MARGIN_S + _SLOWEST * times * cls.duration_s(params)
+
+
+class _Loop(_Bench):
+    """A number of operations, ``params.loops``, in a ``form`` that has their time and their rate."""
+
+    form: ClassVar[re.Pattern[str]]
+    prefix: ClassVar[str]
+    nominal_operation_s: ClassVar[float]
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """Both figures as perf prints them: six decimals of a microsecond, whole operations."""
+        match, text = _match(completed, self.form)
+        time_s = positive(_TOOL, "the time of an operation", match["microseconds"], text, exponent=-6)
+        rate = positive(_TOOL, "the rate", match["rate"], text)
+        # perf derives both from one interval and cuts the rate to a whole number.
+        if not rate <= 1 / time_s * (1 + 1e-4) or not 1 / time_s * (1 - 1e-4) < rate + 1:
+            refuse(_TOOL, f"{match['rate']} ops/sec and {match['microseconds']} usecs/op exclude each other", text)
+        return [
+            Measurement(f"{self.prefix}.operations_per_second", rate),
+            Measurement(f"{self.prefix}.time_per_operation", time_s),
+        ]
+
+    @classmethod
+    def duration_s(cls, params: Any) -> float:
+        """From the nominal time of an operation."""
+        return float(params.loops * cls.nominal_operation_s)
+
+
+class SchedPipe(_Loop):
     """``perf bench sched pipe``: two tasks hand one token to and fro over two pipes.
 
     On one CPU each operation is two context switches; on several the wake-ups cross CPUs, which costs
@@ -62,9 +101,6 @@ class SchedPipe(Workload):
 
     name = "perf-sched-pipe"
     summary = "context switches: two tasks hand a token to and fro over pipes"
-    packages = ("linux-perf",)
-    licence = "GPL-2.0-only"
-    category = Category.KERNEL
     metrics = (
         rate_of("pipe.operations_per_second", "Round trips of the token between the two tasks in a second."),
         time_of(
@@ -72,7 +108,9 @@ class SchedPipe(Workload):
             "Mean time of one round trip: two writes, two reads and the wake-ups between them.",
         ),
     )
-    nominal_operation_s: ClassVar[float] = 10e-6
+    form = _PIPE
+    prefix = "pipe"
+    nominal_operation_s = 10e-6
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """``threaded`` makes the two tasks threads of one process, which spares the switch of address space."""
@@ -84,31 +122,21 @@ class SchedPipe(Workload):
         """Two tasks, wherever the scheduler puts them within the envelope."""
         threads = ("--threaded",) if params.threaded else ()
         argv = ("perf", "bench", "sched", "pipe", "--loop", str(params.loops), *threads)
-        return Commands(Command(argv, timeout_s=_timeout_s(self.duration_s(params))))
-
-    def parse(self, completed: Completed) -> list[Measurement]:
-        """Both figures as perf prints them: six decimals of a microsecond, whole operations."""
-        return _measurements(completed, _PIPE, "pipe")
-
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """From 10 µs a round trip."""
-        return params.loops * cls.nominal_operation_s
+        return Commands(Command(argv, timeout_s=self.timeout_s(params)))
 
 
-class Syscall(Workload):
+class Syscall(_Loop):
     """``perf bench syscall basic``: getppid() in a loop, the way into the kernel and back and next to nothing else."""
 
     name = "perf-syscall"
     summary = "system calls: getppid() in a loop, on one CPU"
-    packages = ("linux-perf",)
-    licence = "GPL-2.0-only"
-    category = Category.KERNEL
     metrics = (
         rate_of("syscall.operations_per_second", "Calls of getppid() in a second by one thread."),
         time_of("syscall.time_per_operation", "Mean time of one getppid(), the loop around it included."),
     )
-    nominal_operation_s: ClassVar[float] = 0.2e-6
+    form = _SYSCALL
+    prefix = "syscall"
+    nominal_operation_s = 0.2e-6
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """``loops`` is the number of calls."""
@@ -118,19 +146,10 @@ class Syscall(Workload):
     def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - one thread on any envelope
         """One thread, on one CPU of the envelope."""
         argv = ("perf", "bench", "syscall", "basic", "--loop", str(params.loops))
-        return Commands(Command(argv, timeout_s=_timeout_s(self.duration_s(params))))
-
-    def parse(self, completed: Completed) -> list[Measurement]:
-        """Both figures as perf prints them: six decimals of a microsecond, whole operations."""
-        return _measurements(completed, _SYSCALL, "syscall")
-
-    @classmethod
-    def duration_s(cls, params: Params) -> float:
-        """From 0.2 µs a call."""
-        return params.loops * cls.nominal_operation_s
+        return Commands(Command(argv, timeout_s=self.timeout_s(params)))
 
 
-class SchedMessaging(Workload):
+class SchedMessaging(_Bench):
     """``perf bench sched messaging`` (hackbench): in each group, 20 senders write to all of 20 receivers.
 
     Many more tasks than CPUs: what is measured is how the scheduler copes, and what a wake-up costs.
@@ -138,9 +157,6 @@ class SchedMessaging(Workload):
 
     name = "perf-sched-messaging"
     summary = "scheduling: groups of 20 senders and 20 receivers that pass messages"
-    packages = ("linux-perf",)
-    licence = "GPL-2.0-only"
-    category = Category.KERNEL
     metrics = (
         time_of(
             "messaging.time",
@@ -171,7 +187,7 @@ class SchedMessaging(Workload):
         options = ("-t",) * params.threaded + ("-p",) * params.pipe
         argv = ("perf", "bench", "sched", "messaging", "-g", str(params.groups), "-l", str(params.loops), *options)
         # An emulated guest starts tasks slowly, and spends most of its time between them.
-        timeout_s = _timeout_s(4 * self.duration_s(params)) + tasks * 0.5
+        timeout_s = self.timeout_s(params, 4) + tasks * 0.5
         return Commands(Command(argv, timeout_s=timeout_s))
 
     def parse(self, completed: Completed) -> list[Measurement]:
@@ -185,13 +201,11 @@ class SchedMessaging(Workload):
         return params.groups * 400 * params.loops * cls.nominal_message_s
 
 
-class Memory(Workload):
+class Memory(_Bench):
     """``perf bench mem``: glibc's memcpy or memset over one buffer, again and again, on one CPU."""
 
     name = "perf-mem"
     summary = "memory: glibc's memcpy or memset over a large buffer, on one CPU"
-    packages = ("linux-perf",)
-    licence = "GPL-2.0-only"
     category = Category.MEMORY
     metrics = (
         bandwidth_of("memcpy.bandwidth", "Bytes copied in a second; buffers that fit the caches show the caches."),
@@ -216,7 +230,7 @@ class Memory(Workload):
         require_memory(envelope, buffers, what, "a smaller size", share=1 / 2)
         size = f"{parse_size(params.size)}B"
         argv = ("perf", "bench", "mem", params.operation, "-f", "default", "-s", size, "-l", str(params.loops))
-        return Commands(Command(argv, timeout_s=_timeout_s(self.duration_s(params))))
+        return Commands(Command(argv, timeout_s=self.timeout_s(params)))
 
     def parse(self, completed: Completed) -> list[Measurement]:
         """The rate as printed; perf's MB and GB are powers of 1024."""
@@ -237,20 +251,3 @@ def _match(completed: Completed, form: re.Pattern[str]) -> tuple[re.Match[str], 
     if match is None:
         refuse(_TOOL, "it is no whole report", text)
     return match, text
-
-
-def _timeout_s(nominal_s: float) -> float:
-    return START_MARGIN_S + _SLOWEST * nominal_s
-
-
-def _measurements(completed: Completed, form: re.Pattern[str], prefix: str) -> list[Measurement]:
-    match, text = _match(completed, form)
-    time_s = positive(_TOOL, "the time of an operation", match["microseconds"], text, exponent=-6)
-    rate = positive(_TOOL, "the rate", match["rate"], text)
-    # perf derives both from one interval and cuts the rate to a whole number.
-    if not rate <= 1 / time_s * (1 + 1e-4) or not 1 / time_s * (1 - 1e-4) < rate + 1:
-        refuse(_TOOL, f"{match['rate']} ops/sec and {match['microseconds']} usecs/op exclude each other", text)
-    return [
-        Measurement(f"{prefix}.operations_per_second", rate),
-        Measurement(f"{prefix}.time_per_operation", time_s),
-    ]

@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 
@@ -129,7 +129,45 @@ class StressNg(TimedWorkload):
         ]
 
 
-class StressNgProcess(TimedWorkload):
+class _Stressors(TimedWorkload):
+    """One of several stressors, ``params.operation``, in as many instances as there are CPUs."""
+
+    packages = ("stress-ng",)
+    licence = "GPL-2.0-or-later"
+    prefix: ClassVar[str]
+    """Of the metrics."""
+    operations: ClassVar[Mapping[str, Operation]]
+
+    def commands(self, params: Any, envelope: Envelope) -> Commands:
+        """The stressor, with a folder of its own where it runs as nobody."""
+        operation = self.operations[params.operation]
+        stressor = (f"--{params.operation}", str(len(envelope.cpus)), *operation.options)
+        if not operation.unprivileged:
+            return Commands(_command(stressor, params.runtime_s))
+        # Only root may open the descriptor by its name: the report goes to a file of nobody's.
+        argv = ("stress-ng", *stressor, "--timeout", f"{params.runtime_s}s", "--metrics", "--temp-path", _FOLDER)
+        script = ("sh", "-c", _UNPRIVILEGED, "sh", *argv)
+        run = Command(script, cwd=_FOLDER, timeout_s=timeout_of(params.runtime_s))
+        make = Command(("install", "-d", "-o", "65534", "-g", "65534", _FOLDER))
+        return Commands(run, setup=(make,), teardown=(Command(("rm", "-rf", _FOLDER)),))
+
+    def parse(self, completed: Completed) -> list[Measurement]:
+        """The rate of operations, checked against their number; the time of one where the stressor reports it."""
+        text, fields = _read_report(completed)
+        operation = self.operations.get(fields["stressor"])
+        if operation is None:
+            refuse(_TOOL, f"it ran {fields['stressor']}", text)
+        rate = _rate(fields, "real-time", ("wall-clock-time",), text)
+        found = [Measurement(f"{self.prefix}.operations_per_second", rate)]
+        if operation.time_field is not None:
+            if operation.time_field not in fields:
+                refuse(_TOOL, f"the field {operation.time_field} is missing", text)
+            time_s = positive(_TOOL, operation.time_field, fields[operation.time_field], text, exponent=-9)
+            found.append(Measurement(f"{self.prefix}.time_per_operation", time_s))
+        return found
+
+
+class StressNgProcess(_Stressors):
     """What processes and threads cost the kernel to make, to start a program in, and to switch between.
 
     Each instance does one after the other, and waits for it. stress-ng runs programs (``exec``) only without root's
@@ -138,8 +176,6 @@ class StressNgProcess(TimedWorkload):
 
     name = "stress-ng-process"
     summary = "processes: fork, vfork, exec, threads, futexes or context switches, one instance a CPU"
-    packages = ("stress-ng",)
-    licence = "GPL-2.0-or-later"
     category = Category.KERNEL
     metrics = (
         rate_of(
@@ -151,7 +187,8 @@ class StressNgProcess(TimedWorkload):
             "Time until a new thread runs (pthread), or of one hand-over between two processes (switch).",
         ),
     )
-    operations: Mapping[str, Operation] = {
+    prefix = "process"
+    operations: ClassVar[Mapping[str, Operation]] = {
         "exec": Operation(("--exec-max", "1"), unprivileged=True),
         "fork": Operation(("--fork-max", "1")),
         "futex": Operation(()),
@@ -166,16 +203,8 @@ class StressNgProcess(TimedWorkload):
         operation: Literal["exec", "fork", "futex", "pthread", "switch", "vfork"] = "fork"
         runtime_s: WholeSeconds = 1
 
-    def commands(self, params: Params, envelope: Envelope) -> Commands:
-        """As many instances as there are CPUs."""
-        return _commands_of(params.operation, self.operations[params.operation], params.runtime_s, envelope)
 
-    def parse(self, completed: Completed) -> list[Measurement]:
-        """The rate, and the time where the stressor has one."""
-        return _measure(completed, "process", self.operations)
-
-
-class StressNgMemory(TimedWorkload):
+class StressNgMemory(_Stressors):
     """What the kernel does for memory: page faults, and mappings made, changed and removed.
 
     In a guest there are two tables of pages to walk, and the host's faults hide behind the guest's.
@@ -183,8 +212,6 @@ class StressNgMemory(TimedWorkload):
 
     name = "stress-ng-memory"
     summary = "memory management: page faults or mappings, one instance a CPU"
-    packages = ("stress-ng",)
-    licence = "GPL-2.0-or-later"
     category = Category.MEMORY
     metrics = (
         rate_of(
@@ -196,7 +223,8 @@ class StressNgMemory(TimedWorkload):
             "Mean time of one page fault (fault) or of one call of mremap (mremap), as stress-ng times it.",
         ),
     )
-    operations: Mapping[str, Operation] = {
+    prefix = "paging"
+    operations: ClassVar[Mapping[str, Operation]] = {
         "fault": Operation((), "nanosecs-per-page-fault"),
         "mmap": Operation(("--mmap-bytes", "1m")),
         "mremap": Operation(("--mremap-bytes", "1m"), "nanosecs-per-mremap-call"),
@@ -208,30 +236,11 @@ class StressNgMemory(TimedWorkload):
         operation: Literal["fault", "mmap", "mremap"] = "fault"
         runtime_s: WholeSeconds = 1
 
-    def commands(self, params: Params, envelope: Envelope) -> Commands:
-        """As many instances as there are CPUs."""
-        return _commands_of(params.operation, self.operations[params.operation], params.runtime_s, envelope)
-
-    def parse(self, completed: Completed) -> list[Measurement]:
-        """The rate, and the time where the stressor has one."""
-        return _measure(completed, "paging", self.operations)
-
 
 def _command(stressor: tuple[str, ...], runtime_s: int) -> Command:
     argv = ("stress-ng", *stressor, "--timeout", f"{runtime_s}s", "--metrics", "--temp-path", SCRATCH)
     timeout_s = timeout_of(runtime_s)
     return Command((*argv, "--yaml", "/proc/self/fd/1"), cwd=SCRATCH, timeout_s=timeout_s)
-
-
-def _commands_of(name: str, operation: Operation, runtime_s: int, envelope: Envelope) -> Commands:
-    stressor = (f"--{name}", str(len(envelope.cpus)), *operation.options)
-    if not operation.unprivileged:
-        return Commands(_command(stressor, runtime_s))
-    # Only root may open the descriptor by its name: the report goes to a file of nobody's.
-    argv = ("stress-ng", *stressor, "--timeout", f"{runtime_s}s", "--metrics", "--temp-path", _FOLDER)
-    run = Command(("sh", "-c", _UNPRIVILEGED, "sh", *argv), cwd=_FOLDER, timeout_s=timeout_of(runtime_s))
-    make = Command(("install", "-d", "-o", "65534", "-g", "65534", _FOLDER))
-    return Commands(run, setup=(make,), teardown=(Command(("rm", "-rf", _FOLDER)),))
 
 
 def _read_report(completed: Completed) -> tuple[str, Mapping[str, str]]:
@@ -247,22 +256,6 @@ def _read_report(completed: Completed) -> tuple[str, Mapping[str, str]]:
             evidence=f"{said}\n{excerpt(text)}",
         )
     return text, _read_fields(document["metrics"], text)
-
-
-def _measure(completed: Completed, prefix: str, operations: Mapping[str, Operation]) -> list[Measurement]:
-    """The rate of operations, checked against their number; the time of one where the stressor tells it."""
-    text, fields = _read_report(completed)
-    operation = operations.get(fields["stressor"])
-    if operation is None:
-        refuse(_TOOL, f"it ran {fields['stressor']}", text)
-    rate = _rate(fields, "real-time", ("wall-clock-time",), text)
-    found = [Measurement(f"{prefix}.operations_per_second", rate)]
-    if operation.time_field is not None:
-        if operation.time_field not in fields:
-            refuse(_TOOL, f"the field {operation.time_field} is missing", text)
-        time_s = positive(_TOOL, operation.time_field, fields[operation.time_field], text, exponent=-9)
-        found.append(Measurement(f"{prefix}.time_per_operation", time_s))
-    return found
 
 
 def _read_fields(metrics: str, text: str) -> Mapping[str, str]:

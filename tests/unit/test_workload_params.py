@@ -15,7 +15,7 @@ from tare.bench.model import SERVER, Commands
 from tare.bench.registry import Plugins, find_backends
 from tare.bench.suite import resolve_suite
 from tare.bench.units import parse_size
-from tare.workloads.corpus import GENERATOR
+from tare.workloads.compression import GENERATOR
 from tare.workloads.stress_ng import STRESSORS, UNSAFE_STRESSORS
 from tests.unit.workload_captures import WORKLOADS, envelope
 

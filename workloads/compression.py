@@ -1,4 +1,4 @@
-"""What the compressors share: a corpus that is the same on every machine, and the reading of what a run of them prints.
+"""xz 5.4 and pixz 1.0, one thread a CPU, on a corpus that is the same on every machine.
 
 The corpus is text of made-up words, as frequent as words are in natural language (Zipf), from Python's own generator of
 random numbers, whose sequence for a seed is the same in every version. It packs to a third, as prose does.
@@ -135,3 +135,38 @@ class Compression(Workload):
         needed = _COMPRESSOR_MEMORY[params.preset] * threads + 3 * size
         what = f"{self.name} with {threads} threads at preset = {params.preset}"
         require_memory(envelope, needed, what, "a lower preset or a smaller size")
+
+
+class Xz(Compression):
+    """``xz -T``: LZMA2 is bound by memory latency when it packs and by branches when it unpacks."""
+
+    name = "xz"
+    summary = "compression: xz packs or unpacks a generated corpus, one thread a CPU"
+    packages = ("xz-utils", "python3")
+    licence = "0BSD"
+
+    def compressor(self, preset: int, threads: int, block_bytes: int, dictionary_bytes: float) -> tuple[str, ...]:
+        """The preset's own dictionary, which a block may be smaller than."""
+        del dictionary_bytes
+        return ("xz", f"-{preset}", f"-T{threads}", f"--block-size={block_bytes}", "--stdout")
+
+    def decompressor(self, threads: int) -> tuple[str, ...]:
+        """With the checksum verified."""
+        return ("xz", "--decompress", f"-T{threads}", "--stdout")
+
+
+class Pixz(Compression):
+    """``pixz -t``: beside the threads that pack one reads and one writes, so that more is handed over."""
+
+    name = "pixz"
+    summary = "compression: pixz packs or unpacks a generated corpus, one thread a CPU"
+    packages = ("pixz", "python3")
+    licence = "BSD-2-Clause"
+
+    def compressor(self, preset: int, threads: int, block_bytes: int, dictionary_bytes: float) -> tuple[str, ...]:
+        """With blocks as pixz states them: as a multiple of the dictionary."""
+        return ("pixz", f"-{preset}", "-t", "-p", str(threads), "-f", f"{block_bytes / dictionary_bytes:.6f}")
+
+    def decompressor(self, threads: int) -> tuple[str, ...]:
+        """With the checksum verified."""
+        return ("pixz", "-d", "-t", "-p", str(threads))
