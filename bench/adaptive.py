@@ -20,13 +20,13 @@ from tare.bench.model import Cell, Direction, Event, EventKind, PlannedInstance,
 from tare.bench.settings import leading_metric
 from tare.bench.stats import CellBlocks, Precision, Standing, compare, precision_of, summarise
 from tare.bench.store import attempt_of
-from tare.bench.suite import Subject, Suite
+from tare.bench.suite import Scenario, Suite
 
 FAILURES = 3
 """A cell whose instances failed so often running is given up."""
 
 
-class Ending(StrEnum):
+class SamplingEnd(StrEnum):
     """Why no further block is run."""
 
     REACHED = "every cell that can reach the precision has reached it"
@@ -49,26 +49,26 @@ class Sampler:
         """``baseline`` is the name of the backend that others are compared with."""
         self._suite = suite
         self._baseline = baseline
-        self._subjects = {one.cell("").subject: one for one in suite.subjects if one.sampling.precision}
+        self._scenarios = {one.key: one for one in suite.scenarios if one.sampling.precision}
         self._samples: dict[tuple[str, str, str], _Growing] = defaultdict(_Growing)
         self._seconds: dict[str, list[float]] = defaultdict(list)
         self._failures: dict[str, int] = defaultdict(int)
         self._spent_s = 0.0
         self._budget_s = suite.sampling.max_time
-        self.ending: Ending | None = None
+        self.ending: SamplingEnd | None = None
 
     @property
     def is_wanted(self) -> bool:
         """Whether the suite asks for a precision at all."""
-        return bool(self._subjects)
+        return bool(self._scenarios)
 
     def add(self, sample: Sample) -> None:
         """Take note of a sample; of those that count for a precision it keeps the value."""
         if sample.warmup or sample.metric.startswith(HARNESS_METRICS):
             return
-        subject = _subject_of(sample)
-        if subject in self._subjects:
-            self._samples[subject, sample.metric, sample.backend].add(sample)
+        key = Cell(sample.experiment, sample.workload, sample.params, "").subject
+        if key in self._scenarios:
+            self._samples[key, sample.metric, sample.backend].add(sample)
 
     def ended(self, cell: str, seconds: float, *, failed: bool) -> None:
         """Take note of how long an instance of a cell took, and whether it failed."""
@@ -97,36 +97,38 @@ class Sampler:
         block = fixed_blocks(self._suite) + further
         wanting = {one.cell for one in self.standings(block) if one.precision.standing is Standing.NOT_REACHED}
         if not wanting:
-            self.ending = Ending.REACHED
+            self.ending = SamplingEnd.REACHED
             return []
-        cells = {cell for subject in self._subjects.values() for cell in self._taking_part(subject, wanting, further)}
+        cells = {
+            cell for scenario in self._scenarios.values() for cell in self._taking_part(scenario, wanting, further)
+        }
         plan = further_block(self._suite, block, cells)
         if not plan:
-            self.ending = Ending.BLOCKS
+            self.ending = SamplingEnd.BLOCKS
             return []
         expected = sum(self._expected_s(planned.cell.key) for planned in plan)
         if self._spent_s + expected > self._budget_s and not any(one.identifier in begun for one in plan):
-            self.ending = Ending.TIME
+            self.ending = SamplingEnd.TIME
             return []
         return plan
 
     def standings(self, block: int | None = None) -> list[CellStanding]:
         """Where every cell stands that a precision is asked of, by the samples of the blocks before ``block``."""
         found = []
-        for key, subject in self._subjects.items():
-            metric = self._leading(key, subject)
+        for key, scenario in self._scenarios.items():
+            metric = self._leading(key, scenario)
             blocks = {}
             for choice in self._suite.backends:
                 own = self._samples.get((key, metric, choice.name))
                 series = own.samples(block) if own is not None else None
                 if series is not None and len(series.values):
-                    warm_up = series.find_warm_up(subject.experiment.traits, seed=self._suite.sampling.seed)
+                    warm_up = series.find_warm_up(scenario.experiment.traits, seed=self._suite.sampling.seed)
                     blocks[choice.name] = series.after(warm_up).by_block()
             for choice in self._suite.backends:
                 if choice.name == self._baseline and len(self._suite.backends) > 1 and self._baseline in blocks:
                     continue
-                cell = subject.cell(choice.name).key
-                precision = self._precision(subject, blocks, choice.name)
+                cell = scenario.cell(choice.name).key
+                precision = self._precision(scenario, blocks, choice.name)
                 if self._failures[cell] >= FAILURES and precision.standing is Standing.NOT_REACHED:
                     note = f"its last {self._failures[cell]} instances failed"
                     precision = msgspec.structs.replace(precision, standing=Standing.CANNOT, note=note)
@@ -143,8 +145,8 @@ class Sampler:
             "cells": [msgspec.to_builtins(one) for one in standings],
         }
 
-    def _precision(self, subject: Subject, blocks: dict[str, CellBlocks], backend: str) -> Precision:
-        wanted, seed = subject.sampling.precision or 0.0, self._suite.sampling.seed
+    def _precision(self, scenario: Scenario, blocks: dict[str, CellBlocks], backend: str) -> Precision:
+        wanted, seed = scenario.sampling.precision or 0.0, self._suite.sampling.seed
         own, base = blocks.get(backend), blocks.get(self._baseline)
         if own is None:
             return Precision(Standing.CANNOT, wanted, None, 0, None, "nothing was measured")
@@ -153,18 +155,18 @@ class Sampler:
             return precision_of(found, found.n_blocks, wanted)
         return precision_of(summarise(own, seed=seed), len(own.blocks), wanted)
 
-    def _leading(self, key: str, subject: Subject) -> str:
-        measured = {metric for subject_key, metric, _ in self._samples if subject_key == key}
-        names = [metric.name for metric in subject.metrics if metric.name in measured]
-        return leading_metric(subject.experiment.traits, names) or ""
+    def _leading(self, key: str, scenario: Scenario) -> str:
+        measured = {metric for scenario_key, metric, _ in self._samples if scenario_key == key}
+        names = [metric.name for metric in scenario.metrics if metric.name in measured]
+        return leading_metric(scenario.experiment.traits, names) or ""
 
-    def _taking_part(self, subject: Subject, wanting: set[str], further: int) -> set[str]:
-        most = subject.sampling.max_blocks
-        if most is not None and subject.sampling.blocks + further >= most:
+    def _taking_part(self, scenario: Scenario, wanting: set[str], further: int) -> set[str]:
+        most = scenario.sampling.max_blocks
+        if most is not None and scenario.sampling.blocks + further >= most:
             return set()
-        cells = {cell for choice in self._suite.backends if (cell := subject.cell(choice.name).key) in wanting}
+        cells = {cell for choice in self._suite.backends if (cell := scenario.cell(choice.name).key) in wanting}
         names = [choice.name for choice in self._suite.backends]
-        return cells | {subject.cell(self._baseline).key} if cells and self._baseline in names else cells
+        return cells | {scenario.cell(self._baseline).key} if cells and self._baseline in names else cells
 
     def _expected_s(self, cell: str) -> float:
         seen = self._seconds.get(cell)
@@ -196,7 +198,3 @@ class _Growing:
         instances, blocks, iterations = numbers[kept].T
         found = CellSamples(np.array(self._values)[kept], instances, blocks, iterations)
         return found if before is None else found.where(blocks < before)
-
-
-def _subject_of(sample: Sample) -> str:
-    return Cell(sample.experiment, sample.workload, sample.params, "").subject

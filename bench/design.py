@@ -1,6 +1,6 @@
 """The design of a run: randomised complete blocks, interleaved over the backends, from a seed.
 
-In a block every cell has its instances once. Subjects come in random order, and the backends of one subject
+In a block every cell has its instances once. Scenarios come in random order, and the backends of one scenario
 directly after one another in random order, so that a drift of the host falls on all of them alike, and what is
 compared lies close together in time.
 """
@@ -10,7 +10,7 @@ import random
 from collections.abc import Collection, Sequence
 
 from tare.bench.model import Cell, PlannedInstance
-from tare.bench.suite import Subject, Suite
+from tare.bench.suite import Scenario, Suite
 
 
 def make_design(suite: Suite) -> list[PlannedInstance]:
@@ -21,13 +21,13 @@ def make_design(suite: Suite) -> list[PlannedInstance]:
     return [
         planned
         for block in range(fixed_blocks(suite))
-        for planned in _block(suite, block, [one for one in suite.subjects if block < one.sampling.blocks])
+        for planned in _block(suite, block, [one for one in suite.scenarios if block < one.sampling.blocks])
     ]
 
 
 def fixed_blocks(suite: Suite) -> int:
     """How many blocks are run in any case."""
-    return max(subject.sampling.blocks for subject in suite.subjects)
+    return max(scenario.sampling.blocks for scenario in suite.scenarios)
 
 
 def further_block(suite: Suite, block: int, cells: Collection[str]) -> list[PlannedInstance]:
@@ -36,18 +36,18 @@ def further_block(suite: Suite, block: int, cells: Collection[str]) -> list[Plan
     Their order is that of a block of all cells that are sampled for a precision: it follows from the seed alone, what
     was measured decides only who takes part.
     """
-    subjects = [subject for subject in suite.subjects if subject.sampling.precision]
-    return [planned for planned in _block(suite, block, subjects) if planned.cell.key in cells]
+    scenarios = [scenario for scenario in suite.scenarios if scenario.sampling.precision]
+    return [planned for planned in _block(suite, block, scenarios) if planned.cell.key in cells]
 
 
-def _block(suite: Suite, block: int, subjects: Sequence[Subject]) -> list[PlannedInstance]:
+def _block(suite: Suite, block: int, scenarios: Sequence[Scenario]) -> list[PlannedInstance]:
     order = random.Random(f"{suite.sampling.seed}/{block}")  # noqa: S311 - a design has to be reproducible
-    shuffled = list(subjects)
+    shuffled = list(scenarios)
     order.shuffle(shuffled)
     plan: list[PlannedInstance] = []
-    for subject in shuffled:
-        for index in range(subject.sampling.instances):
-            cells = [subject.cell(choice.name) for choice in suite.backends]
+    for scenario in shuffled:
+        for index in range(scenario.sampling.instances):
+            cells = [scenario.cell(choice.name) for choice in suite.backends]
             order.shuffle(cells)
             plan.extend(PlannedInstance(_name(block, index, cell), block, index, cell) for cell in cells)
     return plan

@@ -29,10 +29,10 @@ class TimeLeft:
         self._seen: dict[str, list[float]] = defaultdict(list)
         self._by_backend: dict[str, list[float]] = defaultdict(list)
         self._prior: dict[str, float] = {}
-        for subject in suite.subjects:
-            iterations = subject.sampling.warmup + subject.sampling.iterations
-            work = subject.workload.duration_s(subject.params) * iterations if subject.workload else 0.0
-            self._prior[subject.cell("").subject] = work
+        for scenario in suite.scenarios:
+            iterations = scenario.sampling.warmup + scenario.sampling.iterations
+            work = scenario.workload.duration_s(scenario.params) * iterations if scenario.workload else 0.0
+            self._prior[scenario.key] = work
 
     def extend(self, plan: Sequence[PlannedInstance]) -> None:
         """More instances follow those that are left."""
@@ -87,7 +87,7 @@ class RunDisplay:
         self._left = TimeLeft(suite, plan)
         self._labels = labels
         self._blocks = max((planned.block for planned in plan), default=0) + 1
-        self._until_precise = any(subject.sampling.precision for subject in suite.subjects)
+        self._until_precise = any(scenario.sampling.precision for scenario in suite.scenarios)
         if self.console.is_terminal:
             self._live = Progress(
                 SpinnerColumn(),

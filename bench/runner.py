@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ from tare.bench.model import (
     Usage,
 )
 from tare.bench.store import RunStore
-from tare.bench.suite import Subject, Suite
+from tare.bench.suite import Scenario, Suite
 
 CLOCK_TOLERANCE = 0.05
 """A guest's own duration may differ from the host's by this share, or by CLOCK_TOLERANCE_S, before it is flagged."""
@@ -49,6 +49,16 @@ class Observer(Protocol):
 
     def instance_ended(self, planned: PlannedInstance, failure: str | None, seconds: float) -> None:
         """It ended, with the reason if it failed."""
+
+
+class Listener(Protocol):
+    """Takes note of what a run measures and how long that takes; what decides on further blocks is one."""
+
+    def add(self, sample: Sample) -> None:
+        """A sample is in the store."""
+
+    def ended(self, cell: str, seconds: float, *, failed: bool) -> None:
+        """An instance of a cell ended."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -72,12 +82,11 @@ class Runner:
         *,
         identity: str,
         unavailable: Mapping[str, str],
-        on_sample: Callable[[Sample], None] = lambda _: None,
+        listener: Listener | None = None,
     ) -> None:
         """``backends`` are prepared, by name in the suite; ``unavailable`` has the reason for those not here.
 
         ``identity`` is unique to this process on this host, so that instances of two runs never share a name.
-        ``on_sample`` is called with every sample once it is in the store.
         """
         self.suite = suite
         self.image = image
@@ -86,8 +95,8 @@ class Runner:
         self.observer = observer
         self.identity = identity
         self.unavailable = unavailable
-        self.on_sample = on_sample
-        self._subjects = {subject.cell("").subject: subject for subject in suite.subjects}
+        self.listener = listener
+        self._scenarios = {scenario.key: scenario for scenario in suite.scenarios}
 
     def run(self, plan: Sequence[PlannedInstance], attempts: Mapping[str, int], *, before: int = 0) -> Outcome:
         """Run what is planned. ``attempts`` says how often an instance was begun before, in a run that is resumed.
@@ -105,9 +114,12 @@ class Runner:
             except KeyboardInterrupt:
                 self.store.sync()
                 return Outcome(done, failed, interrupted=True)
+            seconds = time.monotonic() - started
             done += failure is None
             failed += failure is not None
-            self.observer.instance_ended(planned, failure, time.monotonic() - started)
+            if self.listener is not None:
+                self.listener.ended(planned.cell.key, seconds, failed=failure is not None)
+            self.observer.instance_ended(planned, failure, seconds)
         return Outcome(done, failed, interrupted=False)
 
     def _run_instance(self, planned: PlannedInstance, attempt: int) -> str | None:
@@ -121,9 +133,9 @@ class Runner:
         try:
             if cell.backend not in self.backends:
                 raise BackendError(f"not available: {self.unavailable[cell.backend]}")  # noqa: TRY301 - as any failure
-            subject = self._subjects[cell.subject]
-            live = _LiveRun(self, planned, name, subject, meter, limits_met)
-            subject.experiment().run(live)
+            scenario = self._scenarios[cell.subject]
+            live = _LiveRun(self, planned, name, scenario, meter, limits_met)
+            scenario.experiment().run(live)
         except StoreError:
             raise
         except (TareError, OSError) as raised:
@@ -168,7 +180,7 @@ class _LiveRun:
         runner: Runner,
         planned: PlannedInstance,
         name: str,
-        subject: Subject,
+        scenario: Scenario,
         meter: DisturbanceMeter,
         limits_met: LimitsMet,
     ) -> None:
@@ -177,16 +189,16 @@ class _LiveRun:
         self._name = name
         self._meter = meter
         self._limits_met = limits_met
-        self._experiment: type[Experiment] = subject.experiment
-        self._warmup = subject.sampling.warmup
+        self._experiment: type[Experiment] = scenario.experiment
+        self._warmup = scenario.sampling.warmup
         self._commands = 0
         self._starts = itertools.count(1)
-        self.workload: Workload | None = subject.workload() if subject.workload else None
-        self.params = subject.params
-        self.options = subject.options
+        self.workload: Workload | None = scenario.workload() if scenario.workload else None
+        self.params = scenario.params
+        self.options = scenario.options
         self.envelope: Envelope = runner.suite.envelope
         self._given = self.envelope
-        self.iterations = subject.sampling.warmup + subject.sampling.iterations
+        self.iterations = scenario.sampling.warmup + scenario.sampling.iterations
         backend = runner.backends.get(planned.cell.backend)
         self.concurrent_starts = 1 if backend is None else backend.concurrent_starts
 
@@ -265,7 +277,8 @@ class _LiveRun:
             host=self._runner.store.manifest.fingerprint.digest,
         )
         self._runner.store.add_sample(sample)
-        self._runner.on_sample(sample)
+        if self._runner.listener is not None:
+            self._runner.listener.add(sample)
 
     def record_histogram(self, histogram: Histogram, *, iteration: int, raw: str) -> None:
         cell = self._planned.cell

@@ -49,7 +49,7 @@ from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
 from tare.bench.trees import make_work_folder
 from tare.bench.tune import journal_file, tuned_facts
-from tare.bench.until_precise import ShowsBlocks, Watched, run_until_precise
+from tare.bench.until_precise import ShowsBlocks, run_until_precise
 
 
 class Display(Observer, ShowsBlocks, Protocol):
@@ -201,7 +201,7 @@ class _Session:
         suite, descriptions = self.suite, self.descriptions
         facts = (*read_facts(storage), *tuned_facts(journal_file(), HostRoots()))
         of_backends = (found for description in descriptions.values() for found in description.confounds)
-        workloads = {one.workload.name: one.workload for one in suite.subjects if one.workload is not None}
+        workloads = {one.workload.name: one.workload for one in suite.scenarios if one.workload is not None}
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             run=self.path.name,
@@ -218,16 +218,14 @@ class _Session:
             backends=descriptions,
             unavailable=self.missing,
             confounds=(*host_confounds(facts, suite.envelope.cpus), *of_backends),
-            metrics={f"{one.owner}/{metric.name}": metric for one in suite.subjects for metric in one.metrics},
+            metrics={f"{one.owner}/{metric.name}": metric for one in suite.scenarios for metric in one.metrics},
             planned_instances=len(make_design(suite)),
             command_line=tuple(sys.argv),
             baseline=suite.file.report.baseline or _default_baseline(descriptions),
             workloads={name: WorkloadTraits(one.category, one.fixed_time) for name, one in workloads.items()},
             fingerprint=host_fingerprint(),
-            experiments={one.experiment.name: one.experiment.traits for one in suite.subjects},
-            precision={
-                one.cell("").subject: one.sampling.precision for one in suite.subjects if one.sampling.precision
-            },
+            experiments={one.experiment.name: one.experiment.traits for one in suite.scenarios},
+            precision={one.key: one.sampling.precision for one in suite.scenarios if one.sampling.precision},
         )
         if self.earlier is None:
             return manifest
@@ -251,10 +249,10 @@ class _Session:
             image,
             self.ready,
             store,
-            Watched(self.display, sampler),
+            self.display,
             identity=identity,
             unavailable={name: here.reason for name, here in self.missing.items()},
-            on_sample=sampler.add,
+            listener=sampler,
         )
         self.display.plan(suite, plan, {name: one.label for name, one in self.descriptions.items()})
         try:

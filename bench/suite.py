@@ -40,7 +40,7 @@ class BackendChoice(msgspec.Struct, frozen=True):
     key: str = ""
 
 
-class Subject(msgspec.Struct, frozen=True):
+class Scenario(msgspec.Struct, frozen=True):
     """What is compared across backends: an experiment with one workload and one set of parameters.
 
     ``params`` is a value of the workload's ``Params`` and ``options`` one of the experiment's ``Options``; ``given`` is
@@ -55,8 +55,13 @@ class Subject(msgspec.Struct, frozen=True):
     options: Any = NoOptions()
 
     def cell(self, backend: str) -> Cell:
-        """The cell of this subject on one backend."""
+        """The cell of this scenario on one backend."""
         return Cell(self.experiment.name, self.workload.name if self.workload else "", self.given, backend)
+
+    @property
+    def key(self) -> str:
+        """The ``subject`` of its cells."""
+        return self.cell("").subject
 
     @property
     def owner(self) -> str:
@@ -80,7 +85,7 @@ class SuiteSpec(msgspec.Struct, frozen=True):
     path: Path
     file: SuiteFile
     backends: tuple[BackendChoice, ...]
-    subjects: tuple[Subject, ...]
+    scenarios: tuple[Scenario, ...]
 
     @property
     def sampling(self) -> Sampling:
@@ -92,8 +97,8 @@ class SuiteSpec(msgspec.Struct, frozen=True):
         needed = set(self.file.image.packages)
         for choice in self.backends:
             needed.update(choice.type.packages(choice.options))
-        for subject in self.subjects:
-            needed.update(subject.workload.packages if subject.workload else ())
+        for scenario in self.scenarios:
+            needed.update(scenario.workload.packages if scenario.workload else ())
         return tuple(sorted(needed))
 
 
@@ -178,10 +183,10 @@ def resolve_suite(
     _check_precision(path, "sampling", sampling)
     envelope = _nominal_envelope(path, file.envelope)
     choices = tuple(_resolve_backends(path, variants, backends, envelope))
-    subjects = tuple(_resolve_subjects(path, file.experiment, workloads, sampling, envelope))
-    _check_metrics(path, file, subjects)
-    _check_servers(path, choices, subjects)
-    return SuiteSpec(path, file, choices, subjects)
+    scenarios = tuple(_resolve_scenarios(path, file.experiment, workloads, sampling, envelope))
+    _check_metrics(path, file, scenarios)
+    _check_servers(path, choices, scenarios)
+    return SuiteSpec(path, file, choices, scenarios)
 
 
 def _check_baseline(path: Path, wanted: str, variants: "Sequence[_Variant]") -> None:
@@ -261,9 +266,9 @@ def _check_precision(path: Path, key: str, sampling: Sampling) -> None:
         raise SuiteError(f"{path}: {key}.max_blocks", "has a meaning only together with a precision")
 
 
-def _check_metrics(path: Path, file: SuiteFile, subjects: Sequence[Subject]) -> None:
+def _check_metrics(path: Path, file: SuiteFile, scenarios: Sequence[Scenario]) -> None:
     """Every metric that the suite says something about is one that its experiments measure."""
-    known = {f"{subject.owner}/{metric.name}": metric.name for subject in subjects for metric in subject.metrics}
+    known = {f"{scenario.owner}/{metric.name}": metric.name for scenario in scenarios for metric in scenario.metrics}
     for name in file.metric:
         if name not in known and name not in known.values():
             close = difflib.get_close_matches(name, [*known, *known.values()], n=3)
@@ -295,9 +300,9 @@ def _resolve_backends(
     return choices
 
 
-def _check_servers(path: Path, choices: Sequence[BackendChoice], subjects: Sequence[Subject]) -> None:
+def _check_servers(path: Path, choices: Sequence[BackendChoice], scenarios: Sequence[Scenario]) -> None:
     """Every backend has a way to where the services of each experiment are to run."""
-    places = dict.fromkeys(subject.experiment.server_place(subject.options) for subject in subjects)
+    places = dict.fromkeys(scenario.experiment.server_place(scenario.options) for scenario in scenarios)
     for choice, place in itertools.product(choices, places):
         try:
             choice.type.check_server(choice.options, place)
@@ -306,17 +311,17 @@ def _check_servers(path: Path, choices: Sequence[BackendChoice], subjects: Seque
             raise SuiteError(f"{path}: {choice.key}.options", problem) from None
 
 
-def _resolve_subjects(
+def _resolve_scenarios(
     path: Path,
     sections: Sequence[ExperimentSection],
     workloads: Plugins[Workload],
     sampling: Sampling,
     envelope: Envelope,
-) -> list[Subject]:
+) -> list[Scenario]:
     if not sections:
         raise SuiteError(f"{path}: experiment", "the suite names no experiment")
     experiments = find_experiments()
-    subjects: list[Subject] = []
+    scenarios: list[Scenario] = []
     for index, section in enumerate(sections):
         key = f"experiment[{index}]"
         experiment = _look_up(experiments, section.kind, f"{path}: {key}.kind")
@@ -328,7 +333,7 @@ def _resolve_subjects(
         ]
         workload = _find_workload(path, key, section, experiment, workloads)
         if workload is None:
-            subjects += [Subject(experiment, None, None, chosen, own, options) for chosen, options in choices]
+            scenarios += [Scenario(experiment, None, None, chosen, own, options) for chosen, options in choices]
             continue
         _refuse_shared_names(path, key, section)
         for given in _each_combination(section.params):
@@ -336,14 +341,14 @@ def _resolve_subjects(
             commands = _check_commands(path, key, workload, params, envelope)
             for _, options in choices:
                 _check_options(path, key, experiment, options, commands)
-            subjects += [
-                Subject(experiment, workload, params, {**given, **chosen}, own, options) for chosen, options in choices
+            scenarios += [
+                Scenario(experiment, workload, params, {**given, **chosen}, own, options) for chosen, options in choices
             ]
-    names = [subject.cell("").key for subject in subjects]
+    names = [scenario.cell("").key for scenario in scenarios]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise SuiteError(f"{path}: experiment", f"{twice.rstrip('/')} is there twice")
-    return subjects
+    return scenarios
 
 
 def _find_workload(

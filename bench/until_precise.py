@@ -7,7 +7,7 @@ import msgspec
 
 from tare.bench.adaptive import CellStanding, Sampler
 from tare.bench.model import EventKind, PlannedInstance
-from tare.bench.runner import Observer, Outcome, Runner, make_event
+from tare.bench.runner import Outcome, Runner, make_event
 from tare.bench.stats import Standing
 from tare.bench.store import RunStore
 
@@ -17,23 +17,6 @@ class ShowsBlocks(Protocol):
 
     def extend(self, plan: Sequence[PlannedInstance], standing: str) -> None:
         """Show that a block follows that was not planned, and how the run stands."""
-
-
-class Watched:
-    """Passes on to an observer what it is told, and to the sampler how long instances took."""
-
-    def __init__(self, observer: Observer, sampler: Sampler) -> None:
-        self._observer = observer
-        self._sampler = sampler
-
-    def instance_started(self, planned: PlannedInstance, position: int, total: int) -> None:
-        """An instance begins."""
-        self._observer.instance_started(planned, position, total)
-
-    def instance_ended(self, planned: PlannedInstance, failure: str | None, seconds: float) -> None:
-        """It ended."""
-        self._sampler.ended(planned.cell.key, seconds, failed=failure is not None)
-        self._observer.instance_ended(planned, failure, seconds)
 
 
 def run_until_precise(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from tare.bench.analysis import Analysis, Backend
+from tare.bench.analysis import Analysis, MeasuredBackend
 from tare.bench.analysis.density import DensityCell, DensityResult
 from tare.bench.analysis.scaling import Refusal, Scaling
 from tare.bench.capacity.hosts import find_measured_host
@@ -33,7 +33,7 @@ class CurveView(msgspec.Struct, frozen=True):
 class CapacityLine(msgspec.Struct, frozen=True):
     """A backend in the table of capacities, in words; ``found`` are the exact figures: how many, fewest, most."""
 
-    backend: Backend
+    backend: MeasuredBackend
     what: str
     instances: str
     interval: str
@@ -49,7 +49,7 @@ class CapacityView(msgspec.Struct, frozen=True):
 
     sentence: str
     lines: list[CapacityLine]
-    curves: list[tuple[Backend, str, list[CurveView]]]
+    curves: list[tuple[MeasuredBackend, str, list[CurveView]]]
     notes: list[str]
 
 
@@ -76,7 +76,7 @@ def capacity_view(analysis: Analysis) -> CapacityView | None:
     )
 
 
-def _line(plan: HostPlan, cell: DensityCell, backend: Backend) -> CapacityLine:
+def _line(plan: HostPlan, cell: DensityCell, backend: MeasuredBackend) -> CapacityLine:
     unplanned = "; its CPU is emulated and not planned" if plan.type.is_emulated else ""
     each = {(room.resource.value, room.promised): room.each for room in plan.rooms}
     memory, promised = each.get(("memory", False)), each.get(("memory", True))
@@ -97,7 +97,7 @@ def _line(plan: HostPlan, cell: DensityCell, backend: Backend) -> CapacityLine:
     )
 
 
-def _curves(result: DensityResult, backend: Backend, name: str) -> Iterator[CurveView]:
+def _curves(result: DensityResult, backend: MeasuredBackend, name: str) -> Iterator[CurveView]:
     makers = (("m", _memory), ("s", _start), ("t", _throughput))
     for letter, maker in makers:
         if (made := maker(result)) is not None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tare.bench.analysis import Backend
+from tare.bench.analysis import MeasuredBackend
 from tare.bench.units import Unit
 from tare.reports.charts import MOST_POINTS, SHAPES, Chart, accent, display_scale, finished, named, rounded, short_label
 
@@ -23,7 +23,7 @@ class Curve(msgspec.Struct, frozen=True):
     unit: Unit
 
 
-def curve_chart(curve: Curve, backend: Backend, identifier: str) -> Chart:
+def curve_chart(curve: Curve, backend: MeasuredBackend, identifier: str) -> Chart:
     """A curve of one backend, on an axis of its own."""
     import altair as alt
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from tare.bench.analysis import Backend, CellResult, Row, Subject
+from tare.bench.analysis import CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import SteadyMetric
 from tare.bench.stats import Comparison, Verdict
 from tare.bench.units import Unit
@@ -29,7 +29,7 @@ _PERCENTILE = re.compile(r"\.p(?P<percent>\d{2}(?:\.\d+)?)$", re.ASCII)
 class CellView(msgspec.Struct, frozen=True):
     """One line of a table: a metric on a backend."""
 
-    backend: Backend
+    backend: MeasuredBackend
     estimate: float
     unit: str
     value: str
@@ -96,7 +96,7 @@ def _notes(subject: Subject, row: Row, cell: CellResult) -> Iterator[str]:
         yield f"decided by {plural(max(1, round(beyond)), 'operation')} an iteration"
 
 
-def operations_beyond(subject: Subject, row: Row, backend: Backend) -> float | None:
+def operations_beyond(subject: Subject, row: Row, backend: MeasuredBackend) -> float | None:
     """How many operations of an iteration lay beyond a percentile, by the rate beside it; None if it is none."""
     match = _PERCENTILE.search(row.metric.name)
     if match is None:
@@ -111,5 +111,5 @@ def operations_beyond(subject: Subject, row: Row, backend: Backend) -> float | N
     return rate * duration * (1 - float(match["percent"]) / 100)
 
 
-def _centre_on(backend: Backend, rows: Iterable[Row]) -> float | None:
+def _centre_on(backend: MeasuredBackend, rows: Iterable[Row]) -> float | None:
     return next((cell.estimate.centre for row in rows for cell in row.cells if cell.backend == backend), None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tare.bench.analysis import Backend, CellResult, Row
+from tare.bench.analysis import CellResult, MeasuredBackend, Row
 from tare.bench.catalogue import BootMetric
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line
@@ -194,7 +194,7 @@ def look_of(cells: list[CellResult], *, named_above: bool = False) -> dict[str, 
     }
 
 
-def short_label(backend: Backend) -> str:
+def short_label(backend: MeasuredBackend) -> str:
     """A backend's label as an axis can hold it: one line, at most 40 characters."""
     return one_line(backend.label, 40)
 

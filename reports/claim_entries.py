@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from tare.bench.analysis import Analysis, Backend, CellResult, Row, Subject
+from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import RATIO_PREFIX, Builtin
 from tare.bench.model import Direction, Manifest
 from tare.bench.readable import one_line
@@ -112,7 +112,7 @@ def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult
     return Entry(name, at, format_ratio, cell.backend.name, _emulated(analysis, cell))
 
 
-def _kernel_entries(analysis: Analysis, backends: list[Backend]) -> Iterator[Entry]:
+def _kernel_entries(analysis: Analysis, backends: list[MeasuredBackend]) -> Iterator[Entry]:
     """1 where a program inside saw the host's kernel release, else 0."""
     hosts = next((fact.text for fact in analysis.manifest.host if fact.name == "kernel"), "")
     for backend in backends:
@@ -141,6 +141,6 @@ def _emulated(analysis: Analysis, cell: CellResult) -> bool:
     return Kind.EMULATED_VM in kinds_of(analysis.manifest, cell.backend.name)
 
 
-def _name(subject: Subject, row: Row, backend: Backend) -> str:
+def _name(subject: Subject, row: Row, backend: MeasuredBackend) -> str:
     name = metric_name(subject.title, one_line(subject.params_line, 60), one_line(row.metric.name, 60))
     return f"{name} on {backend.label}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from tare.bench.analysis import Analysis, Backend
+from tare.bench.analysis import Analysis, MeasuredBackend
 from tare.bench.analysis.density import DensityCell, DensityResult, Ending, InstanceCost
 from tare.bench.units import Unit, format_size
 from tare.reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named
@@ -27,7 +27,7 @@ _WORDS = {
 class CostBar(msgspec.Struct, frozen=True):
     """An instance's memory in its parts, each with its bytes; ``name`` is unique in the page."""
 
-    backend: Backend
+    backend: MeasuredBackend
     what: str
     total: str
     words: str
@@ -39,7 +39,7 @@ class CostBar(msgspec.Struct, frozen=True):
 class EndingLine(msgspec.Struct, frozen=True):
     """How a ramp ended."""
 
-    backend: Backend
+    backend: MeasuredBackend
     what: str
     ending: Ending
 
@@ -104,7 +104,7 @@ def _parts(cost: InstanceCost) -> Iterator[tuple[str, float]]:
             yield name, size
 
 
-def _bar(backend: Backend, what: str, parts: list[tuple[str, float]], name: str) -> CostBar:
+def _bar(backend: MeasuredBackend, what: str, parts: list[tuple[str, float]], name: str) -> CostBar:
     total = sum(size for _, size in parts)
     words = ", ".join(f"{part} {format_size(size)}" for part, size in parts)
     shown = [(part, format_size(size), size) for part, size in parts]

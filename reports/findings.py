@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from tare.bench.analysis import Analysis, Backend, CellResult, Row, Subject
+from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import CONFOUND_WEIGHTS, BootMetric, ConfoundCode, LimitsMetric, SteadyMetric
 from tare.bench.model import RunStatus
 from tare.bench.readable import one_line
@@ -166,7 +166,7 @@ def _ratio_words(cell: CellResult) -> str:
     return f"{format_ratio_estimate(found)}, {percent(found.level)} interval {format_range(found.low, found.high)}"
 
 
-def _work_finding(analysis: Analysis, backend: Backend) -> str | None:
+def _work_finding(analysis: Analysis, backend: MeasuredBackend) -> str | None:
     """How a backend did in the workloads' own metrics of speed, and in the leading one of each."""
     own = [
         (subject, row, cell)

@@ -6,7 +6,7 @@
 import msgspec
 import numpy as np
 
-from tare.bench.analysis import Backend, CellResult, Row
+from tare.bench.analysis import CellResult, MeasuredBackend, Row
 from tare.bench.units import format_value
 
 _MOST_ROWS = 16
@@ -16,7 +16,7 @@ class GrowthView(msgspec.Struct, frozen=True):
     """A metric by size: ``what`` counts the size; a line a size, a value (in words, exact) a backend."""
 
     what: str
-    backends: list[Backend]
+    backends: list[MeasuredBackend]
     lines: list[tuple[int, list[tuple[str, float | None]]]]
 
 

@@ -5,7 +5,7 @@ import math
 import msgspec
 import numpy as np
 
-from tare.bench.analysis import Analysis, Backend, CellResult, Subject
+from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Subject
 from tare.bench.catalogue import RATIO_PREFIX, Builtin
 from tare.bench.units import Unit, format_value
 
@@ -22,7 +22,7 @@ class HeatCell(msgspec.Struct, frozen=True):
 class HeatLine(msgspec.Struct, frozen=True):
     """A victim's metric on one backend; ``cells`` stand in the order of the map's ``numbers``."""
 
-    backend: Backend
+    backend: MeasuredBackend
     victim: str
     aggressor: str
     metric: str

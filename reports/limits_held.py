@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tare.bench.analysis import Analysis, Backend, CellResult, Subject
+from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Subject
 from tare.bench.catalogue import LimitsMetric
 from tare.bench.model import Envelope
 from tare.bench.stats import Interval
@@ -24,7 +24,7 @@ _LIMITS = (
 class HeldLine(msgspec.Struct, frozen=True):
     """One limit on one backend. ``verdict`` is ``held``, ``exceeded``, ``uncertain`` or ``not tried``."""
 
-    backend: Backend
+    backend: MeasuredBackend
     what: str
     limit: str
     promised: str
@@ -83,7 +83,12 @@ def _verdict(found: Interval) -> str:
 
 
 def _line(
-    subject: Subject, name: str, backend: Backend, tried: CellResult | None, sight: CellResult | None, promised: str
+    subject: Subject,
+    name: str,
+    backend: MeasuredBackend,
+    tried: CellResult | None,
+    sight: CellResult | None,
+    promised: str,
 ) -> HeldLine:
     found = None if tried is None else tried.estimate
     verdict = "not tried" if found is None else _verdict(found)

@@ -1,6 +1,6 @@
 """What lay between a workload and its server, in words, for subjects where that is part of the result."""
 
-from tare.bench.analysis import Backend, Subject
+from tare.bench.analysis import MeasuredBackend, Subject
 from tare.bench.model import Category, Manifest
 from tare.bench.network_path import ServerPlace, find_path
 from tare.bench.readable import one_line
@@ -8,7 +8,7 @@ from tare.bench.readable import one_line
 _OPTION = "server"
 
 
-def path_sentence(subject: Subject, manifest: Manifest, backends: list[Backend]) -> str:
+def path_sentence(subject: Subject, manifest: Manifest, backends: list[MeasuredBackend]) -> str:
     """The path on each backend; empty where the subject has no server, or the run is older than such facts.
 
     A subject is told to have one by its option ``server``, or by its category.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from tare.bench.analysis import Analysis, Backend, Row
+from tare.bench.analysis import Analysis, MeasuredBackend, Row
 from tare.bench.units import Unit, format_duration
 from tare.reports.charts import PARTS, PHASES, Chart, phase_chart
 from tare.reports.wording import describe, format_estimate, format_value_range
@@ -14,7 +14,7 @@ from tare.reports.wording import describe, format_estimate, format_value_range
 class PhaseBar(msgspec.Struct, frozen=True):
     """A backend's start in its ``parts``, which are names of ``PHASES`` and ``PARTS``."""
 
-    backend: Backend
+    backend: MeasuredBackend
     chart: Chart
     parts: list[str]
     name: str
@@ -82,7 +82,7 @@ def _phase_bars(rows: Mapping[str, Row]) -> Iterator[PhaseBar]:
 
 
 def _times_of(
-    backend: Backend, phases: Sequence[tuple[str, str, float]], rows: Mapping[str, Row]
+    backend: MeasuredBackend, phases: Sequence[tuple[str, str, float]], rows: Mapping[str, Row]
 ) -> list[tuple[str, float]]:
     """Those of these phases that the backend has a time for, by name."""
     return [

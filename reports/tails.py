@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from tare.bench.analysis import Analysis, Backend, Subject
+from tare.bench.analysis import Analysis, MeasuredBackend, Subject
 from tare.bench.model import HistogramRecord
 from tare.bench.readable import one_line
 from tare.bench.store import load_histograms
@@ -31,7 +31,7 @@ Key = tuple[str, str, str]
 class TailLine(msgspec.Struct, frozen=True):
     """A backend's percentiles in words, in the order of ``QUANTILES``, the largest value, and how many there are."""
 
-    backend: Backend
+    backend: MeasuredBackend
     percentiles: list[str]
     largest: str
     counted: str
@@ -90,7 +90,7 @@ def quantile_of(counts: Mapping[float, int], quantile: float) -> float | None:
 
 
 def _view(
-    name: str, unit: Unit, counted: list[tuple[Backend, Counter[float]]], identifier: str, chart_name: str
+    name: str, unit: Unit, counted: list[tuple[MeasuredBackend, Counter[float]]], identifier: str, chart_name: str
 ) -> TailView:
     found = [
         (backend, counts, [quantile_of(counts, quantile) for quantile in QUANTILES]) for backend, counts in counted
@@ -117,7 +117,7 @@ def _view(
     )
 
 
-def _chart(found: list[tuple[Backend, list[float | None]]], unit: Unit, identifier: str) -> Chart:
+def _chart(found: list[tuple[MeasuredBackend, list[float | None]]], unit: Unit, identifier: str) -> Chart:
     import altair as alt
 
     values = [value for _, own in found for value in own if value]

@@ -17,7 +17,7 @@ from tare.bench.analysis.cells import (
     make_tables,
     without_ratio,
 )
-from tare.bench.analysis.results import Analysis, Backend, CellResult, Row, RunNoise, Subject
+from tare.bench.analysis.results import Analysis, CellResult, MeasuredBackend, Row, RunNoise, Subject
 from tare.bench.model import Cell, Direction, EventKind, ExperimentTraits, Manifest, Metric
 from tare.bench.readable import one_line
 from tare.bench.settings import MetricSettings, settings_of
@@ -62,14 +62,14 @@ def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
     )
 
 
-def _backends(run: LoadedRun) -> list[Backend]:
+def _backends(run: LoadedRun) -> list[MeasuredBackend]:
     manifest = run.manifest
     seen = dict.fromkeys((*manifest.backends, *manifest.unavailable, *run.samples.distinct("backend")))
     names = sorted(seen, key=lambda name: name != manifest.baseline)
     # Place 0 is the baseline's even where it is missing, so that a backend keeps its colour from run to run.
     first = 0 if names and names[0] == manifest.baseline else 1
     return [
-        Backend(
+        MeasuredBackend(
             name=name,
             label=one_line(manifest.backends[name].label if name in manifest.backends else name),
             place=first + index,
@@ -80,7 +80,7 @@ def _backends(run: LoadedRun) -> list[Backend]:
 
 
 def _estimate_subject(
-    manifest: Manifest, tables: CellTables, key: SubjectKey, backends: Sequence[Backend], margin: float | None
+    manifest: Manifest, tables: CellTables, key: SubjectKey, backends: Sequence[MeasuredBackend], margin: float | None
 ) -> tuple[Subject, list[str]]:
     """A subject with its rows, and what could not be estimated."""
     experiment, workload, params = key
@@ -117,7 +117,7 @@ def _row(
     metric: Metric,
     tables: Mapping[str, CellTable],
     blocks: Mapping[str, CellBlocks],
-    backends: Sequence[Backend],
+    backends: Sequence[MeasuredBackend],
     settings: MetricSettings,
     wanted: float | None,
     size: int | None = None,

@@ -20,7 +20,7 @@ from tare.bench.stats import CellBlocks, Comparison, Interval, NoiseFloor, Noise
 from tare.bench.store import LoadedRun
 
 
-class Backend(msgspec.Struct, frozen=True):
+class MeasuredBackend(msgspec.Struct, frozen=True):
     """A backend as the report shows it. ``place`` numbers its colour and mark; the baseline has 0."""
 
     name: str
@@ -38,7 +38,7 @@ class CellResult(msgspec.Struct, frozen=True):
     estimated; its points are of all of them.
     """
 
-    backend: Backend
+    backend: MeasuredBackend
     blocks: CellBlocks
     estimate: Interval
     n_blocks: int
@@ -127,8 +127,8 @@ class Analysis(msgspec.Struct, frozen=True, dict=True):
     """
 
     run: LoadedRun
-    backends: list[Backend]
-    baseline: Backend | None
+    backends: list[MeasuredBackend]
+    baseline: MeasuredBackend | None
     subjects: list[Subject]
     failures: list[Event]
     margin: float

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tare.bench.adaptive import FAILURES, Ending, Sampler
+from tare.bench.adaptive import FAILURES, Sampler, SamplingEnd
 from tare.bench.design import make_design
 from tare.bench.model import Completed, EventKind, PlannedInstance, Sample
 from tare.bench.runner import Runner
@@ -16,7 +16,7 @@ from tare.bench.stats.precision import FEWEST
 from tare.bench.store import RunStore, done_instances, load_run
 from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.units import Unit
-from tare.bench.until_precise import Watched, describe, run_until_precise
+from tare.bench.until_precise import describe, run_until_precise
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST
@@ -76,7 +76,7 @@ def counts(blocks: list[list[PlannedInstance]]) -> Counter:
 def test_cells_that_are_done_make_room_and_the_baseline_stays_for_the_others():
     sampler, blocks = drive(suite("base", "quiet", "noisy"))
     seen = counts(blocks)
-    assert sampler.ending is Ending.REACHED
+    assert sampler.ending is SamplingEnd.REACHED
     assert seen["quiet"] == FEWEST
     assert seen["noisy"] > 2 * FEWEST
     assert seen["base"] == seen["noisy"]
@@ -101,7 +101,7 @@ def test_experiments_without_a_precision_keep_their_blocks():
 def test_the_largest_number_of_blocks_ends_it_and_what_it_would_take_is_said():
     sampler, blocks = drive(suite("base", "noisy", max_blocks=10))
     assert counts(blocks)["noisy"] == 10
-    assert sampler.ending is Ending.BLOCKS
+    assert sampler.ending is SamplingEnd.BLOCKS
     (one,) = sampler.standings()
     assert one.precision.standing is Standing.NOT_REACHED
     assert one.precision.needed > 10
@@ -110,7 +110,7 @@ def test_the_largest_number_of_blocks_ends_it_and_what_it_would_take_is_said():
 
 def test_a_block_that_would_overrun_the_time_is_not_begun():
     sampler, blocks = drive(suite("base", "noisy", max_time="21s"))
-    assert sampler.ending is Ending.TIME
+    assert sampler.ending is SamplingEnd.TIME
     assert len(blocks) == 1 + 7  # 3 fixed blocks and 7 further ones of 2 s are 20 s
 
 
@@ -186,9 +186,7 @@ def run(tmp_path: Path, given: Suite, stop_after: int | None = None):
     if earlier:
         sampler.catch_up(earlier.samples, earlier.events)
     with RunStore(tmp_path, MANIFEST) as store:
-        runner = Runner(
-            given, IMAGE, backends, store, Watched(shown, sampler), identity="x", unavailable={}, on_sample=sampler.add
-        )
+        runner = Runner(given, IMAGE, backends, store, shown, identity="x", unavailable={}, listener=sampler)
         left = [planned for planned in plan.values() if planned.identifier not in done]
         attempts = dict.fromkeys({event.instance.partition("~")[0] for event in earlier.events} if earlier else (), 1)
         outcome = runner.run(left, attempts)

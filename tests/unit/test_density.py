@@ -351,7 +351,7 @@ def test_the_command_line_makes_a_suite_of_one_experiment():
     )
     made = cli.make_request(request)
     suite = bind_suite(resolve_suite(made.source, made.suite, find_backends(), find_workloads()))
-    (subject,) = suite.subjects
+    (subject,) = suite.scenarios
     assert [choice.name for choice in suite.backends] == ["native", "vm"]
     assert (subject.experiment.name, subject.options.count, subject.params.runtime_s) == ("density", 7, 2)
     assert (suite.sampling.blocks, suite.sampling.seed, suite.envelope.memory_bytes) == (3, 5, 96 * MIB)
@@ -364,7 +364,7 @@ def test_the_command_line_makes_a_suite_of_one_experiment():
 
 def test_the_ready_suite_can_be_read():
     suite = read_suite(Path(__file__).parents[2] / "suites/density.toml", find_backends(), find_workloads())
-    assert {subject.experiment.name for subject in suite.subjects} == {"density", "limits", "interference"}
+    assert {subject.experiment.name for subject in suite.scenarios} == {"density", "limits", "interference"}
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_options_are_dimensions_and_must_not_shadow_parameters():
         "experiment": [{"kind": "interference", "workload": "answer", "options": {"aggressor": ["cpu", "disk"]}}],
     }
     suite = resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
-    assert [subject.given for subject in suite.subjects] == [{"aggressor": "cpu"}, {"aggressor": "disk"}]
+    assert [subject.given for subject in suite.scenarios] == [{"aggressor": "cpu"}, {"aggressor": "disk"}]
     for options, message in (({"aggressor": "noise"}, "there are: cpu, disk"), ({"size": 3}, "unknown field")):
         source["experiment"][0]["options"] = options
         with pytest.raises(SuiteError, match=message):

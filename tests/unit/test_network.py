@@ -13,7 +13,8 @@ from tare.backends.network.tap import require_tap, why_no_vhost
 from tare.backends.vm import network
 from tare.backends.vm.network import GuestNetwork, probe_network
 from tare.backends.vm.options import Network
-from tare.bench.analysis import Backend, Subject
+from tare.bench.analysis import MeasuredBackend, Subject
+from tare.bench.catalogue import TRAITS
 from tare.bench.errors import BackendError, SuiteError, UnavailableError
 from tare.bench.model import BackendDescription, Category, IsolationKind, WorkloadTraits, named_facts
 from tare.bench.network_path import describe_paths, find_path
@@ -72,7 +73,7 @@ def load(tmp_path, kind, network, servers=ALL):
     ],
 )
 def test_a_way_that_there_is(tmp_path, kind, network, servers):
-    assert load(tmp_path, kind, network, servers).subjects
+    assert load(tmp_path, kind, network, servers).scenarios
 
 
 @pytest.mark.parametrize(
@@ -173,10 +174,10 @@ def manifest(tmp_path_factory):
 
 def sentence(manifest, workload, **params):
     backends = [
-        Backend("native", "native (container)", 0, is_baseline=True),
-        Backend("old", "old", 1, is_baseline=False),
+        MeasuredBackend("native", "native (container)", 0, is_baseline=True),
+        MeasuredBackend("old", "old", 1, is_baseline=False),
     ]
-    return path_sentence(Subject("steady", workload, params, []), manifest, backends)
+    return path_sentence(Subject("steady", workload, params, [], TRAITS["steady"]), manifest, backends)
 
 
 def test_a_guest_s_path_says_who_moves_its_packets():

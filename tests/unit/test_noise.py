@@ -73,7 +73,7 @@ def test_an_interrupted_or_empty_run_has_no_floor(tmp_path):
 
 def test_the_suite_takes_the_time_asked_for():
     assert noise_suite(90.5).sampling.max_time == "90.5s"
-    assert all(subject.sampling.precision for subject in noise_suite(90.5).subjects)
+    assert all(subject.sampling.precision for subject in noise_suite(90.5).scenarios)
     assert [choice.type.name for choice in noise_suite(1).backends] == ["bare-metal", "bare-metal"]
 
 

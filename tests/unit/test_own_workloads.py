@@ -92,16 +92,16 @@ def value(stdout: str, **metric: Any) -> float:
 
 def test_a_workload_is_made_of_what_the_suite_says(tmp_path: Path) -> None:
     suite = read(tmp_path, experiment="params = { level = [1, 9] }")
-    assert [subject.cell("").subject for subject in suite.subjects] == ["steady/mine/level=1", "steady/mine/level=9"]
+    assert [subject.cell("").subject for subject in suite.scenarios] == ["steady/mine/level=1", "steady/mine/level=9"]
     assert suite.packages() == ("squeeze",)
-    workload = suite.subjects[1].workload
+    workload = suite.scenarios[1].workload
     assert workload is not None
     assert (workload.category, workload.licence, workload.summary) == (Category.CPU, "MIT", "squeezes")
     assert workload.metrics == (
         Metric("squeeze.bandwidth", Unit.BYTES_PER_SECOND, Direction.HIGHER, "Bytes squeezed in a second."),
         Metric("squeeze.time", Unit.SECOND, Direction.LOWER, "The whole of it."),
     )
-    commands = workload().commands(suite.subjects[1].params, ENVELOPE)
+    commands = workload().commands(suite.scenarios[1].params, ENVELOPE)
     env = {"LEVEL": "9", "FAST": "false"}
     assert commands.measured == Command(
         ("squeeze", "-9", "-T2", "@server@", "@unknown@"), env, "/scratch", b"level 9", 90.0
@@ -120,7 +120,7 @@ def test_what_the_manifest_keeps_makes_the_same_workload_again(tmp_path: Path) -
     stored = msgspec.json.decode(msgspec.json.encode(suite.file.written()))
     again = resolve_suite(stored, tmp_path / "elsewhere" / "manifest.json", BACKENDS, WORKLOADS)
     assert again.file.written() == suite.file.written()
-    first, second = suite.subjects[0], again.subjects[0]
+    first, second = suite.scenarios[0], again.scenarios[0]
     assert first.workload is not None
     assert second.workload is not None
     assert second.workload.metrics == first.workload.metrics
@@ -343,11 +343,11 @@ def test_a_pyperf_script_is_carried_in_and_kept_in_the_manifest(tmp_path: Path) 
     suite = read(tmp_path, PYPERF)
     script.unlink()
     again = resolve_suite(suite.file.written(), tmp_path / "run" / "manifest.json", BACKENDS, WORKLOADS)
-    workload = again.subjects[0].workload
+    workload = again.scenarios[0].workload
     assert workload is not None
     assert [(metric.name, metric.unit) for metric in workload.metrics] == [("sum", "s"), ("sort-2", "s")]
     assert "python3" in workload.packages
-    commands = workload().commands(again.subjects[0].params, ENVELOPE)
+    commands = workload().commands(again.scenarios[0].params, ENVELOPE)
     assert commands.setup[0].stdin == SCRIPT.encode()
     assert commands.measured.argv[-2:] == ("bench_mine.py", "--fast")
 

@@ -56,8 +56,8 @@ def test_defaults_options_and_counts_are_resolved(tmp_path):
     assert suite.backends[1].options.speed == 2
     assert suite.envelope.memory_bytes == 64 * 2**20
     assert suite.envelope.cpus == (max(os.sched_getaffinity(0)),)
-    assert suite.subjects[0].sampling.blocks == 3
-    assert suite.subjects[1].sampling.blocks == 2
+    assert suite.scenarios[0].sampling.blocks == 3
+    assert suite.scenarios[1].sampling.blocks == 2
     assert suite.packages() == ("coreutils",)
 
 
@@ -79,7 +79,7 @@ def test_limits_beyond_cpus_and_memory(tmp_path):
 
 def test_a_list_in_params_is_a_dimension(tmp_path):
     suite = load(tmp_path, GOOD)
-    given = [dict(subject.given) for subject in suite.subjects[1:]]
+    given = [dict(subject.given) for subject in suite.scenarios[1:]]
     assert given == [{"size": size, "mode": mode} for size in (1, 2) for mode in ("fast", "slow")]
 
 
@@ -104,7 +104,7 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
     again = resolve_suite(suite.file.written(), Path("manifest.json"), BACKENDS, WORKLOADS)
     assert again.sampling.seed == 99
     assert [choice.name for choice in again.backends] == ["faster"]
-    assert again.subjects == suite.subjects
+    assert again.scenarios == suite.scenarios
 
 
 @pytest.mark.parametrize(

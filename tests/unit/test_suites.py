@@ -35,13 +35,13 @@ def test_every_form_of_report_is_made_of_what_a_ready_suite_measures(path, tmp_p
     manifest["suite"] = suite.file.written()
     manifest["metrics"] = {
         f"{subject.owner}/{metric.name}": msgspec.to_builtins(metric)
-        for subject in suite.subjects
+        for subject in suite.scenarios
         for metric in subject.metrics
     }
     (run / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     (run / "samples.jsonl").write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in samples_of(suite)))
     for reporter in find_reporters().loaded.values():
-        if reporter.name == "pyperf" and all(subject.experiment.name != "steady" for subject in suite.subjects):
+        if reporter.name == "pyperf" and all(subject.experiment.name != "steady" for subject in suite.scenarios):
             continue  # it says that there is nothing for it
         reporter().write(RunResults(load_run(run)), tmp_path / f"report{reporter.suffix}")
         assert (tmp_path / f"report{reporter.suffix}").stat().st_size > 500
@@ -50,7 +50,7 @@ def test_every_form_of_report_is_made_of_what_a_ready_suite_measures(path, tmp_p
 def samples_of(suite):
     """Two blocks of the first cell of each workload in each experiment, every metric of it, two values each."""
     random = np.random.default_rng(7)
-    firsts = {(subject.experiment, subject.workload): subject for subject in reversed(suite.subjects)}
+    firsts = {(subject.experiment, subject.workload): subject for subject in reversed(suite.scenarios)}
     for place, subject in enumerate(firsts.values()):
         for block, backend in ((block, backend) for block in range(2) for backend in ("bare-metal", "native", "vm")):
             cell = subject.cell(backend)

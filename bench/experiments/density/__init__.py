@@ -17,9 +17,9 @@ from tare.bench.experiments.density.exhausted import Stop, failed
 from tare.bench.experiments.density.load import Load
 from tare.bench.experiments.density.meters import (
     HostMemory,
+    SampledInstances,
     Settled,
     Stalls,
-    Watched,
     default_floor,
     many_files,
     read_memory,
@@ -131,7 +131,7 @@ class _Ramp:
         self._options: DensityOptions = run.options
         self._load = None if run.workload is None else Load(run, run.workload)
         self._instances: list[Instance] = []
-        self._watched = Watched()
+        self._sampled = SampledInstances()
         self._alive = Alive()
         self._stalls = Stalls()
         self._loaded_s = 0.0
@@ -277,7 +277,7 @@ class _Ramp:
             return None
         began = time.monotonic()
         worst = self._load.measure(self._instances)
-        self._watched.begin_idle(self._instances)
+        self._sampled.begin_idle(self._instances)
         self._loaded_s += time.monotonic() - began
         objective = self._options.objective_s
         if objective is None or worst is None or worst <= objective:
@@ -309,11 +309,11 @@ class _Ramp:
         self._run.record(metrics.KSM, memory.ksm_saved, iteration=number)
 
     def _read_instances(self) -> Stop | None:
-        """PSS and the like of those watched, scaled to all."""
+        """PSS and the like of those sampled, scaled to all."""
         number = self._population
-        idle = self._watched.idle_cpus(self._instances, IDLE_S)
+        idle = self._sampled.idle_cpus(self._instances, IDLE_S)
         self._run.record(metrics.IDLE_CPU, None if idle is None else idle * number, iteration=number)
-        read = self._watched.footprints(self._instances)
+        read = self._sampled.footprints(self._instances)
         self._run.record(metrics.SAMPLED, len(read), iteration=number)
         for metric, field in zip(
             metrics.TOTALS,

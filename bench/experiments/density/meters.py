@@ -81,7 +81,7 @@ def _is_reclaimable(cache: Path) -> bool:
         return False
 
 
-WATCHED = 8
+MOST_SAMPLED = 8
 """How many instances have their own meters read: a PSS costs the kernel a walk over all their pages."""
 HOLD = 3
 """How many of the readings taken while memory was steady are kept: they tell its noise, and its drift."""
@@ -217,7 +217,7 @@ class Stalls:
         return found
 
 
-class Watched:
+class SampledInstances:
     """Reads the meters of some of the live instances, spread over them by age, the oldest and the newest among them."""
 
     def __init__(self) -> None:
@@ -225,7 +225,7 @@ class Watched:
 
     def choose(self, population: int) -> list[int]:
         """The places (from 0, by age) of those to read."""
-        count = min(population, WATCHED)
+        count = min(population, MOST_SAMPLED)
         if count < 2:
             return list(range(count))
         return sorted({round(k * (population - 1) / (count - 1)) for k in range(count)})
