@@ -9,9 +9,9 @@ from tare.bench.analysis import Analysis, MeasuredBackend
 from tare.bench.analysis.density import DensityCell, DensityResult
 from tare.bench.analysis.scaling import Refusal, Scaling
 from tare.bench.capacity.hosts import find_measured_host
-from tare.bench.capacity.instance_types import make_type
+from tare.bench.capacity.instances import make_type
 from tare.bench.capacity.plan import HostPlan, plan_host
-from tare.bench.capacity.words import host_sentence, notes_of, scaling_sentence
+from tare.bench.capacity.words import host_sentence, instances_words, interval_words, notes_of, scaling_sentence
 from tare.bench.catalogue import DensityMetric
 from tare.bench.units import Unit, format_duration, format_size, format_value
 from tare.reports.capacity_charts import Curve, curve_chart
@@ -39,7 +39,7 @@ class CapacityLine(msgspec.Struct, frozen=True):
     interval: str
     binds: str
     memory: str
-    promised: str
+    limit: str
     cpu: str
     found: list[int | None]
 
@@ -78,20 +78,17 @@ def capacity_view(analysis: Analysis) -> CapacityView | None:
 
 def _line(plan: HostPlan, cell: DensityCell, backend: MeasuredBackend) -> CapacityLine:
     unplanned = "; its CPU is emulated and not planned" if plan.type.is_emulated else ""
-    each = {(room.resource.value, room.promised): room.each for room in plan.rooms}
-    memory, promised = each.get(("memory", False)), each.get(("memory", True))
+    each = {(one.resource.value, one.by_limit): one.each for one in plan.capacities}
+    memory, limit = each.get(("memory", False)), each.get(("memory", True))
     cpu = each.get(("cpu", False))
-    most = "no end known" if plan.most is None else f"{plan.most:,}"
     return CapacityLine(
         backend=backend,
         what=words_of(cell),
-        instances="no bound is known"
-        if plan.instances is None
-        else f"{plan.instances:,}{' *' if plan.is_extrapolated else ''}",
-        interval="–" if plan.fewest is None else f"{plan.fewest:,} to {most}",
+        instances=instances_words(plan),
+        interval=interval_words(plan.fewest, plan.most),
         binds=f"{plan.binds or '–'}{unplanned}",
         memory="–" if memory is None else format_size(memory),
-        promised="–" if promised is None else format_size(promised),
+        limit="–" if limit is None else format_size(limit),
         cpu="–" if cpu is None else f"{cpu:.2g}",
         found=[plan.instances, plan.fewest, plan.most],
     )

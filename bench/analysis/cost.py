@@ -84,6 +84,15 @@ class Estimate(msgspec.Struct, frozen=True):
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
+def combined(*parts: tuple[Estimate, int]) -> Estimate:
+    """The sum of independent figures, each with its sign; without an interval if one has none."""
+    value = sum(sign * part.per_instance for part, sign in parts)
+    halves = [part.half_width for part, _ in parts if part.half_width is not None]
+    if len(halves) < len(parts):
+        return Estimate(value, None, None)
+    return Estimate(value, value - math.hypot(*halves), value + math.hypot(*halves))
+
+
 class Cost(Estimate, frozen=True):
     """What one more instance costs by one meter, in the unit of its readings.
 

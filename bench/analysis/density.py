@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from tare.bench.analysis.cost import Cost, Estimate, Ramp, fit_cost
+from tare.bench.analysis.cost import Cost, Estimate, Ramp, combined, fit_cost
 from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
 from tare.bench.catalogue import Builtin, DensityMetric, NoteCode, StopReason
 from tare.bench.model import Event
@@ -169,7 +169,7 @@ class InstanceCost(msgspec.Struct, frozen=True):
     @property
     def kernel(self) -> Estimate | None:
         """Memory of an instance that no process maps: MemAvailable's figure less PSS's."""
-        return _combined((self.memory, 1), (self.pss, -1))
+        return None if self.memory is None or self.pss is None else combined((self.memory, 1), (self.pss, -1))
 
     @property
     def attributed(self) -> Estimate | None:
@@ -177,13 +177,14 @@ class InstanceCost(msgspec.Struct, frozen=True):
 
         It misses what nobody counts, and does not mind what other programs do meanwhile, as MemAvailable does.
         """
-        return _combined((self.pss, 1), (self.slab, 1), (self.kernel_other, 1))
+        if self.pss is None or self.slab is None or self.kernel_other is None:
+            return None
+        return combined((self.pss, 1), (self.slab, 1), (self.kernel_other, 1))
 
     @property
     def shared(self) -> float | None:
         """Memory of an instance that it only maps because others do too: RSS's figure less PSS's."""
-        found = _combined((self.rss, 1), (self.pss, -1))
-        return None if found is None else found.per_instance
+        return None if self.rss is None or self.pss is None else self.rss.per_instance - self.pss.per_instance
 
     @property
     def host_noise_dominates(self) -> bool:
@@ -217,6 +218,16 @@ class DensityResult(msgspec.Struct, frozen=True):
     late_memory: MemoryCost | None
     scaling: Scaling | Refusal | None
     unit: Unit | None
+
+    @property
+    def planned_memory(self) -> MemoryCost | None:
+        """Memory of an instance to plan with: that of later ones, where they cost more."""
+        return self.late_memory or self.cost.best_memory
+
+    @property
+    def measured_on(self) -> int:
+        """How many instances there were in all ramps, at most."""
+        return max(1, len(self.cell.ramps)) * self.cell.population
 
 
 def analyse_density(samples: SampleTable, events: Iterable[Event]) -> tuple[DensityResult, ...]:
@@ -252,17 +263,6 @@ def _fit(ramps: Sequence[Ramp]) -> Cost | None:
     """The cost by one meter, or None if it was not read often enough for a line."""
     told = [ramp for ramp in ramps if len(ramp.values) >= 2 and np.ptp(ramp.population) > 0]
     return fit_cost(told) if told else None
-
-
-def _combined(*parts: tuple[Cost | None, int]) -> Estimate | None:
-    """The sum of independent figures, each with its sign; None if one is missing."""
-    known = [(cost, sign) for cost, sign in parts if cost is not None]
-    if len(known) < len(parts):
-        return None
-    value = sum(sign * cost.per_instance for cost, sign in known)
-    halves = [cost.half_width for cost, _ in known if cost.half_width is not None]
-    half = math.hypot(*halves) if len(halves) == len(known) else None
-    return Estimate(value, None if half is None else value - half, None if half is None else value + half)
 
 
 def fit_start(ramps: Sequence[Sequence[tuple[int, float]]], *, level: float = LEVEL) -> StartTrend | None:

@@ -1,4 +1,4 @@
-"""The hosts that a plan is for: what they have, what they keep, what may be promised more often than it is there."""
+"""The hosts that a plan is for: what they have, what they keep, how far they are overcommitted."""
 
 import math
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ class Resource(StrEnum):
 
 
 OVERCOMMITTED = (Resource.CPU, Resource.MEMORY, Resource.DISK)
-"""Resources that can be promised more often than they are there."""
+"""Resources whose limits may add up to more than there is."""
 
 
 class HostType(msgspec.Struct, frozen=True):
     """A kind of host; ``count`` is how many of it there are, None for as many as are needed.
 
-    ``memory`` and ``disk`` are in bytes; without ``disk``, disk bounds nothing. ``overcommit`` is how often what is
-    promised may be there, ``reserve`` what the host keeps for itself, in CPUs and bytes, each by resource.
+    ``memory`` and ``disk`` are in bytes; without ``disk``, disk bounds nothing. ``overcommit`` is how many times what
+    is there limits may add up to, ``reserve`` what the host keeps for itself, in CPUs and bytes, each by resource.
     """
 
     name: str
@@ -70,29 +70,10 @@ class HostType(msgspec.Struct, frozen=True):
                 return whole / 10
         return 0.0
 
-    def usable(self, resource: Resource, *, promised: bool) -> float:
-        """What instances can have together: of what they use, or of what they are ``promised``."""
-        factor = self.overcommit.get(resource, 1.0) if promised else 1.0
+    def usable(self, resource: Resource, *, by_limit: bool) -> float:
+        """What instances can use together, or what their limits may add up to."""
+        factor = self.overcommit.get(resource, 1.0) if by_limit else 1.0
         return max(0.0, self.has(resource) - self.reserved(resource)) * factor
-
-
-def find_problem(host: HostType) -> tuple[str, str] | None:
-    """What of a host makes no sense: the key and the reason, or None."""
-    if not (math.isfinite(host.cpus) and host.cpus > 0):
-        return "cpus", f"must be more than 0, not {host.cpus:g}"
-    if host.memory <= 0:
-        return "memory", "must be more than 0"
-    if host.disk is not None and host.disk <= 0:
-        return "disk", "must be more than 0"
-    if host.count is not None and host.count < 1:
-        return "count", f"must be 1 or more, not {host.count}"
-    for resource, factor in host.overcommit.items():
-        if not (math.isfinite(factor) and factor > 0):
-            return f"overcommit.{resource}", f"must be more than 0, not {factor:g}"
-    for resource in (Resource.CPU, Resource.MEMORY, Resource.DISK):
-        if host.reserved(resource) >= host.has(resource):
-            return f"reserve.{resource}", "leaves nothing of it for instances"
-    return None
 
 
 def find_measured_host(manifest: Manifest) -> HostType | None:

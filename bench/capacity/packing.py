@@ -7,8 +7,8 @@ each host is filled with as many of the first type as fit, then of the second, a
 resource it needs at most 11/9 of the fewest hosts (and a part of one; Johnson 1973), for several it is not known to be
 so close, which is why the bound stands beside it.
 
-Memory and disk have one pool each, from which promises of some types and the use of others are taken; a promise takes
-as much less as it may be promised more often. CPUs have two, as the promised and the used ones bind at once.
+Memory and disk have one pool each, from which limits of some types and the use of others are taken; a limit takes as
+much less as the host is overcommitted. CPUs have two, as limits and use bind at once.
 """
 
 import math
@@ -17,14 +17,12 @@ from collections.abc import Sequence
 import msgspec
 
 from tare.bench.capacity.hosts import HostType, Resource
-from tare.bench.capacity.instance_types import InstanceType
-from tare.bench.capacity.plan import Use, interval_of, uses
-
-_EXACT = 1e-9
+from tare.bench.capacity.instances import InstanceType
+from tare.bench.capacity.plan import EXACT, Use, interval_of, uses
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """So many instances of a type."""
+    """How many instances of a type are wanted."""
 
     type: InstanceType
     instances: int
@@ -33,13 +31,13 @@ class Demand(msgspec.Struct, frozen=True):
 class Filled(msgspec.Struct, frozen=True):
     """``hosts`` hosts of one type that hold the same: instances by the name of their demand.
 
-    ``shares`` say how full each pool that binds is then, by its name: 1 is full.
+    ``shares`` say how full each pool that binds is then, as (resource, whether by limits alone, share): 1 is full.
     """
 
     host: str
     hosts: int
     instances: dict[str, int]
-    shares: dict[str, float]
+    shares: tuple[tuple[Resource, bool, float], ...]
     headroom: tuple[Use, ...]
 
 
@@ -58,77 +56,75 @@ class Packing(msgspec.Struct, frozen=True):
     left: dict[str, int]
 
 
-_Key = tuple[Resource, bool]
+_Pool = tuple[Resource, bool]
+"""A resource, and whether by limits."""
 
 
 class _Item(msgspec.Struct, frozen=True):
-    """Instances of one demand: what one takes by resource and kind, what all on a host take once, how many at most."""
+    """Instances of one demand: what one takes by pool, what all on a host take once, how many there may be at most."""
 
     type: InstanceType
-    each: dict[_Key, float]
-    once: dict[_Key, float]
+    wanted: int
+    each: dict[_Pool, float]
+    once: dict[_Pool, float]
     most: int | None
 
-    def shares(self, host: HostType, amounts: dict[_Key, float]) -> dict[_Key, float]:
+    def shares(self, host: HostType, amounts: dict[_Pool, float]) -> dict[_Pool, float]:
         """Amounts as shares of a host's pools."""
-        found: dict[_Key, float] = {}
-        for (resource, promised), amount in amounts.items():
-            usable = host.usable(resource, promised=promised)
+        found: dict[_Pool, float] = {}
+        for (resource, by_limit), amount in amounts.items():
+            usable = host.usable(resource, by_limit=by_limit)
             share = amount / usable if usable else (math.inf if amount > 0 else 0.0)
-            pool = (resource, promised and resource is Resource.CPU)
+            pool = (resource, by_limit and resource is Resource.CPU)
             found[pool] = found.get(pool, 0.0) + share
         return found
+
+    def largest_share(self, host: HostType) -> float:
+        """The largest share of a host that one instance takes of anything."""
+        return max(self.shares(host, self.each).values(), default=0.0)
 
 
 def pack(demands: Sequence[Demand], hosts: Sequence[HostType]) -> Packing:
     """Fill hosts in their order, those that are counted up to their count."""
-    filled, left = _pack([_item(one, 0) for one in demands], demands, hosts)
+    items = [_item(one, "per_instance") for one in demands]
+    filled, left = _pack([item for item in items if item is not None], hosts)
     ends: list[int | None] = []
-    for end in (-1, 1):
-        items = [_item(one, end) for one in demands]
-        if any(item is None for item in items):
-            ends.append(None)
-            continue
-        packed, rest = _pack(items, demands, hosts)
+    for end in ("low", "high"):
+        known = [item for one in demands if (item := _item(one, end)) is not None]
+        packed, rest = _pack(known, hosts) if len(known) == len(demands) else ([], [1])
         ends.append(sum(one.hosts for one in packed) if sum(rest) == sum(left) == 0 else None)
     return Packing(
         filled=tuple(filled),
         hosts=sum(one.hosts for one in filled),
         hosts_fewest=ends[0],
         hosts_most=ends[1],
-        bound=_bound(demands, hosts[0]) if len(hosts) == 1 else None,
+        bound=_bound([item for item in items if item is not None], hosts[0]) if len(hosts) == 1 else None,
         left={demand.type.name: count for demand, count in zip(demands, left, strict=True) if count},
     )
 
 
-def _item(demand: Demand, end: int) -> _Item | None:
-    """With costs as they are (0), or at the lower (-1) or upper (1) end of their intervals; None without one."""
-    each: dict[_Key, float] = {}
-    once: dict[_Key, float] = {}
-    for need in demand.type.needs:
-        if not need.binds:
-            continue
-        low, high = interval_of(need, demand.instances)
-        amount = (low, need.each, high)[end + 1]
-        if amount is None:
-            return None
-        each[need.resource, need.promised] = max(0.0, amount)
-        once[need.resource, need.promised] = need.once
-    caps = [cap.population for cap in demand.type.caps]
-    return _Item(demand.type, each, once, min(caps, default=None))
+def _item(demand: Demand, end: str) -> _Item | None:
+    """With costs as they are (``per_instance``), or at an end of their intervals (``low``, ``high``); None without."""
+    needs = [need for need in demand.type.needs if need.binds]
+    each = {(one.resource, one.by_limit): getattr(interval_of(one, demand.instances), end) for one in needs}
+    if None in each.values():
+        return None
+    return _Item(
+        type=demand.type,
+        wanted=demand.instances,
+        each={pool: max(0.0, amount) for pool, amount in each.items()},
+        once={(one.resource, one.by_limit): one.once for one in needs},
+        most=min((one.population for one in demand.type.host_limits), default=None),
+    )
 
 
-def _pack(
-    found: Sequence[_Item | None], demands: Sequence[Demand], hosts: Sequence[HostType]
-) -> tuple[list[Filled], list[int]]:
-    items = [item for item in found if item is not None]
-    left = [demand.instances for demand in demands]
+def _pack(items: Sequence[_Item], hosts: Sequence[HostType]) -> tuple[list[Filled], list[int]]:
+    left = [item.wanted for item in items]
     filled: list[Filled] = []
     for host in hosts:
-        order = sorted(range(len(items)), key=lambda place: -_share(items[place], host))
         free = host.count
         while any(left) and (free is None or free > 0):
-            counts = _fill(items, order, left, host)
+            counts, used = _fill(items, left, host)
             if not any(counts):
                 break
             # The same host again, as long as there is enough of all that is on it.
@@ -137,63 +133,41 @@ def _pack(
             left = [rest - same * count for rest, count in zip(left, counts, strict=True)]
             free = None if free is None else free - same
             placed = [(item.type, count) for item, count in zip(items, counts, strict=True) if count]
-            shares = {_pool_name(pool): used for pool, used in _used(items, counts, host).items()}
+            shares = tuple((*pool, share) for pool, share in used.items())
             held = {kind.name: count for kind, count in placed}
             filled.append(Filled(host.name, same, held, shares, tuple(uses(placed, host))))
     return filled, left
 
 
-def _share(item: _Item, host: HostType) -> float:
-    """The largest share of a host that one instance takes of anything."""
-    return max(item.shares(host, item.each).values(), default=0.0)
-
-
-def _used(items: Sequence[_Item], counts: Sequence[int], host: HostType) -> dict[_Key, float]:
-    used: dict[_Key, float] = {}
-    for item, count in zip(items, counts, strict=True):
-        once = item.shares(host, item.once)
-        for pool, share in item.shares(host, item.each).items() if count else ():
-            used[pool] = used.get(pool, 0.0) + once[pool] + count * share
-    return used
-
-
-def _pool_name(pool: _Key) -> str:
-    resource, promised = pool
-    return f"{resource.value} promised" if promised else resource.value
-
-
-def _fill(items: Sequence[_Item], order: Sequence[int], left: Sequence[int], host: HostType) -> list[int]:
-    """As many as fit on one empty host, the largest first."""
-    free: dict[_Key, float] = {}
+def _fill(items: Sequence[_Item], left: Sequence[int], host: HostType) -> tuple[list[int], dict[_Pool, float]]:
+    """As many as fit on one empty host, the largest first; and how full its pools are then."""
+    used: dict[_Pool, float] = {}
     counts = [0] * len(items)
-    for place in order:
+    for place in sorted(range(len(items)), key=lambda place: -items[place].largest_share(host)):
         item = items[place]
         each, once = item.shares(host, item.each), item.shares(host, item.once)
         count = left[place] if item.most is None else min(left[place], item.most)
         for pool, share in each.items():
-            room = free.get(pool, 1.0 + _EXACT) - once[pool]
-            if room < 0 or math.isinf(share):
+            free = 1.0 + EXACT - used.get(pool, 0.0) - once[pool]
+            if free < 0 or math.isinf(share):
                 count = 0
             elif share > 0:
-                count = min(count, math.floor(room / share))
+                count = min(count, math.floor(free / share))
         counts[place] = count
         for pool, share in each.items() if count else ():
-            free[pool] = free.get(pool, 1.0 + _EXACT) - once[pool] - count * share
-    return counts
+            used[pool] = used.get(pool, 0.0) + once[pool] + count * share
+    return counts, used
 
 
-def _bound(demands: Sequence[Demand], host: HostType) -> int | None:
+def _bound(items: Sequence[_Item], host: HostType) -> int | None:
     """Hosts that no packing can do without: each pool alone, instances cut where it suits."""
-    total: dict[_Key, float] = {}
+    total: dict[_Pool, float] = {}
     fewest = 1
-    for demand in demands:
-        item = _item(demand, 0)
-        if item is None:
-            continue
+    for item in items:
         for pool, share in item.shares(host, item.each).items():
-            total[pool] = total.get(pool, 0.0) + share * demand.instances
+            total[pool] = total.get(pool, 0.0) + share * item.wanted
         if item.most:
-            fewest = max(fewest, math.ceil(demand.instances / item.most))
+            fewest = max(fewest, math.ceil(item.wanted / item.most))
     if any(math.isinf(share) for share in total.values()):
         return None
-    return max([fewest, *(math.ceil(share * (1 - _EXACT)) for share in total.values())])
+    return max([fewest, *(math.ceil(share * (1 - EXACT)) for share in total.values())])

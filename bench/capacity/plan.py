@@ -1,34 +1,39 @@
 """How many instances of one type a host holds, with an interval, and what runs out first.
 
-A resource has room for ``(usable - once) / each`` instances. That falls as ``each`` rises, so the ends of the interval
-of ``each`` are those of the room, whatever their distribution. The instances on a planned host are not those that were
-measured, and differ from them by as much as those differ from one another; the interval of a mean over ``n`` measured
-ones holds that variance at least once in ``n``, so for ``N`` others it is widened by ``sqrt(1 + n / N)``.
+A resource has a capacity of ``(usable - once) / each`` instances. That falls as ``each`` rises, so the ends of the
+interval of ``each`` are those of the capacity, whatever their distribution. The instances on a planned host are not
+those that were measured, and differ from them by as much as those differ from one another; the interval of a mean
+over ``n`` measured ones holds that variance at least once in ``n``, so for ``N`` others it is widened by
+``sqrt(1 + n / N)``.
 
-A host holds the least of its rooms. The ends are the least of all lower and of all upper ends: they miss the truth at
-most as often as those of all binding resources together, and as often as one's where one clearly runs out first.
+A host holds the least of its capacities. The ends are the least of all lower and of all upper ends: they miss the
+truth at most as often as those of all binding resources together, and as often as one's where one clearly runs out
+first.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import msgspec
 
-from tare.bench.analysis.scaling import Scaling
-from tare.bench.capacity.hosts import HostType, Resource
-from tare.bench.capacity.instance_types import Bound, InstanceType
-from tare.bench.capacity.needs import Need
+from tare.bench.analysis.cost import Estimate
+from tare.bench.capacity.hosts import OVERCOMMITTED, HostType, Resource
+from tare.bench.capacity.instances import InstanceType, Need
 
 EXTRAPOLATED = 10
-"""Beyond so many times the measured population a figure is marked."""
-_EXACT = 1e-9
+"""A figure beyond this many times the measured population is marked."""
+EXACT = 1e-9
+"""A part of an instance that rounding may have taken."""
 
 
-class Room(msgspec.Struct, frozen=True):
-    """How many instances one need of theirs leaves room for; None where it bounds nothing, or has no interval."""
+class Capacity(msgspec.Struct, frozen=True):
+    """How many instances there is enough of a resource for, by one need of theirs.
+
+    None where the need bounds nothing, or has no interval.
+    """
 
     resource: Resource
-    promised: bool
+    by_limit: bool = msgspec.field(name="promised")
     binds: bool
     source: str
     each: float
@@ -37,12 +42,17 @@ class Room(msgspec.Struct, frozen=True):
     fewest: int | None
     most: int | None
 
+    @property
+    def name(self) -> str:
+        """The resource, and by what it is counted where there are two."""
+        return name_of(self.resource, by_limit=self.by_limit)
+
 
 class Use(msgspec.Struct, frozen=True):
-    """What so many instances use of a resource: ``share`` of what is there for them, and what is left, in its unit."""
+    """What instances use of a resource together, of what is ``usable`` for them, in its unit."""
 
     resource: Resource
-    promised: bool
+    by_limit: bool = msgspec.field(name="promised")
     used: float
     usable: float
 
@@ -71,128 +81,103 @@ class HostPlan(msgspec.Struct, frozen=True):
     most: int | None
     binds: str
     remedy: str
-    rooms: tuple[Room, ...]
+    capacities: tuple[Capacity, ...]
     headroom: tuple[Use, ...]
-    is_extrapolated: bool
-    demand: int | None
-    hosts: int | None
-    hosts_fewest: int | None
-    hosts_most: int | None
-    notes: tuple[str, ...]
+    demand: int | None = None
+
+    @property
+    def is_extrapolated(self) -> bool:
+        """Whether it is far more than were measured."""
+        return self.instances is not None and self.instances > EXTRAPOLATED * self.type.result.cell.population
+
+    @property
+    def hosts(self) -> int | None:
+        """The hosts that the demand needs."""
+        return self._hosts(self.instances)
+
+    @property
+    def hosts_fewest(self) -> int | None:
+        """The lower end of their interval."""
+        return self._hosts(self.most)
+
+    @property
+    def hosts_most(self) -> int | None:
+        """The upper end of their interval."""
+        return self._hosts(self.fewest)
+
+    def _hosts(self, instances: int | None) -> int | None:
+        return math.ceil(self.demand / instances) if self.demand is not None and instances else None
 
 
 def plan_host(kind: InstanceType, host: HostType, *, demand: int | None = None) -> HostPlan:
     """Fill a host with instances of one kind."""
-    rooms = tuple(_room(need, host) for need in kind.needs)
-    binding = [room for room in rooms if room.binds and room.instances is not None]
-    candidates: list[tuple[int, str, str]] = [(room.instances or 0, _named(room), "") for room in binding]
-    candidates += [(cap.population, f"{cap.resource}, as on the measured host", cap.remedy) for cap in kind.caps]
+    capacities = tuple(_capacity(need, host) for need in kind.needs)
+    binding = [one for one in capacities if one.binds and one.instances is not None]
+    candidates = [(one.instances or 0, one.name, "") for one in binding]
+    candidates += [(one.population, f"{one.resource}, as on the measured host", one.remedy) for one in kind.host_limits]
     instances, binds, remedy = min(candidates, key=lambda one: one[0], default=(None, "", ""))
-    first = next((room for room in binding if room.instances == instances), None)
-    told = first is None or first.fewest is not None
-    # A room without an interval that is not the first to run out counts with its value.
-    lower = [room.fewest if room.fewest is not None else room.instances for room in binding]
-    upper = [room.most if room.fewest is not None else room.instances for room in binding]
-    caps = [cap.population for cap in kind.caps]
-    fewest = min([*(one for one in lower if one is not None), *caps], default=None) if told else None
-    most = min([*(one for one in upper if one is not None), *caps], default=None) if told else None
-    return HostPlan(
-        type=kind,
-        host=host,
-        instances=instances,
-        fewest=fewest,
-        most=most,
-        binds=binds,
-        remedy=remedy,
-        rooms=rooms,
-        headroom=() if instances is None else tuple(uses([(kind, instances)], host)),
-        is_extrapolated=instances is not None and instances > EXTRAPOLATED * kind.population,
-        demand=demand,
-        hosts=_hosts(demand, instances),
-        hosts_fewest=_hosts(demand, most),
-        hosts_most=_hosts(demand, fewest),
-        notes=(*kind.notes, *_advice(kind, host, instances)),
-    )
+    first = next((one for one in binding if one.instances == instances), None)
+    fewest = most = None
+    if first is None or first.fewest is not None:
+        # A capacity without an interval that is not the first to run out counts with its value.
+        lower = [one.instances if one.fewest is None else one.fewest for one in binding]
+        upper = [one.instances if one.fewest is None else one.most for one in binding]
+        limits = [one.population for one in kind.host_limits]
+        fewest = min([*(one for one in lower if one is not None), *limits], default=None)
+        most = min([*(one for one in upper if one is not None), *limits], default=None)
+    headroom = () if instances is None else tuple(uses([(kind, instances)], host))
+    return HostPlan(kind, host, instances, fewest, most, binds, remedy, capacities, headroom, demand)
 
 
-def interval_of(need: Need, others: float) -> tuple[float | None, float | None]:
-    """The interval of what ``others`` other instances take each; see the module."""
-    if need.low is None or need.high is None:
-        return None, None
+def interval_of(need: Need, others: float) -> Estimate:
+    """What ``others`` other instances take each, with the interval of that; see the module."""
+    each = need.each
+    if each.low is None or each.high is None:
+        return Estimate(each.per_instance, None, None)
     wider = math.sqrt(1 + need.measured_on / others) if others > 0 else 1.0
-    return need.each - (need.each - need.low) * wider, need.each + (need.high - need.each) * wider
+    value = each.per_instance
+    return Estimate(value, value - (value - each.low) * wider, value + (each.high - value) * wider)
 
 
-def _room(need: Need, host: HostType) -> Room:
-    usable = host.usable(need.resource, promised=need.promised)
+def name_of(resource: Resource, *, by_limit: bool) -> str:
+    """A resource, and by what it is counted where there are two ways."""
+    return f"{resource} ({'limits' if by_limit else 'measured'})" if resource in OVERCOMMITTED else resource.value
+
+
+def _capacity(need: Need, host: HostType) -> Capacity:
+    usable = host.usable(need.resource, by_limit=need.by_limit)
     free = usable - need.once
-    instances = _fit(free, need.each)
-    low, high = interval_of(need, instances or 1)
-    return Room(
+    instances = _fit(free, need.each.per_instance)
+    each = interval_of(need, instances or 1)
+    return Capacity(
         resource=need.resource,
-        promised=need.promised,
+        by_limit=need.by_limit,
         binds=need.binds,
         source=need.source,
-        each=need.each,
+        each=need.each.per_instance,
         usable=usable,
         instances=instances,
-        fewest=None if high is None else _fit(free, high),
-        most=None if low is None else _fit(free, low),
+        fewest=None if each.high is None else _fit(free, each.high),
+        most=None if each.low is None else _fit(free, each.low),
     )
 
 
 def _fit(free: float, each: float) -> int | None:
-    """How many of ``each`` there is room for; None if they never end."""
+    """How many of ``each`` fit; None if they never end."""
     if each <= 0 or not math.isfinite(free):
         return None
-    return max(0, math.floor(free / each * (1 + _EXACT)))
-
-
-def _named(room: Room) -> str:
-    if room.resource not in _TWOFOLD:
-        return room.resource.value
-    return f"{room.resource.value} ({'promised' if room.promised else 'measured'})"
-
-
-_TWOFOLD = (Resource.MEMORY, Resource.CPU, Resource.DISK)
+    return max(0, math.floor(free / each * (1 + EXACT)))
 
 
 def uses(placed: Iterable[tuple[InstanceType, int]], host: HostType) -> list[Use]:
-    """What is used of each resource, of what was measured and of what was promised, by instances side by side."""
+    """What is used of each resource, measured and by limits, by instances side by side."""
     used: dict[tuple[Resource, bool], float] = {}
     for kind, count in placed:
         for need in kind.needs:
-            key = (need.resource, need.promised)
-            used[key] = used.get(key, 0.0) + (need.once + count * need.each if count else 0.0)
+            key = (need.resource, need.by_limit)
+            used[key] = used.get(key, 0.0) + (need.once + count * need.each.per_instance if count else 0.0)
     return [
-        Use(resource, promised, amount, host.usable(resource, promised=promised))
-        for (resource, promised), amount in used.items()
+        Use(resource, by_limit, amount, host.usable(resource, by_limit=by_limit))
+        for (resource, by_limit), amount in used.items()
         if math.isfinite(host.has(resource))
     ]
-
-
-def _hosts(demand: int | None, instances: int | None) -> int | None:
-    return math.ceil(demand / instances) if demand is not None and instances else None
-
-
-def _advice(kind: InstanceType, host: HostType, instances: int | None) -> Sequence[str]:
-    notes = []
-    placed = uses([(kind, instances)], host) if instances and kind.bound is Bound.MEASURED else []
-    limits = next((use.share for use in placed if use.resource is Resource.MEMORY and use.promised), 0.0)
-    if limits > 1:
-        notes.append(
-            f"the memory limits of {instances:,} add up to {limits:,.1f} times what is there: if all come to use "
-            "theirs, it is not enough; --bound promised plans for that"
-        )
-    if host.disk is None:
-        notes.append("the host's disk was not stated: disk bounds nothing")
-    if isinstance(kind.scaling, Scaling) and kind.scaling.peak is not None and kind.cpus_measured:
-        peak = kind.scaling.peak
-        scaled = peak * host.cpus / kind.cpus_measured
-        more = ", which is fewer than planned" if instances is not None and scaled < instances else ""
-        notes.append(
-            f"throughput was largest with {peak:.3g} instances on {kind.cpus_measured} "
-            f"{'CPU' if kind.cpus_measured == 1 else 'CPUs'}; if it grows with CPUs, that is {scaled:.3g} on this host"
-            f"{more}"
-        )
-    return notes

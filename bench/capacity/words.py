@@ -1,154 +1,122 @@
-"""A plan in words: the lines of its tables and the sentences below them, the same in every form."""
+"""Sentences about a plan, the same in ``tare plan`` and in a report."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 from tare.bench.analysis.scaling import Parameter, Refusal, Scaling
-from tare.bench.capacity.hosts import OVERCOMMITTED, HostType, Resource
-from tare.bench.capacity.packing import Packing
-from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan, Room, Use
+from tare.bench.capacity.hosts import HostType, Resource
+from tare.bench.capacity.instances import Basis, InstanceType, loaded_cpu
+from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan
 from tare.bench.units import format_size
-
-_MARK = " *"
 
 
 def host_sentence(host: HostType) -> str:
-    """What the host has, what it keeps, and what may be promised more often."""
+    """What the host has, what it keeps, and how far it is overcommitted."""
     disk = "" if host.disk is None else f", {format_size(host.disk)} of disk"
     count = "" if host.count is None else f"{host.count} of them; "
     kept = f"{host.reserved(Resource.CPU):.3g} CPUs, {format_size(host.reserved(Resource.MEMORY))} of memory"
     kept += "" if host.disk is None else f" and {format_size(host.reserved(Resource.DISK))} of disk"
     factors = ", ".join(f"{resource.value} {factor:g} times" for resource, factor in host.overcommit.items())
-    promised = f"; promised more often than it is there: {factors}" if factors else ""
+    overcommitted = f"; overcommitted by limits: {factors}" if factors else ""
     return (
         f"{host.name}: {count}{host.cpus:g} CPUs, {format_size(host.memory)} of memory{disk}; kept for the host: {kept}"
-        f"{promised}"
+        f"{overcommitted}"
     )
 
 
-def summary_head(plans: Sequence[HostPlan]) -> list[str]:
-    """The columns of ``summary_rows``."""
-    demand = ["wanted", "hosts"] if any(plan.demand is not None for plan in plans) else []
-    return ["instances", "per host", "95 % interval", "runs out first", "used then", *demand]
-
-
-def summary_rows(plans: Sequence[HostPlan]) -> list[list[str]]:
-    """A line a type: how many fit, what runs out, how full the host is then, hosts for the demand."""
-    rows = []
-    for plan in plans:
-        mark = _MARK if plan.is_extrapolated else ""
-        row = [
-            plan.type.name,
-            "no bound is known" if plan.instances is None else f"{plan.instances:,}{mark}",
-            "–" if plan.fewest is None else f"{plan.fewest:,} to {_most(plan.most)}",
-            plan.binds or "–",
-            _shares(plan),
-        ]
-        if plan.demand is not None:
-            hosts = "–" if plan.hosts is None else f"{plan.hosts:,}"
-            if plan.hosts_most is not None:
-                hosts += (
-                    f" ({'?' if plan.hosts_fewest is None else format(plan.hosts_fewest, ',')} to {plan.hosts_most:,})"
-                )
-            row += [f"{plan.demand:,}", hosts]
-        rows.append(row)
-    return rows
-
-
-def _most(most: int | None) -> str:
-    return "no end known" if most is None else f"{most:,}"
-
-
-def _shares(plan: HostPlan) -> str:
-    """How full the host is, by the needs that fill it."""
-    binding = {(room.resource, room.promised) for room in plan.rooms if room.binds}
-    shown = [use for use in plan.headroom if use.resource in OVERCOMMITTED and (use.resource, use.promised) in binding]
-    return ", ".join(_share(use) for use in shown)
-
-
-def _share(use: Use) -> str:
-    kind = "promised" if use.promised else "measured"
-    return f"{use.resource.value} {kind} {100 * use.share:.0f} %" if use.usable else f"{use.resource.value}: none there"
-
-
-ROOM_HEAD = ("resource", "by", "one takes", "there is", "room for", "95 % interval", "binds")
-"""The columns of ``room_rows``."""
-
-
-def room_rows(plan: HostPlan) -> list[list[str]]:
-    """A line a resource: what one takes, and how many that leaves room for."""
-    rows = [
-        [
-            f"{room.resource.value} {'promised' if room.promised else 'measured'}",
-            room.source,
-            _amount(room.resource, room.each),
-            "not stated" if math.isinf(room.usable) else _amount(room.resource, room.usable),
-            "no end" if room.instances is None else f"{room.instances:,}",
-            _interval(room),
-            "yes" if room.binds else "no",
-        ]
-        for room in plan.rooms
-        if room.resource in OVERCOMMITTED
-    ]
-    caps = [[cap.resource, "the ramp ended there", "", "", f"{cap.population:,}", "–", "yes"] for cap in plan.type.caps]
-    return rows + caps
-
-
-def _interval(room: Room) -> str:
-    if room.instances is None or room.fewest is None or room.fewest == room.most:
+def interval_words(fewest: int | None, most: int | None) -> str:
+    """The interval of a number of instances."""
+    if fewest is None:
         return "–"
-    return f"{room.fewest:,} to {_most(room.most)}"
+    return f"{fewest:,} to {'no end known' if most is None else format(most, ',')}"
 
 
-def _amount(resource: Resource, value: float) -> str:
-    return f"{value:.3g}" if resource is Resource.CPU else format_size(value)
-
-
-PACKING_HEAD = ("hosts", "type of host", "holds", "used then")
-"""The columns of ``packing_rows``."""
-
-
-def packing_rows(packing: Packing) -> list[list[str]]:
-    """A line a kind of filled host."""
-    return [
-        [
-            f"{one.hosts:,}",
-            one.host,
-            ", ".join(f"{count:,} {name}" for name, count in one.instances.items()),
-            ", ".join(f"{name} {100 * share:.0f} %" for name, share in one.shares.items() if name != Resource.CGROUPS),
-        ]
-        for one in packing.filled
-    ]
-
-
-def packing_sentences(packing: Packing) -> Iterator[str]:
-    """How good the packing is, and what found no place."""
-    interval = ""
-    if packing.hosts_fewest is not None and packing.hosts_most is not None:
-        interval = f" ({packing.hosts_fewest:,} to {packing.hosts_most:,} by the intervals of the costs)"
-    yield f"{packing.hosts:,} hosts{interval}, packed by first fit decreasing, a heuristic: an upper bound."
-    if packing.bound is not None:
-        yield f"No packing needs fewer than {packing.bound:,}: each resource alone, as if instances could be cut."
-    for name, count in packing.left.items():
-        yield f"{count:,} of {name} find no place."
+def instances_words(plan: HostPlan) -> str:
+    """The number of instances, marked where it is an extrapolation."""
+    if plan.instances is None:
+        return "no bound is known"
+    return f"{plan.instances:,}{' *' if plan.is_extrapolated else ''}"
 
 
 def notes_of(plans: Sequence[HostPlan]) -> list[str]:
-    """What has to be known about a plan, each said once."""
+    """What has to be known about plans, each said once."""
     notes: list[str] = []
     for plan in plans:
-        own = [*plan.notes]
+        own = plan_notes(plan)
         if plan.is_extrapolated:
             own.append(
-                f"*: more than {EXTRAPOLATED} times the {plan.type.population} instances that were measured: an "
-                "extrapolation; limits that only show beyond them are not in it"
+                f"*: more than {EXTRAPOLATED} times the {plan.type.result.cell.population} instances that were "
+                "measured: an extrapolation; limits that only show beyond them are not in it"
             )
         if plan.remedy:
             own.append(f"{plan.binds}: {plan.remedy}; with --raised it no longer counts")
-        if (scaling := plan.type.scaling) is not None:
+        if (scaling := plan.type.result.scaling) is not None:
             own.append(scaling_sentence(scaling))
         notes += [f"{plan.type.name}: {note}" for note in own]
     return list(dict.fromkeys(notes))
+
+
+def plan_notes(plan: HostPlan) -> list[str]:
+    """What a reader of a plan must not overlook."""
+    return [*_type_notes(plan.type), *_host_notes(plan)]
+
+
+def _type_notes(kind: InstanceType) -> Iterator[str]:
+    result, memory = kind.result, format_size(kind.limits.memory)
+    whole, late = result.cost.best_memory, result.late_memory
+    if whole is None:
+        yield "its memory could not be told from what the host did meanwhile: memory bounds nothing"
+    elif late is not None:
+        yield (
+            f"later instances cost more memory ({format_size(late.per_instance)} each in the last half of the ramp, "
+            f"{format_size(whole.per_instance)} over all of it): the first ones may have reused free objects in the "
+            "kernel's slabs; the plan uses the later ones"
+        )
+    if result.cell.workload and loaded_cpu(result)[0] is None:
+        yield "this run has no CPU figures of its loaded instances: their use bounds nothing"
+    if kind.is_emulated:
+        cache = kind.backend.texts.get("tcg_tb_cache", "")
+        yield (
+            "emulated (TCG): its CPU figures and start latency are the emulator's, carry over to no other host and "
+            "bound nothing. Of its memory, the guest's RAM and QEMU's own carry over; the translation cache"
+            f"{f' of {cache}' if cache else ''} does not: guests under KVM need less than is planned here"
+        )
+    if kind.backend.kind.is_guest:
+        split = (
+            ""
+            if kind.limited_memory is not None
+            else "; the run does not tell the RAM that it had touched from QEMU's own memory, so all of it is counted "
+            "as QEMU's, on the safe side"
+        )
+        yield (
+            f"a guest never gives back what it once touched: it is planned with its whole RAM of {memory}, and what "
+            f"QEMU takes in addition{split}"
+        )
+    if not result.cell.workload:
+        yield (
+            "measured while idle: the memory and CPUs that your workload needs are in its limits only; "
+            "`tare density --workload` measures them"
+        )
+
+
+def _host_notes(plan: HostPlan) -> Iterator[str]:
+    kind, host, instances = plan.type, plan.host, plan.instances
+    limits = next((use.share for use in plan.headroom if use.resource is Resource.MEMORY and use.by_limit), 0.0)
+    if instances and kind.basis is Basis.MEASURED and limits > 1:
+        yield (
+            f"the memory limits of {instances:,} add up to {limits:,.1f} times what is there: if all come to use "
+            "theirs, it is not enough; --basis limits plans for that"
+        )
+    if host.disk is None:
+        yield "the host's disk was not stated: disk bounds nothing"
+    scaling = kind.result.scaling
+    if isinstance(scaling, Scaling) and scaling.peak is not None and kind.cpus_measured:
+        scaled = scaling.peak * host.cpus / kind.cpus_measured
+        more = ", which is fewer than planned" if instances is not None and scaled < instances else ""
+        yield (
+            f"throughput was largest with {scaling.peak:.3g} instances on {kind.cpus_measured} "
+            f"{'CPU' if kind.cpus_measured == 1 else 'CPUs'}; if it grows with CPUs, that is {scaled:.3g} on this host"
+            f"{more}"
+        )
 
 
 def scaling_sentence(scaling: Scaling | Refusal) -> str:

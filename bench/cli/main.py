@@ -208,9 +208,7 @@ def plan(
         int | None, typer.Option(help="Number of instances to place: report how many hosts they need.")
     ] = None,
     backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend. Repeatable.")] = None,
-    bound: Annotated[
-        str, typer.Option(help="Basis of the plan: measured, promised or auto (promised for guests).")
-    ] = "auto",
+    basis: Annotated[str, typer.Option(help="Plan by measured use, limits, or auto (guests: limits).")] = "auto",
     raised: Annotated[list[str] | None, typer.Option(help="Ignore this limit when planning. Repeatable.")] = None,
     fleet: Annotated[Path | None, typer.Option(help="Fleet, a TOML file of host types and demands.")] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="table, json or markdown.")] = "table",
@@ -234,7 +232,7 @@ def plan(
             reserve=tuple(reserve or ()),
             instances=instances,
             backends=tuple(backend or ()),
-            bound=bound,
+            basis=basis,
             raised=tuple(raised or ()),
             form=form,
             output=output,

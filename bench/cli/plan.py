@@ -1,28 +1,28 @@
 """``tare plan``: how many instances fit on a host, what runs out first, how many hosts a demand needs."""
 
-import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import typer
 from rich.console import Console
 
 from tare.bench.analysis.density import DensityResult, analyse_density
-from tare.bench.capacity.fleet import Fleet, WantedType, checked, load_fleet, parse_overcommit, parse_reserve
+from tare.bench.capacity.fleet import DemandSection, Fleet, load_fleet, read_host
 from tare.bench.capacity.hosts import HostType, Resource, find_measured_host
-from tare.bench.capacity.instance_types import Bound, InstanceType, make_type
-from tare.bench.capacity.packing import Demand, Packing, pack
-from tare.bench.capacity.plan import HostPlan, plan_host
-from tare.bench.cli.plan_forms import plan_document, plan_markdown, print_plan
-from tare.bench.cli.values import named_values
+from tare.bench.capacity.instances import Basis, InstanceType, make_type
+from tare.bench.capacity.packing import Demand, pack
+from tare.bench.capacity.plan import plan_host
+from tare.bench.cli.plan_forms import Plan, plan_document, plan_markdown, plan_text, print_plan
+from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, TareError, UnknownNameError
 from tare.bench.model import Manifest
 from tare.bench.store import LoadedRun, load_run
-from tare.bench.units import parse_size
 
+PLACE = Path("tare plan")
 FORMS = ("table", "json", "markdown")
 
 
@@ -38,18 +38,10 @@ class PlanRequest(msgspec.Struct, frozen=True):
     reserve: tuple[str, ...] = ()
     instances: int | None = None
     backends: tuple[str, ...] = ()
-    bound: str = Bound.AUTO.value
+    basis: str = Basis.AUTO.value
     raised: tuple[str, ...] = ()
     form: str = "table"
     output: Path | None = None
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """Each type on each host, and the packing of a fleet's mix."""
-
-    hosts: tuple[HostType, ...]
-    plans: tuple[HostPlan, ...]
-    packing: Packing | None = None
 
 
 def plan_command(request: PlanRequest) -> ExitCode:
@@ -58,17 +50,15 @@ def plan_command(request: PlanRequest) -> ExitCode:
         raise UnknownNameError(f"a plan has no form {request.form!r}; there are: {', '.join(FORMS)}")
     plan = make_plan(request)
     if request.form == "table" and request.output is None:
-        print_plan(Console(soft_wrap=not sys.stdout.isatty()), plan.plans, plan.packing)
+        print_plan(Console(soft_wrap=not sys.stdout.isatty()), plan)
         return ExitCode.OK
     match request.form:
         case "json":
-            text = json.dumps(plan_document(plan.hosts, plan.plans, plan.packing), indent=2) + "\n"
+            text = json.dumps(plan_document(plan), indent=2) + "\n"
         case "markdown":
-            text = plan_markdown(plan.plans, plan.packing)
+            text = plan_markdown(plan)
         case _:
-            console = Console(width=120, record=True, file=io.StringIO(), color_system=None)
-            print_plan(console, plan.plans, plan.packing)
-            text = console.export_text()
+            text = plan_text(plan)
     if request.output is None or str(request.output) == "-":
         typer.echo(text, nl=False)
     else:
@@ -94,8 +84,8 @@ def make_plan(request: PlanRequest) -> Plan:
             result,
             run.manifest,
             str(run.path),
-            bound=_bound(request.bound),
-            cpu_is_promised=Resource.CPU in host.overcommit,
+            basis=_basis(request.basis),
+            cpu_by_limit=Resource.CPU in host.overcommit,
             raised=request.raised,
         )
         for run, results in loaded
@@ -113,15 +103,15 @@ def _fleet_plan(fleet: Fleet, request: PlanRequest) -> Plan:
     }  # fmt: skip
     for name, value in given.items():
         if value:
-            raise SuiteError("--fleet", f"stands beside {name}, which the file states")
-    promised = any(Resource.CPU in host.overcommit for host in fleet.hosts)
-    demands = [Demand(_wanted(one, promised=promised), one.instances) for one in fleet.demands]
+            raise SuiteError("--fleet", f"cannot be combined with {name}: the file states it")
+    cpu_by_limit = any(Resource.CPU in host.overcommit for host in fleet.hosts)
+    demands = [Demand(_wanted(one, cpu_by_limit=cpu_by_limit), one.instances) for one in fleet.demands]
     plans = tuple(plan_host(one.type, host, demand=one.instances) for host in fleet.hosts for one in demands)
     return Plan(fleet.hosts, plans, pack(demands, fleet.hosts))
 
 
-def _wanted(wanted: WantedType, *, promised: bool) -> InstanceType:
-    run, results = _load(wanted.run)
+def _wanted(wanted: DemandSection, *, cpu_by_limit: bool) -> InstanceType:
+    run, results = _load(Path(wanted.run))
     _check_backends((wanted.backend,), [(run, results)])
     found = [result for result in results if result.cell.backend == wanted.backend]
     own = [result for result in found if wanted.workload in (None, result.cell.workload)]
@@ -136,9 +126,9 @@ def _wanted(wanted: WantedType, *, promised: bool) -> InstanceType:
         own[0],
         run.manifest,
         str(run.path),
-        bound=wanted.bound,
-        promise=wanted.promise,
-        cpu_is_promised=promised,
+        basis=wanted.basis,
+        limits=wanted.limits,
+        cpu_by_limit=cpu_by_limit,
         raised=wanted.raised,
     )
     return msgspec.structs.replace(kind, name=wanted.name)
@@ -164,43 +154,33 @@ def _check_backends(names: Sequence[str], loaded: Sequence[tuple[LoadedRun, Sequ
             )
 
 
-def _bound(name: str) -> Bound:
+def _basis(name: str) -> Basis:
     try:
-        return Bound(name)
+        return Basis(name)
     except ValueError:
-        raise SuiteError("--bound", f"there is no {name!r}; there are: {', '.join(Bound)}") from None
+        raise SuiteError("--basis", f"there is no {name!r}; there are: {', '.join(Basis)}") from None
 
 
 def _host(request: PlanRequest, manifest: Manifest) -> HostType:
     """The host of the options; what they leave out is the measured host's."""
+    given: dict[str, Any] = {"cpus": request.cpus, "memory": request.memory or None, "disk": request.disk or None}
+    given["overcommit"] = typed_values("--overcommit", _parts(request.overcommit))
+    given["reserve"] = typed_values("--reserve", _parts(request.reserve))
     measured = find_measured_host(manifest)
-    cpus, memory = (None, None) if measured is None else (measured.cpus, measured.memory)
-    cpus = cpus if request.cpus is None else request.cpus
-    memory = _size("--memory", request.memory) if request.memory else memory
-    if cpus is None or memory is None:
+    is_measured = measured is not None and request.cpus is None and not request.memory
+    if measured is not None:
+        given["cpus"] = measured.cpus if request.cpus is None else request.cpus
+        given["memory"] = request.memory or measured.memory
+    if given["cpus"] is None or given["memory"] is None:
         raise SuiteError(
             "tare plan", "the run does not tell its host's CPUs and memory", remedy="state --cpus and --memory"
         )
-    host = HostType(
-        name=measured.name if measured and request.cpus is None and not request.memory else "the host",
-        cpus=cpus,
-        memory=memory,
-        disk=_size("--disk", request.disk) if request.disk else None,
-        overcommit=parse_overcommit(_pairs("--overcommit", request.overcommit), "--overcommit"),
-        reserve=parse_reserve(_pairs("--reserve", request.reserve), "--reserve"),
-    )
-    return checked(host, "--", join="")
+    with suite_of_options(PLACE):
+        return read_host({"name": measured.name if measured and is_measured else "the host", **given}, PLACE)
 
 
-def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
-    return named_values(option, [part for one in given for part in one.split(",")])
-
-
-def _size(option: str, text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise SuiteError(option, str(error)) from None
+def _parts(given: Sequence[str]) -> list[str]:
+    return [part for one in given for part in one.split(",")]
 
 
 def _write(output: Path, text: str) -> None:

@@ -13,6 +13,7 @@ _OPTION_OF = (
     (re.compile(r"(?:envelope|sampling|experiment\[0\]\.options)\.(\w+)"), r"--\1"),
     (re.compile(r"backend\[0\]\.options\.?(.*)"), r"--option \1"),
     (re.compile(r"experiment\[0\]\.params\.?(.*)"), r"--param \1"),
+    (re.compile(r"host\[0\]\.(\w+)\.?(.*)"), r"--\1 \2"),
 )
 """The option that a key of a suite comes from."""
 

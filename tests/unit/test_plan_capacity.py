@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tare.bench.analysis.cost import fit_cost
+from tare.bench.analysis.cost import Estimate, fit_cost
 from tare.bench.analysis.density import DensityCell, analyse_density, fit_cell
 from tare.bench.analysis.scaling import Refusal, fit_scaling
 from tare.bench.capacity.fleet import load_fleet
 from tare.bench.capacity.hosts import HostType, Resource
-from tare.bench.capacity.instance_types import Bound, Cap, InstanceType, make_type
-from tare.bench.capacity.needs import Need
+from tare.bench.capacity.instances import Basis, HostLimit, InstanceLimits, InstanceType, Need, make_type
 from tare.bench.capacity.packing import Demand, pack
 from tare.bench.capacity.plan import plan_host
+from tare.bench.capacity.words import plan_notes
 from tare.bench.cli.main import app
 from tare.bench.errors import SuiteError
 from tare.bench.model import BackendDescription, Envelope, Event, EventKind, Fact, IsolationKind, Sample, named_facts
@@ -32,13 +32,15 @@ COUNT = 40
 
 
 def kind(*needs: Need, population: int = 50, **options) -> InstanceType:
-    defaults = {"name": "x", "backend": "native", "workload": "", "run": "", "is_guest": False, "is_emulated": False}
-    defaults |= {"bound": Bound.MEASURED, "caps": (), "scaling": None, "cpus_measured": 1, "notes": ()}
-    return InstanceType(**(defaults | options), needs=needs, population=population)
+    result = fit_cell(DensityCell("native", "", {}, ({"density.start": ((population, 0.1),)},), ()))
+    backend = BackendDescription("native", IsolationKind.CONTAINER)
+    defaults = {"name": "x", "result": result, "backend": backend, "run": "", "basis": Basis.MEASURED}
+    defaults |= {"limits": InstanceLimits(1.0, 1.0 * GIB, 1.0 * GIB), "host_limits": (), "cpus_measured": 1}
+    return InstanceType(**(defaults | options), needs=needs)
 
 
 def need(resource: Resource, each: float, half: float = 0.0, **options) -> Need:
-    return Need(resource, each, each - half, each + half, **({"promised": False} | options))
+    return Need(resource, Estimate(each, each - half, each + half), **({"by_limit": False} | options))
 
 
 def write_density(
@@ -131,10 +133,10 @@ def test_what_the_host_keeps_and_what_is_taken_once_are_not_there_for_instances(
     assert plan_host(kind(need(Resource.MEMORY, GIB)), small).instances == 3
 
 
-def test_only_what_is_promised_is_overcommitted():
+def test_only_limits_are_overcommitted():
     host = msgspec.structs.replace(HOST, overcommit={Resource.CPU: 4.0}, reserve={Resource.CPU: 0.0})
     assert plan_host(kind(need(Resource.CPU, 1.0)), host).instances == 64
-    assert plan_host(kind(need(Resource.CPU, 1.0, promised=True)), host).instances == 256
+    assert plan_host(kind(need(Resource.CPU, 1.0, by_limit=True)), host).instances == 256
 
 
 def test_a_figure_far_beyond_what_was_measured_is_marked():
@@ -161,7 +163,7 @@ def test_the_interval_holds_what_a_host_really_takes_as_often_as_it_says():
     host = HostType("x", 1, int(usable) + GIB, reserve={Resource.MEMORY: float(GIB)})
     for _ in range(runs):
         cost = fit_cost([simulated(random, own=0.3, noise=0.3)])
-        memory = Need(Resource.MEMORY, cost.per_instance, cost.low, cost.high, promised=False, measured_on=30)
+        memory = Need(Resource.MEMORY, cost, by_limit=False, measured_on=30)
         plan = plan_host(kind(memory), host)
         others = TRUE_COST * (1 + 0.3 * random.standard_normal(300))
         true = int((np.cumsum(others) <= usable).sum())
@@ -176,11 +178,11 @@ def test_the_interval_holds_what_a_host_really_takes_as_often_as_it_says():
 def test_a_guest_is_planned_with_its_whole_ram_and_emulated_cpus_bind_nothing(tmp_path):
     guest = only(write_density(tmp_path / "vm", accel="tcg"))
     plan = plan_host(guest, msgspec.structs.replace(HOST, cpus=1, reserve={Resource.CPU: 0.0}))
-    assert plan.binds == "memory (promised)"
+    assert plan.binds == "memory (limits)"
     assert plan.instances == pytest.approx(512 * 1024 * 0.9 / 356, abs=20)
-    assert "48 MiB" in " ".join(plan.notes)
-    assert "KVM" in " ".join(plan.notes)
-    assert "on the safe side" in " ".join(plan.notes)
+    assert "48 MiB" in " ".join(plan_notes(plan))
+    assert "KVM" in " ".join(plan_notes(plan))
+    assert "on the safe side" in " ".join(plan_notes(plan))
     real = only(write_density(tmp_path / "kvm", accel="kvm", touched=60 * MIB))
     # Of the 100 MiB that it cost, 60 were of its own 256 MiB of RAM: 40 are beside it.
     told = plan_host(real, msgspec.structs.replace(HOST, cpus=1e6))
@@ -193,30 +195,30 @@ def test_a_guest_is_planned_with_its_whole_ram_and_emulated_cpus_bind_nothing(tm
 def test_a_container_is_planned_with_what_it_used_or_with_its_limit(tmp_path):
     path = write_density(tmp_path / "run")
     free = msgspec.structs.replace(HOST, cpus=1e6)
-    used, promised = (plan_host(only(path, bound=bound), free) for bound in (Bound.AUTO, Bound.PROMISED))
+    used, limited = (plan_host(only(path, basis=basis), free) for basis in (Basis.AUTO, Basis.LIMITS))
     assert used.instances == pytest.approx(512 * 1024 * 0.9 / 100, rel=0.03)
     # Half of the 100 MiB is charged to its own limit of 256 MiB, the other half is outside of it.
-    assert promised.instances == pytest.approx(512 * 1024 * 0.9 / 306, rel=0.03)
-    assert any("limits of" in note for note in used.notes)
+    assert limited.instances == pytest.approx(512 * 1024 * 0.9 / 306, rel=0.03)
+    assert any("limits of" in note for note in plan_notes(used))
     assert used.fewest < used.instances < used.most
 
 
-def test_a_quota_is_what_was_promised_of_the_cpus(tmp_path):
+def test_a_quota_is_the_limit_of_the_cpus(tmp_path):
     run = load_run(write_density(tmp_path / "run"))
     (result,) = analyse_density(run.samples, run.events)
     envelope = msgspec.structs.replace(run.manifest.envelope, cpu_quota=0.5)
     manifest = msgspec.structs.replace(run.manifest, envelope=envelope)
     host = msgspec.structs.replace(HOST, overcommit={Resource.CPU: 1.0}, reserve={Resource.CPU: 0.0})
-    assert plan_host(make_type(result, manifest, "", cpu_is_promised=True), host).instances == 128
+    assert plan_host(make_type(result, manifest, "", cpu_by_limit=True), host).instances == 128
 
 
-def test_where_later_instances_are_dearer_the_plan_is_made_with_them(tmp_path):
+def test_where_later_instances_cost_more_the_plan_is_made_with_them(tmp_path):
     free = msgspec.structs.replace(HOST, cpus=1e6)
     plan = plan_host(only(write_density(tmp_path / "run", late=3.0)), free)
     assert plan.instances == pytest.approx(512 * 1024 * 0.9 / 300, rel=0.05)
-    assert any("later instances cost more" in note for note in plan.notes)
+    assert any("later instances cost more" in note for note in plan_notes(plan))
     straight = plan_host(only(write_density(tmp_path / "straight")), free)
-    assert not any("later instances" in note for note in straight.notes)
+    assert not any("later instances" in note for note in plan_notes(straight))
 
 
 def test_a_limit_of_the_measured_host_binds_until_it_is_raised(tmp_path):
@@ -230,8 +232,8 @@ def test_a_limit_of_the_measured_host_binds_until_it_is_raised(tmp_path):
 def test_a_loaded_ramp_says_the_cpus_at_work_and_where_throughput_is_largest(tmp_path):
     plan = plan_host(only(write_density(tmp_path / "run", workload="sysbench-cpu")), HOST)
     assert (plan.binds, plan.instances) == ("cpu (measured)", 121)
-    assert plan.type.scaling.peak == pytest.approx(math.sqrt(0.95 / 0.001), rel=0.01)
-    assert any("throughput was largest with 30.8" in note for note in plan.notes)
+    assert plan.type.result.scaling.peak == pytest.approx(math.sqrt(0.95 / 0.001), rel=0.01)
+    assert any("throughput was largest with 30.8" in note for note in plan_notes(plan))
 
 
 # --- throughput -----------------------------------------------------------------------------------
@@ -293,8 +295,8 @@ def test_a_mix_fills_what_one_type_leaves_and_stands_beside_its_bound():
     assert alone == 4
 
 
-def test_what_guests_are_promised_and_what_others_use_come_out_of_one_pool():
-    guest = kind(need(Resource.MEMORY, 8 * GIB, promised=True), name="guest")
+def test_limits_of_guests_and_use_of_others_come_out_of_one_pool():
+    guest = kind(need(Resource.MEMORY, 8 * GIB, by_limit=True), name="guest")
     container = kind(need(Resource.MEMORY, GIB), name="container")
     host = HostType("h", 4, 40 * GIB, reserve={Resource.MEMORY: 0.0})
     packing = pack([Demand(guest, 5), Demand(container, 40)], [host])
@@ -302,7 +304,8 @@ def test_what_guests_are_promised_and_what_others_use_come_out_of_one_pool():
     twice = msgspec.structs.replace(host, overcommit={Resource.MEMORY: 2.0})
     packing = pack([Demand(guest, 5), Demand(container, 20)], [twice])
     assert packing.hosts == 1
-    assert packing.filled[0].shares["memory"] == pytest.approx(1.0)
+    shares = {resource: share for resource, _, share in packing.filled[0].shares}
+    assert shares["memory"] == pytest.approx(1.0)
 
 
 def test_hosts_that_are_counted_run_out_and_the_rest_is_named():
@@ -314,7 +317,7 @@ def test_hosts_that_are_counted_run_out_and_the_rest_is_named():
     packing = pack([Demand(one, 20)], [small, unlimited])
     assert [(filled.host, filled.hosts) for filled in packing.filled] == [("small", 3), ("more", 2)]
     assert packing.hosts_fewest <= packing.hosts <= packing.hosts_most
-    capped = msgspec.structs.replace(one, caps=(Cap("processes", 2, ""),))
+    capped = msgspec.structs.replace(one, host_limits=(HostLimit("processes", 2, ""),))
     assert pack([Demand(capped, 20)], [unlimited]).hosts == 10
 
 
@@ -349,7 +352,7 @@ def test_the_three_forms_say_the_same(tmp_path):
     options = [path, "--cpus", 64, "--memory", "512GiB", "--disk", "4TiB", "--overcommit", "cpu=4", "--instances", 5000]
     document = json.loads(tare(*options, "--format", "json").stdout)
     (plan,) = document["plans"]
-    assert (plan["instances"], plan["binds"], plan["hosts_needed"]) == (243, "cpu (promised)", 21)
+    assert (plan["instances"], plan["binds"], plan["hosts_needed"]) == (243, "cpu (limits)", 21)
     assert plan["instances_interval"] == [243, 243]
     assert document["hosts"][0]["reserve"]["memory"] == pytest.approx(51.2 * GIB)
     table = tare(*options)
@@ -360,7 +363,7 @@ def test_the_three_forms_say_the_same(tmp_path):
     assert tare(*options, "-f", "markdown", "-o", output).exit_code == 0
     text = output.read_text()
     assert "| native idle | 243 |" in text
-    assert "measured idle" in text
+    assert "measured while idle" in text
     assert "for the host: 0.5 CPUs" in " ".join(tare(path).stdout.split())
 
 
@@ -388,10 +391,10 @@ def test_the_documented_fleet_can_be_planned(tmp_path):
         (('memory = "512GiB"', 'memory = "512GB"'), "host[0].memory", "not a size"),
         (("cpus = 64", 'cpus = "many"'), "host[0].cpus", "Expected `float`"),
         (("cpus = 16", "cpus = 0"), "host[1].cpus", "more than 0"),
-        (("cpu = 4 } ", "gpu = 4 } "), "host[0].overcommit.gpu", "there is no such resource"),
+        (("cpu = 4 } ", "gpu = 4 } "), "host[0].overcommit", "unknown field `gpu`"),
         (('memory = "16GiB"', 'memory = "600GiB"'), "host[0].reserve.memory", "leaves nothing"),
-        (("instances = 200", "instances = 0"), "demand[1].instances", "1 or more"),
-        (('bound = "promised"', 'bound = "hoped"'), "demand[0].bound", "hoped"),
+        (("instances = 200", "instances = 0"), "demand[1].instances", "at least 1"),
+        (('basis = "limits"', 'basis = "hoped"'), "demand[0].basis", "hoped"),
         (('name = "small"', 'name = "large"'), "host", "two are named"),
         (("count = 4", "number = 4"), "host[0]", "number"),
         (("[[host]]", "[host"), "fleet.toml", "not TOML"),
@@ -412,19 +415,19 @@ def test_a_wrong_fleet_file_is_named_with_its_key(tmp_path, change, place, probl
     ("arguments", "message"),
     [
         (("{run}", "--memory", "12GB"), "--memory: '12GB' is not a size"),
-        (("{run}", "--cpus", "0"), "--cpus: must be more than 0"),
-        (("{run}", "--cpus", "nan"), "--cpus: must be more than 0"),
+        (("{run}", "--cpus", "0"), "--cpus: must be a number more than 0"),
+        (("{run}", "--cpus", "nan"), "--cpus: must be a number more than 0"),
         (("{run}", "--instances", "0"), "--instances: must be 1 or more"),
         (("{run}", "--overcommit", "cpu"), "--overcommit: 'cpu' is not name=value"),
-        (("{run}", "--overcommit", "cpu=-1"), "--overcommit.cpu: must be more than 0"),
-        (("{run}", "--reserve", "memory=1TiB"), "--reserve.memory: leaves nothing of it"),
-        (("{run}", "--bound", "hoped"), "--bound: there is no 'hoped'; there are: auto, measured, promised"),
+        (("{run}", "--overcommit", "cpu=-1"), "--overcommit cpu: must be a number more than 0"),
+        (("{run}", "--reserve", "memory=1TiB"), "--reserve memory: leaves nothing of it"),
+        (("{run}", "--basis", "hoped"), "--basis: there is no 'hoped'; there are: auto, measured, limits"),
         (("{run}", "-b", "podman"), "no ramp of the backend 'podman' is in what was named; there are: native"),
         (("{run}", "-f", "xml"), "no form 'xml'; there are: table, json, markdown"),
         (("{empty}",), "has no density data"),
         (("{folder}",), "is not a run directory"),
-        (("--fleet", "{folder}/none.toml"), "none.toml: No such file"),
-        (("{run}", "--fleet", "docs/fleet-example.toml"), "--fleet: stands beside RUN"),
+        (("--fleet", "{folder}/none.toml"), "none.toml: there is no such file"),
+        (("{run}", "--fleet", "docs/fleet-example.toml"), "--fleet: cannot be combined with RUN"),
         ((), "names neither a run nor a --fleet"),
     ],
 )
@@ -456,4 +459,4 @@ def test_a_ramp_without_memory_that_can_be_told_bounds_nothing_by_it():
         MANIFEST, backends={"native": BackendDescription("native", IsolationKind.CONTAINER)}
     )
     plan = plan_host(make_type(fit_cell(cell), manifest, ""), HOST)
-    assert "memory bounds nothing" in " ".join(plan.notes)
+    assert "memory bounds nothing" in " ".join(plan_notes(plan))

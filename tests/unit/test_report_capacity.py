@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tare.bench.analysis import analyse, density
+from tare.bench.analysis import RunResults, analyse, density
 from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.plan import plan_host
 from tare.bench.store import load_run
@@ -44,7 +44,7 @@ def test_the_table_says_what_the_plan_says(tmp_path, drawn):
     plan = plan_host(only(path), host)
     assert line.found == [plan.instances, plan.fewest, plan.most]
     assert (line.what, line.binds) == ("idle", plan.binds)
-    assert any("measured idle" in note for note in view.notes)
+    assert any("measured while idle" in note for note in view.notes)
     memory, start = drawn
     assert memory.line[-1] == (COUNT, pytest.approx(COUNT * 100 * 2**20, rel=0.05))
     assert memory.band[-1][1] < memory.line[-1][1] < memory.band[-1][2]
@@ -104,7 +104,7 @@ def test_a_report_fits_each_ramp_at_most_once(tmp_path, monkeypatch, reporter, f
 
     for name in ("find_density", "fit_cell", "fit_scaling", "fit_cost"):
         count(name)
-    reporter().write(path, tmp_path / "report")
+    reporter().write(RunResults(load_run(path)), tmp_path / "report")
     assert [counted[name] for name in ("find_density", "fit_cell", "fit_scaling")] == [fits] * 3
     # Of MemAvailable, charge and disk, and of MemAvailable in the last half.
     assert counted["fit_cost"] == 4 * fits

@@ -1,0 +1,222 @@
+"""Types of instances, from the ramps that measured them: what one takes of a host, measured and by its limits."""
+
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+import numpy as np
+
+from tare.bench.analysis.cost import Estimate, combined
+from tare.bench.analysis.density import DensityResult
+from tare.bench.capacity.hosts import Resource
+from tare.bench.catalogue import DensityMetric, StopReason
+from tare.bench.model import BackendDescription, IsolationKind, Manifest
+
+_KNOWN_BY_COST = ("memory", "disk")
+
+
+class Basis(StrEnum):
+    """Which needs fill a host: what instances used when they were measured, or what their limits let them use.
+
+    ``auto`` is the limits for guests, which never give back what they once touched, and measured for all others.
+    """
+
+    AUTO = "auto"
+    MEASURED = "measured"
+    LIMITS = "limits"
+
+
+class Need(msgspec.Struct, frozen=True):
+    """What one instance takes of a resource, in bytes or CPUs.
+
+    ``by_limit``: what its limit lets it take, to which overcommitment applies, not what was measured. ``once`` is
+    taken a single time by all of a type on a host. ``binds``: it fills hosts; others are shown only. The interval is
+    from ``measured_on`` instances.
+    """
+
+    resource: Resource
+    each: Estimate
+    by_limit: bool
+    binds: bool = True
+    once: float = 0.0
+    measured_on: int = 0
+    source: str = ""
+
+
+class InstanceLimits(msgspec.Struct, frozen=True):
+    """The most that an instance may use, in CPUs and bytes."""
+
+    cpus: float
+    memory: float
+    disk: float
+
+
+class HostLimit(msgspec.Struct, frozen=True):
+    """A limit of the measured host at which a ramp ended: it holds for any host that has the same."""
+
+    resource: str
+    population: int
+    remedy: str
+
+
+class InstanceType(msgspec.Struct, frozen=True):
+    """Instances of one kind: a backend with what it ran (empty: idle) when it was measured, in ``run``."""
+
+    name: str
+    result: DensityResult
+    backend: BackendDescription
+    run: str
+    basis: Basis
+    limits: InstanceLimits
+    needs: tuple[Need, ...]
+    host_limits: tuple[HostLimit, ...]
+    cpus_measured: int
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its CPU figures are an emulator's."""
+        return self.backend.kind is IsolationKind.EMULATED
+
+    @property
+    def limited_memory(self) -> Estimate | None:
+        """What of its measured memory its limit is on: of a guest its RAM, of others their charge."""
+        cost = self.result.cost
+        return cost.guest if self.backend.kind.is_guest else cost.charge
+
+
+def make_type(
+    result: DensityResult,
+    manifest: Manifest,
+    run: str,
+    *,
+    basis: Basis = Basis.AUTO,
+    limits: Mapping[str, float] = {},
+    cpu_by_limit: bool = False,
+    raised: tuple[str, ...] = (),
+) -> InstanceType:
+    """The needs of a density cell's instances.
+
+    ``limits`` replace those that they had when they were measured. ``cpu_by_limit``: overcommitment of CPUs is stated,
+    so that limits of CPUs bind. ``raised`` are limits of the measured host that planned hosts do not have.
+    """
+    cell, backend = result.cell, manifest.backends[result.cell.backend]
+    if basis is Basis.AUTO:
+        basis = Basis.LIMITS if backend.kind.is_guest else Basis.MEASURED
+    envelope = manifest.envelope
+    cpus = envelope.cpu_quota if envelope.cpu_quota is not None else float(len(envelope.cpus))
+    had = {"cpus": cpus, "memory": float(envelope.memory_bytes), "disk": float(envelope.scratch_bytes)}
+    given = " ".join(f"{name}={value}" for name, value in sorted(cell.params.items()) if name != "count")
+    found = InstanceType(
+        name=" ".join(part for part in (backend.label, cell.workload or "idle", given) if part),
+        result=result,
+        backend=backend,
+        run=run,
+        basis=basis,
+        limits=InstanceLimits(**{**had, **limits}),
+        needs=(),
+        host_limits=_host_limits(result, raised),
+        cpus_measured=len(envelope.cpus),
+    )
+    needs = (*_memory(found), *_cpu(found, by_limit=cpu_by_limit), *_disk(found), _CGROUP)
+    return msgspec.structs.replace(found, needs=needs)
+
+
+def _exactly(value: float) -> Estimate:
+    return Estimate(value, value, value)
+
+
+_CGROUP = Need(Resource.CGROUPS, _exactly(1.0), by_limit=False, source="the kernel's numbers of memory cgroups")
+
+
+def _memory(instance: InstanceType) -> list[Need]:
+    """What it used, and what its limit lets it use; nothing where the host did more meanwhile than the instances."""
+    each = instance.result.planned_memory
+    if each is None:
+        return []
+    by_limit, on = instance.basis is Basis.LIMITS, instance.result.measured_on
+    limit, limited, outside = instance.limits.memory, instance.limited_memory, "all it cost"
+    most = Estimate(limit + each.per_instance, limit, None if each.high is None else limit + each.high)
+    if limited is not None:
+        outside = "the hypervisor" if instance.backend.kind.is_guest else "what is outside"
+        beyond = combined((each, 1), (limited, -1))
+        over, half = max(0.0, beyond.per_instance), beyond.half_width
+        low, high = (None, None) if half is None else (limit + max(0.0, over - half), limit + over + half)
+        most = Estimate(limit + over, low, high)
+    name = "its RAM" if instance.backend.kind.is_guest else "its limit"
+    return [
+        Need(Resource.MEMORY, each, by_limit=False, binds=not by_limit, measured_on=on, source=each.source),
+        Need(
+            Resource.MEMORY,
+            most,
+            by_limit=True,
+            binds=by_limit,
+            measured_on=0 if limited is None else on,
+            source=f"{name} and {outside}",
+        ),
+    ]
+
+
+def _cpu(instance: InstanceType, *, by_limit: bool) -> list[Need]:
+    """What its limit lets it use, and what it kept busy."""
+    limit = _exactly(instance.limits.cpus)
+    needs = [Need(Resource.CPU, limit, by_limit=True, binds=by_limit, source="its CPUs")]
+    binds, idle = not instance.is_emulated, instance.result.cost.idle_cpu
+    if instance.result.cell.workload:
+        each, on = loaded_cpu(instance.result)
+        source = "at work"
+    else:
+        each = None if idle is None else Estimate(max(0.0, idle.per_instance), idle.low, idle.high)
+        on, source = instance.result.measured_on, "idle"
+    if each is not None:
+        needs.append(Need(Resource.CPU, each, by_limit=False, binds=binds, measured_on=on, source=source))
+    return needs
+
+
+def loaded_cpu(result: DensityResult) -> tuple[Estimate | None, int]:
+    """CPUs of an instance at work at the smallest population, where others take least from it; of how many."""
+    points = result.cell.points(DensityMetric.LOADED_CPU)
+    least = min((number for number, _ in points), default=0)
+    values = np.array([value / number for number, value in points if number == least])
+    if not points:
+        return None, 0
+    each = float(values.mean())
+    if len(values) < 3:
+        return Estimate(each, None, None), len(values)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(each, max(0.0, each - half), each + half), len(values) * least
+
+
+def _disk(instance: InstanceType) -> list[Need]:
+    """What it wrote, and what it may fill; the image once."""
+    result, by_limit = instance.result, instance.basis is Basis.LIMITS
+    once = max((value for _, value in result.cell.points(DensityMetric.DISK_SHARED)), default=0.0)
+    owned = result.cost.disk
+    each = _exactly(0.0) if owned is None else Estimate(max(0.0, owned.per_instance), owned.low, owned.high)
+    full = _exactly(each.per_instance + instance.limits.disk)
+    return [
+        Need(
+            Resource.DISK,
+            each,
+            by_limit=False,
+            binds=not by_limit,
+            once=once,
+            measured_on=result.measured_on,
+            source="its blocks",
+        ),
+        Need(Resource.DISK, full, by_limit=True, binds=by_limit, once=once, source="its scratch full"),
+    ]
+
+
+def _host_limits(result: DensityResult, raised: tuple[str, ...]) -> tuple[HostLimit, ...]:
+    """The limits of the host, not those stated for a ramp, at which ramps ended: each with the smallest population."""
+    found: dict[str, HostLimit] = {}
+    for ending in result.cell.endings:
+        name = ending.resource
+        if ending.reason != StopReason.FAILURE or not name or name in raised or name in _KNOWN_BY_COST:
+            continue
+        if name not in found or ending.population < found[name].population:
+            found[name] = HostLimit(name, ending.population, ending.remedy)
+    return tuple(found.values())
