@@ -41,16 +41,9 @@ class BareMetal(HostKernelBackend):
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
         """See ``Backend.host_side``: it is one more instance, on other CPUs where there are any."""
-        own = msgspec.structs.replace(
-            spec.envelope,
-            cpus=self.context.housekeeping_cpus or spec.envelope.cpus,
-            cpu_quota=None,
-            cpu_weight=None,
-            io_read_bytes_per_s=None,
-            io_write_bytes_per_s=None,
-            io_read_ops_per_s=None,
-            io_write_ops_per_s=None,
-        )
+        given = spec.envelope
+        cpus = self.context.housekeeping_cpus or given.cpus
+        own = Envelope(cpus, given.memory_bytes, given.scratch_bytes, given.pids_max, given.swap_bytes)
         return self.start(msgspec.structs.replace(spec, envelope=own))
 
     def _make_setup(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Setup:  # noqa: ARG002
