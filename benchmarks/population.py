@@ -33,9 +33,9 @@ from tare.backends.cgroups.layout import find_layout
 from tare.backends.native.backend import Native
 from tare.backends.native.options import NativeOptions
 from tare.bench.errors import ExitCode, MissingToolError, TareError
-from tare.bench.experiments.density.meters import HostMemory, read_memory
 from tare.bench.interfaces import BackendContext, Instance
 from tare.bench.ledger import Ledger, ResourceKind, clean
+from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.model import Envelope, Image, InstanceSpec, Phase
 from tare.bench.process import find_tool
 

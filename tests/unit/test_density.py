@@ -19,7 +19,9 @@ from tare.bench.errors import BackendError, SuiteError
 from tare.bench.experiments import density
 from tare.bench.experiments.density import meters
 from tare.bench.experiments.density.exhausted import find_exhausted
-from tare.bench.experiments.density.meters import HostMemory, is_steady, read_memory, settle
+from tare.bench.experiments.density.meters import is_steady, settle
+from tare.bench.linux.files import HostRoots
+from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.model import (
     BackendDescription,
     Command,
@@ -417,16 +419,17 @@ def test_meminfo_is_read_in_bytes(tmp_path):
         "MemTotal: 1000 kB\nMemAvailable: 500 kB\nSUnreclaim: 70 kB\n"
         "KernelStack: 3 kB\nPageTables: 4 kB\nPercpu: 5 kB\n"
     )
-    memory = read_memory(tmp_path, tmp_path)
+    memory = read_memory(HostRoots(tmp_path, tmp_path / "sys"))
     assert (memory.total, memory.available, memory.slab) == (1024_000, 512_000, 71_680)
     assert memory.kernel_other == 12 * 1024
     assert memory.ksm_saved is None
-    (tmp_path / "run").write_text("1\n")
-    (tmp_path / "pages_sharing").write_text("10\n")
-    assert read_memory(tmp_path, tmp_path).ksm_saved == 10 * os.sysconf("SC_PAGE_SIZE")
+    (tmp_path / "sys/kernel/mm/ksm").mkdir(parents=True)
+    (tmp_path / "sys/kernel/mm/ksm/run").write_text("1\n")
+    (tmp_path / "sys/kernel/mm/ksm/pages_sharing").write_text("10\n")
+    assert read_memory(HostRoots(tmp_path, tmp_path / "sys")).ksm_saved == 10 * os.sysconf("SC_PAGE_SIZE")
     (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\n")
     with pytest.raises(BackendError, match="MemAvailable"):
-        read_memory(tmp_path, tmp_path)
+        read_memory(HostRoots(tmp_path, tmp_path / "sys"))
 
 
 def test_the_floor_is_a_tenth_and_a_gibibyte_at_least():

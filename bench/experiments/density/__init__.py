@@ -16,17 +16,16 @@ from tare.bench.experiments.density import metrics
 from tare.bench.experiments.density.exhausted import Stop, failed
 from tare.bench.experiments.density.load import Load
 from tare.bench.experiments.density.meters import (
-    HostMemory,
     SampledInstances,
     Settled,
     Stalls,
     default_floor,
     many_files,
-    read_memory,
     settle,
 )
 from tare.bench.experiments.density.starts import Alive, Starts
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
+from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.model import Command, Phase
 from tare.bench.units import format_duration, format_size, parse_duration, parse_size
 

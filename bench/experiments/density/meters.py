@@ -1,85 +1,16 @@
 """The host's memory, when it has stopped changing, and the meters of the instances that a ramp watches."""
 
-import contextlib
-import functools
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 
-from tare.bench.errors import BackendError
 from tare.bench.interfaces import Instance
-from tare.bench.linux.files import HostRoots
-from tare.bench.linux.memory import read_meminfo
+from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.linux.pressure import read_stalls
 from tare.bench.model import Footprint
-
-PROC = Path("/proc")
-SLABS = Path("/sys/kernel/slab")
-
-
-class Reserve(msgspec.Struct, frozen=True):
-    """In bytes: pages in the lists of single CPUs, and room in slabs of objects that are gone.
-
-    Only of slabs that the kernel cannot give back at once (SUnreclaim); the others count as available anyway.
-    """
-
-    pages: int
-    slab_room: int
-
-    @property
-    def total(self) -> int:
-        """Both together."""
-        return self.pages + self.slab_room
-
-
-def read_reserve(proc: Path = PROC, slabs: Path = SLABS) -> Reserve:
-    """As far as this kernel and this user may tell: ``zoneinfo``, and ``slabinfo``, which is root's (SLUB)."""
-    pages = room = 0
-    with contextlib.suppress(OSError):
-        pages = sum(parse_page_lists((proc / "zoneinfo").read_text())) * resource.getpagesize()
-    with contextlib.suppress(OSError):
-        kept = parse_slab_room((proc / "slabinfo").read_text())
-        room = sum(size for name, size in kept.items() if size and not _is_reclaimable(slabs / name))
-    return Reserve(pages, room)
-
-
-def parse_page_lists(zoneinfo: str) -> Iterator[int]:
-    """The pages in each CPU's list of each zone."""
-    for line in zoneinfo.splitlines():
-        name, _, value = line.strip().partition(":")
-        if name == "count":
-            yield int(value)
-
-
-def parse_slab_room(slabinfo: str) -> Mapping[str, int]:
-    """Bytes of pages that a cache has for objects which it does not hold, by cache (slabinfo 2.1).
-
-    A line is: name, active objects, objects, size, objects a slab, pages a slab, and after two colons active slabs,
-    slabs. SLUB counts the slabs that its CPUs are working on as full.
-    """
-    found = {}
-    for line in slabinfo.splitlines()[2:]:
-        name, _, rest = line.partition(" ")
-        sizes, _, slabs = rest.partition(" : slabdata ")
-        active, _, _, objects, pages = map(int, sizes.split()[:5])
-        if objects:
-            slab = pages * resource.getpagesize()
-            found[name] = max(0, int(slabs.split()[1]) * slab - active * slab // objects)
-    return found
-
-
-@functools.cache
-def _is_reclaimable(cache: Path) -> bool:
-    """Whether a cache is SReclaimable; it stays that as long as the cache is there."""
-    try:
-        return (cache / "reclaim_account").read_text().strip() == "1"
-    except OSError:
-        return False
-
 
 MOST_SAMPLED = 8
 """How many instances have their own meters read: a PSS costs the kernel a walk over all their pages."""
@@ -88,72 +19,6 @@ HOLD = 3
 _WINDOW = 4
 _PAGES_PER_CPU = 2**20
 """The kernel counts pages per CPU and adds up now and then: smaller changes than this say nothing."""
-
-
-class HostMemory(msgspec.Struct, frozen=True):
-    """The host's memory at a moment, in bytes; ``at_s`` is CLOCK_MONOTONIC.
-
-    ``available`` is MemAvailable. ``reserve`` is what the kernel holds ready for itself and ``harness`` what tare has,
-    both not in it. ``slab`` is what objects that the kernel cannot give back take of SUnreclaim. ``kernel_other`` are
-    kernel stacks, page tables and per-CPU memory. ``ksm_saved`` is None where same-page merging is off or not there.
-    """
-
-    at_s: float
-    total: int
-    available: int
-    slab: int
-    kernel_other: int
-    ksm_saved: int | None
-    reserve: int = 0
-    harness: int = 0
-
-    @property
-    def unused(self) -> int:
-        """What neither instances nor other programs have."""
-        return self.available + self.reserve + self.harness
-
-
-_FILES = {"proc": PROC, "ksm": Path("/sys/kernel/mm/ksm"), "slabs": SLABS}
-_KERNEL_OTHER = ("KernelStack", "PageTables", "SecPageTables", "Percpu")
-
-
-def read_memory(proc: Path = _FILES["proc"], ksm: Path = _FILES["ksm"], slabs: Path = _FILES["slabs"]) -> HostMemory:
-    """``/proc/meminfo``, the kernel's reserve, and what same-page merging saves.
-
-    Raises BackendError where there is no MemAvailable.
-    """
-    reserve = read_reserve(proc, slabs)
-    fields = read_meminfo(HostRoots(proc))
-    if "MemAvailable" not in fields:
-        raise BackendError("this kernel does not tell MemAvailable, so no memory can be planned with")
-    return HostMemory(
-        at_s=time.monotonic(),
-        total=fields["MemTotal"],
-        available=fields["MemAvailable"],
-        slab=max(0, fields.get("SUnreclaim", 0) - reserve.slab_room),
-        kernel_other=sum(fields.get(name, 0) for name in _KERNEL_OTHER),
-        ksm_saved=_read_ksm(ksm),
-        reserve=reserve.total,
-        harness=_read_harness(proc),
-    )
-
-
-def _read_harness(proc: Path) -> int:
-    """The pages of tare's own process (``statm``): resident, and not mapped from files or shared."""
-    try:
-        resident, shared = map(int, (proc / "self/statm").read_text().split()[1:3])
-    except (OSError, ValueError):
-        return 0
-    return (resident - shared) * resource.getpagesize()
-
-
-def _read_ksm(folder: Path) -> int | None:
-    try:
-        if (folder / "run").read_text().strip() != "1":
-            return None
-        return int((folder / "pages_sharing").read_text()) * resource.getpagesize()
-    except (OSError, ValueError):
-        return None
 
 
 def default_floor(total_bytes: int) -> int:
