@@ -6,19 +6,21 @@ samples of the blocks before it and from nothing else, so a run that is resumed 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from tare.bench.analysis.cells import CellSamples
+from tare.bench.analysis import MeasuredBackend
+from tare.bench.analysis.cells import CellSamples, make_table
+from tare.bench.analysis.estimates import Terms, estimate_row
 from tare.bench.catalogue import HARNESS_METRICS, NoteCode
 from tare.bench.design import fixed_blocks, further_block
-from tare.bench.model import Cell, Direction, Event, EventKind, PlannedInstance, Sample
+from tare.bench.model import Cell, Event, EventKind, PlannedInstance, Sample
 from tare.bench.settings import leading_metric
-from tare.bench.stats import CellBlocks, Precision, Standing, compare, precision_of, summarise
+from tare.bench.stats import Precision, Standing
 from tare.bench.store import attempt_of
 from tare.bench.suite import Scenario, Suite
 
@@ -49,6 +51,10 @@ class Sampler:
         """``baseline`` is the name of the backend that others are compared with."""
         self._suite = suite
         self._baseline = baseline
+        self._backends = [
+            MeasuredBackend(choice.name, choice.name, place, is_baseline=choice.name == baseline)
+            for place, choice in enumerate(suite.backends)
+        ]
         self._scenarios = {one.key: one for one in suite.scenarios if one.sampling.precision}
         self._samples: dict[tuple[str, str, str], _Growing] = defaultdict(_Growing)
         self._seconds: dict[str, list[float]] = defaultdict(list)
@@ -116,19 +122,14 @@ class Sampler:
         """Where every cell stands that a precision is asked of, by the samples of the blocks before ``block``."""
         found = []
         for key, scenario in self._scenarios.items():
-            metric = self._leading(key, scenario)
-            blocks = {}
+            metric, precisions = self._precisions(key, scenario, block)
             for choice in self._suite.backends:
-                own = self._samples.get((key, metric, choice.name))
-                series = own.samples(block) if own is not None else None
-                if series is not None and len(series.values):
-                    warm_up = series.find_warm_up(scenario.experiment.traits, seed=self._suite.sampling.seed)
-                    blocks[choice.name] = series.after(warm_up).by_block()
-            for choice in self._suite.backends:
-                if choice.name == self._baseline and len(self._suite.backends) > 1 and self._baseline in blocks:
+                if choice.name == self._baseline and choice.name in precisions and len(self._suite.backends) > 1:
                     continue
                 cell = scenario.cell(choice.name).key
-                precision = self._precision(scenario, blocks, choice.name)
+                precision = precisions.get(choice.name) or Precision(
+                    Standing.CANNOT, scenario.sampling.precision or 0.0, None, 0, None, "nothing was measured"
+                )
                 if self._failures[cell] >= FAILURES and precision.standing is Standing.NOT_REACHED:
                     note = f"its last {self._failures[cell]} instances failed"
                     precision = msgspec.structs.replace(precision, standing=Standing.CANNOT, note=note)
@@ -145,20 +146,28 @@ class Sampler:
             "cells": [msgspec.to_builtins(one) for one in standings],
         }
 
-    def _precision(self, scenario: Scenario, blocks: dict[str, CellBlocks], backend: str) -> Precision:
-        wanted, seed = scenario.sampling.precision or 0.0, self._suite.sampling.seed
-        own, base = blocks.get(backend), blocks.get(self._baseline)
-        if own is None:
-            return Precision(Standing.CANNOT, wanted, None, 0, None, "nothing was measured")
-        if base is not None and backend != self._baseline:
-            found = compare(own, base, direction=Direction.LOWER, seed=seed)
-            return precision_of(found, found.n_blocks, wanted)
-        return precision_of(summarise(own, seed=seed), len(own.blocks), wanted)
-
-    def _leading(self, key: str, scenario: Scenario) -> str:
+    def _precisions(
+        self, key: str, scenario: Scenario, block: int | None
+    ) -> tuple[str, Mapping[str, Precision | None]]:
+        """The leading metric, and how precisely each backend that was measured is known, as the analysis has it."""
+        traits, seed = scenario.experiment.traits, self._suite.sampling.seed
         measured = {metric for scenario_key, metric, _ in self._samples if scenario_key == key}
-        names = [metric.name for metric in scenario.metrics if metric.name in measured]
-        return leading_metric(scenario.experiment.traits, names) or ""
+        metrics = {metric.name: metric for metric in scenario.metrics if metric.name in measured}
+        leading = leading_metric(traits, list(metrics))
+        if leading is None:
+            return "", {}
+        tables = {}
+        for backend in self._backends:
+            own = self._samples.get((key, leading, backend.name))
+            samples, names = own.samples(block) if own is not None else (None, [])
+            if samples is not None and len(samples.values):
+                warm_up = samples.find_warm_up(traits, seed=seed)
+                tables[backend.name] = make_table(samples, names, metrics[leading].unit, warm_up)
+        if not tables:
+            return leading, {}
+        terms = Terms(self._backends, seed)
+        row = estimate_row(terms, traits, metrics[leading], tables, wanted=scenario.sampling.precision)
+        return leading, {cell.backend.name: cell.precision for cell in row.cells}
 
     def _taking_part(self, scenario: Scenario, wanting: set[str], further: int) -> set[str]:
         most = scenario.sampling.max_blocks
@@ -186,8 +195,11 @@ class _Growing:
         self._values.append(sample.value)
         self._numbers.append((instance, sample.block, sample.iteration))
 
-    def samples(self, before: int | None) -> CellSamples:
-        """Those of the blocks before this one. Of an instance that was measured again only the last attempt counts."""
+    def samples(self, before: int | None) -> tuple[CellSamples, list[str]]:
+        """Those of the blocks before this one, and all instances' names by number.
+
+        Of an instance that was measured again only the last attempt counts.
+        """
         latest: dict[str, tuple[int, int]] = {}
         for name, number in self._instances.items():
             planned, attempt = attempt_of(name)
@@ -197,4 +209,4 @@ class _Growing:
         kept = np.isin(numbers[:, 0], counting)
         instances, blocks, iterations = numbers[kept].T
         found = CellSamples(np.array(self._values)[kept], instances, blocks, iterations)
-        return found if before is None else found.where(blocks < before)
+        return found if before is None else found.where(blocks < before), list(self._instances)

@@ -7,14 +7,11 @@ between them is noise, and the smallest difference that would stand out from it 
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from tare.bench.catalogue import HARNESS_METRICS, Builtin
-from tare.bench.model import Direction, Metric
+from tare.bench.analysis import analyse
+from tare.bench.catalogue import Builtin
 from tare.bench.registry import find_backends, find_workloads
-from tare.bench.settings import leading_metric
-from tare.bench.stats import CellBlocks, Verdict, control_false_discoveries
-from tare.bench.stats.noise import NoiseFloor, noise_floor
+from tare.bench.stats import NoiseSource, Verdict, control_false_discoveries
 from tare.bench.store import LoadedRun
 from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.units import Unit
@@ -80,36 +77,20 @@ def find_floors(run: LoadedRun) -> list[MetricFloor]:
     Sizes are left out: what memory an instance holds does not vary with the host's noise, and two launchers side by
     side share pages unequally.
     """
-    cells = _cells(run)
-    names: dict[tuple[str, str], list[str]] = {}
-    for experiment, workload, metric, _ in cells:
-        known = names.setdefault((experiment, workload), [])
-        if metric not in known and not metric.startswith(HARNESS_METRICS):
-            known.append(metric)
-    found = []
-    declared = {name: place for place, name in enumerate(run.manifest.metrics)}
-    for (experiment, workload), metrics in names.items():
-        owner = workload or experiment
-        metrics.sort(key=lambda name: declared.get(f"{owner}/{name}", len(declared)))
-        leading = leading_metric(run.manifest.traits_of(experiment), metrics)
-        for metric in sorted(metrics, key=lambda name: name != leading):
-            sides = [cells.get((experiment, workload, metric, name)) for name in TWINS]
-            described = _described(run, owner, metric)
-            if sides[0] is None or sides[1] is None or described.unit is Unit.BYTE:
-                continue
-            floor = noise_floor(sides[0], sides[1], direction=described.direction, margin=0.0, seed=run.manifest.seed)
-            found.append((owner, described, metric == leading, floor))
-    return _with_corrected_alarms(found)
-
-
-def _with_corrected_alarms(found: list[tuple[str, Metric, bool, NoiseFloor]]) -> list[MetricFloor]:
+    found = [
+        (subject.title, row, row.noise_floor)
+        for subject in analyse(run, margin=0.0).subjects
+        for row in sorted(subject.rows, key=lambda row: not row.is_leading)
+        if row.noise_floor is not None and row.noise_floor.source is NoiseSource.TWIN
+        if row.is_workload_metric and row.metric.unit is not Unit.BYTE
+    ]
     corrected = control_false_discoveries([floor.comparison for *_, floor in found])
     return [
         MetricFloor(
             subject=subject,
-            metric=metric.name,
-            unit=metric.unit,
-            leading=leading,
+            metric=row.metric.name,
+            unit=row.metric.unit,
+            leading=row.is_leading,
             ratio=comparison.ratio,
             low=comparison.low,
             high=comparison.high,
@@ -117,27 +98,5 @@ def _with_corrected_alarms(found: list[tuple[str, Metric, bool, NoiseFloor]]) ->
             n_blocks=floor.n_blocks,
             false_alarm=comparison.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER),
         )
-        for (subject, metric, leading, floor), comparison in zip(found, corrected, strict=True)
+        for (subject, row, floor), comparison in zip(found, corrected, strict=True)
     ]
-
-
-def _described(run: LoadedRun, owner: str, metric: str) -> Metric:
-    known = run.manifest.metrics.get(f"{owner}/{metric}")
-    return known or Metric(metric, Unit.COUNT, Direction.LOWER, "")
-
-
-def _cells(run: LoadedRun) -> dict[tuple[str, str, str, str], CellBlocks]:
-    """The blocks of each experiment, workload, metric and backend, warm-up left out, in the order of the samples."""
-    table = run.samples
-    columns = ("experiment", "workload", "metric", "backend")
-    codes = np.stack([table.texts[name].codes for name in columns]) if len(table) else np.empty((4, 0), dtype=int)
-    kinds, first, which = np.unique(codes, axis=1, return_index=True, return_inverse=True)
-    which = which.reshape(-1)
-    cells = {}
-    for place in np.argsort(first).tolist():
-        kept = (which == place) & ~table.numbers["warmup"]
-        if kept.any():
-            key = tuple(table.texts[name].kinds[code] for name, code in zip(columns, kinds[:, place], strict=True))
-            instances = table.texts["instance"].codes[kept].astype(np.int64)
-            cells[key] = CellBlocks.from_samples(table.numbers["value"][kept], instances, table.numbers["block"][kept])
-    return cells

@@ -20,11 +20,9 @@ from tare.bench.analysis.cells import (
 from tare.bench.analysis.results import Analysis, CellResult, MeasuredBackend, Row, RunNoise, Subject
 from tare.bench.model import Cell, Direction, EventKind, ExperimentTraits, Manifest, Metric
 from tare.bench.readable import one_line
-from tare.bench.settings import MetricSettings, settings_of
+from tare.bench.settings import DEFAULT_MARGIN, settings_of
 from tare.bench.stats import (
     CellBlocks,
-    NoiseFloor,
-    Precision,
     Verdict,
     compare,
     control_false_discoveries,
@@ -37,6 +35,19 @@ from tare.bench.store import LoadedRun
 from tare.bench.units import Unit
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """What all estimates of a run are made with: its backends, the seed, the baseline's twin if there is one."""
+
+    backends: Sequence[MeasuredBackend]
+    seed: int
+    twin: str | None = None
+
+    @property
+    def baseline(self) -> str:
+        """The baseline's name; empty where none of the backends is."""
+        return next((backend.name for backend in self.backends if backend.is_baseline), "")
+
+
 def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
     """Estimate everything in a run. Works on runs that are empty, interrupted, or without a baseline.
 
@@ -46,7 +57,8 @@ def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
     tables = make_tables(run)
     measured = {name for cells in tables.tables.values() for name in cells}
     baseline = next((one for one in backends if one.is_baseline and one.name in measured), None)
-    estimated = [_estimate_subject(run.manifest, tables, key, backends, margin) for key in tables.metrics]
+    terms = Terms(backends, run.manifest.seed, _twin(run.manifest))
+    estimated = [_estimate_subject(run.manifest, terms, tables, key, margin) for key in tables.metrics]
     subjects = _with_adjusted_verdicts([subject for subject, _ in estimated])
     return Analysis(
         run=run,
@@ -80,7 +92,7 @@ def _backends(run: LoadedRun) -> list[MeasuredBackend]:
 
 
 def _estimate_subject(
-    manifest: Manifest, tables: CellTables, key: SubjectKey, backends: Sequence[MeasuredBackend], margin: float | None
+    manifest: Manifest, terms: Terms, tables: CellTables, key: SubjectKey, margin: float | None
 ) -> tuple[Subject, list[str]]:
     """A subject with its rows, and what could not be estimated."""
     experiment, workload, params = key
@@ -89,92 +101,94 @@ def _estimate_subject(
     notes: list[str] = []
     for name in tables.metrics[key]:
         cells = tables.tables[key, name]
-        size = common_size(traits, name, cells)
-        if size is not None:
-            cells = {backend: at_size(table, size) for backend, table in cells.items()}
         unit = next(iter(cells.values())).unit
         metric = _metric(manifest, workload or experiment, experiment, name, unit)
         settings = settings_of(manifest.suite, workload or experiment, name, margin=margin)
-        wanted = None
-        if name == tables.leading[key]:
+        wanted, leads = None, name == tables.leading[key]
+        if leads:
             wanted = manifest.precision.get(Cell(experiment, workload, json.loads(params), "").subject)
-        blocks = {backend: table.points.blocks for backend, table in cells.items()}
-        row = _row(manifest, traits, metric, cells, blocks, backends, settings, wanted, size)
-        rows.append(msgspec.structs.replace(row, is_leading=name == tables.leading[key]))
+        row = estimate_row(terms, traits, metric, cells, margin=settings.margin, wanted=wanted)
+        rows.append(msgspec.structs.replace(row, is_leading=leads))
         for quantile in settings.quantiles:
             of_quantile, missing = _quantiles(cells, quantile)
             notes += [f"{one_line(workload or experiment)}: {_quantile_name(name, quantile)} {why}" for why in missing]
             if of_quantile:
                 named = _named(metric, quantile)
-                row = _row(manifest, traits, named, cells, of_quantile, backends, settings, None)
+                row = _row(terms, traits, named, cells, of_quantile, settings.margin, None)
                 rows.append(msgspec.structs.replace(row, quantile=quantile))
     return Subject(experiment, workload, json.loads(params), rows, traits), notes
 
 
+def estimate_row(
+    terms: Terms,
+    traits: ExperimentTraits,
+    metric: Metric,
+    tables: Mapping[str, CellTable],
+    *,
+    margin: float = DEFAULT_MARGIN,
+    wanted: float | None = None,
+) -> Row:
+    """One metric over the backends, from their tables. ``wanted`` is the precision asked for, None where there is none.
+
+    A metric that grows is estimated at the largest size that all of them reached.
+    """
+    size = common_size(traits, metric.name, tables)
+    if size is not None:
+        tables = {backend: at_size(table, size) for backend, table in tables.items()}
+    blocks = {backend: table.points.blocks for backend, table in tables.items()}
+    return _row(terms, traits, metric, tables, blocks, margin, wanted, size)
+
+
 def _row(
-    manifest: Manifest,
+    terms: Terms,
     traits: ExperimentTraits,
     metric: Metric,
     tables: Mapping[str, CellTable],
     blocks: Mapping[str, CellBlocks],
-    backends: Sequence[MeasuredBackend],
-    settings: MetricSettings,
+    margin: float,
     wanted: float | None,
     size: int | None = None,
 ) -> Row:
-    """One metric, from each backend's blocks. ``wanted`` is the precision asked for, None where there is none.
-
-    ``size`` is the only one that is in the blocks of a metric that was taken at several.
-    """
-    base = blocks.get(manifest.baseline)
+    """One metric, from each backend's blocks. ``size`` is the only one in them of a metric that grows."""
+    base = blocks.get(terms.baseline)
     cells = []
-    for backend in backends:
+    for backend in terms.backends:
         if backend.name not in blocks:
             continue
         table, own = tables[backend.name], blocks[backend.name]
-        comparison = None
+        comparison = precision = None
         if base is not None and not backend.is_baseline:
-            comparison = compare(own, base, direction=metric.direction, margin=settings.margin, seed=manifest.seed)
-            if size is None and not have_same_sizes(traits, table.points, tables[manifest.baseline].points):
+            comparison = compare(own, base, direction=metric.direction, margin=margin, seed=terms.seed)
+            if size is None and not have_same_sizes(traits, table.points, tables[terms.baseline].points):
                 comparison = without_ratio(comparison)
-        cell = CellResult(
-            backend=backend,
-            blocks=own,
-            estimate=summarise(own, seed=manifest.seed),
-            n_blocks=len(own.blocks),
-            n_instances=int(own.instances.sum()),
-            n_iterations=int(own.iterations.sum()),
-            points=table.points,
-            comparison=comparison,
-            warm_up=table.warm_up,
-            n_warm_up=table.n_warm_up,
-            size=size,
-        )
+        estimate = summarise(own, seed=terms.seed)
+        if wanted is not None and comparison is not None:
+            precision = precision_of(comparison, comparison.n_blocks, wanted)
+        elif wanted is not None and (base is None or len(blocks) == 1):  # a baseline goes on for its partners
+            precision = precision_of(estimate, len(own.blocks), wanted)
         cells.append(
-            cell
-            if wanted is None
-            else msgspec.structs.replace(cell, precision=_precision(cell, wanted, len(blocks), base))
+            CellResult(
+                backend=backend,
+                blocks=own,
+                estimate=estimate,
+                n_blocks=len(own.blocks),
+                n_instances=int(own.instances.sum()),
+                n_iterations=int(own.iterations.sum()),
+                points=table.points,
+                comparison=comparison,
+                warm_up=table.warm_up,
+                n_warm_up=table.n_warm_up,
+                precision=precision,
+                size=size,
+            )
         )
-    return Row(metric, cells, noise_floor=_noise_floor(manifest, metric, blocks, settings.margin))
-
-
-def _precision(cell: CellResult, wanted: float, backends: int, base: CellBlocks | None) -> Precision | None:
-    """Of its ratio, or of its value where nothing is compared. A baseline goes on for its partners: None."""
-    if cell.comparison is not None:
-        return precision_of(cell.comparison, cell.comparison.n_blocks, wanted)
-    return precision_of(cell.estimate, cell.n_blocks, wanted) if base is None or backends == 1 else None
-
-
-def _noise_floor(
-    manifest: Manifest, metric: Metric, blocks: Mapping[str, CellBlocks], margin: float
-) -> NoiseFloor | None:
-    base = blocks.get(manifest.baseline)
-    if base is None:
-        return None
-    twin = blocks.get(_twin(manifest) or "")
-    # A split of its own for each metric, as metrics that rise and fall together would all be false alarms at once.
-    seed = abs(manifest.seed) ^ zlib.crc32(metric.name.encode())
-    return noise_floor(base, twin, direction=metric.direction, margin=margin, seed=seed)
+    floor = None
+    if base is not None:
+        # A split of its own for each metric, as metrics that rise and fall together would all be false alarms at once.
+        seed = abs(terms.seed) ^ zlib.crc32(metric.name.encode())
+        twin = blocks.get(terms.twin or "")
+        floor = noise_floor(base, twin, direction=metric.direction, margin=margin, seed=seed)
+    return Row(metric, cells, noise_floor=floor)
 
 
 def _twin(manifest: Manifest) -> str | None:

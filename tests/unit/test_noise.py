@@ -27,8 +27,13 @@ PROCESS = "{pid} (some (odd) name) S 1 1 1 0 -1 0 0 0 0 0 {ticks} 50 0 0 20 0 1 
 
 
 def twins(tmp_path, **change):
-    recipe = replace(QUICK, blocks=20, backends=TWINS, ratios={TWINS[1]: 1.0}, **change)
-    return load_run(write_run(tmp_path / "run", recipe))
+    return twin_run(tmp_path, replace(QUICK, blocks=20, backends=TWINS, ratios={TWINS[1]: 1.0}, **change))
+
+
+def twin_run(tmp_path, recipe):
+    run = load_run(write_run(tmp_path / "run", recipe))
+    suite = {"backend": [{"type": "bare-metal", "name": name} for name in TWINS]}
+    return msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, suite=suite))
 
 
 def test_the_floor_follows_the_noise(tmp_path):
@@ -58,7 +63,7 @@ def test_each_subject_has_one_leading_metric_and_sizes_are_left_out(tmp_path):
 
 def test_a_host_that_differs_from_itself_is_found_out(tmp_path):
     recipe = replace(QUICK, blocks=20, backends=TWINS, ratios={TWINS[1]: 1.2}, noise=0.002)
-    floors = find_floors(load_run(write_run(tmp_path / "run", recipe)))
+    floors = find_floors(twin_run(tmp_path, recipe))
     assert next(floor for floor in floors if floor.metric == "events").false_alarm
 
 
@@ -72,7 +77,7 @@ def test_an_interrupted_or_empty_run_has_no_floor(tmp_path):
 
 
 def test_the_suite_takes_the_time_asked_for():
-    assert noise_suite(90.5).sampling.max_time == "90.5s"
+    assert noise_suite(90.5).sampling.max_time == 90.5
     assert all(subject.sampling.precision for subject in noise_suite(90.5).scenarios)
     assert [choice.type.name for choice in noise_suite(1).backends] == ["bare-metal", "bare-metal"]
 
