@@ -4,18 +4,20 @@ A suite states the image, the envelope, the sampling policy, the backends and th
 backend alike. Lists in ``params`` make one cell a value, lists in the options of a backend one backend a value.
 """
 
+import contextlib
 import difflib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
-from tare.bench.errors import SuiteError, TareError, UnknownNameError
+from tare.bench.errors import SuiteError, TareError, UnknownNameError, WorkloadError
 from tare.bench.interfaces import Backend, Experiment, NoOptions, Workload, WorkloadKind
-from tare.bench.model import Cell, Commands, Envelope, Metric
+from tare.bench.model import Cell, Envelope, Metric
 from tare.bench.registry import Plugins, find_experiments, find_workload_kinds
 from tare.bench.suite_file import (
     BackendSection,
@@ -27,8 +29,6 @@ from tare.bench.suite_file import (
     read_toml,
 )
 from tare.bench.units import format_size
-
-_T = TypeVar("_T")
 
 
 class BackendChoice(msgspec.Struct, frozen=True):
@@ -167,56 +167,12 @@ def resolve_suite(
     seed: int | None = None,
 ) -> SuiteSpec:
     """Resolve a suite that was read from ``path``: a file, the manifest of a run that goes on, or a command's name."""
-    file = convert(raw, SuiteFile, path, "")
-    workloads, own = _with_own_workloads(path, file.workload, workloads)
-    sampling, report = file.sampling, file.report
-    if seed is not None:
-        sampling = convert(msgspec.to_builtins(sampling, enc_hook=str) | {"seed": seed}, Sampling, path, "sampling")
-    variants = _each_variant(path, file.backend)
-    _check_baseline(path, report.baseline, variants)
-    if only:
-        variants = _keep(path, variants, only)
-        kept = any(variant.name == report.baseline for variant in variants)
-        report = report if kept else msgspec.structs.replace(report, baseline="")
-    sections = tuple(variant.section for variant in variants)
-    file = msgspec.structs.replace(file, workload=own, sampling=sampling, report=report, backend=sections)
-    _check_precision(path, "sampling", sampling)
-    envelope = _nominal_envelope(path, file.envelope)
-    choices = tuple(_resolve_backends(path, variants, backends, envelope))
-    scenarios = tuple(_resolve_scenarios(path, file.experiment, workloads, sampling, envelope))
-    _check_metrics(path, file, scenarios)
-    _check_servers(path, choices, scenarios)
-    return SuiteSpec(path, file, choices, scenarios)
+    if seed is not None and isinstance(raw.get("sampling", {}), Mapping):
+        raw = {**raw, "sampling": {**raw.get("sampling", {}), "seed": seed}}
+    return _Resolver(path, convert(raw, SuiteFile, path, "")).resolved(backends, workloads, only)
 
 
-def _check_baseline(path: Path, wanted: str, variants: "Sequence[_Variant]") -> None:
-    names = [variant.name for variant in variants]
-    if wanted and wanted not in names:
-        raise SuiteError(f"{path}: report.baseline", f"no backend is called {wanted!r}; there are: {', '.join(names)}")
-
-
-def _nominal_envelope(path: Path, section: EnvelopeSection) -> Envelope:
-    """The envelope on the CPUs that it names, or on as many as it asks for: what needs no host is checked with it."""
-    if section.cpu_quota is not None and section.cpu_quota > section.cpu_count:
-        problem = f"must be from 0.01 to {section.cpu_count}, the envelope's CPUs, not {section.cpu_quota:g}"
-        raise SuiteError(f"{path}: envelope.cpu_quota", problem)
-    return section.on(tuple(range(section.cpus)) if isinstance(section.cpus, int) else section.cpus)
-
-
-def _choose_cpus(path: Path, wanted: int | tuple[int, ...], usable: tuple[int, ...]) -> tuple[int, ...]:
-    """Host CPUs for the instances: the last ones that this process may use, so that the first stay tare's own."""
-    if isinstance(wanted, int):
-        if wanted > len(usable):
-            raise SuiteError(f"{path}: envelope.cpus", f"asks for {wanted} CPUs; this host offers {len(usable)}")
-        return usable[-wanted:]
-    missing = sorted(set(wanted) - set(usable))
-    if missing or len(set(wanted)) != len(wanted):
-        problem = f"CPU {missing[0]} is not usable here ({list(usable)})" if missing else "must name each CPU once"
-        raise SuiteError(f"{path}: envelope.cpus", problem)
-    return tuple(sorted(wanted))
-
-
-class _Variant(msgspec.Struct, frozen=True):
+class _Variant(NamedTuple):
     """A backend of the suite, with one value for each option; ``given`` is the name of the section it comes from."""
 
     key: str
@@ -225,156 +181,236 @@ class _Variant(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """What the suite calls it."""
         return self.section.name or self.section.type
 
 
-def _each_variant(path: Path, sections: Sequence[BackendSection]) -> list[_Variant]:
-    """A list among the options is a dimension: one backend a value, which its name then holds."""
-    variants = []
-    for index, section in enumerate(sections):
+class _Resolver:
+    """Looks up and checks what a suite file says. Whatever is wrong is a SuiteError with the file and the key."""
+
+    def __init__(self, path: Path, file: SuiteFile) -> None:
+        self.path = path
+        self.file = file
+        self.envelope = self._nominal_envelope(file.envelope)
+
+    def refusal(self, key: str, problem: str, remedy: str | None = None) -> SuiteError:
+        return SuiteError(f"{self.path}: {key}", problem, remedy=remedy)
+
+    @contextlib.contextmanager
+    def refused_at(self, key: str) -> Iterator[None]:
+        """What a plug-in refuses is refused at ``key``."""
+        try:
+            yield
+        except (ValueError, WorkloadError, UnknownNameError) as error:
+            raise self.refusal(key, error.message if isinstance(error, TareError) else str(error)) from None
+
+    def resolved(self, backends: Plugins[Backend], workloads: Plugins[Workload], only: Sequence[str]) -> SuiteSpec:
+        file = self.file
+        workloads, own = self._with_own_workloads(workloads)
+        variants, baseline = self._variants(only)
+        self._check_precision("sampling", file.sampling)
+        choices = tuple(self._backends(variants, backends))
+        scenarios = tuple(self._scenarios(workloads))
+        self._check_metrics(scenarios)
+        self._check_servers(choices, scenarios)
+        file = msgspec.structs.replace(
+            file,
+            workload=own,
+            backend=tuple(variant.section for variant in variants),
+            report=msgspec.structs.replace(file.report, baseline=baseline),
+        )
+        return SuiteSpec(self.path, file, choices, scenarios)
+
+    def _nominal_envelope(self, section: EnvelopeSection) -> Envelope:
+        """On the CPUs that the section names, or on as many as it asks for: what needs no host is checked with it."""
+        cpus = tuple(range(section.cpus)) if isinstance(section.cpus, int) else section.cpus
+        if section.cpu_quota is not None and section.cpu_quota > len(cpus):
+            problem = f"must be from 0.01 to {len(cpus)}, the envelope's CPUs, not {section.cpu_quota:g}"
+            raise self.refusal("envelope.cpu_quota", problem)
+        if len(set(cpus)) != len(cpus):
+            raise self.refusal("envelope.cpus", "must name each CPU once")
+        return section.on(cpus)
+
+    def _variants(self, only: Sequence[str]) -> tuple[list[_Variant], str]:
+        """The backends that ``only`` keeps, one by one or all of a section, and the baseline if it is among them."""
+        variants = [
+            one for index, section in enumerate(self.file.backend) for one in self._each_variant(index, section)
+        ]
+        names = [variant.name for variant in variants]
+        baseline = self.file.report.baseline
+        if baseline and baseline not in names:
+            known = ", ".join(names)
+            raise self.refusal("report.baseline", f"no backend is called {baseline!r}; there are: {known}")
+        for name in only:
+            if not any(name in {variant.name, variant.given} for variant in variants):
+                raise self.refusal("backend", f"--backend {name}: the suite has {', '.join(names)}")
+        kept = [one for one in variants if not only or not {one.name, one.given}.isdisjoint(only)]
+        return kept, baseline if any(one.name == baseline for one in kept) else ""
+
+    def _each_variant(self, index: int, section: BackendSection) -> Iterator[_Variant]:
+        """A list among the options is a dimension: one backend a value, which its name then holds."""
         key, given = f"backend[{index}]", section.name or section.type
         for option, value in section.options.items():
             if value == []:
-                raise SuiteError(f"{path}: {key}.options.{option}", "is a list without a value")
+                raise self.refusal(f"{key}.options.{option}", "is a list without a value")
         several = [option for option, value in section.options.items() if isinstance(value, list) and len(value) > 1]
         for options in _each_combination(section.options):
             named = ",".join(f"{option}={_as_written(options[option])}" for option in several)
             name = f"{given}:{named}" if named else section.name
-            variants.append(_Variant(key, given, msgspec.structs.replace(section, name=name, options=options)))
-    return variants
+            yield _Variant(key, given, msgspec.structs.replace(section, name=name, options=options))
 
+    def _backends(self, variants: Sequence[_Variant], plugins: Plugins[Backend]) -> Iterator[BackendChoice]:
+        if not variants:
+            raise self.refusal("backend", "the suite names no backend")
+        names: set[str] = set()
+        for variant in variants:
+            key, section, name = variant.key, variant.section, variant.name
+            with self.refused_at(f"{key}.type"):
+                plugin = plugins.get(section.type)
+            if name in names:
+                raise self.refusal(f"{key}.name", f"{name!r} is there twice; give each its own name")
+            names.add(name)
+            if self.envelope.memory_bytes < plugin.minimum_memory_bytes:
+                least = f"{plugin.minimum_memory_bytes // 2**20}MiB"
+                given = f"{self.envelope.memory_bytes // 2**20}MiB"
+                raise self.refusal(
+                    "envelope.memory",
+                    f"{given} is too little for the backend {name!r}, which needs {least}",
+                    f"state at least {least}, or leave that backend out",
+                )
+            options = convert(section.options, plugin.Options, self.path, f"{key}.options")
+            yield BackendChoice(name, plugin, options, key)
 
-def _as_written(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _keep(path: Path, variants: Sequence[_Variant], only: Sequence[str]) -> list[_Variant]:
-    """Those that ``only`` names: one by one, or all that come from a section."""
-    for name in only:
-        if not any(name in {variant.name, variant.given} for variant in variants):
-            known = ", ".join(variant.name for variant in variants)
-            raise SuiteError(f"{path}: backend", f"--backend {name}: the suite has {known}")
-    return [variant for variant in variants if not {variant.name, variant.given}.isdisjoint(only)]
-
-
-def _check_precision(path: Path, key: str, sampling: Sampling) -> None:
-    precision, most = sampling.precision, sampling.max_blocks
-    if most is not None and precision and most < sampling.blocks:
-        raise SuiteError(f"{path}: {key}.max_blocks", f"must be at least {sampling.blocks}, as many as blocks")
-    if most is not None and precision is None:
-        raise SuiteError(f"{path}: {key}.max_blocks", "has a meaning only together with a precision")
-
-
-def _check_metrics(path: Path, file: SuiteFile, scenarios: Sequence[Scenario]) -> None:
-    """Every metric that the suite says something about is one that its experiments measure."""
-    known = {f"{scenario.owner}/{metric.name}": metric.name for scenario in scenarios for metric in scenario.metrics}
-    for name in file.metric:
-        if name not in known and name not in known.values():
-            close = difflib.get_close_matches(name, [*known, *known.values()], n=3)
-            listed = ", ".join(close or dict.fromkeys(known.values()))
-            problem = "nothing in this suite measures that"
-            raise SuiteError(f'{path}: metric."{name}"', problem, remedy=f"measured are: {listed}")
-
-
-def _resolve_backends(
-    path: Path, variants: Sequence[_Variant], plugins: Plugins[Backend], envelope: Envelope
-) -> list[BackendChoice]:
-    if not variants:
-        raise SuiteError(f"{path}: backend", "the suite names no backend")
-    choices: list[BackendChoice] = []
-    for variant in variants:
-        key, section, name = variant.key, variant.section, variant.name
-        plugin = _look_up(plugins, section.type, f"{path}: {key}.type")
-        if any(choice.name == name for choice in choices):
-            raise SuiteError(f"{path}: {key}.name", f"{name!r} is there twice; give each its own name")
-        if envelope.memory_bytes < plugin.minimum_memory_bytes:
-            least = f"{plugin.minimum_memory_bytes // 2**20}MiB"
-            raise SuiteError(
-                f"{path}: envelope.memory",
-                f"{envelope.memory_bytes // 2**20}MiB is too little for the backend {name!r}, which needs {least}",
-                remedy=f"state at least {least}, or leave that backend out",
+    def _scenarios(self, workloads: Plugins[Workload]) -> list[Scenario]:
+        if not self.file.experiment:
+            raise self.refusal("experiment", "the suite names no experiment")
+        experiments = find_experiments()
+        scenarios: list[Scenario] = []
+        for index, section in enumerate(self.file.experiment):
+            key = f"experiment[{index}]"
+            with self.refused_at(f"{key}.kind"):
+                experiment = experiments.get(section.kind)
+            scenarios += self._scenarios_of(
+                key, section, experiment, self._workload(key, section, experiment, workloads)
             )
-        options = convert(section.options, plugin.Options, path, f"{key}.options")
-        choices.append(BackendChoice(name, plugin, options, key))
-    return choices
+        names = Counter(scenario.key for scenario in scenarios)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise self.refusal("experiment", f"{twice[0]} is there twice")
+        return scenarios
 
-
-def _check_servers(path: Path, choices: Sequence[BackendChoice], scenarios: Sequence[Scenario]) -> None:
-    """Every backend has a way to where the services of each experiment are to run."""
-    places = dict.fromkeys(scenario.experiment.server_place(scenario.options) for scenario in scenarios)
-    for choice, place in itertools.product(choices, places):
-        try:
-            choice.type.check_server(choice.options, place)
-        except ValueError as error:
-            problem = f"with server = {place.value!r} no way leads there from the backend {choice.name!r}: {error}"
-            raise SuiteError(f"{path}: {choice.key}.options", problem) from None
-
-
-def _resolve_scenarios(
-    path: Path,
-    sections: Sequence[ExperimentSection],
-    workloads: Plugins[Workload],
-    sampling: Sampling,
-    envelope: Envelope,
-) -> list[Scenario]:
-    if not sections:
-        raise SuiteError(f"{path}: experiment", "the suite names no experiment")
-    experiments = find_experiments()
-    scenarios: list[Scenario] = []
-    for index, section in enumerate(sections):
-        key = f"experiment[{index}]"
-        experiment = _look_up(experiments, section.kind, f"{path}: {key}.kind")
-        own = _own_sampling(sampling, section)
-        _check_precision(path, key, own)
+    def _scenarios_of(
+        self, key: str, section: ExperimentSection, experiment: type[Experiment], workload: type[Workload] | None
+    ) -> Iterator[Scenario]:
+        """One for each combination of the workload's parameters and the experiment's options."""
+        own = {name: getattr(section, name, None) for name in Sampling.__struct_fields__}
+        stated = {name: value for name, value in own.items() if value is not None}
+        sampling = msgspec.structs.replace(self.file.sampling, **stated)
+        self._check_precision(key, sampling)
         choices = [
-            (options, convert(options, experiment.Options, path, f"{key}.options"))
-            for options in _each_combination(section.options)
+            (chosen, convert(chosen, experiment.Options, self.path, f"{key}.options"))
+            for chosen in _each_combination(section.options)
         ]
-        workload = _find_workload(path, key, section, experiment, workloads)
-        if workload is None:
-            scenarios += [Scenario(experiment, None, None, chosen, own, options) for chosen, options in choices]
-            continue
-        _refuse_shared_names(path, key, section)
         for given in _each_combination(section.params):
-            params = convert(given, workload.Params, path, f"{key}.params")
-            commands = _check_commands(path, key, workload, params, envelope)
-            for _, options in choices:
-                _check_options(path, key, experiment, options, commands)
-            scenarios += [
-                Scenario(experiment, workload, params, {**given, **chosen}, own, options) for chosen, options in choices
-            ]
-    names = [scenario.cell("").key for scenario in scenarios]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise SuiteError(f"{path}: experiment", f"{twice.rstrip('/')} is there twice")
-    return scenarios
+            params = convert(given, workload.Params, self.path, f"{key}.params") if workload else None
+            if workload is not None:
+                with self.refused_at(f"{key}.params"):  # workloads are pure: what they refuse is known already
+                    commands = workload().commands(params, self.envelope)
+                for _, options in choices:
+                    with self.refused_at(f"{key}.options"):
+                        experiment.check(options, commands)
+            for chosen, options in choices:
+                yield Scenario(experiment, workload, params, {**given, **chosen}, sampling, options)
 
-
-def _find_workload(
-    path: Path, key: str, section: ExperimentSection, experiment: type[Experiment], workloads: Plugins[Workload]
-) -> type[Workload] | None:
-    if section.workload:
+    def _workload(
+        self, key: str, section: ExperimentSection, experiment: type[Experiment], workloads: Plugins[Workload]
+    ) -> type[Workload] | None:
+        if not section.workload:
+            if experiment.needs_workload:
+                raise self.refusal(f"{key}.workload", f"the experiment {section.kind!r} needs a workload")
+            if section.params:
+                raise self.refusal(f"{key}.params", "no workload is named that they could be for")
+            return None
         if not (experiment.needs_workload or experiment.takes_workload):
-            raise SuiteError(f"{path}: {key}.workload", f"the experiment {section.kind!r} runs no workload")
-        return _look_up(workloads, section.workload, f"{path}: {key}.workload")
-    if experiment.needs_workload:
-        raise SuiteError(f"{path}: {key}.workload", f"the experiment {section.kind!r} needs a workload")
-    if section.params:
-        raise SuiteError(f"{path}: {key}.params", "no workload is named that they could be for")
-    return None
+            raise self.refusal(f"{key}.workload", f"the experiment {section.kind!r} runs no workload")
+        shared = sorted(set(section.params) & set(section.options))
+        if shared:  # both stand in a cell's name and records, where they have to be told apart
+            raise self.refusal(f"{key}.options", f"{shared[0]!r} is also a parameter of the workload")
+        with self.refused_at(f"{key}.workload"):
+            return workloads.get(section.workload)
+
+    def _check_precision(self, key: str, sampling: Sampling) -> None:
+        precision, most = sampling.precision, sampling.max_blocks
+        if most is not None and precision and most < sampling.blocks:
+            raise self.refusal(f"{key}.max_blocks", f"must be at least {sampling.blocks}, as many as blocks")
+        if most is not None and precision is None:
+            raise self.refusal(f"{key}.max_blocks", "has a meaning only together with a precision")
+
+    def _check_metrics(self, scenarios: Sequence[Scenario]) -> None:
+        """Every metric that the suite says something about is one that its experiments measure."""
+        known = {
+            f"{scenario.owner}/{metric.name}": metric.name for scenario in scenarios for metric in scenario.metrics
+        }
+        for name in self.file.metric:
+            if name not in known and name not in known.values():
+                close = difflib.get_close_matches(name, [*known, *known.values()], n=3)
+                listed = ", ".join(close or dict.fromkeys(known.values()))
+                raise self.refusal(f'metric."{name}"', "nothing in this suite measures that", f"measured are: {listed}")
+
+    def _check_servers(self, choices: Sequence[BackendChoice], scenarios: Sequence[Scenario]) -> None:
+        """Every backend has a network route to where the services of each experiment are to run."""
+        places = dict.fromkeys(scenario.experiment.server_place(scenario.options) for scenario in scenarios)
+        for choice, place in itertools.product(choices, places):
+            try:
+                choice.type.check_server(choice.options, place)
+            except ValueError as error:
+                problem = f"the backend {choice.name!r} has no network route to server = {place.value!r}: {error}"
+                raise self.refusal(f"{choice.key}.options", problem) from None
+
+    def _with_own_workloads(
+        self, registered: Plugins[Workload]
+    ) -> tuple[Plugins[Workload], tuple[Mapping[str, Any], ...]]:
+        """The registered workloads and the suite's own, and the sections with all that they take from files read in.
+
+        A section is of the kind (``tare.workload_kinds``) whose name is one of its keys.
+        """
+        own: dict[str, type[Workload]] = {}
+        complete = []
+        kinds = find_workload_kinds() if self.file.workload else Plugins("workload kind", {}, {})
+        for index, raw in enumerate(self.file.workload):
+            key = f"workload[{index}]"
+            kind = self._kind_of(key, raw, kinds)
+            section = convert(raw, kind.Section, self.path, key)
+            known = {**registered.loaded, **registered.failures}
+            if section.name in known or section.name in own:
+                where = "tare" if section.name in known else "the suite"
+                raise self.refusal(f"{key}.name", f"{where} has a workload {section.name!r} already")
+            try:
+                with self.refused_at(key):
+                    section = kind().complete(section, self.path.parent)
+            except OSError as error:
+                raise self.refusal(f"{key}.{kind.name}", f"{error.filename}: {error.strerror}") from None
+            own[section.name] = kind().make(section)
+            complete.append(msgspec.to_builtins(section, enc_hook=str))
+        return Plugins(registered.kind, {**registered.loaded, **own}, registered.failures), tuple(complete)
+
+    def _kind_of(self, key: str, section: Mapping[str, Any], kinds: Plugins[WorkloadKind]) -> type[WorkloadKind]:
+        stated = sorted(set(section) & {*kinds.loaded, *kinds.failures})
+        if len(stated) == 1:
+            return kinds.get(stated[0])
+        known = ", ".join(f"{name} ({kind.summary})" for name, kind in sorted(kinds.loaded.items()))
+        problem = f"{' and '.join(stated)} are there, and only one can be" if stated else "says nothing of what it runs"
+        raise self.refusal(key, problem, f"state one of: {known}")
 
 
-def _refuse_shared_names(path: Path, key: str, section: ExperimentSection) -> None:
-    """Both stand in a cell's name and records, where they have to be told apart."""
-    shared = sorted(set(section.params) & set(section.options))
-    if shared:
-        raise SuiteError(f"{path}: {key}.options", f"{shared[0]!r} is also a parameter of the workload")
-
-
-def _own_sampling(sampling: Sampling, section: ExperimentSection) -> Sampling:
-    given = {name: getattr(section, name, None) for name in Sampling.__struct_fields__}
-    return msgspec.structs.replace(sampling, **{name: value for name, value in given.items() if value is not None})
+def _choose_cpus(path: Path, wanted: int | tuple[int, ...], usable: tuple[int, ...]) -> tuple[int, ...]:
+    """Host CPUs for the instances: the last ones that this process may use, so that the first stay tare's own."""
+    if isinstance(wanted, int):
+        if wanted > len(usable):
+            raise SuiteError(f"{path}: envelope.cpus", f"asks for {wanted} CPUs; this host offers {len(usable)}")
+        return usable[-wanted:]
+    if missing := sorted(set(wanted) - set(usable)):
+        raise SuiteError(f"{path}: envelope.cpus", f"CPU {missing[0]} is not usable here ({list(usable)})")
+    return tuple(sorted(wanted))
 
 
 def _each_combination(params: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -383,67 +419,5 @@ def _each_combination(params: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(params, combination, strict=True)) for combination in itertools.product(*values)]
 
 
-def _check_commands(path: Path, key: str, workload: type[Workload], params: Any, envelope: Envelope) -> Commands:
-    """Workloads are pure, so what they refuse is known before anything runs."""
-    try:
-        return workload().commands(params, envelope)
-    except (TareError, ValueError) as error:
-        message = error.message if isinstance(error, TareError) else str(error)
-        raise SuiteError(f"{path}: {key}.params", message) from None
-
-
-def _check_options(path: Path, key: str, experiment: type[Experiment], options: Any, commands: Commands) -> None:
-    try:
-        experiment.check(options, commands)
-    except ValueError as error:
-        raise SuiteError(f"{path}: {key}.options", str(error)) from None
-
-
-def _with_own_workloads(
-    path: Path, sections: Sequence[Mapping[str, Any]], registered: Plugins[Workload]
-) -> tuple[Plugins[Workload], tuple[Mapping[str, Any], ...]]:
-    """The registered workloads and the suite's own, and the sections with all that they take from files read in.
-
-    A section is of the kind (``tare.workload_kinds``) whose name is one of its keys.
-    """
-    if not sections:
-        return registered, ()
-    kinds = find_workload_kinds()
-    own: dict[str, type[Workload]] = {}
-    complete = []
-    for index, raw in enumerate(sections):
-        key = f"workload[{index}]"
-        kind = _kind_of(path, key, raw, kinds)
-        section = convert(raw, kind.Section, path, key)
-        for names, where in (
-            (registered.loaded, "tare has"),
-            (registered.failures, "tare has"),
-            (own, "the suite has"),
-        ):
-            if section.name in names:
-                raise SuiteError(f"{path}: {key}.name", f"{where} a workload {section.name!r} already")
-        try:
-            section = kind().complete(section, path.parent)
-        except ValueError as error:
-            raise SuiteError(f"{path}: {key}", str(error)) from None
-        except OSError as error:
-            raise SuiteError(f"{path}: {key}.{kind.name}", f"{error.filename}: {error.strerror}") from None
-        own[section.name] = kind().make(section)
-        complete.append(msgspec.to_builtins(section, enc_hook=str))
-    return Plugins(registered.kind, {**registered.loaded, **own}, registered.failures), tuple(complete)
-
-
-def _kind_of(path: Path, key: str, section: Mapping[str, Any], kinds: Plugins[WorkloadKind]) -> type[WorkloadKind]:
-    stated = sorted(set(section) & {*kinds.loaded, *kinds.failures})
-    if len(stated) == 1:
-        return kinds.get(stated[0])
-    known = ", ".join(f"{name} ({kind.summary})" for name, kind in sorted(kinds.loaded.items()))
-    problem = f"{' and '.join(stated)} are there, and only one can be" if stated else "says nothing of what it runs"
-    raise SuiteError(f"{path}: {key}", problem, remedy=f"state one of: {known}")
-
-
-def _look_up(plugins: Plugins[_T], name: str, place: str) -> type[_T]:
-    try:
-        return plugins.get(name)
-    except UnknownNameError as error:
-        raise SuiteError(place, error.message) from None
+def _as_written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -62,11 +62,6 @@ class EnvelopeSection(Section, frozen=True):
     io_read_ops_per_s: Count | None = None
     io_write_ops_per_s: Count | None = None
 
-    @property
-    def cpu_count(self) -> int:
-        """How many CPUs an instance gets."""
-        return self.cpus if isinstance(self.cpus, int) else len(self.cpus)
-
     def on(self, cpus: tuple[int, ...]) -> Envelope:
         """The envelope on these CPUs of a host."""
         limits = {name: getattr(self, name) for name in Envelope.__struct_fields__ if name != "cpus"}
@@ -171,14 +166,20 @@ def convert(value: Any, kind: type[_T], path: Path, key: str) -> _T:
         found, wanted, given = _at(where.rstrip("`"), inspect.type_info(kind), value)
         place = f"{key}{found}".lstrip(".") or "top level"
         remedy = None
-        if "unknown field" in problem:
-            remedy = f"known keys there: {', '.join(_keys_of(wanted)) or 'none'}"
+        if unknown := _UNKNOWN.fullmatch(problem):
+            problem = f"unknown key {unknown[1]}"
+            remedy = f"known keys: {', '.join(_keys_of(wanted)) or 'none'}"
+        elif problem.startswith("Invalid enum value") and isinstance(chosen := _member(wanted, _CHOICES), _CHOICES):
+            known = [one.value for one in chosen.cls] if isinstance(chosen, inspect.EnumType) else chosen.values
+            problem = f"must be one of {', '.join(map(str, known))}, not {given!r}"
         elif (allowed := _range_of(wanted)) and _OUT_OF_RANGE.match(problem):
             problem = f"must be {allowed}, not {given}"
         raise SuiteError(f"{path}: {place}", problem, remedy=remedy) from None
 
 
 _STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
+_UNKNOWN = re.compile(r"Object contains unknown field (`.*`)")
+_CHOICES = (inspect.EnumType, inspect.LiteralType)
 _OUT_OF_RANGE = re.compile(r"Expected `\w+` [<>]")
 
 

@@ -177,7 +177,7 @@ def test_a_start_is_explained_before_there_is_an_image(tare, tmp_path):
     ("arguments", "message"),
     [
         (["vm", "--explain"], "vm does not tell how it starts instances"),
-        (["native", "--option", "colour=red", "--", "true"], "known keys there: seccomp, capabilities"),
+        (["native", "--option", "colour=red", "--", "true"], "known keys: seccomp, capabilities"),
         (["native", "--option", "profile=full", "--option", "user_namespace=true", "--", "true"], "for systemd"),
         (["native", "--option", "boot_offset_s=5", "--", "true"], "boot_offset_s needs time_namespace"),
     ],

@@ -377,7 +377,7 @@ def test_the_ready_suite_can_be_read():
         ({"memory_floor": "2GB"}, "memory_floor: "),
         ({"start_limit": "soon"}, "start_limit: "),
         ({"rate": -1.0}, "rate: "),
-        ({"cuont": 5}, "unknown field"),
+        ({"cuont": 5}, "unknown key"),
     ],
 )
 def test_wrong_options_are_named(options, said):

@@ -194,7 +194,7 @@ def test_options_are_dimensions_and_must_not_shadow_parameters():
     }
     suite = resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)
     assert [subject.given for subject in suite.scenarios] == [{"aggressor": "cpu"}, {"aggressor": "disk"}]
-    for options, message in (({"aggressor": "noise"}, "there are: cpu, disk"), ({"size": 3}, "unknown field")):
+    for options, message in (({"aggressor": "noise"}, "there are: cpu, disk"), ({"size": 3}, "unknown key `size`")):
         source["experiment"][0]["options"] = options
         with pytest.raises(SuiteError, match=message):
             resolve_suite(source, Path("suite.toml"), BACKENDS, WORKLOADS)

@@ -90,9 +90,7 @@ def test_no_way_is_refused_when_the_suite_is_read(tmp_path, kind, network, serve
     with pytest.raises(SuiteError) as caught:
         load(tmp_path, kind, network, f'["same-instance", "{server}"]')
     assert caught.value.place == f"{tmp_path / 'suite.toml'}: backend[1].options"
-    assert caught.value.message.endswith(
-        f"with server = '{server}' no way leads there from the backend '{kind}': {reason}"
-    )
+    assert caught.value.message.endswith(f"the backend '{kind}' has no network route to server = '{server}': {reason}")
 
 
 def test_a_host_without_tap_devices_is_told_how_to_get_them(tmp_path):

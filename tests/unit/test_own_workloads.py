@@ -130,8 +130,8 @@ def test_what_the_manifest_keeps_makes_the_same_workload_again(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "key", "says"),
     [
-        (("packages = [", "package = ["), "workload[0]", "unknown field `package`"),
-        (("regex = ", "regexp = "), "workload[0].metric[0]", "unknown field `regexp`"),
+        (("packages = [", "package = ["), "workload[0]", "unknown key `package`"),
+        (("regex = ", "regexp = "), "workload[0].metric[0]", "unknown key `regexp`"),
         (("at (\\\\S+) MiB", "at (\\\\S+ MiB"), "workload[0].metric[0]", "no regular expression"),
         (("at (\\\\S+) MiB", "(at) (\\\\S+) MiB"), "workload[0].metric[0]", "exactly one group"),
         (("at (\\\\S+) MiB", "at 1 MiB"), "workload[0].metric[0]", "exactly one group"),
@@ -195,7 +195,7 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_parameter_is_checked_by_the_type_of_its_default(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=r"experiment\[0\].params.level: Expected `int`, got `str`"):
         read(tmp_path, experiment='params = { level = "six" }')
-    with pytest.raises(SuiteError, match=r"experiment\[0\].params: .*unknown field `depth`"):
+    with pytest.raises(SuiteError, match=r"experiment\[0\].params: .*unknown key `depth`"):
         read(tmp_path, experiment="params = { depth = 1 }")
 
 
