@@ -89,7 +89,7 @@ def measure(reference: str, rounds: int) -> dict[str, Any]:
         image = find_image(reference, ledger)
         backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), VmOptions(), ()))
         stack.callback(backend.close)
-        facts = backend.prepare(image, envelope).texts
+        described = backend.prepare(image, envelope)
         instance = stack.enter_context(backend.start(InstanceSpec(f"overhead-{os.getpid()}", image, envelope)))
         by_hand = ByHand(instance)
         values = {name: alternate(name, instance, by_hand, envelope, rounds) for name in WORKLOADS}
@@ -106,8 +106,8 @@ def measure(reference: str, rounds: int) -> dict[str, Any]:
     return {
         "ratios": ratios,
         "intervals": intervals,
-        "accel": facts["accel"],
-        "accel_reason": facts["accel_reason"],
+        "accel": described.accelerator,
+        "accel_reason": described.texts["accel_reason"],
         "values": {name: {"vm": ours, "by-hand": theirs} for name, (ours, theirs) in values.items()},
     }
 

@@ -68,7 +68,7 @@ def measure(guests: int, cpus: int, reference: str) -> dict[str, Any]:
         image = find_image(reference, ledger)
         backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), VmOptions(), ()))
         stack.callback(backend.close)
-        facts = backend.prepare(image, envelope).texts
+        described = backend.prepare(image, envelope)
         began = time.monotonic()
         specs = [InstanceSpec(f"{prefix}{number}", image, envelope) for number in range(guests)]
         answered, ready, asked = _run(backend, specs)
@@ -83,7 +83,7 @@ def measure(guests: int, cpus: int, reference: str) -> dict[str, Any]:
         "first_s": min(ready) - began,
         "last_s": max(ready) - began,
         "stopped_s": stopped - asked,
-        "accel": facts["accel"],
+        "accel": described.accelerator,
     }
 
 

@@ -94,8 +94,8 @@ def measure(reference: str, rounds: int, busybox: Path) -> dict[str, Any]:
         image = find_image(reference, ledger)
         backend = VirtualMachine(BackendContext(ledger, folder, cache_directory(), VmOptions(), ()))
         stack.callback(backend.close)
-        facts = backend.prepare(image, envelope).texts
-        by_hand = ByHand(ledger, folder, image, envelope, facts["accel"])
+        described = backend.prepare(image, envelope)
+        by_hand = ByHand(ledger, folder, image, envelope, described.accelerator)
         naive = NaiveGuest(
             ledger, folder, image, cpus=envelope.cpus, memory_bytes=envelope.memory_bytes, busybox=busybox
         )
@@ -113,7 +113,7 @@ def measure(reference: str, rounds: int, busybox: Path) -> dict[str, Any]:
                     first, took = by_hand.start()
                     first_by_hand.append(first)
                 else:
-                    took = naive.start(facts["accel"])
+                    took = naive.start(described.accelerator)
                 times[kind].append(took)
     with contextlib.suppress(OSError):  # somebody else's benchmark may be using them
         (BASE / "ledger").rmdir()
@@ -125,8 +125,8 @@ def measure(reference: str, rounds: int, busybox: Path) -> dict[str, Any]:
         "teardown_s": statistics.median(one.gone_s for one in ours),
         "release_s": statistics.median(one.release_s for one in ours),
         "resident_bytes": round(statistics.median(one.resident_bytes for one in ours)),
-        "accel": facts["accel"],
-        "accel_reason": facts["accel_reason"],
+        "accel": described.accelerator,
+        "accel_reason": described.texts["accel_reason"],
         "medians_s": medians,
         "times_s": times,
     }

@@ -11,6 +11,7 @@ from rich.table import Table
 from tare.bench.errors import ExitCode, UnknownNameError
 from tare.bench.interfaces import Backend, Experiment, Workload
 from tare.bench.registry import Plugins, find_backends, find_experiments, find_reporters, find_workloads
+from tare.bench.units import Duration, Size
 
 _KINDS = ("backends", "workloads", "experiments", "reporters")
 
@@ -86,4 +87,6 @@ def _as_in_a_suite(default: Any) -> str:
         return " or ".join(
             repr(choice.value) for choice in (default, *(one for one in type(default) if one != default))
         )
+    if isinstance(default, (Size, Duration)):
+        return repr(str(default))
     return str(default).lower() if isinstance(default, bool) else repr(default)

@@ -6,9 +6,10 @@ reason, and the resource that ran out where the error tells it, is a note of the
 
 import contextlib
 import time
-from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from tare.bench.catalogue import TRAITS, Builtin, NoteCode, StopReason
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
@@ -27,9 +28,8 @@ from tare.bench.experiments.density.starts import Alive, Starts
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
 from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.model import Command, Phase
-from tare.bench.units import format_duration, format_size, parse_duration, parse_size
+from tare.bench.units import Duration, Size, format_duration, format_size
 
-MOST = 100_000
 SLOW_STARTS = 3
 """So many starts in a row have to be above the limit: one alone may be the host's doing."""
 IDLE_S = 0.5
@@ -42,8 +42,8 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[experiment.options]`` of ``density``.
 
     The ramp ends at ``count`` instances, or earlier: when the next would leave less than ``memory_floor`` available
-    (empty: a tenth of the host's memory, at least 1 GiB), when three starts in a row took longer than ``start_limit``,
-    when the workload's p99 is above ``objective``, or when something failed.
+    (if not stated a tenth of the host's memory, at least 1 GiB), when three starts in a row took longer than
+    ``start_limit``, when the workload's p99 is above ``objective``, or when something failed.
 
     Memory is read after each ``batch`` of starts. ``rate`` is in starts a second (0: one after another).
     ``meters_every`` is how many instances lie between readings of the instances' own meters (0: ``count`` / 20).
@@ -51,60 +51,26 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``settle_interval`` and ``settle_deadline`` are for the waiting until memory no longer changes.
     """
 
-    count: int = 50
-    batch: int = 1
-    rate: float = 0.0
-    memory_floor: str = ""
-    start_limit: str = ""
-    objective: str = ""
+    count: Annotated[int, Meta(ge=1, le=100_000)] = 50
+    batch: Annotated[int, Meta(ge=1)] = 1
+    rate: Annotated[float, Meta(ge=0)] = 0.0
+    memory_floor: Size | None = None
+    start_limit: Duration | None = None
+    objective: Duration | None = None
     latency: str = ""
     throughput: str = ""
-    meters_every: int = 0
-    settle_interval: str = "1s"
-    settle_deadline: str = "30s"
+    meters_every: Annotated[int, Meta(ge=0)] = 0
+    settle_interval: Duration = Duration("1s")
+    settle_deadline: Duration = Duration("30s")
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= MOST:
-            raise ValueError(f"count: must be from 1 to {MOST}, not {self.count}")
-        if not 1 <= self.batch <= self.count:
+        if self.batch > self.count:
             raise ValueError(f"batch: must be from 1 to the count, {self.count}, not {self.batch}")
-        if self.rate < 0:
-            raise ValueError(f"rate: must be 0 or more starts a second, not {self.rate:g}")
-        if self.meters_every < 0:
-            raise ValueError(f"meters_every: must be 0 or more, not {self.meters_every}")
-        if self.memory_floor:
-            _named("memory_floor", parse_size, self.memory_floor)
-        for name in ("start_limit", "objective", "settle_interval", "settle_deadline"):
-            text = getattr(self, name)
-            if text and _named(name, parse_duration, text) <= 0:
-                raise ValueError(f"{name}: must be more than 0, not {text!r}")
-
-    @property
-    def floor_bytes(self) -> int | None:
-        """The stated floor; None for the default."""
-        return parse_size(self.memory_floor) if self.memory_floor else None
-
-    @property
-    def start_limit_s(self) -> float | None:
-        """The stated limit; None without."""
-        return parse_duration(self.start_limit) if self.start_limit else None
-
-    @property
-    def objective_s(self) -> float | None:
-        """The stated objective; None without."""
-        return parse_duration(self.objective) if self.objective else None
 
     @property
     def every(self) -> int:
         """How many instances lie between two readings of the instances' own meters."""
         return self.meters_every or max(1, self.count // 20)
-
-
-def _named(name: str, parse: Callable[[str], float], text: str) -> float:
-    try:
-        return float(parse(text))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 class Density(Experiment):
@@ -148,7 +114,7 @@ class _Ramp:
         before = self._settle()
         self._baseline = before.readings[-1]
         self._began_s = before.readings[0].at_s
-        self._floor = self._options.floor_bytes or default_floor(self._baseline.total)
+        self._floor = self._options.memory_floor or default_floor(self._baseline.total)
         self._keep(before)
         with self._stack, contextlib.closing(self._alive):
             stop = self._climb()
@@ -252,7 +218,7 @@ class _Ramp:
         return Stop(StopReason.DIED, what)
 
     def _too_slow(self, start_s: float | None) -> Stop | None:
-        limit = self._options.start_limit_s
+        limit = self._options.start_limit
         if limit is None or start_s is None:
             return None
         self._slow = self._slow + 1 if start_s > limit else 0
@@ -278,7 +244,7 @@ class _Ramp:
         worst = self._load.measure(self._instances)
         self._sampled.begin_idle(self._instances)
         self._loaded_s += time.monotonic() - began
-        objective = self._options.objective_s
+        objective = self._options.objective
         if objective is None or worst is None or worst <= objective:
             return None
         return Stop(
@@ -334,7 +300,7 @@ class _Ramp:
         return Stop(StopReason.DIED, f"instance {dead[0]} of {number} died: it has no process left")
 
     def _settle(self) -> Settled:
-        settled = settle(parse_duration(self._options.settle_interval), parse_duration(self._options.settle_deadline))
+        settled = settle(self._options.settle_interval, self._options.settle_deadline)
         if not settled.steady:
             self._run.note(
                 NoteCode.DENSITY_UNSETTLED,

@@ -3,9 +3,10 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from tare.bench.catalogue import TRAITS, Builtin, LimitsMetric, NoteCode
 from tare.bench.errors import BackendError, TareError, WorkloadError
@@ -13,7 +14,7 @@ from tare.bench.experiments.limits import probes
 from tare.bench.experiments.work import Work, difference
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
 from tare.bench.model import Command, Direction, Envelope, Metric, lower
-from tare.bench.units import Unit, format_size, parse_duration, parse_size
+from tare.bench.units import Duration, Size, Unit, format_size
 
 START_MEMORY = lower(LimitsMetric.START_MEMORY, Unit.BYTE, "The least memory with which an instance started each time.")
 WORKLOAD_MEMORY = lower(
@@ -52,6 +53,12 @@ _HELD_PART = 4
 """A process holds this part of the memory: a guest has its own kernel in it, and its root."""
 
 
+class LeastSize(Size):
+    """Where the search for the least memory ends."""
+
+    least = 2**16
+
+
 class LimitsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[experiment.options]`` of ``limits``.
 
@@ -62,22 +69,11 @@ class LimitsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     search: bool = True
-    lowest: str = "256KiB"
-    resolution: float = 0.1
-    repeats: int = 3
-    return_interval: str = "1s"
-    return_deadline: str = "15s"
-
-    def __post_init__(self) -> None:
-        if parse_size(self.lowest) < 2**16:
-            raise ValueError(f"lowest: must be at least 64KiB, not {self.lowest!r}")
-        if not 0.005 <= self.resolution <= 1:
-            raise ValueError(f"resolution: must be from 0.005 to 1, not {self.resolution:g}")
-        if not 1 <= self.repeats <= 100:
-            raise ValueError(f"repeats: must be from 1 to 100, not {self.repeats}")
-        for name in ("return_interval", "return_deadline"):
-            if parse_duration(getattr(self, name)) <= 0:
-                raise ValueError(f"{name}: must be more than 0, not {getattr(self, name)!r}")
+    lowest: LeastSize = LeastSize("256KiB")
+    resolution: Annotated[float, Meta(ge=0.005, le=1)] = 0.1
+    repeats: Annotated[int, Meta(ge=1, le=100)] = 3
+    return_interval: Duration = Duration("1s")
+    return_deadline: Duration = Duration("15s")
 
 
 class Limits(Experiment):
@@ -182,7 +178,7 @@ def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
 
 def _watch_return(options: LimitsOptions, instance: Instance, released_s: float) -> list[tuple[float, int]]:
     """(seconds since the release, charge), until it has not changed from one reading to the next, or for so long."""
-    interval_s, deadline_s = parse_duration(options.return_interval), parse_duration(options.return_deadline)
+    interval_s, deadline_s = options.return_interval, options.return_deadline
     readings: list[tuple[float, int]] = []
     while True:
         charge = _charge(instance)
@@ -202,7 +198,7 @@ def _charge(instance: Instance) -> int | None:
 def _record_least(run: InstanceRun) -> None:
     """The least memory to start with, and the least for the workload."""
     options: LimitsOptions = run.options
-    start = _search(run, parse_size(options.lowest), lambda envelope: _try_start(run, envelope), "a start")
+    start = _search(run, options.lowest, lambda envelope: _try_start(run, envelope), "a start")
     run.record(START_MEMORY, start)
     if run.workload is not None:
         least = _search(run, start, lambda envelope: _try_workload(run, envelope), "the workload")
