@@ -4,24 +4,12 @@ import contextlib
 import re
 from collections.abc import Iterable
 
-import msgspec
-
 from tare.bench.linux.files import HERE, HostRoots, read_text
 from tare.bench.linux.memory import Mapping, read_mappings
 from tare.bench.linux.processes import threads_of
 
 _VCPU = re.compile(r"CPU \d+/")
 _TRANSLATED = "rwxp"
-
-
-class MemoryParts(msgspec.Struct, frozen=True):
-    """Parts of the PSS of a guest's processes, in bytes; None where nobody can tell.
-
-    ``guest_ram`` is what the guest has touched of its RAM. ``tcg_cache`` is code that TCG translated, None under KVM.
-    """
-
-    guest_ram: int | None
-    tcg_cache: int | None
 
 
 def vcpu_seconds(pid: int, roots: HostRoots = HERE) -> float | None:
@@ -39,17 +27,20 @@ def vcpu_seconds(pid: int, roots: HostRoots = HERE) -> float | None:
 
 def memory_parts(
     pid: int, helpers: Iterable[int], memory_bytes: int, *, translates: bool, roots: HostRoots = HERE
-) -> MemoryParts:
-    """The parts of the memory of QEMU (``pid``) and of the helpers that map its guest's RAM."""
+) -> dict[str, int | None]:
+    """Parts of the PSS of QEMU (``pid``) and of the helpers that map its guest's RAM, by field of ``Footprint``.
+
+    None where nobody can tell; translated code is TCG's, None under KVM.
+    """
     own = read_mappings(pid, roots)
     others = [mapping for helper in helpers if helper != pid for mapping in read_mappings(helper, roots)]
     ram = find_guest_ram(own, memory_bytes)
     shared = sum(other.resident for other in others if ram is not None and ram.name and other.name == ram.name)
-    return MemoryParts(
+    return {
         # A huge page that both have touched is counted for each, as it has no proportional share.
-        guest_ram=None if ram is None else min(ram.resident + shared, ram.size),
-        tcg_cache=find_tcg_cache(own) if translates and own else None,
-    )
+        "guest_ram_bytes": None if ram is None else min(ram.resident + shared, ram.size),
+        "tcg_cache_bytes": find_tcg_cache(own) if translates and own else None,
+    }
 
 
 def find_guest_ram(mappings: Iterable[Mapping], memory_bytes: int) -> Mapping | None:

@@ -4,10 +4,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
 
 from tare.backends.vm.commands import GUEST_PROGRAM
+from tare.backends.vm.connection import Domain
 from tare.backends.vm.options import Profile, VmOptions
 from tare.backends.vm.watch import Watch
 from tare.bench.catalogue import GuestSplit
@@ -38,13 +38,6 @@ LOADER_ARGUMENTS = (*KERNEL_ARGUMENTS, *SYSTEM_ARGUMENTS, "tare.parameters=smbio
 """What the boot loader hands to the kernel."""
 
 RESET = "its machine reset or QEMU ended before the kernel had said anything"
-
-
-class AsksAgent(Protocol):
-    """What a domain has to do here."""
-
-    def ask_agent(self, execute: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: int) -> object:
-        """See ``connection.Domain``."""
 
 
 Failure = Callable[[str], BackendError]
@@ -111,7 +104,7 @@ class _Waiting:
                 why = why_not(self._watch, allowed_s, self._late)
                 raise self._failure(f"the guest did not start: {why}")
 
-    def until_answered(self, domain: AsksAgent) -> None:
+    def until_answered(self, domain: Domain) -> None:
         """Raises BackendError likewise. libvirt itself gives a busy guest 5 s to answer, so that it may take two."""
         while True:
             try:
@@ -132,7 +125,7 @@ class _Waiting:
 
 
 def await_boot(
-    domain: AsksAgent,
+    domain: Domain,
     watch: Watch,
     timeline: StartTimeline,
     failure: Failure,
@@ -175,9 +168,7 @@ def mark_boot(watch: Watch, timeline: StartTimeline) -> None:
         timeline.splits[GuestSplit.SYSTEM] = last.guest_s - system.guest_s
 
 
-def await_restored(
-    domain: AsksAgent, watch: Watch, timeline: StartTimeline, failure: Failure, envelope: Envelope
-) -> None:
+def await_restored(domain: Domain, watch: Watch, timeline: StartTimeline, failure: Failure, envelope: Envelope) -> None:
     """Wait until a guest runs on, give it the time and random numbers of its own, and mark the phases.
 
     Its first instruction is when libvirt told that its CPUs run. Raises BackendError.

@@ -14,21 +14,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from tare.backends.vm.connection import Connection, entered, library, start_library
 from tare.backends.vm.emulator import Emulator
 from tare.bench.errors import UnavailableError
 from tare.bench.ledger import Ledger, ResourceKind
 
 _LOGS = Path("/var/log/libvirt/qemu")
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """Why a connection does not open, and what to do."""
-
-    why: str
-    remedy: str
 
 
 class DaemonConnection(Connection):
@@ -60,25 +51,22 @@ def start_daemon_connection(uri: str, ledger: Ledger) -> Iterator[Connection]:
         try:
             connection = DaemonConnection(library().open(uri), root)
         except library().libvirtError as error:
-            refusal = explain(uri, error.get_error_message() or str(error))
-            raise UnavailableError(f"options.connection: {uri} {refusal.why}", remedy=refusal.remedy) from error
+            why, remedy = explain(uri, error.get_error_message() or str(error))
+            raise UnavailableError(f"options.connection: {uri} {why}", remedy=remedy) from error
         stack.callback(connection.close)
         yield connection
 
 
-def explain(uri: str, message: str) -> Refusal:
-    """What libvirt's ``message`` about a connection that did not open means for whoever asked for it."""
+def explain(uri: str, message: str) -> tuple[str, str]:
+    """Why a connection does not open, by libvirt's ``message``, and what to do."""
     if "ermission denied" in message or "uthenticat" in message or "olkit" in message:
-        return Refusal(
-            f"may not be opened: {message}", "run tare as root, or join the group that the daemon admits (libvirt)"
-        )
+        return (f"may not be opened: {message}", "run tare as root, or join the group that the daemon admits (libvirt)")
     if "Failed to connect" in message or "Cannot recv data" in message or "onnection refused" in message:
-        return Refusal(
+        return (
             f"is not answered by a daemon: {message}",
-            "start libvirtd and virtlogd (Debian package libvirt-daemon-system: systemctl start libvirtd), or leave "
-            "connection out, which needs no daemon",
+            "start libvirtd and virtlogd (systemctl start libvirtd virtlogd), or leave connection out",
         )
-    return Refusal(
+    return (
         f"does not open: {message}",
         f"see what `virsh -c '{uri}' version` says, or leave connection out, which needs no daemon",
     )

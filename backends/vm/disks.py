@@ -10,8 +10,6 @@ from tare.backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, Io
 from tare.bench.errors import BackendError, TareError, UnavailableError
 from tare.bench.process import run
 
-_CHUNK = 1 << 20
-
 
 class DiskMode(msgspec.Struct, frozen=True):
     """How QEMU opens a disk: ``cache`` and ``io`` by libvirt's names."""
@@ -100,7 +98,7 @@ def make_scratch_template(target: Path, size_bytes: int) -> None:
     options = ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"]
     try:
         run(["mkfs.ext4", *options, str(full)], timeout_s=120)
-        _copy_without_zeros(full, target)
+        run(["cp", "--sparse=always", str(full), str(target)], timeout_s=120)
     except (TareError, OSError) as error:
         raise BackendError(
             f"could not make a scratch disk of {size_bytes} bytes: {error}",
@@ -132,19 +130,3 @@ def _next_data(descriptor: int, at: int) -> int | None:
         return os.lseek(descriptor, at, os.SEEK_DATA)
     except OSError:  # ENXIO: only a hole is left
         return None
-
-
-def _copy_without_zeros(source: Path, target: Path) -> None:
-    zeros = bytes(4096)
-    with source.open("rb") as reader, target.open("xb") as writer:
-        writer.truncate(os.fstat(reader.fileno()).st_size)
-        at: int | None = 0
-        while at is not None and (at := _next_data(reader.fileno(), at)) is not None:
-            chunk = os.pread(reader.fileno(), _CHUNK, at)
-            if not chunk:
-                return
-            for start in range(0, len(chunk), len(zeros)):
-                block = chunk[start : start + len(zeros)]
-                if block != zeros:
-                    os.pwrite(writer.fileno(), block, at + start)
-            at += len(chunk)

@@ -23,7 +23,7 @@ from tare.backends.vm.network import GuestNetwork, GuestPort
 from tare.backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
 from tare.backends.vm.restore import Saved, find_offset, start_feeding
 from tare.backends.vm.share import start_virtiofsd
-from tare.backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping, make_stopping
+from tare.backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping
 from tare.backends.vm.watch import Watch, start_watch
 from tare.bench.errors import BackendError
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
@@ -123,7 +123,7 @@ def start_guest(setup: GuestSetup, spec: InstanceSpec, ledger: Ledger, timeline:
                         await_boot(domain, watch, timeline, failure, spec.envelope, setup.options.profile)
                     else:
                         await_restored(domain, watch, timeline, failure, spec.envelope)
-                stopping = make_stopping(setup.options.stop, domain, watch)
+                stopping = Stopping(domain, watch, asks=setup.options.stop == "shutdown")
                 address = None if port is None else port.address
                 yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping, address)
                 timeline.mark(Phase.STOP_REQUESTED, time.monotonic())

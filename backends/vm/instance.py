@@ -87,8 +87,7 @@ class VmInstance(Instance):
             meter.footprint(),
             disk_owned_bytes=self._owned_bytes(),
             disk_shared_bytes=sum(map(allocated_bytes, self._setup.image.guest_files.values())),
-            guest_ram_bytes=parts.guest_ram,
-            tcg_cache_bytes=parts.tcg_cache,
+            **parts,
         )
 
     def _owned_bytes(self) -> int:

@@ -165,10 +165,6 @@ def _turbo(roots: HostRoots, wanted: str, _: frozenset[int]) -> list[Target]:
     return [*_existing(_policies(roots, "scaling_max_freq"), None), *found] if found else []
 
 
-def _smt(roots: HostRoots, wanted: str, _: frozenset[int]) -> list[Target]:
-    return _existing([roots.sys / "devices/system/cpu/smt/control"], wanted)
-
-
 def _irq(roots: HostRoots, _wanted: str, cpus: frozenset[int]) -> list[Target]:
     others = online_cpus(roots) - cpus
     if not others:
@@ -191,16 +187,13 @@ def _irq(roots: HostRoots, _wanted: str, cpus: frozenset[int]) -> list[Target]:
     return found
 
 
-def _sysctl(*names: str) -> Callable[[HostRoots, str, frozenset[int]], list[Target]]:
+def _files(*names: str) -> Callable[[HostRoots, str, frozenset[int]], list[Target]]:
+    """Those of the files, named below ``/proc`` or ``/sys`` with that folder, that this host has."""
+
     def targets(roots: HostRoots, wanted: str, _: frozenset[int]) -> list[Target]:
-        return _existing([roots.proc / "sys" / name for name in names], wanted)
-
-    return targets
-
-
-def _sysfs(name: str) -> Callable[[HostRoots, str, frozenset[int]], list[Target]]:
-    def targets(roots: HostRoots, wanted: str, _: frozenset[int]) -> list[Target]:
-        return _existing([roots.sys / name], wanted)
+        places = {"proc": roots.proc, "sys": roots.sys}
+        split = (name.partition("/") for name in names)
+        return _existing([places[folder] / rest for folder, _, rest in split], wanted)
 
     return targets
 
@@ -228,7 +221,7 @@ SETTINGS: tuple[Setting, ...] = (
         "2",
         "each start draws its memory layout anew, so that no one layout's luck passes for a difference",
         ("0", "1", "2"),
-        _sysctl("kernel/randomize_va_space"),
+        _files("proc/sys/kernel/randomize_va_space"),
     ),
     Setting(
         "thp",
@@ -236,7 +229,7 @@ SETTINGS: tuple[Setting, ...] = (
         "madvise",
         "'always' gives huge pages by luck and compacts memory in the background; 'never' would take them from guests",
         ("madvise", "always", "never"),
-        _sysfs("kernel/mm/transparent_hugepage/enabled"),
+        _files("sys/kernel/mm/transparent_hugepage/enabled"),
     ),
     Setting(
         "ksm",
@@ -244,7 +237,7 @@ SETTINGS: tuple[Setting, ...] = (
         "0",
         "a kernel thread scans memory and makes pages shared whose next write costs a copy",
         ("0", "1"),
-        _sysfs("kernel/mm/ksm/run"),
+        _files("sys/kernel/mm/ksm/run"),
     ),
     Setting(
         "numa-balancing",
@@ -252,7 +245,7 @@ SETTINGS: tuple[Setting, ...] = (
         "0",
         "the kernel unmaps pages to see who uses them, and moves them",
         ("0", "1"),
-        _sysctl("kernel/numa_balancing"),
+        _files("proc/sys/kernel/numa_balancing"),
     ),
     Setting(
         "watchdog",
@@ -261,7 +254,7 @@ SETTINGS: tuple[Setting, ...] = (
         "a timer on each CPU every few seconds, and a hardware counter taken",
         ("0", "1"),
         # Not kernel/watchdog, which stands for both and sets both: they may differ, and have to come back as they were.
-        _sysctl("kernel/nmi_watchdog", "kernel/soft_watchdog"),
+        _files("proc/sys/kernel/nmi_watchdog", "proc/sys/kernel/soft_watchdog"),
     ),
     Setting(
         "irq",
@@ -277,7 +270,7 @@ SETTINGS: tuple[Setting, ...] = (
         "off",
         "a busy sibling takes up to half of a core; off halves the CPUs of the whole host, so only on request",
         ("off", "on"),
-        _smt,
+        _files("sys/devices/system/cpu/smt/control"),
         only_on_request=True,
     ),
 )

@@ -39,30 +39,33 @@ def proc(tmp_path):
 
 def test_a_guest_under_tcg_in_its_parts(proc):
     parts = memory_parts(7, [7], MEMORY, translates=True, roots=proc(7, smaps=SMAPS.read_text()))
-    assert (parts.guest_ram, parts.tcg_cache) == (129024 * 1024, 49148 * 1024)
+    assert (parts["guest_ram_bytes"], parts["tcg_cache_bytes"]) == (129024 * 1024, 49148 * 1024)
 
 
 def test_a_guest_under_kvm_has_no_translated_code(proc):
-    assert memory_parts(7, [7], MEMORY, translates=False, roots=proc(7, smaps=SMAPS.read_text())).tcg_cache is None
+    assert (
+        memory_parts(7, [7], MEMORY, translates=False, roots=proc(7, smaps=SMAPS.read_text()))["tcg_cache_bytes"]
+        is None
+    )
 
 
 def test_ram_that_a_helper_maps_too_is_counted_in_both(proc):
     proc(7, smaps=SHARED_RAM)
     root = proc(8, smaps=SHARED_RAM.replace("60000 kB", "40000 kB"))
-    assert memory_parts(7, [7, 8, 9], MEMORY, translates=False, roots=root).guest_ram == 100_000 * 1024
+    assert memory_parts(7, [7, 8, 9], MEMORY, translates=False, roots=root)["guest_ram_bytes"] == 100_000 * 1024
 
 
 def test_huge_pages_are_counted_though_pss_leaves_them_out(proc):
     rollup = "Rss: 900 kB\nPss: 500 kB\nPrivate_Clean: 100 kB\nPrivate_Dirty: 300 kB\nPrivate_Hugetlb: 81920 kB\n"
     root = proc(7, smaps=HUGE_RAM, smaps_rollup=rollup)
-    assert memory_parts(7, [7], MEMORY, translates=False, roots=root).guest_ram == 81_920 * 1024
+    assert memory_parts(7, [7], MEMORY, translates=False, roots=root)["guest_ram_bytes"] == 81_920 * 1024
     assert process_footprint([7], root) == (82_420 * 1024, 82_320 * 1024, 900 * 1024)
 
 
 def test_huge_pages_that_a_helper_touched_too_are_not_more_than_the_guest_has(proc):
     full = HUGE_RAM.replace("81920 kB", "262144 kB")
     proc(7, smaps=full)
-    assert memory_parts(7, [7, 8], MEMORY, translates=False, roots=proc(8, smaps=full)).guest_ram == MEMORY
+    assert memory_parts(7, [7, 8], MEMORY, translates=False, roots=proc(8, smaps=full))["guest_ram_bytes"] == MEMORY
 
 
 def test_the_ram_of_a_guest_is_the_mapping_of_its_size():
@@ -74,7 +77,7 @@ def test_the_ram_of_a_guest_is_the_mapping_of_its_size():
 
 def test_of_a_process_that_is_gone_nothing_is_known(tmp_path):
     parts = memory_parts(7, [7], MEMORY, translates=True, roots=HostRoots(tmp_path))
-    assert (parts.guest_ram, parts.tcg_cache) == (None, None)
+    assert (parts["guest_ram_bytes"], parts["tcg_cache_bytes"]) == (None, None)
     assert vcpu_seconds(7, HostRoots(tmp_path)) is None
 
 
