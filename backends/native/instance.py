@@ -20,6 +20,7 @@ from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Comple
 
 _CHUNK_BYTES = 1 << 20
 _KILLED_DEADLINE_S = 10.0
+_MOST_STATUS, _MOST_SIGNAL = 255, 64
 _DONE = struct.Struct("=iiqq")
 """Exit status or -1, signal or 0, start and end in nanoseconds of CLOCK_MONOTONIC."""
 
@@ -185,7 +186,8 @@ def _read_answer(command: Command, answer: list[bytes]) -> tuple[int, int, int, 
     match answer:
         case [b"done", done] if len(done) == _DONE.size:
             code, number, started, ended = _DONE.unpack(done)
-            return code, number, started, ended
+            if -1 <= code <= _MOST_STATUS and 0 <= number <= _MOST_SIGNAL:
+                return code, number, started, ended
         case [b"no-cwd", _, reason, _, _]:
             raise WorkloadError(f"{command.argv[0]}: working directory {command.cwd}: {_text(reason)}")
         case [b"no-terminal", _, reason, _, path]:

@@ -22,6 +22,9 @@ _FAILURE = struct.Struct("<ci")
 _END = struct.Struct("<iiQ")
 _WELCOME = struct.Struct("<I")
 _READ_BYTES = 1 << 18
+_MAX_FRAME_BYTES = 1 << 17
+"""Twice what the guest's half sends at once."""
+_MOST_STATUS, _MOST_SIGNAL = 255, 64
 
 GUEST_PROGRAM = "/run/tare/guest"
 """Where a guest has its own program (bench/image/guest, where a test compares it)."""
@@ -52,10 +55,12 @@ class Decoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """The frames (kind, payload) that are complete with ``data``."""
+        """The frames (kind, payload) that are complete with ``data``. Raises BackendError for one that is too long."""
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._buffer)
+            if length > _MAX_FRAME_BYTES:
+                raise _malformed(f"{length} bytes announced, and none has more than {_MAX_FRAME_BYTES}")
             end = _HEADER.size + length
             if len(self._buffer) < end:
                 return
@@ -81,7 +86,13 @@ class Conversation:
         self._end = (-1, 0, 0)
 
     def on_frame(self, kind: bytes, payload: bytes, at_s: float) -> None:
-        """Take in one frame of the guest."""
+        """Take in one frame of the guest. Raises BackendError for one that its own half does not send."""
+        try:
+            self._take(kind, payload, at_s)
+        except struct.error as error:
+            raise _malformed(f"{kind!r} with {len(payload)} bytes") from error
+
+    def _take(self, kind: bytes, payload: bytes, at_s: float) -> None:
         match kind:
             case b"S":
                 self.started_s = at_s
@@ -98,6 +109,8 @@ class Conversation:
             case b"X":
                 self.ended_s = at_s
                 self._end = _END.unpack(payload)
+                if not (-1 <= self._end[0] <= _MOST_STATUS and 0 <= self._end[1] <= _MOST_SIGNAL):
+                    raise _malformed(f"status {self._end[0]}, signal {self._end[1]}")
             case b"D":
                 self.done = True
 
@@ -126,6 +139,13 @@ class Conversation:
             timed_out=timed_out,
             guest_duration_s=(guest_ended_ns - self._guest_started_ns) / 1e9,
         )
+
+
+def _malformed(how: str) -> BackendError:
+    return BackendError(
+        f"the guest sent what its own program never does: {how}",
+        remedy="see whether what runs in the guest writes to tare's port",
+    )
 
 
 class GuestSilentError(Exception):

@@ -19,6 +19,8 @@ _TAIL_LINES = 40
 _READ_BYTES = 65536
 _REAP_INTERVAL_S = 0.01
 """How often an ended QEMU that is another's child is looked at: nobody tells when it becomes ours."""
+_MAX_LINE_BYTES = 1 << 16
+"""Of a line of the console that has not ended, the last part is kept: what runs in the guest may write there too."""
 _CREDENTIALS = struct.Struct("3i")
 """``struct ucred``: pid, uid, gid."""
 
@@ -150,7 +152,8 @@ class Watch:
     def on_console(self, data: bytes, at_s: float) -> None:
         """The guest wrote to its console."""
         with self._changed:
-            *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+            *lines, unfinished = (self._unfinished + data).split(b"\n")
+            self._unfinished = unfinished[-_MAX_LINE_BYTES:]
             for raw in lines:
                 line = raw.decode(errors="replace").rstrip("\r")
                 if line:

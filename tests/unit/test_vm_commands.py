@@ -107,6 +107,28 @@ def test_stdin_is_sent_as_far_as_it_is_welcome():
     ]
 
 
+@pytest.mark.parametrize("length", [200_000, 386_000_000, 0xFFFFFFFF])
+def test_a_forged_length_is_refused_at_once(length):
+    with pytest.raises(BackendError, match=r"never does: .* bytes announced"):
+        list(Decoder().feed(struct.pack("<cI", b"O", length)))
+
+
+@given(kind=st.sampled_from([b"S", b"W", b"F", b"X", b"D", b"O", b"?"]), payload=st.binary(max_size=40))
+def test_any_frame_is_understood_or_refused(kind, payload):
+    said = Said(COMMAND)
+    try:
+        said.conversation.on_frame(kind, payload, 1.0)
+        said.conversation.completed(timed_out=False)
+    except (BackendError, WorkloadError):
+        return
+
+
+@pytest.mark.parametrize("end", [ended(256, 0, 1), ended(-2, 0, 1), ended(0, 65, 1), ended(0, -1, 1)])
+def test_an_end_that_no_program_has_is_refused(end):
+    with pytest.raises(BackendError, match="never does: status"):
+        Said(COMMAND, started(0), end)
+
+
 @pytest.fixture
 def port():
     failed = os.eventfd(0)
