@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from rich.text import Text
 
 from tare.bench.analysis import RunResults
 from tare.bench.analysis.cost import Estimate
-from tare.bench.analysis.density import DensityCell, DensityResult, StartTrend
+from tare.bench.analysis.density import DensityCell, DensityResult
 from tare.bench.catalogue import Builtin
-from tare.bench.cli.run import write_report
+from tare.bench.cli.run import exit_code, write_report
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.model import Event, EventKind, Manifest
@@ -27,8 +27,6 @@ from tare.bench.units import format_duration, format_size
 
 PLACE = Path("tare density")
 """What errors name as the place of a suite that was made from options."""
-
-
 _NO_CPU = 1e-7
 """A CPU that is busy for three seconds a year: less is the arithmetic's, not the instance's."""
 
@@ -64,9 +62,7 @@ def density_command(request: DensityRequest, *, as_json: bool, report: bool) -> 
             print_costs(Console(), run.manifest, results)
         print_failures(Console(), run.events)
         typer.echo(f"\nRun: {result.path.absolute()}")
-    if result.outcome.interrupted:
-        return ExitCode.INTERRUPTED
-    return ExitCode.FAILED_CELLS if result.outcome.failed else ExitCode.OK
+    return exit_code(result)
 
 
 def make_request(request: DensityRequest) -> RunRequest:
@@ -140,31 +136,33 @@ def print_costs(console: Console, manifest: Manifest, results: Sequence[DensityR
     labels = [_label(manifest, result.cell) for result in results]
     for label in labels:
         table.add_column(Text(label), overflow="fold")
-    for name, show in _ROWS:
-        shown = [show(result) for result in results]
+    columns = [_rows(result) for result in results]
+    for name in columns[0]:
+        shown = [column[name] for column in columns]
         if any(shown):
             table.add_row(name, *(Text(text or "not measured") for text in shown))
     console.print()
     console.print(table)
     for label, result in zip(labels, results, strict=True):
-        cost = result.cost
-        for ending in result.cell.endings:
-            runs_out = f"; what runs out is {ending.resource}" if ending.resource else ""
-            console.print(Text(f"\n{label}: ended with {ending.population}: {ending.message}{runs_out}"))
-            if ending.remedy:
-                console.print(Text(f"  what to do: {ending.remedy}"))
-            if ending.dead:
-                console.print(Text(f"  {ending.dead} of them were dead at the end"))
-        if cost.host_noise_dominates:
-            console.print(
-                Text(
-                    "  MemAvailable says nothing about it: the host did more meanwhile than the instances. "
-                    "Run it on a quiet host, with more instances or with --blocks 5"
-                )
-            )
-        if cost.memory is not None and cost.memory.steps:
-            jumps = ", ".join(f"{format_size(step.size)} at {step.population_after}" for step in cost.memory.steps)
-            console.print(Text(f"  jumps of memory that no instance explains are left out: {jumps}"))
+        for line in _remarks(label, result):
+            console.print(Text(line))
+
+
+def _remarks(label: str, result: DensityResult) -> Iterator[str]:
+    """Why each ramp of a cell ended, and what limits its costs."""
+    for ending in result.cell.endings:
+        runs_out = f"; the resource that ran out is {ending.resource}" if ending.resource else ""
+        yield f"\n{label}: ended with {ending.population}: {ending.message}{runs_out}"
+        if ending.remedy:
+            yield f"  what to do: {ending.remedy}"
+        if ending.dead:
+            yield f"  {ending.dead} of them were dead at the end"
+    if result.cost.host_noise_dominates:
+        yield "  MemAvailable cannot be used here: the host's own changes were larger than the instances'."
+        yield "  Repeat it on a quiet host, with more instances or with --blocks 5."
+    if result.cost.memory is not None and (steps := result.cost.memory.steps):
+        listed = ", ".join(f"{format_size(step.size)} at {step.population_after}" for step in steps)
+        yield f"  steps of memory that no instance explains are excluded: {listed}"
 
 
 def _label(manifest: Manifest, cell: DensityCell) -> str:
@@ -173,55 +171,37 @@ def _label(manifest: Manifest, cell: DensityCell) -> str:
     return " ".join(part for part in (label, cell.workload, given) if part)
 
 
-def _size(cost: Estimate | None) -> str:
-    if cost is None:
-        return ""
-    return _with_interval(cost.per_instance, cost.low, cost.high, format_size)
+def _rows(result: DensityResult) -> dict[str, str]:
+    """What the table says of one cell, by meter; empty where it was not measured."""
+    cost, start = result.cost, result.cost.start
+    trend = "" if start is None else _interval_text(start.per_instance_s, start.low, start.high, format_duration)
+    return {
+        "instances": str(result.cell.population),
+        "memory (MemAvailable)": _estimate(cost.memory),
+        "  processes (PSS)": _estimate(cost.pss),
+        "    private": _estimate(cost.private),
+        "    RAM of the guest": _estimate(cost.guest),
+        "    only shared (RSS less PSS)": "" if cost.shared is None else format_size(cost.shared),
+        "  kernel (the rest)": _estimate(cost.kernel),
+        "    slab": _estimate(cost.slab),
+        "    stacks, page tables, per-CPU": _estimate(cost.kernel_other),
+        "attributed memory": _estimate(cost.attributed),
+        "memory (cgroup charge)": _estimate(cost.charge),
+        "disk": _estimate(cost.disk),
+        "CPUs while idle": _estimate(cost.idle_cpu, _cpu_text),
+        "start": f"{format_duration(start.first_s)} first, {format_duration(start.last_s)} last" if start else "",
+        "start, longer by": trend,
+    }
 
 
-def _cpus(cost: Estimate | None) -> str:
-    return "" if cost is None else _with_interval(cost.per_instance, cost.low, cost.high, _cpu_text)
+def _estimate(cost: Estimate | None, form: Callable[[float], str] = format_size) -> str:
+    return "" if cost is None else _interval_text(cost.per_instance, cost.low, cost.high, form)
 
 
-def _cpu_text(value: float) -> str:
-    return f"{value:.2g}" if abs(value) >= _NO_CPU else "0"
-
-
-def _with_interval(value: float, low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+def _interval_text(value: float, low: float | None, high: float | None, form: Callable[[float], str]) -> str:
     interval = "no interval" if low is None or high is None else f"{form(low)} to {form(high)}"
     return f"{form(value)}  ({interval})"
 
 
-def _difference(value: float | None) -> str:
-    return "" if value is None else format_size(value)
-
-
-def _start(trend: StartTrend | None) -> str:
-    if trend is None:
-        return ""
-    return f"{format_duration(trend.first_s)} first, {format_duration(trend.last_s)} last"
-
-
-def _start_slope(trend: StartTrend | None) -> str:
-    if trend is None:
-        return ""
-    return _with_interval(trend.per_instance_s, trend.low, trend.high, format_duration)
-
-
-_ROWS: tuple[tuple[str, Callable[[DensityResult], str]], ...] = (
-    ("instances", lambda result: str(result.cell.population)),
-    ("memory (MemAvailable)", lambda result: _size(result.cost.memory)),
-    ("  processes (PSS)", lambda result: _size(result.cost.pss)),
-    ("    private", lambda result: _size(result.cost.private)),
-    ("    RAM of the guest", lambda result: _size(result.cost.guest)),
-    ("    only shared (RSS less PSS)", lambda result: _difference(result.cost.shared)),
-    ("  kernel (the rest)", lambda result: _size(result.cost.kernel)),
-    ("    slab", lambda result: _size(result.cost.slab)),
-    ("    stacks, page tables, per-CPU", lambda result: _size(result.cost.kernel_other)),
-    ("memory that has a name", lambda result: _size(result.cost.attributed)),
-    ("memory (cgroup charge)", lambda result: _size(result.cost.charge)),
-    ("disk", lambda result: _size(result.cost.disk)),
-    ("CPUs while idle", lambda result: _cpus(result.cost.idle_cpu)),
-    ("start", lambda result: _start(result.cost.start)),
-    ("start, longer by", lambda result: _start_slope(result.cost.start)),
-)
+def _cpu_text(value: float) -> str:
+    return f"{value:.2g}" if abs(value) >= _NO_CPU else "0"

@@ -16,9 +16,10 @@ from tare.bench.capacity.hosts import HostType, Resource, find_measured_host
 from tare.bench.capacity.instances import Basis, InstanceType, make_type
 from tare.bench.capacity.packing import Demand, pack
 from tare.bench.capacity.plan import plan_host
+from tare.bench.cli.output import whole_file
 from tare.bench.cli.plan_forms import Plan, plan_document, plan_markdown, plan_text, print_plan
 from tare.bench.cli.values import suite_of_options, typed_values
-from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, TareError, UnknownNameError
+from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, UnknownNameError
 from tare.bench.model import Manifest
 from tare.bench.store import LoadedRun, load_run
 
@@ -62,7 +63,9 @@ def plan_command(request: PlanRequest) -> ExitCode:
     if request.output is None or str(request.output) == "-":
         typer.echo(text, nl=False)
     else:
-        _write(request.output, text)
+        with whole_file(request.output) as part:
+            part.write_text(text, "utf-8")
+        typer.echo(str(request.output))
     return ExitCode.OK
 
 
@@ -181,15 +184,3 @@ def _host(request: PlanRequest, manifest: Manifest) -> HostType:
 
 def _parts(given: Sequence[str]) -> list[str]:
     return [part for one in given for part in one.split(",")]
-
-
-def _write(output: Path, text: str) -> None:
-    part = output.with_name(f".{output.name}.part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(output)
-    except OSError as error:
-        raise TareError(f"cannot write {output}: {error.strerror}", remedy="choose another --output") from error
-    finally:
-        part.unlink(missing_ok=True)
-    typer.echo(str(output))

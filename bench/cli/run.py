@@ -1,16 +1,14 @@
 """``tare run`` and ``tare report``."""
 
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
-from tare.bench.errors import ExitCode, RunDirectoryError, TareError
+from tare.bench.cli.output import terminal_width, whole_file
+from tare.bench.errors import ExitCode, RunDirectoryError
 from tare.bench.progress import RunDisplay
 from tare.bench.registry import find_reporters
 from tare.bench.session import RunRequest, RunResult, resume_run, start_run
@@ -52,7 +50,7 @@ def run_command(
     write_report(results, "json" if as_json else "text", Path("-"))
     if not as_json:
         _print_ending(console, result, html if report else None)
-    return _exit_code(result)
+    return exit_code(result)
 
 
 def report_command(run: Path, form: str, output: Path | None) -> None:
@@ -68,11 +66,6 @@ def report_command(run: Path, form: str, output: Path | None) -> None:
         typer.echo(str(output))
 
 
-def terminal_width() -> int | None:
-    """Columns of the terminal that standard output is, or None."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
 def _results_of(run: Path) -> "RunResults":
     """The run, read and analysed once for all forms. Raises RunDirectoryError."""
     from tare.bench.analysis import RunResults
@@ -83,32 +76,11 @@ def _results_of(run: Path) -> "RunResults":
 def write_report(results: "RunResults", form: str, output: Path) -> None:
     """Write a report to a file, complete or not at all; ``-`` is standard output."""
     reporter = find_reporters().get(form)()
-    to_stdout = str(output) == "-"
-    reporter.width = terminal_width() if to_stdout else None
-    folder = Path(tempfile.gettempdir()) if to_stdout else output.parent
-    try:
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".tare-", suffix=reporter.suffix)
-        os.close(descriptor)
-        part = Path(name)
-        try:
-            reporter.write(results, part)
-            if to_stdout:
-                sys.stdout.write(part.read_text("utf-8"))
-                sys.stdout.flush()
-            else:
-                part.chmod(0o644)
-                part.replace(output)
-        finally:
-            part.unlink(missing_ok=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        where = error.filename or output
-        again = f"tare report {results.run.path} --format {form} --output FILE"
-        raise TareError(
-            f"cannot write the {form} report: {where}: {error.strerror}",
-            remedy=f"the run itself is kept; write it again with `{again}`",
-        ) from error
+    reporter.width = terminal_width() if str(output) == "-" else None
+    again = f"tare report {results.run.path} --format {form} --output FILE"
+    remedy = f"the run itself is kept; write the report again with `{again}`"
+    with whole_file(output, reporter.suffix, remedy=remedy) as part:
+        reporter.write(results, part)
 
 
 def _print_ending(console: Console, result: RunResult, html: Path | None) -> None:
@@ -122,7 +94,8 @@ def _print_ending(console: Console, result: RunResult, html: Path | None) -> Non
         console.print(f"\nReport: {html.absolute()}", soft_wrap=True, highlight=False)
 
 
-def _exit_code(result: RunResult) -> ExitCode:
+def exit_code(result: RunResult) -> ExitCode:
+    """How `tare` ends after a run."""
     if result.outcome.interrupted:
         return ExitCode.INTERRUPTED
     if result.outcome.failed:

@@ -143,7 +143,7 @@ def test_where_the_host_does_more_than_the_instances_it_is_said(tmp_path, monkey
     )
     console = Console(width=200, record=True, file=io.StringIO())
     cli.print_costs(console, manifest, [result])
-    assert "MemAvailable says nothing" in console.export_text()
+    assert "MemAvailable cannot be used here" in console.export_text()
 
 
 def test_memory_is_read_after_each_batch_only(tmp_path, monkeypatch):
@@ -331,7 +331,12 @@ def test_the_costs_are_told_as_a_table_and_as_json(tmp_path, monkeypatch):
     console = Console(width=120, record=True, file=io.StringIO())
     cli.print_costs(console, manifest, costs)
     text = console.export_text()
-    for part in ("fake (emulated)", "100 MiB  (100 MiB to 100 MiB)", "ended with 20", "what runs out is memory"):
+    for part in (
+        "fake (emulated)",
+        "100 MiB  (100 MiB to 100 MiB)",
+        "ended with 20",
+        "the resource that ran out is memory",
+    ):
         assert part in text
     document = cli.costs_document(LoadedRun(run.path, manifest, run.samples, run.events, []), costs)
     (told,) = json.loads(json.dumps(document))["cells"]

@@ -391,7 +391,7 @@ def test_the_documented_fleet_can_be_planned(tmp_path):
         (('memory = "512GiB"', 'memory = "512GB"'), "host[0].memory", "not a size"),
         (("cpus = 64", 'cpus = "many"'), "host[0].cpus", "Expected `float`"),
         (("cpus = 16", "cpus = 0"), "host[1].cpus", "more than 0"),
-        (("cpu = 4 } ", "gpu = 4 } "), "host[0].overcommit", "unknown field `gpu`"),
+        (("cpu = 4 } ", "gpu = 4 } "), "host[0].overcommit", "unknown key `gpu`"),
         (('memory = "16GiB"', 'memory = "600GiB"'), "host[0].reserve.memory", "leaves nothing"),
         (("instances = 200", "instances = 0"), "demand[1].instances", "at least 1"),
         (('basis = "limits"', 'basis = "hoped"'), "demand[0].basis", "hoped"),
