@@ -82,10 +82,10 @@ class Layout(msgspec.Struct, frozen=True):
 
 def find_layout(root: Path = Path("/")) -> Layout:
     """The hierarchies by ``/proc/self/mountinfo`` and ``/proc/self/cgroup``, both below ``root``."""
-    folders, unified_root = find_folders("self", root)
+    folders, tops = find_folders("self", root)
     ours = {name: folder for name, folder in folders.items() if _is_ours(folder)}
     unified = ours.pop("", None)
-    return Layout(_version(ours, unified), ours, unified, unified_root, unprivileged=os.geteuid() != 0)
+    return Layout(_version(ours, unified), ours, unified, tops.get(""), unprivileged=os.geteuid() != 0)
 
 
 def _is_ours(folder: Path) -> bool:

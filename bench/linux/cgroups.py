@@ -13,32 +13,30 @@ from tare.bench.linux.mounts import read_mounts
 from tare.bench.linux.processes import KILL_DEADLINE_S, kill_all
 
 
-def find_folders(pid: int | str = "self", root: Path = Path("/")) -> tuple[dict[str, Path], Path | None]:
-    """The folders of the cgroups that a process is in, by controller, and where the v2 tree is mounted.
+def find_folders(pid: int | str = "self", root: Path = Path("/")) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The folders of the cgroups that a process is in, by controller, and where the hierarchies are mounted, likewise.
 
     The folder in the v2 tree is ``""``, whether it has controllers or not. ``root`` is above all that is read. Nothing
-    where there is no ``/proc``.
+    where there is no such process.
     """
     try:
         membership = os.fsdecode(read_bytes(root / f"proc/{pid}/cgroup"))
         mounts = read_mounts(HostRoots(root / "proc", root / "sys"))
     except OSError:
-        return {}, None
+        return {}, {}
     paths: dict[str, str] = {}
     for line in membership.splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         paths.update(dict.fromkeys(names.split(","), path))
     found: dict[str, Path] = {}
-    top = None
+    tops: dict[str, Path] = {}
     for mount in mounts:
         point = root / str(mount.point).lstrip("/")
-        if mount.kind == "cgroup2" and "" in paths:
-            found[""], top = _below(point, mount.root, paths[""]), point
-        for name in mount.options if mount.kind == "cgroup" else ():
-            if name in paths:
-                found.setdefault(name, _below(point, mount.root, paths[name]))
-    return found, top
+        for name in {"cgroup2": ("",), "cgroup": mount.options}.get(mount.kind, ()):
+            if name in paths and (name not in found or not name):
+                found[name], tops[name] = _below(point, mount.root, paths[name]), point
+    return found, tops
 
 
 def _below(point: Path, mounted_root: str, path: str) -> Path:

@@ -154,8 +154,18 @@ class CgroupMeter(Meter):
 
     @classmethod
     def of_process(cls, pid: int, root: Path = Path("/")) -> "CgroupMeter":
-        """The meter of the cgroup that a process is in, whoever made it."""
-        return cls(dict.fromkeys(find_folders(pid, root)[0].values()))
+        """The meter of the cgroup that a process is in, whoever made it.
+
+        Its folders in hierarchies in which it has a group of its own: at the top, and where it shares tare's, everybody
+        would be metered. Raises LookupError if there is none.
+        """
+        folders, tops = find_folders(pid, root)
+        shared = {*find_folders("self", root)[0].values(), *tops.values()}
+        names = sorted(name for name in folders if not name.startswith("name="))
+        own = dict.fromkeys(folders[name] for name in names if folders[name] not in shared)
+        if not own:
+            raise LookupError(f"process {pid} is in no cgroup of its own")
+        return cls(own)
 
     def members(self) -> list[int]:
         """The processes in it and in the groups below."""

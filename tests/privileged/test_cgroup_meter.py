@@ -20,7 +20,8 @@ def make_engine_cgroup():
     made, processes = [], []
 
     def make(name, script):
-        parents = [folder for folder in find_folders()[0].values() if os.access(folder, os.W_OK)]
+        found = find_folders()[0].items()
+        parents = [folder for name, folder in found if os.access(folder, os.W_OK) and not name.startswith("name=")]
         folders = list(dict.fromkeys(parent / f"engine-{os.getpid()}-{name}" for parent in parents))
         for folder in folders:
             folder.mkdir()
@@ -48,10 +49,22 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
+def wait_for_meter(process, folders):
+    """Once the process has joined all of its groups."""
+
+    def joined():
+        try:
+            return set(CgroupMeter.of_process(process.pid).folders) == set(folders)
+        except LookupError:
+            return False
+
+    wait_for(joined)
+    return CgroupMeter.of_process(process.pid)
+
+
 def test_a_meter_finds_the_groups_of_a_process_and_counts_what_it_costs(make_engine_cgroup):
     process, folders = make_engine_cgroup("one", BUSY)
-    wait_for(lambda: set(CgroupMeter.of_process(process.pid).folders) == set(folders))
-    meter = CgroupMeter.of_process(process.pid)
+    meter = wait_for_meter(process, folders)
     assert process.pid in meter.members()
     wait_for(lambda: meter.usage().cpu_s > 0.2)
     usage, held = meter.usage(), meter.footprint()
@@ -71,13 +84,9 @@ def test_a_meter_finds_the_groups_of_a_process_and_counts_what_it_costs(make_eng
 
 
 def test_a_container_and_its_shim_are_metered_apart_and_added_up(make_engine_cgroup):
-    container, _ = make_engine_cgroup("container", BUSY)
-    shim, _ = make_engine_cgroup("shim", "sleep 100")
-    meters = {name: CgroupMeter.of_process(one.pid) for name, one in (("container", container), ("shim", shim))}
-    wait_for(
-        lambda: all(CgroupMeter.of_process(one.pid).folders[0].name.startswith("engine") for one in (container, shim))
-    )
-    meters = {name: CgroupMeter.of_process(one.pid) for name, one in (("container", container), ("shim", shim))}
+    meters = {}
+    for name, script in (("container", BUSY), ("shim", "sleep 100")):
+        meters[name] = wait_for_meter(*make_engine_cgroup(name, script))
     wait_for(lambda: meters["container"].usage().cpu_s > 0.2)
     parts = {name: meter.usage() for name, meter in meters.items()}
     assert parts["shim"].cpu_s < 0.1

@@ -64,11 +64,27 @@ def test_the_groups_of_a_process_by_its_membership(tmp_path):
     for name, text in (("self/mountinfo", mounts), ("7/cgroup", "4:memory:/docker/abc\n0::/docker/abc\n")):
         (tmp_path / "proc" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "proc" / name).write_text(text)
-    folders, top = find_folders(7, tmp_path)
+    folders, tops = find_folders(7, tmp_path)
     assert folders == {"memory": tmp_path / "cg/mem ory/docker/abc", "": tmp_path / "cg/unified/abc"}
-    assert top == tmp_path / "cg/unified"
-    assert CgroupMeter.of_process(7, tmp_path).folders == tuple(folders.values())
-    assert find_folders(8, tmp_path) == ({}, None)
+    assert tops == {"memory": tmp_path / "cg/mem ory", "": tmp_path / "cg/unified"}
+    assert CgroupMeter.of_process(7, tmp_path).folders == (folders[""], folders["memory"])
+    assert find_folders(8, tmp_path) == ({}, {})
+
+
+def test_a_group_that_is_everybody_s_is_not_the_process_s(tmp_path):
+    mounts = "1 0 0:9 / /memory rw - cgroup cgroup rw,memory\n2 0 0:7 / /pids rw - cgroup cgroup rw,pids\n"
+    mounts += "3 0 0:8 / /unified rw - cgroup2 none rw\n"
+    for name, text in (
+        ("self/mountinfo", mounts),
+        ("self/cgroup", "4:memory:/ours\n3:pids:/\n0::/\n"),
+        ("7/cgroup", "4:memory:/ours\n3:pids:/docker/abc\n0::/\n"),
+        ("8/cgroup", "4:memory:/\n3:pids:/\n0::/\n"),
+    ):
+        (tmp_path / "proc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "proc" / name).write_text(text)
+    assert CgroupMeter.of_process(7, tmp_path).folders == (tmp_path / "pids/docker/abc",)
+    with pytest.raises(LookupError, match="process 8 is in no cgroup of its own"):
+        CgroupMeter.of_process(8, tmp_path)
 
 
 def test_readings_are_added_up_by_part():
