@@ -228,6 +228,7 @@ def test_the_limit_closest_to_its_end_is_the_one_named(tmp_path):
         "proc/sys/kernel/pid_max": "1000",
         "proc/sys/kernel/threads-max": "100000",
         "proc/self/cgroup": "3:pids:/a/b\n",
+        "proc/self/mountinfo": "30 25 0:27 / /sys/fs/cgroup/pids rw shared:9 - cgroup cgroup rw,pids\n",
         "sys/fs/cgroup/pids/a/b/pids.max": "max",
         "sys/fs/cgroup/pids/a/pids.max": "50",
         "sys/fs/cgroup/pids/a/pids.current": "49",
