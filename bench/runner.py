@@ -16,7 +16,7 @@ from tare.bench.catalogue import NoteCode
 from tare.bench.descriptors import lack_of_descriptors
 from tare.bench.disturbance import DisturbanceMeter
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
-from tare.bench.interfaces import Backend, Experiment, Instance, Workload
+from tare.bench.interfaces import Backend, Instance, Workload
 from tare.bench.limits_met import LimitsMet, have_failed, raise_if_failed
 from tare.bench.model import (
     Command,
@@ -130,34 +130,19 @@ class Runner:
         meter = DisturbanceMeter(self.suite.envelope.cpus)
         limits_met = LimitsMet()
         failure: str | None = None
+        details: dict[str, Any] = {}
         try:
             if cell.backend not in self.backends:
                 raise BackendError(f"not available: {self.unavailable[cell.backend]}")  # noqa: TRY301 - as any failure
             scenario = self._scenarios[cell.subject]
-            live = _LiveRun(self, planned, name, scenario, meter, limits_met)
-            scenario.experiment().run(live)
+            scenario.experiment().run(_LiveRun(self, planned, name, scenario, meter, limits_met))
         except StoreError:
             raise
-        except (TareError, OSError) as raised:
-            error = lack_of_descriptors(raised) or raised
-            failure = error.message if isinstance(error, TareError) else f"{type(error).__name__}: {error}"
-            evidence = getattr(error, "evidence", "")
-            remedy = getattr(error, "remedy", None)
-            details = {"evidence": evidence, "remedy": remedy, "kind": type(raised).__name__}
-            details["usage"] = limits_met.totals
-            details["disturbance"] = meter.result()
-            self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)
-        except Exception as error:  # noqa: BLE001 - a bug in a plug-in is a failed cell, with its traceback kept
-            failure = f"{type(error).__name__}: {error}"
-            details = {"evidence": traceback.format_exc(), "remedy": None, "kind": "bug"}
-            self._event(EventKind.INSTANCE_FAILED, name, planned, failure, details)
-        else:
-            self._event(
-                EventKind.INSTANCE_DONE,
-                name,
-                planned,
-                details={"disturbance": meter.result(), "usage": limits_met.totals},
-            )
+        except Exception as error:  # noqa: BLE001 - a defect of a plug-in fails its cell, not the run
+            failure, details = _failure_of(error)
+        kind = EventKind.INSTANCE_DONE if failure is None else EventKind.INSTANCE_FAILED
+        details |= {"disturbance": meter.result(), "usage": limits_met.totals}
+        self._event(kind, name, planned, failure or "", details)
         self.store.sync()
         return failure
 
@@ -189,31 +174,31 @@ class _LiveRun:
         self._name = name
         self._meter = meter
         self._limits_met = limits_met
-        self._experiment: type[Experiment] = scenario.experiment
+        self._backend = runner.backends[planned.cell.backend]
+        self._experiment = scenario.experiment
         self._warmup = scenario.sampling.warmup
         self._commands = 0
         self._starts = itertools.count(1)
+        cell = planned.cell
+        self._of: dict[str, Any] = {"instance": name, "block": planned.block, "backend": cell.backend}
+        self._of |= {"experiment": cell.experiment, "workload": cell.workload, "params": cell.params}
         self.workload: Workload | None = scenario.workload() if scenario.workload else None
         self.params = scenario.params
         self.options = scenario.options
         self.envelope: Envelope = runner.suite.envelope
         self._given = self.envelope
         self.iterations = scenario.sampling.warmup + scenario.sampling.iterations
-        backend = runner.backends.get(planned.cell.backend)
-        self.concurrent_starts = 1 if backend is None else backend.concurrent_starts
+        self.concurrent_starts = self._backend.concurrent_starts
 
     def is_warmup(self, iteration: int) -> bool:
         return self._experiment.needs_workload and iteration < self._warmup
 
     @contextlib.contextmanager
     def start(self, envelope: Envelope | None = None) -> Iterator[Instance]:
-        backend = self._runner.backends[self._planned.cell.backend]
         started = next(self._starts)
-        number = "" if started == 1 else f"-{started}"
-        identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}{number}"
-        spec = InstanceSpec(identifier, self._runner.image, self.envelope if envelope is None else envelope)
+        spec = self._spec("" if started == 1 else f"-{started}", envelope)
         self._given = spec.envelope
-        with backend.start(spec) as instance:
+        with self._backend.start(spec) as instance:
             try:
                 yield instance
             finally:
@@ -222,12 +207,14 @@ class _LiveRun:
                 self._limits_met.add(usage)
 
     def expect_starts(self, at_once: int) -> None:
-        self._runner.backends[self._planned.cell.backend].expect_starts(at_once)
+        self._backend.expect_starts(at_once)
 
     def start_host_side(self) -> AbstractContextManager[Instance]:
-        backend = self._runner.backends[self._planned.cell.backend]
-        identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}-h{next(self._starts)}"
-        return backend.host_side(InstanceSpec(identifier, self._runner.image, self.envelope))
+        return self._backend.host_side(self._spec(f"-h{next(self._starts)}", None))
+
+    def _spec(self, suffix: str, envelope: Envelope | None) -> InstanceSpec:
+        identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}{suffix}"
+        return InstanceSpec(identifier, self._runner.image, self.envelope if envelope is None else envelope)
 
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         completed = instance.execute(command)
@@ -236,15 +223,8 @@ class _LiveRun:
     def keep(self, command: Command, completed: Completed, role: str) -> str:
         self._commands += 1
         raw = self._runner.store.add_raw(self._name, f"{self._commands:03d}-{role}", completed)
-        details = {
-            "role": role,
-            "argv": completed.argv,
-            "returncode": completed.returncode,
-            "signal": completed.signal,
-            "duration_s": completed.duration_s,
-            "guest_duration_s": completed.guest_duration_s,
-            "raw": raw,
-        }
+        kept = ("argv", "returncode", "signal", "duration_s", "guest_duration_s")
+        details = {"role": role, **{name: getattr(completed, name) for name in kept}, "raw": raw}
         self._runner._event(EventKind.COMMAND, self._name, self._planned, details=details)  # noqa: SLF001 - its own part
         known = self.workload.diagnose(completed) if self.workload is not None and have_failed(completed) else None
         raise_if_failed(command, completed, self._given, known)
@@ -260,14 +240,8 @@ class _LiveRun:
             return
         if not math.isfinite(value):
             raise WorkloadError(f"{metric.name} is {value}, which is not a number that can be compared")
-        cell = self._planned.cell
         sample = Sample(
-            instance=self._name,
-            block=self._planned.block,
-            experiment=cell.experiment,
-            workload=cell.workload,
-            params=cell.params,
-            backend=cell.backend,
+            **self._of,
             metric=metric.name,
             unit=metric.unit,
             value=value,
@@ -281,35 +255,28 @@ class _LiveRun:
             self._runner.listener.add(sample)
 
     def record_histogram(self, histogram: Histogram, *, iteration: int, raw: str) -> None:
-        cell = self._planned.cell
-        self._runner.store.add_histogram(
-            HistogramRecord(
-                instance=self._name,
-                block=self._planned.block,
-                experiment=cell.experiment,
-                workload=cell.workload,
-                params=cell.params,
-                backend=cell.backend,
-                iteration=iteration,
-                warmup=self.is_warmup(iteration),
-                histogram=histogram,
-                raw=raw,
-            )
-        )
+        warmup = self.is_warmup(iteration)
+        record = HistogramRecord(**self._of, iteration=iteration, warmup=warmup, histogram=histogram, raw=raw)
+        self._runner.store.add_histogram(record)
 
     def _check_clock(self, completed: Completed, raw: str) -> None:
         """The guest's clock against the host's: a difference means that one of them cannot be believed."""
-        guest = completed.guest_duration_s
-        if guest is None:
-            return
-        allowed = max(CLOCK_TOLERANCE * completed.duration_s, CLOCK_TOLERANCE_S)
-        if abs(guest - completed.duration_s) > allowed:
-            message = (
-                f"clocks disagree: {completed.argv[0]} took {completed.duration_s:.3f} s by the host's clock and "
-                f"{guest:.3f} s by the guest's"
-            )
-            host = completed.duration_s
+        guest, host = completed.guest_duration_s, completed.duration_s
+        allowed = max(CLOCK_TOLERANCE * host, CLOCK_TOLERANCE_S)
+        if guest is not None and abs(guest - host) > allowed:
+            took = f"took {host:.3f} s by the host's clock and {guest:.3f} s by the guest's"
+            message = f"clocks disagree: {completed.argv[0]} {took}"
             self.note(NoteCode.CLOCK, message, {"host_s": host, "guest_s": guest, "allowed_s": allowed, "raw": raw})
+
+
+def _failure_of(raised: Exception) -> tuple[str, dict[str, Any]]:
+    """The reason of a failure, and the details of its event."""
+    if not isinstance(raised, (TareError, OSError)):
+        return f"{type(raised).__name__}: {raised}", {"evidence": traceback.format_exc(), "remedy": None, "kind": "bug"}
+    error = lack_of_descriptors(raised) or raised
+    reason = error.message if isinstance(error, TareError) else f"{type(error).__name__}: {error}"
+    evidence, remedy = getattr(error, "evidence", ""), getattr(error, "remedy", None)
+    return reason, {"evidence": evidence, "remedy": remedy, "kind": type(raised).__name__}
 
 
 def _usage_of(instance: Instance) -> Usage | None:

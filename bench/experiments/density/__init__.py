@@ -196,11 +196,8 @@ class _Ramp:
         total = timeline.between(Phase.REQUESTED, Phase.READY)
         marks = (Phase.REQUESTED, Phase.CREATED, Phase.FIRST_INSTRUCTION, Phase.READY)
         for metric, first, second in zip(metrics.START_PHASES, marks, marks[1:], strict=False):
-            seconds = timeline.between(first, second)
-            if seconds is not None:
-                self._run.record(metric, seconds, iteration=number)
-        if total is not None:
-            self._run.record(metrics.START, total, iteration=number)
+            self._run.record(metric, timeline.between(first, second), iteration=number)
+        self._run.record(metrics.START, total, iteration=number)
         if self._load is not None:
             self._load.begin(instance)
         return self._too_slow(total)
@@ -258,20 +255,14 @@ class _Ramp:
         memory = read_memory()
         self._record_memory(memory)
         stalls = self._stalls.since_last()
-        pairs = (("cpu", metrics.CPU_STALL), ("memory", metrics.MEMORY_STALL), ("io", metrics.IO_STALL))
-        for name, metric in pairs:
-            self._run.record(metric, stalls.get(name), iteration=self._population)
+        for metric, resource in metrics.STALLS.items():
+            self._run.record(metric, stalls.get(resource), iteration=self._population)
         return memory
 
     def _record_memory(self, memory: HostMemory) -> None:
-        number = self._population
-        self._run.record(metrics.AT, memory.at_s - self._began_s, iteration=number)
-        self._run.record(metrics.MEMORY_AVAILABLE, memory.unused, iteration=number)
-        self._run.record(metrics.RESERVE, memory.reserve, iteration=number)
-        self._run.record(metrics.HARNESS, memory.harness, iteration=number)
-        self._run.record(metrics.SLAB, memory.slab, iteration=number)
-        self._run.record(metrics.KERNEL_OTHER, memory.kernel_other, iteration=number)
-        self._run.record(metrics.KSM, memory.ksm_saved, iteration=number)
+        self._run.record(metrics.AT, memory.at_s - self._began_s, iteration=self._population)
+        for metric, field in metrics.HOST.items():
+            self._run.record(metric, getattr(memory, field), iteration=self._population)
 
     def _read_instances(self) -> Stop | None:
         """PSS and the like of those sampled, scaled to all."""
@@ -280,14 +271,7 @@ class _Ramp:
         self._run.record(metrics.IDLE_CPU, None if idle is None else idle * number, iteration=number)
         read = self._sampled.footprints(self._instances)
         self._run.record(metrics.SAMPLED, len(read), iteration=number)
-        for metric, field in zip(
-            metrics.TOTALS,
-            (
-                *("pss_bytes", "rss_bytes", "private_bytes", "guest_ram_bytes", "tcg_cache_bytes"),
-                *("cgroup_bytes", "disk_owned_bytes"),
-            ),
-            strict=True,
-        ):
+        for metric, field in metrics.TOTALS.items():
             values = [value for _, footprint in read if (value := getattr(footprint, field)) is not None]
             if values:
                 self._run.record(metric, sum(values) / len(values) * number, iteration=number)

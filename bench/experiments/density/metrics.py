@@ -56,7 +56,6 @@ SAMPLED = Metric(
 PSS = lower(DensityMetric.PSS, Unit.BYTE, "Proportional set size of all instances' host processes, from those sampled.")
 RSS = lower(DensityMetric.RSS, Unit.BYTE, "Their resident size, pages that several share counted each time, likewise.")
 PRIVATE = lower(DensityMetric.PRIVATE, Unit.BYTE, "Their memory that nobody shares, likewise.")
-CHARGE = lower(DensityMetric.CHARGE, Unit.BYTE, "Memory that the instances' cgroups are charged with, likewise.")
 GUEST_RAM = lower(
     DensityMetric.GUEST_RAM, Unit.BYTE, "The part of density.pss that guests have as their RAM, likewise."
 )
@@ -65,6 +64,7 @@ TCG_CACHE = lower(
     Unit.BYTE,
     "The part of density.pss that is code translated for emulated processors, likewise.",
 )
+CHARGE = lower(DensityMetric.CHARGE, Unit.BYTE, "Memory that the instances' cgroups are charged with, likewise.")
 DISK_OWNED = lower(DensityMetric.DISK_OWNED, Unit.BYTE, "Disk blocks that single instances own, likewise.")
 DISK_SHARED = lower(DensityMetric.DISK_SHARED, Unit.BYTE, "Disk blocks of the image, which all instances share: once.")
 IDLE_CPU = lower(
@@ -111,23 +111,25 @@ MEMORY_KEPT = lower(
 MEMORY_RETURN = lower("density.memory_return", Unit.SECOND, "How long it took to settle after the last instance.")
 
 START_PHASES = (CREATE, INIT, READY)
-TOTALS = (PSS, RSS, PRIVATE, GUEST_RAM, TCG_CACHE, CHARGE, DISK_OWNED)
-ALL = (
-    *(
-        START,
-        *START_PHASES,
-        AT,
-        MEMORY_AVAILABLE,
-        RESERVE,
-        HARNESS,
-        SLAB,
-        KERNEL_OTHER,
-        CPU_STALL,
-        MEMORY_STALL,
-        IO_STALL,
-        SETTLE,
-    ),
-    *(SAMPLED, *TOTALS, DISK_SHARED, IDLE_CPU, KSM),
-    *(THROUGHPUT, BYTE_THROUGHPUT, LATENCY, LATENCY_WORST, LOADED_CPU, DURATION),
-    *(POPULATION, DEAD, RAMP, STOP_ALL, MEMORY_KEPT, MEMORY_RETURN),
-)
+STALLS = {CPU_STALL: "cpu", MEMORY_STALL: "memory", IO_STALL: "io"}
+HOST = {
+    MEMORY_AVAILABLE: "unused",
+    RESERVE: "reserve",
+    HARNESS: "harness",
+    SLAB: "slab",
+    KERNEL_OTHER: "kernel_other",
+    KSM: "ksm_saved",
+}
+"""Read for the whole host, with the field of a HostMemory that each is from."""
+TOTALS = {
+    PSS: "pss_bytes",
+    RSS: "rss_bytes",
+    PRIVATE: "private_bytes",
+    GUEST_RAM: "guest_ram_bytes",
+    TCG_CACHE: "tcg_cache_bytes",
+    CHARGE: "cgroup_bytes",
+    DISK_OWNED: "disk_owned_bytes",
+}
+"""Totals over all instances, with the field of a Footprint that each is from."""
+ALL = tuple(one for one in list(globals().values()) if isinstance(one, Metric))
+"""In the order in which they are declared here."""
