@@ -69,10 +69,10 @@ class Compression(Workload):
     metrics = (
         bandwidth_of(
             "compress.bandwidth",
-            "Bytes of the corpus in a second that the whole command takes to pack them, on the host's clock.",
+            "Bytes compressed per second of the whole command, on the host's clock.",
         ),
         bandwidth_of(
-            "decompress.bandwidth", "Bytes unpacked in a second that the whole command takes, on the host's clock."
+            "decompress.bandwidth", "Bytes decompressed per second of the whole command, on the host's clock."
         ),
     )
 
@@ -141,7 +141,7 @@ class Xz(Compression):
     """``xz -T``: LZMA2 is bound by memory latency when it packs and by branches when it unpacks."""
 
     name = "xz"
-    summary = "compression: xz packs or unpacks a generated corpus, one thread a CPU"
+    summary = "compression: xz on a generated corpus, one thread per CPU"
     packages = ("xz-utils", "python3")
     licence = "0BSD"
 
@@ -159,7 +159,7 @@ class Pixz(Compression):
     """``pixz -t``: beside the threads that pack one reads and one writes, so that more is handed over."""
 
     name = "pixz"
-    summary = "compression: pixz packs or unpacks a generated corpus, one thread a CPU"
+    summary = "compression: pixz on a generated corpus, one thread per CPU"
     packages = ("pixz", "python3")
     licence = "BSD-2-Clause"
 

@@ -85,16 +85,16 @@ class Cyclictest(TimedWorkload):
     """
 
     name = "cyclictest"
-    summary = "scheduling: how late threads wake up, by cyclictest"
+    summary = "scheduling: delay of timed wake-ups, by cyclictest"
     packages = ("rt-tests", "python3")
     licence = "GPL-2.0-only"
     category = Category.KERNEL
     overhead_s = 0.2
     metrics = (
-        time_of(f"{_NAME}.mean", "Mean time by which the threads woke up late."),
-        time_of(f"{_NAME}.p50", "Half of the wake-ups were late by this or less."),
-        time_of(f"{_NAME}.p99", "99 % of the wake-ups were late by this or less."),
-        time_of(f"{_NAME}.max", "The latest wake-up of all threads; one event decides it."),
+        time_of(f"{_NAME}.mean", "Mean delay between the requested and the actual wake-up of a thread."),
+        time_of(f"{_NAME}.p50", "Median delay of a wake-up."),
+        time_of(f"{_NAME}.p99", "99th percentile of the delay of a wake-up."),
+        time_of(f"{_NAME}.max", "Longest delay of a wake-up in any thread; a single event decides it."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -60,8 +60,8 @@ _SLOWEST_LAYOUT_BYTES_PER_S = 2 * 2**20
 
 def _declare(direction: str, verb: str) -> tuple[Metric, ...]:
     return (
-        rate_of(f"{direction}.iops", f"Blocks {verb} in a second by all jobs together."),
-        bandwidth_of(f"{direction}.bandwidth", f"Bytes {verb} in a second by all jobs together."),
+        rate_of(f"{direction}.iops", f"Blocks {verb} per second by all jobs."),
+        bandwidth_of(f"{direction}.bandwidth", f"Bytes {verb} per second by all jobs."),
         *declare_latency(f"{direction}.latency", f"from submitting a {direction} to its completion"),
     )
 
@@ -82,7 +82,7 @@ class Fio(TimedWorkload):
     metrics = (
         *_declare("read", "read"),
         *_declare("write", "written"),
-        *declare_latency("sync.latency", "that an fsync took"),
+        *declare_latency("sync.latency", "of an fsync"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +100,7 @@ class Fio(TimedWorkload):
         size: Size = "64MiB"
         runtime_s: Seconds = 1.0
         read_percent: Annotated[int, Meta(ge=1, le=99)] = 50
-        fsync: Annotated[int, Meta(ge=0, le=1_000_000, description="an fsync after so many writes")] = 0
+        fsync: Annotated[int, Meta(ge=0, le=1_000_000, description="writes between two fsyncs, 0 for none")] = 0
 
         def __post_init__(self) -> None:
             block = bounded_size("block_size", self.block_size, 512, 64 * 2**20)

@@ -49,14 +49,14 @@ class FioMetadata(Workload):
     """
 
     name = "fio-metadata"
-    summary = "storage: creating, looking at and removing many files in the scratch folder"
+    summary = "storage: create, stat and remove many files in the scratch folder"
     packages = ("fio",)
     licence = "GPL-2.0-only"
     category = Category.STORAGE
     metrics = (
-        *declare_latency("create.latency", "to create an empty file and open it"),
-        *declare_latency("stat.latency", "of a stat of a file that was just written"),
-        *declare_latency("unlink.latency", "to remove a file of 4 KiB"),
+        *declare_latency("create.latency", "to create and open an empty file"),
+        *declare_latency("stat.latency", "of a stat() of a file that was just written"),
+        *declare_latency("unlink.latency", "to remove a 4 KiB file"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

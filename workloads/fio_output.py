@@ -9,7 +9,7 @@ import msgspec
 
 from tare.bench.model import Histogram, Measurement, Metric
 from tare.bench.units import Unit
-from tare.workloads.metrics import time_of
+from tare.workloads.metrics import percentiles_of, time_of
 from tare.workloads.output import refuse
 
 TOOL = "fio"
@@ -43,16 +43,10 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 def declare_latency(name: str, what: str) -> tuple[Metric, ...]:
-    """The metrics of a ``Latency``; ``what`` follows on "time" and "times" (``from submitting a read to ...``)."""
+    """The metrics of a ``Latency``; ``what`` follows "time" (``from submitting a read to ...``)."""
     return (
         time_of(f"{name}.mean", f"Mean time {what}."),
-        *(
-            time_of(
-                f"{name}.{key}",
-                f"{key[1:]} % of the times {what} are shorter (to the bucket of fio's histogram, 1.6 % wide).",
-            )
-            for key in PERCENTILES
-        ),
+        *percentiles_of(name, PERCENTILES, what, "buckets of fio's histogram, 1.6 % wide"),
     )
 
 

@@ -122,7 +122,7 @@ class FirstWrite(Workload):
             "first_write.ratio",
             Unit.RATIO,
             Direction.LOWER,
-            "Median time of the first write over that of the second, which finds the file in the upper layer.",
+            "Median time of the first write divided by that of the second, which finds the file in the upper layer.",
         ),
     )
 

@@ -94,26 +94,26 @@ class Hpcc(Workload):
     metrics = (
         rate_of(
             "hpl.operations_per_second",
-            "Floating-point operations in a second of Linpack, which solves a system of equations and checks it.",
+            "Floating-point operations per second of Linpack, which solves a system of linear equations.",
         ),
         *(
             bandwidth_of(
                 f"stream.{kernel.lower()}.bandwidth",
-                f"Bytes that STREAM's {kernel} read and wrote in a second, in the best of its rounds.",
+                f"Bytes read and written per second by STREAM's {kernel}, in its best round.",
             )
             for kernel in _KERNELS
         ),
         rate_of(
             "random_access.operations_per_second",
-            "Updates in a second of 64-bit words at random places of a table (one process, GUP/s times 10^9).",
+            "Updates of random 64-bit words of a table per second, by one process (GUP/s times 10^9).",
         ),
         rate_of(
             "dgemm.operations_per_second",
-            "Floating-point operations in a second of a product of two matrices of doubles.",
+            "Floating-point operations per second of a product of two double-precision matrices.",
         ),
         rate_of(
             "fft.operations_per_second",
-            "Floating-point operations in a second of a Fourier transform in one dimension.",
+            "Floating-point operations per second of a one-dimensional Fourier transform.",
         ),
     )
     nominal_element_s: ClassVar[float] = 1.2e-6

@@ -62,26 +62,26 @@ class HugePages(Workload):
     """
 
     name = "huge-pages"
-    summary = "pages: memory touched for the first time, in pages of the size that the instance gets"
+    summary = "memory pages: size of the pages an instance gets, and time to touch new memory"
     packages = ("python3",)
     licence = "PSF-2.0"
     category = Category.MEMORY
     metrics = (
         bandwidth_of(
             "touch.bandwidth",
-            "Bytes of fresh memory of which every page was touched in a second: faults and zeroing, by one thread.",
+            "Bytes of new memory touched per second by one thread: page faults and zeroing.",
         ),
         Metric(
             "page.size",
             Unit.BYTE,
             Direction.HIGHER,
-            "Mean size of the pages that the memory was given in, as the instance sees them.",
+            "Mean size of the pages of the memory, as the instance's kernel reports them.",
         ),
         Metric(
             "memory.total",
             Unit.BYTE,
             Direction.HIGHER,
-            "MemTotal of /proc/meminfo: the memory that the instance believes to have.",
+            "MemTotal of /proc/meminfo as the instance sees it.",
         ),
     )
 

@@ -107,25 +107,25 @@ class Iperf3(TimedWorkload):
     category = Category.NETWORK
     overhead_s = 0.1
     metrics = (
-        bandwidth_of("tcp.bandwidth", "Bytes of payload that arrived in a second, over all streams."),
+        bandwidth_of("tcp.bandwidth", "Bytes of payload received per second, over all streams."),
         Metric(
             "tcp.retransmits",
             Unit.COUNT,
             Direction.LOWER,
-            "Segments that the sender's kernel sent again during the test, over all streams.",
+            "TCP segments that the sender's kernel retransmitted, over all streams.",
         ),
         bandwidth_of(
-            "udp.bandwidth", "Bytes of payload that arrived in a second, over all streams; no more than is sent."
+            "udp.bandwidth", "Bytes of payload received per second, over all streams; at most the rate that is sent."
         ),
         Metric(
             "udp.loss",
             Unit.SHARE,
             Direction.LOWER,
-            "Share of the datagrams that did not arrive, by the gaps in their numbers.",
+            "Share of datagrams that did not arrive, by gaps in their sequence numbers.",
         ),
         time_of(
             "udp.jitter",
-            "Smoothed difference between the transit times of successive datagrams (RFC 1889), mean over the streams.",
+            "Jitter of the transit time (RFC 1889), averaged over the streams.",
         ),
     )
 

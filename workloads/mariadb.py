@@ -69,16 +69,16 @@ class MariaDB(TimedWorkload):
     packages = ("mariadb-server", "sysbench")
     licence = "GPL-2.0-only (MariaDB), GPL-2.0-or-later (sysbench)"
     metrics = (
-        rate_of("sql.transactions_per_second", "Transactions of all clients together in a second."),
-        rate_of("sql.queries_per_second", "Statements of all clients together in a second, BEGIN and COMMIT included."),
-        time_of("sql.latency.mean", "Mean time of a transaction, from the sum of all times and their number."),
+        rate_of("sql.transactions_per_second", "Transactions per second of all clients."),
+        rate_of("sql.queries_per_second", "Statements per second of all clients, BEGIN and COMMIT included."),
+        time_of("sql.latency.mean", "Mean time of a transaction."),
         time_of(
             "sql.latency.p95",
-            "95 % of the transactions are done sooner (to the bucket of sysbench's histogram, 1.8 % wide).",
+            "95th percentile of the time of a transaction (buckets of sysbench's histogram, 1.8 % wide).",
         ),
         time_of(
             "sql.latency.max",
-            "Time of the slowest transaction, which sysbench rounds to 0.01 ms; one interruption decides it.",
+            "Longest time of a transaction, rounded to 0.01 ms; a single event decides it.",
         ),
     )
 

@@ -25,7 +25,7 @@ from tare.bench.model import (
     Service,
 )
 from tare.bench.units import Unit, parse_size
-from tare.workloads.metrics import bandwidth_of, rate_of, time_of
+from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, excerpt, one_match, positive, read_output, refuse
 from tare.workloads.parameters import (
     READY_WITHIN_S,
@@ -112,18 +112,15 @@ class Nginx(TimedWorkload):
     """
 
     name = "nginx"
-    summary = "a web server: GET of one page by a number of connections, kept alive or made anew"
+    summary = "a web server: GET of one page over several connections, kept alive or new for each request"
     packages = ("nginx-light", "wrk")
     licence = "BSD-2-Clause (nginx), Apache-2.0 (wrk)"
     metrics = (
-        rate_of("http.requests_per_second", "Requests of all connections together that were answered in a second."),
-        bandwidth_of("http.bandwidth", "Bytes of all answers in a second, headers included."),
+        rate_of("http.requests_per_second", "Requests answered per second, over all connections."),
+        bandwidth_of("http.bandwidth", "Bytes of answers received per second, headers included."),
         time_of("http.latency.mean", "Mean time from sending a request to the whole answer."),
-        *(
-            time_of(f"http.latency.{name}", f"{name[1:]} % of the requests are answered sooner (to 1 µs).")
-            for name in _PERCENTILES
-        ),
-        time_of("http.latency.max", "Time of the slowest request; one interruption decides it."),
+        *percentiles_of("http.latency", _PERCENTILES, "from sending a request to the whole answer", "to 1 µs"),
+        time_of("http.latency.max", "Longest time of a request; a single event decides it."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -200,14 +197,14 @@ class NginxConnections(TimedWorkload):
     """
 
     name = "nginx-connections"
-    summary = "new TCP connections: each carries one small request, by a number of clients at a time"
+    summary = "new TCP connections, each with one small request, by several clients at a time"
     packages = Nginx.packages
     licence = Nginx.licence
     category = Category.NETWORK
     metrics = (
         rate_of(
             "connections.per_second",
-            "Connections that were made, had their request answered and were closed, in a second.",
+            "Connections opened, answered and closed per second.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""``openssl speed`` 3: ciphers and hashes over a buffer in memory, RSA signatures, one process a CPU.
+"""``openssl speed`` 3: ciphers and hashes over a buffer in memory, RSA signatures, one process per CPU.
 
 Of its forms the one for machines is taken (``-mr``), which has all digits. ``-elapsed``, because it would divide by
 its own CPU time else, from which the time that a hypervisor or a neighbour took is missing.
@@ -33,20 +33,20 @@ class OpensslSpeed(Workload):
     """
 
     name = "openssl-speed"
-    summary = "cryptography: AES-GCM, SHA-2 or RSA in memory, one process a CPU"
+    summary = "cryptography: AES-GCM, SHA-2 or RSA in memory, one process per CPU"
     packages = ("openssl",)
     licence = "Apache-2.0"
     category = Category.CPU
     fixed_time = True
     metrics = (
-        bandwidth_of("data.bandwidth", "Bytes that all processes together encrypted or hashed in a second."),
+        bandwidth_of("data.bandwidth", "Bytes encrypted or hashed per second by all processes."),
         rate_of(
             "sign.operations_per_second",
-            "Signatures with the private key that all processes together made in a second.",
+            "Signatures made per second by all processes.",
         ),
         rate_of(
             "verify.operations_per_second",
-            "Signatures that all processes together verified with the public key in a second.",
+            "Signatures verified per second by all processes.",
         ),
     )
 

@@ -100,12 +100,12 @@ class SchedPipe(_Loop):
     """
 
     name = "perf-sched-pipe"
-    summary = "context switches: two tasks hand a token to and fro over pipes"
+    summary = "context switches: two tasks pass a token back and forth over pipes"
     metrics = (
-        rate_of("pipe.operations_per_second", "Round trips of the token between the two tasks in a second."),
+        rate_of("pipe.operations_per_second", "Round trips per second of a token between two tasks."),
         time_of(
             "pipe.time_per_operation",
-            "Mean time of one round trip: two writes, two reads and the wake-ups between them.",
+            "Mean time of a round trip: two writes, two reads and the wake-ups between them.",
         ),
     )
     form = _PIPE
@@ -131,8 +131,8 @@ class Syscall(_Loop):
     name = "perf-syscall"
     summary = "system calls: getppid() in a loop, on one CPU"
     metrics = (
-        rate_of("syscall.operations_per_second", "Calls of getppid() in a second by one thread."),
-        time_of("syscall.time_per_operation", "Mean time of one getppid(), the loop around it included."),
+        rate_of("syscall.operations_per_second", "getppid() calls per second of one thread."),
+        time_of("syscall.time_per_operation", "Mean time of a getppid() call, the loop around it included."),
     )
     form = _SYSCALL
     prefix = "syscall"
@@ -160,7 +160,7 @@ class SchedMessaging(_Bench):
     metrics = (
         time_of(
             "messaging.time",
-            "Time from the start of all tasks until the last has sent or received its last message of 100 bytes.",
+            "Time until every task has sent or received all of its 100-byte messages.",
         ),
     )
     nominal_message_s: ClassVar[float] = 1e-6
@@ -208,8 +208,10 @@ class Memory(_Bench):
     summary = "memory: glibc's memcpy or memset over a large buffer, on one CPU"
     category = Category.MEMORY
     metrics = (
-        bandwidth_of("memcpy.bandwidth", "Bytes copied in a second; buffers that fit the caches show the caches."),
-        bandwidth_of("memset.bandwidth", "Bytes filled in a second; a buffer that fits the caches shows the caches."),
+        bandwidth_of("memcpy.bandwidth", "Bytes copied per second; buffers that fit the caches measure the caches."),
+        bandwidth_of(
+            "memset.bandwidth", "Bytes written per second; a buffer that fits the caches measures the caches."
+        ),
     )
     nominal_byte_s: ClassVar[float] = 0.15e-9
 

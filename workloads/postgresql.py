@@ -22,7 +22,7 @@ from tare.bench.model import (
     Service,
 )
 from tare.bench.units import Unit
-from tare.workloads.metrics import rate_of, time_of
+from tare.workloads.metrics import percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, one_match, one_number, positive, read_output, refuse
 from tare.workloads.parameters import (
     READY_WITHIN_S,
@@ -95,18 +95,10 @@ class PostgreSQL(TimedWorkload):
     licence = "PostgreSQL"
     overhead_s = 0.2
     metrics = (
-        rate_of(
-            "sql.transactions_per_second", "Transactions of all clients together in a second, connecting not counted."
-        ),
-        time_of("sql.latency.mean", "Mean time of a transaction, of every single one."),
-        *(
-            time_of(
-                f"sql.latency.{name}",
-                f"{name[1:]} % of the transactions are done sooner (to 1 µs, of every single one).",
-            )
-            for name in _PERCENTILES
-        ),
-        time_of("sql.latency.max", "Time of the slowest transaction; one interruption or checkpoint decides it."),
+        rate_of("sql.transactions_per_second", "Transactions per second of all clients, without the time to connect."),
+        time_of("sql.latency.mean", "Mean time of a transaction."),
+        *percentiles_of("sql.latency", _PERCENTILES, "of a transaction", "to 1 µs"),
+        time_of("sql.latency.max", "Longest time of a transaction; a single event such as a checkpoint decides it."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

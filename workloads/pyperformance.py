@@ -48,7 +48,7 @@ class Pyperformance(Workload):
     metrics = (
         time_of(
             "benchmark.time",
-            "Mean time of one run of the benchmark, over all values of all processes, warm-ups left out.",
+            "Mean time of one run of the benchmark, over all processes, without warm-ups.",
         ),
     )
     nominal_value_s: ClassVar[float] = 0.15

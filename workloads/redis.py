@@ -25,7 +25,7 @@ from tare.bench.model import (
     Service,
 )
 from tare.bench.units import Unit
-from tare.workloads.metrics import rate_of, time_of
+from tare.workloads.metrics import percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, positive, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S
 
@@ -62,20 +62,16 @@ def _declare(operation: str) -> tuple[Metric, ...]:
     return (
         rate_of(
             f"{operation}.operations_per_second",
-            f"{name} requests of all connections together that were answered in a second.",
+            f"{name} requests answered per second, over all connections.",
         ),
         time_of(
             f"{operation}.latency.mean",
-            f"Mean time from sending a {name} request, or the batch it is in, to its answer.",
+            f"Mean time from sending a {name} request, or its batch, to the answer.",
         ),
-        *(
-            time_of(
-                f"{operation}.latency.{percentile}",
-                f"{percentile[1:]} % of the {name} requests are answered sooner (to a bucket, 8 µs or more wide).",
-            )
-            for percentile in ("p50", "p95", "p99")
+        *percentiles_of(
+            f"{operation}.latency", ("p50", "p95", "p99"), f"of a {name} request", "buckets of 8 µs or wider"
         ),
-        time_of(f"{operation}.latency.max", f"Time of the slowest {name} request; one interruption decides it."),
+        time_of(f"{operation}.latency.max", f"Longest time of a {name} request; a single event decides it."),
     )
 
 
@@ -86,7 +82,7 @@ class Redis(Workload):
     """
 
     name = "redis"
-    summary = "a key-value server: SET and GET over TCP by a number of connections, with or without a pipeline"
+    summary = "a key-value server: SET and GET over TCP by several connections, with or without pipelining"
     packages = ("redis",)
     licence = "BSD-3-Clause"
     metrics = tuple(metric for operation in OPERATIONS for metric in _declare(operation))

@@ -35,11 +35,11 @@ def _declare(operation: str, verb: str) -> tuple[Metric, ...]:
     return (
         bandwidth_of(
             f"{operation}.bandwidth",
-            f"Bytes of plain data that all threads together {verb} in a second, the mean over dictionary sizes.",
+            f"Bytes of uncompressed data {verb} per second by all threads, averaged over the dictionary sizes.",
         ),
         rate_of(
             f"{operation}.rating",
-            f"What 7-Zip makes of it: instructions a second of the processor that it was calibrated on, as it {verb}.",
+            f"7-Zip's rating of how fast it {verb}: instructions per second of its reference processor.",
         ),
     )
 
@@ -48,7 +48,7 @@ class SevenZip(Workload):
     """Integer work with much of it in the caches: dictionary look-ups and branches that cannot be predicted."""
 
     name = "7zip"
-    summary = "compression: 7-Zip's benchmark of LZMA, one thread a CPU"
+    summary = "compression: 7-Zip's LZMA benchmark, one thread per CPU"
     packages = ("7zip",)
     licence = "LGPL-2.1-or-later"
     category = Category.CPU

@@ -26,7 +26,7 @@ from tare.bench.model import (
     Service,
 )
 from tare.bench.units import Unit
-from tare.workloads.metrics import rate_of, time_of
+from tare.workloads.metrics import percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, excerpt, one_match, one_number, positive, read_output, refuse
 from tare.workloads.parameters import READY_WITHIN_S, Port, TimedWorkload, timeout_of
 
@@ -93,15 +93,15 @@ class Sockperf(TimedWorkload):
     """
 
     name = "sockperf"
-    summary = "network latency: round trips of small messages, one at a time, each timed"
+    summary = "network latency: round-trip time of small messages, one at a time"
     packages = ("sockperf",)
     licence = "BSD-3-Clause"
     category = Category.NETWORK
     overhead_s = _SLEEP_S
     metrics = (
-        *(time_of(f"round_trip.{name}", f"{name[1:]} % of the round trips take less.") for name in _PERCENTILES),
+        *percentiles_of("round_trip", _PERCENTILES, "from sending a message to its answer", "of every message"),
         time_of("round_trip.mean", "Mean time from sending a message to its answer."),
-        rate_of("round_trip.rate", "Messages answered in a second, one after another."),
+        rate_of("round_trip.rate", "Messages answered per second, one at a time."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""stress-ng 0.15: one stressor, one instance a CPU, from the YAML that it writes beside its log.
+"""stress-ng 0.15: one stressor, one instance per CPU, from the YAML that it writes beside its log.
 
 The log has two decimals and goes to stderr; the YAML has six and goes to the open descriptor 1 by its name under
 ``/proc``, so no file is left and nothing else is on stdout.
@@ -85,18 +85,18 @@ class StressNg(TimedWorkload):
     """
 
     name = "stress-ng"
-    summary = "one stressor of stress-ng by name: bogo operations a second"
+    summary = "one stressor of stress-ng by name: bogo operations per second"
     packages = ("stress-ng",)
     licence = "GPL-2.0-or-later"
     category = Category.CPU
     metrics = (
         rate_of(
             "bogo.operations_per_second",
-            "Bogo operations of all instances of the stressor together in a second of real time.",
+            "Bogo operations per second of all instances of the stressor.",
         ),
         rate_of(
             "bogo.operations_per_cpu_second",
-            "Bogo operations in a second of CPU time (user and system) as the kernel that runs stress-ng counts it.",
+            "Bogo operations per second of CPU time, as the kernel that runs stress-ng accounts for it.",
         ),
     )
 
@@ -175,16 +175,16 @@ class StressNgProcess(_Stressors):
     """
 
     name = "stress-ng-process"
-    summary = "processes: fork, vfork, exec, threads, futexes or context switches, one instance a CPU"
+    summary = "processes: fork, vfork, exec, threads, futexes or context switches, one instance per CPU"
     category = Category.KERNEL
     metrics = (
         rate_of(
             "process.operations_per_second",
-            "Processes or threads made and ended, programs run, futexes woken or messages passed in a second, in all.",
+            "Processes or threads created and ended, programs run, futexes woken or messages passed per second.",
         ),
         time_of(
             "process.time_per_operation",
-            "Time until a new thread runs (pthread), or of one hand-over between two processes (switch).",
+            "Time until a new thread runs (pthread), or of a switch between two processes (switch).",
         ),
     )
     prefix = "process"
@@ -211,16 +211,16 @@ class StressNgMemory(_Stressors):
     """
 
     name = "stress-ng-memory"
-    summary = "memory management: page faults or mappings, one instance a CPU"
+    summary = "memory management: page faults or mappings, one instance per CPU"
     category = Category.MEMORY
     metrics = (
         rate_of(
             "paging.operations_per_second",
-            "Rounds of the operation (see stress-ng's manual) in a second of real time by all instances.",
+            "Rounds of the operation (see stress-ng's manual) per second, over all instances.",
         ),
         time_of(
             "paging.time_per_operation",
-            "Mean time of one page fault (fault) or of one call of mremap (mremap), as stress-ng times it.",
+            "Mean time of a page fault (fault) or of an mremap() call (mremap), as stress-ng measures it.",
         ),
     )
     prefix = "paging"

@@ -58,23 +58,23 @@ class SysbenchCpu(TimedWorkload):
     """``sysbench cpu``: every event tests all numbers up to a bound for being prime, one event at a time a thread."""
 
     name = "sysbench-cpu"
-    summary = "integer arithmetic: prime numbers up to a bound, one thread a CPU"
+    summary = "integer arithmetic: prime numbers up to a bound, one thread per CPU"
     packages = ("sysbench",)
     licence = "GPL-2.0-or-later"
     category = Category.CPU
     metrics = (
         rate_of(
             "cpu.events_per_second",
-            "Searches for all primes up to the bound that all threads together finished in a second.",
+            "Searches for all primes up to a bound finished per second by all threads.",
         ),
-        time_of("cpu.latency.mean", "Mean time of one search, from the sum of all times and their number."),
+        time_of("cpu.latency.mean", "Mean time of a search."),
         time_of(
             "cpu.latency.p95",
-            "Time within which 95 % of the searches finished, to the bucket of sysbench's histogram (1.8 % wide).",
+            "95th percentile of the time of a search (buckets of sysbench's histogram, 1.8 % wide).",
         ),
         time_of(
             "cpu.latency.max",
-            "Time of the slowest search, which sysbench rounds to 0.01 ms; one interruption decides it.",
+            "Longest time of a search, rounded to 0.01 ms; a single event decides it.",
         ),
     )
 
@@ -110,16 +110,16 @@ class SysbenchMemory(TimedWorkload):
     """
 
     name = "sysbench-memory"
-    summary = "memory transfers: one buffer read or written block by block, one thread a CPU"
+    summary = "memory transfers: one buffer read or written block by block, one thread per CPU"
     packages = ("sysbench",)
     licence = "GPL-2.0-or-later"
     category = Category.MEMORY
     metrics = (
         bandwidth_of(
             "memory.bandwidth",
-            "Bytes that all threads together read or wrote in a second; blocks that fit the caches show the caches.",
+            "Bytes read or written per second by all threads; blocks that fit the caches measure the caches.",
         ),
-        rate_of("memory.operations_per_second", "Blocks that all threads together read or wrote in a second."),
+        rate_of("memory.operations_per_second", "Blocks read or written per second by all threads."),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,10 +18,7 @@ import pytest
 from lxml import etree
 from typer.testing import CliRunner
 
-from tare.bench.analysis import RunResults
 from tare.bench.cli.main import app
-from tare.bench.registry import find_reporters
-from tare.bench.store import load_run
 from tests.written import (
     Page,
     leaves,
@@ -50,6 +47,12 @@ COMMANDS = {
 """What was written by which run and command: the name of the stored output, without its suffix."""
 
 
+def report_to(output, run, form):
+    """Write a report as the command line does."""
+    result = CliRunner().invoke(app, ["report", str(run), "--format", form, "-o", str(output)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
 def unpacked(name, folder):
     """The run directory ``name``, as the version that made it left it."""
     run = folder / name
@@ -72,12 +75,11 @@ def runs(tmp_path_factory):
 def written(runs, tmp_path_factory):
     """Writes a form of a report of a run once, and gives its text."""
     folder = tmp_path_factory.mktemp("written")
-    reporters = find_reporters()
 
     def write(name, form):
         path = folder / f"{name}.{form}"
         if not path.exists():
-            reporters.get(form)().write(RunResults(load_run(runs[name])), path)
+            report_to(path, runs[name], form)
         return path.read_text("utf-8")
 
     return write
@@ -167,9 +169,8 @@ def test_openmetrics_has_every_sample(written, name):
 @pytest.mark.parametrize("name", RUNS)
 def test_csv_and_parquet_are_every_sample(runs, name, tmp_path):
     stored = [json.loads(line) for line in (runs[name] / "samples.jsonl").read_text().splitlines()]
-    reporters = find_reporters()
-    reporters.get("csv")().write(RunResults(load_run(runs[name])), tmp_path / "samples.csv")
-    reporters.get("parquet")().write(RunResults(load_run(runs[name])), tmp_path / "samples.parquet")
+    report_to(tmp_path / "samples.csv", runs[name], "csv")
+    report_to(tmp_path / "samples.parquet", runs[name], "parquet")
     with (tmp_path / "samples.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     frame = pd.read_parquet(tmp_path / "samples.parquet").to_dict("records")

@@ -14,10 +14,9 @@ import pytest
 from lxml import etree
 from scipy import stats
 
-from tare.bench.registry import find_reporters
 from tests.recompute_report import Recomputed, subject_of
 from tests.synthetic import QUICK, write_run
-from tests.unit.test_stored_runs import unpacked
+from tests.unit.test_stored_runs import report_to, unpacked
 from tests.written import Page, markdown_rows, text_rows
 
 RECIPE = replace(QUICK, blocks=6, instances=2, iterations=4, noise=0.012, seed=5, ratios={"native": 1.004, "vm": 1.9})
@@ -69,12 +68,11 @@ def computed(run):
 @pytest.fixture(scope="module")
 def written(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
-    reporters = find_reporters()
 
     def write(form):
         path = folder / form
         if not path.exists():
-            reporters.get(form)().write(run, path)
+            report_to(path, run, form)
         return path.read_text("utf-8")
 
     return write
