@@ -6,7 +6,7 @@ samples of the blocks before it and from nothing else, so a run that is resumed 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -19,9 +19,10 @@ from tare.bench.analysis.estimates import Terms, estimate_row
 from tare.bench.catalogue import HARNESS_METRICS, NoteCode
 from tare.bench.design import fixed_blocks, further_block
 from tare.bench.model import Cell, Event, EventKind, PlannedInstance, Sample
+from tare.bench.runner import Outcome, Runner, make_event
 from tare.bench.settings import leading_metric
 from tare.bench.stats import Precision, Standing
-from tare.bench.store import attempt_of
+from tare.bench.store import RunStore, attempt_of
 from tare.bench.suite import Scenario, Suite
 
 FAILURES = 3
@@ -210,3 +211,55 @@ class _Growing:
         instances, blocks, iterations = numbers[kept].T
         found = CellSamples(np.array(self._values)[kept], instances, blocks, iterations)
         return found if before is None else found.where(blocks < before), list(self._instances)
+
+
+def run_until_precise(
+    sampler: Sampler,
+    runner: Runner,
+    store: RunStore,
+    show: Callable[[Sequence[PlannedInstance], str], None],
+    *,
+    outcome: Outcome,
+    attempts: Mapping[str, int],
+    done: Collection[str],
+) -> Outcome:
+    """Go on from the ``outcome`` of the fixed blocks. ``done`` ended before this session, in a run that goes on.
+
+    Each further block is shown before it is run, with where the run stands.
+    The manifest's number of planned instances grows with the blocks. The last event says where each cell stands.
+    """
+    further = 0
+    while not outcome.interrupted:
+        block = sampler.next_block(further, done)
+        if not block:
+            break
+        further += 1
+        planned = store.manifest.planned_instances + len(block)
+        store.save_manifest(msgspec.structs.replace(store.manifest, planned_instances=planned))
+        plan = [one for one in block if one.identifier not in done]
+        if not plan:
+            continue
+        show(plan, describe(sampler.standings()))
+        before = outcome.done + outcome.failed
+        found = runner.run(plan, attempts, before=before)
+        outcome = Outcome(outcome.done + found.done, outcome.failed + found.failed, found.interrupted)
+    standings = sampler.standings()
+    store.add_event(make_event(EventKind.NOTE, describe(standings), details=sampler.record()))
+    return outcome
+
+
+def describe(standings: Sequence[CellStanding]) -> str:
+    """How many cells are as precise as asked for, and the one that is farthest from it."""
+    reached = sum(one.precision.standing is Standing.REACHED for one in standings)
+    text = f"{reached} of {len(standings)} cells are as precise as asked for"
+    open_ones = [one for one in standings if one.precision.standing is Standing.NOT_REACHED]
+    known = [(one.precision.half_width, one) for one in open_ones if one.precision.half_width is not None]
+    if known:
+        half, worst = max(known, key=lambda entry: entry[0])
+        found = worst.precision
+        text += (
+            f"; {worst.cell}: ±{100 * half:.2g} % of ±{100 * found.wanted:.2g} % after {found.n_blocks} blocks, "
+            f"about {found.needed} needed"
+        )
+    impossible = sum(one.precision.standing is Standing.CANNOT for one in standings)
+    return text + (f"; {impossible} cannot be" if impossible else "")

@@ -1,12 +1,10 @@
-"""Stored runs of other versions: older ones are brought into the present shape, and unknown fields are left out."""
+"""Manifests of older versions, brought into the present shape when they are read."""
 
 import contextlib
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 import msgspec
-import msgspec.inspect
 
 from tare.bench.catalogue import TRAITS
 from tare.bench.model import SCHEMA_VERSION, IsolationKind
@@ -62,33 +60,3 @@ def _numbered(fact: Mapping[str, str]) -> dict[str, Any]:
 
 _STEPS: Mapping[int, Callable[[dict[str, Any]], None]] = {1: _from_1}
 """By the schema that a step starts from; each changes the manifest in place to the next."""
-
-
-def without_unknown(value: Any, kind: Any, unknown: set[str]) -> Any:
-    """Decoded JSON without the fields that ``kind`` (a type) does not have; their names are added to ``unknown``."""
-    return _pruned(value, msgspec.inspect.type_info(kind), "", unknown)
-
-
-def unknown_fields_warning(name: str, unknown: AbstractSet[str]) -> str:
-    """What a run says once of a file with fields that this version does not know."""
-    return f"{name} has fields that this version of tare does not know; they are ignored: {', '.join(sorted(unknown))}"
-
-
-def _pruned(value: Any, kind: msgspec.inspect.Type, place: str, unknown: set[str]) -> Any:
-    match kind, value:
-        case msgspec.inspect.StructType(fields=fields), dict():
-            known = {field.encode_name: field.type for field in fields}
-            unknown |= {place + name for name in value if name not in known}
-            return {
-                name: _pruned(one, known[name], f"{place}{name}.", unknown)
-                for name, one in value.items()
-                if name in known
-            }
-        case msgspec.inspect.DictType(value_type=value_type), dict():
-            return {name: _pruned(one, value_type, place, unknown) for name, one in value.items()}
-        case msgspec.inspect.VarTupleType(item_type=item) | msgspec.inspect.ListType(item_type=item), list():
-            return [_pruned(one, item, place, unknown) for one in value]
-        case msgspec.inspect.UnionType(types=types), dict():
-            structs = [one for one in types if isinstance(one, msgspec.inspect.StructType)]
-            return _pruned(value, structs[0], place, unknown) if structs else value
-    return value

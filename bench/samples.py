@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tare.bench.lines import read_lines
 from tare.bench.model import Sample, Struct
+from tare.bench.stored import read_lines
 from tare.bench.units import Unit
 
 TEXTS = ("instance", "experiment", "workload", "params", "backend", "metric", "unit", "raw")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from tare.bench.adaptive import Sampler
+from tare.bench.adaptive import Sampler, run_until_precise
 from tare.bench.cleaning import clean_up
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, CleanUpError, RunDirectoryError, TareError, UnavailableError
@@ -49,10 +49,9 @@ from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
 from tare.bench.trees import make_work_folder
 from tare.bench.tune import journal_file, tuned_facts
-from tare.bench.until_precise import ShowsBlocks, run_until_precise
 
 
-class Display(Observer, ShowsBlocks, Protocol):
+class Display(Observer, Protocol):
     """What a session tells a person."""
 
     def step(self, text: str) -> None:
@@ -60,6 +59,9 @@ class Display(Observer, ShowsBlocks, Protocol):
 
     def plan(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
         """Begin showing a plan."""
+
+    def extend(self, plan: Sequence[PlannedInstance], standing: str) -> None:
+        """Show that a block follows that was not planned, and how the run stands."""
 
     def finished(self) -> None:
         """The measuring is over."""
@@ -259,7 +261,7 @@ class _Session:
             outcome = runner.run(plan, attempts)
             if sampler.is_wanted:
                 return run_until_precise(
-                    sampler, runner, store, self.display, outcome=outcome, attempts=attempts, done=done
+                    sampler, runner, store, self.display.extend, outcome=outcome, attempts=attempts, done=done
                 )
             return outcome
         finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tare.bench.adaptive import FAILURES, Sampler, SamplingEnd
+from tare.bench.adaptive import FAILURES, Sampler, SamplingEnd, describe, run_until_precise
 from tare.bench.design import make_design
 from tare.bench.model import Completed, EventKind, PlannedInstance, Sample
 from tare.bench.runner import Runner
@@ -16,7 +16,6 @@ from tare.bench.stats.precision import FEWEST
 from tare.bench.store import RunStore, done_instances, load_run
 from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.units import Unit
-from tare.bench.until_precise import describe, run_until_precise
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
 from tests.unit.test_runner import Silent
 from tests.unit.test_store import MANIFEST
@@ -190,7 +189,7 @@ def run(tmp_path: Path, given: Suite, stop_after: int | None = None):
         left = [planned for planned in plan.values() if planned.identifier not in done]
         attempts = dict.fromkeys({event.instance.partition("~")[0] for event in earlier.events} if earlier else (), 1)
         outcome = runner.run(left, attempts)
-        outcome = run_until_precise(sampler, runner, store, shown, outcome=outcome, attempts=attempts, done=done)
+        outcome = run_until_precise(sampler, runner, store, shown.extend, outcome=outcome, attempts=attempts, done=done)
     return outcome, load_run(tmp_path), shown
 
 

@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 
-from tare.bench import lines
+from tare.bench import stored
 from tare.bench.model import Sample
 from tare.bench.samples import NUMBERS, TEXTS, SampleTable
 from tare.bench.units import Unit
@@ -30,7 +30,7 @@ def test_read_in_pieces_of_any_size_it_is_what_was_written(tmp_path, monkeypatch
     samples = [sample(place) for place in range(20)]
     path = written(tmp_path / "samples.jsonl", samples)
     for size in (1, 100, 1000, 10**6):
-        monkeypatch.setattr(lines, "_CHUNK_BYTES", size)
+        monkeypatch.setattr(stored, "_CHUNK_BYTES", size)
         warnings = []
         assert SampleTable.read(path, warnings) == samples
         assert warnings == []
@@ -56,7 +56,7 @@ def test_a_line_that_is_no_sample_is_named_wherever_it_lies(tmp_path, monkeypatc
     whole = msgspec.json.encode(sample(1))
     broken = (b"{", b"[]", whole.replace(b'{"n":1}', b"3"), whole.replace(b'"s"', b'"hour"'), b"\xff")
     for size in (50, 10**6):
-        monkeypatch.setattr(lines, "_CHUNK_BYTES", size)
+        monkeypatch.setattr(stored, "_CHUNK_BYTES", size)
         for bad in broken:
             path = tmp_path / "samples.jsonl"
             path.write_bytes(b"\n".join((whole, whole, bad, whole, b"")))

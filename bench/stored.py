@@ -1,13 +1,17 @@
-"""Files of JSON lines: read in pieces, so that a file of any size takes little memory, and past what is damaged."""
+"""Reads what a run stored, past what is damaged or unknown.
+
+Files of JSON lines are read in pieces, so that a file of any size takes little memory.
+"""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from tare.bench.errors import RunDirectoryError
-from tare.bench.older_runs import unknown_fields_warning, without_unknown
 
 _CHUNK_BYTES = 8 * 2**20
 
@@ -69,3 +73,33 @@ class _Lines(Generic[_Record]):
         except msgspec.ValidationError:
             known = without_unknown(msgspec.json.decode(line), self._kind, self.unknown)
             return self._decoder.decode(msgspec.json.encode(known))
+
+
+def without_unknown(value: Any, kind: Any, unknown: set[str]) -> Any:
+    """Decoded JSON without the fields that ``kind`` (a type) does not have; their names are added to ``unknown``."""
+    return _pruned(value, inspect.type_info(kind), "", unknown)
+
+
+def unknown_fields_warning(name: str, unknown: AbstractSet[str]) -> str:
+    """What a run says once of a file with fields that this version does not know."""
+    return f"{name} has fields that this version of tare does not know; they are ignored: {', '.join(sorted(unknown))}"
+
+
+def _pruned(value: Any, kind: inspect.Type, place: str, unknown: set[str]) -> Any:
+    match kind, value:
+        case inspect.StructType(fields=fields), dict():
+            known = {field.encode_name: field.type for field in fields}
+            unknown |= {place + name for name in value if name not in known}
+            return {
+                name: _pruned(one, known[name], f"{place}{name}.", unknown)
+                for name, one in value.items()
+                if name in known
+            }
+        case inspect.DictType(value_type=value_type), dict():
+            return {name: _pruned(one, value_type, place, unknown) for name, one in value.items()}
+        case inspect.VarTupleType(item_type=item) | inspect.ListType(item_type=item), list():
+            return [_pruned(one, item, place, unknown) for one in value]
+        case inspect.UnionType(types=types), dict():
+            structs = [one for one in types if isinstance(one, inspect.StructType)]
+            return _pruned(value, structs[0], place, unknown) if structs else value
+    return value
