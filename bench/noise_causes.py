@@ -14,6 +14,7 @@ from tare.bench.disturbance import Disturbance
 from tare.bench.linux.cpus import CpuTimes, format_cpus, parse_cpus, read_cpu_times
 from tare.bench.linux.files import HERE, HostRoots
 from tare.bench.linux.pressure import read_stalls
+from tare.bench.linux.processes import Status, read_statuses
 from tare.bench.model import Fact
 from tare.bench.tune.settings import SETTINGS, describe_now, irqs, obstacle, read_value
 
@@ -30,15 +31,6 @@ class Cause(msgspec.Struct, frozen=True):
     remedy: str
 
 
-class _Process(msgspec.Struct, frozen=True):
-    """``cpu`` is the one it ran on last; ``started`` tells it from another with its number."""
-
-    name: str
-    started: int
-    cpu_s: float
-    cpu: int
-
-
 class Look(msgspec.Struct, frozen=True):
     """The host at one moment. ``interrupts`` counts those of devices on the watched CPUs, by number and name."""
 
@@ -46,7 +38,7 @@ class Look(msgspec.Struct, frozen=True):
     siblings: CpuTimes | None
     stalls: dict[str, float]
     interrupts: dict[str, int]
-    processes: dict[int, _Process]
+    processes: dict[int, Status]
 
 
 class HostWatch:
@@ -75,7 +67,7 @@ class HostWatch:
             siblings=read_cpu_times(self.siblings, self.roots) if self.siblings else None,
             stalls=read_stalls(self.roots),
             interrupts=_interrupts(self.cpus, self.roots),
-            processes=_processes(self.roots),
+            processes=read_statuses(self.roots),
         )
 
     def _from_looks(self, after: Look) -> Iterator[Cause]:
@@ -228,20 +220,4 @@ def _interrupts(cpus: frozenset[int], roots: HostRoots) -> dict[str, int]:
             counts = [fields[place] for place in columns]
             if all(count.isdigit() for count in counts):
                 found[f"{number} {fields[-1]}"] = sum(map(int, counts))
-    return found
-
-
-def _processes(roots: HostRoots) -> dict[int, _Process]:
-    ticks = os.sysconf("SC_CLK_TCK")
-    found = {}
-    for folder in roots.proc.glob("[0-9]*"):
-        try:
-            left, _, right = (folder / "stat").read_text("utf-8", errors="replace").rpartition(")")
-            fields = right.split()
-            # proc(5), counted from state, which is field 3: utime 14, stime 15, starttime 22, processor 39.
-            used = (int(fields[11]) + int(fields[12])) / ticks
-            name = left.partition("(")[2]
-            found[int(folder.name)] = _Process(name, int(fields[19]), used, int(fields[36]))
-        except (OSError, IndexError, ValueError):
-            continue
     return found

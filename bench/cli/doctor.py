@@ -18,7 +18,7 @@ from tare.bench.ledger import Ledger
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.packages import load_packages, remedy_for
-from tare.bench.registry import Plugins, find_backends, find_reporters, find_workload_kinds, find_workloads
+from tare.bench.registry import find_backends, find_experiments, find_reporters, find_workload_kinds, find_workloads
 from tare.bench.tune import journal_file, tuned_facts
 
 
@@ -106,8 +106,8 @@ def _check_backends() -> Iterator[Check]:
 
 
 def _check_plugins() -> Iterator[Check]:
-    every: tuple[Plugins, ...] = (find_backends(), find_workloads(), find_workload_kinds(), find_reporters())  # type: ignore[type-arg]  # four kinds
-    for plugins in every:
+    finders = (find_backends, find_experiments, find_workloads, find_workload_kinds, find_reporters)
+    for plugins in (find() for find in finders):
         for failure in plugins.failures.values():
             name = f"{plugins.kind} {failure.name} ({failure.value})"
             yield Check(name, works=False, detail=failure.reason, remedy="repair or uninstall that package")

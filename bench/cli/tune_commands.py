@@ -16,6 +16,7 @@ from tare.bench.cli.values import named_values
 from tare.bench.errors import ExitCode, UnavailableError, UnknownNameError
 from tare.bench.linux.cpus import parse_cpus
 from tare.bench.linux.files import HostRoots
+from tare.bench.linux.processes import read_statuses
 from tare.bench.tune import SETTINGS, Applied, JournalFile, Restored, Tuning, Wish, boot_id, journal_file
 from tare.bench.tune.settings import describe_now, obstacle
 from tare.bench.tune.tuning import Changed, Refused, require_root
@@ -167,13 +168,7 @@ def _by_setting(changed: Sequence[Changed], verb: str) -> list[str]:
 
 
 def _irqbalance_runs(roots: HostRoots) -> bool:
-    for comm in roots.proc.glob("[0-9]*/comm"):
-        try:
-            if comm.read_text("utf-8", errors="replace").strip() == "irqbalance":
-                return True
-        except OSError:
-            continue
-    return False
+    return any(status.name == "irqbalance" for status in read_statuses(roots).values())
 
 
 def _plain(value: Applied | Restored | Changed | Refused) -> Any:

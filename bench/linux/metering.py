@@ -17,7 +17,7 @@ from tare.bench.linux.cgroups import find_folders, members_of
 from tare.bench.linux.files import HERE, HostRoots, read_text
 from tare.bench.linux.memory import process_footprint
 from tare.bench.linux.pressure import parse_stall_s
-from tare.bench.linux.processes import find_status
+from tare.bench.linux.processes import find_status, read_statuses
 from tare.bench.model import Footprint, Usage
 
 NO_CGROUP = "no cgroup that this user may write to"
@@ -243,9 +243,8 @@ class ProcessTreeMeter(Meter):
         if self._root is None:
             return []
         children: dict[int, list[int]] = {}
-        for entry in os.listdir(self._roots.proc):  # noqa: PTH208 - some hundred names: no paths are needed
-            if entry.isdigit() and (status := find_status(int(entry), self._roots)) is not None:
-                children.setdefault(status.parent, []).append(int(entry))
+        for pid, status in read_statuses(self._roots).items():
+            children.setdefault(status.parent, []).append(pid)
         first = find_status(self._root, self._roots)
         if first is None or first.started != self._started:  # its number may be another process's by now
             return []

@@ -17,27 +17,44 @@ _HELD = 256
 
 
 class Status:
-    """Fields of ``/proc/PID/stat`` (proc_pid_stat(5)). ``waited_*`` is CPU time of children that it waited for."""
+    """Fields of ``/proc/PID/stat`` (proc_pid_stat(5)).
 
-    def __init__(self, fields: list[bytes]) -> None:
-        """``fields`` are those after the name."""
-        self.parent = int(fields[1])
+    ``started`` is in clock ticks after boot: with the pid it names a process for as long as the host runs. ``waited_*``
+    is CPU time of children that it waited for. ``cpu`` is the one that it ran on last.
+    """
+
+    def __init__(self, stat: bytes) -> None:
+        """Raises ValueError for a process that has ended and for what is no such file."""
+        # As bytes: a program may put anything into its name.
+        before, _, after = stat.rpartition(b")")
+        fields = after.split()
+        if len(fields) < 37 or fields[0] in b"ZX":
+            raise ValueError("no living process")
         hertz = os.sysconf("SC_CLK_TCK")
+        self.name = before.partition(b"(")[2].decode(errors="replace")
+        self.parent = int(fields[1])
         self.user_s, self.system_s, self.waited_user_s, self.waited_system_s = (
             int(field) / hertz for field in fields[11:15]
         )
+        self.cpu_s = self.user_s + self.system_s
         self.started = int(fields[19])
-        """In clock ticks after boot: with the pid it names a process for as long as the host runs."""
+        self.cpu = int(fields[36])
 
 
 def find_status(pid: int, roots: HostRoots = HERE) -> Status | None:
     """The status of a process; None for one that is gone or a zombie."""
     try:
-        # As bytes: a program may put anything into its name.
-        fields = read_bytes(roots.proc / str(pid) / "stat").rpartition(b")")[2].split()
-    except OSError:
+        return Status(read_bytes(roots.proc / str(pid) / "stat"))
+    except (OSError, ValueError):
         return None
-    return None if fields[0] in b"ZX" else Status(fields)
+
+
+def read_statuses(roots: HostRoots = HERE) -> dict[int, Status]:
+    """All processes that live, by pid; none where there is no ``/proc``."""
+    if not roots.proc.is_dir():
+        return {}
+    pids = (int(name) for name in os.listdir(roots.proc) if name.isdigit())  # noqa: PTH208 - hundreds: no paths needed
+    return {pid: status for pid in pids if (status := find_status(pid, roots)) is not None}
 
 
 def threads_of(pid: int, roots: HostRoots = HERE) -> list[Path]:
