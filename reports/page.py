@@ -19,9 +19,8 @@ from tare.bench.units import Unit, format_duration, format_size, format_value
 from tare.reports import claims, findings
 from tare.reports.capacity import capacity_view
 from tare.reports.density_costs import costs_view
-from tare.reports.disturbances import disturbances_in
 from tare.reports.evidence import command_views, failure_views, raw_view
-from tare.reports.flags import Flag
+from tare.reports.flags import Flag, disturbances_in
 from tare.reports.interference_heat import heat_view
 from tare.reports.limits_held import held_view
 from tare.reports.phases import phase_view

@@ -14,7 +14,7 @@ import msgspec
 
 from tare.bench.analysis import Analysis, CellResult, Subject
 from tare.bench.units import parse_size
-from tare.reports.claim_facts import Kind, kinds_of
+from tare.reports.claim_entries import Kind, kinds_of
 from tare.reports.wording import format_range, format_ratio_estimate
 
 PUBLISHED = Path(__file__).with_name("published.toml")

@@ -47,7 +47,7 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
     """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
     from tare.reports import findings
     from tare.reports.claims import judge
-    from tare.reports.disturbances import disturbances_in
+    from tare.reports.flags import disturbances_in
 
     run, manifest = analysis.run, analysis.manifest
     return {

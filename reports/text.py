@@ -214,7 +214,7 @@ def _verdict(row: "Row", cell: "CellResult") -> Text:
 
 def _flags(analysis: "Analysis") -> list[RenderableType]:
     """What stood out while cells were measured; the page has them all."""
-    from tare.reports.disturbances import disturbances_in
+    from tare.reports.flags import disturbances_in
 
     flags = disturbances_in(analysis)
     if not flags:
@@ -250,8 +250,7 @@ _CLAIM_STYLES = {"held": "bold cyan", "did not hold": "bold red"}
 
 def _claims(analysis: "Analysis") -> list[RenderableType]:
     """The claims that this run says something of, with the figures; of the others only their number."""
-    from tare.reports.claim_rules import Answer
-    from tare.reports.claims import judge
+    from tare.reports.claims import Answer, judge
 
     results = judge(analysis)
     shown = [one for one in results if any(part.answer is not Answer.ABSENT for part in one.parts)]

@@ -10,9 +10,8 @@ from tare.bench.analysis import analyse
 from tare.bench.model import Event, EventKind, Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
-from tare.reports.claim_facts import Kind, kinds_of
-from tare.reports.claim_rules import Answer, Rule, evaluate
-from tare.reports.claims import ClaimVerdict, judge, load_claims
+from tare.reports.claim_entries import Kind, kinds_of
+from tare.reports.claims import Answer, ClaimVerdict, Rule, evaluate, judge, load_claims
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=2)

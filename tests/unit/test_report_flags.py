@@ -10,8 +10,7 @@ from tare.bench.disturbance import Disturbance
 from tare.bench.model import Event, EventKind
 from tare.bench.samples import SampleTable
 from tare.bench.store import LoadedRun, load_run
-from tare.reports.disturbances import disturbances
-from tare.reports.flags import Flag, FlagKind
+from tare.reports.flags import Flag, FlagKind, disturbances
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 QUIET = Disturbance(
