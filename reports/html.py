@@ -1,16 +1,38 @@
-"""The report as one HTML file that needs nothing else: no network, no second file, and no script to be read."""
+"""The report as one HTML file that needs nothing else: no network, no second file, and no script to be read.
+
+The template only places: what it shows is decided here and in the modules of its sections, already in words, numbers
+and figures.
+"""
 
 import base64
+import datetime as dt
 import functools
 import gzip
+import io
 import json
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tare.bench.analysis import Analysis, RunResults
+from tare.bench.model import Event, EventKind
 from tare.bench.readable import one_line, readable
 from tare.bench.reporter import Reporter
+from tare.bench.samples import params_text
+from tare.bench.stats import MANY_BLOCKS
+from tare.bench.units import Unit, format_duration, format_size, format_value
+from tare.reports import claims, findings
+from tare.reports.capacity import capacity_view
+from tare.reports.density_costs import costs_view
+from tare.reports.flags import Flag, disturbances_in
+from tare.reports.instances import heat_view, held_view, phase_view
+from tare.reports.published import published_views
+from tare.reports.sections import SectionView, section_views
+from tare.reports.wording import noise_sentence, percent, plural
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_IN_OPTION = 60
@@ -30,8 +52,6 @@ class HtmlReporter(Reporter):
 def render_page(analysis: Analysis, beside: Path | None = None) -> str:
     """The page, to lie in the folder ``beside``: it links to samples that are there."""
     import jinja2
-
-    from tare.reports.page import page_context
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -98,3 +118,266 @@ def _packed_engine() -> str:
 def _packed(text: str) -> str:
     """Compressed, in letters that are safe inside a script element. The browser unpacks it (DecompressionStream)."""
     return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode("ascii")
+
+
+LONGEST_QUESTION = 200
+MOST_FLAGS = 200
+
+
+class FilterView(msgspec.Struct, frozen=True):
+    """What a reader can narrow the page to: backends by place, workloads and parameters by a short key."""
+
+    workloads: dict[str, str]
+    params: dict[str, str]
+    subjects: dict[str, str]
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether there is anything to choose from beside the backends."""
+        return len(self.workloads) > 1 or len(self.params) > 1
+
+
+class FlagView(msgspec.Struct, frozen=True):
+    """A flag as a line of a table."""
+
+    kind: str
+    where: str
+    backend: str
+    sentence: str
+
+
+def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, Any]:
+    """Everything the template needs. ``beside`` is the folder that the page will lie in, if it is known."""
+    sections = section_views(analysis)
+    found = findings.caveats(analysis)
+    flags = disturbances_in(analysis)
+    manifest = analysis.manifest
+    title, description = findings.suite_title(analysis), _suite_description(manifest.suite)
+    asks = 0 < len(description) <= LONGEST_QUESTION
+    return {
+        "title": title,
+        "heading": description if asks else title,
+        "kicker": title if asks else "What isolation costs",
+        "description": "" if asks else description,
+        "question": findings.question(analysis),
+        "findings": findings.findings(analysis),
+        "caveats": [caveat for caveat in found if caveat.weight > 1],
+        "details": [caveat for caveat in found if caveat.weight <= 1],
+        "manifest": manifest,
+        "baseline": analysis.baseline,
+        "backends": analysis.backends,
+        "backend_facts": {name: backend.texts for name, backend in manifest.backends.items()},
+        "virtualization": findings.host_virtualization(analysis),
+        "sections": sections,
+        "subjects_present": bool(sections),
+        "compared": bool(analysis.comparisons),
+        "leading_rows": [row for section in sections for _, row in section.leading],
+        "noise": noise_sentence(analysis),
+        "own_margins": any(one.margin != analysis.margin for *_, one in analysis.comparisons),
+        "filters": _filters(sections),
+        "phases": phase_view(analysis),
+        "capacity": capacity_view(analysis),
+        "costs": costs_view(analysis),
+        "heat": heat_view(analysis),
+        "held": held_view(analysis),
+        "claims": claims.judge(analysis) if analysis.subjects else [],
+        "published": published_views(analysis),
+        "flags": _flag_views(flags, analysis),
+        "flag_count": len(flags),
+        "failures": failure_views(analysis),
+        "commands": command_views(analysis.run.events),
+        "raw": raw_view(analysis, beside),
+        "envelope": _envelope_lines(analysis),
+        "design": _design_line(analysis),
+        "when": _when(manifest.started_utc, manifest.ended_utc),
+        "suite_text": json.dumps(msgspec.to_builtins(manifest.suite), indent=2, ensure_ascii=False),
+        "image": _flat(manifest.image),
+        "packages": manifest.image.get("packages") or {},
+        "margin": percent(analysis.margin),
+        "comparisons": len([one for *_, one in analysis.comparisons if one.p_value is not None]),
+        "downgraded": sum(one.verdict is not one.verdict_adjusted for *_, one in analysis.comparisons),
+        "many_blocks": MANY_BLOCKS,
+        "warmup_samples": analysis.warmup_samples,
+        "warmup_found": analysis.warmup_found,
+        "sample_count": len(analysis.run.samples),
+    }
+
+
+def _filters(sections: list[SectionView]) -> FilterView:
+    """Short keys for what is filtered by: ``subjects`` maps a subject's identifier to all of its keys."""
+    workloads: dict[str, str] = {}
+    params: dict[str, str] = {}
+    subjects = {}
+    for section in sections:
+        for subject in section.subjects:
+            name = section.title if subject.title == "Every metric" else subject.title
+            own = workloads.setdefault(name, f"w{len(workloads)}")
+            given = [params.setdefault(text, f"v{len(params)}") for text in subject.filters]
+            subjects[subject.identifier] = " ".join((own, *given))
+    return FilterView(
+        {key: name for name, key in workloads.items()}, {key: name for name, key in params.items()}, subjects
+    )
+
+
+def _flag_views(flags: list[Flag], analysis: Analysis) -> list[FlagView]:
+    labels = {backend.name: backend.label for backend in analysis.backends}
+    views = []
+    for flag in flags[:MOST_FLAGS]:
+        params = params_text(flag.params) if flag.params else ""
+        where = " ".join(one_line(part) for part in (flag.workload or flag.experiment, params) if part)
+        views.append(FlagView(str(flag.kind), where, labels.get(flag.backend, flag.backend), flag.sentence))
+    return views
+
+
+def _envelope_lines(analysis: Analysis) -> list[tuple[str, str]]:
+    envelope = analysis.manifest.envelope
+    asked = {
+        "Swap": format_size(envelope.swap_bytes) if envelope.swap_bytes else None,
+        "CPU quota": None if envelope.cpu_quota is None else f"{envelope.cpu_quota:g} CPUs",
+        "CPU weight": envelope.cpu_weight,
+        "Read at most": _rates(envelope.io_read_bytes_per_s, envelope.io_read_ops_per_s),
+        "Written at most": _rates(envelope.io_write_bytes_per_s, envelope.io_write_ops_per_s),
+    }
+    return [
+        ("CPUs", ", ".join(str(cpu) for cpu in envelope.cpus)),
+        ("Memory", format_size(envelope.memory_bytes)),
+        ("Scratch folder", format_size(envelope.scratch_bytes)),
+        ("Most processes", f"{envelope.pids_max:,}"),
+        *((name, str(value)) for name, value in asked.items() if value is not None),
+    ]
+
+
+def _rates(bytes_per_s: int | None, ops_per_s: int | None) -> str | None:
+    rates = []
+    if bytes_per_s is not None:
+        rates.append(f"{format_size(bytes_per_s)}/s")
+    if ops_per_s is not None:
+        rates.append(f"{ops_per_s:,} operations/s")
+    return ", ".join(rates) or None
+
+
+def _design_line(analysis: Analysis) -> str:
+    samples = analysis.run.samples
+    blocks, instances = len(samples.distinct("block")), len(samples.distinct("instance"))
+    return (
+        f"{plural(blocks, 'block')}, {plural(instances, 'instance')} of "
+        f"{analysis.manifest.planned_instances:,} planned, "
+        f"seed {analysis.manifest.seed}"
+    )
+
+
+def _when(started: str, ended: str) -> str:
+    """When a run was, and how long it took; as written where that is not a time."""
+    try:
+        first = dt.datetime.fromisoformat(started)
+        text = f"{first:%d %B %Y, %H:%M:%S} UTC".lstrip("0")
+        took = (dt.datetime.fromisoformat(ended) - first).total_seconds() if ended else None
+    except (ValueError, TypeError):
+        return f"{started} {ended}".strip()
+    return text if took is None else f"{text}, {format_duration(took)}"
+
+
+def _suite_description(suite: Mapping[str, Any]) -> str:
+    head = suite.get("suite")
+    found = head.get("description") if isinstance(head, dict) else suite.get("description")
+    return str(found or "")
+
+
+def _flat(image: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The image's own facts, without its long list of packages."""
+    size = image.get("size_bytes")
+    lines = [(str(name), str(value)) for name, value in image.items() if not isinstance(value, dict | list)]
+    return [
+        (name, format_value(float(size), Unit.BYTE) if name == "size_bytes" and size is not None else value)
+        for name, value in lines
+    ]
+
+
+MOST_COMMANDS = 200
+MOST_FAILURES = 100
+MOST_EVIDENCE = 6000
+MOST_EMBEDDED_SAMPLES = 20_000
+MOST_EMBEDDED_BYTES = 400_000
+BESIDE = ("samples.parquet", "samples.jsonl")
+
+
+class FailureView(msgspec.Struct, frozen=True):
+    """Instances of a cell that failed in the same way."""
+
+    cell: str
+    message: str
+    count: int
+    evidence: str
+
+
+class CommandView(msgspec.Struct, frozen=True):
+    """A command that was run, and how often on which backend."""
+
+    command: str
+    role: str
+    runs: str
+    durations: str
+    failed: int
+
+
+class RawView(msgspec.Struct, frozen=True):
+    """The samples behind a report: files that lie beside it, and packed CSV where that is small (else empty)."""
+
+    beside: list[str]
+    packed: str
+
+
+def failure_views(analysis: Analysis) -> list[FailureView]:
+    """The failures, equal ones together, with the evidence of the first."""
+    grouped: dict[tuple[str, str], list[Event]] = {}
+    for event in analysis.failures:
+        grouped.setdefault((event.cell, event.message), []).append(event)
+    views = []
+    for (cell, message), events in list(grouped.items())[:MOST_FAILURES]:
+        evidence = str(events[0].details.get("evidence") or "")
+        if len(evidence) > MOST_EVIDENCE:
+            evidence = f"[…]\n{evidence[-MOST_EVIDENCE:]}"
+        views.append(FailureView(cell, message, len(events), evidence))
+    return views
+
+
+def command_views(events: list[Event]) -> list[CommandView]:
+    """The commands that were run, equal ones together, in the order of their first run."""
+    grouped: dict[tuple[tuple[str, ...], str], list[Event]] = {}
+    for event in events:
+        if event.kind is EventKind.COMMAND:
+            argv = tuple(event.details.get("argv") or ())
+            grouped.setdefault((argv, str(event.details.get("role") or "")), []).append(event)
+    views = []
+    for (argv, role), runs in list(grouped.items())[:MOST_COMMANDS]:
+        counts: dict[str, int] = {}
+        for event in runs:
+            backend = event.cell.rpartition("/")[2]
+            counts[backend] = counts.get(backend, 0) + 1
+        durations = sorted(value for event in runs if isinstance(value := event.details.get("duration_s"), int | float))
+        spread = f"{format_duration(durations[0])} – {format_duration(durations[-1])}" if durations else "–"
+        failed = sum(event.details.get("returncode") != 0 for event in runs)
+        words = ", ".join(f"{name} {count}" for name, count in counts.items())
+        views.append(CommandView(shlex.join(map(str, argv)), role, words, spread, failed))
+    return views
+
+
+def raw_view(analysis: Analysis, beside: Path | None) -> RawView:
+    """Where the samples are. ``beside`` is the folder that the page will lie in, if it is known."""
+    run = analysis.run
+    linked = []
+    if beside is not None and beside.resolve() == run.path.resolve():
+        linked = [name for name in BESIDE if (run.path / name).exists()]
+    return RawView(linked, _packed_samples(analysis))
+
+
+def _packed_samples(analysis: Analysis) -> str:
+    """Every sample as CSV, packed; empty if there are none, or too many for a page that is mailed."""
+    from tare.reports.samples import sample_frame
+
+    if not 0 < len(analysis.run.samples) <= MOST_EMBEDDED_SAMPLES:
+        return ""
+    text = io.StringIO()
+    sample_frame(analysis.run).to_csv(text, index=False, lineterminator="\r\n")
+    packed = base64.b64encode(gzip.compress(text.getvalue().encode(), compresslevel=9, mtime=0)).decode("ascii")
+    return packed if len(packed) <= MOST_EMBEDDED_BYTES else ""

@@ -148,7 +148,7 @@ def _claims(analysis: "Analysis") -> list[str]:
 
 
 def _environment(analysis: "Analysis") -> list[str]:
-    from tare.reports.network_paths import path_sentence
+    from tare.reports.wording import path_sentence
 
     manifest = analysis.manifest
     margins = sorted({found.margin for *_, found in analysis.comparisons})

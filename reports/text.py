@@ -91,7 +91,7 @@ def _opening(analysis: "Analysis") -> list[RenderableType]:
 
 def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
     """A table a subject, all with the same columns, so that the eye can go down them."""
-    from tare.reports.network_paths import path_sentence
+    from tare.reports.wording import path_sentence
 
     baseline = analysis.baseline if analysis.comparisons else None
     make = _values if baseline is None else _compared
@@ -232,7 +232,7 @@ def _flags(analysis: "Analysis") -> list[RenderableType]:
 
 
 def _failures(analysis: "Analysis") -> list[RenderableType]:
-    from tare.reports.evidence import failure_views
+    from tare.reports.html import failure_views
 
     views = failure_views(analysis)
     if not views:

@@ -3,9 +3,10 @@
 import math
 import re
 
-from tare.bench.analysis import Analysis, CellResult, Row
+from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import BootMetric, SteadyMetric
-from tare.bench.model import Direction, Metric
+from tare.bench.model import Category, Direction, Manifest, Metric
+from tare.bench.network_path import ServerPlace, find_path
 from tare.bench.readable import one_line
 from tare.bench.stats import Comparison, NoiseSource, Verdict
 from tare.bench.units import Unit, format_value
@@ -210,3 +211,26 @@ def _three_digits(value: float) -> str:
 def listed(parts: list[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1] if parts else ""
+
+
+_OPTION = "server"
+
+
+def path_sentence(subject: Subject, manifest: Manifest, backends: list[MeasuredBackend]) -> str:
+    """The path on each backend; empty where the subject has no server, or the run is older than such facts.
+
+    A subject is told to have one by its option ``server``, or by its category.
+    """
+    traits = manifest.workloads.get(subject.workload)
+    in_section = traits is not None and traits.category is Category.NETWORK
+    if not subject.traits.of_workload or not (in_section or _OPTION in subject.params):
+        return ""
+    place = str(subject.params.get(_OPTION, ServerPlace.SAME_INSTANCE.value))
+    known = {
+        backend.label: path
+        for backend in backends
+        if backend.name in manifest.backends
+        and (path := find_path(manifest.backends[backend.name].texts, place)) is not None
+    }
+    told = "; ".join(f"{one_line(label)}: {one_line(path, 200)}" for label, path in known.items())
+    return f"Path to the server ({one_line(place)}): {told}." if told else ""

@@ -21,7 +21,7 @@ from tare.bench.network_path import describe_paths, find_path
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.store import load_run
 from tare.bench.suite import read_suite
-from tare.reports.network_paths import path_sentence
+from tare.reports.wording import path_sentence
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 SUITE = """

@@ -13,7 +13,7 @@ from tare.bench.stats import Verdict
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports.findings import caveats, findings, host_virtualization, question
-from tare.reports.phases import phase_view
+from tare.reports.instances import phase_view
 from tare.reports.wording import figure_sentence, format_range, format_ratio, verdict_mark, verdict_word
 from tests.synthetic import QUICK, SUBJECTS, TRUE_RATIOS, write_run
 

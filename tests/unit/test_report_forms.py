@@ -21,8 +21,7 @@ from tare.bench.model import RunStatus
 from tare.bench.registry import find_reporters
 from tare.bench.store import load_run
 from tare.reports.charts import distribution_charts, phase_chart
-from tare.reports.evidence import BESIDE
-from tare.reports.html import HtmlReporter
+from tare.reports.html import BESIDE, HtmlReporter
 from tare.reports.pyperf_json import PyperfReporter
 from tare.reports.samples import ParquetReporter
 from tare.reports.summary_json import JsonReporter

@@ -12,9 +12,8 @@ from tare.bench.units import Unit
 from tare.reports import density_costs
 from tare.reports.charts import Chart
 from tare.reports.density_costs import costs_view
-from tare.reports.experiment_findings import experiment_findings
-from tare.reports.interference_heat import heat_view
-from tare.reports.limits_held import held_view
+from tare.reports.findings import experiment_findings
+from tare.reports.instances import heat_view, held_view
 from tests.synthetic import QUICK, SUBJECTS, write_run
 from tests.unit.test_plan_capacity import COUNT, MIB, write_density
 

@@ -11,9 +11,8 @@ from tare.bench.model import Category, Sample, WorkloadTraits
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports import sections
-from tare.reports.cell_views import operations_beyond
 from tare.reports.charts import Chart
-from tare.reports.sections import section_of, section_views
+from tare.reports.sections import operations_beyond, section_of, section_views
 from tare.reports.wording import format_estimate, format_range, format_value_range
 from tests.synthetic import QUICK, SUBJECTS, write_run
 

@@ -10,9 +10,9 @@ from tare.bench.analysis import analyse
 from tare.bench.model import Histogram, HistogramRecord
 from tare.bench.store import HISTOGRAMS, load_run
 from tare.bench.units import Unit
+from tare.reports.figures import quantile_of
 from tare.reports.html import render_page
 from tare.reports.sections import section_views
-from tare.reports.tails import quantile_of
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 FIO = SUBJECTS[1]
