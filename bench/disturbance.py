@@ -135,7 +135,7 @@ class DisturbanceMeter:
         self._last: Reading | None = None
 
     def instance_ends(self, usage: Usage | None) -> None:
-        """Read the counters right before an instance is stopped; ``usage`` is what it cost, None if it cannot tell."""
+        """Read the counters right before an instance is stopped; ``usage`` is its cost, None if unknown."""
         used = None if usage is None else usage.cpu_s
         self._explained_s = None if used is None or self._explained_s is None else self._explained_s + used
         self._last = read_counters(self._cpus, self._roots)
@@ -149,7 +149,7 @@ class DisturbanceMeter:
 
 
 def disturbance_of(event: Event, started_s: float | None) -> Disturbance | None:
-    """What an INSTANCE_DONE or INSTANCE_FAILED event tells; None if nothing.
+    """The disturbance recorded in an INSTANCE_DONE or INSTANCE_FAILED event; None if there is none.
 
     Runs of before this was recorded hold the host's PSI stalls alone; ``started_s`` is when the instance began.
     """
@@ -169,7 +169,7 @@ def disturbance_of(event: Event, started_s: float | None) -> Disturbance | None:
 
 
 def _lowest_frequency(cpus: Iterable[int], roots: HostRoots) -> float | None:
-    """In Hz; cpufreq tells kHz."""
+    """In Hz; cpufreq has kHz."""
     texts = (find_text(roots.sys / _CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus)
     told = [int(text) * 1e3 for text in texts if text and text.isdigit()]
     return min(told, default=None)

@@ -1,6 +1,6 @@
 """What host this is: the facts a reader needs to judge or repeat a result.
 
-Everything is read from files under injectable roots. A fact that this host does not tell is left out, never guessed.
+Everything is read from files under injectable roots. A fact that this host does not report is left out, never guessed.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> l
         )
         found.append(Confound(ConfoundCode.HOST_VIRTUAL, detail))
     if not set(os.sched_getaffinity(0)) - set(instance_cpus):
-        detail = "The instances have every CPU of the host, so tare itself runs beside them on the same CPUs."
+        detail = "The instances have every CPU of the host, so tare itself runs on the same CPUs."
         found.append(Confound("cpus-shared-with-tare", detail))
     if known.get("storage file system") in {"tmpfs", "ramfs"}:
         detail = "Instances live on a memory file system: I/O figures are memory figures."
@@ -136,7 +136,7 @@ def _tunables(roots: HostRoots) -> Iterator[Fact]:
 
 
 def _virtualization(cpuinfo: str, roots: HostRoots) -> str:
-    """The hypervisor this host runs under, by what it tells; ``none seen`` where nothing does."""
+    """The hypervisor that this host runs under, as far as it shows; ``none seen`` otherwise."""
     product = " ".join(
         find_text(roots.sys / "class/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")
     ).strip()

@@ -151,7 +151,7 @@ def _walk_down(own: Path, top: Path) -> Iterator[tuple[Path, frozenset[str]]]:
 def _is_free(folder: Path) -> bool:
     """Whether it has no processes, and we may change it.
 
-    The kernel would let cpu, cpuset and pids be enabled beside processes, and thereby make the group threaded.
+    The kernel would let cpu, cpuset and pids be enabled in a group with processes, and thereby make it threaded.
     """
     return not read_text(folder / "cgroup.procs").strip() and os.access(folder / "cgroup.subtree_control", os.W_OK)
 

@@ -98,7 +98,7 @@ class Cgroup:
             write_text(blkio / "blkio.throttle.read_bps_device", f"{limits['io_device']} {_NEVER_REACHED}")
 
     def adopt(self, pid: int) -> None:
-        """Told the host pid of the instance's first process, for what has no other way to know its members."""
+        """Take the host pid of the instance's first process; only a ``ProcessTree`` needs it to know its members."""
 
     def move(self, pid: int) -> None:
         """Move a whole process that runs already into it, each thread with the affinity it has. Raises OSError.
@@ -128,7 +128,7 @@ class Cgroup:
                 raise
             raise BackendError(
                 f"{error.strerror} (cgroup {self.folders[0] if self.folders else 'none'})",
-                remedy="they are stuck inside the kernel; /proc/PID/stack tells where",
+                remedy="they are stuck inside the kernel; /proc/PID/stack shows where",
             ) from error
 
     def _kill(self, keep: Collection[int]) -> None:

@@ -46,7 +46,7 @@ class Tap(msgspec.Struct, frozen=True):
 
     @property
     def kernel_argument(self) -> str:
-        """What tells the guest's init its address."""
+        """The kernel argument that gives the guest's init its address."""
         return f"tare.net={self.address}/{SUBNET.prefixlen}"
 
 
@@ -144,7 +144,7 @@ class BridgeNetwork:
         requests.add_address(self._bridge, GATEWAY, SUBNET)
 
     def leave(self) -> None:
-        """Close what holds the namespace, beside the threads."""
+        """Close the descriptors that hold the namespace; its threads hold it too."""
         if self._requests is not None:
             self._requests.close()
             self._requests = None
@@ -239,5 +239,5 @@ def _port_errors(kind: str) -> Iterator[None]:
         reason = f"this kernel has no {kind}" if error.errno == errno.EOPNOTSUPP else error.strerror
         raise BackendError(
             f"could not connect the instance to its network: {reason}",
-            remedy=f"see that the kernel has {kind} (modprobe {module}); `dmesg` may tell more",
+            remedy=f"see that the kernel has {kind} (modprobe {module}); `dmesg` may say more",
         ) from error

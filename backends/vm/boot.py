@@ -1,4 +1,4 @@
-"""A guest's start: what its kernel is told, the phases that are waited for, and the marks that they leave."""
+"""A guest's start: its kernel's arguments, the phases that tare waits for, and their marks."""
 
 import contextlib
 import os
@@ -144,7 +144,7 @@ def await_boot(
 
 
 def mark_boot(watch: Watch, timeline: StartTimeline) -> None:
-    """The phases that the watch has seen, and what the guest tells of them.
+    """Mark the phases that the watch has seen, and the durations by the guest's own clock.
 
     The kernel's beginning is not seen: it is where the guest's clock, which starts with its kernel, says it was.
     """
@@ -171,7 +171,7 @@ def mark_boot(watch: Watch, timeline: StartTimeline) -> None:
 def await_restored(domain: Domain, watch: Watch, timeline: StartTimeline, failure: Failure, envelope: Envelope) -> None:
     """Wait until a guest runs on, give it the time and random numbers of its own, and mark the phases.
 
-    Its first instruction is when libvirt told that its CPUs run. Raises BackendError.
+    Its first instruction is when libvirt reports that its CPUs run. Raises BackendError.
     """
     waiting = _Waiting(watch, len(envelope.cpus), failure, _late_agent)
     waiting.until(lambda: watch.agent_connected and watch.command_port is not None)
@@ -212,5 +212,5 @@ def late_boot(watch: Watch) -> str:
 
 def _late_agent(watch: Watch) -> str:
     if "restored" in watch.marks:
-        return "libvirt did not tell that the restored guest runs"
+        return "libvirt did not report that the restored guest runs"
     return "its memory was restored, and its guest agent did not go on"

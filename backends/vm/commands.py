@@ -179,7 +179,7 @@ class CommandPort:
         if timed_out:
             self._send(encode_frame(b"K"))
         if not self._listen(conversation, lambda: conversation.done, time.monotonic() + KILLED_DEADLINE_S):
-            raise GuestSilentError("the guest did not tell the command's end")
+            raise GuestSilentError("the guest did not report the command's end")
         return conversation.completed(timed_out=timed_out)
 
     def _listen(self, conversation: Conversation, heard: Callable[[], bool], deadline: float) -> bool:

@@ -1,8 +1,8 @@
 """libvirt, and nothing else touches it: connections, domains, the guest agent, and its errors translated.
 
 Whose driver answers is the business of who opens it: ``embedded`` has it in this process, ``daemons`` in one of
-libvirt's. libvirt writes its log and every error to stderr unless told not to before it is imported, and an event loop
-has to run before a connection is opened, or waiting for QEMU's answers never ends.
+libvirt's. libvirt writes its log and every error to stderr unless that is switched off before it is imported. An event
+loop has to run before a connection is opened, or waiting for QEMU's answers never ends.
 """
 
 import contextlib

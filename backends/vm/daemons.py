@@ -33,7 +33,7 @@ class DaemonConnection(Connection):
         return found.program
 
     def log_file(self, name: str) -> Path:
-        """See ``Connection.log_file``: where daemons keep it unless they were told otherwise."""
+        """See ``Connection.log_file``: where daemons keep it by default."""
         return _LOGS / f"{name}.log"
 
     def starting(self) -> AbstractContextManager[None]:

@@ -102,7 +102,7 @@ def _of_what_runs(setup: GuestSetup) -> Iterator[Confound]:
     yield Confound(
         "guest-memory",
         "the envelope's memory is the guest's RAM: its kernel takes a part, what is changed in its root another, "
-        "and what QEMU needs beside it is charged but not limited",
+        "and what QEMU needs in addition is charged but not limited",
     )
 
 
@@ -133,7 +133,7 @@ def _of_cpus(setup: GuestSetup) -> Iterator[Confound]:
     if setup.emulator_cpus:
         yield Confound(
             "more-cpus-than-others",
-            "QEMU's main loop and its I/O thread run on CPUs beside the envelope's (pinning = apart), which the "
+            "QEMU's main loop and its I/O thread run on CPUs outside the envelope (pinning = apart), which the "
             "other backends' instances do not have",
         )
     else:

@@ -29,7 +29,8 @@ def choose_scratch_mode(folder: Path, cache: str = AUTO, io: str = AUTO) -> Disk
     """How QEMU opens scratch disks in ``folder``; what is ``auto`` depends on whether its file system has direct I/O.
 
     Past the host's page cache where it has, with native asynchronous I/O: each guest then caches its disk once, and
-    its writes are on the disk when it is told so. Raises UnavailableError, with the key, for what needs direct I/O.
+    its writes are on the disk when they are acknowledged. Raises UnavailableError, with the key, for what needs direct
+    I/O.
     """
     if cache == AUTO:
         direct = have_direct_io(folder)

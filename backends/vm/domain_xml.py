@@ -29,7 +29,7 @@ _TYPES = {Accelerator.KVM: "kvm", Accelerator.TCG: "qemu"}
 TB_CACHE_MIB = 48
 """Bound on TCG's cache of translated code. Unbounded it takes 300 MB of host memory and is no faster."""
 SLOW_QUERY = "cpu-unavailable-features"
-"""A QEMU capability that libvirt is told not to use: with it, it asks for some 400 CPU properties one by one while the
+"""A QEMU capability that libvirt must not use: with it, libvirt asks for some 400 CPU properties one by one while the
 guest waits, which is 0.35 s of every start. Without it, it reads the same from two properties."""
 CPU_MODE = {Accelerator.KVM: "host-passthrough", Accelerator.TCG: "maximum"}
 """The CPU model where none is asked for."""

@@ -21,7 +21,7 @@ BORN_VARIABLE = "TARE_BORN"
 # to recognise such a process by is the path of libvirt's own folder among its arguments.
 _WRAPPER = """\
 #!/bin/sh
-# Made by tare. Joins cgroups, tells its pid and becomes QEMU, so that all that QEMU costs is charged to its guest.
+# Made by tare. Joins cgroups, reports its pid and becomes QEMU, so that all that QEMU costs is charged to its guest.
 # When the host runs out of memory, its OOM killer is to take a guest, never tare or anybody else's process.
 set -e
 IFS='

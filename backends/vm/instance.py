@@ -66,7 +66,7 @@ class VmInstance(Instance):
         return msgspec.structs.replace(used, cpu_vcpu_s=vcpus, missing=missing)
 
     def guest_steal_s(self) -> float | None:
-        """See ``Instance.guest_steal_s``; a guest agent before 7.1 cannot tell."""
+        """See ``Instance.guest_steal_s``; a guest agent before 7.1 does not report it."""
         if not self._tells_steal:
             return None
         self._refuse_failed()
@@ -106,7 +106,7 @@ class VmInstance(Instance):
 
     def _destroyed(self, reason: str) -> BackendError:
         watch = self._running.watch
-        # Its end is told by another thread than its silence.
+        # Another thread reports its end than the one that noticed its silence.
         watch.wait(lambda: watch.failure is not None, time.monotonic() + _CAUSE_DEADLINE_S)
         cause = watch.failure
         error = self._running.failure(f"{reason}: {cause}" if cause else f"{reason}; it was destroyed")

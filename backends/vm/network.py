@@ -30,7 +30,7 @@ _DEVICE = "virtio-net, 1 queue, MTU 1500, checksum and segmentation offloads on"
 class GuestPort(msgspec.Struct, frozen=True):
     """What one guest is connected by.
 
-    ``kernel_arguments`` tell its init its address, at which others reach it if there is an ``address``.
+    ``kernel_arguments`` give its init an address; others reach it there if ``address`` is set.
     """
 
     interface: Interface

@@ -27,7 +27,7 @@ class Pinning(StrEnum):
 
 
 class Balloon(StrEnum):
-    """Whether the host can ask for memory back, and whether the guest tells by itself which pages it does not use."""
+    """Whether the host can ask for memory back, and whether the guest reports by itself which pages it does not use."""
 
     OFF = "off"
     ON = "on"

@@ -59,7 +59,7 @@ def start_virtiofsd(listening: Path, shared: Path, said: Path, marker: str, join
         listener.bind(str(listening))
         listener.listen(1)
         descriptor = listener.fileno()
-        # It asks for a million open files unless told not to, for which not every root has the capability.
+        # By default it asks for a million open files, for which not every root has the capability.
         arguments = [f"--fd={descriptor}", "-o", f"source={shared}", "-o", OPTIONS, "--rlimit-nofile=0"]
         process = Popen(
             ["/bin/sh", "-c", _JOIN, "sh", str(program), *arguments],

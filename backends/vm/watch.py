@@ -1,4 +1,4 @@
-"""Watches one guest from the host: a thread that stamps what its console and its QEMU tell, as they tell it."""
+"""Watches one guest from the host: a thread that stamps the events of its console and of its QEMU as they come."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ import msgspec
 _TAIL_LINES = 40
 _READ_BYTES = 65536
 _REAP_INTERVAL_S = 0.01
-"""How often an ended QEMU that is another's child is looked at: nobody tells when it becomes ours."""
+"""How often an ended QEMU that is another's child is looked at: no event says when it becomes ours."""
 _MAX_LINE_BYTES = 1 << 16
 """Of a line of the console that has not ended, the last part is kept: what runs in the guest may write there too."""
 _CREDENTIALS = struct.Struct("3i")
@@ -38,7 +38,7 @@ _FAILED = re.compile(r"tare: failed (?P<reason>.+)")
 _PANIC = re.compile(r"(?P<reason>Kernel panic - not syncing.*)")
 
 _LOADER = re.compile(r"SYSLINUX \d")
-"""What the boot loader says first, where a guest has one. It has no clock to tell."""
+"""What the boot loader says first, where a guest has one. It prints no time."""
 _DOWN = re.compile(r"reboot: Power down$")
 """The kernel's last words, whatever the guest runs and however quiet it is: nothing but the machine is left."""
 
@@ -186,7 +186,7 @@ class Watch:
             place = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 place.connect(str(self.agent_socket))
-            except OSError:  # QEMU ends, which is told elsewhere
+            except OSError:  # QEMU ends, which another event reports
                 place.close()
             else:
                 self._place = place
@@ -259,7 +259,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 class _Loop:
-    """The thread's body: one selector over everything that one guest can tell."""
+    """The thread's body: one selector over all events of one guest."""
 
     def __init__(
         self,
@@ -287,7 +287,7 @@ class _Loop:
         self._selector.register(stop, selectors.EVENT_READ, None)
 
     def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until ``stop`` is set."""
         with self._selector, self._closing:
             while True:
                 events = self._selector.select(None if self._is_reaped else _REAP_INTERVAL_S)

@@ -39,7 +39,7 @@ def doctor_command() -> ExitCode:
     console.print(escape(summarise(facts)), soft_wrap=True)
     checks = [*_check_host(), *_check_backends(), _check_image(), *_check_plugins(), *_check_packages()]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("", "what", "how it stands"):
+    for column in ("", "what", "status"):
         table.add_column(column, overflow="fold")
     for check in checks:
         mark = "works" if check.works else ("missing" if check.needed else "not here")
@@ -52,7 +52,7 @@ def doctor_command() -> ExitCode:
     for fact in tuned_facts(journal_file(), HostRoots()):
         console.print(f"tuned by tare: {escape(fact.text)}; put back with `tare tune restore`", soft_wrap=True)
     failed = [check for check in checks if not check.works and check.needed]
-    console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} do not work here")
+    console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} checks failed")
     return ExitCode.NOT_READY if failed else ExitCode.OK
 
 
@@ -80,7 +80,7 @@ def _check_folder(folder: Path) -> Check:
 
 
 def _check_packages() -> Iterator[Check]:
-    """The host's packages; the command that installs all that is missing stands beside the first of them."""
+    """The host's packages; the first one missing has the command that installs all of them."""
     packages = load_packages()
     missing = [package for package in packages if not package.is_present()]
     remedy = remedy_for([package.name for package in missing])

@@ -56,7 +56,7 @@ class CpuTimes(msgspec.Struct, frozen=True):
 
 
 def read_cpu_times(cpus: Iterable[int], roots: HostRoots = HERE) -> CpuTimes | None:
-    """CPU seconds since boot on the given CPUs; None if the host tells none of them."""
+    """CPU seconds since boot on the given CPUs; None if the host counts none of them."""
     ticks = os.sysconf("SC_CLK_TCK")
     wanted = {f"cpu{cpu}" for cpu in cpus}
     found = False

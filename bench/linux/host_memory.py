@@ -30,7 +30,7 @@ class Reserve(msgspec.Struct, frozen=True):
 
 
 def read_reserve(roots: HostRoots = HERE) -> Reserve:
-    """As far as this kernel and this user may tell: ``zoneinfo``, and ``slabinfo``, which is root's (SLUB)."""
+    """The reserve by ``zoneinfo`` and ``slabinfo``; 0 for what this user may not read (``slabinfo`` is root's)."""
     pages = room = 0
     with contextlib.suppress(OSError):
         pages = sum(parse_page_lists(read_text(roots.proc / "zoneinfo"))) * resource.getpagesize()
@@ -107,7 +107,7 @@ def read_memory(roots: HostRoots = HERE) -> HostMemory:
     reserve = read_reserve(roots)
     fields = read_meminfo(roots)
     if "MemAvailable" not in fields:
-        raise BackendError("this kernel does not tell MemAvailable, so no memory can be planned with")
+        raise BackendError("this kernel reports no MemAvailable, which density needs")
     return HostMemory(
         at_s=time.monotonic(),
         total=fields["MemTotal"],

@@ -73,7 +73,7 @@ def same_value(path: Path, first: str, second: str) -> bool:
 
 
 def online_cpus(roots: HostRoots) -> frozenset[int]:
-    """The CPUs that are online; empty if the host does not tell."""
+    """The CPUs that are online; empty if the host does not say."""
     try:
         return parse_cpus((roots.sys / "devices/system/cpu/online").read_text("utf-8"))
     except (OSError, ValueError):

@@ -181,5 +181,5 @@ def test_a_guest_that_does_not_tell_the_end_is_silent(port, monkeypatch):
     monkeypatch.setattr("tare.backends.vm.commands.KILLED_DEADLINE_S", 0.05)
     commands, guest, _ = port
     guest.sendall(encode_frame(*started(0)))
-    with pytest.raises(GuestSilentError, match="did not tell the command's end"):
+    with pytest.raises(GuestSilentError, match="did not report the command's end"):
         commands.run(Command(("prog",), timeout_s=0.05))
