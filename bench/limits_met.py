@@ -7,16 +7,10 @@ from tare.bench.model import Command, Completed, Diagnosis, Envelope, Usage
 from tare.bench.units import format_size
 
 LIMIT_FIELDS = (
-    "cpu_throttled_s",
-    "cpu_periods",
-    "cpu_throttled_periods",
-    "oom_kills",
-    "pids_refused",
-    "cpu_pressure_s",
-    "memory_pressure_s",
-    "io_pressure_s",
+    *("cpu_throttled_s", "cpu_periods", "cpu_throttled_periods", "oom_kills", "pids_refused"),
+    *("cpu_pressure_s", "memory_pressure_s", "io_pressure_s"),
 )
-"""The fields of Usage that tell of limits met and of waiting for what is limited."""
+"""The fields of Usage for limits met and for waiting for what is limited."""
 _TAIL = 4000
 
 

@@ -11,7 +11,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 from tare.bench.model import PlannedInstance
@@ -64,7 +64,7 @@ class RunDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._live: Progress | None = None
-        self._task: object = None
+        self._task = TaskID(0)
         self._left: TimeLeft | None = None
         self._blocks = 0
         self._until_precise = False
@@ -75,7 +75,7 @@ class RunDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        self.finished()
 
     def step(self, text: str) -> None:
         """Say what is being done before or after the measuring."""
@@ -109,7 +109,7 @@ class RunDisplay:
         if self._left is not None:
             self._left.extend(plan)
         if self._live is not None:
-            task = next(one for one in self._live.tasks if one.id == self._task)
+            (task,) = self._live.tasks
             self._live.update(task.id, total=(task.total or 0) + len(plan))
         self.step(f"block {self._blocks}: {standing}")
 
@@ -117,18 +117,17 @@ class RunDisplay:
         """Show what runs now and about how much time is left."""
         self._position = f"[{position:{len(str(total))}}/{total}]"
         if self._live is not None:
-            self._live.update(self._task, description=escape(self._describe(planned)), left=self._left_text())  # type: ignore[arg-type]  # rich's TaskID
+            self._live.update(self._task, description=escape(self._describe(planned)), left=self._left_text())
 
     def instance_ended(self, planned: PlannedInstance, failure: str | None, seconds: float) -> None:
         """Show how it ended."""
         if self._left is not None:
             self._left.ended(planned, seconds)
         if self._live is not None:
-            self._live.advance(self._task)  # type: ignore[arg-type]  # rich's TaskID
+            self._live.advance(self._task)
             if failure:
-                self.console.print(
-                    f"[bold]failed[/bold]  {escape(self._describe(planned))}: {escape(failure)}", highlight=False
-                )
+                line = f"[bold]failed[/bold]  {escape(self._describe(planned))}: {escape(failure)}"
+                self.console.print(line, highlight=False)
             return
         result = f"failed: {failure}" if failure else format_duration(seconds)
         line = f"{self._position} {self._describe(planned)}: {result}, {self._left_text()}"
@@ -136,7 +135,9 @@ class RunDisplay:
 
     def finished(self) -> None:
         """End the live display."""
-        self._stop()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def _describe(self, planned: PlannedInstance) -> str:
         cell = planned.cell
@@ -151,8 +152,3 @@ class RunDisplay:
             return "how precise is it now?" if self._until_precise else "done"
         shown = format_duration(seconds) if seconds >= 120 else f"{seconds:.0f} s"
         return f"about {shown} to the next look" if self._until_precise else f"about {shown} left"
-
-    def _stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None

@@ -1,67 +1,47 @@
 """``boot``: how long an instance takes from the request until it can execute, and to stop, phase by phase.
 
-Every mark is on the host's monotonic clock. What a guest tells about itself (firmware, kernel, init) is kept beside.
+Every mark is on the host's monotonic clock. What a guest reports of itself (firmware, kernel, init) is kept as well.
 """
 
-from tare.bench.catalogue import TRAITS, BootMetric, Builtin, GuestSplit
+from tare.bench.catalogue import TRAITS, Builtin, GuestSplit
+from tare.bench.catalogue import BootMetric as Name
 from tare.bench.interfaces import Experiment, InstanceRun
 from tare.bench.model import Command, Footprint, Metric, Phase, lower
 from tare.bench.units import Unit
 
-CREATE = lower(
-    BootMetric.CREATE, Unit.SECOND, "Requested until what isolates exists: first process, or the hypervisor's."
-)
-INIT = lower(
-    BootMetric.INIT, Unit.SECOND, "From then until the first user-space instruction inside: root, kernel, mounts."
-)
-READY = lower(
-    BootMetric.READY, Unit.SECOND, "From then until the harness knows that the instance can execute a command."
-)
-TOTAL = lower(BootMetric.TOTAL, Unit.SECOND, "Requested until ready to execute.")
-VCPU = lower(BootMetric.VCPU, Unit.SECOND, "The hypervisor's process existed until the guest's processor began to run.")
-FIRMWARE = lower(
-    BootMetric.FIRMWARE,
-    Unit.SECOND,
-    "The guest's processor ran until its kernel began, by its own clock: firmware, boot loader, decompression.",
-)
+CREATE = lower(Name.CREATE, Unit.SECOND, "From the request until the first process, or QEMU, exists.")
+INIT = lower(Name.INIT, Unit.SECOND, "From then until the first user-space instruction inside: root, kernel, mounts.")
+READY = lower(Name.READY, Unit.SECOND, "From then until the harness knows that the instance can execute a command.")
+TOTAL = lower(Name.TOTAL, Unit.SECOND, "From the request until the instance can execute a command.")
+VCPU = lower(Name.VCPU, Unit.SECOND, "From the hypervisor's process until the guest's processor began to run.")
+FIRMWARE = lower(Name.FIRMWARE, Unit.SECOND, "From then until the guest's kernel began, by its clock: BIOS, loader.")
 LOADER = lower("boot.loader", Unit.SECOND, "The part of boot.firmware from the boot loader's first words on.")
-KERNEL = lower(BootMetric.KERNEL, Unit.SECOND, "The guest's kernel began until its first user-space instruction.")
-AGENT = lower("boot.agent", Unit.SECOND, "The first user-space instruction until what executes commands had answered.")
-FIRST_COMMAND = lower(
-    "boot.first_command", Unit.SECOND, "The first command in the fresh instance, /bin/true, there and back."
-)
-STOP = lower("boot.stop", Unit.SECOND, "Asked to stop until its last process and host resource were gone.")
+KERNEL = lower(Name.KERNEL, Unit.SECOND, "From the start of the guest's kernel until its first user-space instruction.")
+AGENT = lower("boot.agent", Unit.SECOND, "From the first user-space instruction until the guest's agent answered.")
+FIRST_COMMAND = lower("boot.first_command", Unit.SECOND, "The first command in the fresh instance, /bin/true.")
+STOP = lower("boot.stop", Unit.SECOND, "From the request to stop until its last process and host resource were gone.")
 STOP_GUEST = lower("boot.stop_guest", Unit.SECOND, "The part of boot.stop until the guest's own kernel had shut down.")
 STOP_PROCESS = lower("boot.stop_process", Unit.SECOND, "The part of boot.stop until its last host process was gone.")
 RELEASE = lower("boot.release", Unit.SECOND, "The rest of boot.stop: until cgroup, mounts and files were gone.")
-PSS = lower(BootMetric.PSS, Unit.BYTE, "Proportional set size of all its host processes when it was ready and idle.")
-CHARGE = lower("boot.charge", Unit.BYTE, "Memory its cgroup was charged with when it was ready and idle.")
-PRIVATE = lower("boot.private", Unit.BYTE, "The part of its processes' memory that nobody shares, likewise.")
-GUEST_RAM = lower("boot.guest_ram", Unit.BYTE, "The part of boot.pss that a guest has as its RAM: what it has touched.")
+PSS = lower(Name.PSS, Unit.BYTE, "Proportional set size of all its host processes once it was ready and idle.")
+CHARGE = lower("boot.charge", Unit.BYTE, "Memory charged to its cgroup once it was ready and idle.")
+PRIVATE = lower("boot.private", Unit.BYTE, "The part of its processes' memory that nobody shares.")
+GUEST_RAM = lower("boot.guest_ram", Unit.BYTE, "The part of boot.pss that is the guest's RAM, as far as touched.")
 TCG_CACHE = lower("boot.tcg_cache", Unit.BYTE, "The part of boot.pss that is code translated for an emulated CPU.")
 HYPERVISOR = lower("boot.hypervisor", Unit.BYTE, "The rest of boot.pss: the hypervisor's devices, heap and program.")
-DISK_OWNED = lower("boot.disk_owned", Unit.BYTE, "Disk blocks that only it has: its overlay, or its scratch disk.")
-DISK_SHARED = lower("boot.disk_shared", Unit.BYTE, "Disk blocks of the image, which it shares with others of it.")
-CPU = lower(BootMetric.CPU, Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
+DISK_OWNED = lower("boot.disk_owned", Unit.BYTE, "Disk blocks of its own: its overlay, or its scratch disk.")
+DISK_SHARED = lower("boot.disk_shared", Unit.BYTE, "Disk blocks of the image, which all its instances share.")
+CPU = lower(Name.CPU, Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
 STARTS = (VCPU, FIRMWARE, LOADER, KERNEL, AGENT)
 STOPS = (STOP_GUEST, STOP_PROCESS, RELEASE)
 FOOTPRINT = (PSS, PRIVATE, GUEST_RAM, TCG_CACHE, HYPERVISOR, CHARGE, DISK_OWNED, DISK_SHARED)
-SPLITS: dict[str, Metric] = {
-    GuestSplit.KERNEL: lower(
-        GuestSplit.KERNEL, Unit.SECOND, "Kernel until the first user-space instruction, by the guest's clock."
-    ),
-    GuestSplit.INIT: lower(
-        GuestSplit.INIT, Unit.SECOND, "First user-space instruction until its services run, by the guest's clock."
-    ),
-    GuestSplit.INITRAMFS: lower(
-        GuestSplit.INITRAMFS,
-        Unit.SECOND,
-        "The part of guest.init before systemd, where that is what boots.",
-    ),
-    GuestSplit.SYSTEM: lower(
-        GuestSplit.SYSTEM, Unit.SECOND, "The part of guest.init from systemd's start to multi-user.target, likewise."
-    ),
+_SPLITS = {
+    GuestSplit.KERNEL: "From the kernel's start to the first user-space instruction, by the guest's clock.",
+    GuestSplit.INIT: "From the first user-space instruction until its services run, by the guest's clock.",
+    GuestSplit.INITRAMFS: "The part of guest.init before systemd, where that is what boots.",
+    GuestSplit.SYSTEM: "The part of guest.init from systemd's start to multi-user.target.",
 }
+SPLITS: dict[str, Metric] = {name: lower(name, Unit.SECOND, description) for name, description in _SPLITS.items()}
 
 
 class Boot(Experiment):
@@ -94,8 +74,7 @@ class Boot(Experiment):
         run.record(RELEASE, timeline.between(Phase.PROCESS_GONE, Phase.STOPPED))
         run.record(FIRST_COMMAND, completed.duration_s, raw=raw)
         _record_footprint(run, footprint)
-        if usage.cpu_s is not None:
-            run.record(CPU, usage.cpu_s)
+        run.record(CPU, usage.cpu_s)
         for name, seconds in timeline.splits.items():
             if name in SPLITS:
                 run.record(SPLITS[name], seconds)

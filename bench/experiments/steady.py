@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from tare.bench.catalogue import TRAITS, Builtin, SteadyMetric
+from tare.bench.catalogue import TRAITS, Builtin
+from tare.bench.catalogue import SteadyMetric as Name
 from tare.bench.errors import ParseError, WorkloadError
 from tare.bench.experiments.work import Work, difference, total
 from tare.bench.interfaces import Experiment, Instance, InstanceRun, Workload
@@ -13,35 +14,22 @@ from tare.bench.model import Commands, Completed, Metric, Phase, Usage, lower
 from tare.bench.network_path import ServerPlace
 from tare.bench.units import Unit
 
-DURATION = lower(
-    SteadyMetric.DURATION, Unit.SECOND, "The measured command from start to end, on the host's monotonic clock."
-)
-GUEST_DURATION = lower(SteadyMetric.GUEST_DURATION, Unit.SECOND, "The same command by the instance's own clock.")
-CPU = lower(
-    SteadyMetric.CPU, Unit.SECOND, "CPU seconds, user and system, the host spent on the instance during the iteration."
-)
+DURATION = lower(Name.DURATION, Unit.SECOND, "The measured command from start to end, on the host's monotonic clock.")
+GUEST_DURATION = lower(Name.GUEST_DURATION, Unit.SECOND, "The same command by the instance's own clock.")
+CPU = lower(Name.CPU, Unit.SECOND, "CPU seconds, user and system, the host spent on the instance in the iteration.")
 CPU_OVERHEAD = lower(
-    SteadyMetric.CPU_OVERHEAD,
-    Unit.SECOND,
-    "The part of host.cpu in which no vCPU ran: the hypervisor's main loop, its I/O threads, its helpers.",
+    Name.CPU_OVERHEAD, Unit.SECOND, "The part of host.cpu in which no vCPU ran: QEMU's main loop, I/O threads, helpers."
 )
 STEAL = lower(
     "guest.steal",
     Unit.SECOND,
-    "CPU seconds that, as the guest's kernel was told, others had when its vCPUs wanted them. Only KVM tells a guest; "
-    "an emulated one is told none.",
+    "CPU seconds that others had when the guest's vCPUs wanted them, as its kernel counts. Only KVM reports them.",
 )
-IO_READ = lower(
-    SteadyMetric.IO_READ, Unit.BYTE, "Bytes the instance read from the host's block devices during the iteration."
-)
-IO_WRITE = lower(
-    SteadyMetric.IO_WRITE, Unit.BYTE, "Bytes the instance wrote to the host's block devices during the iteration."
-)
-MEMORY_PEAK = lower(
-    SteadyMetric.MEMORY_PEAK, Unit.BYTE, "The most memory the instance's cgroup was charged with in its life."
-)
-START = lower("instance.start", Unit.SECOND, "Requested until ready to execute.")
-STOP = lower("instance.stop", Unit.SECOND, "Asked to stop until its last process and host resource were gone.")
+IO_READ = lower(Name.IO_READ, Unit.BYTE, "Bytes the instance read from the host's block devices in the iteration.")
+IO_WRITE = lower(Name.IO_WRITE, Unit.BYTE, "Bytes the instance wrote to the host's block devices in the iteration.")
+MEMORY_PEAK = lower(Name.MEMORY_PEAK, Unit.BYTE, "The most memory charged to the instance's cgroup in its life.")
+START = lower("instance.start", Unit.SECOND, "From the request until it can execute.")
+STOP = lower("instance.stop", Unit.SECOND, "From the request to stop until nothing of it was left on the host.")
 
 
 class SteadyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,114 +1,70 @@
-"""What ``density`` measures. ``iteration`` of each sample is the population: how many instances lived then.
+"""What ``density`` measures. ``iteration`` of each sample is the population: how many instances were alive then.
 
-Those of a start belong to the instance that made the population what it is. Totals are over all live instances.
+Those of a start belong to the instance that made the population this large. Totals are over all live instances.
 """
 
-from tare.bench.catalogue import DensityMetric
+from tare.bench.catalogue import DensityMetric as Name
 from tare.bench.model import Direction, Metric, lower
 from tare.bench.units import Unit
 
-START = lower(
-    DensityMetric.START, Unit.SECOND, "Requested until ready, of the instance that made the population so large."
-)
-CREATE = lower(
-    DensityMetric.CREATE, Unit.SECOND, "Its part until what isolates exists: first process, or hypervisor's."
-)
-INIT = lower(DensityMetric.INIT, Unit.SECOND, "Its part from then until the first user-space instruction inside.")
-READY = lower(DensityMetric.READY, Unit.SECOND, "Its part from then until it can execute a command.")
+START = lower(Name.START, Unit.SECOND, "From the request for one more instance until it is ready.")
+CREATE = lower(Name.CREATE, Unit.SECOND, "The part of density.start until the first process or QEMU exists.")
+INIT = lower(Name.INIT, Unit.SECOND, "The part from then until the first user-space instruction inside.")
+READY = lower(Name.READY, Unit.SECOND, "The part from then until it can execute a command.")
 
-AT = lower(DensityMetric.AT, Unit.SECOND, "When memory was read, since the ramp began.")
+AT = lower(Name.AT, Unit.SECOND, "When memory was read, since the ramp began.")
 MEMORY_AVAILABLE = Metric(
-    DensityMetric.MEMORY_AVAILABLE,
+    Name.MEMORY_AVAILABLE,
     Unit.BYTE,
     Direction.HIGHER,
-    "The host's MemAvailable, with density.reserve and density.harness, at each step; settled where density.settle is.",
+    "The host's MemAvailable plus density.reserve and density.harness at each step, settled where density.settle is.",
 )
 RESERVE = Metric(
     "density.reserve",
     Unit.BYTE,
     Direction.HIGHER,
-    "Part of it that MemAvailable leaves out: pages in CPUs' own lists, and room in slabs of objects that are gone.",
+    "Free memory that MemAvailable leaves out: per-CPU page lists, and room in slabs of objects that are gone.",
 )
-HARNESS = lower(
-    "density.harness", Unit.BYTE, "Part of it too: tare's own memory, which grows with what it watches, at each step."
-)
-SLAB = lower(
-    DensityMetric.SLAB, Unit.BYTE, "The host's kernel objects that it cannot give back (of SUnreclaim), at each step."
-)
-KERNEL_OTHER = lower(
-    DensityMetric.KERNEL_OTHER, Unit.BYTE, "The host's kernel stacks, page tables and per-CPU memory, at each step."
-)
-CPU_STALL = lower(
-    DensityMetric.CPU_STALL, Unit.SECOND, "Time in which something waited for a CPU (PSI) during the step."
-)
-MEMORY_STALL = lower(DensityMetric.MEMORY_STALL, Unit.SECOND, "Time in which something waited for memory, likewise.")
-IO_STALL = lower(DensityMetric.IO_STALL, Unit.SECOND, "Time in which something waited for I/O, likewise.")
-SETTLE = lower(
-    DensityMetric.SETTLE, Unit.SECOND, "How long memory took to stop changing before it was read, where awaited."
-)
+HARNESS = lower("density.harness", Unit.BYTE, "tare's own memory, which grows with the instances it watches.")
+SLAB = lower(Name.SLAB, Unit.BYTE, "The host's kernel objects that it cannot give back (of SUnreclaim), at each step.")
+KERNEL_OTHER = lower(Name.KERNEL_OTHER, Unit.BYTE, "The host's kernel stacks, page tables and per-CPU memory.")
+CPU_STALL = lower(Name.CPU_STALL, Unit.SECOND, "Time in which some task waited for a CPU (PSI) during the step.")
+MEMORY_STALL = lower(Name.MEMORY_STALL, Unit.SECOND, "Time in which some task waited for memory during the step.")
+IO_STALL = lower(Name.IO_STALL, Unit.SECOND, "Time in which some task waited for I/O during the step.")
+SETTLE = lower(Name.SETTLE, Unit.SECOND, "How long memory took to stop changing before it was read.")
 
-SAMPLED = Metric(
-    DensityMetric.SAMPLED,
-    Unit.COUNT,
-    Direction.HIGHER,
-    "Instances whose own meters were read; totals are scaled from them.",
-)
-PSS = lower(DensityMetric.PSS, Unit.BYTE, "Proportional set size of all instances' host processes, from those sampled.")
-RSS = lower(DensityMetric.RSS, Unit.BYTE, "Their resident size, pages that several share counted each time, likewise.")
-PRIVATE = lower(DensityMetric.PRIVATE, Unit.BYTE, "Their memory that nobody shares, likewise.")
-GUEST_RAM = lower(
-    DensityMetric.GUEST_RAM, Unit.BYTE, "The part of density.pss that guests have as their RAM, likewise."
-)
-TCG_CACHE = lower(
-    DensityMetric.TCG_CACHE,
-    Unit.BYTE,
-    "The part of density.pss that is code translated for emulated processors, likewise.",
-)
-CHARGE = lower(DensityMetric.CHARGE, Unit.BYTE, "Memory that the instances' cgroups are charged with, likewise.")
-DISK_OWNED = lower(DensityMetric.DISK_OWNED, Unit.BYTE, "Disk blocks that single instances own, likewise.")
-DISK_SHARED = lower(DensityMetric.DISK_SHARED, Unit.BYTE, "Disk blocks of the image, which all instances share: once.")
-IDLE_CPU = lower(
-    DensityMetric.IDLE_CPU,
-    Unit.CPU,
-    "CPUs that the instances keep busy without being asked anything, from those sampled.",
-)
-KSM = Metric(
-    "density.ksm_sharing",
-    Unit.BYTE,
-    Direction.HIGHER,
-    "Memory that same-page merging saves on the host, where it is on.",
-)
+SAMPLED = Metric(Name.SAMPLED, Unit.COUNT, Direction.HIGHER, "Instances whose meters were read; totals scale them up.")
+PSS = lower(Name.PSS, Unit.BYTE, "Proportional set size of all instances' host processes, scaled from those sampled.")
+RSS = lower(Name.RSS, Unit.BYTE, "Their resident size, which counts a shared page once for each process.")
+PRIVATE = lower(Name.PRIVATE, Unit.BYTE, "The part of their memory that nobody shares.")
+GUEST_RAM = lower(Name.GUEST_RAM, Unit.BYTE, "The part of density.pss that guests have as their RAM.")
+TCG_CACHE = lower(Name.TCG_CACHE, Unit.BYTE, "The part of density.pss that is code translated for emulated CPUs.")
+CHARGE = lower(Name.CHARGE, Unit.BYTE, "Memory charged to the instances' cgroups, scaled from those sampled.")
+DISK_OWNED = lower(Name.DISK_OWNED, Unit.BYTE, "Disk blocks that single instances own, scaled from those sampled.")
+DISK_SHARED = lower(Name.DISK_SHARED, Unit.BYTE, "Disk blocks of the image, which all instances share, counted once.")
+IDLE_CPU = lower(Name.IDLE_CPU, Unit.CPU, "CPUs that idle instances keep busy, scaled from those sampled.")
+KSM = Metric("density.ksm_sharing", Unit.BYTE, Direction.HIGHER, "Memory that same-page merging saves on the host.")
 
 THROUGHPUT = Metric(
-    DensityMetric.THROUGHPUT,
+    Name.THROUGHPUT,
     Unit.OPERATIONS_PER_SECOND,
     Direction.HIGHER,
-    "What all instances did together, all loaded, from the first begin to the last end.",
+    "Throughput of all instances under load together, from the first begin to the last end.",
 )
 BYTE_THROUGHPUT = Metric(
-    DensityMetric.BYTE_THROUGHPUT, Unit.BYTES_PER_SECOND, Direction.HIGHER, "The same for a workload that moves bytes."
+    Name.BYTE_THROUGHPUT, Unit.BYTES_PER_SECOND, Direction.HIGHER, "The same for a workload that moves bytes."
 )
-LATENCY = lower(
-    "density.latency_p99", Unit.SECOND, "The workload's p99 latency, median over the instances, all loaded."
-)
-LATENCY_WORST = lower("density.latency_p99_worst", Unit.SECOND, "The same of the instance that had the worst.")
-LOADED_CPU = lower(
-    DensityMetric.LOADED_CPU,
-    Unit.CPU,
-    "CPUs that all instances kept busy from the first begin to the last end of the workload's command.",
-)
-DURATION = lower("density.duration", Unit.SECOND, "The workload's command, median over the instances, all loaded.")
+LATENCY = lower("density.latency_p99", Unit.SECOND, "The workload's p99 latency under load, median over the instances.")
+LATENCY_WORST = lower("density.latency_p99_worst", Unit.SECOND, "The p99 latency of the instance that had the worst.")
+LOADED_CPU = lower(Name.LOADED_CPU, Unit.CPU, "CPUs busy with all instances under load, first begin to last end.")
+DURATION = lower("density.duration", Unit.SECOND, "The workload's command under load, median over the instances.")
 
-POPULATION = Metric(
-    DensityMetric.POPULATION, Unit.COUNT, Direction.HIGHER, "Instances alive at once when the ramp ended."
-)
-DEAD = lower("density.dead", Unit.COUNT, "Of these, those that no longer executed a command at the end.")
-RAMP = lower("density.ramp", Unit.SECOND, "First request to last ready, without the time of loaded steps.")
+POPULATION = Metric(Name.POPULATION, Unit.COUNT, Direction.HIGHER, "Instances alive at once when the ramp ended.")
+DEAD = lower("density.dead", Unit.COUNT, "Those of them that no longer executed a command at the end.")
+RAMP = lower("density.ramp", Unit.SECOND, "From the first request to the last ready, without the time under load.")
 STOP_ALL = lower("density.stop_all", Unit.SECOND, "Until the last instance was gone, one after another.")
-MEMORY_KEPT = lower(
-    "density.memory_kept", Unit.BYTE, "Memory that was not available again when it settled after the last instance."
-)
-MEMORY_RETURN = lower("density.memory_return", Unit.SECOND, "How long it took to settle after the last instance.")
+MEMORY_KEPT = lower("density.memory_kept", Unit.BYTE, "Memory not available again once it settled after the last stop.")
+MEMORY_RETURN = lower("density.memory_return", Unit.SECOND, "How long memory took to settle after the last stop.")
 
 START_PHASES = (CREATE, INIT, READY)
 STALLS = {CPU_STALL: "cpu", MEMORY_STALL: "memory", IO_STALL: "io"}

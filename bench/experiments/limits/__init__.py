@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tare.bench.catalogue import TRAITS, Builtin, LimitsMetric, NoteCode
+from tare.bench.catalogue import TRAITS, Builtin, NoteCode
+from tare.bench.catalogue import LimitsMetric as Name
 from tare.bench.errors import BackendError, TareError, WorkloadError
 from tare.bench.experiments.limits import probes
 from tare.bench.experiments.work import Work, difference
@@ -16,35 +17,21 @@ from tare.bench.interfaces import Experiment, Instance, InstanceRun
 from tare.bench.model import Command, Direction, Envelope, Metric, lower
 from tare.bench.units import Duration, Size, Unit, format_size
 
-START_MEMORY = lower(LimitsMetric.START_MEMORY, Unit.BYTE, "The least memory with which an instance started each time.")
-WORKLOAD_MEMORY = lower(
-    "limits.workload_memory", Unit.BYTE, "The least memory with which the workload passed each time."
-)
-CPUS_SEEN = lower(LimitsMetric.CPUS_SEEN, Unit.RATIO, "CPUs that a program inside sees, as a share of those given.")
-MEMORY_SEEN = lower(LimitsMetric.MEMORY_SEEN, Unit.RATIO, "Memory a program inside sees, as a share of that given.")
-CPU_REACHED = lower(
-    LimitsMetric.CPU_REACHED, Unit.RATIO, "Share of its CPU limit used by twice as many busy processes as it has CPUs."
-)
+START_MEMORY = lower(Name.START_MEMORY, Unit.BYTE, "The least memory with which an instance started each time.")
+WORKLOAD_MEMORY = lower("limits.workload_memory", Unit.BYTE, "The least memory with which the workload always passed.")
+CPUS_SEEN = lower(Name.CPUS_SEEN, Unit.RATIO, "CPUs that a program inside sees, as a share of those given.")
+MEMORY_SEEN = lower(Name.MEMORY_SEEN, Unit.RATIO, "Memory that a program inside sees, as a share of that given.")
+CPU_REACHED = lower(Name.CPU_REACHED, Unit.RATIO, "Share of its CPU limit that twice as many busy processes used.")
 MEMORY_REACHED = lower(
-    LimitsMetric.MEMORY_REACHED,
-    Unit.RATIO,
-    "Share of its memory limit a process obtained when it asked for twice the limit.",
+    Name.MEMORY_REACHED, Unit.RATIO, "Share of its memory limit a process obtained when it asked for twice the limit."
 )
-PIDS_REACHED = lower(
-    LimitsMetric.PIDS_REACHED, Unit.RATIO, "Share of the limit on processes reached when asking for twice the limit."
-)
-DISK_REACHED = lower(
-    LimitsMetric.DISK_REACHED, Unit.RATIO, "Share of the scratch folder's size written when asking for twice the size."
-)
-MEMORY_GROWN = lower(
-    "limits.memory_grown", Unit.BYTE, "Growth of the host's charge while a process held a quarter of the memory."
-)
+PIDS_REACHED = lower(Name.PIDS_REACHED, Unit.RATIO, "Share of its limit on processes reached when asking for twice it.")
+DISK_REACHED = lower(Name.DISK_REACHED, Unit.RATIO, "Share of its scratch folder's size written when trying twice it.")
+MEMORY_GROWN = lower("limits.memory_grown", Unit.BYTE, "Growth of the host's charge while a process held memory.")
 MEMORY_RETURNED = Metric(
     "limits.memory_returned", Unit.RATIO, Direction.HIGHER, "Share of that growth the host had back once it settled."
 )
-MEMORY_RETURN_TIME = lower(
-    "limits.memory_return_time", Unit.SECOND, "From the end of the process until the host had that share back."
-)
+MEMORY_RETURN_TIME = lower("limits.memory_return_time", Unit.SECOND, "From the process's end until that was back.")
 
 _TRUE = Command(("/bin/true",))
 _ALMOST_ALL = 0.9
