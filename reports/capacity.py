@@ -1,24 +1,34 @@
 """How many instances the measured host holds, and the curves that say so: memory, start latency, throughput."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, MeasuredBackend
 from tare.bench.analysis.density import DensityCell, DensityResult
-from tare.bench.analysis.scaling import Refusal, Scaling
+from tare.bench.analysis.scaling import Refusal
 from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.instances import make_type
 from tare.bench.capacity.plan import HostPlan, plan_host
 from tare.bench.capacity.words import host_sentence, instances_words, interval_words, notes_of, scaling_sentence
 from tare.bench.catalogue import DensityMetric
 from tare.bench.units import Unit, format_duration, format_size, format_value
-from tare.reports.capacity_charts import Curve, curve_chart
-from tare.reports.charts import Chart
+from tare.reports.charts import MOST_POINTS, SHAPES, Chart, accent, display_scale, finished, named, rounded, short_label
 from tare.reports.density_costs import in_order, words_of
 
 _STEPS = 60
+_HEIGHT = 180
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """What is drawn: (population, value), the fit's line, and its band as (population, low, high); in ``unit``."""
+
+    points: list[tuple[float, float]]
+    line: list[tuple[float, float]]
+    band: list[tuple[float, float, float]] | None
+    unit: Unit
 
 
 class CurveView(msgspec.Struct, frozen=True):
@@ -112,12 +122,11 @@ def _memory(result: DensityResult) -> tuple[str, str, Curve] | None:
         before = ramp.values[ramp.population == 0]
         start = float(before.mean()) if len(before) else float(ramp.values[0])
         points += [(float(n), start - float(value)) for n, value in zip(ramp.population, ramp.values, strict=True)]
-    ends = np.array([0.0, float(cell.population)])
-    line = [(float(n), fit.per_instance * float(n)) for n in ends]
+    line = [(n, fit.per_instance * n) for n in (0.0, float(cell.population))]
     band = None
     words = f"{format_size(fit.per_instance)} an instance"
     if fit.low is not None and fit.high is not None:
-        band = [(float(n), fit.low * float(n), fit.high * float(n)) for n in ends]
+        band = [(n, fit.low * n, fit.high * n) for n, _ in line]
         words += f", 95 % interval {format_size(fit.low)} to {format_size(fit.high)} (band)"
     if fit.steps:
         words += "; jumps of the host are in the points and not in the line"
@@ -131,16 +140,14 @@ def _start(result: DensityResult) -> tuple[str, str, Curve] | None:
     if trend is None:
         return None
     points = [(float(n), value) for n, value in result.cell.points(DensityMetric.START)]
-    largest = float(result.cell.population)
-    middle = largest / 2
-    ends = [0.0, largest]
-    line = [(n, trend.first_s + trend.per_instance_s * n) for n in ends]
+    middle = result.cell.population / 2
+    line = [(n, trend.first_s + trend.per_instance_s * n) for n in (0.0, 2 * middle)]
     words = f"from {format_duration(trend.first_s)} to {format_duration(trend.last_s)} by the line"
     band = None
     if trend.low is not None and trend.high is not None:
         at_middle = trend.first_s + trend.per_instance_s * middle
-        ways = [[at_middle + slope * (n - middle) for slope in (trend.low, trend.high)] for n in ends]
-        band = [(n, min(both), max(both)) for n, both in zip(ends, ways, strict=True)]
+        ends = [(n, [at_middle + slope * (n - middle) for slope in (trend.low, trend.high)]) for n, _ in line]
+        band = [(n, min(both), max(both)) for n, both in ends]
         words += (
             f"; longer by {format_duration(trend.low)} to {format_duration(trend.high)} an instance "
             "(band: the slope's 95 % interval, turned about the middle)"
@@ -156,9 +163,43 @@ def _throughput(result: DensityResult) -> tuple[str, str, Curve] | None:
     if isinstance(fit, Refusal):
         return "Throughput of all", f"{sentence}.".capitalize(), Curve(points, [], None, unit)
     alone = f"One instance alone does {format_value(fit.rate.value, unit)}"
-    return "Throughput of all", f"{alone}; {sentence}.", Curve(points, _fitted(fit), None, unit)
+    drawn = np.linspace(min(n for n, _ in points), max(n for n, _ in points), _STEPS)
+    line = [(float(n), fit.at(float(n))) for n in drawn]
+    return "Throughput of all", f"{alone}; {sentence}.", Curve(points, line, None, unit)
 
 
-def _fitted(fit: Scaling) -> list[tuple[float, float]]:
-    populations = [n for n, _ in fit.points]
-    return [(float(n), fit.at(float(n))) for n in np.linspace(min(populations), max(populations), _STEPS)]
+def curve_chart(curve: Curve, backend: MeasuredBackend, identifier: str) -> Chart:
+    """A curve of one backend, on an axis of its own."""
+    import altair as alt
+
+    scale = display_scale(curve.unit, max((abs(value) for _, value in curve.points), default=0.0))
+    label, colour = short_label(backend), accent(backend.place)
+    x = alt.X(
+        "x:Q",
+        title="instances",
+        scale=alt.Scale(nice=False),
+        axis=alt.Axis(format=",d", grid=False, tickCount=6, tickMinStep=1),
+    )
+    axis = alt.Axis(tickCount=5, format=",.6~r")
+    y = alt.Y("v:Q", title=scale.unit, scale=alt.Scale(zero=True, nice=True), axis=axis)
+    points = curve.points[:: max(1, -(-len(curve.points) // MOST_POINTS))]
+    data: dict[str, list[dict[str, Any]]] = {
+        "points": [{"b": label, "x": n, "v": rounded(value / scale.factor)} for n, value in points],
+        "fit": [{"b": label, "x": n, "v": rounded(value / scale.factor)} for n, value in curve.line],
+        "band": [
+            {"b": label, "x": n, "v": rounded(low / scale.factor), "h": rounded(high / scale.factor)}
+            for n, low, high in curve.band or []
+        ],
+    }
+    tooltip = [alt.Tooltip("x:Q", title="instances"), alt.Tooltip("v:Q", title=scale.unit)]
+    mark: dict[str, Any] = {"filled": True, "size": 26, "opacity": 0.6, "aria": False}
+    layers = {
+        "band": named("band").mark_area(color=colour, opacity=0.16, clip=True, aria=False).encode(x=x, y=y, y2="h:Q"),
+        "points": named("points")
+        .mark_point(**mark, color=colour, shape=SHAPES[backend.place % len(SHAPES)])
+        .encode(x=x, y=y, tooltip=tooltip),
+        "fit": named("fit").mark_line(color="var(--ink)", strokeWidth=1.5, aria=False).encode(x=x, y=y),
+    }
+    drawn = alt.layer(*(layer for name, layer in layers.items() if data[name]))
+    chart = drawn.properties(width="container", height=_HEIGHT)
+    return finished(chart, {name: rows for name, rows in data.items() if rows}, identifier)

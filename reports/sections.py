@@ -14,7 +14,7 @@ from tare.bench.stats import Comparison, Verdict
 from tare.bench.units import Unit, format_value
 from tare.reports.charts import LEVEL, Chart, distribution_charts
 from tare.reports.figures import Forest, Tails, TailView, block_chart, forest_of, growth_chart
-from tare.reports.growth import GrowthView, grows, growth_sentence, growth_view, is_comparable
+from tare.reports.growth import GrowthView, growth_sentence, growth_view
 from tare.reports.wording import (
     describe,
     direction_words,
@@ -285,7 +285,7 @@ class _Maker:
         detail = [row for row in subject.rows if _is_detail(subject, row, fixed_time=fixed_time)]
         shown = [row for row in subject.rows if row not in detail]
         what = subject.traits.grows_with
-        on_axis = [row for row in shown if not what or not grows(row) or is_comparable(row)]
+        on_axis = [row for row in shown if not what or not row.grows or row.is_comparable]
         forest = forest_of(on_axis or detail, self.analysis.margin)
         leading = {subject.rows[place].metric.name for place in _leading_places(subject)}
         make = self._row
@@ -309,8 +309,8 @@ class _Maker:
         cells = [cell_view(subject, row, cell) for cell in row.cells]
         base = self.analysis.baseline
         what = subject.traits.grows_with
-        growing = bool(what) and grows(row)
-        compared = not growing or is_comparable(row)
+        growing = bool(what) and row.grows
+        compared = not growing or row.is_comparable
         sentence = figure_sentence(row, base.label if base is not None else None)
         if growing:
             sentence = growth_sentence(row, what, sentence if compared else "")
@@ -336,7 +336,7 @@ class _Maker:
             return
         self.figures += 1
         what = subject.traits.grows_with
-        if what and grows(row):
+        if what and row.grows:
             name = self._chart_name()
             yield Panel("", f"{row.metric.name} over {what}. {sentence}", name, growth_chart(row, what, name))
             return

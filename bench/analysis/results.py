@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from tare.bench.analysis.cells import Points
 from tare.bench.analysis.density import DensityResult, analyse_density
@@ -51,6 +52,16 @@ class CellResult(msgspec.Struct, frozen=True):
     precision: Precision | None = None
     size: int | None = None
 
+    @property
+    def sizes(self) -> list[int]:
+        """The iteration numbers of its points: of a metric taken at several sizes, these."""
+        return np.unique(self.points.iteration_numbers).tolist()  # type: ignore[no-any-return]  # of a column of ints
+
+    def median_at(self, size: int) -> float | None:
+        """The median of its values at one size; None if it was not measured there."""
+        values = self.points.iterations[self.points.iteration_numbers == size]
+        return float(np.median(values)) if len(values) else None
+
 
 class Row(msgspec.Struct, frozen=True):
     """One metric of a subject over the backends, the baseline first.
@@ -69,6 +80,16 @@ class Row(msgspec.Struct, frozen=True):
     def size(self) -> int | None:
         """The size at which it was estimated, if at one of several."""
         return self.cells[0].size if self.cells else None
+
+    @property
+    def grows(self) -> bool:
+        """Whether it was taken at several sizes (``iteration`` is one), not again and again at one."""
+        return any(len(cell.sizes) > 2 for cell in self.cells)
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether it was estimated at one size, or on all backends at the same: typical values compare only then."""
+        return self.size is not None or all(cell.sizes == self.cells[0].sizes for cell in self.cells)
 
     @property
     def name(self) -> str:

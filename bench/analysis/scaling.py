@@ -9,6 +9,7 @@ enlarged by what a fit to so few points makes them too small (degrees of freedom
 """
 
 import math
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -54,7 +55,7 @@ class Scaling(msgspec.Struct, frozen=True):
 
     def at(self, population: float) -> float:
         """The throughput at a population by the fit."""
-        return throughput(population, self.rate.value, self.contention.value, self.coherency.value)
+        return throughput(population, (self.rate.value, self.contention.value, self.coherency.value))
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -64,8 +65,14 @@ class Refusal(msgspec.Struct, frozen=True):
     points: tuple[tuple[float, float], ...]
 
 
-def throughput(population: float, rate: float, contention: float, coherency: float) -> float:
+_Law = tuple[float, float, float]
+"""Rate, contention, coherency."""
+_N = TypeVar("_N", float, Floats)
+
+
+def throughput(population: _N, law: _Law) -> _N:
     """The law."""
+    rate, contention, coherency = law
     others = population - 1
     return rate * population / (1 + contention * others + coherency * population * others)
 
@@ -85,7 +92,8 @@ def fit_scaling(population: Floats, values: Floats, *, seed: int = _SEED) -> Sca
     coefficients = _solve(population, values)
     if coefficients[0] <= 0:
         return Refusal("throughput grows faster than the number of instances, which the law does not know", points)
-    fitted = _throughputs(population, coefficients)
+    best = _parameters(coefficients)
+    fitted = throughput(population, best)
     relative = values / fitted - 1
     error = float(np.sqrt((relative**2).mean()))
     misses = [float(relative[population == one].mean()) for one in np.unique(population)]
@@ -99,7 +107,6 @@ def fit_scaling(population: Floats, values: Floats, *, seed: int = _SEED) -> Sca
     spread = float(((values - values.mean()) ** 2).sum())
     flat = spread <= 1e-12 * float((values**2).sum())
     draws = np.array([_parameters(one) for one in _bootstrap(population, fitted, relative, seed)])
-    best = _parameters(coefficients)
     peak, peaks = _peak(best), [_peak(draw) for draw in draws]
     ends = [math.inf if one is None else one for one in peaks]
     low, high = (float(np.quantile(ends, level, method="nearest")) for level in (0.025, 0.975))
@@ -110,7 +117,7 @@ def fit_scaling(population: Floats, values: Floats, *, seed: int = _SEED) -> Sca
         peak=peak,
         peak_low=low if math.isfinite(low) else None,
         peak_high=high if math.isfinite(high) else None,
-        peak_throughput=None if peak is None else throughput(peak, *best),
+        peak_throughput=None if peak is None else throughput(peak, best),
         error=error,
         r_squared=None if flat else 1 - float(((values - fitted) ** 2).sum()) / spread,
         points=points,
@@ -129,12 +136,6 @@ def _solve(population: Floats, values: Floats) -> Floats:
     return np.asarray(solution / sizes, dtype=np.float64)
 
 
-def _throughputs(population: Floats, coefficients: Floats) -> Floats:
-    first, second, third = coefficients
-    others = population - 1
-    return np.asarray(population / (first + second * others + third * population * others), dtype=np.float64)
-
-
 def _bootstrap(population: Floats, fitted: Floats, relative: Floats, seed: int) -> list[Floats]:
     from scipy.special import ndtri, stdtrit
 
@@ -151,7 +152,7 @@ def _bootstrap(population: Floats, fitted: Floats, relative: Floats, seed: int) 
     return found
 
 
-def _parameters(coefficients: Floats) -> tuple[float, float, float]:
+def _parameters(coefficients: Floats) -> _Law:
     first, second, third = (float(one) for one in coefficients)
     return 1 / first, second / first, third / first
 
@@ -161,7 +162,7 @@ def _parameter(value: float, draws: Floats) -> Parameter:
     return Parameter(value, min(low, value), max(high, value))
 
 
-def _peak(parameters: tuple[float, float, float] | Floats) -> float | None:
+def _peak(parameters: _Law | Floats) -> float | None:
     """Where throughput is largest: at 1 where others only take from it, nowhere if it never falls."""
     _, contention, coherency = parameters
     if coherency <= 1e-12:

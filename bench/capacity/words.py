@@ -93,8 +93,8 @@ def _type_notes(kind: InstanceType) -> Iterator[str]:
         )
     if not result.cell.workload:
         yield (
-            "measured while idle: the memory and CPUs that your workload needs are in its limits only; "
-            "`tare density --workload` measures them"
+            "measured while idle: what your workload needs is not in the measured figures; "
+            "`tare density --workload` measures it"
         )
 
 

@@ -60,12 +60,11 @@ def plan_command(request: PlanRequest) -> ExitCode:
             text = plan_markdown(plan)
         case _:
             text = plan_text(plan)
-    if request.output is None or str(request.output) == "-":
-        typer.echo(text, nl=False)
-    else:
-        with whole_file(request.output) as part:
-            part.write_text(text, "utf-8")
-        typer.echo(str(request.output))
+    output = request.output or Path("-")
+    with whole_file(output) as part:
+        part.write_text(text, "utf-8")
+    if str(output) != "-":
+        typer.echo(str(output))
     return ExitCode.OK
 
 
@@ -108,13 +107,17 @@ def _fleet_plan(fleet: Fleet, request: PlanRequest) -> Plan:
         if value:
             raise SuiteError("--fleet", f"cannot be combined with {name}: the file states it")
     cpu_by_limit = any(Resource.CPU in host.overcommit for host in fleet.hosts)
-    demands = [Demand(_wanted(one, cpu_by_limit=cpu_by_limit), one.instances) for one in fleet.demands]
+    loaded = {run: _load(Path(run)) for run in dict.fromkeys(one.run for one in fleet.demands)}
+    demands = [
+        Demand(_wanted(one, *loaded[one.run], cpu_by_limit=cpu_by_limit), one.instances) for one in fleet.demands
+    ]
     plans = tuple(plan_host(one.type, host, demand=one.instances) for host in fleet.hosts for one in demands)
     return Plan(fleet.hosts, plans, pack(demands, fleet.hosts))
 
 
-def _wanted(wanted: DemandSection, *, cpu_by_limit: bool) -> InstanceType:
-    run, results = _load(Path(wanted.run))
+def _wanted(
+    wanted: DemandSection, run: LoadedRun, results: Sequence[DensityResult], *, cpu_by_limit: bool
+) -> InstanceType:
     _check_backends((wanted.backend,), [(run, results)])
     found = [result for result in results if result.cell.backend == wanted.backend]
     own = [result for result in found if wanted.workload in (None, result.cell.workload)]
@@ -166,20 +169,19 @@ def _basis(name: str) -> Basis:
 
 def _host(request: PlanRequest, manifest: Manifest) -> HostType:
     """The host of the options; what they leave out is the measured host's."""
-    given: dict[str, Any] = {"cpus": request.cpus, "memory": request.memory or None, "disk": request.disk or None}
+    stated = {"cpus": request.cpus, "memory": request.memory or None, "disk": request.disk or None}
+    given: dict[str, Any] = {"name": "the host"}
+    if measured := find_measured_host(manifest):
+        name = measured.name if request.cpus is None and not request.memory else given["name"]
+        given = {"name": name, "cpus": measured.cpus, "memory": measured.memory}
+    given |= {key: value for key, value in stated.items() if value is not None}
+    if not {"cpus", "memory"} <= given.keys():
+        problem = "the run does not say its host's CPUs and memory"
+        raise SuiteError(str(PLACE), problem, remedy="state --cpus and --memory")
     given["overcommit"] = typed_values("--overcommit", _parts(request.overcommit))
     given["reserve"] = typed_values("--reserve", _parts(request.reserve))
-    measured = find_measured_host(manifest)
-    is_measured = measured is not None and request.cpus is None and not request.memory
-    if measured is not None:
-        given["cpus"] = measured.cpus if request.cpus is None else request.cpus
-        given["memory"] = request.memory or measured.memory
-    if given["cpus"] is None or given["memory"] is None:
-        raise SuiteError(
-            "tare plan", "the run does not tell its host's CPUs and memory", remedy="state --cpus and --memory"
-        )
     with suite_of_options(PLACE):
-        return read_host({"name": measured.name if measured and is_measured else "the host", **given}, PLACE)
+        return read_host(given, PLACE)
 
 
 def _parts(given: Sequence[str]) -> list[str]:

@@ -10,8 +10,7 @@ from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.plan import plan_host
 from tare.bench.store import load_run
 from tare.reports import capacity
-from tare.reports.capacity import capacity_view
-from tare.reports.capacity_charts import Curve, curve_chart
+from tare.reports.capacity import Curve, capacity_view, curve_chart
 from tare.reports.findings import findings, question
 from tare.reports.html import HtmlReporter
 from tare.reports.junit import JUnitReporter
