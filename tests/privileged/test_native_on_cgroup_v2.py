@@ -41,7 +41,6 @@ SUITE_DEADLINE_S = 600
 
 SHIPPED_TESTS = (
     "tests/contract/conftest.py",
-    "tests/contract/fake_backend.py",
     "tests/contract/test_backend_contract.py",
     "tests/privileged/host_kernel.py",
     "tests/privileged/test_native_cgroups.py",
