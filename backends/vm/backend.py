@@ -18,14 +18,15 @@ from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import limit_confounds
 from tare.backends.vm import accel, connection, emulator
 from tare.backends.vm.boot import LOADER_ARGUMENTS
-from tare.backends.vm.boot_disk import find_or_make_boot_disk, probe_boot_disk
 from tare.backends.vm.daemons import start_daemon_connection
 from tare.backends.vm.description import describe
 from tare.backends.vm.disks import (
     choose_scratch_mode,
+    find_or_make_boot_disk,
     make_clone,
     make_qcow2,
     make_scratch_template,
+    probe_boot_disk,
 )
 from tare.backends.vm.domain_xml import Memory
 from tare.backends.vm.embedded import start_embedded

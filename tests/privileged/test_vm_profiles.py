@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tare.backends.vm.backend import VirtualMachine
-from tare.backends.vm.boot_disk import probe_boot_disk
+from tare.backends.vm.disks import probe_boot_disk
 from tare.backends.vm.options import Profile, VmOptions
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import BackendContext

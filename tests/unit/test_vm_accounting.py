@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.backends.vm.accounting import find_guest_ram, memory_parts, vcpu_seconds
+from tare.backends.vm.instance import find_guest_ram, memory_parts, vcpu_seconds
 from tare.bench.linux.files import HostRoots
 from tare.bench.linux.memory import Mapping, process_footprint
 

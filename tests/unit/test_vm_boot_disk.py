@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from tare.backends.vm.boot_disk import find_or_make_boot_disk, probe_boot_disk
+from tare.backends.vm.disks import find_or_make_boot_disk, probe_boot_disk
 from tare.bench.errors import BackendError
 
 
@@ -41,7 +41,7 @@ def test_it_boots_and_holds_what_is_booted(parts, tmp_path):
 
 @pytest.mark.tools
 def test_what_cannot_be_made_leaves_nothing(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr("tare.backends.vm.boot_disk._SPARE_MIB", -2)
+    monkeypatch.setattr("tare.backends.vm.disks._SPARE_MIB", -2)
     with pytest.raises(BackendError, match="could not make the disk that the firmware boots from"):
         find_or_make_boot_disk(*parts, (), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
