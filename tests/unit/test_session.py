@@ -14,11 +14,11 @@ import pytest
 from tare.bench.errors import RunDirectoryError, TareError, UnavailableError, UnknownNameError
 from tare.bench.image import ImageStore, Recipe, store
 from tare.bench.ledger import Ledger, ResourceKind
-from tare.bench.model import Completed, EventKind
+from tare.bench.model import BackendDescription, Completed, EventKind
 from tare.bench.runner import make_event
 from tare.bench.session import RunRequest, resume_run, start_run
 from tare.bench.store import RunStore, load_run
-from tests.unit.session_fakes import Orders
+from tests.unit.session_fakes import Box, Orders
 from tests.unit.test_image_store import tiny_parts
 
 SUITE = """
@@ -628,3 +628,21 @@ def test_an_instance_is_said_to_be_done_only_after_what_it_measured_is_on_disk(p
         lost = [one for one in synced.missing(run) if "b09i00-new" in one or one.startswith(("samples", "histograms"))]
         assert lost == []
         assert (run / "events.jsonl").stat().st_size > events_before
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        (lambda: BackendDescription("odd"), "Missing required argument 'kind'"),
+        (lambda: BackendDescription("odd", "unikernel"), "of the kind 'unikernel', which does not exist"),
+        (lambda: None, "returned None, not a BackendDescription"),
+    ],
+)
+def test_a_backend_that_does_not_say_what_it_is_is_unavailable_and_the_others_are_measured(
+    place, monkeypatch, described, said
+):
+    monkeypatch.setattr(Box, "prepare", lambda *_: described())
+    result = start(place)
+    assert said in result.unavailable["fake-box"].reason
+    assert result.outcome.done == PLANNED / 2
+    assert list(manifest(place / "run")["backends"]) == ["fake-metal"]
