@@ -34,7 +34,7 @@ from tare.bench.ledger import Ledger, ResourceKind, clean
 from tare.bench.locations import cache_directory
 from tare.bench.model import Command, Completed, Envelope, InstanceSpec
 from tare.bench.registry import find_workloads
-from tare.bench.stats.intervals import centre_interval
+from tare.bench.stats.comparisons import centre_interval
 
 BASE = Path("/var/tmp/tare-vm-overhead")
 ENVELOPE_BYTES = 512 * 2**20

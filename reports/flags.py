@@ -20,7 +20,6 @@ from tare.bench.disturbance import Disturbance, disturbance_of
 from tare.bench.model import Event, EventKind
 from tare.bench.readable import one_line
 from tare.bench.samples import params_text
-from tare.bench.stats import adjust_p_values
 from tare.bench.stats.series import SeriesTest, drift, serial_correlation
 from tare.bench.store import LoadedRun
 
@@ -142,7 +141,9 @@ def order_flags(analysis: Analysis) -> Iterator[Flag]:
     tested = list(_order_tests(analysis))
     if not tested:
         return
-    q_values = adjust_p_values([one.test.p_value for one in tested]).tolist()
+    from scipy.stats import false_discovery_control
+
+    q_values = false_discovery_control([one.test.p_value for one in tested]).tolist()
     kept: dict[tuple[FlagKind, CellName], list[tuple[_Tested, float]]] = {}
     for one, q in zip(tested, q_values, strict=True):
         smallest = SMALLEST_DRIFT if one.kind is FlagKind.DRIFT else SMALLEST_CORRELATION

@@ -134,6 +134,7 @@ def _suites(cases: Iterable[_Case], manifest: Manifest, said: Iterable[str] = ()
         suite.timestamp, suite.hostname = _timestamp(manifest), _host_name(manifest)
         suite.append(junit.Properties())
         suite.add_testcases([_test_case(case) for case in members])
+        suite.time = round(sum(case.seconds for case in members), 3)
         # Ant's schema has output for a whole suite only.
         texts = [*said, *(f"{case.name}:\n{case.said}" for case in members if case.said)]
         suite.append(junit.SystemOut(readable("\n\n".join(texts))))

@@ -4,27 +4,29 @@ The method in one paragraph. Each instance is reduced to the median of its itera
 instances, and a backend is compared with the baseline block by block: one log ratio a block. What the host did to a
 block (drift, other load) falls on both sides of a ratio and cancels. The estimate is the centre of these log ratios,
 and the interval comes from how they differ from block to block, which holds the variation of both levels at once
-(Kalibera and Jones 2013: the top level decides). ``intervals`` says which interval and why, ``verdicts`` what follows,
+(Kalibera and Jones 2013: the top level decides). ``comparisons`` says which interval and why, and what follows,
 ``warmup`` which iterations do not count, ``noise`` what the host could have shown at all, ``precision`` how far a
 cell is from the precision asked for.
 
-Importing this package imports numpy, and no more of scipy than its special functions.
+Importing this package imports numpy; scipy is imported where it is used.
 """
 
 from tare.bench.settings import DEFAULT_MARGIN
-from tare.bench.stats.intervals import LEVEL, MANY_BLOCKS, Interval, centre_interval
-from tare.bench.stats.medians import CellBlocks, grouped_medians
-from tare.bench.stats.noise import NoiseFloor, NoiseSource, detectable_ratio, noise_floor
-from tare.bench.stats.precision import Precision, Standing, precision_of
-from tare.bench.stats.verdicts import (
+from tare.bench.stats.comparisons import (
+    LEVEL,
+    MANY_BLOCKS,
     Comparison,
+    Interval,
     Verdict,
-    adjust_p_values,
+    centre_interval,
     compare,
     control_false_discoveries,
     judge,
     summarise,
 )
+from tare.bench.stats.medians import CellBlocks, grouped_medians
+from tare.bench.stats.noise import NoiseFloor, NoiseSource, detectable_ratio, noise_floor
+from tare.bench.stats.precision import Precision, Standing, precision_of
 from tare.bench.stats.warmup import WarmUp, find_warm_up
 
 __all__ = [
@@ -40,7 +42,6 @@ __all__ = [
     "Standing",
     "Verdict",
     "WarmUp",
-    "adjust_p_values",
     "centre_interval",
     "compare",
     "control_false_discoveries",

@@ -16,9 +16,8 @@ import numpy as np
 
 from tare.bench.model import Direction
 from tare.bench.settings import DEFAULT_MARGIN
-from tare.bench.stats.intervals import LEVEL, MANY_BLOCKS, TRIMMED
+from tare.bench.stats.comparisons import LEVEL, MANY_BLOCKS, Comparison, compare, winsorised_deviation
 from tare.bench.stats.medians import CellBlocks, Floats
-from tare.bench.stats.verdicts import Comparison, compare
 
 POWER = 0.9
 
@@ -138,7 +137,4 @@ def _spread(values: Floats | None, n_blocks: int) -> float | None:
         return None
     if n_blocks < MANY_BLOCKS:
         return float(values.std(ddof=1))
-    cut = int(TRIMMED * len(values))
-    ordered = np.sort(values)
-    winsorised = np.clip(values, ordered[cut], ordered[len(values) - cut - 1])
-    return float(winsorised.std(ddof=1)) / (1 - 2 * cut / len(values))
+    return winsorised_deviation(values)

@@ -14,8 +14,7 @@ from enum import StrEnum
 
 import msgspec
 
-from tare.bench.stats.intervals import LEVEL, Interval
-from tare.bench.stats.verdicts import Comparison
+from tare.bench.stats.comparisons import LEVEL, Comparison, Interval
 
 FEWEST = 8
 """Blocks that a cell has before it may be done."""

@@ -13,7 +13,6 @@ from tare.bench.stats import (
     MANY_BLOCKS,
     CellBlocks,
     Verdict,
-    adjust_p_values,
     centre_interval,
     compare,
     control_false_discoveries,
@@ -21,7 +20,7 @@ from tare.bench.stats import (
     judge,
     summarise,
 )
-from tare.bench.stats.intervals import RESAMPLES, bootstrap_centres, expanded_tail, trimmed_mean
+from tare.bench.stats.comparisons import RESAMPLES, bootstrap_centres, expanded_tail, trimmed_mean
 
 LOWER, HIGHER = Direction.LOWER, Direction.HIGHER
 
@@ -204,12 +203,6 @@ def test_swapping_sides_turns_the_ratio_over(values):
 def test_own_values_with_zeros_are_summarised_without_logarithms():
     assert summarise(blocks_of(0, 0, 3)).centre == pytest.approx(1.0)
     assert summarise(blocks_of(1, 4)).centre == pytest.approx(2.0)
-
-
-def test_q_values_are_scipys():
-    p_values = np.random.default_rng(1).uniform(size=40) ** 3
-    assert adjust_p_values(p_values) == pytest.approx(reference.false_discovery_control(p_values))
-    assert adjust_p_values([]).tolist() == []
 
 
 def test_differences_by_chance_do_not_survive_many_comparisons():

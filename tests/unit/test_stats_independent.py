@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from tare.bench.analysis import analyse
-from tare.bench.stats.intervals import expanded_tail
+from tare.bench.stats.comparisons import expanded_tail
 from tare.bench.store import load_run
 from tests.synthetic import QUICK, write_run
 

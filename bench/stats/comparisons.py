@@ -1,0 +1,322 @@
+"""From blocks to intervals, and from intervals to verdicts: faster, slower, equivalent, inconclusive.
+
+The interval for the centre of a few independent values, one a block, was chosen by simulation with known truth
+(``docs/decisions/0050-intervals.md``):
+
+- up to 15 blocks, the mean with Student's t. A bootstrap of four or five values cannot know the tails of what they
+  came from: its percentile interval covers 85 to 93 % where it says 95, even expanded.
+- from 16 blocks, the mean trimmed by 20 % on each side with a percentile bootstrap over blocks (Wilcox 2012, ch. 4),
+  its quantiles expanded for the narrowness of small samples (Hesterberg 2015, section 3.2), which scipy's bootstrap
+  does not do. One block in ten that went astray does not move it, and skewness does not spoil its coverage as it does
+  that of t.
+
+A block is resampled whole, with its instances and iterations. Resampling these again inside it would count
+their noise twice (Davison and Hinkley 1997, section 3.8): in simulation such intervals cover 100 %.
+
+Blocks of two runs share nothing that the host did, and are taken as two independent samples on the log scale with
+variances of their own. With fewer than ``MANY_BLOCKS`` on a side: the difference of means with Welch's t (Welch 1947).
+From there: the difference of means trimmed by 20 % with Yuen's t (Yuen 1974; Wilcox 2012, section 5.3), as one block
+that went astray moves a mean. The interval holds the variation of blocks within either run, and not that between two
+runs of the same thing, of which one each was made.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+import msgspec
+import numpy as np
+
+from tare.bench.model import Direction
+from tare.bench.settings import DEFAULT_MARGIN
+from tare.bench.stats.medians import CellBlocks, Floats, Integers
+
+LEVEL = 0.95
+MANY_BLOCKS = 16
+ALIKE_BLOCKS = 4
+"""So many blocks with one and the same reading say that it is steady; fewer, that the tool's steps are coarse."""
+TRIMMED = 0.2
+RESAMPLES = 4000
+_CHUNK = 4_000_000
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """A centre with its interval, and the two-sided p-value of the centre being 0.
+
+    ``low``, ``high`` and ``p_value`` are None where one value alone, or a few that are alike, do not allow them.
+    """
+
+    centre: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    method: str
+
+
+def centre_interval(values: Floats, *, level: float = LEVEL, seed: int = 0) -> Interval:
+    """The centre of independent values and its interval. Raises ValueError if there are none."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("there is no value to estimate from")
+    if n == 1:
+        return Interval(float(values[0]), None, None, None, "one block: no interval")
+    if n < MANY_BLOCKS:
+        return _student(values, level)
+    return _trimmed_bootstrap(values, level, seed)
+
+
+def trimmed_mean(values: Floats) -> Floats:
+    """The mean without the lowest and highest fifth, along the last axis."""
+    from scipy.stats import trim_mean
+
+    middle: Floats = trim_mean(values, TRIMMED, axis=-1)
+    return middle
+
+
+def winsorised_deviation(values: Floats) -> float:
+    """The standard deviation of one value whose trimmed mean is as spread as the mean of a sample with it."""
+    cut = int(TRIMMED * len(values))
+    ordered = np.sort(values)
+    winsorised = np.clip(values, ordered[cut], ordered[len(values) - cut - 1])
+    return float(winsorised.std(ddof=1)) / (1 - 2 * cut / len(values))
+
+
+def expanded_tail(n: int, level: float) -> float:
+    """The tail probability of a percentile interval over ``n`` values that reaches as far as Student's t.
+
+    Hesterberg 2015: the bootstrap's standard error is too small by sqrt((n-1)/n), and its quantiles are normal ones.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))
+
+
+def bootstrap_centres(values: Floats, *, seed: int, resamples: int = RESAMPLES) -> Floats:
+    """Trimmed means of resamples with replacement. The same seed gives the same resamples for the same length."""
+    n = len(values)
+    rows = max(1, _CHUNK // n)
+    if resamples <= rows:
+        return trimmed_mean(values[_choices(n, resamples, seed)])
+    random = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, resamples, rows):
+        chosen = random.integers(0, n, (min(rows, resamples - start), n))
+        parts.append(trimmed_mean(values[chosen]))
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=4)
+def _choices(n: int, resamples: int, seed: int) -> Integers:
+    return np.random.default_rng(seed).integers(0, n, (resamples, n))
+
+
+def _student(values: Floats, level: float) -> Interval:
+    from scipy.special import stdtr, stdtrit
+
+    n = len(values)
+    centre = float(values.mean())
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    if error == 0 and n < ALIKE_BLOCKS:
+        return Interval(centre, None, None, None, f"{n} blocks with the same reading: no interval")
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    p = _p_of_ratio(centre, error, lambda t: 2 * float(stdtr(n - 1, -t)))
+    return Interval(centre, centre - half, centre + half, p, f"t over {n} blocks")
+
+
+def _trimmed_bootstrap(values: Floats, level: float, seed: int) -> Interval:
+    from scipy.special import stdtr
+
+    n = len(values)
+    cut = int(TRIMMED * n)
+    centre = float(trimmed_mean(values))
+    tail = expanded_tail(n, level)
+    low, high = np.quantile(bootstrap_centres(values, seed=seed), (tail, 1 - tail))
+    error = winsorised_deviation(values) / math.sqrt(n)  # as in Yuen's test
+    p = _p_of_ratio(centre, error, lambda t: 2 * float(stdtr(n - 2 * cut - 1, -t)))
+    return Interval(centre, float(low), float(high), p, f"bootstrap of the trimmed mean over {n} blocks")
+
+
+def _p_of_ratio(centre: float, error: float, tail: Callable[[float], float]) -> float:
+    if error == 0:
+        return 1.0 if centre == 0 else 0.0
+    return tail(abs(centre) / error)
+
+
+class Verdict(StrEnum):
+    """What an interval says. ``faster`` means better in the metric's own direction, ``slower`` worse."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    EQUIVALENT = "equivalent"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """One metric of one backend against the baseline.
+
+    ``ratio`` is backend over baseline; None where a value of 0 allows none. ``low`` and ``high`` bound it at
+    ``level``; None where one block alone allows no interval. ``n_blocks`` are those that hold both sides;
+    ``n_instances`` and ``n_iterations`` are the backend's own in them. ``p_value`` tests a ratio of 1;
+    ``q_value`` is it after ``control_false_discoveries``, and ``verdict_adjusted`` the verdict that survives.
+    ``note`` says why something is missing.
+    """
+
+    ratio: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict
+    n_blocks: int
+    n_instances: int
+    n_iterations: int
+    method: str
+    margin: float
+    level: float
+    note: str = ""
+    p_value: float | None = None
+    q_value: float | None = None
+    verdict_adjusted: Verdict = Verdict.INCONCLUSIVE
+
+
+def compare(
+    backend: CellBlocks,
+    baseline: CellBlocks,
+    *,
+    direction: Direction,
+    margin: float = DEFAULT_MARGIN,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Comparison:
+    """Compare a cell with the baseline's, paired by block. Never raises for too little data: the note says it."""
+    shared = np.intersect1d(backend.blocks, baseline.blocks)
+    ours, theirs = backend.at(shared), baseline.at(shared)
+    counts = (len(shared), int(ours.instances.sum()), int(ours.iterations.sum()))
+    if len(shared) == 0:
+        return _undecided(counts, "no block holds both: no ratio", margin, level)
+    if not (ours.values.any() or theirs.values.any()):
+        return _undecided(counts, "0 on both sides", margin, level)
+    if min(ours.values.min(), theirs.values.min()) <= 0:
+        return _undecided(counts, "a value of 0 or below: no ratio", margin, level)
+    found = centre_interval(np.log(ours.values) - np.log(theirs.values), level=level, seed=seed)
+    return _decided(found, counts, direction, margin, level, found.method)
+
+
+def summarise(cell: CellBlocks, *, level: float = LEVEL, seed: int = 0) -> Interval:
+    """The centre of a cell's own values, in the metric's unit, with its interval; on the log scale where it can be."""
+    if cell.values.min() > 0:
+        return _exponential(centre_interval(np.log(cell.values), level=level, seed=seed))
+    return centre_interval(cell.values, level=level, seed=seed)
+
+
+def judge(ratio: float, low: float | None, high: float | None, direction: Direction, margin: float) -> Verdict:
+    """The verdict of a ratio with its interval.
+
+    Equivalent: the whole interval lies inside the margin. Faster or slower: the whole interval lies on one side of
+    1, and the ratio itself outside the margin. Everything else is inconclusive, and so is a ratio without interval.
+    The margin is the same factor both ways: from 1/(1+margin) to 1+margin.
+    """
+    if low is None or high is None:
+        return Verdict.INCONCLUSIVE
+    largest = 1 + margin
+    if low >= 1 / largest and high <= largest:
+        return Verdict.EQUIVALENT
+    if low > 1 and ratio > largest:
+        return Verdict.SLOWER if direction is Direction.LOWER else Verdict.FASTER
+    if high < 1 and ratio < 1 / largest:
+        return Verdict.FASTER if direction is Direction.LOWER else Verdict.SLOWER
+    return Verdict.INCONCLUSIVE
+
+
+def control_false_discoveries(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons with q-values over all of them, by Benjamini and Hochberg (1995).
+
+    Of the verdicts faster and slower only those with q up to 1 - level survive in ``verdict_adjusted``. Equivalence
+    needs no adjustment: it claims no difference.
+    """
+    from scipy.stats import false_discovery_control
+
+    tested = [index for index, comparison in enumerate(comparisons) if comparison.p_value is not None]
+    q_values = false_discovery_control([comparisons[index].p_value or 0.0 for index in tested])
+    result = list(comparisons)
+    for index, q in zip(tested, q_values.tolist(), strict=True):
+        found = comparisons[index]
+        differs = found.verdict in (Verdict.FASTER, Verdict.SLOWER)
+        kept = found.verdict if not differs or q <= 1 - found.level else Verdict.INCONCLUSIVE
+        result[index] = msgspec.structs.replace(found, q_value=q, verdict_adjusted=kept)
+    return result
+
+
+def _exponential(interval: Interval) -> Interval:
+    def back(value: float | None) -> float | None:
+        return None if value is None else math.exp(value)
+
+    return msgspec.structs.replace(
+        interval, centre=math.exp(interval.centre), low=back(interval.low), high=back(interval.high)
+    )
+
+
+def _undecided(counts: tuple[int, int, int], note: str, margin: float, level: float) -> Comparison:
+    return Comparison(None, None, None, Verdict.INCONCLUSIVE, *counts, "none", margin, level, note)
+
+
+def compare_unpaired(
+    second: CellBlocks,
+    first: CellBlocks,
+    *,
+    direction: Direction,
+    margin: float = DEFAULT_MARGIN,
+    level: float = LEVEL,
+) -> Comparison:
+    """The ratio of a cell in one run to the same cell in another. Never raises for too little data: the note says it.
+
+    ``n_blocks`` of the result are those of the side that has fewer; instances and iterations are the second's.
+    """
+    n_blocks = min(len(first.values), len(second.values))
+    counts = (n_blocks, int(second.instances.sum()), int(second.iterations.sum()))
+    if n_blocks == 0:
+        return _undecided(counts, "no block on one side: no ratio", margin, level)
+    if not (first.values.any() or second.values.any()):
+        return _undecided(counts, "0 on both sides", margin, level)
+    if min(first.values.min(), second.values.min()) <= 0:
+        return _undecided(counts, "a value of 0 or below: no ratio", margin, level)
+    found = difference_interval(np.log(second.values), np.log(first.values), level=level)
+    return _decided(found, counts, direction, margin, level, "one block on a side: no interval")
+
+
+def difference_interval(second: Floats, first: Floats, *, level: float = LEVEL) -> Interval:
+    """The difference of two centres, second minus first, with its interval and the p-value of it being 0."""
+    from scipy.stats import ttest_ind
+
+    counts = f"{len(second)} and {len(first)} blocks"
+    trims = min(len(second), len(first)) >= MANY_BLOCKS
+    centre = float(trimmed_mean(second) - trimmed_mean(first)) if trims else float(second.mean() - first.mean())
+    if min(len(second), len(first)) < 2:
+        return Interval(centre, None, None, None, f"{counts}: no interval")
+    method = f"{'Yuen' if trims else 'Welch'}'s t over {counts}"
+    if not trims and max(np.ptp(second), np.ptp(first)) == 0:  # scipy has no answer where nothing varies
+        return Interval(centre, centre, centre, 1.0 if centre == 0 else 0.0, method)
+    found = ttest_ind(second, first, equal_var=False, trim=TRIMMED if trims else 0)
+    low, high = found.confidence_interval(level)
+    return Interval(centre, float(low), float(high), float(found.pvalue), method)
+
+
+def _decided(
+    on_logs: Interval, counts: tuple[int, int, int], direction: Direction, margin: float, level: float, no_interval: str
+) -> Comparison:
+    """The comparison that an interval on the log scale makes; ``no_interval`` is said where it has no ends."""
+    found = _exponential(on_logs)
+    verdict = judge(found.centre, found.low, found.high, direction, margin)
+    return Comparison(
+        found.centre,
+        found.low,
+        found.high,
+        verdict,
+        *counts,
+        found.method,
+        margin,
+        level,
+        note="" if found.low is not None else no_interval,
+        p_value=found.p_value,
+        q_value=found.p_value,
+        verdict_adjusted=verdict,
+    )
