@@ -6,7 +6,7 @@ libvirt and QEMU choose by themselves for a ``q35`` machine.
 
 import itertools
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -137,104 +137,108 @@ class Guest(msgspec.Struct, frozen=True):
 
 def domain_xml(guest: Guest) -> str:
     """The XML that ``virDomainCreateXML`` takes."""
-    domain = ET.Element("domain", type=_TYPES[guest.accelerator])
-    _text(domain, "name", guest.name)
-    _text(domain, "memory", str(guest.memory_bytes), unit="b")
-    _add_memory_backing(domain, guest)
-    _add_cpus(domain, guest)
-    _add_boot(domain, guest)
-    features = ET.SubElement(domain, "features")
-    ET.SubElement(features, "acpi")
-    if guest.accelerator is Accelerator.TCG:
-        _text(ET.SubElement(features, "tcg"), "tb-cache", str(TB_CACHE_MIB), unit="MiB")
-    _add_cpu_model(domain, guest)
-    _text(domain, "on_reboot", "destroy")
-    _text(domain, "on_crash", "destroy")
-    _add_devices(domain, guest)
-    _add_labels(domain, guest.security_models)
-    _add_qemu_extensions(domain, guest)
+    tcg = _e("tcg", _e("tb-cache", str(TB_CACHE_MIB), unit="MiB")) if guest.accelerator is Accelerator.TCG else None
+    domain = _e(
+        "domain",
+        _e("name", guest.name),
+        _e("memory", str(guest.memory_bytes), unit="b"),
+        _memory_backing(guest),
+        *_cpus(guest),
+        *_boot(guest),
+        _e("features", _e("acpi"), tcg),
+        _cpu_model(guest),
+        _e("on_reboot", "destroy"),
+        _e("on_crash", "destroy"),
+        _devices(guest),
+        *map(_label, guest.security_models),
+        *_qemu_extensions(guest),
+        type=_TYPES[guest.accelerator],
+    )
     return ET.tostring(domain, encoding="unicode")
 
 
-def _add_memory_backing(domain: ET.Element, guest: Guest) -> None:
-    backing = ET.Element("memoryBacking")
-    if guest.memory is Memory.HUGEPAGES:
-        ET.SubElement(backing, "hugepages")
-    if not guest.mergeable:
-        ET.SubElement(backing, "nosharepages")
-    if guest.memory is not Memory.PLAIN:
+def _e(tag: str, *content: ET.Element | str | None, **attributes: str) -> ET.Element:
+    """An element with its text and its children; None is left out."""
+    element = ET.Element(tag, attributes)
+    for part in content:
+        if isinstance(part, str):
+            element.text = part
+        elif part is not None:
+            element.append(part)
+    return element
+
+
+def _memory_backing(guest: Guest) -> ET.Element | None:
+    shared = guest.memory is not Memory.PLAIN
+    backing = _e(
+        "memoryBacking",
+        _e("hugepages") if guest.memory is Memory.HUGEPAGES else None,
+        None if guest.mergeable else _e("nosharepages"),
         # Huge pages as a file in memory too: no hugetlbfs has to be mounted. Shared, or each page would be there twice.
-        ET.SubElement(backing, "source", type="memfd")
-        ET.SubElement(backing, "access", mode="shared")
-    if len(backing):
-        domain.append(backing)
+        _e("source", type="memfd") if shared else None,
+        _e("access", mode="shared") if shared else None,
+    )
+    return backing if len(backing) else None
 
 
-def _add_cpus(domain: ET.Element, guest: Guest) -> None:
+def _cpus(guest: Guest) -> Iterator[ET.Element]:
     io_threads = max((disk.io_thread for disk in guest.disks), default=0)
-    _text(domain, "vcpu", str(len(guest.cpus)), placement="static", cpuset=",".join(map(str, guest.cpus)))
+    yield _e("vcpu", str(len(guest.cpus)), placement="static", cpuset=",".join(map(str, guest.cpus)))
     if io_threads:
-        _text(domain, "iothreads", str(io_threads))
-    tuning = ET.SubElement(domain, "cputune")
-    for vcpu, cpu in enumerate(guest.cpus if guest.pinned else ()):
-        ET.SubElement(tuning, "vcpupin", vcpu=str(vcpu), cpuset=str(cpu))
+        yield _e("iothreads", str(io_threads))
+    pinned = guest.cpus if guest.pinned else ()
     others = ",".join(map(str, guest.emulator_cpus or guest.cpus))
-    ET.SubElement(tuning, "emulatorpin", cpuset=others)
-    for number in range(1, io_threads + 1):
-        ET.SubElement(tuning, "iothreadpin", iothread=str(number), cpuset=others)
+    yield _e(
+        "cputune",
+        *(_e("vcpupin", vcpu=str(vcpu), cpuset=str(cpu)) for vcpu, cpu in enumerate(pinned)),
+        _e("emulatorpin", cpuset=others),
+        *(_e("iothreadpin", iothread=str(number), cpuset=others) for number in range(1, io_threads + 1)),
+    )
 
 
-def _add_boot(domain: ET.Element, guest: Guest) -> None:
-    system = ET.SubElement(domain, "os")
-    _text(system, "type", "hvm", arch="x86_64", machine=MACHINE)
+def _boot(guest: Guest) -> Iterator[ET.Element]:
+    machine = _e("type", "hvm", arch="x86_64", machine=MACHINE)
     if any(disk.boots for disk in guest.disks):
-        ET.SubElement(system, "smbios", mode="sysinfo")
-        strings = ET.SubElement(ET.SubElement(domain, "sysinfo", type="smbios"), "oemStrings")
-        for argument in guest.kernel_arguments:
-            _text(strings, "entry", argument)
+        yield _e("os", machine, _e("smbios", mode="sysinfo"))
+        strings = (_e("entry", argument) for argument in guest.kernel_arguments)
+        yield _e("sysinfo", _e("oemStrings", *strings), type="smbios")
         return
-    _text(system, "kernel", str(guest.kernel))
-    _text(system, "initrd", str(guest.initramfs))
-    _text(system, "cmdline", " ".join(guest.kernel_arguments))
+    arguments = " ".join(guest.kernel_arguments)
+    yield _e(
+        "os", machine, _e("kernel", str(guest.kernel)), _e("initrd", str(guest.initramfs)), _e("cmdline", arguments)
+    )
 
 
-def _add_cpu_model(domain: ET.Element, guest: Guest) -> None:
+def _cpu_model(guest: Guest) -> ET.Element:
     model = guest.cpu_model or CPU_MODE[guest.accelerator]
     if model not in CPU_MODES:
-        cpu = ET.SubElement(domain, "cpu", mode="custom", match="exact", check="none")
-        _text(cpu, "model", model, fallback="forbid")
-        return
-    cpu = ET.SubElement(domain, "cpu", mode=model, check="none")
-    if model == "host-passthrough":
-        cpu.set("migratable", "on" if guest.saved else "off")
+        return _e("cpu", _e("model", model, fallback="forbid"), mode="custom", match="exact", check="none")
+    migratable = {"migratable": "on" if guest.saved else "off"} if model == "host-passthrough" else {}
+    return _e("cpu", mode=model, check="none", **migratable)
 
 
-def _add_devices(domain: ET.Element, guest: Guest) -> None:
-    devices = ET.SubElement(domain, "devices")
-    _text(devices, "emulator", str(guest.emulator))
-    for disk in guest.disks:
-        _add_disk(devices, disk)
-    _add_controllers(devices, guest)
-    if guest.share is not None:
-        _add_share(devices, guest.share)
-    if guest.interface is not None:
-        _add_interface(devices, guest.interface)
-    _add_console(devices, guest.console_socket)
-    _add_channel(devices, "bind", guest.agent_socket, guest.agent_port)
-    _add_channel(devices, "connect", guest.command_socket, guest.command_port)
-    balloon = ET.SubElement(devices, "memballoon", model="virtio" if guest.balloon else "none")
-    if guest.free_page_reporting:
-        balloon.set("freePageReporting", "on")
+def _devices(guest: Guest) -> ET.Element:
+    reporting = {"freePageReporting": "on"} if guest.free_page_reporting else {}
+    devices = _e(
+        "devices",
+        _e("emulator", str(guest.emulator)),
+        *map(_disk, guest.disks),
+        *_controllers(guest),
+        None if guest.share is None else _share(guest.share),
+        None if guest.interface is None else _interface(guest.interface),
+        *_console(guest.console_socket),
+        _channel("bind", guest.agent_socket, guest.agent_port),
+        _channel("connect", guest.command_socket, guest.command_port),
+        _e("memballoon", model="virtio" if guest.balloon else "none", **reporting),
+    )
     _place_on_root_bus(devices)
+    return devices
 
 
-def _add_console(devices: ET.Element, socket: Path) -> None:
-    for element in ("serial", "console"):
-        console = ET.SubElement(devices, element, type="unix")
-        ET.SubElement(console, "source", mode="connect", path=str(socket))
-        target = ET.SubElement(console, "target", port="0")
-        if element == "console":
-            target.set("type", "serial")
+def _console(socket: Path) -> Iterator[ET.Element]:
+    source = _e("source", mode="connect", path=str(socket))
+    yield _e("serial", source, _e("target", port="0"), type="unix")
+    yield _e("console", source, _e("target", port="0", type="serial"), type="unix")
 
 
 def _place_on_root_bus(devices: ET.Element) -> None:
@@ -247,7 +251,7 @@ def _place_on_root_bus(devices: ET.Element) -> None:
     for device in devices:
         if _is_on_pci(device):
             slot = f"{next(slots):#04x}"
-            ET.SubElement(device, "address", type="pci", domain="0x0000", bus="0x00", slot=slot, function="0x0")
+            device.append(_e("address", type="pci", domain="0x0000", bus="0x00", slot=slot, function="0x0"))
 
 
 def _is_on_pci(device: ET.Element) -> bool:
@@ -262,90 +266,79 @@ def _is_on_pci(device: ET.Element) -> bool:
             return tag in {"filesystem", "interface"}
 
 
-def _add_disk(devices: ET.Element, disk: Disk) -> None:
-    element = ET.SubElement(devices, "disk", type="file", device="disk")
-    # A full host disk is an I/O error in the guest, as it is elsewhere; QEMU's own choice is to pause the guest.
-    policy = {"error_policy": "report"}
-    driver = ET.SubElement(
-        element, "driver", {"name": "qemu", "type": disk.format, "cache": disk.cache, "io": disk.io, **policy}
-    )
-    if disk.io_thread and not disk.is_scsi:
-        driver.set("iothread", str(disk.io_thread))
-    ET.SubElement(element, "source", file=str(disk.path))
+def _disk(disk: Disk) -> ET.Element:
+    threads = {"iothread": str(disk.io_thread)} if disk.io_thread and not disk.is_scsi else {}
+    backing = None
     if disk.backing is not None:
-        backing = ET.SubElement(element, "backingStore", type="file")
-        ET.SubElement(backing, "format", type="raw")
-        ET.SubElement(backing, "source", file=str(disk.backing))
-    ET.SubElement(element, "target", dev=disk.device, bus="scsi" if disk.is_scsi else "virtio")
-    if disk.read_only:
-        ET.SubElement(element, "readonly")
-    _text(element, "serial", disk.serial)
-    if disk.boots:
-        ET.SubElement(element, "boot", order="1")
-    if disk.is_scsi:
-        ET.SubElement(element, "address", type="drive", controller=str(_scsi_number(disk)))
+        backing = _e("backingStore", _e("format", type="raw"), _e("source", file=str(disk.backing)), type="file")
+    return _e(
+        "disk",
+        # A full host disk is an I/O error in the guest, as it is elsewhere; QEMU's own choice is to pause the guest.
+        _e("driver", name="qemu", type=disk.format, cache=disk.cache, io=disk.io, error_policy="report", **threads),
+        _e("source", file=str(disk.path)),
+        backing,
+        _e("target", dev=disk.device, bus="scsi" if disk.is_scsi else "virtio"),
+        _e("readonly") if disk.read_only else None,
+        _e("serial", disk.serial),
+        _e("boot", order="1") if disk.boots else None,
+        _e("address", type="drive", controller=_scsi_number(disk)) if disk.is_scsi else None,
+        type="file",
+        device="disk",
+    )
 
 
-def _scsi_number(disk: Disk) -> int:
+def _scsi_number(disk: Disk) -> str:
     """The number of a disk's own controller: a for 0, b for 1."""
-    return ord(disk.device[-1]) - ord("a")
+    return str(ord(disk.device[-1]) - ord("a"))
 
 
-def _add_controllers(devices: ET.Element, guest: Guest) -> None:
+def _controllers(guest: Guest) -> Iterator[ET.Element]:
     for disk in guest.disks:
         if disk.is_scsi:
-            number = str(_scsi_number(disk))
-            controller = ET.SubElement(devices, "controller", type="scsi", index=number, model="virtio-scsi")
-            if disk.io_thread:
-                ET.SubElement(controller, "driver", iothread=str(disk.io_thread))
-    ET.SubElement(devices, "controller", type="usb", model="none")
-    ET.SubElement(devices, "controller", type="virtio-serial", index="0")
+            thread = _e("driver", iothread=str(disk.io_thread)) if disk.io_thread else None
+            yield _e("controller", thread, type="scsi", index=_scsi_number(disk), model="virtio-scsi")
+    yield _e("controller", type="usb", model="none")
+    yield _e("controller", type="virtio-serial", index="0")
 
 
-def _add_share(devices: ET.Element, share: Share) -> None:
-    folder = ET.SubElement(devices, "filesystem", type="mount")
-    ET.SubElement(folder, "driver", type="virtiofs")
-    ET.SubElement(folder, "source", socket=str(share.socket))
-    ET.SubElement(folder, "target", dir=share.tag)
+def _share(share: Share) -> ET.Element:
+    source, target = _e("source", socket=str(share.socket)), _e("target", dir=share.tag)
+    return _e("filesystem", _e("driver", type="virtiofs"), source, target, type="mount")
 
 
-def _add_interface(devices: ET.Element, interface: Interface) -> None:
-    element = ET.SubElement(devices, "interface", type="ethernet" if interface.tap else "user")
-    ET.SubElement(element, "mac", address=interface.mac)
-    if interface.tap:
-        ET.SubElement(element, "target", dev=interface.tap, managed="no")
-        ET.SubElement(element, "driver", name="vhost" if interface.vhost else "qemu")
-    else:
-        address, prefix = interface.subnet
-        ET.SubElement(element, "ip", family="ipv4", address=address, prefix=str(prefix))
-    ET.SubElement(element, "model", type="virtio")
-    # Its option ROM, to boot from the network, would cost every start some time.
-    ET.SubElement(element, "rom", enabled="no")
+def _interface(interface: Interface) -> ET.Element:
+    address, prefix = interface.subnet
+    tap = (
+        _e("target", dev=interface.tap, managed="no"),
+        _e("driver", name="vhost" if interface.vhost else "qemu"),
+    )
+    return _e(
+        "interface",
+        _e("mac", address=interface.mac),
+        *(tap if interface.tap else (_e("ip", family="ipv4", address=address, prefix=str(prefix)),)),
+        _e("model", type="virtio"),
+        _e("rom", enabled="no"),  # its option ROM, to boot from the network, would cost every start some time
+        type="ethernet" if interface.tap else "user",
+    )
 
 
-def _add_channel(devices: ET.Element, mode: str, path: Path, port: str) -> None:
-    channel = ET.SubElement(devices, "channel", type="unix")
-    ET.SubElement(channel, "source", mode=mode, path=str(path))
-    ET.SubElement(channel, "target", type="virtio", name=port)
+def _channel(mode: str, path: Path, port: str) -> ET.Element:
+    source = _e("source", mode=mode, path=str(path))
+    return _e("channel", source, _e("target", type="virtio", name=port), type="unix")
 
 
-def _add_labels(domain: ET.Element, models: tuple[str, ...]) -> None:
+def _label(model: str) -> ET.Element:
     """Have a daemon run QEMU as root, as the embedded driver does, and change the owner of no file of ours."""
-    for model in models:
-        if model == "dac":
-            label = ET.SubElement(domain, "seclabel", type="static", model=model, relabel="no")
-            _text(label, "label", "+0:+0")
-        else:
-            ET.SubElement(domain, "seclabel", type="none", model=model)
+    if model == "dac":
+        return _e("seclabel", _e("label", "+0:+0"), type="static", model=model, relabel="no")
+    return _e("seclabel", type="none", model=model)
 
 
-def _add_qemu_extensions(domain: ET.Element, guest: Guest) -> None:
-    command_line = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
-    for name, value in guest.environment.items():
-        ET.SubElement(command_line, f"{{{QEMU_NAMESPACE}}}env", name=name, value=value)
-    capabilities = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}capabilities")
-    ET.SubElement(capabilities, f"{{{QEMU_NAMESPACE}}}del", capability=SLOW_QUERY)
+def _qemu_extensions(guest: Guest) -> Iterator[ET.Element]:
+    variables = guest.environment.items()
+    yield _qemu("commandline", *(_qemu("env", name=name, value=value) for name, value in variables))
+    yield _qemu("capabilities", _qemu("del", capability=SLOW_QUERY))
 
 
-def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
-    ET.SubElement(parent, tag, attributes).text = text
+def _qemu(tag: str, *content: ET.Element, **attributes: str) -> ET.Element:
+    return _e(f"{{{QEMU_NAMESPACE}}}{tag}", *content, **attributes)
