@@ -207,7 +207,10 @@ class CgroupMeter(Meter):
         controller, sources = _SOURCES[field]
         if controller == "pressure":
             return "the kernel keeps no PSI" if "cgroup.controllers" in self._files else _NO_V2_TREE
-        if not any(source.file in self._files for source in sources) or controller == "cpu":
+        # Every group of v2 has these, whether it has the controller or not.
+        own = [name for name in self._files if name != "cpu.stat" and not name.endswith(".pressure")]
+        prefixes = ("io.", "blkio.") if controller == "io" else (f"{controller}.",)
+        if not any(name.startswith(prefixes) for name in own):
             return f"no {controller} cgroup controller"
         if controller == "io":
             return "blkio counts nothing here: the storage lies on no block device of its own"

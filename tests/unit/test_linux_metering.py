@@ -52,6 +52,17 @@ def test_the_v2_tree_alone_has_neither_memory_nor_io():
     assert "cpu_pressure_s" not in usage.missing
 
 
+def test_a_kernel_without_a_file_is_told_from_one_without_the_controller(tmp_path):
+    files = {"cgroup.controllers": "memory", "cpu.stat": "user_usec 1\nsystem_usec 1", "memory.current": "4096"}
+    for name, text in {**files, "memory.pressure": "", "io.pressure": ""}.items():
+        (tmp_path / name).write_text(text)
+    missing = CgroupMeter([tmp_path]).usage().missing
+    assert missing["memory_peak_bytes"].startswith("this kernel does not account for it in memory.peak")
+    assert missing["io_read_bytes"] == "no io cgroup controller"
+    assert missing["cpu_throttled_s"] == "no cpu cgroup controller"
+    assert missing["memory_pressure_s"] == "the kernel keeps no PSI"
+
+
 def test_a_group_that_is_gone_raises(tmp_path):
     with pytest.raises(FileNotFoundError):
         CgroupMeter([tmp_path / "gone"]).usage()
