@@ -10,10 +10,10 @@ from typing import Any
 from tare.bench.errors import SuiteError
 
 _OPTION_OF = (
-    (re.compile(r"(?:envelope|sampling|experiment\[0\]\.options)\.(\w+)"), r"--\1"),
-    (re.compile(r"backend\[0\]\.options\.?(.*)"), r"--option \1"),
-    (re.compile(r"experiment\[0\]\.params\.?(.*)"), r"--param \1"),
-    (re.compile(r"host\[0\]\.(\w+)\.?(.*)"), r"--\1 \2"),
+    (re.compile(r"backend\[0\]\.options\.?(.*)"), "--option {0}"),
+    (re.compile(r"backend\[\d+\]\.type"), "BACKEND"),
+    (re.compile(r"experiment\[0\]\.params\.?(.*)"), "--param {0}"),
+    (re.compile(r"(?:envelope|sampling|experiment\[0\]|experiment\[0\]\.options)\.(\w+)"), "--{1}"),
 )
 """The option that a key of a suite comes from."""
 
@@ -54,5 +54,7 @@ def suite_of_options(place: Path) -> Iterator[None]:
         key, problem = error.place.removeprefix(prefix), error.message.removeprefix(f"{error.place}: ")
         for pattern, option in _OPTION_OF:
             if error.place.startswith(prefix) and (found := pattern.fullmatch(key)):
-                raise SuiteError(found.expand(option).strip(), problem, remedy=error.remedy) from None
+                given = "".join(found.groups())
+                name = option.format(given, given.replace("_", "-")).strip()
+                raise SuiteError(name, problem, remedy=error.remedy) from None
         raise

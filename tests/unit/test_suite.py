@@ -10,7 +10,7 @@ from tare.bench.catalogue import TRAITS
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.model import Envelope
 from tare.bench.settings import MetricSettings, leading_metric, settings_of
-from tare.bench.suite import Suite, bind_suite, read_suite, resolve_suite
+from tare.bench.suite import HostOffer, Suite, bind_suite, read_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
 GOOD = """
@@ -163,6 +163,55 @@ def test_whatever_is_wrong_is_named_with_its_key(tmp_path, change, place, proble
     error = refusal(tmp_path, GOOD.replace(*change))
     assert error.place.endswith(f": {place}")
     assert problem in error.message
+
+
+def test_a_suite_is_resolved_without_a_look_at_a_host_and_then_bound_to_any(tmp_path, monkeypatch):
+    def look(*_):
+        raise AssertionError("looked at this machine")
+
+    path = tmp_path / "suite.toml"
+    path.write_text(GOOD.replace('memory = "64MiB"', f'memory = "64MiB"\ncpus = 2\nstorage = "{tmp_path}"'))
+    with monkeypatch.context() as patch:
+        for name in ("sched_getaffinity", "sysconf", "cpu_count"):
+            patch.setattr(os, name, look)
+        spec = read_suite(path, BACKENDS, WORKLOADS)
+        there = bind_suite(spec, HostOffer((2, 3, 5, 8), 2**30))
+        assert (there.envelope.cpus, there.envelope.memory_bytes, there.storage) == ((5, 8), 2**26, tmp_path)
+        assert (there.scenarios, there.backends) == (spec.scenarios, spec.backends)
+        with pytest.raises(SuiteError, match=r"envelope\.cpus: asks for 2 CPUs; this host offers 1"):
+            bind_suite(spec, HostOffer((0,), 2**30))
+        with pytest.raises(SuiteError, match=r"envelope\.memory: asks for 64MiB; this host has 32.0 MiB"):
+            bind_suite(spec, HostOffer((0, 1), 2**25))
+
+
+def test_sizes_may_be_numbers_and_are_kept_as_they_were_written(tmp_path):
+    suite = load(tmp_path, GOOD.replace('memory = "64MiB"', 'memory = 67108864\nscratch = "0.5GiB"'))
+    assert (suite.envelope.memory_bytes, suite.envelope.scratch_bytes) == (2**26, 2**29)
+    assert type(suite.envelope.memory_bytes) is int
+    written = suite.file.written()
+    assert (written["envelope"]["memory"], written["envelope"]["scratch"]) == ("67108864", "0.5GiB")
+    assert written["sampling"]["max_time"] == "10m"
+    again = resolve_suite(written, Path("manifest.json"), BACKENDS, WORKLOADS)
+    assert again.file == suite.file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('memory = "64MiB"', "memory = true"), "envelope.memory: Expected a size such as 512MiB, got `bool`"),
+        (('memory = "64MiB"', "memory = -1"), "envelope.memory: must be at least 0 B, not -1"),
+        (("blocks = 2", "blocks = 2\nmax_time = 5"), "sampling.max_time: Expected a duration such as 90s, got `int`"),
+        (("size = [1, 2]", "sizes = [1, 2]"), "experiment[1].params: unknown key `sizes`"),
+        (
+            ('"slow"] }', '"slow"] }\n[metric."answer.value"]\nquantile = [0.5, 7]'),
+            'metric."answer.value".quantile[1]: must be between 0 and 1, not 7',
+        ),
+        (('memory = "64MiB"', "cpus = []"), "envelope.cpus: Expected `array` of length >= 1"),
+        (('memory = "64MiB"', "cpus = [0, 0]"), "envelope.cpus: must name each CPU once"),
+    ],
+)
+def test_a_message_says_what_may_stand_there(tmp_path, change, message):
+    assert refusal(tmp_path, GOOD.replace(*change)).message == f"{tmp_path}/suite.toml: {message}"
 
 
 def test_an_unknown_key_is_answered_with_the_known_ones(tmp_path):
