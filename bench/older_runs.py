@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tare.bench.catalogue import TRAITS
-from tare.bench.model import SCHEMA_VERSION, IsolationKind
+from tare.bench.model import SCHEMA_VERSION, Category, IsolationKind
 from tare.bench.units import Unit, parse_size
 
 
@@ -23,11 +23,12 @@ def _from_1(manifest: dict[str, Any]) -> None:
     """To schema 2.
 
     A backend says its kind, which was in its facts, its namespaces or its type in the suite. The traits of the
-    experiments, which were all built in, are in the manifest. A fact has a text, and a quantity a number and a unit;
-    the host's had a ``value``, a backend's were texts by name.
+    experiments and workloads, which were all built in, are in the manifest. A fact has a text, and a quantity a number
+    and a unit; the host's had a ``value``, a backend's were texts by name.
     """
     types = {one.get("name") or one.get("type"): one.get("type") for one in manifest["suite"].get("backend", ())}
     manifest["experiments"] = msgspec.to_builtins(TRAITS)
+    manifest["workloads"] = _WORKLOADS | manifest.get("workloads", {})
     manifest["host"] = [_numbered(fact) for fact in manifest["host"]]
     manifest["backends"] = {
         name: _kind_of(described.get("facts", {}), types.get(name, name))
@@ -35,6 +36,19 @@ def _from_1(manifest: dict[str, Any]) -> None:
         | {"facts": {fact: {"name": fact, "text": text} for fact, text in described.get("facts", {}).items()}}
         for name, described in manifest["backends"].items()
     }
+
+
+_FIXED_TIME = ("fio", "stress-ng", "sysbench-cpu", "sysbench-memory")
+_CATEGORIES = {
+    "sysbench-cpu": Category.CPU,
+    "stress-ng": Category.CPU,
+    "sysbench-memory": Category.MEMORY,
+    "perf-sched-pipe": Category.KERNEL,
+    "perf-syscall": Category.KERNEL,
+    "fio": Category.STORAGE,
+}
+_WORKLOADS = {name: {"category": one, "fixed_time": name in _FIXED_TIME} for name, one in _CATEGORIES.items()}
+"""The traits of the workloads that there were before manifests had them."""
 
 
 def _kind_of(facts: Mapping[str, str], backend_type: str) -> dict[str, str]:

@@ -148,16 +148,6 @@ _OVER_A_TIME = frozenset(
     {SteadyMetric.DURATION, SteadyMetric.CPU, SteadyMetric.CPU_OVERHEAD, SteadyMetric.IO_READ, SteadyMetric.IO_WRITE}
 )
 """Where the time of a command is fixed, whoever does less work in it costs less: no difference between backends."""
-_OLDER = {
-    "sysbench-cpu": Category.CPU,
-    "stress-ng": Category.CPU,
-    "sysbench-memory": Category.MEMORY,
-    "perf-sched-pipe": Category.KERNEL,
-    "perf-syscall": Category.KERNEL,
-    "fio": Category.STORAGE,
-}
-"""The categories of built-in workloads, for runs whose manifest does not have them yet."""
-_OLDER_FIXED_TIME = ("sysbench-cpu", "sysbench-memory", "stress-ng", "fio")
 
 
 class Panel(msgspec.Struct, frozen=True):
@@ -227,7 +217,7 @@ def section_of(subject: Subject, manifest: Manifest) -> str:
     if not subject.traits.of_workload:
         return subject.experiment
     traits = manifest.workloads.get(subject.workload)
-    return traits.category if traits is not None else _OLDER.get(subject.workload, Category.APPLICATION)
+    return traits.category if traits is not None else Category.APPLICATION
 
 
 def section_views(analysis: Analysis) -> list[SectionView]:
@@ -280,7 +270,7 @@ class _Maker:
 
     def _subject(self, subject: Subject) -> SubjectView:
         traits = self.analysis.manifest.workloads.get(subject.workload)
-        fixed_time = traits.fixed_time if traits is not None else subject.workload in _OLDER_FIXED_TIME
+        fixed_time = traits is not None and traits.fixed_time
         identifier = self._identifier(subject.experiment, subject.workload, *_params_parts(subject))
         detail = [row for row in subject.rows if _is_detail(subject, row, fixed_time=fixed_time)]
         shown = [row for row in subject.rows if row not in detail]

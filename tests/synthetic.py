@@ -17,6 +17,7 @@ from tare.bench.catalogue import TRAITS
 from tare.bench.model import (
     Availability,
     BackendDescription,
+    Category,
     Confound,
     Direction,
     Envelope,
@@ -28,6 +29,7 @@ from tare.bench.model import (
     Metric,
     RunStatus,
     Sample,
+    WorkloadTraits,
     named_facts,
 )
 from tare.bench.units import Unit
@@ -115,6 +117,13 @@ SUBJECTS = (
         0.7,
     ),
 )
+
+
+WORKLOADS = {
+    "sysbench-cpu": WorkloadTraits(Category.CPU, fixed_time=True),
+    "fio": WorkloadTraits(Category.STORAGE, fixed_time=True),
+    "perf-sched-pipe": WorkloadTraits(Category.KERNEL, fixed_time=False),
+}
 
 
 @dataclass(frozen=True)
@@ -349,4 +358,5 @@ def _manifest(recipe: Recipe) -> Manifest:
         command_line=("tare", "run", HOSTILE[2] if hostile else "suites/quickstart.toml"),
         baseline="bare-metal",
         experiments=TRAITS,
+        workloads=WORKLOADS,
     )

@@ -26,3 +26,12 @@ def test_the_kind_of_a_backend_of_schema_1_is_told_by_its_facts_and_its_type(sec
     assert found["kind"] == kind
     assert found.get("accelerator", "") == facts.get("accel", "")
     assert upgraded(raw)["schema_version"] == SCHEMA_VERSION
+
+
+def test_a_run_from_before_there_were_traits_has_those_of_the_built_ins():
+    raw = {"schema_version": 1, "host": [], "suite": {}, "backends": {}}
+    known = upgraded(raw)
+    assert known["experiments"]["density"]["grows_with"] == "instances alive"
+    assert known["workloads"]["fio"] == {"category": "storage", "fixed_time": True}
+    stated = {"category": "network", "fixed_time": False}
+    assert upgraded(raw | {"workloads": {"fio": stated}})["workloads"]["fio"] == stated

@@ -34,11 +34,11 @@ def analysis(tmp_path_factory):
 
 
 def with_traits(analysis, **traits):
-    manifest = msgspec.structs.replace(analysis.manifest, workloads=traits)
+    manifest = msgspec.structs.replace(analysis.manifest, workloads={**analysis.manifest.workloads, **traits})
     return msgspec.structs.replace(analysis, run=msgspec.structs.replace(analysis.run, manifest=manifest))
 
 
-def test_a_subject_stands_where_the_manifest_says_and_older_runs_where_the_built_ins_belong(analysis):
+def test_a_subject_stands_where_the_manifest_says(analysis):
     fio = next(subject for subject in analysis.subjects if subject.workload == "fio")
     assert section_of(fio, analysis.manifest) == "storage"
     told = with_traits(analysis, fio=WorkloadTraits(Category.NETWORK, fixed_time=False))
