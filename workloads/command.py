@@ -15,7 +15,7 @@ from msgspec import Meta
 from tare.bench.errors import ParseError
 from tare.bench.interfaces import Workload, WorkloadKind, WorkloadSection
 from tare.bench.model import SERVER, Command, Commands, Completed, Envelope, Measurement, Service
-from tare.bench.units import parse_duration
+from tare.bench.units import Duration
 from tare.workloads.extraction import Output, StatedMetric
 from tare.workloads.output import excerpt, read_output
 
@@ -51,7 +51,7 @@ class CommandSection(WorkloadSection, frozen=True, kw_only=True):
     env: Mapping[str, str] = {}
     cwd: str = "/"
     stdin: str = ""
-    timeout: str = "60s"
+    timeout: Duration = Duration("60s")
     output: Literal["stdout", "stderr"] = "stdout"
     params: Mapping[str, bool | int | float | str] = {}
     fixed_time: bool = False
@@ -59,12 +59,6 @@ class CommandSection(WorkloadSection, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         _refuse_twice("metric", [metric.name for metric in self.metric])
         _refuse_twice("service", [service.name for service in self.service])
-        try:
-            seconds = parse_duration(self.timeout)
-        except ValueError as error:
-            raise ValueError(f"timeout: {error}") from None
-        if seconds <= 0:
-            raise ValueError("timeout: must be more than 0")
         if not self.cwd.startswith("/"):
             raise ValueError(f"cwd: {self.cwd!r} is no absolute path")
         for name in self.params:
@@ -138,8 +132,7 @@ class CommandWorkload(Workload):
 
         def command(argv: tuple[str, ...], stdin: str = "") -> Command:
             env = {name: fill(text) for name, text in section.env.items()}
-            timeout_s = parse_duration(section.timeout)
-            return Command(tuple(map(fill, argv)), env, section.cwd, fill(stdin).encode(), timeout_s)
+            return Command(tuple(map(fill, argv)), env, section.cwd, fill(stdin).encode(), section.timeout)
 
         return Commands(
             measured=command(section.command, section.stdin),

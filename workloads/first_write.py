@@ -4,10 +4,9 @@ A small Python program opens, writes and closes files below /usr, each exactly o
 next ones of a list that the set-up makes. It writes what stands there already, so the files stay what they are.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -28,14 +27,13 @@ from tare.bench.model import (
 )
 from tare.bench.units import Unit, parse_size
 from tare.workloads.metrics import time_of
-from tare.workloads.output import read_output, refuse
+from tare.workloads.output import read_json, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
 
 _TOOL = "first-write"
 _FOLDER = f"{SCRATCH}/tare-first-write"
 _NOMINAL_FILE_S = 10e-3
 _SLOWEST = 50.0
-_FORMAT = 1
 
 # No program and no library, so that nothing that runs is opened for writing. In an order that says nothing of the size.
 _CHOOSE = """
@@ -96,6 +94,19 @@ _WRITES: Mapping[str, tuple[str, str]] = {
     "second": ("second_write", "a second write to the same file"),
     "volume": ("volume_write", "a write to a file of the same size in the scratch folder"),
 }
+
+
+_Column = Annotated[list[Annotated[int, Meta(gt=0, lt=10**15)]], Meta(min_length=1)]
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """What the program prints: a size and three times of each file."""
+
+    format: Literal[1]
+    sizes_bytes: _Column
+    first_ns: _Column
+    second_ns: _Column
+    volume_ns: _Column
 
 
 def _declare(name: str, what: str) -> tuple[Metric, ...]:
@@ -189,16 +200,8 @@ def _read_times(completed: Completed) -> Mapping[str, Sequence[int]]:
     text = read_output(_TOOL, completed)
     if not text.endswith("}\n"):
         refuse(_TOOL, "it is no whole report", text)
-    try:
-        report = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        refuse(_TOOL, f"its JSON cannot be read: {error}", text)
-    if not isinstance(report, dict) or report.get("format") != _FORMAT:
-        refuse(_TOOL, "its format is another", text)
-    columns: list[Any] = [report.get("sizes_bytes"), *(report.get(f"{name}_ns") for name in _WRITES)]
-    for column in columns:
-        if not isinstance(column, list) or not column or len(column) != len(columns[0]):
-            refuse(_TOOL, "it does not have as many times of each kind as files", text)
-        if not all(type(value) is int and 0 < value < 10**15 for value in column):
-            refuse(_TOOL, "there are times or sizes that cannot be", text)
-    return dict(zip(_WRITES, columns[1:], strict=True))
+    report = read_json(_TOOL, text, _Report)
+    columns = report.first_ns, report.second_ns, report.volume_ns
+    if any(len(column) != len(report.sizes_bytes) for column in columns):
+        refuse(_TOOL, "it does not have as many times of each kind as files", text)
+    return dict(zip(_WRITES, columns, strict=True))

@@ -24,7 +24,7 @@ from tare.bench.model import (
     Histogram,
     Measurement,
 )
-from tare.bench.units import parse_duration
+from tare.bench.units import Duration
 from tare.workloads.metrics import time_of
 from tare.workloads.output import excerpt, read_output
 from tare.workloads.pyperf_results import PYPERF, histogram_of, read_suite
@@ -50,16 +50,10 @@ class PyperfSection(WorkloadSection, frozen=True, kw_only=True):
     pyperf: Annotated[str, Meta(min_length=1)]
     benchmarks: Annotated[tuple[str, ...], Meta(min_length=1)]
     arguments: tuple[str, ...] = ()
-    timeout: str = "10m"
+    timeout: Duration = Duration("10m")
     script: str = ""
 
     def __post_init__(self) -> None:
-        try:
-            seconds = parse_duration(self.timeout)
-        except ValueError as error:
-            raise ValueError(f"timeout: {error}") from None
-        if seconds <= 0:
-            raise ValueError("timeout: must be more than 0")
         names = [_metric_name(name) for name in self.benchmarks]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -126,7 +120,7 @@ class PyperfWorkload(Workload):
         name = Path(section.pyperf).name
         write = Command(("sh", "-c", _WRITE, "sh", _FOLDER, name), stdin=section.script.encode())
         run = ("sh", "-c", _RUN, "sh", _FOLDER, name, *section.arguments)
-        return Commands(Command(run, timeout_s=parse_duration(section.timeout)), setup=(write,))
+        return Commands(Command(run, timeout_s=section.timeout), setup=(write,))
 
     def parse(self, completed: Completed) -> list[Measurement]:
         """The mean of each benchmark, as pyperf tells it."""

@@ -19,7 +19,8 @@ from tests.synthetic import QUICK, write_run
 from tests.unit.test_stored_runs import report_to, unpacked
 from tests.written import Page, markdown_rows, text_rows
 
-RECIPE = replace(QUICK, blocks=6, instances=2, iterations=4, noise=0.012, seed=5, ratios={"native": 1.004, "vm": 1.9})
+RECIPE = replace(QUICK, blocks=6, instances=2, iterations=4, noise=0.012, seed=3, ratios={"native": 1.025, "vm": 1.9})
+"""Of native's speed measures one differs only before the correction for many comparisons."""
 ENVELOPE = {
     "cpus": [1, 3, 6], "memory_bytes": 7 * 2**27, "scratch_bytes": 5 * 2**26, "pids_max": 1234, "swap_bytes": 3 * 2**25,
     "cpu_quota": 1.75, "cpu_weight": 321, "io_read_bytes_per_s": 11 * 2**20, "io_write_bytes_per_s": 13 * 2**20,
