@@ -22,7 +22,7 @@ from msgspec import Meta
 from tare.bench.catalogue import RATIO_PREFIX, TRAITS, VALUE_PREFIX, Builtin
 from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.experiments.work import Background, Work, difference, total
-from tare.bench.interfaces import Experiment, Instance, InstanceRun, Workload
+from tare.bench.interfaces import Experiment, InstanceRun, Workload
 from tare.bench.model import SCRATCH, Command, Direction, Envelope, Metric, lower
 from tare.bench.units import Duration, Unit
 
@@ -69,31 +69,6 @@ def aggressor_argv(kind: str, envelope: Envelope, bound_s: float) -> tuple[str, 
     part = min(_MOST_BYTES, envelope.memory_bytes // 4 // cpus)
     arguments = _ARGUMENTS[kind].format(cpus=cpus, part=part).split()
     return ("stress-ng", *arguments, "--timeout", f"{bound_s:.0f}s", "--temp-path", SCRATCH)
-
-
-class Aggressor:
-    """A program that runs in ``instance`` until that is stopped. One thread at a time, as the instance."""
-
-    def __init__(self, instance: Instance, kind: str, envelope: Envelope, bound_s: float) -> None:
-        """Start it. Raises WorkloadError if it could not be."""
-        self._instance = instance
-        self._kind = kind
-        command = Command(aggressor_argv(kind, envelope, bound_s), cwd=SCRATCH)
-        self._program = Background(instance, f"the aggressor {kind}", "aggressor", command)
-
-    def cpu_s(self) -> float | None:
-        """CPU seconds that its instance has cost the host; None where the host does not tell."""
-        return self._instance.usage().cpu_s
-
-    def check(self) -> None:
-        """Raises WorkloadError if it no longer runs: what was measured meanwhile was beside nothing."""
-        if self._program.is_alive():
-            return
-        raise WorkloadError(
-            f"the aggressor {self._kind} ended while the victim was measured",
-            remedy="give the envelope more memory, pids or scratch, or let the victim's command take less time",
-            evidence=self._program.said(),
-        )
 
 
 _SPARE_S = 60.0
@@ -156,19 +131,26 @@ class _Victim:
         with self._run.start() as victim, contextlib.ExitStack() as stack:
             work = Work(self._run, self._commands, victim)
             self._alone = self._measure(work, 0)
-            aggressors: list[Aggressor] = []
+            aggressors: list[Background] = []
+            kind, argv = self._options.aggressor, aggressor_argv(self._options.aggressor, envelope, self._bound_s())
             for _ in range(self._options.aggressors):
                 instance = stack.enter_context(self._run.start(envelope))
-                aggressors.append(Aggressor(instance, self._options.aggressor, envelope, self._bound_s()))
+                command = Command(argv, cwd=SCRATCH)
+                aggressors.append(Background(instance, f"the aggressor {kind}", "aggressor", command))
                 self._measure_beside(work, aggressors)
             work.end()
 
-    def _measure_beside(self, work: Work, aggressors: list[Aggressor]) -> None:
-        before, began = [one.cpu_s() for one in aggressors], time.monotonic()
+    def _measure_beside(self, work: Work, aggressors: list[Background]) -> None:
+        before, began = [one.instance.usage().cpu_s for one in aggressors], time.monotonic()
         beside = self._measure(work, len(aggressors))
-        after, took = [one.cpu_s() for one in aggressors], time.monotonic() - began
+        after, took = [one.instance.usage().cpu_s for one in aggressors], time.monotonic() - began
         for one in aggressors:
-            one.check()
+            if not one.is_alive():
+                raise WorkloadError(
+                    f"{one.what} ended while the victim was measured",
+                    remedy="give the envelope more memory, pids or scratch, or let the victim's command take less time",
+                    evidence=one.said(),
+                )
         for name, value in beside.items():
             metric = self._metrics[name]
             ratio = degradation(metric.direction, self._alone.get(name, 0.0), value)

@@ -22,8 +22,8 @@ class Background:
 
         Raises WorkloadError if it could not be started.
         """
-        self._instance = instance
-        self._what = what
+        self.instance = instance
+        self.what = what
         self._log = f"{SCRATCH}/{name}.log"
         argv = ("sh", "-c", _START, "sh", self._log, *command.argv)
         started = instance.execute(Command(argv, env=command.env, cwd=command.cwd))
@@ -34,11 +34,11 @@ class Background:
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
-        return self._instance.execute(Command(("sh", "-c", f"kill -0 {self._pid}"))).returncode == 0
+        return self.instance.execute(Command(("sh", "-c", f"kill -0 {self._pid}"))).returncode == 0
 
     def said(self) -> str:
         """The last lines of what it printed."""
-        return _said(self._instance.execute(Command(("tail", "-n", _TAIL_LINES, self._log))))
+        return _said(self.instance.execute(Command(("tail", "-n", _TAIL_LINES, self._log))))
 
 
 def _said(completed: Completed) -> str:
@@ -60,7 +60,7 @@ class Work:
         self._commands = commands
         self._instance = instance
         self._serving = instance if serving is None else serving
-        self._address = _loopback_of(instance) if serving is None else _address_of(serving)
+        self._address = _address_of(self._serving, is_own=serving is None)
         self._services: list[tuple[Service, Background]] = []
         self.measured = self._addressed(commands.measured)
         for command in commands.setup:
@@ -117,8 +117,12 @@ class Work:
     def _execute(self, command: Command, role: str) -> tuple[Completed, str]:
         addressed = self._addressed(command)
         completed = self._instance.execute(addressed)
+        return completed, self.keep(addressed, completed, role)
+
+    def keep(self, command: Command, completed: Completed, role: str) -> str:
+        """As ``InstanceRun.keep``. Raises WorkloadError, with the service that had ended if that is why."""
         try:
-            return completed, self._run.keep(addressed, completed, role)
+            return self._run.keep(command, completed, role)
         except WorkloadError:
             # A timeout may have ended the services too, together with the command.
             if not completed.timed_out:
@@ -131,18 +135,21 @@ class Work:
         return msgspec.structs.replace(command, argv=argv, env=env)
 
 
-def _loopback_of(instance: Instance) -> str:
-    """Where it reaches itself, and nothing else listens: beside it may be others that share the host's network."""
-    return own_loopback() if instance.address == LOOPBACK else LOOPBACK
+def _address_of(serving: Instance, *, is_own: bool) -> str:
+    """Where services in ``serving`` are reached, by itself or by another instance, and nothing else listens.
 
-
-def _address_of(serving: Instance) -> str:
+    Instances that share the host's network have a loopback address each.
+    """
+    if serving.address == LOOPBACK:
+        return own_loopback()
+    if is_own:
+        return LOOPBACK
     if serving.address is None:
         raise BackendError(
             "the instance that is to serve has no network that another can reach it by",
             remedy="give the backend a network (its option network), or state server = 'same-instance'",
         )
-    return own_loopback() if serving.address == LOOPBACK else serving.address
+    return serving.address
 
 
 def difference(before: float | None, after: float | None) -> float | None:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-import msgspec
-
 from tare.bench.errors import WorkloadError
 from tare.bench.experiments.density import metrics
 from tare.bench.experiments.work import Work, difference, total
@@ -15,22 +13,6 @@ from tare.bench.model import Completed, Direction, Metric
 from tare.bench.units import Unit
 
 _RATES = {Unit.OPERATIONS_PER_SECOND: metrics.THROUGHPUT, Unit.BYTES_PER_SECOND: metrics.BYTE_THROUGHPUT}
-
-
-class _Kind(msgspec.Struct, frozen=True):
-    """What a metric has to be, to be chosen."""
-
-    units: frozenset[Unit]
-    direction: Direction
-    ending: str
-
-    def fits(self, metric: Metric) -> bool:
-        """Whether a metric is of this kind."""
-        return metric.unit in self.units and metric.direction is self.direction
-
-
-_LATENCY = _Kind(frozenset({Unit.SECOND}), Direction.LOWER, "p99")
-_RATE = _Kind(frozenset(_RATES), Direction.HIGHER, "")
 
 
 class Load:
@@ -46,8 +28,10 @@ class Load:
         self._workload = workload
         self._commands = workload.commands(run.params, run.envelope)
         self._works: list[Work] = []
-        self.latency = _choose(workload, options.latency, "latency", _LATENCY)
-        self.throughput = _choose(workload, options.throughput, "throughput", _RATE)
+        durations = [one for one in workload.metrics if (one.unit, one.direction) == (Unit.SECOND, Direction.LOWER)]
+        rates = [one for one in workload.metrics if one.unit in _RATES and one.direction is Direction.HIGHER]
+        self.latency = _choose(durations, options.latency, "latency", ending="p99")
+        self.throughput = _choose(rates, options.throughput, "throughput")
         if options.objective and self.latency is None:
             raise WorkloadError(
                 f"an objective is stated, and {workload.name} measures no p99 latency",
@@ -80,7 +64,7 @@ class Load:
         values: dict[str, list[float]] = {}
         rates: list[float] = []
         for work, completed in zip(self._works, finished, strict=True):
-            self._keep(work, completed, f"loaded-{population}")
+            work.keep(work.measured, completed, f"loaded-{population}")
             for measurement in self._workload.parse(completed):
                 values.setdefault(measurement.metric, []).append(measurement.value)
                 if self.throughput is not None and measurement.metric == self.throughput.name and together_s > 0:
@@ -97,13 +81,6 @@ class Load:
         self._run.record(metrics.LATENCY_WORST, max(latencies), iteration=population)
         return max(latencies)
 
-    def _keep(self, work: Work, completed: Completed, role: str) -> None:
-        try:
-            self._run.keep(work.measured, completed, role)
-        except WorkloadError:
-            work.check()
-            raise
-
 
 def window_s(finished: Sequence[Completed]) -> float:
     """Seconds from the first begin to the last end.
@@ -114,15 +91,12 @@ def window_s(finished: Sequence[Completed]) -> float:
     return max(one.ended_s for one in finished) - min(one.started_s for one in finished)
 
 
-def _choose(workload: Workload, name: str, option: str, kind: _Kind) -> Metric | None:
-    """The metric that was named, or the first of its kind."""
-    fitting = [metric for metric in workload.metrics if kind.fits(metric)]
-    if not name:
-        return next((metric for metric in fitting if metric.name.endswith(kind.ending)), None)
+def _choose(fitting: Sequence[Metric], name: str, option: str, *, ending: str = "") -> Metric | None:
+    """The metric that was named, or without a name the first with this ending."""
     for metric in fitting:
-        if metric.name == name:
+        if metric.name == name or (not name and metric.name.endswith(ending)):
             return metric
+    if not name:
+        return None
     known = ", ".join(metric.name for metric in fitting) or "none"
-    raise WorkloadError(
-        f"{option}: {workload.name} has no such metric {name!r}", remedy=f"choose one of its own: {known}"
-    )
+    raise WorkloadError(f"{option}: the workload has no such metric {name!r}", remedy=f"choose one of its own: {known}")
