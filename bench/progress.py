@@ -82,7 +82,7 @@ class RunDisplay:
         elapsed = time.monotonic() - self._started
         self.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {escape(text)}", highlight=False, soft_wrap=True)
 
-    def plan(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
+    def begin(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
         """Begin showing a plan; ``labels`` are what the backends turned out to be, by name."""
         self._left = TimeLeft(suite, plan)
         self._labels = labels

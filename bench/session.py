@@ -57,7 +57,7 @@ class Display(Observer, Protocol):
     def step(self, text: str) -> None:
         """Say what is being done before or after the measuring."""
 
-    def plan(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
+    def begin(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
         """Begin showing a plan."""
 
     def extend(self, plan: Sequence[PlannedInstance], standing: str) -> None:
@@ -101,7 +101,7 @@ def start_run(request: RunRequest, display: Display) -> RunResult:
 def run_suite(suite: Suite, path: Path, display: Display) -> RunResult:
     """Run a resolved suite from its beginning into the empty or new folder ``path``. Raises as ``start_run``."""
     if path.exists() and any(path.iterdir()):
-        raise RunDirectoryError(f"{path} is not empty", remedy="choose another --output, or go on with it by --resume")
+        raise RunDirectoryError(f"{path} is not empty", remedy="choose another --output, or resume it with --resume")
     return _Session(suite, path, display, None).run()
 
 
@@ -256,7 +256,7 @@ class _Session:
             unavailable={name: here.reason for name, here in self.missing.items()},
             listener=sampler,
         )
-        self.display.plan(suite, plan, {name: one.label for name, one in self.descriptions.items()})
+        self.display.begin(suite, plan, {name: one.label for name, one in self.descriptions.items()})
         try:
             outcome = runner.run(plan, attempts)
             if sampler.is_wanted:
@@ -299,7 +299,9 @@ def _refuse_other_conditions(path: Path, earlier: Manifest, now: Manifest) -> No
     ]
     if differ:
         listed = "\n".join(differ)
-        raise RunDirectoryError(f"{path} cannot go on here, because these differ:\n{listed}", remedy="start a new run")
+        raise RunDirectoryError(
+            f"{path} cannot be resumed here, because these differ:\n{listed}", remedy="start a new run"
+        )
 
 
 def _conditions(run: Manifest) -> dict[str, Any]:

@@ -266,6 +266,6 @@ def _named_failures(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise StoreError(
             f"cannot write to the run directory {path}: {reason}",
-            remedy="make room or choose another folder with --output; what was measured is kept, and "
-            "`tare run --resume` goes on from there",
+            remedy="free some space or choose another folder with --output; what was measured is kept, and "
+            "`tare run --resume` continues from there",
         ) from error

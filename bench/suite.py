@@ -328,7 +328,7 @@ class _Resolver:
             if experiment.needs_workload:
                 raise self.refusal(f"{key}.workload", f"the experiment {section.kind!r} needs a workload")
             if section.params:
-                raise self.refusal(f"{key}.params", "no workload is named that they could be for")
+                raise self.refusal(f"{key}.params", "no workload is named that these could apply to")
             return None
         if not (experiment.needs_workload or experiment.takes_workload):
             raise self.refusal(f"{key}.workload", f"the experiment {section.kind!r} runs no workload")
@@ -343,7 +343,7 @@ class _Resolver:
         if most is not None and precision and most < sampling.blocks:
             raise self.refusal(f"{key}.max_blocks", f"must be at least {sampling.blocks}, as many as blocks")
         if most is not None and precision is None:
-            raise self.refusal(f"{key}.max_blocks", "has a meaning only together with a precision")
+            raise self.refusal(f"{key}.max_blocks", "is allowed only together with a precision")
 
     def _check_metrics(self, scenarios: Sequence[Scenario]) -> None:
         """Every metric that the suite says something about is one that its experiments measure."""
@@ -398,7 +398,9 @@ class _Resolver:
         if len(stated) == 1:
             return kinds.get(stated[0])
         known = ", ".join(f"{name} ({kind.summary})" for name, kind in sorted(kinds.loaded.items()))
-        problem = f"{' and '.join(stated)} are there, and only one can be" if stated else "says nothing of what it runs"
+        problem = (
+            f"{' and '.join(stated)} are given, and only one is allowed" if stated else "does not say what it runs"
+        )
         raise self.refusal(key, problem, f"state one of: {known}")
 
 

@@ -73,7 +73,7 @@ def make_request(request: DensityRequest) -> RunRequest:
     if request.workload:
         experiment |= {"workload": request.workload, "params": typed_values("--param", request.params)}
     elif request.params:
-        raise SuiteError("--param", "no --workload is named that it could be for")
+        raise SuiteError("--param", "no --workload is named that this could apply to")
     source = {
         "suite": {"name": Builtin.DENSITY, "description": "How many instances fit, and what does one more cost?"},
         "envelope": dict(request.envelope),

@@ -58,7 +58,7 @@ def exec_command(request: InstanceRequest, argv: Sequence[str], *, timeout: str,
     except ValueError as error:
         raise SuiteError("--timeout", str(error)) from None
     if not argv:
-        raise SuiteError("COMMAND", "what to run is missing, after --")
+        raise SuiteError("COMMAND", "the command is missing; name it after --")
     suite = request.suite()
     command = Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
     with start_instance(suite, request.image) as (instance, _):
@@ -79,7 +79,7 @@ def explain_command(request: InstanceRequest) -> int:
             root = Image("", "", Path("IMAGE"), Path("IMAGE/rootfs"), None, None, None, "", {}, 0)
         lines = backend.explain(InstanceSpec(f"{work.name}-exec", root, suite.envelope))
     if not lines:
-        raise UnsupportedError(f"{choice.name} does not tell how it starts instances")
+        raise UnsupportedError(f"{choice.name} does not explain how it starts instances")
     for line in lines:
         typer.echo(line)
     return ExitCode.OK

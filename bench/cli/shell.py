@@ -128,7 +128,7 @@ def _type(pty: int, typed: bytes) -> bytes:
 def _require_terminal() -> None:
     """Raises TareError if standard input or output is no terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise TareError("a shell needs a terminal, and standard input or output is none", remedy="use `tare exec`")
+        raise TareError("a shell needs a terminal, and standard input or output is not one", remedy="use `tare exec`")
 
 
 @contextlib.contextmanager

@@ -176,7 +176,7 @@ def test_a_start_is_explained_before_there_is_an_image(tare, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vm", "--explain"], "vm does not tell how it starts instances"),
+        (["vm", "--explain"], "vm does not explain how it starts instances"),
         (["native", "--option", "colour=red", "--", "true"], "known keys: seccomp, capabilities"),
         (["native", "--option", "profile=full", "--option", "user_namespace=true", "--", "true"], "for systemd"),
         (["native", "--option", "boot_offset_s=5", "--", "true"], "boot_offset_s needs time_namespace"),

@@ -155,8 +155,8 @@ def test_what_the_manifest_keeps_makes_the_same_workload_again(tmp_path: Path) -
         (("params = { level", "params = { levle = 1, level"), "workload[0]", "params: levle is used nowhere"),
         (("params = { level", "params = { Level = 1, level"), "workload[0]", "'Level' cannot be a name"),
         (('command = ["squeeze", ', 'command = []\nspare = ["squeeze", '), "workload[0].command", "length >= 1"),
-        (("command = [", "pyperf = 'a.py'\ncommand = ["), "workload[0]", "command and pyperf are there"),
-        (('command = ["squeeze", ', 'commands = ["squeeze", '), "workload[0]", "says nothing of what it runs"),
+        (("command = [", "pyperf = 'a.py'\ncommand = ["), "workload[0]", "command and pyperf are given"),
+        (('command = ["squeeze", ', 'commands = ["squeeze", '), "workload[0]", "does not say what it runs"),
     ],
 )  # fmt: skip
 def test_whatever_is_wrong_is_refused_with_file_and_key(

@@ -29,7 +29,7 @@ def test_plain_lines_say_what_ran_how_long_and_what_is_left():
     plan = make_design(one)
     with RunDisplay(Console(file=out, force_terminal=False, width=60)) as display:
         display.step("building [image]")
-        display.plan(one, plan, {"fake": "vm (tcg)"})
+        display.begin(one, plan, {"fake": "vm (tcg)"})
         for position, planned in enumerate(plan, start=1):
             display.instance_started(planned, position, len(plan))
             display.instance_ended(planned, "it broke" if position == 2 else None, 1.5)
@@ -50,7 +50,7 @@ def test_a_terminal_shows_the_block_and_the_time_left():
     one = suite("fake")
     plan = make_design(one)
     with RunDisplay(Console(file=out, force_terminal=True, width=120)) as display:
-        display.plan(one, plan, {})
+        display.begin(one, plan, {})
         display.instance_started(plan[0], 1, len(plan))
         display._live.refresh()
         display.instance_ended(plan[0], "it [broke]", 1.5)

@@ -67,7 +67,7 @@ class Display:
     @property
     def planned(self):
         """How many instances each plan had."""
-        return [len(args[1]) for name, args, _ in self.told if name == "plan"]
+        return [len(args[1]) for name, args, _ in self.told if name == "begin"]
 
 
 @pytest.fixture(autouse=True)
