@@ -107,7 +107,7 @@ class LimitsMetric(StrEnum):
 
 
 VALUE_PREFIX = "interference.value."
-"""Beginning of the names of a victim's own metrics, next to so many aggressors as ``iteration`` says."""
+"""Beginning of the names of a victim's own metrics, next to as many aggressors as ``iteration`` says."""
 RATIO_PREFIX = "interference.ratio."
 """Beginning of the names of metrics that say how many times worse than alone a victim got."""
 

@@ -120,7 +120,7 @@ class Instance(ABC):
         """What this instance has cost the host since it started, everything included."""
 
     def guest_steal_s(self) -> float | None:
-        """CPU time that, as its own kernel was told, others had when it wanted it, since it started; None without one.
+        """CPU time that others had when it wanted it, as its own kernel counts, since it started; None without a kernel.
 
         Asks the guest: for before and after a measured command. Raises BackendError if it does not answer.
         """
@@ -151,7 +151,7 @@ class Backend(ABC):
         self.context = context
 
     def expect_starts(self, at_once: int) -> None:  # noqa: B027 - most backends need nothing
-        """Make what so many starts at the same time need, so that no instance is taken for the cost of it."""
+        """Make what this many starts at the same time need, so that its cost is not charged to an instance."""
 
     @classmethod
     def packages(cls, options: Any) -> tuple[str, ...]:  # noqa: ARG003 - for overriding
@@ -160,7 +160,7 @@ class Backend(ABC):
 
     @classmethod
     def check_server(cls, options: Any, place: ServerPlace) -> None:
-        """Called when the suite is read: raises ValueError, with the option's name, where no way leads to ``place``.
+        """Called when the suite is read: raises ValueError, with the option's name, where ``place`` cannot be reached.
 
         For ``options`` (a value of ``Options``), and a workload whose services are to run there.
         """
@@ -194,7 +194,7 @@ class Backend(ABC):
         """Start a fresh instance; leaving the context stops it and removes all it had.
 
         On entry the timeline holds requested, created, first_instruction and ready; after exit also stop_requested,
-        process_gone where it can be told from what follows, and stopped. Raises BackendError with evidence, having
+        process_gone where it can be distinguished from what follows, and stopped. Raises BackendError with evidence, having
         undone what was done.
         """
 

@@ -21,7 +21,7 @@ class LimitsMet:
         self.totals: dict[str, float] = {}
 
     def add(self, usage: Usage | None) -> None:
-        """Add an instance's usage at its end; what its host does not tell is left out."""
+        """Add an instance's usage at its end; what its host does not report is left out."""
         for field in LIMIT_FIELDS if usage is not None else ():
             value = getattr(usage, field)
             if value is not None:
@@ -71,7 +71,7 @@ def _reason(command: Command, completed: Completed, envelope: Envelope) -> str:
 
 
 def _limits(completed: Completed, envelope: Envelope) -> str:
-    """The limits that a failed command met and that its end does not tell of: they may be why it failed."""
+    """The limits that a failed command met and that its end does not show: they may be why it failed."""
     told = ""
     if completed.oom_kills and not _killed_for_memory(completed):
         processes = "one of its processes" if completed.oom_kills == 1 else f"{completed.oom_kills} of its processes"

@@ -1,4 +1,4 @@
-"""What lies between the two ends of a workload that has a server: told by backends, shown by reports.
+"""What lies between the two ends of a workload that has a server: stated by backends, shown by reports.
 
 A backend states it among its facts, one for each place where the server can be (``steady``'s option ``server``).
 """
@@ -20,7 +20,7 @@ _numbers = itertools.count(os.getpid() * _FEW)
 def own_loopback() -> str:
     """An address of the loopback network that is given once in this process, and hardly ever in another that lives.
 
-    Linux serves all of 127.0.0.0/8 on lo: so many servers can listen on one port of a network stack that they share.
+    Linux serves all of 127.0.0.0/8 on lo: so several servers can listen on one port of a shared network stack.
     """
     # Not the first and the last: 127.0.0.0 is the network and 127.255.255.255 its broadcast; 127.0.0.1 is for others.
     host = 2 + next(_numbers) % (_LOOPBACK_HOSTS - 3)

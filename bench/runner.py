@@ -42,7 +42,7 @@ CLOCK_TOLERANCE_S = 0.1
 
 
 class Observer(Protocol):
-    """Is told how a run goes on; the progress display is one."""
+    """Follows a run; the progress display is one."""
 
     def instance_started(self, planned: PlannedInstance, position: int, total: int) -> None:
         """The instance at ``position`` (from 1) of ``total`` begins."""
@@ -232,8 +232,8 @@ class _LiveRun:
         return raw
 
     def note(self, code: str, message: str, details: Mapping[str, Any]) -> None:
-        told = {"code": code, **details}
-        self._runner._event(EventKind.NOTE, self._name, self._planned, message, told)  # noqa: SLF001 - its own part
+        details = {"code": code, **details}
+        self._runner._event(EventKind.NOTE, self._name, self._planned, message, details)  # noqa: SLF001 - its own part
 
     def record(self, metric: Metric, value: float | None, *, iteration: int | None = None, raw: str = "") -> None:
         if value is None:
@@ -280,7 +280,7 @@ def _failure_of(raised: Exception) -> tuple[str, dict[str, Any]]:
 
 
 def _usage_of(instance: Instance) -> Usage | None:
-    """What it cost, or None if it is too broken to tell: a failing instance must fail with its own reason."""
+    """What it cost, or None if it cannot be read: a failing instance must fail with its own reason."""
     try:
         return instance.usage()
     except Exception:  # noqa: BLE001 - whatever is wrong shows where the experiment asks for it

@@ -94,7 +94,7 @@ class InterferenceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class Interference(Experiment):
-    """Measures a victim beside 0, 1, 2, … aggressors. ``iteration`` is their number."""
+    """Measures a victim next to 0, 1, 2, … aggressors. ``iteration`` is their number."""
 
     name = Builtin.INTERFERENCE
     traits = TRAITS[name]
@@ -110,7 +110,7 @@ class Interference(Experiment):
         return (AGGRESSOR_CPU, *map(value_of, victim), *map(ratio_of, victim))
 
     def run(self, run: InstanceRun) -> None:
-        """One victim, alone and beside each number of aggressors."""
+        """One victim, alone and next to each number of aggressors."""
         if run.workload is None:
             raise WorkloadError("interference was planned without a workload")
         _Victim(run, run.workload).run()
@@ -159,7 +159,7 @@ class _Victim:
         self._run.record(AGGRESSOR_CPU, None if used is None else used / took, iteration=len(aggressors))
 
     def _measure(self, work: Work, number: int) -> dict[str, float]:
-        """The medians of the victim's metrics beside ``number`` aggressors; warm-ups of each number are left out."""
+        """The medians of the victim's metrics next to ``number`` aggressors, without warm-ups."""
         values: dict[str, list[float]] = {}
         for repetition in range(self._run.iterations):
             warmup = self._run.is_warmup(repetition)

@@ -98,7 +98,7 @@ class Steady(Experiment):
 
 
 def _start_server(run: InstanceRun, stack: contextlib.ExitStack) -> Instance | None:
-    """Where the services are to run, if not beside the measured command."""
+    """Where the services run, if not in the instance of the measured command."""
     match run.options.server:
         case ServerPlace.OTHER_INSTANCE:
             return stack.enter_context(run.start())

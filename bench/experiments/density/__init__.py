@@ -1,7 +1,7 @@
-"""``density``: instances are started beside one another until something says stop, and the host is read meanwhile.
+"""``density``: starts instances next to one another until a resource or a limit ends it, and reads the host meanwhile.
 
 All of them stay alive until the end, when each has to execute a command. A failure ends the ramp with what it has: the
-reason, and the resource that ran out where the error tells it, is a note of the run with the code ``density-stop``.
+reason, and the resource that ran out where the error shows it, is a note of the run with the code ``density-stop``.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from tare.bench.units import Duration, Size, format_duration, format_size
 SLOW_STARTS = 3
 """So many starts in a row have to be above the limit: one alone may be the host's doing."""
 IDLE_S = 0.5
-"""CPU use is told of intervals of at least this length: a shorter one may hold little but the end of a start."""
+"""CPU use is measured over at least this long: a shorter interval may hold little but the end of a start."""
 _CHECK = Command(("/bin/true",), timeout_s=60.0)
 _TOLD = 5
 
@@ -78,7 +78,7 @@ class Density(Experiment):
 
     name = Builtin.DENSITY
     traits = TRAITS[name]
-    summary = "instances beside one another until something runs out, and what each costs the host"
+    summary = "instances next to one another until a resource runs out, and what each costs the host"
     needs_workload = False
     takes_workload = True
     metrics = metrics.ALL
@@ -299,7 +299,7 @@ class _Ramp:
         self._run.record(metrics.SETTLE, settled.waited_s, iteration=self._population)
 
     def _check(self, stop: Stop) -> None:
-        """Each instance has to execute a command; then the end of the ramp is told."""
+        """Each instance has to execute a command; then a note says how the ramp ended."""
         dead: list[str] = []
         for number, instance in enumerate(self._instances, start=1):
             try:

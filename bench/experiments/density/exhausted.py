@@ -1,4 +1,4 @@
-"""Why a ramp ended, and which resource of the host ran out, from the error that told it, with what to raise.
+"""Why a ramp ended, and which resource of the host ran out according to the error, with what to raise.
 
 A refused system call has an error number and no name of what was short: the same EAGAIN stands for four limits. Where
 several may be meant, the one closest to its limit now is named, with both numbers.

@@ -43,7 +43,7 @@ class Load:
         self._works.append(Work(self._run, self._commands, instance))
 
     def measure(self, instances: Sequence[Instance]) -> float | None:
-        """Run the command once in all of them together, and record; the worst p99, if the workload tells one.
+        """Run the command once in all of them together, and record; the worst p99, if the workload measures one.
 
         ``instances`` are those of ``begin``, in its order. Raises BackendError or WorkloadError if it fails in any.
         """

@@ -15,7 +15,7 @@ from tare.bench.model import Footprint
 MOST_SAMPLED = 8
 """How many instances have their own meters read: a PSS costs the kernel a walk over all their pages."""
 HOLD = 3
-"""How many of the readings taken while memory was steady are kept: they tell its noise, and its drift."""
+"""How many of the readings taken while memory was steady are kept: they show its noise and its drift."""
 _WINDOW = 4
 _PAGES_PER_CPU = 2**20
 """The kernel counts pages per CPU and adds up now and then: smaller changes than this say nothing."""
@@ -42,7 +42,7 @@ def settle(
 ) -> Settled:
     """Read memory every ``interval_s`` until it has stopped changing, or ``deadline_s`` have passed.
 
-    The kernel tells nobody when it has given memory back, so it has to be asked. Memory has stopped changing when what
+    The kernel does not announce that it has given memory back, so it is polled. Memory has stopped changing when what
     its last readings went up or down together is no more than they scatter, or no more than the kernel's own counting
     errs.
     """
@@ -69,7 +69,7 @@ def is_steady(values: Sequence[float]) -> bool:
 
 
 class Stalls:
-    """Pressure (PSI) since it was last asked, in seconds by resource; what this kernel does not tell is left out."""
+    """Pressure (PSI) since it was last asked, in seconds by resource; what this kernel does not report is left out."""
 
     def __init__(self) -> None:
         self._last = read_stalls()
@@ -115,7 +115,7 @@ class SampledInstances:
         return sum(rates) / len(rates) if rates else None
 
     def begin_idle(self, instances: Sequence[Instance]) -> None:
-        """What the instances use is told from now on only: before, they were asked something."""
+        """Count what the instances use from now on: until now they were busy."""
         readings = {place: self._read(instances[place]) for place in self.choose(len(instances))}
         self._cpu = {place: reading for place, reading in readings.items() if reading is not None}
 

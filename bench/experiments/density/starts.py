@@ -11,7 +11,7 @@ from tare.bench.model import Phase
 
 
 class Alive:
-    """Knows instances by their numbers. One whose backend offers no descriptor for it is never told as gone."""
+    """Knows instances by their numbers. One whose backend offers no descriptor is never reported as gone."""
 
     def __init__(self) -> None:
         self._poll = select.epoll()

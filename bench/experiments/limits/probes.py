@@ -1,6 +1,6 @@
 """Programs that look at what an instance was given, and ask for twice as much of it.
 
-Each prints what it got as it gets it, so that one that is killed for asking has told how far it came.
+Each prints what it got as it gets it, so that a killed one has shown how far it came.
 """
 
 import json
@@ -81,7 +81,9 @@ def read_seen(completed: Completed) -> dict[str, int | str]:
     try:
         seen = json.loads(completed.stdout)
     except ValueError:
-        raise WorkloadError("the instance did not tell what it sees", evidence=repr(completed.stdout[:200])) from None
+        raise WorkloadError(
+            "a program inside did not print what it sees", evidence=repr(completed.stdout[:200])
+        ) from None
     assert isinstance(seen, dict)
     return seen
 
