@@ -120,7 +120,7 @@ class Instance(ABC):
         """What this instance has cost the host since it started, everything included."""
 
     def guest_steal_s(self) -> float | None:
-        """CPU time that others had when it wanted it, as its own kernel counts, since it started; None without a kernel.
+        """CPU time that others had when it wanted it, as its own kernel counts since it started; None without one.
 
         Asks the guest: for before and after a measured command. Raises BackendError if it does not answer.
         """
@@ -194,8 +194,8 @@ class Backend(ABC):
         """Start a fresh instance; leaving the context stops it and removes all it had.
 
         On entry the timeline holds requested, created, first_instruction and ready; after exit also stop_requested,
-        process_gone where it can be distinguished from what follows, and stopped. Raises BackendError with evidence, having
-        undone what was done.
+        process_gone where it can be distinguished from what follows, and stopped. Raises BackendError with evidence,
+        having undone what was done.
         """
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:

@@ -81,9 +81,7 @@ def read_seen(completed: Completed) -> dict[str, int | str]:
     try:
         seen = json.loads(completed.stdout)
     except ValueError:
-        raise WorkloadError(
-            "a program inside did not print what it sees", evidence=repr(completed.stdout[:200])
-        ) from None
+        raise WorkloadError("a program inside printed no JSON", evidence=repr(completed.stdout[:200])) from None
     assert isinstance(seen, dict)
     return seen
 
