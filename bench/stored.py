@@ -15,6 +15,8 @@ from tare.bench.errors import RunDirectoryError
 
 _CHUNK_BYTES = 8 * 2**20
 
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 
 
@@ -60,12 +62,28 @@ class _Lines(Generic[_Record]):
         try:
             self._take(self._decoder.decode_lines(content))
         except msgspec.DecodeError:
-            for number, line in enumerate(content.split(b"\n"), start=self._number + 1):
-                try:
-                    self._take([self._read(line)])
-                except msgspec.DecodeError as error:
-                    self._warnings.append(f"{self._name} line {number} cannot be read and is left out: {error}")
+            if not self._took_without_unknown(content):
+                self._take_each(content)
         self._number += content.count(b"\n") + 1
+
+    def _took_without_unknown(self, content: bytes) -> bool:
+        """Take all lines if unknown fields, which every line of a newer version has, are all that is wrong."""
+        known = self._kind.__struct_encode_fields__
+        try:
+            rows = _FIELDS.decode_lines(content)
+            lines = ({name: row[name] for name in known if name in row} for row in rows)
+            self._take(self._decoder.decode_lines(b"\n".join(map(msgspec.json.encode, lines))))
+        except msgspec.DecodeError:
+            return False
+        self.unknown |= set().union(*rows).difference(known)
+        return True
+
+    def _take_each(self, content: bytes) -> None:
+        for number, line in enumerate(content.split(b"\n"), start=self._number + 1):
+            try:
+                self._take([self._read(line)])
+            except msgspec.DecodeError as error:
+                self._warnings.append(f"{self._name} line {number} cannot be read and is left out: {error}")
 
     def _read(self, line: bytes) -> _Record:
         try:

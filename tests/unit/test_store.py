@@ -24,7 +24,7 @@ from tare.bench.model import (
     Sample,
 )
 from tare.bench.older_runs import upgraded
-from tare.bench.store import RunStore, attempt_of, done_instances, load_run
+from tare.bench.store import RunStore, attempt_of, done_instances, load_histograms, load_run
 from tare.bench.units import Unit
 
 MANIFEST = Manifest(
@@ -185,6 +185,25 @@ def test_unknown_fields_are_ignored_and_named_once(tmp_path):
         "samples.jsonl has fields that this version of tare does not know; they are ignored: moon",
         "events.jsonl has fields that this version of tare does not know; they are ignored: moon",
     ]
+
+
+def test_unknown_fields_beside_damage_and_within_fields_cost_no_line(tmp_path):
+    counts = Histogram("latency", Unit.SECOND, (1.0, 2.0), (3, 4))
+    record = HistogramRecord("b00i00-a", 0, "steady", "w", {}, "fake", 0, warmup=False, histogram=counts)
+    with RunStore(tmp_path, MANIFEST) as store:
+        for _ in range(3):
+            store.add_histogram(record)
+    file = tmp_path / "histograms.jsonl"
+    first, second, third = (json.loads(line) for line in file.read_text().splitlines())
+    second["histogram"]["colour"] = "red"
+    third["moon"] = 1
+    lines = [json.dumps(first), "{damaged", json.dumps(second), json.dumps(third)]
+    file.write_text("\n".join(lines) + "\n")
+    run = load_run(tmp_path)
+    assert load_histograms(run) == [record, record, record]
+    damaged, unknown = run.warnings
+    assert damaged.startswith("histograms.jsonl line 2 cannot be read")
+    assert unknown.endswith("they are ignored: histogram.colour, moon")
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
