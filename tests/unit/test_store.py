@@ -19,6 +19,8 @@ from tare.bench.model import (
     EventKind,
     Fact,
     Fingerprint,
+    Histogram,
+    HistogramRecord,
     Manifest,
     RunStatus,
     Sample,
