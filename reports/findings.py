@@ -158,7 +158,7 @@ def _what_was_measured(analysis: Analysis) -> list[str]:
     """The experiments by their names; of those that measure workloads, how many."""
     titles = {subject.title for subject in analysis.subjects if subject.traits.of_workload}
     others = dict.fromkeys(subject.traits.title for subject in analysis.subjects if not subject.traits.of_workload)
-    named = [one_line(title).lower() for title in others]
+    named = [title.lower() for title in others]
     return [*named, plural(len(titles), "workload")] if titles else named
 
 

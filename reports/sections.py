@@ -8,7 +8,6 @@ import msgspec
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import Builtin, SteadyMetric
 from tare.bench.model import Category, Manifest
-from tare.bench.readable import one_line
 from tare.bench.settings import is_among
 from tare.bench.stats import Comparison, Verdict
 from tare.bench.units import Unit, format_value
@@ -215,7 +214,7 @@ class SectionView(msgspec.Struct, frozen=True):
 def section_of(subject: Subject, manifest: Manifest) -> str:
     """The key in ``SECTIONS`` of a subject, or the experiment's own name if it is none that is known."""
     if not subject.traits.of_workload:
-        return subject.experiment
+        return f"experiment {name}" if (name := subject.experiment) in tuple(Category) else name
     traits = manifest.workloads.get(subject.workload)
     return traits.category if traits is not None else Category.APPLICATION
 
@@ -254,7 +253,7 @@ class _Maker:
                         leading.append((view, found))
                         rows.append(row)
                     sentences.append(f"{_full_name(subject, row)} – {found.sentence}")
-        title = SECTIONS.get(name) or one_line(subjects[0].traits.title)
+        title = SECTIONS.get(name) or subjects[0].traits.title
         forest = forest_of(rows, self.analysis.margin)
         kept = sentences[:MOST_SENTENCES]
         return SectionView(

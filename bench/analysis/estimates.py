@@ -97,6 +97,7 @@ def _estimate_subject(
     """A subject with its rows, and what could not be estimated."""
     experiment, workload, params = key
     traits = manifest.traits_of(experiment)
+    traits = msgspec.structs.replace(traits, title=one_line(traits.title), grows_with=one_line(traits.grows_with))
     rows: list[Row] = []
     notes: list[str] = []
     for name in tables.metrics[key]:

@@ -94,6 +94,20 @@ def test_its_samples_are_in_parquet(run):
     assert set(table.column("metric").to_pylist()) == {"files.made", "files.listed"}
 
 
+@pytest.mark.parametrize("form", ["html", "text", "markdown", "json", "junit", "openmetrics"])
+def test_what_its_traits_say_is_text_and_no_order(place, installed, monkeypatch, form):
+    hostile = "<script>alert(1)</script>\n# heading\x1b[31m"
+    traits = msgspec.structs.replace(installed.Files.traits, title=hostile, grows_with=hostile)
+    monkeypatch.setattr(installed.Files, "traits", traits)
+    file = place / "outside.toml"
+    file.write_text(SUITE)
+    text = written(start_run(RunRequest(file, place / "run"), test_session.Display()).path, form).read_text("utf-8")
+    assert "\x1b" not in text
+    assert "\n# heading" not in text
+    if form in ("html", "markdown"):
+        assert "<script>alert(1)" not in text
+
+
 @pytest.mark.parametrize("grows_with", ["", "files"])
 def test_pyperf_gets_the_durations_of_what_repeats_the_same(place, installed, monkeypatch, grows_with):
     traits = msgspec.structs.replace(installed.Files.traits, grows_with=grows_with)
