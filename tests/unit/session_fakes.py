@@ -87,6 +87,10 @@ class Box(Metal):
     kind = IsolationKind.CONTAINER
 
 
+class Other(FakeBackend):
+    name = "fake-other"
+
+
 class Counting(FakeWorkload):
     """With a distribution beside its value."""
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tare.bench.analysis.cost import Ramp, fit_cost
-from tare.bench.analysis.density import fit_start
+from tare.bench.analysis.density import DensityCell, fit_start
 
 TRUE_COST = 100.0
 
@@ -152,3 +152,24 @@ def test_two_starts_have_a_trend_and_no_interval():
     assert trend.per_instance_s == pytest.approx(0.1)
     assert trend.low is None
     assert fit_start([]) is None
+
+
+@pytest.mark.parametrize("ramps", [1, 2, 3])
+def test_the_cost_does_not_depend_on_the_unit(ramps):
+    """Bytes or mebibytes: estimate, interval and steps are the same sizes."""
+    random = np.random.default_rng(11)
+    found = [simulated(random, step=25.0 * (number == 0), own=0.1 + 0.3 * number) for number in range(ramps)]
+    one = fit_cost(found)
+    other = fit_cost([Ramp(ramp.population, ramp.at_s, ramp.values * 2.0**20) for ramp in found])
+    for name in ("per_instance", "low", "high", "base"):
+        assert getattr(other, name) == pytest.approx(getattr(one, name) * 2.0**20, rel=1e-6), name
+    assert other.method == one.method
+
+
+def test_a_ramp_from_a_number_of_instances_on_begins_with_that_number():
+    readings = {"density.x": ((1, 10.0), (2, 20.0), (3, 30.0)), "density.at": ((1, 0.5), (2, 1.5), (3, 2.5))}
+    cell = DensityCell("native", "", {}, (readings, {"density.y": ((1, 1.0),)}), ())
+    (ramp,) = cell.ramps_of("density.x", least=2, sign=-1.0)
+    assert ramp.population.tolist() == [2, 3]
+    assert ramp.values.tolist() == [-20.0, -30.0]
+    assert cell.ramps_of("density.x")[0].at_s.tolist() == [0.5, 1.5, 2.5]

@@ -170,6 +170,18 @@ def test_a_file_that_is_no_ledger_or_of_a_live_older_tare_is_left_alone(
     assert path.exists()
 
 
+def test_what_cannot_be_judged_keeps_nothing_from_being_cleaned(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    write(folder, DEAD, line(1, made))
+    elsewhere = write(folder, f"{OTHER_BOOT}-{ELSEWHERE}-1-{TOKEN}.jsonl", line(1, tmp_path))
+    assert min(folder.iterdir()) == elsewhere
+    cleaned = clean(folder)
+    assert targets(cleaned) == [str(made)]
+    assert cleaned.unjudged == (elsewhere,)
+    assert not made.exists()
+
+
 def test_no_folder_is_nothing_to_clean(folder: Path) -> None:
     assert clean(folder) == Cleaned((), ())
 

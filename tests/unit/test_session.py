@@ -1,7 +1,7 @@
 """A session from outside: ``start_run`` and ``resume_run`` with backends from entry points, in folders of their own."""
 
-import contextlib
 import fcntl
+import inspect
 import json
 import os
 import subprocess
@@ -18,7 +18,7 @@ from tare.bench.model import BackendDescription, Completed, EventKind
 from tare.bench.runner import make_event
 from tare.bench.session import RunRequest, resume_run, start_run
 from tare.bench.store import RunStore, load_run
-from tests.unit.session_fakes import Box, Orders
+from tests.unit.session_fakes import Box, Metal, Orders
 from tests.unit.test_image_store import tiny_parts
 
 SUITE = """
@@ -45,6 +45,7 @@ POINTS = """
 [tare.backends]
 fake-metal = tests.unit.session_fakes:Metal
 fake-box = tests.unit.session_fakes:Box
+fake-other = tests.unit.session_fakes:Other
 [tare.workloads]
 answer = tests.unit.session_fakes:Counting
 """
@@ -332,18 +333,18 @@ def test_the_image_that_a_suite_names_is_used_and_one_that_is_not_there_is_refus
 def test_the_image_is_held_while_it_is_measured(place):
     held = []
 
-    def look(spec):
-        lock = place / "cache" / "locks" / spec.image.digest
-        files = [file for file in (place / "cache" / "locks").iterdir() if spec.image.digest in file.name]
-        assert files, lock
-        with files[0].open() as file, contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held.append("free")
+    def look(spec):  # what it raised would be a failed cell
+        locks = [file for file in (place / "cache" / "locks").iterdir() if spec.image.digest in file.name]
+        for lock in locks:
+            with lock.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    held.append(lock)
 
     Orders.on_start = look
     start(place)
-    assert Orders.starts
-    assert not held
+    assert len(held) == len(Orders.starts) == PLANNED
 
 
 # --- the host ---------------------------------------------------------------------------------------
@@ -460,6 +461,18 @@ def test_a_complete_run_has_nothing_to_resume(place):
     with pytest.raises(RunDirectoryError, match="complete"):
         resume_run(place / "run", Display())
     assert not Orders.starts
+
+
+def test_a_defect_in_a_backend_is_named_with_its_place(place, monkeypatch):
+    monkeypatch.setattr(Metal, "prepare", lambda *_: fall_over())
+    start(place, SUITE.replace('"fake-box"', '"fake-other"'))
+    reason = manifest(place / "run")["unavailable"]["fake-metal"]["reason"]
+    line = inspect.getsourcelines(fall_over)[1] + 1
+    assert f"ZeroDivisionError: integer division or modulo by zero ({__file__}:{line})" in reason
+
+
+def fall_over():
+    return 1 // 0
 
 
 def test_a_folder_that_is_no_run_cannot_be_resumed(place):

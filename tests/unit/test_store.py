@@ -249,3 +249,13 @@ def test_facts_of_the_first_schema_get_their_numbers_once():
     assert cpus == Fact("cpus", "?", "x")
     assert kernel == Fact("kernel", "6.18", "x")
     assert manifest["backends"]["vm"]["facts"] == {"accel": {"name": "accel", "text": "tcg"}}
+
+
+def test_the_files_of_a_run_can_be_read_by_all_and_written_by_their_owner(tmp_path):
+    old = os.umask(0o022)
+    try:
+        with RunStore(tmp_path / "run", MANIFEST):
+            modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "run").glob("*.jsonl")}
+    finally:
+        os.umask(old)
+    assert modes == dict.fromkeys(("samples.jsonl", "events.jsonl", "histograms.jsonl"), 0o644)
