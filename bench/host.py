@@ -4,6 +4,7 @@ Everything is read from files under injectable roots. A fact that this host does
 """
 
 import contextlib
+import hashlib
 import os
 import platform
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from tare.bench.catalogue import ConfoundCode
 from tare.bench.linux.files import HERE, HostRoots, find_field, find_text
 from tare.bench.linux.memory import read_meminfo
 from tare.bench.linux.mounts import find_mount, read_mounts
-from tare.bench.model import Confound, Fact
+from tare.bench.model import Confound, Fact, Fingerprint
 from tare.bench.units import Unit
 
 
@@ -32,6 +33,37 @@ def summarise(facts: tuple[Fact, ...]) -> str:
         known.get("distribution", ""),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def host_fingerprint(roots: HostRoots = HERE) -> Fingerprint:
+    """Which host this is: the same after reboots, updates and loads, and different from every other host.
+
+    Made from the machine's own identifier (systemd's machine-id, otherwise the firmware's UUID, which only root may
+    read; kept as a digest), the CPU model, the memory and the architecture.
+    """
+    machine = find_text(roots.etc / "machine-id") or find_text(roots.sys / "class/dmi/id/product_uuid")
+    made_from = {
+        "machine": _digest(machine.lower()) if machine else "",
+        "cpu model": find_field(find_text(roots.proc / "cpuinfo"), "model name") or "",
+        "memory": _installed_memory(roots),
+        "architecture": platform.machine(),
+    }
+    return Fingerprint(_digest("\n".join(f"{name}={value}" for name, value in made_from.items())), made_from)
+
+
+def _installed_memory(roots: HostRoots) -> str:
+    """The kernel's memory blocks; without them MemTotal, which depends on the kernel, to the nearest GiB."""
+    folder = roots.sys / "devices/system/memory"
+    size = find_text(folder / "block_size_bytes")
+    if size and (blocks := len(list(folder.glob("memory[0-9]*")))):
+        return f"{int(size, 16) * blocks} B"
+    with contextlib.suppress(OSError, KeyError):
+        return f"{round(read_meminfo(roots)['MemTotal'] / 2**30)} GiB"
+    return ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> list[Confound]:

@@ -22,8 +22,7 @@ from tare.bench.adaptive import Sampler, run_until_precise
 from tare.bench.cleaning import clean_up
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, CleanUpError, RunDirectoryError, TareError, UnavailableError
-from tare.bench.fingerprint import host_fingerprint
-from tare.bench.host import host_confounds, read_facts, summarise
+from tare.bench.host import host_confounds, host_fingerprint, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
 from tare.bench.ledger import Ledger, ResourceKind, remove

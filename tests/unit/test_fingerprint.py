@@ -2,7 +2,7 @@
 
 import pytest
 
-from tare.bench.fingerprint import host_fingerprint
+from tare.bench.host import host_fingerprint
 from tare.bench.linux.files import HostRoots
 
 CPUINFO = "processor\t: 0\nmodel name\t: A CPU @ 3.00GHz\ncpu MHz\t\t: {mhz}\n"
