@@ -93,6 +93,7 @@ def _fields(manifest: Manifest, backends: Collection[str]) -> Iterator[tuple[str
         if name not in backends:
             continue
         yield f"backend.{name}.label", description.label
+        yield f"backend.{name}.kind", description.kind
         for fact_name, value in description.texts.items():
             if fact_name not in _VOLATILE_BACKEND_FACTS:
                 yield f"backend.{name}.{fact_name}", value

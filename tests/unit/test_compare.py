@@ -156,6 +156,7 @@ DIFFERENCES = {
     "backend.vm.accel": lambda content: content["backends"]["vm"]["facts"].update(
         accel={"name": "accel", "text": "kvm"}
     ),
+    "backend.vm.kind": lambda content: content["backends"]["vm"].update(kind="virtual-machine"),
     "tare": lambda content: content.update(tare_version="0.2.0"),
 }
 
