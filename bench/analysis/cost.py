@@ -84,10 +84,13 @@ class Estimate(msgspec.Struct, frozen=True):
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-def combined(*parts: tuple[Estimate, int]) -> Estimate:
-    """The sum of independent figures, each with its sign; without an interval if one has none."""
-    value = sum(sign * part.per_instance for part, sign in parts)
-    halves = [part.half_width for part, _ in parts if part.half_width is not None]
+def combined(*parts: tuple[Estimate | None, int]) -> Estimate | None:
+    """The sum of independent figures, each with its sign; None if one is missing, no interval if one has none."""
+    known = [(part, sign) for part, sign in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    value = sum(sign * part.per_instance for part, sign in known)
+    halves = [part.half_width for part, _ in known if part.half_width is not None]
     if len(halves) < len(parts):
         return Estimate(value, None, None)
     return Estimate(value, value - math.hypot(*halves), value + math.hypot(*halves))
@@ -107,10 +110,6 @@ class Cost(Estimate, frozen=True):
     largest_population: int
     steps: tuple[Step, ...]
     method: str
-
-    def at(self, population: float) -> float:
-        """The fitted value at a population."""
-        return self.base + self.per_instance * population
 
 
 def fit_cost(ramps: Sequence[Ramp], *, level: float = LEVEL) -> Cost:

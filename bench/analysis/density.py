@@ -169,7 +169,7 @@ class InstanceCost(msgspec.Struct, frozen=True):
     @property
     def kernel(self) -> Estimate | None:
         """Memory of an instance that no process maps: MemAvailable's figure less PSS's."""
-        return None if self.memory is None or self.pss is None else combined((self.memory, 1), (self.pss, -1))
+        return combined((self.memory, 1), (self.pss, -1))
 
     @property
     def attributed(self) -> Estimate | None:
@@ -177,8 +177,6 @@ class InstanceCost(msgspec.Struct, frozen=True):
 
         It misses what nobody counts, and does not mind what other programs do meanwhile, as MemAvailable does.
         """
-        if self.pss is None or self.slab is None or self.kernel_other is None:
-            return None
         return combined((self.pss, 1), (self.slab, 1), (self.kernel_other, 1))
 
     @property

@@ -135,25 +135,20 @@ def _memory(instance: InstanceType) -> list[Need]:
     if each is None:
         return []
     by_limit, on = instance.basis is Basis.LIMITS, instance.result.measured_on
-    limit, limited, outside = instance.limits.memory, instance.limited_memory, "all it cost"
-    most = Estimate(limit + each.per_instance, limit, None if each.high is None else limit + each.high)
-    if limited is not None:
-        outside = "the hypervisor" if instance.backend.kind.is_guest else "what is outside"
-        beyond = combined((each, 1), (limited, -1))
+    limit, is_guest = instance.limits.memory, instance.backend.kind.is_guest
+    beyond = combined((each, 1), (instance.limited_memory, -1))
+    if beyond is None:
+        on_limit, outside = 0, "all it cost"
+        most = Estimate(limit + each.per_instance, limit, None if each.high is None else limit + each.high)
+    else:
+        on_limit, outside = on, "the hypervisor" if is_guest else "what is outside"
         over, half = max(0.0, beyond.per_instance), beyond.half_width
         low, high = (None, None) if half is None else (limit + max(0.0, over - half), limit + over + half)
         most = Estimate(limit + over, low, high)
-    name = "its RAM" if instance.backend.kind.is_guest else "its limit"
+    source = f"{'its RAM' if is_guest else 'its limit'} and {outside}"
     return [
         Need(Resource.MEMORY, each, by_limit=False, binds=not by_limit, measured_on=on, source=each.source),
-        Need(
-            Resource.MEMORY,
-            most,
-            by_limit=True,
-            binds=by_limit,
-            measured_on=0 if limited is None else on,
-            source=f"{name} and {outside}",
-        ),
+        Need(Resource.MEMORY, most, by_limit=True, binds=by_limit, measured_on=on_limit, source=source),
     ]
 
 

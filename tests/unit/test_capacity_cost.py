@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import optimize, stats
 
-from tare.bench.analysis.cost import Ramp, fit_cost
+from tare.bench.analysis.cost import _HOST, _OWN, Estimate, Ramp, combined, fit_cost
 from tare.bench.analysis.density import DensityCell, fit_start
 
 TRUE_COST = 100.0
@@ -71,12 +72,83 @@ def test_least_squares_would_be_far_too_sure():
     assert held < 120
 
 
+def dense(ramp: Ramp, *, jumps: list[int] = []) -> dict:  # noqa: B006 - read only
+    """The method of the module by whole matrices: weights, the mixture's ends, and each difference's p value."""
+    scale = np.ptp(ramp.values)
+    y, n, t = np.diff(ramp.values) / scale, np.diff(ramp.population), np.diff(ramp.at_s)
+    rows = len(y)
+    columns = [n, *([t] if (n == 0).sum() >= 2 else []), *(np.eye(rows)[jump] for jump in jumps)]
+    design = np.stack(columns, axis=1)
+    freedom = rows - design.shape[1]
+    points = []
+    for own, host in zip(_OWN[:, 0], _HOST[:, 0], strict=True):
+        covariance = np.diag(2 + own * n / n.mean() + host * t / t.mean()) - np.eye(rows, k=1) - np.eye(rows, k=-1)
+        inverse = np.linalg.inv(covariance)
+        information = design.T @ inverse @ design
+        coefficients = np.linalg.solve(information, design.T @ inverse @ y)
+        left = y - design @ coefficients
+        squares = left @ inverse @ left
+        likelihood = np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(information)[1] + freedom * np.log(squares)
+        points.append((-likelihood / 2, coefficients[0], np.sqrt(squares / freedom * np.linalg.inv(information)[0, 0]),
+                       inverse, squares))  # fmt: skip
+    weight = np.exp([point[0] - max(one[0] for one in points) for point in points])
+    weight /= weight.sum()
+    centres, errors = (np.array([point[k] for point in points]) for k in (1, 2))
+
+    def quantile(probability):
+        return optimize.bisect(
+            lambda value: weight @ stats.t.cdf((value - centres) / errors, freedom) - probability, -10, 10, xtol=1e-13
+        )
+
+    _, _, _, inverse, squares = points[int(weight.argmax())]
+    projection = inverse - inverse @ design @ np.linalg.inv(design.T @ inverse @ design) @ design.T @ inverse
+    inside = projection @ y / np.sqrt(np.diag(projection) * squares / freedom)
+    outside = inside * np.sqrt((freedom - 1) / (freedom - inside**2))
+    return {
+        "estimate": weight @ centres * scale,
+        "ends": (quantile(0.025) * scale, quantile(0.975) * scale),
+        "p": 2 * stats.t.sf(abs(outside), freedom - 1) * rows,
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_fit_is_that_of_whole_matrices(seed):
+    ramp = simulated(np.random.default_rng(seed), count=12 + seed, own=0.2, noise=0.4, wander=0.1 * seed)
+    cost, reference = fit_cost([ramp]), dense(ramp)
+    assert cost.steps == ()
+    assert cost.per_instance == pytest.approx(reference["estimate"], rel=1e-9)
+    assert (cost.low, cost.high) == pytest.approx(reference["ends"], rel=1e-7)
+
+
+def test_a_jump_is_a_step_below_one_per_cent_after_bonferroni():
+    random = np.random.default_rng(12)
+    levels = []
+    for size in np.linspace(0.5, 4.0, 60):
+        ramp = simulated(random, count=20, own=0.1, noise=0.2)
+        values = ramp.values + TRUE_COST * size * (ramp.population > 10)
+        ramp = Ramp(ramp.population, ramp.at_s, values)
+        p = dense(ramp)["p"]
+        first = fit_cost([ramp]).steps[:1]
+        assert bool(first) == (p.min() < 0.01)
+        if first:
+            assert first[0].population_after == ramp.population[1:][p.argmin()]
+        levels.append(p.min())
+    near = [one for one in levels if 0.001 < one < 0.1]
+    assert min(near) < 0.01 < max(near), "both sides of the level, and close to it"
+
+
+def test_independent_figures_are_added_with_their_errors():
+    memory, charge = Estimate(100.0, 70.0, 130.0), Estimate(60.0, 20.0, 100.0)
+    assert combined((memory, 1), (charge, -1)) == Estimate(40.0, -10.0, 90.0)
+    assert combined((memory, 1), (Estimate(60.0, None, None), 1)) == Estimate(160.0, None, None)
+    assert combined((memory, 1), (None, 1)) is None
+
+
 def test_without_noise_the_cost_is_exact():
     ramp = Ramp(np.arange(11.0), np.arange(11.0), 7.0 + 3.0 * np.arange(11.0))
     cost = fit_cost([ramp])
     assert (cost.per_instance, cost.low, cost.high) == pytest.approx((3.0, 3.0, 3.0))
     assert cost.base == pytest.approx(7.0)
-    assert cost.at(100) == pytest.approx(307.0)
     assert cost.steps == ()
 
 
@@ -90,6 +162,15 @@ def test_a_step_is_told_with_its_size_and_place_and_does_not_move_the_cost():
     assert (step.population_before, step.population_after) == (19, 20)
     assert step.size == pytest.approx(50 * TRUE_COST, rel=0.05)
     assert cost.per_instance == pytest.approx(TRUE_COST, rel=0.1)
+
+
+def test_of_many_jumps_the_five_largest_are_left_out():
+    random = np.random.default_rng(13)
+    ramp = simulated(random, count=100, own=0.05, noise=0.05)
+    jumps = {10 * k: (20 + 5 * k) * TRUE_COST for k in range(1, 9)}
+    values = ramp.values + sum(size * (ramp.population > place) for place, size in jumps.items())
+    found = {step.population_before: step.size for step in fit_cost([Ramp(ramp.population, ramp.at_s, values)]).steps}
+    assert found == pytest.approx({place: jumps[place] for place in (40, 50, 60, 70, 80)}, rel=0.1)
 
 
 def test_jumps_next_to_one_another_leave_an_interval_that_holds_the_cost():
@@ -115,7 +196,7 @@ def test_drift_is_told_apart_where_the_ramp_stood_still():
     assert fit_cost([Ramp(np.arange(9.0), np.arange(9.0), np.arange(9.0))]).drift_per_s is None
 
 
-@pytest.mark.parametrize(("count", "method"), [(3, "REML over 3 ramps"), (6, "one ramp each")])
+@pytest.mark.parametrize(("count", "method"), [(4, "REML over 4 ramps"), (5, "one ramp each")])
 def test_ramps_that_differ_widen_the_interval(count, method):
     random = np.random.default_rng(8)
     alike = [simulated(random) for _ in range(count)]
@@ -130,7 +211,8 @@ def test_ramps_that_differ_widen_the_interval(count, method):
 def test_too_few_readings_give_no_interval_and_no_ramp_no_cost():
     cost = fit_cost([Ramp(np.array([0.0, 1.0, 2.0]), np.arange(3.0), np.array([0.0, 5.0, 10.0]))])
     assert cost.per_instance == pytest.approx(5.0)
-    assert cost.low is None
+    assert (cost.low, cost.method) == (None, "1 degrees of freedom: no interval")
+    assert fit_cost([Ramp(np.arange(4.0), np.arange(4.0), np.array([0.0, 5.0, 10.0, 16.0]))]).low is not None
     with pytest.raises(ValueError, match="never changed"):
         fit_cost([Ramp(np.zeros(5), np.arange(5.0), np.arange(5.0))])
 
@@ -145,6 +227,21 @@ def test_the_start_latency_s_trend_ignores_single_slow_starts():
     assert trend.low < 1e-4 < trend.high
     assert trend.first_s == pytest.approx(0.01, abs=1e-3)
     assert trend.last_s == pytest.approx(0.03, abs=1e-3)
+
+
+def test_the_line_of_start_latencies_goes_through_the_medians_of_ten_parts():
+    """Parts of two: their means are 1.5, 3.5, ... and the slow start of one of them counts by half."""
+    seconds = [0.1 + 0.01 * n for n in range(1, 21)]
+    seconds[7] += 2.0
+    medians = [0.1 + 0.01 * n for n in np.arange(1.5, 20, 2)]
+    medians[3] += 1.0
+    line = stats.linregress(np.arange(1.5, 20, 2), medians)
+    trend = fit_start([list(zip(range(1, 21), seconds, strict=True))])
+    assert trend.per_instance_s == pytest.approx(line.slope)
+    assert trend.first_s == pytest.approx(line.intercept)
+    assert trend.last_s == pytest.approx(line.intercept + 20 * line.slope)
+    assert trend.high - trend.low == pytest.approx(2 * stats.t.ppf(0.975, 8) * line.stderr)
+    assert trend.starts == 20
 
 
 def test_two_starts_have_a_trend_and_no_interval():

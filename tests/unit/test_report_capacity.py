@@ -18,7 +18,7 @@ from tare.reports.markdown import MarkdownReporter
 from tare.reports.summary_json import JsonReporter
 from tare.reports.text import TextReporter
 from tests.synthetic import write_run
-from tests.unit.test_plan_capacity import COUNT, GIB, only, write_density
+from tests.unit.test_capacity_plan import COUNT, GIB, only, write_density
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tare.reports.density_costs import costs_view
 from tare.reports.findings import experiment_findings
 from tare.reports.instances import heat_view, held_view
 from tests.synthetic import QUICK, SUBJECTS, write_run
-from tests.unit.test_plan_capacity import COUNT, MIB, write_density
+from tests.unit.test_capacity_plan import COUNT, MIB, write_density
 
 
 def add(run, experiment, metric, values, unit=Unit.RATIO, **params):

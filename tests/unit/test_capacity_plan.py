@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tare.bench.analysis.cost import Estimate, fit_cost
-from tare.bench.analysis.density import DensityCell, analyse_density, fit_cell
+from tare.bench.analysis.cost import Cost, Estimate, fit_cost
+from tare.bench.analysis.density import DensityCell, Ending, InstanceCost, analyse_density, fit_cell
 from tare.bench.analysis.scaling import Refusal, fit_scaling
 from tare.bench.capacity.fleet import load_fleet
 from tare.bench.capacity.hosts import HostType, Resource
-from tare.bench.capacity.instances import Basis, HostLimit, InstanceLimits, InstanceType, Need, make_type
+from tare.bench.capacity.instances import Basis, HostLimit, InstanceLimits, InstanceType, Need, loaded_cpu, make_type
 from tare.bench.capacity.packing import Demand, pack
 from tare.bench.capacity.plan import plan_host
 from tare.bench.capacity.words import plan_notes
@@ -172,6 +172,23 @@ def test_the_interval_holds_what_a_host_really_takes_as_often_as_it_says():
     assert held >= 105
 
 
+def test_the_interval_is_widened_for_other_instances_by_hand():
+    """100 GiB for 1 GiB each, known to a tenth on 30: sqrt(1 + 30 / 100) * 0.1 = 0.114."""
+    memory = need(Resource.MEMORY, GIB, 0.1 * GIB, measured_on=30)
+    plan = plan_host(kind(memory), HostType("x", 1, 101 * GIB, reserve={Resource.MEMORY: float(GIB)}))
+    assert (plan.instances, plan.fewest, plan.most) == (100, math.floor(100 / 1.1140175), math.floor(100 / 0.8859825))
+
+
+def test_a_need_without_an_interval_that_is_not_the_first_counts_with_its_value():
+    memory, cpu = need(Resource.MEMORY, GIB, 0.5 * GIB), Need(Resource.CPU, Estimate(0.5, None, None), by_limit=False)
+    host = HostType("x", 55.0, 101 * GIB, reserve={Resource.MEMORY: float(GIB), Resource.CPU: 5.0})
+    plan = plan_host(kind(memory, cpu), host)
+    # Memory holds 100, and 66 to 200; CPUs hold 100 and so bound the upper end.
+    assert (plan.instances, plan.fewest, plan.most) == (100, 66, 100)
+    first = plan_host(kind(memory, cpu), msgspec.structs.replace(host, cpus=30.0))
+    assert (first.instances, first.fewest, first.most) == (50, None, None)
+
+
 # --- what a run says of its instances -------------------------------------------------------------
 
 
@@ -203,6 +220,47 @@ def test_a_container_is_planned_with_what_it_used_or_with_its_limit(tmp_path):
     assert used.fewest < used.instances < used.most
 
 
+def cost_of(per_instance: float, half: float | None) -> Cost:
+    low, high = (None, None) if half is None else (per_instance - half, per_instance + half)
+    return Cost(per_instance, low, high, 0.0, None, 1, 50, 50, (), "")
+
+
+@pytest.mark.parametrize(
+    ("memory", "attributed", "found"),
+    [
+        ((100.0, 10.0), 95.0, (100.0, "MemAvailable")),
+        ((100.0, 30.0), 95.0, (95.0, "PSS, slab, other kernel")),  # vague, and agrees
+        ((100.0, 30.0), 60.0, (100.0, "MemAvailable")),  # vague, and does not agree
+        ((100.0, 120.0), 95.0, (95.0, "PSS, slab, other kernel")),  # it may be nothing
+        ((100.0, None), None, (100.0, "MemAvailable")),
+        ((100.0, 120.0), None, None),
+    ],
+)
+def test_memory_is_by_the_meter_that_can_say_it(memory, attributed, found):
+    parts = dict.fromkeys(InstanceCost.__struct_fields__)
+    if attributed is not None:
+        parts |= {"pss": cost_of(attributed - 15, 3.0), "slab": cost_of(10.0, 4.0), "kernel_other": cost_of(5.0, 0.0)}
+    best = InstanceCost(**(parts | {"memory": cost_of(*memory)})).best_memory
+    assert (best and (best.per_instance, best.source)) == found
+    if found and found[0] == 95.0:
+        assert (best.low, best.high) == (90.0, 100.0)
+
+
+def test_memory_beyond_the_limit_is_what_was_not_charged_by_hand():
+    """100 +- 12 MiB in all, 50 +- 5 of it charged: 50 +- 13 are outside the limit of 256."""
+    result = kind().result
+    cost = msgspec.structs.replace(
+        result.cost, memory=cost_of(100.0 * MIB, 12.0 * MIB), charge=cost_of(50.0 * MIB, 5.0 * MIB)
+    )
+    manifest = msgspec.structs.replace(MANIFEST, backends={"native": BackendDescription("n", IsolationKind.CONTAINER)})
+    made = make_type(msgspec.structs.replace(result, cost=cost), manifest, "", limits={"memory": 256 * MIB})
+    measured, limit = (one for one in made.needs if one.resource is Resource.MEMORY)
+    assert (measured.by_limit, measured.binds, limit.by_limit, limit.binds) == (False, True, True, False)
+    each = limit.each
+    assert (each.low, each.per_instance, each.high) == pytest.approx((293 * MIB, 306 * MIB, 319 * MIB))
+    assert measured.measured_on == limit.measured_on == 50
+
+
 def test_a_quota_is_the_limit_of_the_cpus(tmp_path):
     run = load_run(write_density(tmp_path / "run"))
     (result,) = analyse_density(run.samples, run.events)
@@ -227,6 +285,27 @@ def test_a_limit_of_the_measured_host_binds_until_it_is_raised(tmp_path):
     assert (plan.instances, plan.remedy) == (COUNT, "raise kernel.pid_max")
     assert "processes" in plan.binds
     assert plan_host(only(path, raised=("processes",)), HOST).instances > 10 * COUNT
+
+
+def test_of_several_ramps_the_least_population_is_the_host_s_limit_and_stated_limits_are_none():
+    def ended(population, resource="namespaces", reason="failure"):
+        return Ending("i", population, reason, "", resource, f"at {population}", 0)
+
+    result = kind().result
+    endings = (ended(30), ended(20), ended(25), ended(5, reason="start-limit"), ended(4, "memory"), ended(3, ""))
+    cell = msgspec.structs.replace(result.cell, endings=endings)
+    manifest = msgspec.structs.replace(MANIFEST, backends={"native": BackendDescription("n", IsolationKind.CONTAINER)})
+    made = make_type(msgspec.structs.replace(result, cell=cell), manifest, "")
+    assert made.host_limits == (HostLimit("namespaces", 20, "at 20"),)
+
+
+def test_cpus_at_work_are_those_at_the_smallest_population():
+    """0.1, 0.2 and 0.9 CPUs: a mean of 0.4, and Student's t for two degrees of freedom times 0.436 / sqrt(3)."""
+    readings = {"density.start": ((4, 0.1),), "density.loaded_cpu": ((1, 0.1), (1, 0.2), (1, 0.9), (4, 1.0))}
+    result = fit_cell(DensityCell("native", "fio", {}, (readings,), ()))
+    each, on = loaded_cpu(result)
+    assert (each.per_instance, on) == (pytest.approx(0.4), 3)
+    assert (each.low, each.high) == (0.0, pytest.approx(0.4 + 4.302653 * 0.4358899 / math.sqrt(3)))
 
 
 def test_a_loaded_ramp_says_the_cpus_at_work_and_where_throughput_is_largest(tmp_path):
@@ -318,7 +397,16 @@ def test_hosts_that_are_counted_run_out_and_the_rest_is_named():
     assert [(filled.host, filled.hosts) for filled in packing.filled] == [("small", 3), ("more", 2)]
     assert packing.hosts_fewest <= packing.hosts <= packing.hosts_most
     capped = msgspec.structs.replace(one, host_limits=(HostLimit("processes", 2, ""),))
-    assert pack([Demand(capped, 20)], [unlimited]).hosts == 10
+    packing = pack([Demand(capped, 20)], [unlimited])
+    assert (packing.hosts, packing.bound) == (10, 10)
+
+
+def test_the_largest_are_placed_first():
+    """6 + 3 of 10 on each of two hosts; small ones first would share one and leave two hosts to the large ones."""
+    small, large = (kind(need(Resource.MEMORY, size * GIB), name=str(size)) for size in (3, 6))
+    host = HostType("h", 1, 10 * GIB, reserve={Resource.MEMORY: 0.0})
+    packing = pack([Demand(small, 2), Demand(large, 2)], [host])
+    assert [(one.hosts, one.instances) for one in packing.filled] == [(2, {"3": 1, "6": 1})]
 
 
 def test_no_packing_is_below_its_bound():
