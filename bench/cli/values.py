@@ -13,6 +13,7 @@ _OPTION_OF = (
     (re.compile(r"backend\[0\]\.options\.?(.*)"), "--option {0}"),
     (re.compile(r"backend\[\d+\]\.type"), "BACKEND"),
     (re.compile(r"experiment\[0\]\.params\.?(.*)"), "--param {0}"),
+    (re.compile(r"host\[0\]\.(.*)"), "--{0}"),
     (re.compile(r"(?:envelope|sampling|experiment\[0\]|experiment\[0\]\.options)\.(\w+)"), "--{1}"),
 )
 """The option that a key of a suite comes from."""
