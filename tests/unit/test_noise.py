@@ -5,6 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.cli.noise import read_time
 from tare.bench.disturbance import Disturbance
 from tare.bench.linux.files import HostRoots
@@ -142,3 +143,12 @@ def test_a_quiet_physical_host_has_no_cause(roots, tmp_path):
 
 def test_a_host_that_tells_nothing(tmp_path):
     assert causes(HostWatch((0,), HostRoots(tmp_path, tmp_path, tmp_path))) == {}
+
+
+def test_a_twin_may_be_the_one_without_a_name_of_its_own(tmp_path):
+    recipe = replace(QUICK, blocks=4, backends=("bare-metal", "again"), ratios={"again": 1.0})
+    run = load_run(write_run(tmp_path / "run", recipe))
+    for second, source in (({}, "twin"), ({"options": {"x": 1}}, "split")):
+        suite = {"backend": [{"type": "bare-metal"}, {"type": "bare-metal", "name": "again", **second}]}
+        manifest = msgspec.structs.replace(run.manifest, suite=suite)
+        assert analyse(msgspec.structs.replace(run, manifest=manifest)).noise.source == source
