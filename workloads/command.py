@@ -60,7 +60,7 @@ class CommandSection(WorkloadSection, frozen=True, kw_only=True):
         _refuse_twice("metric", [metric.name for metric in self.metric])
         _refuse_twice("service", [service.name for service in self.service])
         if not self.cwd.startswith("/"):
-            raise ValueError(f"cwd: {self.cwd!r} is no absolute path")
+            raise ValueError(f"cwd: {self.cwd!r} is not an absolute path")
         for name in self.params:
             self._check_parameter(name)
 
@@ -149,7 +149,7 @@ class CommandWorkload(Workload):
         output = Output(section.command[0], completed, self._read(completed) if needs_text else "")
         if not needs_text and (completed.timed_out or completed.returncode != 0):
             raise ParseError(
-                f"{section.command[0]} did not end well, so that the time it took is no measurement",
+                f"{section.command[0]} failed, so its duration is not a measurement",
                 evidence=excerpt((completed.stdout + completed.stderr).decode(errors="backslashreplace")),
             )
         return [Measurement(metric.name, output.value_of(metric)) for metric in section.metric]
@@ -167,4 +167,4 @@ def _as_text(value: bool | float | str) -> str:  # noqa: FBT001 - a value of TOM
 def _refuse_twice(key: str, names: list[str]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"{key}: {twice!r} is there twice")
+        raise ValueError(f"{key}: {twice!r} is defined twice")

@@ -30,7 +30,7 @@ with open(path, "w", encoding="ascii") as corpus:
         line = " ".join(random.choices(words, frequencies, k=1000)) + "\\n"
         size -= corpus.write(line[:size])
 """
-"""A program for the image's Python: writes so many bytes from a seed to a path."""
+"""A program for the image's Python: writes a number of bytes, generated from a seed, to a path."""
 
 # What is unpacked goes through a pipe to be counted, so that no disk is measured and the result is seen to be right.
 _COMPRESS = 'set -o pipefail; stat -c "plain %s" corpus && "$@" <corpus | wc -c | sed "s/^/packed /" && echo end'
@@ -80,7 +80,7 @@ class Compression(Workload):
 
     @abstractmethod
     def compressor(self, preset: int, threads: int, block_bytes: int, dictionary_bytes: float) -> tuple[str, ...]:
-        """The command that packs standard input to standard output in blocks of so many bytes."""
+        """The command that packs standard input to standard output in blocks of ``block_bytes``."""
 
     @abstractmethod
     def decompressor(self, threads: int) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ class Xz(Compression):
 
 
 class Pixz(Compression):
-    """``pixz -t``: beside the threads that pack one reads and one writes, so that more is handed over."""
+    """``pixz -t``: one more thread reads and one writes, so more data passes between threads."""
 
     name = "pixz"
     summary = "compression: pixz on a generated corpus, one thread per CPU"

@@ -146,7 +146,7 @@ class Cyclictest(TimedWorkload):
         ]
 
     def histograms(self, completed: Completed) -> list[Histogram]:
-        """All threads together; what was later than 0.1 s stands in one bucket up to the latest."""
+        """All threads together; delays beyond 0.1 s share one bucket up to the longest."""
         threads, _ = _read_threads(completed)
         counts = _merge(threads)
         beyond = sum(thread.cycles for thread in threads) - sum(counts.values())
@@ -171,7 +171,7 @@ def _read_threads(completed: Completed) -> tuple[list[_Thread], str]:
     text = read_output(_TOOL, completed)
     report = read_json(_TOOL, text, _Report)
     if len(report.thread) != report.num_threads:
-        refuse(_TOOL, f"it counts {report.num_threads} threads and tells of {len(report.thread)}", text)
+        refuse(_TOOL, f"it counts {report.num_threads} threads and reports {len(report.thread)}", text)
     for name, thread in report.thread.items():
         _check_thread(name, thread, text)
     return list(report.thread.values()), text

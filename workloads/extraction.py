@@ -1,4 +1,4 @@
-"""Metrics that a suite states: how a number is found in what a command printed, and in which unit it stands there.
+"""Metrics that a suite defines: how to find a number in a command's output, and its unit there.
 
 A regular expression, a JMESPath expression (https://jmespath.org/specification.html) over the output as JSON, or the
 command's own duration. What is not found, found too often, or no number that can be measured is a ParseError.
@@ -149,7 +149,7 @@ class Output:
             self._refuse(metric, f"{excerpt(digits)!r} is not a number (digits and a decimal point)")
         if value < 0 or (value == 0 and not metric.may_be_zero):
             remedy = None if value < 0 else "if zero is a result, state may_be_zero = true; no ratio is taken to it"
-            self._refuse(metric, f"{text} is no value that can be compared", remedy)
+            self._refuse(metric, f"{text} cannot be compared", remedy)
         return value
 
     def _refuse(self, metric: StatedMetric, problem: str, remedy: str | None = None) -> NoReturn:
@@ -168,7 +168,7 @@ def _check_regex(regex: str) -> None:
     try:
         groups = re.compile(regex, re.MULTILINE).groups
     except re.error as error:
-        raise ValueError(f"regex: {regex!r} is no regular expression: {error}") from None
+        raise ValueError(f"regex: {regex!r} is not a regular expression: {error}") from None
     if groups != 1:
         raise ValueError(f"regex: {regex!r} needs exactly one group (...), around the number; it has {groups}")
 
@@ -181,4 +181,4 @@ def _compile_path(path: str) -> Any:
         return jmespath.compile(path)
     except JMESPathError as error:
         problem = " ".join(str(error).split())
-        raise ValueError(f"json: {path!r} is no JMESPath expression: {problem}") from None
+        raise ValueError(f"json: {path!r} is not a JMESPath expression: {problem}") from None

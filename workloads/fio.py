@@ -70,7 +70,7 @@ class Fio(TimedWorkload):
     """Storage as the instance sees it. ``direct`` keeps the page cache of the kernel that runs fio out of it.
 
     In a guest that is the guest's page cache: whether the host caches the guest's disk is the backend's doing, and
-    stands in its description. Buffered runs read what the layout left in the cache, less what fio drops when it starts.
+    is part of its description. Buffered runs read what the layout left in the cache, except what fio drops at start.
     """
 
     name = "fio"
@@ -105,7 +105,7 @@ class Fio(TimedWorkload):
         def __post_init__(self) -> None:
             block = bounded_size("block_size", self.block_size, 512, 64 * 2**20)
             if block % 512:
-                raise ValueError(f"block_size: {self.block_size} is no multiple of 512 bytes")
+                raise ValueError(f"block_size: {self.block_size} is not a multiple of 512 bytes")
             bounded_size("size", self.size, block, 16 * 2**40)
             if self.io_depth > 1 and self.engine == "psync":
                 raise ValueError("io_depth: the engine psync has one operation in flight; use 'libaio' or 'io_uring'")

@@ -37,13 +37,13 @@ fio --name=stat --ioengine=filestat "$@"
 fio --name=unlink --ioengine=filedelete "$@"
 """
 _BYTES_OF_SCRATCH_PER_FILE = 16 * 2**10
-"""ext4 has an inode for so many bytes, or for fewer."""
+"""ext4 has at least one inode for this many bytes."""
 _NOMINAL_FILE_S = 0.4e-3
 _SLOWEST = 50.0
 
 
 class FioMetadata(Workload):
-    """What a file system does beside moving data. The files are empty when created and 4 KiB large from then on.
+    """What a file system does besides moving data. The files are empty when created and 4 KiB large from then on.
 
     Nothing is synced: what is timed is the file system of the kernel that runs fio, its journal now and then included.
     """
@@ -119,7 +119,7 @@ def _latencies(completed: Completed) -> Iterator[tuple[str, Latency]]:
         job = find_job(f"{report}\n}}\n")
         options = get(job, text, "job options")
         if get(options, text, "ioengine") != engine:
-            refuse(TOOL, f"a report of {get(options, text, 'ioengine')!r} stands where {name} is", text)
+            refuse(TOOL, f"a report of {get(options, text, 'ioengine')!r} is in the place of {name}", text)
         files = number(job, text, "read", "total_ios")
         asked = str(get(options, text, "nrfiles")), str(get(options, text, "numjobs"))
         if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in asked) or files != int(

@@ -58,7 +58,7 @@ def find_job(text: str) -> Mapping[str, Any]:
         refuse(TOOL, "there is no JSON", text)
     stray = next((line for line in lines[:start] if line and not _NOTE.fullmatch(line)), None)
     if stray is not None:
-        refuse(TOOL, f"{stray!r} stands before the JSON", text)
+        refuse(TOOL, f"{stray!r} precedes the JSON", text)
     try:
         report = json.loads("\n".join(lines[start:]), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -75,7 +75,7 @@ def find_job(text: str) -> Mapping[str, Any]:
 
 
 def get(value: Any, text: str, *keys: str) -> Any:
-    """What stands in ``value`` under ``keys``, one below the other. Raises ParseError if one is missing."""
+    """The value at the path ``keys`` of ``value``. Raises ParseError if one is missing."""
     for depth, key in enumerate(keys):
         if not isinstance(value, dict) or key not in value:
             refuse(TOOL, f"{'.'.join(keys[: depth + 1])} is missing", text)
@@ -99,7 +99,7 @@ def read_latency(job: Mapping[str, Any], text: str, *keys: str, count: float) ->
         refuse(TOOL, f"{where} has latencies of other than the {count:.0f} operations that it counts", text)
     bins = get(job, text, *keys, "bins")
     if not isinstance(bins, dict) or not all(_WHOLE.fullmatch(middle) for middle in bins):
-        refuse(TOOL, f"{where}.bins is no histogram", text)
+        refuse(TOOL, f"{where}.bins is not a histogram", text)
     if not all(type(found) is int and found > 0 for found in bins.values()) or sum(bins.values()) != count:
         refuse(TOOL, f"{where}.bins does not hold the {count:.0f} operations that fio counts", text)
     edges = [_upper_edge_ns(int(middle), where, text) for middle in bins]
@@ -129,4 +129,4 @@ def _upper_edge_ns(middle: int, where: str, text: str) -> int:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")

@@ -1,7 +1,7 @@
 """What the first write to a file of the image costs, against a second one and one to a file in the scratch folder.
 
 A small Python program opens, writes and closes files below /usr, each exactly once for the first time: it takes the
-next ones of a list that the set-up makes. It writes what stands there already, so the files stay what they are.
+next ones of a list that the set-up makes. It writes what the files already contain, so they do not change.
 """
 
 import statistics
@@ -199,7 +199,7 @@ def _read_times(completed: Completed) -> Mapping[str, Sequence[int]]:
     """The times of each kind of write in nanoseconds, as many of each. Raises ParseError."""
     text = read_output(_TOOL, completed)
     if not text.endswith("}\n"):
-        refuse(_TOOL, "it is no whole report", text)
+        refuse(_TOOL, "it is not a complete report", text)
     report = read_json(_TOOL, text, _Report)
     columns = report.first_ns, report.second_ns, report.volume_ns
     if any(len(column) != len(report.sizes_bytes) for column in columns):

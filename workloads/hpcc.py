@@ -80,11 +80,11 @@ _RANDOM_ACCESS = re.compile(
 )
 _KERNELS = ("Copy", "Scale", "Add", "Triad")
 _SLOWEST = 200
-"""Guests whose floating-point operations are emulated may be so many times slower."""
+"""How many times slower a guest with emulated floating-point operations may be."""
 
 
 class Hpcc(Workload):
-    """Dense linear algebra out of the caches, beside streams and single words out of memory."""
+    """Dense linear algebra in the caches, and streams and single words from memory."""
 
     name = "hpcc"
     summary = "Linpack, STREAM, RandomAccess, DGEMM and FFT of HPC Challenge, one process"
@@ -134,7 +134,7 @@ class Hpcc(Workload):
         return Commands(run, setup=(write,), teardown=(Command(("rm", "-rf", _FOLDER)),))
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """Each figure where it stands with the most digits, checked against the other place where it stands."""
+        """Each figure from the place with the most digits, checked against the other place."""
         text = read_output(_TOOL, completed)
         one_match(_TOOL, "the line with the version", _FIRST, text)
         one_match(_TOOL, "the summary of a success", _LAST, text)

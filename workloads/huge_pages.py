@@ -94,7 +94,7 @@ class HugePages(Workload):
         def __post_init__(self) -> None:
             size = bounded_size("size", self.size, 2**22, 2**40)
             if size % 2**16:
-                raise ValueError(f"size: {self.size} is no multiple of 64KiB")
+                raise ValueError(f"size: {self.size} is not a multiple of 64KiB")
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """One thread. Raises WorkloadError if the memory is not there."""
@@ -104,7 +104,7 @@ class HugePages(Workload):
         return Commands(Command(argv, timeout_s=START_MARGIN_S + _SLOWEST * self.duration_s(params)))
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """The sizes as the kernel tells them, and the time of the touching."""
+        """The sizes that the kernel reports, and the time to touch the pages."""
         text = read_output(_TOOL, completed)
         total = one_match(_TOOL, "MemTotal", _TOTAL, text)[1]
         result = one_match(_TOOL, "the result", _RESULT, text)

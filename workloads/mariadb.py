@@ -136,7 +136,7 @@ class MariaDB(TimedWorkload):
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """Rates as sysbench prints them; its counts have to agree. A deadlock that it tried again is no transaction."""
+        """Rates as sysbench prints them; its counts must agree. A transaction retried after a deadlock counts once."""
         text = read_output(SYSBENCH, completed)
         check_frame(text)
         if (lost := one_match(SYSBENCH, "the reconnects", _RECONNECTS, text)[1]) != "0":

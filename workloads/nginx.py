@@ -1,6 +1,6 @@
 """nginx: one page asked for again and again by wrk, over connections that are kept or made anew.
 
-wrk prints latencies with three digits. A script of ours, which wrk itself runs when it is done, prints what it counted:
+wrk prints latencies with three digits. A Lua script, which wrk runs at its end, prints what wrk counted:
 every latency in microseconds, and how often.
 """
 
@@ -159,7 +159,7 @@ class Nginx(TimedWorkload):
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """The rate as wrk prints it, and what the script printed; requests that failed are no measurement."""
+        """The rate as wrk prints it, and what the script printed; output with failed requests is refused."""
         text = read_output(_TOOL, completed)
         one_match(_TOOL, "the first line", _BEGIN, text)
         counted = one_match(_TOOL, "the line of the counts", _COUNTED, text)

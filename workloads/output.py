@@ -31,7 +31,7 @@ def read_output(tool: str, completed: Completed, *, stream: str = "stdout") -> s
     if completed.timed_out or completed.returncode != 0:
         how = _describe_end(completed)
         text = (completed.stdout + b"\n" + completed.stderr).decode(errors="backslashreplace")
-        raise ParseError(f"{tool} {how}, so its output is no measurement", evidence=excerpt(text))
+        raise ParseError(f"{tool} {how}, so its output is not a measurement", evidence=excerpt(text))
     try:
         text = completed.stdout.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -47,7 +47,7 @@ def one_match(tool: str, what: str, pattern: re.Pattern[str], text: str) -> re.M
     """The only match of ``pattern`` in ``text``. Raises ParseError if there is none or more than one."""
     matches = list(pattern.finditer(text))
     if len(matches) != 1:
-        refuse(tool, f"{what} stands there {len(matches)} times instead of once", text)
+        refuse(tool, f"{what} occurs {len(matches)} times instead of once", text)
     return matches[0]
 
 
@@ -72,7 +72,7 @@ def positive(tool: str, what: str, digits: str, text: str, *, exponent: int = 0)
     """
     value = float(f"{digits}e{exponent}") if _DECIMAL.fullmatch(digits) else math.nan
     if not math.isfinite(value) or value <= 0:
-        refuse(tool, f"{what} is {digits}, which no run that did something can have", text)
+        refuse(tool, f"{what} is {digits}, which a working run cannot produce", text)
     return value
 
 

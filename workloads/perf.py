@@ -96,7 +96,7 @@ class SchedPipe(_Loop):
     """``perf bench sched pipe``: two tasks hand one token to and fro over two pipes.
 
     On one CPU each operation is two context switches; on several the wake-ups cross CPUs, which costs
-    inter-processor interrupts that a guest pays dearly for.
+    inter-processor interrupts, which are expensive in a guest.
     """
 
     name = "perf-sched-pipe"
@@ -126,7 +126,7 @@ class SchedPipe(_Loop):
 
 
 class Syscall(_Loop):
-    """``perf bench syscall basic``: getppid() in a loop, the way into the kernel and back and next to nothing else."""
+    """``perf bench syscall basic``: getppid() in a loop, little more than entering and leaving the kernel."""
 
     name = "perf-syscall"
     summary = "system calls: getppid() in a loop, on one CPU"
@@ -251,5 +251,5 @@ def _match(completed: Completed, form: re.Pattern[str]) -> tuple[re.Match[str], 
     text = read_output(_TOOL, completed)
     match = form.match(text)
     if match is None:
-        refuse(_TOOL, "it is no whole report", text)
+        refuse(_TOOL, "it is not a complete report", text)
     return match, text

@@ -196,7 +196,7 @@ def _read_counts(text: str) -> list[tuple[int, int]]:
 
 
 def _percentile(counts: list[tuple[int, int]], percent: str, total: int) -> int:
-    """The smallest latency within which so many of all transactions were done, in µs."""
+    """The smallest latency that ``percent`` of the transactions do not exceed, in µs."""
     thousandths = round(float(percent) * 10)
     seen = itertools.accumulate(count for _, count in counts)
     return next(

@@ -28,7 +28,7 @@ def read_suite(tool: str, text: str) -> Iterator[tuple[str, tuple[float, ...]]]:
             yield _seconds_of(benchmark)
     except Exception as error:  # noqa: BLE001 - whatever pyperf makes of a broken file, the answer is the same
         raise ParseError(
-            f"what {tool} wrote is no result of pyperf that can be used: {type(error).__name__}: {error}",
+            f"the output of {tool} is not a usable pyperf result: {type(error).__name__}: {error}",
             remedy="run the script by hand with --output, and see that python3 -m pyperf show reads it",
             evidence=excerpt(text),
         ) from None
@@ -47,5 +47,5 @@ def _seconds_of(benchmark: "pyperf.Benchmark") -> tuple[str, tuple[float, ...]]:
         raise ValueError(f"{name} is measured in {unit}, and only times can be compared")
     values = tuple(float(value) for value in benchmark.get_values())
     if not values or not all(math.isfinite(value) and 0 < value < _MOST_S for value in values):
-        raise ValueError(f"{name} has values that are no times")
+        raise ValueError(f"{name} has values that are not times")
     return str(name), values

@@ -43,7 +43,7 @@ _OWN_OPTIONS = ("-o", "--output", "--append", "--stdout", "--worker", "--copy-en
 class PyperfSection(WorkloadSection, frozen=True, kw_only=True):
     """The keys of a ``[[workload]]`` made of a pyperf script.
 
-    ``pyperf`` is the script's file beside the suite, ``benchmarks`` are the names that it gives its benchmarks, each of
+    ``pyperf`` is the script's file, relative to the suite, ``benchmarks`` are the names of its benchmarks, each of
     which becomes a metric, and ``arguments`` go to it (``--fast``). ``script`` is its text, read when the suite is.
     """
 
@@ -78,11 +78,11 @@ class PyperfKind(WorkloadKind):
             try:
                 script = path.read_text("utf-8")
             except UnicodeDecodeError as error:
-                raise ValueError(f"pyperf: {path} is no text in UTF-8: {error.reason}") from None
+                raise ValueError(f"pyperf: {path} is not UTF-8 text: {error.reason}") from None
         try:
             compile(script, section.pyperf, "exec", dont_inherit=True)
         except (SyntaxError, ValueError) as error:
-            raise ValueError(f"pyperf: {section.pyperf} is no Python: {error}") from None
+            raise ValueError(f"pyperf: {section.pyperf} is not valid Python: {error}") from None
         return msgspec.structs.replace(section, script=script)
 
     def make(self, section: PyperfSection) -> type[Workload]:
@@ -123,7 +123,7 @@ class PyperfWorkload(Workload):
         return Commands(Command(run, timeout_s=section.timeout), setup=(write,))
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """The mean of each benchmark, as pyperf tells it."""
+        """The mean of each benchmark, as pyperf reports it."""
         values = self._values(completed)
         return [Measurement(_metric_name(name), statistics.fmean(values[name])) for name in self.section.benchmarks]
 

@@ -90,7 +90,7 @@ class Pyperformance(Workload):
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """The mean, as ``pyperf show`` tells it."""
+        """The mean, as ``pyperf show`` reports it."""
         return [Measurement("benchmark.time", statistics.fmean(self._values(completed)))]
 
     def histograms(self, completed: Completed) -> list[Histogram]:

@@ -1,7 +1,7 @@
 """sockperf: round trips of small messages between a client that is measured and a server, each of them timed.
 
 sockperf logs every round trip. The log is too long to be carried out of an instance (a megabyte a second), so it is
-counted there, once sockperf has ended, in buckets 1/64 wide; what sockperf says of all values comes beside them.
+counted there, once sockperf has ended, in buckets 1/64 wide; sockperf's own summary follows the buckets.
 """
 
 import itertools
@@ -171,7 +171,7 @@ def _read(completed: Completed) -> str:
 
 
 def _count(text: str) -> Histogram:
-    """The buckets, rising. Raises ParseError if there are none, or one stands there twice."""
+    """The buckets, rising. Raises ParseError if there are none, or one occurs twice."""
     one_match(_TOOL, "the last line", _END, text)
     counts = {int(bound): int(count) for bound, count in _BUCKET.findall(text)}
     if not counts or len(counts) != text.count("\nbucket ") or not all(counts.values()):

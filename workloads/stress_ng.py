@@ -1,4 +1,4 @@
-"""stress-ng 0.15: one stressor, one instance per CPU, from the YAML that it writes beside its log.
+"""stress-ng 0.15: one stressor, one instance per CPU, from its YAML report.
 
 The log has two decimals and goes to stderr; the YAML has six and goes to the open descriptor 1 by its name under
 ``/proc``, so no file is left and nothing else is on stdout.
@@ -29,7 +29,7 @@ _METRICS = re.compile(
 _FIELD = re.compile(r"^ {6}([^:\n]+): (\S+)$", LINES)
 
 # ``stress-ng --stressors`` of 0.15.06, less UNSAFE_STRESSORS. A name goes into an option (``--cpu``), so only known
-# ones may: ``--timeout`` is no stressor.
+# ones may: ``--timeout`` is not a stressor.
 STRESSORS = frozenset(
     """
     access af-alg affinity aio aiol apparmor alarm atomic bad-altstack bigheap binderfs branch brk bsearch cache
@@ -112,7 +112,7 @@ class StressNg(TimedWorkload):
                     raise ValueError(f"stressor: {self.stressor!r} can bring down the host; tare does not run it")
                 close = difflib.get_close_matches(self.stressor, STRESSORS, n=3)
                 hint = f"; did you mean {' or '.join(close)}?" if close else ", for example cpu, matrix, switch or vm"
-                raise ValueError(f"stressor: {self.stressor!r} is no stressor of stress-ng that tare runs{hint}")
+                raise ValueError(f"stressor: {self.stressor!r} is not a stressor of stress-ng that tare runs{hint}")
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """As many instances of the stressor as there are CPUs."""
@@ -265,7 +265,7 @@ def _read_fields(metrics: str, text: str) -> Mapping[str, str]:
     pairs = [("stressor", match["stressor"]), *_FIELD.findall(match["fields"])]
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        refuse(_TOOL, "a field stands there twice", text)
+        refuse(_TOOL, "a field occurs twice", text)
     return fields
 
 

@@ -114,7 +114,7 @@ def test_notes_before_fio_json_are_read_over_and_nothing_else_is() -> None:
     found = values("fio", noted)
     assert {name.partition(".")[0] for name in found} == {"read", "write"}
     assert found == {m.metric: m.value for m in WORKLOADS["fio"].parse(completed(b"fio: a remark\n" + noted.stdout))}
-    with pytest.raises(ParseError, match="stands before the JSON"):
+    with pytest.raises(ParseError, match="precedes the JSON"):
         WORKLOADS["fio"].parse(completed(b"Segmentation fault\n" + noted.stdout))
 
 
