@@ -354,7 +354,11 @@ def _about_the_run(analysis: Analysis) -> list[Caveat]:
         text = f"The run {word}: {measured} of {manifest.planned_instances} planned instances are in this report."
         found.append(Caveat("run-incomplete", text, 3))
     if analysis.baseline is None and analysis.subjects:
-        text = f"The baseline {manifest.baseline} was not measured: there are values, but no ratios and no verdicts."
+        name, known = one_line(manifest.baseline), {**manifest.backends, **manifest.unavailable}
+        missing = f"The baseline {name} was not measured"
+        if name not in known:
+            missing = f"The run names {name} as its baseline, which is none of its backends ({', '.join(known)})"
+        text = f"{missing}: there are values, but no ratios and no verdicts."
         found.append(Caveat("no-baseline", text, 3))
     found.extend(Caveat("data", f"{warning.rstrip('.')}.", 2) for warning in analysis.run.warnings)
     if analysis.failures:
