@@ -112,7 +112,7 @@ def finish(
         origin=origin,
         kernel_version=kernel.version if kernel else "",
         guest_problem=guest_problem,
-        packages={**installed_packages(tree, runner), **_python_packages(recipe), **_kernel_package(kernel)},
+        packages={**installed_packages(tree), **_python_packages(recipe), **_kernel_package(kernel)},
         tools=_tool_versions(runner),
         size_bytes=tree_bytes + sum(file.size for file in files.values()),
         files=files,

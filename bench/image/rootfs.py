@@ -14,7 +14,7 @@ from tare.bench.image.python_packages import install_python_packages
 from tare.bench.image.recipe import Recipe
 from tare.bench.image.sources import find_debian_sources
 from tare.bench.image.tools import Progress, Runner
-from tare.bench.process import ToolFailedError, find_tool
+from tare.bench.process import ToolFailedError
 
 _BUILD_TIMEOUT_S = 1800.0
 
@@ -94,6 +94,10 @@ def make_tree(recipe: Recipe, tree: Path, scratch: Path, runner: Runner, progres
     tidy(tree, started_s)
 
 
+_DPKG_STATUS = ("var", "lib", "dpkg", "status")
+_MAX_STATUS_BYTES = 64 << 20
+
+
 def run_mmdebstrap(
     recipe: Recipe,
     target: Path,
@@ -148,22 +152,30 @@ def tidy(tree: Path, started_s: float) -> None:
     _clamp_times(tree, started_s)
 
 
-def installed_packages(tree: Path, runner: Runner) -> dict[str, str]:
-    """Every package installed in the tree with its version; empty if it is not a Debian tree."""
-    admin = tree / "var/lib/dpkg"
-    if not (admin / "status").is_file() or find_tool("dpkg-query") is None:
-        return {}
-    listed = runner.run(
-        [
-            "dpkg-query",
-            f"--admindir={admin}",
-            "--show",
-            "--showformat=${binary:Package} ${Version} ${db:Status-Abbrev}\n",
-        ],
-        timeout_s=60,
-    )
-    rows = (line.split() for line in listed.splitlines())
-    return {row[0].partition(":")[0]: row[1] for row in rows if len(row) == 3 and row[2].startswith("ii")}
+def installed_packages(tree: Path) -> dict[str, str]:
+    """Every package installed in the tree with its version; empty if it is not a Debian tree.
+
+    A link on the way to dpkg's list is not followed: it would be followed outside the tree.
+    """
+    found: dict[str, str] = {}
+    for paragraph in _read_inside(tree, *_DPKG_STATUS).split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " ")
+        if fields.get("Status", "").startswith("install ") and fields["Status"].endswith(" installed"):
+            found[fields.get("Package", "")] = fields.get("Version", "")
+    return found
+
+
+def _read_inside(tree: Path, *parts: str) -> str:
+    """The beginning of a file in the tree; empty if it is not there, or behind a link."""
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        at = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, at)
+        for part in parts:
+            at = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+            stack.callback(os.close, at)
+        with os.fdopen(at, "rb", closefd=False) as file:
+            return file.read(_MAX_STATUS_BYTES).decode("utf-8", "replace")
+    return ""
 
 
 def _remove_documents(folder: Path) -> None:
