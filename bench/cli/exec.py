@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import typer
 
+from tare.bench.catalogue import Builtin
 from tare.bench.cli.guard import complain
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import BackendError, ExitCode, SuiteError, UnavailableError, UnsupportedError
@@ -43,12 +44,10 @@ class InstanceRequest(msgspec.Struct, frozen=True):
             "suite": {"name": "exec"},
             "envelope": self.envelope,
             "backend": [{"type": self.backend, "options": typed_values("--option", self.options)}],
-            "experiment": [{"kind": "boot"}],
+            "experiment": [{"kind": Builtin.BOOT}],
         }
-        backends = find_backends()
-        backends.get(self.backend)
         with suite_of_options(PLACE):
-            return bind_suite(resolve_suite(source, PLACE, backends, Plugins("workload", {}, {})))
+            return bind_suite(resolve_suite(source, PLACE, find_backends(), Plugins("workload", {}, {})))
 
 
 def exec_command(request: InstanceRequest, argv: Sequence[str], *, timeout: str, stdin: bool) -> int:

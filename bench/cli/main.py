@@ -13,6 +13,14 @@ app = make_app(
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+NewFolder = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run (runs/DATE-NAME).")]
+OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; - for standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
+WriteReport = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the run's folder.")]
+OnlyBackends = Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend. Repeatable.")]
+Memory = Annotated[str | None, typer.Option(help="Memory of an instance (512MiB).")]
+Cpus = Annotated[int | None, typer.Option(help="CPUs of an instance (1).")]
+ImageName = Annotated[str, typer.Option(help="Image, by digest prefix or name (the newest).")]
 
 
 def main() -> None:
@@ -25,7 +33,7 @@ def main() -> None:
     app()
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _given(**options: Any) -> dict[str, Any]:
     """Without the options that were left out: their defaults are a suite's."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -54,12 +62,12 @@ def common(
 def run(
     suite: Annotated[Path | None, typer.Argument(help="Suite, a TOML file.")] = None,
     *,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run (runs/DATE-SUITE).")] = None,
-    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend. Repeatable.")] = None,
+    output: NewFolder = None,
+    backend: OnlyBackends = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random order (the suite's).")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume this run where it stopped.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
-    report: Annotated[bool, typer.Option(help="Write report.html into the run's folder.")] = True,
+    as_json: AsJson = False,
+    report: WriteReport = True,
 ) -> None:
     """Run a suite and write its report."""
     with guard():
@@ -85,7 +93,7 @@ def report(
             help="html, text, json, markdown, junit, csv, parquet, pyperf, openmetrics or a plug-in.",
         ),
     ] = "html",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; - for standard output.")] = None,
+    output: OutputFile = None,
 ) -> None:
     """Write a report of a run, complete or not."""
     with guard():
@@ -117,14 +125,13 @@ def compare(
         float | None, typer.Option(min=0, help="Ratios up to 1 + MARGIN are equivalent (the run's margin).")
     ] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="text, json, markdown or a plug-in.")] = "text",
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; - for standard output.")] = Path("-"),
+    output: OutputFile = None,
 ) -> None:
     """Compare two runs, two backends or two parameter values.
 
     Ratios are the second over the first. Runs made under different conditions are refused (exit code 7) with what
-    differs. Examples: tare compare
-    runs/monday runs/tuesday; tare compare runs/monday --backends native vm; tare compare runs/monday --by block_size
-    4KiB 64KiB.
+    differs. Examples: tare compare runs/monday runs/tuesday; tare compare runs/monday --backends native vm;
+    tare compare runs/monday --by block_size 4KiB 64KiB.
     """
     with guard():
         from tare.bench.analysis.comparison import ComparisonRequest
@@ -133,7 +140,7 @@ def compare(
         if sum(one is not None for one in (other, backends, by)) != 1:
             raise typer.BadParameter("name a second run, or --backends A B, or --by PARAM A B")
         request = ComparisonRequest(run, other, backends, by, tuple(allow or ()), margin)
-        compare_command(request, form, output)
+        compare_command(request, form, output or Path("-"))
 
 
 @app.command()
@@ -156,32 +163,24 @@ def density(
     ] = None,
     workload: Annotated[str, typer.Option(help="Workload that every instance runs (none: idle).")] = "",
     param: Annotated[list[str] | None, typer.Option(help="Parameter of the workload, name=value. Repeatable.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of an instance (512MiB).")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs of an instance (1).")] = None,
+    memory: Memory = None,
+    cpus: Cpus = None,
     blocks: Annotated[int | None, typer.Option(help="Ramps per backend, interleaved (1).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random order (1).")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the run (runs/DATE-density).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")] = False,
-    report: Annotated[bool, typer.Option(help="Write report.html into the run's folder.")] = True,
+    output: NewFolder = None,
+    as_json: AsJson = False,
+    report: WriteReport = True,
 ) -> None:
     """Start instances until a resource runs out; report their cost."""
     with guard():
         from tare.bench.cli.density import DensityRequest, density_command
 
         batch = max(1, count // 50) if batch is None else batch
-        options = {"batch": batch, "rate": rate, "memory_floor": memory_floor, "start_limit": start_limit}
-        options |= {"objective": objective}
-        request = DensityRequest(
-            targets=tuple(targets),
-            options={"count": count, **_given(options)},
-            envelope=_given({"memory": memory, "cpus": cpus}),
-            workload=workload,
-            params=tuple(param or ()),
-            sampling=_given({"blocks": blocks, "seed": seed}),
-            output=output,
-        )
+        options = _given(count=count, batch=batch, rate=rate, memory_floor=memory_floor)
+        options |= _given(start_limit=start_limit, objective=objective)
+        envelope, sampling = _given(memory=memory, cpus=cpus), _given(blocks=blocks, seed=seed)
+        params = tuple(param or ())
+        request = DensityRequest(tuple(targets), options, envelope, workload, params, sampling, output)
         raise typer.Exit(density_command(request, as_json=as_json, report=report))
 
 
@@ -207,12 +206,12 @@ def plan(
     instances: Annotated[
         int | None, typer.Option(help="Number of instances to place: report how many hosts they need.")
     ] = None,
-    backend: Annotated[list[str] | None, typer.Option("--backend", "-b", help="Only this backend. Repeatable.")] = None,
+    backend: OnlyBackends = None,
     basis: Annotated[str, typer.Option(help="Plan by measured use, limits, or auto (guests: limits).")] = "auto",
     raised: Annotated[list[str] | None, typer.Option(help="Ignore this limit when planning. Repeatable.")] = None,
     fleet: Annotated[Path | None, typer.Option(help="Fleet, a TOML file of host types and demands.")] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="table, json or markdown.")] = "table",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; - for standard output.")] = None,
+    output: OutputFile = None,
 ) -> None:
     """Plan instances per host, and hosts, from density runs.
 
@@ -289,9 +288,9 @@ def exec_(
     backend: Annotated[str, typer.Argument(help="bare-metal, native, vm or a plug-in.")],
     command: Annotated[list[str] | None, typer.Argument(help="Program and its arguments, after --.")] = None,
     *,
-    memory: Annotated[str | None, typer.Option(help="Memory of the instance (512MiB).")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs of the instance (1).")] = None,
-    image: Annotated[str, typer.Option(help="Image, by digest prefix or name (the newest).")] = "",
+    memory: Memory = None,
+    cpus: Cpus = None,
+    image: ImageName = "",
     timeout: Annotated[str, typer.Option(help="Time after which the command is killed.")] = "10m",
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Pass standard input on to the command.")] = False,
     option: Annotated[list[str] | None, typer.Option(help="Option of the backend, name=value. Repeatable.")] = None,
@@ -303,7 +302,7 @@ def exec_(
     with guard():
         from tare.bench.cli.exec import InstanceRequest, exec_command, explain_command
 
-        request = InstanceRequest(backend, _given({"memory": memory, "cpus": cpus}), image, tuple(option or ()))
+        request = InstanceRequest(backend, _given(memory=memory, cpus=cpus), image, tuple(option or ()))
         if explain:
             raise typer.Exit(explain_command(request))
         raise typer.Exit(exec_command(request, command or (), timeout=timeout, stdin=stdin))
@@ -314,16 +313,16 @@ def shell(
     backend: Annotated[str, typer.Argument(help="bare-metal, native or a plug-in.")],
     command: Annotated[list[str] | None, typer.Argument(help="Program to run instead of the shell, after --.")] = None,
     *,
-    memory: Annotated[str | None, typer.Option(help="Memory of the instance (512MiB).")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs of the instance (1).")] = None,
-    image: Annotated[str, typer.Option(help="Image, by digest prefix or name (the newest).")] = "",
+    memory: Memory = None,
+    cpus: Cpus = None,
+    image: ImageName = "",
 ) -> None:
     """Open a shell in a fresh instance; ends with its exit code."""
     with guard():
         from tare.bench.cli.exec import InstanceRequest
         from tare.bench.cli.shell import shell_command
 
-        request = InstanceRequest(backend, _given({"memory": memory, "cpus": cpus}), image)
+        request = InstanceRequest(backend, _given(memory=memory, cpus=cpus), image)
         raise typer.Exit(shell_command(request, tuple(command or ())))
 
 
