@@ -158,6 +158,7 @@ def test_dead_owners_are_recognised(folder: Path, tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     "name",
     ["notes.jsonl", "a-b-c.jsonl", f"{BOOT}-x-1.jsonl", f"{BOOT}-1.jsonl", "-.jsonl", f"{BOOT}-{os.getpid()}-1.jsonl"],
+    ids=["notes", "letters", "no pid", "no number", "nothing", "live"],
 )
 def test_a_file_that_is_no_ledger_or_of_a_live_older_tare_is_left_alone(
     folder: Path, tmp_path: Path, name: str
