@@ -27,7 +27,7 @@ from tare.bench.catalogue import TRAITS
 from tare.bench.errors import ExitCode
 from tare.bench.model import Direction
 from tare.bench.stats import CellBlocks, Comparison, Standing, Verdict, compare, noise_floor, precision_of
-from tare.bench.stats.medians import Floats
+from tare.bench.stats.comparisons import Floats
 from tare.bench.stats.precision import FEWEST
 
 DRIFT_OVER_RUN = 0.2

@@ -5,7 +5,15 @@ sampling and the noise suite go the same way for single cells: ``cells``, then `
 """
 
 from tare.bench.analysis.cells import Points
-from tare.bench.analysis.estimates import analyse
-from tare.bench.analysis.results import Analysis, CellResult, MeasuredBackend, Row, RunNoise, RunResults, Subject
+from tare.bench.analysis.estimates import (
+    Analysis,
+    CellResult,
+    MeasuredBackend,
+    Row,
+    RunNoise,
+    RunResults,
+    Subject,
+    analyse,
+)
 
 __all__ = ["Analysis", "CellResult", "MeasuredBackend", "Points", "Row", "RunNoise", "RunResults", "Subject", "analyse"]

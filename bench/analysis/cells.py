@@ -22,7 +22,7 @@ from tare.bench.model import ExperimentTraits
 from tare.bench.samples import SampleTable, params_text
 from tare.bench.settings import leading_metric
 from tare.bench.stats import CellBlocks, Comparison, Verdict, WarmUp, find_warm_up, grouped_medians
-from tare.bench.stats.medians import Floats, Integers
+from tare.bench.stats.comparisons import Floats, Integers
 from tare.bench.stats.warmup import NOTHING_FOUND
 from tare.bench.store import LoadedRun
 from tare.bench.units import Unit

@@ -15,16 +15,17 @@ from tare.bench.settings import DEFAULT_MARGIN
 from tare.bench.stats.comparisons import (
     LEVEL,
     MANY_BLOCKS,
+    CellBlocks,
     Comparison,
     Interval,
     Verdict,
     centre_interval,
     compare,
     control_false_discoveries,
+    grouped_medians,
     judge,
     summarise,
 )
-from tare.bench.stats.medians import CellBlocks, grouped_medians
 from tare.bench.stats.noise import NoiseFloor, NoiseSource, detectable_ratio, noise_floor
 from tare.bench.stats.precision import Precision, Standing, precision_of
 from tare.bench.stats.warmup import WarmUp, find_warm_up

@@ -16,8 +16,15 @@ import numpy as np
 
 from tare.bench.model import Direction
 from tare.bench.settings import DEFAULT_MARGIN
-from tare.bench.stats.comparisons import LEVEL, MANY_BLOCKS, Comparison, compare, winsorised_deviation
-from tare.bench.stats.medians import CellBlocks, Floats
+from tare.bench.stats.comparisons import (
+    LEVEL,
+    MANY_BLOCKS,
+    CellBlocks,
+    Comparison,
+    Floats,
+    compare,
+    winsorised_deviation,
+)
 
 POWER = 0.9
 

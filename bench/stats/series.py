@@ -8,7 +8,7 @@ import math
 import msgspec
 import numpy as np
 
-from tare.bench.stats.medians import Floats, Integers, grouped_medians
+from tare.bench.stats.comparisons import Floats, Integers, grouped_medians
 
 MIN_SERIES = 4
 """Shorter series of one instance say nothing about their order."""

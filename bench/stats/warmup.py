@@ -16,7 +16,7 @@ import math
 import msgspec
 import numpy as np
 
-from tare.bench.stats.medians import Floats, Integers
+from tare.bench.stats.comparisons import Floats, Integers
 
 LEVEL = 0.01
 """Share of settled cells in which a warm-up is found by chance."""
