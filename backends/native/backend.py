@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 from tare.backends import distribution
 from tare.backends.cgroups.layout import Layout, find_layout
 from tare.backends.native.identities import (
-    PRIVILEGED,
+    AS_ROOT,
     REMAPPED,
     Identities,
-    Way,
+    Privileges,
     describe_map,
-    find_way,
+    find_privileges,
     is_privileged,
-    probe_way,
+    probe_without_root,
 )
 from tare.backends.native.options import Capabilities, NativeOptions, Network, Profile, Seccomp, Upper
 from tare.backends.native.program import probe_program
@@ -97,7 +97,7 @@ class Native(HostKernelBackend):
         """See ``Backend.probe``: what every such backend needs, and what the options ask for."""
         found = probe_host(self._chosen_namespaces(), without_root=True)
         if found.available and not is_privileged():
-            found = probe_way(found, self.options.network)
+            found = probe_without_root(found, self.options.network)
         if found.available:
             found = probe_program(self.context.cache_directory) or found
         if found.available and self._system:
@@ -118,8 +118,8 @@ class Native(HostKernelBackend):
         kept = [name for name in self.namespaces if name not in absent]
         return (*kept, *(name for name, wanted in also.items() if wanted))
 
-    def _find_way(self) -> Way:
-        return PRIVILEGED if is_privileged() else find_way()
+    def _find_privileges(self) -> Privileges:
+        return AS_ROOT if is_privileged() else find_privileges()
 
     def _capabilities(self) -> dict[str, int]:
         return dict(DEFAULT_CAPABILITIES if self.options.capabilities is Capabilities.DEFAULT else ())
@@ -128,7 +128,7 @@ class Native(HostKernelBackend):
         capabilities = tuple(self._capabilities().values())
         self._filters = compile_filters(capabilities) if self.options.seccomp is Seccomp.DEFAULT else _NO_FILTERS
         options = self.options
-        mapped = options.user_namespace and self._way == PRIVILEGED  # without root there is one already
+        mapped = options.user_namespace and self._privileges == AS_ROOT  # without root there is one already
         in_memory = options.upper is Upper.TMPFS
         places = {name: name if mapped else f"{folder}/{name}" for name in ("root", "empty", "memory")}
         return Setup(
@@ -149,7 +149,7 @@ class Native(HostKernelBackend):
             capabilities=capabilities,
             inherited_filter=self._filters.inherited,
             own_filter=self._filters.own,
-            identities=self._way.identities,
+            identities=self._privileges.identities,
             system=self._system,
         )
 
@@ -158,8 +158,8 @@ class Native(HostKernelBackend):
         return self.options.profile is Profile.FULL
 
     def _user_namespace(self) -> dict[str, str]:
-        if self._way != PRIVILEGED:
-            inside = "root alone" if self._way.identities is Identities.ONE else "0-65535"
+        if self._privileges != AS_ROOT:
+            inside = "root alone" if self._privileges.identities is Identities.ONE else "0-65535"
             return {"user namespace": f"one for all, the user's own, identities {inside}"}
         return {"user namespace": f"identities {describe_map(REMAPPED)}"} if self.options.user_namespace else {}
 

@@ -52,7 +52,7 @@ class Identities(StrEnum):
     ONE = "one"
 
 
-class Way(msgspec.Struct, frozen=True):
+class Privileges(msgspec.Struct, frozen=True):
     """How the zygote is started: behind which command, and with what identities. ``shortfall`` is why no range."""
 
     identities: Identities
@@ -60,7 +60,7 @@ class Way(msgspec.Struct, frozen=True):
     shortfall: str = ""
 
 
-PRIVILEGED = Way(Identities.HOST)
+AS_ROOT = Privileges(Identities.HOST)
 _ONE = ("unshare", "--user", "--map-root-user", "--")
 _RANGE = ("unshare", "--user", "--map-root-user", "--map-auto", "--")
 
@@ -84,7 +84,7 @@ def probe_switches(root: Path = Path("/")) -> Availability | None:
     return None
 
 
-def find_way() -> Way:
+def find_privileges() -> Privileges:
     """How this user can make instances, tried out. Raises TareError with what the kernel or a helper said."""
     shortfall = _why_no_range()
     if not shortfall:
@@ -93,34 +93,34 @@ def find_way() -> Way:
         except TareError as error:
             shortfall = f"the range was refused: {error.message}"
         else:
-            return Way(Identities.RANGE, _RANGE)
+            return Privileges(Identities.RANGE, _RANGE)
     run([*_ONE, "true"], timeout_s=30)
-    return Way(Identities.ONE, _ONE, shortfall)
+    return Privileges(Identities.ONE, _ONE, shortfall)
 
 
-def probe_way(found: Availability, network: str) -> Availability:
-    """``found`` with what this user's way is and lacks, tried out; unavailable if there is none."""
+def probe_without_root(found: Availability, network: str) -> Availability:
+    """``found`` with what this user can do and lacks, tried out; unavailable if nothing."""
     if network != "none":
         reason = f"network = {network!r} needs root: another network namespace than the instance's own"
         return Availability(available=False, reason=reason, remedy="run tare as root, or set network = 'none'")
     try:
-        way = find_way()
+        privileges = find_privileges()
     except TareError as error:
         return Availability(
             available=False,
             reason=f"it needs root, or user namespaces, which are refused here: {error.message}",
             remedy="run tare as root; a container or its seccomp filter may forbid them",
         )
-    if not way.shortfall:
+    if not privileges.shortfall:
         return found
     remedies = [f"other users than root inside: {RANGE_REMEDY}", *([found.remedy] if found.remedy else [])]
-    reason = f"{found.reason}; one identity, because {way.shortfall}"
+    reason = f"{found.reason}; one identity, because {privileges.shortfall}"
     return Availability(available=True, reason=reason, remedy="; ".join(remedies))
 
 
-def confounds_of(way: Way, rootfs: Path, backend: str) -> list[Confound]:
+def confounds_of(privileges: Privileges, rootfs: Path, backend: str) -> list[Confound]:
     """What running without root changes about the instances."""
-    if way.identities is Identities.HOST:
+    if privileges.identities is Identities.HOST:
         return []
     found = [
         Confound(
@@ -130,8 +130,8 @@ def confounds_of(way: Way, rootfs: Path, backend: str) -> list[Confound]:
             backend,
         )
     ]
-    if way.identities is Identities.ONE:
-        detail = f"only root exists inside, no other user or group: {way.shortfall}"
+    if privileges.identities is Identities.ONE:
+        detail = f"only root exists inside, no other user or group: {privileges.shortfall}"
         found.append(Confound("single-identity", detail, backend))
     if rootfs.stat().st_uid != os.geteuid():
         detail = "the image's files belong to another user of the host, so they are nobody's inside, not root's"

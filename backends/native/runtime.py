@@ -16,9 +16,9 @@ from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup, try_l
 from tare.backends.cgroups.limits import limit_confounds, limits_of
 from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
 from tare.backends.native.identities import (
+    AS_ROOT,
     CGROUP_REMEDY,
-    PRIVILEGED,
-    Way,
+    Privileges,
     confounds_of,
     is_privileged,
     probe_switches,
@@ -29,8 +29,8 @@ from tare.backends.native.program import Program, find_program, probe_program
 from tare.backends.native.setup import (
     MOUNT_POINTS,
     Setup,
+    describe_instance,
     explain_start,
-    find_place,
     make_folders,
     make_shared_folders,
 )
@@ -83,11 +83,11 @@ class HostKernelBackend(Backend):
         self._zygotes = Zygotes(self._start_zygote)
         self._stack = contextlib.ExitStack()
         self._network: BridgeNetwork | None = None
-        self._way = PRIVILEGED
+        self._privileges = AS_ROOT
 
-    def _find_way(self) -> Way:
+    def _find_privileges(self) -> Privileges:
         """How this user makes instances. Raises TareError."""
-        return PRIVILEGED
+        return AS_ROOT
 
     @abstractmethod
     def _describe(self, layout: Layout) -> BackendDescription:
@@ -123,7 +123,7 @@ class HostKernelBackend(Backend):
             raise UnavailableError(f"{self.name}: {found.reason}", remedy=found.remedy)
         self.close()
         raise_descriptor_limit()
-        self._way = self._find_way()
+        self._privileges = self._find_privileges()
         layout, program = find_layout(), find_program(self.context.cache_directory)
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         self._stack.enter_context(self._start_folder(folder))
@@ -143,13 +143,13 @@ class HostKernelBackend(Backend):
         told = named_facts(
             {"init": f"c ({program.library})", "cgroups": layout.version.value, "controllers": controllers}
         )
-        unprivileged = confounds_of(self._way, image.rootfs, self.name)
+        unprivileged = confounds_of(self._privileges, image.rootfs, self.name)
         confounds = (*own.confounds, *unprivileged, *unaccounted)
         return msgspec.structs.replace(own, facts={**told, **own.facts}, confounds=confounds)
 
     def explain(self, spec: InstanceSpec) -> list[str]:
         """See ``Backend.explain``."""
-        self._way = self._find_way()
+        self._privileges = self._find_privileges()
         folder = self.context.work_directory / self.name
         setup = self._make_setup(folder, spec.image, spec.envelope, ())
         storage = next(path for path in folder.parents if path.exists())  # nothing of ours is made here
@@ -188,8 +188,8 @@ class HostKernelBackend(Backend):
                 network = self._network
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
                 with self._zygotes.borrow() as zygote:
-                    place = find_place(prepared.setup, spec, folder, cgroup)
-                    channel = zygote.request(place, cgroup.clone_into)
+                    own = describe_instance(prepared.setup, spec, folder, cgroup)
+                    channel = zygote.request(own, cgroup.clone_into)
                     try:
                         # The kernel takes a millisecond to clone the process; the rest is made meanwhile.
                         complete_cgroup(cgroup, limits)
@@ -249,7 +249,7 @@ class HostKernelBackend(Backend):
             self._prepared.setup,
             self._prepared.program,
             self.context.housekeeping_cpus,
-            self._way.prefix,
+            self._privileges.prefix,
         )
         with contextlib.ExitStack() as stack:
             with self._zygote_place():

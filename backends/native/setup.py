@@ -108,7 +108,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.uid_map) or self.identities != "host"
 
 
-class Place(msgspec.Struct, frozen=True):
+class InstanceSetup(msgspec.Struct, frozen=True):
     """What is one instance's own. Its root is an overlay of ``lower``, ``upper`` and ``work``; paths as in the Setup.
 
     ``join_files`` are written by the instance itself. ``kill_file`` is its ``cgroup.kill`` or empty.
@@ -124,13 +124,13 @@ class Place(msgspec.Struct, frozen=True):
     kill_file: str
 
 
-def find_place(setup: Setup, spec: InstanceSpec, folder: Path, cgroup: Cgroup) -> Place:
+def describe_instance(setup: Setup, spec: InstanceSpec, folder: Path, cgroup: Cgroup) -> InstanceSetup:
     """Where the parts of the instance of ``spec`` are, whose folder is ``folder``."""
     # Without a pid namespace of its own, an instance that lost its harness is killed by its cgroup.
     kill = cgroup.clone_into is not None and setup.style != "native"
     own = folder.name if setup.folder else str(folder)
     layers = setup.memory or own
-    return Place(
+    return InstanceSetup(
         hostname=spec.identifier[:_HOSTNAME_MAX],
         lower=setup.lower or str(spec.image.rootfs),
         upper=f"{layers}/upper",
@@ -218,9 +218,9 @@ def zygote_steps(setup: Setup, cpus: tuple[int, ...] = (), open_files: int | Non
     return once
 
 
-def first_steps(setup: Setup, place: Place) -> list[Step]:
+def first_steps(setup: Setup, own: InstanceSetup) -> list[Step]:
     """The steps of one instance that differ from those of others."""
-    join, root = _join(setup, place), _root(setup, place)
+    join, root = _join(setup, own), _root(setup, own)
     # Mounting an overlay makes a folder on the disk. A page of the disk's metadata that is first touched in a cgroup
     # is charged to it, and keeps it in the kernel, with 100 kB, for as long as the page is cached (decision 0069).
     on_disk = not setup.memory and not setup.uid_map
@@ -315,22 +315,22 @@ def _last_filter(setup: Setup) -> list[Step]:
     return [steps.filter_calls("no longer what the set-up alone may call", setup.own_filter)]
 
 
-def _join(setup: Setup, place: Place) -> list[Step]:
+def _join(setup: Setup, own: InstanceSetup) -> list[Step]:
     end_with_zygote = steps.set_flag("end with the zygote", syscalls.PR_SET_PDEATHSIG, _SIGKILL)
     joined = [
         *([] if setup.uid_map else [end_with_zygote]),
-        *(steps.join_cgroup(file) for file in place.join_files),
-        steps.pin(place.cpus),
+        *(steps.join_cgroup(file) for file in own.join_files),
+        steps.pin(own.cpus),
     ]
     if setup.uid_map:  # no sooner: the files of the cgroups are the host's root's
         joined += [steps.become_root(), end_with_zygote]
     if setup.style == "native":
         # Not a flag of clone3: the new namespace's root would be the zygote's cgroup.
-        joined += [steps.unshare("cgroup", syscalls.CLONE_NEWCGROUP), steps.set_hostname(place.hostname)]
+        joined += [steps.unshare("cgroup", syscalls.CLONE_NEWCGROUP), steps.set_hostname(own.hostname)]
     return joined
 
 
-def _root(setup: Setup, place: Place) -> list[Step]:
+def _root(setup: Setup, own: InstanceSetup) -> list[Step]:
     made: list[Step] = []
     if setup.memory:
         names = ("upper", "work", "upper/scratch", *(f"upper/{name}" for name in setup.mount_points))
@@ -340,23 +340,23 @@ def _root(setup: Setup, place: Place) -> list[Step]:
             steps.make_folders(*(f"{setup.memory}/{name}" for name in names)),
         ]
     layers = "lowerdir={},upperdir={},workdir={}".format(
-        *(steps.escape_option(path) for path in (place.lower, place.upper, place.work))
+        *(steps.escape_option(path) for path in (own.lower, own.upper, own.work))
     )
     # A container's programs get no new privileges whatever their mode, so nothing inside depends on setuid.
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV if setup.style == "native" else 0
     mapped = setup.in_user_namespace
-    own = ",userxattr" if mapped else ""  # a user namespace may not write trusted.* attributes
+    marks = ",userxattr" if mapped else ""  # a user namespace may not write trusted.* attributes
     return [
         *made,
-        steps.mount("overlay", setup.root, flags, layers + own),
-        steps.bind(place.scratch, f"{setup.root}{SCRATCH}", flags=flags, keep=mapped),
+        steps.mount("overlay", setup.root, flags, layers + marks),
+        steps.bind(own.scratch, f"{setup.root}{SCRATCH}", flags=flags, keep=mapped),
     ]
 
 
 def explain_start(setup: Setup, spec: InstanceSpec, folder: Path, layout: Layout, limits: Limits) -> list[str]:
     """Every step in words with its number, as an error would name it; ``folder`` is the instance's, need not exist."""
     cgroup, cgroup_folders = _find_cgroup(layout, PREFIX + spec.identifier)
-    place = find_place(setup, spec, folder, cgroup)
+    own = describe_instance(setup, spec, folder, cgroup)
     born_in = cgroup_folders[0] if layout.version is Version.V2 else cgroup.clone_into
     into = "" if born_in is None else f" into {born_in} (CLONE_INTO_CGROUP)"
     in_harness = [
@@ -374,7 +374,7 @@ def explain_start(setup: Setup, spec: InstanceSpec, folder: Path, layout: Layout
         "for each instance, in the zygote:",
         *_number([f"clone3 a process with new namespaces {', '.join(namespaces(setup))}{into}"]),
         f"for each instance, in that process, once the harness says that the cgroups are there{maps}:",
-        *_number([step.text for step in (*first_steps(setup, place), *last_steps(setup))]),
+        *_number([step.text for step in (*first_steps(setup, own), *last_steps(setup))]),
         *(["meanwhile, in the harness:", *_number(["connect it by a veth pair"])] if veth else []),
         "ready: it runs commands, forwards signals and reaps orphans",
     ]

@@ -20,7 +20,7 @@ from tare.backends.native import setup as setups
 from tare.backends.native.channel import Channel
 from tare.backends.native.descriptors import given_descriptor_limit
 from tare.backends.native.program import Program
-from tare.backends.native.setup import Place, Setup
+from tare.backends.native.setup import InstanceSetup, Setup
 from tare.backends.native.steps import encode
 from tare.bench.errors import BackendError
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
@@ -70,7 +70,7 @@ class Zygote:
         """Whether it can still be asked."""
         return self._process.poll() is None
 
-    def request(self, place: Place, cgroup_folder: Path | None) -> Channel:
+    def request(self, own: InstanceSetup, cgroup_folder: Path | None) -> Channel:
         """Ask for one instance, and return at once with our end of its channel; ``launch`` comes next.
 
         The instance waits to be told that its cgroups and folders are there. Raises BackendError.
@@ -83,8 +83,8 @@ class Zygote:
                 folder = os.open(cgroup_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 descriptors = (*descriptors, folder)
             try:
-                first = encode(setups.first_steps(self._setup, place))
-                self._channel.send(first, os.fsencode(place.kill_file), descriptors=descriptors)
+                first = encode(setups.first_steps(self._setup, own))
+                self._channel.send(first, os.fsencode(own.kill_file), descriptors=descriptors)
             except OSError as error:
                 raise self._died() from error
         except BaseException:

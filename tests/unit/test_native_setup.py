@@ -11,7 +11,7 @@ from tare.backends.native import identities, seccomp, setup
 from tare.backends.native.backend import find_thermal
 from tare.backends.native.options import NativeOptions
 from tare.backends.native.runtime import find_missing
-from tare.backends.native.setup import Place, Setup, explain_start
+from tare.backends.native.setup import InstanceSetup, Setup, explain_start
 from tare.backends.native.steps import Call, Kind, Step, encode, escape_option
 from tare.bench.errors import BackendError
 from tare.bench.model import Envelope, Image, InstanceSpec
@@ -31,7 +31,7 @@ USER_NAMESPACE = {
 }
 
 
-def make_place(**changes):
+def make_instance(**changes):
     given = {
         "hostname": "box",
         "lower": "/img",
@@ -42,7 +42,7 @@ def make_place(**changes):
         "join_files": ("/cg/pids/x/tasks", "/cg/memory/x/tasks"),
         "kill_file": "",
     }
-    return Place(**{**given, **changes})
+    return InstanceSetup(**{**given, **changes})
 
 
 def make_setup(**changes):
@@ -53,7 +53,7 @@ def make_setup(**changes):
 
 def native_steps(**changes):
     chosen = make_setup(**changes)
-    return [*setup.first_steps(chosen, make_place()), *setup.last_steps(chosen)]
+    return [*setup.first_steps(chosen, make_instance()), *setup.last_steps(chosen)]
 
 
 def is_about(step, kind, path=None):
