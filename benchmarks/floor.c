@@ -32,6 +32,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -117,9 +118,10 @@ static void attach(const char *source, const char *below, const char *type, unsi
 
 static void mask(const char *below)
 {
-	char target[700];
+	char target[700], null[600];
 	snprintf(target, sizeof target, "%s%s", root, below);
-	if (mount("/dev/null", target, "", MS_BIND, "") == 0 || errno == ENOENT)
+	snprintf(null, sizeof null, "%s/dev/null", root);
+	if (mount(null, target, "", MS_BIND, "") == 0 || errno == ENOENT)
 		return;
 	if (errno != ENOTDIR || mount(empty, target, "", MS_BIND, "") < 0)
 		die("mask", target);
@@ -140,7 +142,9 @@ static void protect(const char *below)
 
 static void fill_dev(void)
 {
-	static const char *const nodes[] = { "null", "zero", "full", "random", "urandom", "tty" };
+	static const struct { const char *name; int major, minor; } nodes[] = {
+		{ "null", 1, 3 }, { "zero", 1, 5 }, { "full", 1, 7 }, { "random", 1, 8 }, { "urandom", 1, 9 }, { "tty", 5, 0 },
+	};
 	static const char *const links[][2] = {
 		{ "fd", "/proc/self/fd" }, { "stdin", "/proc/self/fd/0" }, { "stdout", "/proc/self/fd/1" },
 		{ "stderr", "/proc/self/fd/2" }, { "ptmx", "pts/ptmx" },
@@ -148,14 +152,12 @@ static void fill_dev(void)
 	static const char *const folders[] = { "pts", "shm", "mqueue" };
 	char path[700];
 	for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
-		char source[32], below[32];
-		snprintf(source, sizeof source, "/dev/%s", nodes[i]);
-		snprintf(below, sizeof below, "/dev/%s", nodes[i]);
-		snprintf(path, sizeof path, "%s%s", root, below);
-		if (mknod(path, S_IFREG | 0600, 0) < 0)
+		snprintf(path, sizeof path, "%s/dev/%s", root, nodes[i].name);
+		if (mknod(path, S_IFCHR | 0666, makedev(nodes[i].major, nodes[i].minor)) < 0 || chmod(path, 0666) < 0 ||
+		    mount(path, path, "", MS_BIND, "") < 0)
 			die("mknod", path);
-		attach(source, below, "", MS_BIND, "");
 	}
+	attach("", "/dev", "", MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_STRICTATIME, "");
 	for (size_t i = 0; i < sizeof links / sizeof *links; i++) {
 		snprintf(path, sizeof path, "%s/dev/%s", root, links[i][0]);
 		if (symlink(links[i][1], path) < 0)
@@ -175,10 +177,15 @@ static void mounts(void)
 	static const char *const fixed[] = { "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger" };
 	char text[2200];
 	snprintf(text, sizeof text, "lowerdir=%s,upperdir=%s/upper,workdir=%s/work", lower, instance, instance);
-	attach("overlay", "", "overlay", MS_NODEV, text);
+	attach("overlay", "", "overlay", MS_NOSUID | MS_NODEV, text);
 	snprintf(text, sizeof text, "%s/scratch", instance);
 	attach(text, "/scratch", "", MS_BIND, "");
-	attach("", "/scratch", "", MS_BIND | MS_REMOUNT | MS_NODEV, "");
+	attach("", "/scratch", "", MS_BIND | MS_REMOUNT | MS_NOSUID | MS_NODEV, "");
+	attach("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, "mode=755,size=64k");
+	fill_dev();
+	attach("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5");
+	attach("shm", "/dev/shm", "tmpfs", QUIET, "mode=1777,size=64m");
+	attach("mqueue", "/dev/mqueue", "mqueue", QUIET, "");
 	attach("proc", "/proc", "proc", QUIET, "");
 	for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
 		mask(masked[i]);
@@ -187,11 +194,6 @@ static void mounts(void)
 	attach("sysfs", "/sys", "sysfs", QUIET | MS_RDONLY, "");
 	mask("/sys/devices/virtual/powercap");
 	mask("/sys/firmware");
-	attach("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NODEV | MS_STRICTATIME, "mode=755,size=64k");
-	fill_dev();
-	attach("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5");
-	attach("shm", "/dev/shm", "tmpfs", QUIET, "mode=1777,size=64m");
-	attach("mqueue", "/dev/mqueue", "mqueue", QUIET, "");
 }
 
 static void raise_loopback(void)
@@ -250,6 +252,7 @@ static void contained(void)
 	if (sethostname("floor", 5) < 0)
 		die("sethostname", "");
 	raise_loopback();
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	drop_capabilities();
 	install_filter(&own_filter);
 	if (write(ready_pipe[1], "r", 1) != 1)
