@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tare.backends.vm.emulator import PROGRAM
 from tare.bench.errors import TareError
-from tare.bench.image.cpio import Member, pack
+from tare.bench.image.boot import Member, pack
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from tare.bench.model import Image
 from tare.bench.process import DEVNULL, Popen, require_tool, run

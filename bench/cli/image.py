@@ -1,11 +1,17 @@
-"""``tare image``: the options of its commands. What they do is in ``image_commands``, imported when one runs."""
+"""``tare image``. What is slow to import is imported by the command that runs."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tare.bench.cli.guard import guard, make_app
+
+if TYPE_CHECKING:
+    from tare.bench.image import ImageStore, Listed
+    from tare.bench.model import Image
 
 app = make_app("image", "Build, list, verify, import and remove images.")
 
@@ -23,9 +29,19 @@ def build(
 ) -> None:
     """Build the image of a suite, or find it in the cache. Needs root; takes about 40 s."""
     with guard():
-        from tare.bench.cli.image_commands import build_command
+        from tare.bench.image import Recipe
+        from tare.bench.registry import find_backends, find_workloads
+        from tare.bench.suite import read_suite
 
-        build_command(suite, tuple(package or ()), debian)
+        workloads = find_workloads()
+        if suite is not None:
+            wanted = set(read_suite(suite, find_backends(), workloads).packages())
+        else:
+            wanted = {package for workload in workloads.loaded.values() for package in workload.packages}
+        recipe = Recipe.of({*wanted, *(package or ())}, suite=debian)
+        with _store() as images:
+            image = images.build(recipe, _say)
+        _print_image(image)
 
 
 @app.command("list")
@@ -35,18 +51,26 @@ def list_(
 ) -> None:
     """List the images in the cache, and why one cannot be used."""
     with guard():
-        from tare.bench.cli.image_commands import list_command
+        import msgspec
 
-        list_command(as_json=as_json)
+        with _store() as images:
+            listed = images.list()
+        if as_json:
+            typer.echo(msgspec.json.format(msgspec.json.encode([_as_data(item) for item in listed])).decode())
+            return
+        for item in listed:
+            typer.echo(_describe(item))
+        if not listed:
+            typer.echo("There is no image yet; `tare image build` makes one.")
 
 
 @app.command()
 def verify(image: Reference) -> None:
     """Compare every byte of an image with what was recorded when it was made."""
     with guard():
-        from tare.bench.cli.image_commands import verify_command
-
-        verify_command(image)
+        with _store() as images:
+            digest = images.verify(image).digest
+        typer.echo(f"{digest} is as it was made")
 
 
 @app.command("import")
@@ -57,15 +81,74 @@ def import_(
 ) -> None:
     """Import a root file system that was made elsewhere. Needs root."""
     with guard():
-        from tare.bench.cli.image_commands import import_command
-
-        import_command(file, name)
+        with _store() as images:
+            image = images.import_archive(file, name=name, progress=_say)
+        _print_image(image)
+        if image.guest_problem:
+            _say(f"the vm backend cannot use it: {image.guest_problem}")
 
 
 @app.command()
 def remove(image: Reference) -> None:
     """Remove an image from the cache, a broken one too."""
     with guard():
-        from tare.bench.cli.image_commands import remove_command
+        with _store() as images:
+            digest = images.remove(image)
+        typer.echo(f"removed {digest}")
 
-        remove_command(image)
+
+@contextlib.contextmanager
+def _store() -> "Iterator[ImageStore]":
+    from tare.bench.cleaning import clean_up
+    from tare.bench.image import ImageStore
+    from tare.bench.ledger import Ledger
+    from tare.bench.locations import cache_directory, ledger_directory
+
+    # What an interrupted build left takes as much room as an image; its owner is dead, so nobody misses it.
+    if failure := clean_up().failure():
+        _say(str(failure))
+    with Ledger(ledger_directory()) as ledger:
+        yield ImageStore(cache_directory(), ledger)
+
+
+def _say(step: str) -> None:
+    typer.echo(step, err=True)
+
+
+def _print_image(image: "Image") -> None:
+    from tare.bench.units import format_size
+
+    typer.echo(f"{image.digest}  {image.name}  {format_size(image.size_bytes)}  in {image.directory}")
+
+
+def _describe(item: "Listed") -> str:
+    """A line that can be cut into columns, and a line on where the image comes from."""
+    from tare.bench.units import format_size
+
+    description = item.description
+    names = " ".join(item.names) or "-"
+    if description is None:
+        return f"{item.digest[:12] or '-':12}  {names}\n    {item.problem}"
+    recipe = description.recipe
+    made = description.built_utc[:16].replace("T", " ")
+    size = format_size(description.size_bytes)
+    made_of = f"{recipe.suite}: {' '.join((*recipe.packages, *recipe.python_packages))}" if recipe else ""
+    lines = [
+        f"{item.digest[:12]}  {names:20}  {made}  {size:>8}  kernel {description.kernel_version or 'none'}",
+        f"    {made_of or f'imported: {description.origin}'}",
+    ]
+    if item.problem:
+        lines.append(f"    {item.problem}")
+    elif description.guest_problem:
+        lines.append(f"    no guest: {description.guest_problem}")
+    return "\n".join(lines)
+
+
+def _as_data(item: "Listed") -> dict[str, Any]:
+    import msgspec
+
+    description = msgspec.to_builtins(item.description) or {}
+    for internal in ("format", "probes", "files"):
+        description.pop(internal, None)
+    named = {"digest": item.digest, "names": item.names, "directory": str(item.directory)}
+    return {**description, **named, "complete": not item.problem, "problem": item.problem}

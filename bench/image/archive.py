@@ -13,8 +13,8 @@ import msgspec
 
 from tare.bench.errors import ImageError
 from tare.bench.image import stored
+from tare.bench.image.boot import Kernel
 from tare.bench.image.build import BUILD_TOOLS, Workspace, finish, with_kernel
-from tare.bench.image.kernel import Kernel
 from tare.bench.image.manifest import hash_file
 from tare.bench.image.recipe import Recipe, host_architecture
 from tare.bench.image.unpack import apply_layer, resolve

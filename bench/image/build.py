@@ -10,11 +10,9 @@ import msgspec
 
 from tare.bench.errors import TareError
 from tare.bench.image import stored
-from tare.bench.image.boot import make_disk, make_initramfs
-from tare.bench.image.kernel import Kernel, fetch_kernel
+from tare.bench.image.boot import Kernel, fetch_kernel, make_disk, make_initramfs
 from tare.bench.image.manifest import digest_of, hash_file, list_tree
-from tare.bench.image.python_packages import PREFIX
-from tare.bench.image.recipe import Recipe
+from tare.bench.image.recipe import PYPI, Recipe
 from tare.bench.image.rootfs import installed_packages, make_tree
 from tare.bench.image.tools import Progress, Runner
 from tare.bench.process import ToolFailedError
@@ -126,7 +124,7 @@ def _kernel_package(kernel: Kernel | None) -> dict[str, str]:
 
 def _python_packages(recipe: Recipe | None) -> dict[str, str]:
     names = (package.split("==") for package in recipe.python_packages) if recipe else ()
-    return {f"{PREFIX}{name}": version for name, version in names}
+    return {f"{PYPI}{name}": version for name, version in names}
 
 
 def _tool_versions(runner: Runner) -> dict[str, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.errors import ImageError
-from tare.bench.image.python_packages import split_packages
 from tare.bench.model import Struct
 
 BUILDER_VERSION = 1
@@ -30,8 +29,16 @@ CATALOGUE_PACKAGES = (
 
 DEFAULT_SUITE = "bookworm"
 
+PYPI = "pypi:"
+"""What the name of a Python package begins with where Debian's packages are named: ``pypi:pyperf==2.10.0``.
+
+Only pure Python, because such a package is the same file everywhere, and only with the version, because that is what
+makes a recipe name its content. Dependencies are not followed: whoever needs them names them too.
+"""
+
 _GUEST_FOLDER = Path(__file__).with_name("guest")
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]+")
+_PYTHON_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*==[0-9][0-9a-z.+!]*")
 
 
 class Recipe(Struct, frozen=True):
@@ -53,10 +60,7 @@ class Recipe(Struct, frozen=True):
 
     @classmethod
     def of(cls, packages: Iterable[str], *, suite: str = DEFAULT_SUITE) -> "Recipe":
-        """The recipe of an image with ``packages`` beside the base. Raises ImageError for an impossible name.
-
-        A package of PyPI is named like ``pypi:pyperf==2.10.0``.
-        """
+        """The recipe of an image with ``packages`` and the base. Raises ImageError for an impossible name."""
         asked = set(packages)
         catalogue = CATALOGUE_PACKAGES if asked & set(CATALOGUE_PACKAGES) else ()
         wanted, python = split_packages({*asked, *BASE_PACKAGES, *catalogue})
@@ -99,3 +103,20 @@ def guest_version(folder: Path = _GUEST_FOLDER) -> str:
             digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode())
             digest.update(content)
     return digest.hexdigest()[:16]
+
+
+def split_packages(packages: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Debian's packages, and the Python packages as pip names them. Raises ImageError for one without its version."""
+    debian, python = set(), set()
+    for package in packages:
+        name = package.removeprefix(PYPI)
+        if name == package:
+            debian.add(name)
+        elif _PYTHON_NAME.fullmatch(name):
+            python.add(name)
+        else:
+            raise ImageError(
+                f"{package!r} does not name a Python package with its version",
+                remedy=f"write it like {PYPI}pyperf==2.10.0, in lower case",
+            )
+    return debian, python

@@ -4,15 +4,14 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tare.bench.errors import MissingToolError
-from tare.bench.image.failures import explain_build_failure
-from tare.bench.image.python_packages import install_python_packages
+from tare.bench.errors import ImageError, MissingToolError
+from tare.bench.image.failures import ImageBuildError, explain_build_failure
 from tare.bench.image.recipe import Recipe
-from tare.bench.image.sources import find_debian_sources
 from tare.bench.image.tools import Progress, Runner
 from tare.bench.process import ToolFailedError
 
@@ -74,6 +73,10 @@ _STEPS = {
     "cleaning package lists": "tidying the tree",
 }
 
+_WANTED = ("URIs", "Suites", "Components", "Signed-By", "Trusted", "Check-Valid-Until", "Check-Date")
+_OPTIONS = {name.lower(): name for name in _WANTED}
+
+_PYTHON_TIMEOUT_S = 300.0
 _PASSED_ON = re.compile(r"Acquire::(https?::[Pp]roxy|Check-Valid-Until|Check-Date|Retries|ForceIPv[46])\b.*")
 
 
@@ -219,3 +222,101 @@ def _follow(progress: Progress) -> Callable[[str], None]:
                 progress(words)
 
     return on_line
+
+
+def install_python_packages(packages: Iterable[str], tree: Path, runner: Runner) -> None:
+    """Install ``packages`` with this Python's pip for the Python of ``tree``, and compile them. Raises ImageError.
+
+    They go where Debian's Python looks for what was not packaged. Compiled files are valid by their place and not by
+    their source's time, because times in an image are clamped.
+    """
+    wanted = sorted(packages)
+    if not wanted:
+        return
+    version = _python_version(tree)
+    inside = f"/usr/local/lib/python{version}/dist-packages"
+    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    argv += ["--root-user-action=ignore", "--no-deps", "--no-compile", "--only-binary=:all:", "--platform=any"]
+    argv += ["--implementation=py", "--abi=none", f"--python-version={version}", f"--target={tree}{inside}"]
+    try:
+        runner.run([*argv, *wanted], timeout_s=_PYTHON_TIMEOUT_S)
+        compile_all = ("python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", inside)
+        # The seed: sets of constants are written in the order of their hashes.
+        runner.run(["chroot", str(tree), *compile_all], timeout_s=_PYTHON_TIMEOUT_S, env={"PYTHONHASHSEED": "0"})
+    except ToolFailedError as error:
+        raise ImageBuildError(
+            f"the Python packages {', '.join(wanted)} cannot be installed into the image: {error.message}",
+            remedy="tare's own Python needs pip (python3 -m ensurepip) and a package index that pip reaches; only "
+            "packages of pure Python can be installed",
+        ) from error
+
+
+def _python_version(tree: Path) -> str:
+    versions = [path.parent.name.removeprefix("python") for path in tree.glob("usr/lib/python3.*/os.py")]
+    if len(versions) != 1:
+        found = ", ".join(sorted(versions)) or "none"
+        raise ImageError(f"an image with Python packages needs exactly one Python 3, and it has: {found}")
+    return versions[0]
+
+
+def find_debian_sources(suite: str, apt_folder: Path = Path("/etc/apt")) -> str | None:
+    """The host's entries for Debian's own ``suite``, as deb822 text; None if it has none.
+
+    Third-party archives that merely use Debian's suite names are left out: an entry counts if "debian" is in its
+    address, ``main`` among its components, and its key, where one is stated, Debian's.
+    """
+    kept = []
+    for stanza in _stanzas(apt_folder):
+        suites = [name for name in stanza["Suites"].split() if name in (suite, f"{suite}-updates", f"{suite}-security")]
+        key = stanza.get("Signed-By", "")
+        foreign_key = bool(key) and "debian-archive" not in key
+        if suites and "main" in stanza["Components"].split() and _is_debian(stanza["URIs"]) and not foreign_key:
+            fields = {**stanza, "Types": "deb", "Suites": " ".join(suites), "Components": "main"}
+            kept.append("".join(f"{name}: {fields[name]}\n" for name in ("Types", *_WANTED) if name in fields))
+    return "\n".join(kept) or None
+
+
+def _is_debian(addresses: str) -> bool:
+    return bool(re.search(r"\bdebian(-security)?\b", addresses)) and "linux/debian" not in addresses
+
+
+def _stanzas(apt_folder: Path) -> Iterator[Mapping[str, str]]:
+    parts = apt_folder / "sources.list.d"
+    for path in sorted([apt_folder / "sources.list", *parts.glob("*.list"), *parts.glob("*.sources")]):
+        if not path.is_file():
+            continue
+        text = path.read_text("utf-8", errors="replace")
+        stanzas = _parse_deb822(text) if path.suffix == ".sources" else _parse_one_line(text)
+        yield from (stanza for stanza in stanzas if {"URIs", "Suites", "Components"} <= stanza.keys())
+
+
+def _parse_deb822(text: str) -> Iterator[Mapping[str, str]]:
+    for block in re.split(r"\n\s*\n", text):
+        fields: dict[str, str] = {}
+        last = ""
+        for line in block.splitlines():
+            if line.startswith("#"):
+                continue
+            if line[:1] in " \t" and last:
+                fields[last] += f"\n{line}"
+            elif ":" in line:
+                name, _, value = line.partition(":")
+                last = _OPTIONS.get(name.strip().lower(), name.strip())
+                fields[last] = value.strip()
+        enabled = fields.get("Enabled", "yes").lower() not in ("no", "false", "0")
+        if enabled and "deb" in fields.get("Types", "").split():
+            yield fields
+
+
+def _parse_one_line(text: str) -> Iterator[Mapping[str, str]]:
+    for line in text.splitlines():
+        match = re.match(r"deb\s+(?:\[([^\]]*)\]\s*)?(\S+)\s+(\S+)\s+([^#]+)", line.strip())
+        if match is None:
+            continue
+        options, address, suite, components = match.groups()
+        fields = {"URIs": address, "Suites": suite, "Components": components.strip()}
+        for option in (options or "").split():
+            name, _, value = option.partition("=")
+            if name.lower() in _OPTIONS:
+                fields[_OPTIONS[name.lower()]] = value.replace(",", " ")
+        yield fields

@@ -16,6 +16,7 @@ from typing import IO
 
 from tare.bench.errors import ImageError
 from tare.bench.process import DEVNULL, PIPE, Popen, require_tool
+from tare.bench.trees import remove_tree
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
@@ -192,6 +193,6 @@ def _empty(folder: Path, made: set[Path]) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        remove_tree(path)
     else:
         path.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tare.bench.errors import ImageError
-from tare.bench.image.cpio import Member, pack
+from tare.bench.image.boot import Member, pack
 from tare.bench.image.guest import initramfs_entries, order_modules
 
 DATA = Path(__file__).parents[1] / "data/linux-6.1"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.image.sources import find_debian_sources
+from tare.bench.image.rootfs import find_debian_sources
 
 DEB822 = """\
 # snapshot
