@@ -93,20 +93,21 @@ def wait_ended(descriptors: Iterable[int], deadline: float) -> None:
 
 
 def kill_all(
-    find: Callable[[], Collection[int]],
-    *,
-    hold: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    find: Callable[[], Collection[int]], *, hold: Callable[[], contextlib.AbstractContextManager[object]] | None = None
 ) -> bool:
     """SIGKILL the processes that ``find`` returns, and wait for them, until it returns none; whether there were any.
 
-    They are looked for again within ``hold``, which keeps them from forking meanwhile. Raises OSError (EBUSY) if some
-    do not end within 10 s: they are stuck inside the kernel.
+    With ``hold``, which keeps them from forking meanwhile, they are looked for again within it. Raises OSError (EBUSY)
+    if some do not end within 10 s: they are stuck inside the kernel.
     """
     deadline = time.monotonic() + KILL_DEADLINE_S
     found = False
     while pids := find():
-        with hold():
-            descriptors = signal_all(find())
+        if hold is None:
+            descriptors = signal_all(pids)
+        else:
+            with hold():
+                descriptors = signal_all(find())
         found = found or bool(descriptors)
         wait_ended(descriptors, deadline)
         if time.monotonic() > deadline:
