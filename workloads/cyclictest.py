@@ -28,7 +28,7 @@ from tare.bench.model import (
 )
 from tare.bench.units import Unit
 from tare.workloads.metrics import time_of
-from tare.workloads.output import excerpt, read_json, read_output, refuse
+from tare.workloads.output import excerpt, nearest_rank, read_json, read_output, refuse
 from tare.workloads.parameters import TimedWorkload, WholeSeconds, timeout_of
 
 _TOOL = "cyclictest"
@@ -205,20 +205,18 @@ def _merge(threads: list[_Thread]) -> dict[int, int]:
 
 def _percentile(counts: Mapping[int, int], total: int, percent: int, text: str) -> int:
     """The nearest rank, in microseconds. Raises ParseError where the histogram does not hold it, or it is 0."""
-    rank, seen = -(-percent * total // 100), 0
-    for late, count in counts.items():
-        seen += count
-        if seen >= rank:
-            if late == 0:
-                raise ParseError(
-                    f"cyclictest counts in microseconds, and {percent} % of the wake-ups were late by less than one",
-                    remedy="use policy = 'other'",
-                    evidence=excerpt(text),
-                )
-            return late
-    raise ParseError(
-        f"more than {100 - percent} % of the wake-ups were late by more than {_HISTOGRAM_US / 1e6:g} s, "
-        "where the histogram ends",
-        remedy="give the envelope CPUs that nobody else uses",
-        evidence=excerpt(text),
-    )
+    late = nearest_rank(counts.items(), total, 10 * percent)
+    if late is None:
+        raise ParseError(
+            f"more than {100 - percent} % of the wake-ups were late by more than {_HISTOGRAM_US / 1e6:g} s, "
+            "where the histogram ends",
+            remedy="give the envelope CPUs that nobody else uses",
+            evidence=excerpt(text),
+        )
+    if late == 0:
+        raise ParseError(
+            f"cyclictest counts in microseconds, and {percent} % of the wake-ups were late by less than one",
+            remedy="use policy = 'other'",
+            evidence=excerpt(text),
+        )
+    return late

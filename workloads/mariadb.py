@@ -124,14 +124,7 @@ class MariaDB(TimedWorkload):
         return Commands(
             measured=Command((*test, *run), timeout_s=timeout_of(params.runtime_s)),
             setup=(Command(("sh", "-c", _MAKE, "sh", str(redo)), stdin=_BEGIN_SQL.encode(), timeout_s=300.0),),
-            services=(
-                Service(
-                    "mariadb",
-                    Command(server),
-                    Command(ready, timeout_s=START_MARGIN_S),
-                    ready_within_s=READY_WITHIN_S,
-                ),
-            ),
+            services=(Service("mariadb", Command(server), Command(ready), READY_WITHIN_S),),
             load=(Command((*test, "prepare"), timeout_s=START_MARGIN_S + rows / 500),),
         )
 

@@ -29,7 +29,6 @@ from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_o
 from tare.workloads.output import LINES, excerpt, one_match, positive, read_output, refuse
 from tare.workloads.parameters import (
     READY_WITHIN_S,
-    START_MARGIN_S,
     Size,
     TimedWorkload,
     WholeSeconds,
@@ -150,11 +149,11 @@ class Nginx(TimedWorkload):
         )
         lay_out = ("sh", "-c", _LAY_OUT, "sh", SERVER, str(cpus), str(size))
         server = ("nginx", "-p", _FOLDER, "-e", "stderr", "-c", f"{_FOLDER}/nginx.conf")
-        get = Command(("bash", "-c", _GET, "get", SERVER, _PORT), timeout_s=START_MARGIN_S)
+        get = Command(("bash", "-c", _GET, "get", SERVER, _PORT))
         return Commands(
             measured=Command(measured, timeout_s=timeout_of(params.runtime_s)),
             setup=(Command(lay_out, stdin=_CONFIGURATION.encode()),),
-            services=(Service("nginx", Command(server), get, ready_within_s=READY_WITHIN_S),),
+            services=(Service("nginx", Command(server), get, READY_WITHIN_S),),
             load=(Command(("sh", "-c", f"cat >{_SCRIPT}"), stdin=_LUA.encode()),),
         )
 

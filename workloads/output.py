@@ -6,6 +6,7 @@ that shows the text.
 
 import math
 import re
+from collections.abc import Iterable
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ LINES = re.MULTILINE | re.ASCII
 """How patterns here look at a whole output."""
 
 _Report = TypeVar("_Report")
+_Value = TypeVar("_Value")
 _DECIMAL = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 
@@ -54,6 +56,16 @@ def one_match(tool: str, what: str, pattern: re.Pattern[str], text: str) -> re.M
 def one_number(tool: str, what: str, pattern: re.Pattern[str], text: str, *, exponent: int = 0) -> float:
     """The number in the only match of ``pattern``, as ``one_match`` and ``positive`` read it."""
     return positive(tool, what, one_match(tool, what, pattern, text)[1], text, exponent=exponent)
+
+
+def nearest_rank(counts: Iterable[tuple[_Value, int]], total: int, per_mille: int) -> _Value | None:
+    """The smallest value that ``per_mille`` of ``total`` do not exceed; None if ``counts``, rising, end before it."""
+    seen = 0
+    for value, count in counts:
+        seen += count
+        if seen * 1000 >= total * per_mille:
+            return value
+    return None
 
 
 def read_json(tool: str, text: str, kind: type[_Report]) -> _Report:

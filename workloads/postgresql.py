@@ -3,7 +3,6 @@
 The cluster is made and filled inside the instance by the ordinary user ``postgres``, below the scratch folder.
 """
 
-import itertools
 import re
 from typing import Annotated, Literal
 
@@ -23,7 +22,7 @@ from tare.bench.model import (
 )
 from tare.bench.units import Unit
 from tare.workloads.metrics import percentiles_of, rate_of, time_of
-from tare.workloads.output import LINES, one_match, one_number, positive, read_output, refuse
+from tare.workloads.output import LINES, nearest_rank, one_match, one_number, positive, read_output, refuse
 from tare.workloads.parameters import (
     READY_WITHIN_S,
     START_MARGIN_S,
@@ -132,6 +131,7 @@ class PostgreSQL(TimedWorkload):
         env = {"PGHOST": SERVER, "PGPORT": _PORT, "PGUSER": _USER, "LC_ALL": "C"}
         ready = ("sh", "-c", _ASK, "sh", "pg_isready", "-q", "-d", "postgres")
         fill = ("sh", "-c", _ASK, "sh", "pgbench", "-i", "-q", "-s", str(params.scale), "postgres")
+        check = ("sh", "-c", f"{_BINARIES}\n{_CHECK}", "sh", str(params.scale * _ROWS))
         fill_s = START_MARGIN_S + 60.0 * params.scale
         measured = (
             *("sh", "-c", _MEASURE, "sh", "-n", f"--builtin={params.script}", f"--protocol={params.protocol}"),
@@ -143,19 +143,9 @@ class PostgreSQL(TimedWorkload):
             measured=Command(measured, env=env, timeout_s=timeout_of(params.runtime_s)),
             setup=(Command(("sh", "-c", _MAKE), env={"LC_ALL": "C"}, timeout_s=300.0),),
             services=(
-                Service(
-                    "postgresql",
-                    Command(server, env={"LC_ALL": "C"}),
-                    Command(ready, env=env, timeout_s=START_MARGIN_S),
-                    ready_within_s=READY_WITHIN_S,
-                ),
+                Service("postgresql", Command(server, env={"LC_ALL": "C"}), Command(ready, env=env), READY_WITHIN_S),
             ),
-            load=(
-                Command(fill, env=env, timeout_s=fill_s),
-                Command(
-                    ("sh", "-c", f"{_BINARIES}\n{_CHECK}", "sh", str(params.scale * _ROWS)), env=env, timeout_s=fill_s
-                ),
-            ),
+            load=(Command(fill, env=env, timeout_s=fill_s), Command(check, env=env, timeout_s=fill_s)),
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
@@ -172,7 +162,9 @@ class PostgreSQL(TimedWorkload):
         mean_us = sum(latency * count for latency, count in counts) / total
         if mean_us > (clients_s := one_number(_TOOL, "the mean", _MEAN, text, exponent=-3)) * 1e6 * _MORE_THAN_MEAN:
             refuse(_TOOL, f"its log has a mean of {mean_us:g} µs, and it says {clients_s:g} s", text)
-        latencies = [(f"sql.latency.{name}", _percentile(counts, name[1:], total)) for name in _PERCENTILES]
+        latencies = [
+            (f"sql.latency.{name}", nearest_rank(counts, total, round(float(name[1:]) * 10))) for name in _PERCENTILES
+        ]
         return [
             Measurement("sql.transactions_per_second", one_number(_TOOL, "the rate", _RATE, text)),
             Measurement("sql.latency.mean", positive(_TOOL, "the mean", repr(mean_us), text, exponent=-6)),
@@ -193,12 +185,3 @@ def _read_counts(text: str) -> list[tuple[int, int]]:
     """Latencies in µs, rising, each with how many transactions took so long."""
     table = one_match(_TOOL, "the table of latencies", _COUNTS, text)[1]
     return [(int(latency), int(count)) for latency, _, count in (line.partition(" ") for line in table.splitlines())]
-
-
-def _percentile(counts: list[tuple[int, int]], percent: str, total: int) -> int:
-    """The smallest latency that ``percent`` of the transactions do not exceed, in µs."""
-    thousandths = round(float(percent) * 10)
-    seen = itertools.accumulate(count for _, count in counts)
-    return next(
-        latency for (latency, _), so_far in zip(counts, seen, strict=True) if so_far * 1000 >= total * thousandths
-    )

@@ -120,7 +120,7 @@ class Redis(Workload):
         timeout_s = _MARGIN_S + len(OPERATIONS) * params.requests / _SLOWEST_REQUESTS_PER_S
         return Commands(
             measured=Command(measured, timeout_s=timeout_s),
-            services=(Service("redis", Command(server), ready, ready_within_s=READY_WITHIN_S),),
+            services=(Service("redis", Command(server), ready, READY_WITHIN_S),),
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
