@@ -232,7 +232,8 @@ class _Session:
             return manifest
         before = self.earlier.manifest
         _refuse_other_conditions(self.path, before, manifest)
-        return msgspec.structs.replace(manifest, started_utc=before.started_utc, run=before.run)
+        kept = {name: getattr(before, name) for name in ("started_utc", "run", "baseline")}
+        return msgspec.structs.replace(manifest, **kept)
 
     def _measure(self, image: Image, store: RunStore, identity: str) -> Outcome:
         suite, events = self.suite, self.earlier.events if self.earlier else []

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 Count = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.02")]
 Quantile = Annotated[float, Meta(gt=0, lt=1)]
-Precision = Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.02, or 0 for a fixed number of blocks")]
+Precision = Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.02, or 0: no precision")]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,15 +172,15 @@ def convert(value: Any, kind: type[_T], path: Path, key: str) -> _T:
         elif problem.startswith("Invalid enum value") and isinstance(chosen := _member(wanted, _CHOICES), _CHOICES):
             known = [one.value for one in chosen.cls] if isinstance(chosen, inspect.EnumType) else chosen.values
             problem = f"must be one of {', '.join(map(str, known))}, not {given!r}"
-        elif (allowed := _range_of(wanted)) and _OUT_OF_RANGE.match(problem):
-            problem = f"must be {allowed}, not {given}"
+        elif (allowed := _allowed(wanted)) and _NOT_ALLOWED.match(problem):
+            problem = f"must be {allowed}, not {given!r}"
         raise SuiteError(f"{path}: {place}", problem, remedy=remedy) from None
 
 
 _STEP = re.compile(r"\.(?P<name>\w+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
 _UNKNOWN = re.compile(r"Object contains unknown field (`.*`)")
 _CHOICES = (inspect.EnumType, inspect.LiteralType)
-_OUT_OF_RANGE = re.compile(r"Expected `\w+` [<>]")
+_NOT_ALLOWED = re.compile(r"Expected `\w+` ([<>]|matching)")
 
 
 def _at(where: str, kind: inspect.Type, value: Any) -> tuple[str, inspect.Type, Any]:
@@ -233,17 +233,16 @@ def _keys_of(kind: inspect.Type) -> list[str]:
     return [one.encode_name for one in found.fields] if isinstance(found, inspect.StructType) else []
 
 
-def _range_of(kind: inspect.Type) -> str:
-    """What a number may be, in words; empty where any may stand there."""
+def _allowed(kind: inspect.Type) -> str:
+    """The range of a number, and what describes a value, in words; empty where anything may stand there."""
     if isinstance(kind, inspect.UnionType):
-        return next((words for one in kind.types if (words := _range_of(one))), "")
+        return next((words for one in kind.types if (words := _allowed(one))), "")
     if isinstance(kind, inspect.Metadata):
-        return (kind.extra_json_schema or {}).get("description") or _range_of(kind.type)
+        bounds, described = _allowed(kind.type), (kind.extra_json_schema or {}).get("description", "")
+        return f"{bounds} ({described})" if bounds and described else bounds or described
     if not isinstance(kind, inspect.IntType | inspect.FloatType):
         return ""
     if kind.ge is not None and kind.le is not None:
         return f"from {kind.ge:g} to {kind.le:g}"
-    if kind.gt is not None and kind.lt is not None:
-        return f"between {kind.gt:g} and {kind.lt:g}"
-    bounds = {"at least": kind.ge, "more than": kind.gt, "at most": kind.le, "less than": kind.lt}
-    return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+    limits = {"at least": kind.ge, "more than": kind.gt, "at most": kind.le, "less than": kind.lt}
+    return " and ".join(f"{words} {bound:g}" for words, bound in limits.items() if bound is not None)

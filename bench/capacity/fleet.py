@@ -13,7 +13,7 @@ from tare.bench.errors import SuiteError
 from tare.bench.suite_file import Count, Section, convert, read_toml
 from tare.bench.units import Size
 
-Positive = Annotated[float, Meta(gt=0, le=1e9, description="a number more than 0")]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]
 
 
 class OvercommitSection(Section, frozen=True):

@@ -154,7 +154,7 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (
             ('"slow"] }', '"slow"] }\n[metric."answer.value"]\nquantile = 1'),
             'metric."answer.value".quantile',
-            "between",
+            "more than 0 and less than 1",
         ),
     ],
 )
@@ -204,7 +204,11 @@ def test_sizes_may_be_numbers_and_are_kept_as_they_were_written(tmp_path):
         (("size = [1, 2]", "sizes = [1, 2]"), "experiment[1].params: unknown key `sizes`"),
         (
             ('"slow"] }', '"slow"] }\n[metric."answer.value"]\nquantile = [0.5, 7]'),
-            'metric."answer.value".quantile[1]: must be between 0 and 1, not 7',
+            'metric."answer.value".quantile[1]: must be more than 0 and less than 1, not 7',
+        ),
+        (
+            ("blocks = 2", "blocks = 2\nprecision = 2"),
+            "sampling.precision: must be at least 0 and less than 1 (a share such as 0.02, or 0: no precision), not 2",
         ),
         (('memory = "64MiB"', "cpus = []"), "envelope.cpus: Expected `array` of length >= 1"),
         (('memory = "64MiB"', "cpus = [0, 0]"), "envelope.cpus: must name each CPU once"),
