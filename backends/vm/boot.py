@@ -57,7 +57,7 @@ def kernel_arguments(options: VmOptions, envelope: Envelope) -> tuple[str, ...]:
             return (*own, "tare.profile=full")
 
 
-class Crowd:
+class ConcurrentStarts:
     """How many guests are being started at the same time, by all threads, and how long that lets a start take."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Crowd:
         self._most = 0
 
     @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         """Be counted meanwhile."""
         with self._lock:
             self._starting += 1
@@ -85,7 +85,7 @@ class Crowd:
             return BOOT_DEADLINE_S * max(1.0, self._most / cpus)
 
 
-crowd = Crowd()
+concurrent_starts = ConcurrentStarts()
 
 
 class _Waiting:
@@ -121,7 +121,7 @@ class _Waiting:
         return self._watch.failure is not None or time.monotonic() >= self._began + self._allowed_s()
 
     def _allowed_s(self) -> float:
-        return self._times * crowd.deadline_s(self._cpus)
+        return self._times * concurrent_starts.deadline_s(self._cpus)
 
 
 def await_boot(

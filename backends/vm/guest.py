@@ -14,7 +14,7 @@ from tare.backends.cgroups.layout import Layout
 from tare.backends.cgroups.lifecycle import Cgroup, start_cgroup
 from tare.backends.cgroups.limits import Limits, limits_of
 from tare.backends.vm.accel import Acceleration
-from tare.backends.vm.boot import RESET, await_boot, await_restored, crowd, kernel_arguments
+from tare.backends.vm.boot import RESET, await_boot, await_restored, concurrent_starts, kernel_arguments
 from tare.backends.vm.connection import Connection, Domain
 from tare.backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
 from tare.backends.vm.domain_xml import Disk, Guest, Share, domain_xml
@@ -117,7 +117,7 @@ def start_guest(setup: GuestSetup, spec: InstanceSpec, ledger: Ledger, timeline:
                         start_virtiofsd(sockets / _SHARE_SOCKET, scratch, said, marker, cgroup.join_files)
                     )
                 adopt = None if embedded else partial(_adopt, watch, cgroup)
-                with crowd.joined():
+                with concurrent_starts.counted():
                     domain = stack.enter_context(_start_domain(setup, guest, watch, failure, adopt))
                     if setup.saved is None:
                         await_boot(domain, watch, timeline, failure, spec.envelope, setup.options.profile)

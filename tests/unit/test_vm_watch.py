@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.backends.vm.boot import BOOT_DEADLINE_S, Crowd, late_boot, mark_boot, why_not
+from tare.backends.vm.boot import BOOT_DEADLINE_S, ConcurrentStarts, late_boot, mark_boot, why_not
 from tare.backends.vm.connection import parse_log
 from tare.backends.vm.guest import _remedy
 from tare.backends.vm.watch import Mark, Watch, parse_line, start_watch
@@ -142,16 +142,16 @@ def test_the_tail_is_bounded(told):
 
 
 def test_those_that_start_together_are_given_time_together():
-    crowd = Crowd()
+    starts = ConcurrentStarts()
     with contextlib.ExitStack() as others:
-        with crowd.joined():
-            assert crowd.deadline_s(1) == BOOT_DEADLINE_S
+        with starts.counted():
+            assert starts.deadline_s(1) == BOOT_DEADLINE_S
             for _ in range(19):
-                others.enter_context(crowd.joined())
-            assert (crowd.deadline_s(1), crowd.deadline_s(2)) == (20 * BOOT_DEADLINE_S, 10 * BOOT_DEADLINE_S)
-        assert crowd.deadline_s(1) == 20 * BOOT_DEADLINE_S, "those that are ready still compete for the CPU"
-    with crowd.joined():
-        assert crowd.deadline_s(1) == BOOT_DEADLINE_S
+                others.enter_context(starts.counted())
+            assert (starts.deadline_s(1), starts.deadline_s(2)) == (20 * BOOT_DEADLINE_S, 10 * BOOT_DEADLINE_S)
+        assert starts.deadline_s(1) == 20 * BOOT_DEADLINE_S, "those that are ready still compete for the CPU"
+    with starts.counted():
+        assert starts.deadline_s(1) == BOOT_DEADLINE_S
 
 
 def test_a_process_is_followed_from_birth_to_end(tmp_path):
