@@ -213,3 +213,12 @@ def test_the_log_is_reduced_to_what_qemu_said():
     assert "terminating on signal 15" in reset
     refused = parse_log((DATA / "libvirt-9.0.0/qemu-bad-kernel.log").read_text())
     assert refused == "qemu: linux kernel too old to load a ram disk"
+
+
+def test_a_console_line_without_end_is_not_kept_whole(tmp_path):
+    watch = Watch(tmp_path)
+    for _ in range(50):
+        watch.on_console(b"x" * 100_000, 1.0)
+    assert len(watch.console_tail()) <= 1 << 16
+    watch.on_console(b"\ntare: ready 1.0\n", 2.0)
+    assert "ready" in watch.marks
