@@ -209,3 +209,12 @@ def test_comparisons_and_plans_have_every_number(runs, name, suffix, tmp_path, m
     rows = markdown_rows if suffix == "md" else text_rows
     assert_kept(rows_of_numbers(rows(before)), rows_of_numbers(rows(after)), "rows")
     assert_kept(quantities(before), quantities(after), "quantities")
+
+
+def test_density_says_how_many_there_were_and_why_no_more(runs, written):
+    notes = [json.loads(line)["details"] for line in (runs["density"] / "events.jsonl").read_text().splitlines()]
+    ends = [note for note in notes if note.get("code") == "density-stop"]
+    most = max(note["population"] for note in ends)
+    assert {note["reason"] for note in ends if note["population"] == most} == {"count"}
+    (finding,) = [one for one in json.loads(written("density", "json"))["findings"] if "one more instance" in one]
+    assert f"{most} (as many as were asked for)" in finding

@@ -15,7 +15,7 @@ from lxml import etree
 from scipy import stats
 
 from tests.recompute_report import Recomputed, subject_of
-from tests.synthetic import QUICK, write_run
+from tests.synthetic import QUICK, SUBJECTS, write_run
 from tests.unit.test_stored_runs import report_to, unpacked
 from tests.written import Page, markdown_rows, text_rows
 
@@ -486,3 +486,35 @@ def test_the_report_is_of_this_run(report, computed):
     assert not math.isnan(report["margin"])
     failed = sum(event["kind"] == "instance_failed" for event in computed.events)
     assert len(report["failures"]) == failed
+
+
+def test_what_is_found_to_be_warm_up_is_left_out_of_every_metric_of_its_cell(tmp_path):
+    """The leading metric decides, for each backend by itself: here the first eight iterations of the guest's."""
+    late, found = 8, 0
+    run = write_run(tmp_path / "run", replace(RECIPE, iterations=30, subjects=SUBJECTS[:1], noise=0.004))
+    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    for one in lines:
+        if one["backend"] == "vm" and one["metric"] == "events" and one["iteration"] < late:
+            one["value"] *= 0.6
+        if one["metric"] == "command.duration":
+            one["value"] *= 1 + 0.001 * one["iteration"]  # so that it matters which are left out
+    (run / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    report_to(tmp_path / "json", run, "json")
+    for one in lines:
+        one["warmup"] |= (
+            one["backend"] == "vm" and one["workload"] != "" and one["iteration"] < late and is_of_iteration(one)
+        )
+    (run / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    computed = Recomputed(run)
+    for one in json.loads((tmp_path / "json").read_text("utf-8"))["results"]:
+        subject = subject_of(one)
+        if one["experiment"] == "steady" and one["metric"] in ("events", "command.duration", "host.cpu"):
+            found += 1
+            assert one["backend"] != "vm" or one["warm_up"]["first_settled"] == late
+            assert one["iterations"] == computed.counts[subject, one["backend"]][2]
+            assert one["value"] == pytest.approx(computed.value(subject, one["backend"]).value, rel=1e-9)
+    assert found == 9
+
+
+def is_of_iteration(one):
+    return not one["metric"].startswith("instance.") and one["metric"] != "host.memory_peak"
