@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -29,6 +30,7 @@ import msgspec
 
 from tare.bench.errors import CleanUpError, TareError
 from tare.bench.linux.files import read_boot_id
+from tare.bench.linux.processes import find_status
 from tare.bench.removers import MARKER_VARIABLE, REMOVERS, Remover, ResourceKind
 
 __all__ = ["MARKER_VARIABLE", "Cleaned", "Entry", "Ledger", "ResourceKind", "clean", "remove"]
@@ -324,10 +326,14 @@ def _open_locked(path: Path, flags: int, *, wait: bool) -> int:
 
 _NAME = re.compile(
     r"(?P<boot>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-"
-    r"(?:(?P<host>[0-9a-f]{12})-\d{1,10}-[0-9a-f]{16}|(?P<pid>\d{1,10})-\d{1,20})",
+    r"(?:(?P<host>[0-9a-f]{12})-(?P<owner>\d{1,10})-[0-9a-f]{16}|(?P<pid>\d{1,10})-\d{1,20})",
     re.ASCII,
 )
 """The second form is that of tare 0.1, whose owners hold no lock."""
+
+
+_FORKING_S = 1.0
+"""A process that a killed owner was just starting has its lock too, until it executes its program."""
 
 
 def _take_over(path: Path) -> _Book | None:
@@ -341,10 +347,17 @@ def _take_over(path: Path) -> _Book | None:
         return None
     if name["host"] not in {None, _host()} and name["boot"] != read_boot_id():
         raise OSError(errno.EREMOTE, "of another host", str(path))
-    try:
-        return _Book(path, _open_locked(path, os.O_RDWR | os.O_APPEND, wait=False))
-    except (BlockingIOError, FileNotFoundError):  # or another `clean` is at it, or was
-        return None
+    seems_alive = find_status(int(name["owner"] or name["pid"])) is not None
+    deadline = time.monotonic() + (0.0 if seems_alive else _FORKING_S)
+    while True:
+        try:
+            return _Book(path, _open_locked(path, os.O_RDWR | os.O_APPEND, wait=False))
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:  # or another `clean` is at it
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.01)
 
 
 @functools.cache

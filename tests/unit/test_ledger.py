@@ -415,6 +415,29 @@ CLEANER = """
 """
 
 
+FORKING = """
+    import os, sys, time
+    from pathlib import Path
+    from tare.bench.ledger import Ledger, ResourceKind
+    ledger = Ledger(Path(sys.argv[1]))
+    ledger.enter(ResourceKind.DIRECTORY, Path(sys.argv[2]))
+    if os.fork() == 0:
+        print("ready", flush=True)
+        time.sleep(0.3)  # as long as a child has the parent's descriptors, before it executes its program
+        os._exit(0)
+    time.sleep(600)
+"""
+
+
+def test_an_owner_killed_while_it_starts_a_process_is_dead_all_the_same(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    with started(FORKING, str(folder), str(made)) as owner:
+        owner.kill()
+        owner.wait()
+        assert targets(clean(folder)) == [str(made)]
+
+
 def test_two_cleaners_at_once_do_not_harm_each_other(folder: Path, tmp_path: Path) -> None:
     for number in range(40):
         made = tmp_path / f"made{number}"
