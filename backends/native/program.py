@@ -18,6 +18,7 @@ from tare.bench.packages import remedy_for
 from tare.bench.process import find_tool, run
 
 _SOURCE = Path(__file__).with_name("zygote.c")
+_PARTS = ("zygote.c", "messages.c", "steps.c", "commands.c")
 _COMPILERS = {"musl": "musl-gcc", "glibc": "gcc"}
 """By the C library they link with, the best first: with musl an instance holds 12 KiB, with glibc 44 KiB, in larger
 tables."""
@@ -91,7 +92,8 @@ def find_program(cache: Path) -> Program:
 
 
 def _kept(cache: Path, compiler: str) -> Path:
-    key = hashlib.sha256(_SOURCE.read_bytes() + f"{compiler} {_FLAGS}".encode()).hexdigest()[:16]
+    source = b"".join(_SOURCE.with_name(part).read_bytes() for part in _PARTS)
+    key = hashlib.sha256(source + f"{compiler} {_FLAGS}".encode()).hexdigest()[:16]
     return cache / f"native-zygote-{platform.machine()}-{key}"
 
 

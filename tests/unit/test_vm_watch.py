@@ -215,10 +215,9 @@ def test_the_log_is_reduced_to_what_qemu_said():
     assert refused == "qemu: linux kernel too old to load a ram disk"
 
 
-def test_a_console_line_without_end_is_not_kept_whole(tmp_path):
-    watch = Watch(tmp_path)
+def test_a_console_line_without_end_is_not_kept_whole(told):
     for _ in range(50):
-        watch.on_console(b"x" * 100_000, 1.0)
-    assert len(watch.console_tail()) <= 1 << 16
-    watch.on_console(b"\ntare: ready 1.0\n", 2.0)
-    assert "ready" in watch.marks
+        told.on_console(b"x" * 100_000, 1.0)
+    assert len(told.console_tail()) <= 1 << 16
+    told.on_console(b"\ntare: ready 1.0\n", 2.0)
+    assert "ready" in told.marks
