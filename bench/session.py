@@ -315,9 +315,8 @@ def _conditions(run: Manifest) -> dict[str, Any]:
 
 def _image_record(image: Image) -> dict[str, object]:
     """What the manifest keeps of an image. ``sizes`` are bytes: of the tree's files, and of each file beside it."""
-    record = {name: getattr(image, name) for name in image.__struct_fields__}
     sizes = {name: path.stat().st_size for name, path in image.guest_files.items()} | {"rootfs": image.rootfs_bytes}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in record.items()} | {"sizes": sizes}
+    return {**msgspec.to_builtins(image, enc_hook=str), "sizes": sizes}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from tare.bench.cli import app
 from tare.bench.cli.exec import InstanceRequest
 from tare.bench.cli.values import named_values, suite_of_options, typed_values
 from tare.bench.errors import SuiteError
@@ -58,3 +60,11 @@ def test_an_instance_has_the_defaults_of_a_suite():
         InstanceRequest("native", {"memory": "64MB"}, "").suite()
     with pytest.raises(SuiteError, match=r"^--cpus: asks for 999 CPUs"):
         InstanceRequest("native", {"cpus": 999}, "").suite()
+
+
+@pytest.mark.parametrize("command", ["exec", "shell", "density"])
+def test_help_names_the_defaults_of_a_suite(command):
+    defaults = EnvelopeSection()
+    shown = " ".join(CliRunner().invoke(app, [command, "--help"]).stdout.split())
+    assert f"Memory of an instance ({defaults.memory_bytes})." in shown
+    assert f"CPUs of an instance ({defaults.cpus})." in shown
