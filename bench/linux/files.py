@@ -18,7 +18,7 @@ class HostRoots(msgspec.Struct, frozen=True):
 HERE = HostRoots()
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path | str) -> bytes:
     """The content of a file whose size the kernel does not say. Raises OSError."""
     # Path.read_bytes costs three times as much, and much is read next to what is measured.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -31,7 +31,7 @@ def read_bytes(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | str) -> str:
     """The same as text; what is not UTF-8 becomes a replacement character. Raises OSError."""
     return read_bytes(path).decode(errors="replace")
 

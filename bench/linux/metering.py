@@ -8,6 +8,7 @@ daemon's share) are added up with ``total``. The files are described in Linux ``
 import contextlib
 import functools
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -53,13 +54,12 @@ class Meter(ABC):
 
 def keyed(key: str, per_unit: float = 1) -> Parser:
     """Reads one number of a flat keyed file (``cpu.stat``, ``memory.events``)."""
+    line = re.compile(rf"^{key} (\d+)$", re.MULTILINE | re.ASCII)
 
     def parse(text: str) -> Number | None:
-        for line in text.splitlines():
-            name, _, value = line.partition(" ")
-            if name == key and value.isdigit():
-                return int(value) if per_unit == 1 else int(value) / per_unit
-        return None
+        if (found := line.search(text)) is None:
+            return None
+        return int(found[1]) if per_unit == 1 else int(found[1]) / per_unit
 
     return parse
 
@@ -173,7 +173,7 @@ class CgroupMeter(Meter):
 
     def usage(self) -> Usage:
         """What was charged to it since it was made. Raises OSError if it is gone."""
-        texts: dict[Path, str | None] = {}
+        texts: dict[str, str | None] = {}
         values = {field: self._read(sources, texts) for field, (_, sources) in _SOURCES.items()}
         missing = {field: self._reason(field) for field, value in values.items() if value is None}
         known: Mapping[str, Any] = values
@@ -183,23 +183,25 @@ class CgroupMeter(Meter):
         """One field of ``usage`` alone. Raises OSError if it is gone."""
         return self._read(_SOURCES[field][1], {})
 
-    def _read(self, sources: Iterable[_Source], texts: dict[Path, str | None]) -> Number | None:
+    def _read(self, sources: Iterable[_Source], texts: dict[str, str | None]) -> Number | None:
         for source in sources:
-            for folder in self._files.get(source.file, ()):
-                text = _read_once(folder / source.file, texts)
-                if text is None or (source.needs and not (_read_once(folder / source.needs, texts) or "").strip()):
+            for path in self._files.get(source.file, ()):
+                text = _read_once(path, texts)
+                if text is None:
+                    continue
+                if source.needs and not (_read_once(path.replace(source.file, source.needs), texts) or "").strip():
                     continue
                 if (value := source.parse(text)) is not None:
                     return value
         return None
 
     @functools.cached_property
-    def _files(self) -> dict[str, list[Path]]:
-        """The folders that have a file, by its name."""
-        found: dict[str, list[Path]] = {}
+    def _files(self) -> dict[str, list[str]]:
+        """Where a file is, by its name. As text: joining paths would take longer than reading them."""
+        found: dict[str, list[str]] = {}
         for folder in self.folders:
             for name in os.listdir(folder):  # noqa: PTH208 - names are wanted
-                found.setdefault(name, []).append(folder)
+                found.setdefault(name, []).append(f"{folder}/{name}")
         return found
 
     def _reason(self, field: str) -> str:
@@ -217,7 +219,7 @@ class CgroupMeter(Meter):
         return f"this kernel does not account for it in {' or '.join(source.file for source in sources)}"
 
 
-def _read_once(file: Path, texts: dict[Path, str | None]) -> str | None:
+def _read_once(file: str, texts: dict[str, str | None]) -> str | None:
     if file not in texts:
         texts[file] = None
         with contextlib.suppress(OSError):
