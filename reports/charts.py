@@ -182,7 +182,7 @@ def _distribution(row: Row, x: "alt.X", divisors: list[float], unit: str, identi
     labels = [short_label(cell.backend) for cell in row.cells]
     y = alt.Y("b:N", sort=labels, title=None, axis=alt.Axis(labelLimit=110, ticks=False, domain=False, labelPadding=8))
     position: dict[str, Any] = {"x": x, "y": y, "yOffset": alt.YOffset("o:Q", scale=alt.Scale(domain=[-1, 1]))}
-    look = look_of(row.cells)
+    look = look_of([cell.backend for cell in row.cells])
     tooltip = [alt.Tooltip("b:N", title="backend"), alt.Tooltip("n:N", title="instance")]
     tooltip.append(alt.Tooltip("v:Q", title=unit))
     light: dict[str, Any] = {"filled": True, "size": 16, "opacity": 0.32, "aria": False}
@@ -231,14 +231,14 @@ def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) ->
     )
 
 
-def look_of(cells: list[CellResult], *, named_above: bool = False) -> dict[str, Any]:
+def look_of(backends: list[MeasuredBackend], *, named_above: bool = False) -> dict[str, Any]:
     """Colour and shape by backend, the same in every chart; with a legend where no axis names the backends."""
     import altair as alt
 
     legend = alt.Legend(orient="top", title=None, symbolOpacity=1) if named_above else None
-    labels = [short_label(cell.backend) for cell in cells]
-    colours = [accent(cell.backend.place) for cell in cells]
-    shapes = [SHAPES[cell.backend.place % len(SHAPES)] for cell in cells]
+    labels = [short_label(backend) for backend in backends]
+    colours = [accent(backend.place) for backend in backends]
+    shapes = [SHAPES[backend.place % len(SHAPES)] for backend in backends]
     return {
         "color": alt.Color("b:N", legend=legend, scale=alt.Scale(domain=labels, range=colours)),
         "shape": alt.Shape("b:N", legend=legend, scale=alt.Scale(domain=labels, range=shapes)),

@@ -165,8 +165,7 @@ def _why_nothing(rule: Rule, analysis: Analysis) -> str:
     experiments = {subject.experiment for subject in analysis.subjects}
     if rule.experiment and rule.experiment not in experiments:
         return f"the run has no experiment {rule.experiment}"
-    measured = {cell.backend.name for subject in analysis.subjects for row in subject.rows for cell in row.cells}
-    kinds = {kind for name in measured for kind in kinds_of(analysis.manifest, name)}
+    kinds = {kind for name in analysis.measured for kind in kinds_of(analysis.manifest, name)}
     for wanted in (rule.of, rule.against):
         if wanted is not None and wanted not in kinds:
             if wanted is Kind.HARDWARE_VM and Kind.EMULATED_VM in kinds:

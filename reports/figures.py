@@ -22,10 +22,8 @@ from tare.bench.store import load_histograms
 from tare.bench.units import Unit, format_value
 from tare.reports.charts import (
     MOST_POINTS,
-    SHAPES,
     Chart,
     Rows,
-    accent,
     display_scale,
     finished,
     look_of,
@@ -179,8 +177,8 @@ def growth_chart(row: Row, what: str, identifier: str) -> Chart:
     return _drawn(row.cells, x, y, data, scale.unit, identifier)
 
 
-def block_chart(row: Row, margin: float, identifier: str) -> tuple[str, Chart] | None:
-    """The ratio of each block in the order of time, with the words that say how; None if there are too few."""
+def block_chart(row: Row, margin: float, identifier: str) -> tuple[str, str, Chart] | None:
+    """The ratio of each block in the order of time, with the words above and instead; None if there are too few."""
     import altair as alt
 
     ratios = _block_ratios(row)
@@ -212,11 +210,17 @@ def block_chart(row: Row, margin: float, identifier: str) -> tuple[str, Chart] |
     line: dict[str, Any] = {"color": "var(--rule)", "aria": False}
     data["one"] = [{"v": 1.0}]
     one = named("one").mark_rule(**line).encode(y=alt.Y("v:Q", scale=alt.Scale(domain=ends)))
-    return words, _drawn([cell for cell, _ in ratios], x, y, data, "ratio", identifier, below=one)
+    extents = [(cell.backend.label, min(found.values()), max(found.values())) for cell, found in ratios]
+    told = [
+        f"{label} from {format_value(low, Unit.RATIO)} to {format_value(high, Unit.RATIO)}"
+        for label, low, high in extents
+    ]
+    chart = _drawn([cell for cell, _ in ratios], x, y, data, "ratio", identifier, below=one)
+    return words, f"{words}. {'; '.join(told)}.", chart
 
 
 def _block_ratios(row: Row) -> list[tuple[CellResult, dict[int, float]]]:
-    base = next((cell.blocks for cell in row.cells if cell.backend.is_baseline), None)
+    base = row.base.blocks if row.base is not None else None
     if base is None or len(base.blocks) < _FEWEST_BLOCKS or base.values.min() <= 0:
         return []
     baseline = dict(zip(base.blocks.tolist(), base.values.tolist(), strict=True))
@@ -247,7 +251,7 @@ def _drawn(
 ) -> Chart:
     import altair as alt
 
-    look = look_of(cells, named_above=True)
+    look = look_of([cell.backend for cell in cells], named_above=True)
     tooltip = [alt.Tooltip("b:N", title="backend"), alt.Tooltip("x:Q", title="at"), alt.Tooltip("v:Q", title=unit)]
     lines = named("medians").mark_line(strokeWidth=1.5, aria=False).encode(x=x, y=y, color=look["color"])
     mark: dict[str, Any] = {"filled": True, "size": 36, "opacity": 0.75, "aria": False}
@@ -392,14 +396,11 @@ def _chart(found: list[tuple[MeasuredBackend, list[float | None]]], unit: Unit, 
         for quantile, value in zip(QUANTILES, own, strict=True)
         if value
     ]
-    colours = [accent(backend.place) for backend, _ in found]
-    shapes = [SHAPES[backend.place % len(SHAPES)] for backend, _ in found]
-    legend = alt.Legend(orient="top", title=None, symbolOpacity=1)
+    look = look_of([backend for backend, _ in found], named_above=True)
     position = {
         "x": alt.X("p:O", title="of all that was counted", sort=[_percent(one) for one in QUANTILES]),
         "y": alt.Y("v:Q", title=f"{scale.unit}, log scale  (↓ better)", scale=alt.Scale(type="log")),
-        "color": alt.Color("b:N", legend=legend, scale=alt.Scale(domain=labels, range=colours)),
-        "shape": alt.Shape("b:N", legend=legend, scale=alt.Scale(domain=labels, range=shapes)),
+        **look,
     }
     line = named("tail").mark_line(strokeWidth=1.5, aria=False).encode(**{k: position[k] for k in ("x", "y", "color")})
     points = named("tail").mark_point(filled=True, size=60, opacity=0.95, aria=False)

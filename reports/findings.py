@@ -80,7 +80,7 @@ def _interference(analysis: Analysis) -> str:
     view = heat_view(analysis)
     if view is None:
         return ""
-    leading = {row.metric.name for subject in analysis.subjects for row in subject.rows if row.is_leading}
+    leading = {row.metric.name for _, row in analysis.rows if row.is_leading}
     worst: dict[str, tuple[float, HeatLine]] = {}
     for line in view.lines:
         ratio = max((cell.ratio for cell in line.cells if cell.ratio is not None), default=0.0)
@@ -141,7 +141,7 @@ class Caveat(msgspec.Struct, frozen=True):
 
 def question(analysis: Analysis) -> str:
     """What was compared, in one sentence."""
-    measured = {cell.backend.name for subject in analysis.subjects for row in subject.rows for cell in row.cells}
+    measured = analysis.measured
     others = [
         backend.label
         for backend in analysis.backends
@@ -217,11 +217,8 @@ def findings(analysis: Analysis, *, limit: int = 3) -> list[str]:
 
 def _start_finding(analysis: Analysis) -> str | None:
     """One sentence over all backends' time to start."""
-    for subject in analysis.subjects:
-        for row in subject.rows:
-            if row.metric.name == BootMetric.TOTAL:
-                return _value_finding(row, "Ready to execute after")
-    return None
+    row = next((row for _, row in analysis.rows if row.metric.name == BootMetric.TOTAL), None)
+    return None if row is None else _value_finding(row, "Ready to execute after")
 
 
 def _cost_finding(analysis: Analysis) -> str | None:
@@ -230,7 +227,7 @@ def _cost_finding(analysis: Analysis) -> str | None:
         LimitsMetric.START_MEMORY: "Least memory to start with:",
         BootMetric.PSS: "Memory of an idle instance:",
     }
-    rows = [(subject, row) for subject in analysis.subjects for row in subject.rows if row.cells]
+    rows = [(subject, row) for subject, row in analysis.rows if row.cells]
     for name, opening in words.items():
         row = next((row for _, row in rows if row.metric.name == name), None)
         if row is not None:
@@ -376,7 +373,7 @@ def _about_backends(analysis: Analysis) -> list[Caveat]:
     for name, availability in manifest.unavailable.items():
         text = f"{name} was asked for and is not available here: {availability.reason.rstrip('.')}."
         found.append(Caveat("unavailable", text, 3))
-    measured = {cell.backend.name for subject in analysis.subjects for row in subject.rows for cell in row.cells}
+    measured = analysis.measured
     found.extend(
         Caveat("no-samples", f"{backend.label} has no measurement that counts in this run.", 3)
         for backend in analysis.backends
@@ -405,8 +402,7 @@ def _about_precision(analysis: Analysis) -> list[Caveat]:
     """Which cells did not reach the precision that the suite asked for, and what it would have taken."""
     missed = [
         (subject, cell, cell.precision)
-        for subject in analysis.subjects
-        for row in subject.rows
+        for subject, row in analysis.rows
         for cell in row.cells
         if cell.precision is not None and cell.precision.standing is not Standing.REACHED
     ]

@@ -3,7 +3,7 @@
 An instance is flagged where it stands out from its cell: by the modified z-score of Iglewicz and Hoaglin (1993, beyond
 3.5, with the larger of the run's and the cell's own median absolute deviation), and by an absolute floor, as on a quiet
 host trifles stand out. What only others can cause is also flagged above a level of its own, even if every instance has
-it. ``disturbances`` adds the flags on guests' clocks and on the order of values.
+it. Flags on guests' clocks and on the order of values are added.
 """
 
 import json
@@ -227,15 +227,8 @@ class _Rule(msgspec.Struct, frozen=True):
     relative: bool = False
 
 
-def disturbances(run: LoadedRun) -> list[Flag]:
+def flags_of(analysis: Analysis) -> list[Flag]:
     """Every flag of a run, by kind; works on runs that are empty or interrupted."""
-    from tare.bench.analysis import analyse
-
-    return disturbances_in(analyse(run))
-
-
-def disturbances_in(analysis: Analysis) -> list[Flag]:
-    """The same for a run that is analysed already."""
     run = analysis.run
     found = [*_host_flags(run), *clock_flags(run, _cells_by_instance(run)), *order_flags(analysis)]
     return sorted(found, key=lambda flag: (list(FlagKind).index(flag.kind), flag.workload, flag.backend))

@@ -28,7 +28,7 @@ from tare.bench.units import Unit, format_duration, format_size, format_value
 from tare.reports import claims, findings
 from tare.reports.capacity import capacity_view
 from tare.reports.density_costs import costs_view
-from tare.reports.flags import Flag, disturbances_in
+from tare.reports.flags import Flag, flags_of
 from tare.reports.instances import heat_view, held_view, phase_view
 from tare.reports.published import published_views
 from tare.reports.sections import SectionView, section_views
@@ -150,7 +150,7 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
     """Everything the template needs. ``beside`` is the folder that the page will lie in, if it is known."""
     sections = section_views(analysis)
     found = findings.caveats(analysis)
-    flags = disturbances_in(analysis)
+    flags = flags_of(analysis)
     manifest = analysis.manifest
     title, description = findings.suite_title(analysis), _suite_description(manifest.suite)
     asks = 0 < len(description) <= LONGEST_QUESTION

@@ -243,8 +243,7 @@ def heat_view(analysis: Analysis) -> HeatView | None:
     kinds = _aggressors(analysis)
     found = [
         (subject, row.metric.name.removeprefix(RATIO_PREFIX), cell)
-        for subject in analysis.subjects
-        for row in subject.rows
+        for subject, row in analysis.rows
         if row.metric.name.startswith(RATIO_PREFIX)
         for cell in row.cells
     ]

@@ -117,8 +117,7 @@ def _ratios(analysis: "Analysis") -> list[str]:
 
 
 def _compared(row: "Row") -> "Iterator[tuple[CellResult, CellResult | None]]":
-    base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
-    yield from ((cell, base) for cell in row.cells if cell.comparison is not None)
+    yield from ((cell, row.base) for cell in row.cells if cell.comparison is not None)
 
 
 def _row(name: str, row: "Row", pair: "tuple[CellResult, CellResult | None]") -> list[str]:

@@ -10,7 +10,7 @@ from tare.bench.catalogue import Builtin, SteadyMetric
 from tare.bench.model import Category, Manifest
 from tare.bench.settings import is_among
 from tare.bench.stats import Comparison, Verdict
-from tare.bench.units import Unit, format_value
+from tare.bench.units import Unit
 from tare.reports.charts import LEVEL, Chart, distribution_charts
 from tare.reports.figures import Forest, Tails, TailView, block_chart, forest_of, growth_chart
 from tare.reports.growth import GrowthView, growth_sentence, growth_view
@@ -336,7 +336,8 @@ class _Maker:
         if leading and self.analysis.baseline is not None:
             found = block_chart(row, self.analysis.margin, name := self._chart_name())
             if found is not None:
-                yield Panel(found[0], f"{found[0]}. {_blocks_in_words(row)}", name, found[1])
+                words, alternative, chart = found
+                yield Panel(words, alternative, name, chart)
 
     def _chart_name(self) -> str:
         self.charts += 1
@@ -378,17 +379,3 @@ def _is_detail(subject: Subject, row: Row, *, fixed_time: bool) -> bool:
     """Whether a metric tells of the harness only, or tells again what another experiment measures on purpose."""
     name = row.metric.name
     return is_among(subject.traits.details, name) or (fixed_time and name in _OVER_A_TIME)
-
-
-def _blocks_in_words(row: Row) -> str:
-    base = next(cell.blocks for cell in row.cells if cell.backend.is_baseline)
-    values = dict(zip(base.blocks.tolist(), base.values.tolist(), strict=True))
-    parts = []
-    for cell in row.cells:
-        own = cell.blocks
-        pairs = zip(own.blocks.tolist(), own.values.tolist(), strict=True)
-        ratios = [value / values[block] for block, value in pairs if values.get(block)]
-        if ratios and not cell.backend.is_baseline:
-            low, high = format_value(min(ratios), Unit.RATIO), format_value(max(ratios), Unit.RATIO)
-            parts.append(f"{cell.backend.label} from {low} to {high}")
-    return f"{'; '.join(parts)}."

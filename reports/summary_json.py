@@ -47,7 +47,7 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
     """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
     from tare.reports import findings
     from tare.reports.claims import judge
-    from tare.reports.flags import disturbances_in
+    from tare.reports.flags import flags_of
 
     run, manifest = analysis.run, analysis.manifest
     return {
@@ -76,7 +76,7 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
         "results": _results(analysis),
         "noise": msgspec.to_builtins(analysis.noise),
         "claims": [msgspec.to_builtins(claim) for claim in judge(analysis)],
-        "flags": msgspec.to_builtins(disturbances_in(analysis)),
+        "flags": msgspec.to_builtins(flags_of(analysis)),
         "failures": [
             {"instance": event.instance, "cell": event.cell, "message": event.message, "at_utc": event.utc}
             for event in analysis.failures

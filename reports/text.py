@@ -154,7 +154,7 @@ def _compared(row: "Row") -> list[list[Text]]:
     from tare.reports.wording import format_range, format_ratio
 
     unit = row.metric.unit
-    base = next((cell for cell in row.cells if cell.backend.is_baseline), None)
+    base = row.base
     name = _name(row)
     value = format_value(base.estimate.centre, unit) if base is not None else "–"
     lines = []
@@ -214,9 +214,9 @@ def _verdict(row: "Row", cell: "CellResult") -> Text:
 
 def _flags(analysis: "Analysis") -> list[RenderableType]:
     """What stood out while cells were measured; the page has them all."""
-    from tare.reports.flags import disturbances_in
+    from tare.reports.flags import flags_of
 
-    flags = disturbances_in(analysis)
+    flags = flags_of(analysis)
     if not flags:
         return []
     labels = {backend.name: backend.label for backend in analysis.backends}

@@ -126,6 +126,11 @@ class Row(msgspec.Struct, frozen=True):
         return self.metric.name if self.size is None else f"{self.metric.name} at {self.size:,}"
 
     @property
+    def base(self) -> CellResult | None:
+        """The baseline's cell, if it was measured."""
+        return next((cell for cell in self.cells if cell.backend.is_baseline), None)
+
+    @property
     def is_workload_metric(self) -> bool:
         """Whether the workload or experiment itself measured it, not the harness around it."""
         return not self.metric.name.startswith(HARNESS_METRICS)
@@ -198,12 +203,21 @@ class Analysis(msgspec.Struct, frozen=True, dict=True):
         return self.run.manifest
 
     @property
+    def rows(self) -> list[tuple[Subject, Row]]:
+        """Every row with its subject."""
+        return [(subject, row) for subject in self.subjects for row in subject.rows]
+
+    @property
+    def measured(self) -> set[str]:
+        """The names of the backends that anything was measured on."""
+        return {cell.backend.name for _, row in self.rows for cell in row.cells}
+
+    @property
     def comparisons(self) -> list[tuple[Subject, Row, CellResult, Comparison]]:
         """Every comparison with where it belongs."""
         return [
             (subject, row, cell, cell.comparison)
-            for subject in self.subjects
-            for row in subject.rows
+            for subject, row in self.rows
             for cell in row.cells
             if cell.comparison is not None
         ]
@@ -246,7 +260,8 @@ def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
     baseline = next((one for one in backends if one.is_baseline and one.name in measured), None)
     terms = Terms(backends, run.manifest.seed, _twin(run.manifest))
     estimated = [_estimate_subject(run.manifest, terms, tables, key, margin) for key in tables.metrics]
-    subjects = _with_adjusted_verdicts([subject for subject, _ in estimated])
+    subjects = [subject for subject, _ in estimated]
+    _adjust_verdicts(subjects)
     return Analysis(
         run=run,
         backends=backends,
@@ -446,24 +461,13 @@ def _metric(manifest: Manifest, owner: str, experiment: str, name: str, unit: Un
     return Metric(name, unit, Direction.LOWER, "Not described in this run's manifest; lower is taken as better")
 
 
-def _with_adjusted_verdicts(subjects: list[Subject]) -> list[Subject]:
-    """The subjects with false discoveries controlled over all of the run's comparisons."""
-    cells = [cell for subject in subjects for row in subject.rows for cell in row.cells]
-    given = [cell.comparison for cell in cells if cell.comparison is not None]
+def _adjust_verdicts(subjects: Sequence[Subject]) -> None:
+    """Control false discoveries over all of the run's comparisons, in place: nobody has seen the subjects yet."""
+    rows = [row for subject in subjects for row in subject.rows]
+    given = [cell.comparison for row in rows for cell in row.cells if cell.comparison is not None]
     adjusted = iter(control_false_discoveries(given))
-    return [
-        msgspec.structs.replace(
-            subject,
-            rows=[
-                msgspec.structs.replace(
-                    row,
-                    cells=[
-                        cell if cell.comparison is None else msgspec.structs.replace(cell, comparison=next(adjusted))
-                        for cell in row.cells
-                    ],
-                )
-                for row in subject.rows
-            ],
-        )
-        for subject in subjects
-    ]
+    for row in rows:
+        row.cells[:] = [
+            cell if cell.comparison is None else msgspec.structs.replace(cell, comparison=next(adjusted))
+            for cell in row.cells
+        ]

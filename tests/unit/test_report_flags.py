@@ -6,11 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.disturbance import Disturbance
 from tare.bench.model import Event, EventKind
 from tare.bench.samples import SampleTable
 from tare.bench.store import LoadedRun, load_run
-from tare.reports.flags import Flag, FlagKind, disturbances
+from tare.reports.flags import Flag, FlagKind, flags_of
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
 QUIET = Disturbance(
@@ -50,12 +51,12 @@ def disturbed(run: LoadedRun, change: dict[int, dict], cell: str = "steady/sysbe
 
 
 def flags(run: LoadedRun) -> list[Flag]:
-    return [flag for flag in disturbances(run) if flag.kind not in (FlagKind.AUTOCORRELATION, FlagKind.DRIFT)]
+    return [flag for flag in flags_of(analyse(run)) if flag.kind not in (FlagKind.AUTOCORRELATION, FlagKind.DRIFT)]
 
 
 def test_a_quiet_run_has_no_flag(run):
-    assert disturbances(disturbed(run, {})) == []
-    assert disturbances(run) == []  # nothing was recorded at all
+    assert flags_of(analyse(disturbed(run, {}))) == []
+    assert flags_of(analyse(run)) == []  # nothing was recorded at all
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,6 @@ def test_what_the_whole_run_suffers_from_is_said_once(run):
 
 def test_estimates_are_the_same_with_flags_and_without(run):
     pytest.importorskip("pandas")
-    from tare.bench.analysis import analyse
 
     loud = disturbed(run, {2: {"steal_s": 1.0}})
     assert flags(loud)
@@ -161,14 +161,14 @@ def changed(run: LoadedRun, metric: str, backend: str, factor) -> LoadedRun:
 
 
 def test_a_drift_over_the_blocks_is_flagged_in_its_own_cell_only(run):
-    (flag,) = disturbances(changed(run, "events", "native", lambda table: 1 + 0.2 * table.numbers["block"]))
+    (flag,) = flags_of(analyse(changed(run, "events", "native", lambda table: 1 + 0.2 * table.numbers["block"])))
     assert (flag.kind, flag.metrics, flag.backend) == (FlagKind.DRIFT, ("events",), "native")
     assert flag.q_value < 0.05
     assert "events drifted up by" in flag.sentence
 
 
 def test_iterations_that_follow_one_another_are_flagged(run):
-    (flag,) = disturbances(changed(run, "events", "native", lambda table: 1 + 0.3 * table.numbers["iteration"]))
+    (flag,) = flags_of(analyse(changed(run, "events", "native", lambda table: 1 + 0.3 * table.numbers["iteration"])))
     assert (flag.kind, flag.metrics) == (FlagKind.AUTOCORRELATION, ("events",))
     assert "are like the one before it" in flag.sentence
     assert flag.instances == ()
@@ -178,12 +178,12 @@ def test_false_alarms_over_runs(tmp_path):
     """Twenty runs without any order in them: a false alarm in at most one in twenty is aimed at; four is 1 in 60."""
     recipe = replace(QUICK, blocks=8, iterations=6, backends=("bare-metal", "native"), subjects=SUBJECTS[:2])
     runs = [load_run(write_run(tmp_path / str(seed), replace(recipe, seed=seed))) for seed in range(20)]
-    assert sum(bool(disturbances(one)) for one in runs) <= 3
+    assert sum(bool(flags_of(analyse(one))) for one in runs) <= 3
 
 
 def test_an_empty_run(run):
     empty = msgspec.structs.replace(run, samples=run.samples[:0], events=[])
-    assert disturbances(empty) == []
+    assert flags_of(analyse(empty)) == []
 
 
 def test_the_text_and_the_json_show_them(run, tmp_path):
@@ -192,7 +192,6 @@ def test_the_text_and_the_json_show_them(run, tmp_path):
 
     from rich.console import Console
 
-    from tare.bench.analysis import analyse
     from tare.reports.summary_json import summary_of
     from tare.reports.text import render_text
 

@@ -24,7 +24,7 @@ def _pictures_are_not_drawn(monkeypatch):
     """What is asked here is in words; drawing takes most of the time."""
     drawn = Chart({}, "<svg/>")
     monkeypatch.setattr(sections, "distribution_charts", lambda _row, new_name: [("", new_name(), drawn)])
-    monkeypatch.setattr(sections, "block_chart", lambda *_: ("each block", drawn))
+    monkeypatch.setattr(sections, "block_chart", lambda *_: ("each block", "the ratios", drawn))
     monkeypatch.setattr(sections, "growth_chart", lambda *_: drawn)
 
 
