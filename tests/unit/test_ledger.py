@@ -1,6 +1,7 @@
 """The ledger file: what is entered is found again whatever happened to its owner, and nothing else is touched."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -591,3 +592,33 @@ def test_a_ledger_opened_while_another_cleans_is_not_lost(folder: Path) -> None:
         while one.poll() is None or two.poll() is None:
             assert clean(folder) == Cleaned((), ())
         assert (one.wait(), two.wait()) == (0, 0)
+
+
+def test_a_file_taken_away_before_it_could_be_locked_is_made_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+    taken: list[int] = []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not taken:
+            taken.append(descriptor)
+            (path,) = folder.iterdir()
+            path.unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Ledger(folder) as own, own.holding(ResourceKind.CGROUP, "/kept"):
+        assert taken
+        assert "/kept" in own.path.read_text()
+
+
+def test_a_link_is_not_taken_for_a_ledger(folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    elsewhere = write(tmp_path / "elsewhere", DEAD, line(1, made))
+    folder.mkdir()
+    (folder / DEAD).symlink_to(elsewhere)
+    assert clean(folder) == Cleaned((), (), (folder / DEAD,))
+    assert made.exists()
+    assert elsewhere.exists()
