@@ -15,8 +15,8 @@ from tare.bench.errors import ImageError
 from tare.bench.image import stored
 from tare.bench.image.boot import Kernel
 from tare.bench.image.build import BUILD_TOOLS, Workspace, finish, with_kernel
-from tare.bench.image.manifest import hash_file
 from tare.bench.image.recipe import Recipe, host_architecture
+from tare.bench.image.stored import hash_file
 from tare.bench.image.unpack import apply_layer, resolve
 from tare.bench.process import require_tool
 

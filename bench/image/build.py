@@ -11,9 +11,9 @@ import msgspec
 from tare.bench.errors import TareError
 from tare.bench.image import stored
 from tare.bench.image.boot import Kernel, fetch_kernel, make_disk, make_initramfs
-from tare.bench.image.manifest import digest_of, hash_file, list_tree
 from tare.bench.image.recipe import PYPI, Recipe
 from tare.bench.image.rootfs import installed_packages, make_tree
+from tare.bench.image.stored import digest_of, hash_file, list_tree
 from tare.bench.image.tools import Progress, Runner
 from tare.bench.process import ToolFailedError
 

@@ -1,16 +1,23 @@
-"""What lies in an image's folder: ``image.json`` and the files beside it; loading, the cheap check and the full one.
+"""What lies in an image's folder: ``image.json`` and the files with it; loading, the cheap check and the full one.
 
 A folder is named by the image's digest and holds ``rootfs/``, ``disk.erofs``, ``vmlinuz``, ``initramfs``,
 ``manifest.txt`` (the tree's canonical list) and ``image.json``, which is written last.
+
+The list has one line a file, sorted by path: type, mode, owner, size or device, SHA-256 of the content, link target,
+extended attributes. Times are left out, and so are hard links (each name stands for itself): neither changes what runs.
 """
 
-from collections.abc import Mapping
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote, quote_from_bytes
 
 import msgspec
 
 from tare.bench.errors import ImageError
-from tare.bench.image.manifest import digest_of, hash_file, list_tree, path_of
 from tare.bench.image.recipe import Recipe
 from tare.bench.model import Image, Struct
 
@@ -23,6 +30,8 @@ KERNEL = "vmlinuz"
 INITRAMFS = "initramfs"
 
 _PROBES = 64
+_LEFT_OUT = ("security.selinux", "security.ima", "security.evm", "trusted.")
+"""Extended attributes that the host's own policy sets on any file."""
 
 
 class StoredFile(Struct, frozen=True):
@@ -134,8 +143,8 @@ def verify(folder: Path) -> None:
 def _differences(recorded: list[str], found: list[str]) -> list[str]:
     if recorded == found:
         return []
-    before = {path_of(line): line for line in recorded}
-    after = {path_of(line): line for line in found}
+    before = {line.partition(" ")[0]: line for line in recorded}
+    after = {line.partition(" ")[0]: line for line in found}
     return [f"{ROOTFS}/{path}" for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)]
 
 
@@ -153,3 +162,58 @@ def _broken(folder: Path, problem: str) -> ImageError:
         f"the image {folder.name[:12]} is broken: {problem} (in {folder})",
         remedy=f"run `tare image remove {folder.name[:12]}`, then build or import it again",
     )
+
+
+def list_tree(root: Path) -> list[str]:
+    """The lines of the tree below ``root``. Raises OSError."""
+    found = sorted(_walk(os.fsencode(root)))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(lambda path: _line(os.fsencode(root), path), found, chunksize=64))
+
+
+def digest_of(lines: list[str], kernel_sha256: str, initramfs_sha256: str) -> str:
+    """The image's digest: 64 hexadecimal digits over the tree, the kernel and the initramfs ("" for none)."""
+    digest = hashlib.sha256(b"tare image 1\n")
+    for line in (*lines, f"kernel {kernel_sha256}", f"initramfs {initramfs_sha256}"):
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def hash_file(path: Path | bytes) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:  # noqa: PTH123 - paths of a foreign tree are bytes
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _walk(root: bytes, below: bytes = b"") -> Iterator[bytes]:
+    """Every path below ``root``, relative to it; ``b""`` is the root folder itself."""
+    yield below
+    with os.scandir(os.path.join(root, below)) as entries:  # noqa: PTH118 - bytes
+        for entry in entries:
+            path = os.path.join(below, entry.name)  # noqa: PTH118 - bytes
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, path)
+            else:
+                yield path
+
+
+def _line(root: bytes, below: bytes) -> str:
+    path = os.path.join(root, below)  # noqa: PTH118 - bytes
+    status = os.lstat(path)
+    kind = stat.filemode(status.st_mode)[0]
+    content = "-"
+    match kind:
+        case "-":
+            kind, content = "f", f"{status.st_size}:{hash_file(path)}"
+        case "l":
+            content = quote_from_bytes(os.readlink(path))  # noqa: PTH115 - bytes
+        case "b" | "c":
+            content = f"{os.major(status.st_rdev)},{os.minor(status.st_rdev)}"
+    attributes = "".join(
+        f" {quote(name)}={os.getxattr(path, name, follow_symlinks=False).hex()}"
+        for name in sorted(os.listxattr(path, follow_symlinks=False))
+        if not name.startswith(_LEFT_OUT)
+    )
+    owner = f"{status.st_uid}:{status.st_gid}"
+    name = quote_from_bytes(below) or "."
+    return f"{name} {kind} {stat.S_IMODE(status.st_mode):04o} {owner} {content}{attributes}"

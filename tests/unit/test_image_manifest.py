@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.image.manifest import digest_of, list_tree
-from tare.bench.image.stored import measure
+from tare.bench.image.stored import digest_of, list_tree, measure
 
 
 @pytest.fixture

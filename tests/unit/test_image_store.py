@@ -15,7 +15,7 @@ import pytest
 from tare.bench.errors import ImageError, MissingToolError, PrivilegeError
 from tare.bench.image import ImageStore, Recipe, store, stored
 from tare.bench.image.build import Workspace
-from tare.bench.image.manifest import digest_of, hash_file, list_tree
+from tare.bench.image.stored import digest_of, hash_file, list_tree
 from tare.bench.ledger import Ledger, clean
 
 RECIPE = Recipe.of(["nginx"])
