@@ -183,13 +183,21 @@ def test_its_commands_have_no_descriptor_of_the_hosts(container):
             assert not stat.S_ISREG(mode)
 
 
-def test_another_user_of_the_host_gets_at_nothing_made_inside(image, tmp_path):
-    tmp_path.chmod(0o755)
-    for above in tmp_path.parents[:2]:  # pytest's own, so that what protects is tare's folder
-        above.chmod(0o755)
+@pytest.fixture
+def open_path(tmp_path):
+    """A folder that every user may enter, so that what protects is tare's own."""
+    modes = {folder: folder.stat().st_mode for folder in (tmp_path, *tmp_path.parents[:2])}
+    for folder in modes:
+        folder.chmod(0o755)
+    yield tmp_path
+    for folder, mode in modes.items():
+        folder.chmod(stat.S_IMODE(mode))
+
+
+def test_another_user_of_the_host_gets_at_nothing_made_inside(image, open_path):
     with (
-        Ledger(tmp_path / "ledger") as ledger,
-        start_backend("native", image, tmp_path / "work", ledger) as backend,
+        Ledger(open_path / "ledger") as ledger,
+        start_backend("native", image, open_path / "work", ledger) as backend,
         backend.start(spec("setuid", image)) as started,
     ):
         script = (
