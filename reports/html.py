@@ -27,10 +27,12 @@ from tare.bench.stats import MANY_BLOCKS
 from tare.bench.units import Unit, format_duration, format_size, format_value
 from tare.reports import claims, findings
 from tare.reports.capacity import capacity_view
+from tare.reports.charts import chart_config, short_label
 from tare.reports.density_costs import costs_view
 from tare.reports.flags import Flag, flags_of
 from tare.reports.instances import heat_view, held_view, phase_view
 from tare.reports.published import published_views
+from tare.reports.samples import sample_frame
 from tare.reports.sections import SectionView, section_views
 from tare.reports.wording import noise_sentence, percent, plural
 
@@ -91,8 +93,6 @@ def _breakable(name: str) -> object:
 
 
 def _specs(context: dict[str, Any]) -> dict[str, Any]:
-    from tare.reports.charts import chart_config, short_label
-
     subjects = [subject for section in context["sections"] for subject in section.subjects]
     charts = {panel.name: panel.chart.spec for subject in subjects for row in subject.rows for panel in row.panels}
     charts |= {tail.chart_name: tail.chart.spec for subject in subjects for tail in subject.tails}
@@ -373,8 +373,6 @@ def raw_view(analysis: Analysis, beside: Path | None) -> RawView:
 
 def _packed_samples(analysis: Analysis) -> str:
     """Every sample as CSV, packed; empty if there are none, or too many for a page that is mailed."""
-    from tare.reports.samples import sample_frame
-
     if not 0 < len(analysis.run.samples) <= MOST_EMBEDDED_SAMPLES:
         return ""
     text = io.StringIO()

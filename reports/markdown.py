@@ -3,20 +3,26 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tare.bench.analysis import RunResults
+from tare.bench.analysis import Analysis, CellResult, Row, RunResults
 from tare.bench.analysis.comparison import Line, RunComparison
 from tare.bench.model import Metric
 from tare.bench.readable import one_line
 from tare.bench.reporter import Reporter
 from tare.bench.stats import Comparison
 from tare.bench.units import format_value
+from tare.reports import findings
+from tare.reports.claims import judge
 from tare.reports.compare import notes_of, tally, verdict_of
-from tare.reports.wording import format_range, format_ratio, metric_name, noise_sentence, verdict_mark, verdict_word
-
-if TYPE_CHECKING:
-    from tare.bench.analysis import Analysis, CellResult, Row
+from tare.reports.wording import (
+    format_range,
+    format_ratio,
+    metric_name,
+    noise_sentence,
+    path_sentence,
+    verdict_mark,
+    verdict_word,
+)
 
 MOST_ROWS = 150
 """Of one table: a comment on GitHub holds 65,536 characters. What is left out is said."""
@@ -49,10 +55,8 @@ def escape(text: str, most: int = _NAME_WIDTH) -> str:
     return _ACTIVE.sub(lambda match: f"&#{ord(match[0])};", one_line(text, most))
 
 
-def render_markdown(analysis: "Analysis") -> str:
+def render_markdown(analysis: Analysis) -> str:
     """The report of a run."""
-    from tare.reports import findings
-
     lines = [f"### tare: {escape(findings.suite_title(analysis))}", "", escape(findings.question(analysis), 400), ""]
     lines += [f"{number}. {escape(text, 600)}" for number, text in enumerate(findings.findings(analysis), start=1)]
     weighty = [caveat for caveat in findings.caveats(analysis) if caveat.weight > 1]
@@ -101,7 +105,7 @@ def _compared_table(lines: Sequence[Line], first: str, second: str) -> list[str]
     return _table(head, rows, words=2 if has_backends else 1)
 
 
-def _ratios(analysis: "Analysis") -> list[str]:
+def _ratios(analysis: Analysis) -> list[str]:
     """The workloads' own metrics openly, what the harness measured around them folded away."""
     if analysis.baseline is None:
         return []
@@ -116,11 +120,11 @@ def _ratios(analysis: "Analysis") -> list[str]:
     return lines + (["", *_folded(f"Around them ({len(around)})", _table(head, around))] if around else [])
 
 
-def _compared(row: "Row") -> "Iterator[tuple[CellResult, CellResult | None]]":
+def _compared(row: Row) -> Iterator[tuple[CellResult, CellResult | None]]:
     yield from ((cell, row.base) for cell in row.cells if cell.comparison is not None)
 
 
-def _row(name: str, row: "Row", pair: "tuple[CellResult, CellResult | None]") -> list[str]:
+def _row(name: str, row: Row, pair: tuple[CellResult, CellResult | None]) -> list[str]:
     cell, base = pair
     assert cell.comparison is not None
     unit = row.metric.unit
@@ -139,16 +143,12 @@ def _found(metric: Metric, found: Comparison) -> list[str]:
     return [format_ratio(found.ratio), format_range(found.low, found.high), shown]
 
 
-def _claims(analysis: "Analysis") -> list[str]:
-    from tare.reports.claims import judge
-
+def _claims(analysis: Analysis) -> list[str]:
     rows = [[escape(one.statement, 200), one.verdict.value, escape(one.reason, 1000)] for one in judge(analysis)]
     return ["", *_folded("Claims of the field", _table(["claim", "here", "why"], rows, words=3))]
 
 
-def _environment(analysis: "Analysis") -> list[str]:
-    from tare.reports.wording import path_sentence
-
+def _environment(analysis: Analysis) -> list[str]:
     manifest = analysis.manifest
     margins = sorted({found.margin for *_, found in analysis.comparisons})
     margin = ", ".join(f"{margin * 100:g} %" for margin in margins)

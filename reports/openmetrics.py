@@ -7,19 +7,16 @@ OpenMetrics specification 1.0: units as suffixes of names, label values escaped,
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from tare.bench.analysis import RunResults
+from tare.bench.analysis import Analysis, CellResult, Row, RunResults, Subject
 from tare.bench.readable import one_line
 from tare.bench.reporter import Reporter
 from tare.bench.samples import params_text
 from tare.bench.stats import Verdict
 from tare.bench.units import Unit
-
-if TYPE_CHECKING:
-    from tare.bench.analysis import Analysis, CellResult, Row, Subject
+from tare.reports.claims import ClaimVerdict, judge
 
 _UNITS = {
     Unit.SECOND: "seconds",
@@ -69,7 +66,7 @@ class _Family(msgspec.Struct):
             yield f"{self.name}{suffix}{{{shown}}} {value!r}"
 
 
-def render_openmetrics(analysis: "Analysis") -> str:
+def render_openmetrics(analysis: Analysis) -> str:
     """The exposition of a run."""
     families = {family.name: family for family in (_about_the_run(analysis), _failed(analysis), _claims(analysis))}
     ratio = _Family("tare_comparison_ratio", "gauge", "ratio", "Backend over baseline, with its 95 % interval", {})
@@ -91,7 +88,7 @@ def render_openmetrics(analysis: "Analysis") -> str:
     return "\n".join([*(line for family in kept for line in family.lines()), "# EOF"]) + "\n"
 
 
-def _family_of(row: "Row", families: dict[str, _Family]) -> _Family:
+def _family_of(row: Row, families: dict[str, _Family]) -> _Family:
     unit = _UNITS[row.metric.unit]
     name = re.sub(r"[^a-zA-Z0-9_]+", "_", f"tare_{row.metric.name}").strip("_").removesuffix(f"_{unit}")
     if name in _OWN or (not unit and name.endswith((*_RESERVED, *(f"_{one}" for one in _UNITS.values() if one)))):
@@ -100,7 +97,7 @@ def _family_of(row: "Row", families: dict[str, _Family]) -> _Family:
     return families.setdefault(name, _Family(name, "gauge", unit, one_line(row.metric.description), {}))
 
 
-def _labels(analysis: "Analysis", subject: "Subject", row: "Row", cell: "CellResult") -> _Labels:
+def _labels(analysis: Analysis, subject: Subject, row: Row, cell: CellResult) -> _Labels:
     """The metric's own name is a label too, since different names may become one name of a family."""
     labels = {
         "run": analysis.manifest.run,
@@ -121,7 +118,7 @@ def _add(family: _Family, labels: _Labels, values: Mapping[str, float | None]) -
             family.samples[(*labels, ("bound", bound))] = value
 
 
-def _about_the_run(analysis: "Analysis") -> _Family:
+def _about_the_run(analysis: Analysis) -> _Family:
     manifest = analysis.manifest
     labels = {
         "run": manifest.run,
@@ -136,14 +133,12 @@ def _about_the_run(analysis: "Analysis") -> _Family:
     return _Family("tare_run", "info", "", "The run that these values come from", {key: 1})
 
 
-def _failed(analysis: "Analysis") -> _Family:
+def _failed(analysis: Analysis) -> _Family:
     key = (("run", one_line(analysis.manifest.run)),)
     return _Family("tare_failed_instances", "gauge", "", "Instances that failed", {key: len(analysis.failures)})
 
 
-def _claims(analysis: "Analysis") -> _Family:
-    from tare.reports.claims import ClaimVerdict, judge
-
+def _claims(analysis: Analysis) -> _Family:
     run = ("run", one_line(analysis.manifest.run))
     samples: dict[_Labels, float] = {
         (run, ("claim", one.id), ("tare_claim", state.value)): float(one.verdict is state)

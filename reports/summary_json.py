@@ -9,6 +9,10 @@ import msgspec
 from tare.bench.analysis import Analysis, RunResults
 from tare.bench.analysis.comparison import RunComparison
 from tare.bench.reporter import Reporter
+from tare.reports import findings
+from tare.reports.claims import judge
+from tare.reports.compare import notes_of, tally
+from tare.reports.flags import flags_of
 
 SUMMARY_VERSION = 1
 
@@ -25,8 +29,6 @@ class JsonReporter(Reporter):
         _dump(output, summary_of(results.analysis))
 
     def write_comparison(self, comparison: RunComparison, output: Path) -> None:
-        from tare.reports.compare import notes_of, tally
-
         said = {
             "first": comparison.first,
             "second": comparison.second,
@@ -45,10 +47,6 @@ def _dump(output: Path, content: dict[str, Any]) -> None:
 
 def summary_of(analysis: Analysis) -> dict[str, Any]:
     """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
-    from tare.reports import findings
-    from tare.reports.claims import judge
-    from tare.reports.flags import flags_of
-
     run, manifest = analysis.run, analysis.manifest
     return {
         "summary_version": SUMMARY_VERSION,

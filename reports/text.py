@@ -2,22 +2,32 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from tare.bench.analysis import RunResults
+from tare.bench.analysis import Analysis, CellResult, Row, RunResults
 from tare.bench.analysis.comparison import RunComparison
 from tare.bench.readable import one_line, readable
 from tare.bench.reporter import Reporter
 from tare.bench.stats import Verdict
 from tare.bench.units import format_value
-
-if TYPE_CHECKING:
-    from tare.bench.analysis import Analysis, CellResult, Row
+from tare.reports import findings
+from tare.reports.claims import Answer, judge
+from tare.reports.compare import render_comparison
+from tare.reports.flags import flags_of
+from tare.reports.html import failure_views
+from tare.reports.wording import (
+    format_range,
+    format_ratio,
+    format_value_range,
+    noise_sentence,
+    path_sentence,
+    verdict_mark,
+    verdict_word,
+)
 
 FILE_WIDTH = 120
 MOST_FLAGS = 8
@@ -40,8 +50,6 @@ class TextReporter(Reporter):
         self._print_to(output, render_text(results.analysis))
 
     def write_comparison(self, comparison: RunComparison, output: Path) -> None:
-        from tare.reports.compare import render_comparison
-
         self._print_to(output, render_comparison(comparison))
 
     def _print_to(self, output: Path, content: RenderableType) -> None:
@@ -49,7 +57,7 @@ class TextReporter(Reporter):
             Console(file=file, width=self.width or FILE_WIDTH, color_system=None).print(content)
 
 
-def render_text(analysis: "Analysis") -> RenderableType:
+def render_text(analysis: Analysis) -> RenderableType:
     """The report of a run as something rich can print."""
     parts = _opening(analysis)
     if analysis.subjects:
@@ -60,10 +68,7 @@ def render_text(analysis: "Analysis") -> RenderableType:
     return Group(*parts)
 
 
-def _opening(analysis: "Analysis") -> list[RenderableType]:
-    from tare.reports import findings
-    from tare.reports.wording import noise_sentence
-
+def _opening(analysis: Analysis) -> list[RenderableType]:
     manifest = analysis.manifest
     virtual = findings.host_virtualization(analysis)
     host = readable(manifest.host_summary) + (f", itself a virtual machine ({readable(virtual)})" if virtual else "")
@@ -89,10 +94,8 @@ def _opening(analysis: "Analysis") -> list[RenderableType]:
     return parts
 
 
-def _ratio_tables(analysis: "Analysis") -> Iterator[RenderableType]:
+def _ratio_tables(analysis: Analysis) -> Iterator[RenderableType]:
     """A table a subject, all with the same columns, so that the eye can go down them."""
-    from tare.reports.wording import path_sentence
-
     baseline = analysis.baseline if analysis.comparisons else None
     make = _values if baseline is None else _compared
     subjects = [(subject, [line for row in subject.rows for line in make(row)]) for subject in analysis.subjects]
@@ -150,9 +153,7 @@ def _stack(line: list[Text], backend: int) -> Iterator[list[Text]]:
         yield [Text.assemble("   ", line[backend]), *line[backend + 1 :]]
 
 
-def _compared(row: "Row") -> list[list[Text]]:
-    from tare.reports.wording import format_range, format_ratio
-
+def _compared(row: Row) -> list[list[Text]]:
     unit = row.metric.unit
     base = row.base
     name = _name(row)
@@ -177,14 +178,12 @@ def _compared(row: "Row") -> list[list[Text]]:
     return lines or [[Text(f"  {name}"), Text(value)]]
 
 
-def _name(row: "Row") -> str:
+def _name(row: Row) -> str:
     """Shortened, if at all, before the size that is meant."""
     return one_line(row.metric.name, 40) + row.name.removeprefix(row.metric.name)
 
 
-def _values(row: "Row") -> list[list[Text]]:
-    from tare.reports.wording import format_value_range
-
+def _values(row: Row) -> list[list[Text]]:
     unit = row.metric.unit
     return [
         [
@@ -197,9 +196,7 @@ def _values(row: "Row") -> list[list[Text]]:
     ]
 
 
-def _verdict(row: "Row", cell: "CellResult") -> Text:
-    from tare.reports.wording import verdict_mark, verdict_word
-
+def _verdict(row: Row, cell: CellResult) -> Text:
     found = cell.comparison
     if found is None:
         return Text("nothing to compare with", style="dim")
@@ -212,10 +209,8 @@ def _verdict(row: "Row", cell: "CellResult") -> Text:
     return text
 
 
-def _flags(analysis: "Analysis") -> list[RenderableType]:
+def _flags(analysis: Analysis) -> list[RenderableType]:
     """What stood out while cells were measured; the page has them all."""
-    from tare.reports.flags import flags_of
-
     flags = flags_of(analysis)
     if not flags:
         return []
@@ -231,9 +226,7 @@ def _flags(analysis: "Analysis") -> list[RenderableType]:
     return [*parts, Text()]
 
 
-def _failures(analysis: "Analysis") -> list[RenderableType]:
-    from tare.reports.html import failure_views
-
+def _failures(analysis: Analysis) -> list[RenderableType]:
     views = failure_views(analysis)
     if not views:
         return []
@@ -248,10 +241,8 @@ def _failures(analysis: "Analysis") -> list[RenderableType]:
 _CLAIM_STYLES = {"held": "bold cyan", "did not hold": "bold red"}
 
 
-def _claims(analysis: "Analysis") -> list[RenderableType]:
+def _claims(analysis: Analysis) -> list[RenderableType]:
     """The claims that this run says something of, with the figures; of the others only their number."""
-    from tare.reports.claims import Answer, judge
-
     results = judge(analysis)
     shown = [one for one in results if any(part.answer is not Answer.ABSENT for part in one.parts)]
     if not shown:
