@@ -112,7 +112,7 @@ class Cost(Estimate, frozen=True):
     method: str
 
 
-def fit_cost(ramps: Sequence[Ramp], *, level: float = LEVEL) -> Cost:
+def fit_cost(ramps: Sequence[Ramp]) -> Cost:
     """Fit the cost of an instance over one or more ramps. Raises ValueError if no population ever changed."""
     told = [ramp for ramp in ramps if len(ramp.values) > 1 and np.ptp(ramp.population) > 0]
     if not told:
@@ -122,9 +122,9 @@ def fit_cost(ramps: Sequence[Ramp], *, level: float = LEVEL) -> Cost:
     drifting = [bool((np.diff(ramp.population) == 0).sum() >= 2) for ramp in told]
     fit, steps = _fit_with_steps(differences, drifting)
     means = fit.weight @ fit.coefficients
-    estimate, low, high, method = _mixture_interval(fit, float(means[0]), level)
+    estimate, low, high, method = _mixture_interval(fit, float(means[0]))
     if len(told) > 1:
-        estimate, low, high, method = _across(told, estimate, low, high, level)
+        estimate, low, high, method = _across(told, scale, estimate, low, high)
     drifts = means[1 : 1 + sum(drifting)] * scale
     return Cost(
         per_instance=estimate * scale,
@@ -266,14 +266,14 @@ def _find_step(differences: _Differences, design: Floats, fit: _Fit, found: Sequ
     return step if p_value < _STEP_LEVEL else None
 
 
-def _mixture_interval(fit: _Fit, estimate: float, level: float) -> _Told:
+def _mixture_interval(fit: _Fit, estimate: float) -> _Told:
     """The quantiles of the mixture of Student's t over the grid."""
     if fit.freedom < LEAST_FREEDOM:
         return estimate, None, None, f"{fit.freedom} degrees of freedom: no interval"
     method = f"REML over {fit.freedom} degrees of freedom"
     if float(fit.error.max()) <= math.sqrt(_EXACT):
         return estimate, estimate, estimate, method
-    return estimate, _quantile(fit, (1 - level) / 2), _quantile(fit, (1 + level) / 2), method
+    return estimate, _quantile(fit, (1 - LEVEL) / 2), _quantile(fit, (1 + LEVEL) / 2), method
 
 
 def _quantile(fit: _Fit, probability: float) -> float:
@@ -291,13 +291,12 @@ def _quantile(fit: _Fit, probability: float) -> float:
     return float(brentq(excess, low, high, xtol=1e-15 * reach))
 
 
-def _across(ramps: Sequence[Ramp], pooled: float, low: float | None, high: float | None, level: float) -> _Told:
+def _across(ramps: Sequence[Ramp], scale: float, pooled: float, low: float | None, high: float | None) -> _Told:
     """The interval over several ramps: wider where they differ by more than each one's own interval allows."""
-    scale = max(float(np.ptp(ramp.values)) for ramp in ramps) or 1.0
-    single = [fit_cost([ramp], level=level) for ramp in ramps]
+    single = [fit_cost([ramp]) for ramp in ramps]
     centres = np.array([cost.per_instance / scale for cost in single])
     if len(ramps) >= MANY_RAMPS:
-        interval = centre_interval(centres, level=level)
+        interval = centre_interval(centres, level=LEVEL)
         return interval.centre, interval.low, interval.high, f"{interval.method}, one ramp each"
     halves = np.array([math.nan if cost.half_width is None else cost.half_width / scale for cost in single])
     if low is None or high is None or not np.isfinite(halves).all():
@@ -305,12 +304,8 @@ def _across(ramps: Sequence[Ramp], pooled: float, low: float | None, high: float
     errors = np.maximum(halves / 2, 1e-12)
     excess = float((((centres - pooled) / errors) ** 2).sum()) / (len(ramps) - 1)
     wider = math.sqrt(max(1.0, excess))
-    return (
-        pooled,
-        pooled - (pooled - low) * wider,
-        pooled + (high - pooled) * wider,
-        f"REML over {len(ramps)} ramps, {wider:.2g} times as wide for how they differ",
-    )
+    method = f"REML over {len(ramps)} ramps, {wider:.2g} times as wide for how they differ"
+    return pooled, pooled - (pooled - low) * wider, pooled + (high - pooled) * wider, method
 
 
 def _base(ramps: Sequence[Ramp], slope: float, drifting: Sequence[bool], drifts: Floats) -> float:

@@ -263,7 +263,7 @@ def _fit(ramps: Sequence[Ramp]) -> Cost | None:
     return fit_cost(told) if told else None
 
 
-def fit_start(ramps: Sequence[Sequence[tuple[int, float]]], *, level: float = LEVEL) -> StartTrend | None:
+def fit_start(ramps: Sequence[Sequence[tuple[int, float]]]) -> StartTrend | None:
     """The trend over ramps of (population, seconds), a line through the medians of their parts; None without any."""
     points = [point for ramp in ramps for point in _medians(ramp)]
     if not points:
@@ -278,7 +278,7 @@ def fit_start(ramps: Sequence[Sequence[tuple[int, float]]], *, level: float = LE
     # As scipy.stats.linregress, the import of which takes 25 MB.
     if len(x) > 2:
         (slope, first), covariance = np.polyfit(x, y, 1, cov=True)
-        half = float(stdtrit(len(x) - 2, (1 + level) / 2) * np.sqrt(covariance[0, 0]))
+        half = float(stdtrit(len(x) - 2, (1 + LEVEL) / 2) * np.sqrt(covariance[0, 0]))
     else:
         (slope, first), half = np.polyfit(x, y, 1), None
     low, high = (None, None) if half is None else (float(slope) - half, float(slope) + half)

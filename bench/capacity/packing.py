@@ -86,8 +86,8 @@ class _Item(msgspec.Struct, frozen=True):
 
 def pack(demands: Sequence[Demand], hosts: Sequence[HostType]) -> Packing:
     """Fill hosts in their order, those that are counted up to their count."""
-    items = [_item(one, "per_instance") for one in demands]
-    filled, left = _pack([item for item in items if item is not None], hosts)
+    items = [item for one in demands if (item := _item(one, "per_instance")) is not None]
+    filled, left = _pack(items, hosts)
     ends: list[int | None] = []
     for end in ("low", "high"):
         known = [item for one in demands if (item := _item(one, end)) is not None]
@@ -98,7 +98,7 @@ def pack(demands: Sequence[Demand], hosts: Sequence[HostType]) -> Packing:
         hosts=sum(one.hosts for one in filled),
         hosts_fewest=ends[0],
         hosts_most=ends[1],
-        bound=_bound([item for item in items if item is not None], hosts[0]) if len(hosts) == 1 else None,
+        bound=_bound(items, hosts[0]) if len(hosts) == 1 else None,
         left={demand.type.name: count for demand, count in zip(demands, left, strict=True) if count},
     )
 

@@ -29,15 +29,11 @@ class Plan(msgspec.Struct, frozen=True):
     plans: tuple[HostPlan, ...]
     packing: Packing | None = None
 
-    def of(self, host: HostType) -> list[HostPlan]:
-        """The plans for one type of host."""
-        return [plan for plan in self.plans if plan.host is host]
-
 
 def print_plan(console: Console, plan: Plan) -> None:
     """Tables, a host type each, and what has to be known about them."""
     for host in plan.hosts:
-        own = plan.of(host)
+        own = [one for one in plan.plans if one.host is host]
         console.print()
         console.print(Text(host_sentence(host), style="bold"))
         console.print(_table(_summary_head(own), _summary_rows(own)))
@@ -66,7 +62,7 @@ def plan_markdown(plan: Plan) -> str:
     """The same as Markdown."""
     lines = ["# Capacity plan"]
     for host in plan.hosts:
-        own = plan.of(host)
+        own = [one for one in plan.plans if one.host is host]
         lines += ["", f"## {_escaped(host.name)}", "", _escaped(host_sentence(host)), ""]
         lines += _markdown(_summary_head(own), _summary_rows(own))
         for one in own:
@@ -158,17 +154,15 @@ def _shares(plan: HostPlan) -> str:
     """How full the host is, by the needs that fill it."""
     binding = {(one.resource, one.by_limit) for one in plan.capacities if one.binds}
     shown = [use for use in plan.headroom if use.resource in OVERCOMMITTED and (use.resource, use.by_limit) in binding]
-    return ", ".join(
-        f"{_name(use.resource, use.by_limit)} {100 * use.share:.0f} %" if use.usable else f"{use.resource}: none there"
-        for use in shown
-    )
+    named = ((f"{use.resource} {'limits' if use.by_limit else 'measured'}", use) for use in shown)
+    return ", ".join(f"{name} {100 * use.share:.0f} %" if use.usable else f"{name}: none there" for name, use in named)
 
 
 def _capacity_rows(plan: HostPlan) -> list[list[str]]:
     """A line a resource: what one takes, and how many that is enough for."""
     rows = [
         [
-            _name(one.resource, one.by_limit),
+            one.name,
             one.source,
             _amount(one.resource, one.each),
             "not stated" if math.isinf(one.usable) else _amount(one.resource, one.usable),
@@ -183,10 +177,6 @@ def _capacity_rows(plan: HostPlan) -> list[list[str]]:
     return rows + [[one.resource, "the ramp ended there", "", "", f"{one.population:,}", "–", "yes"] for one in limits]
 
 
-def _name(resource: Resource, by_limit: bool) -> str:  # noqa: FBT001 - a resource by it is what it names
-    return f"{resource} {'limits' if by_limit else 'measured'}"
-
-
 def _amount(resource: Resource, value: float) -> str:
     return f"{value:.3g}" if resource is Resource.CPU else format_size(value)
 
@@ -199,7 +189,7 @@ def _packing_rows(packing: Packing) -> list[list[str]]:
             one.host,
             ", ".join(f"{count:,} {name}" for name, count in one.instances.items()),
             ", ".join(
-                f"{_name(resource, by_limit) if by_limit else resource} {100 * share:.0f} %"
+                f"{resource}{' limits' if by_limit else ''} {100 * share:.0f} %"
                 for resource, by_limit, share in one.shares
                 if resource is not Resource.CGROUPS
             ),

@@ -208,6 +208,14 @@ def test_ramps_that_differ_widen_the_interval(count, method):
     assert second.high - second.low > 3 * (first.high - first.low)
 
 
+def test_ramps_that_agree_too_well_do_not_narrow_the_interval():
+    ramp = simulated(np.random.default_rng(14))
+    one, three = fit_cost([ramp]), fit_cost([ramp] * 3)
+    assert three.per_instance == pytest.approx(one.per_instance, rel=0.01)
+    assert 0.3 * one.half_width < three.half_width < one.half_width
+    assert "1 times as wide" in three.method
+
+
 def test_too_few_readings_give_no_interval_and_no_ramp_no_cost():
     cost = fit_cost([Ramp(np.array([0.0, 1.0, 2.0]), np.arange(3.0), np.array([0.0, 5.0, 10.0]))])
     assert cost.per_instance == pytest.approx(5.0)
