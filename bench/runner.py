@@ -244,7 +244,7 @@ class _LiveRun:
             **self._of,
             metric=metric.name,
             unit=metric.unit,
-            value=value,
+            value=float(value),
             iteration=iteration or 0,
             warmup=iteration is not None and self._experiment.traits.warms_up and self.is_warmup(iteration),
             raw=raw,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tare.bench.catalogue import NoteCode
 from tare.bench.design import make_design
-from tare.bench.errors import SuiteError
+from tare.bench.errors import BackendError, SuiteError
 from tare.bench.experiments.interference import KINDS, aggressor_argv, degradation
 from tare.bench.experiments.limits import bisect_size
 from tare.bench.model import Command, Completed, Direction, Envelope, EventKind
@@ -124,6 +125,25 @@ def test_memory_that_cannot_be_held_is_told_and_the_rest_is_measured(tmp_path):
     assert not values(run, "limits.memory_grown")
     assert values(run, "limits.disk_reached")
     assert any(event.details.get("code") == "limits-not-held" for event in run.events)
+
+
+@pytest.mark.parametrize(("needed", "found"), [(1, 2**18), (20 * MIB, 23_724_032)])
+def test_the_least_memory_is_searched_from_the_lowest_that_is_stated_and_kept_with_what_was_tried(
+    tmp_path, needed, found
+):
+    class Small(Guest):
+        def start(self, spec):
+            if spec.envelope.memory_bytes < needed:
+                raise BackendError("too little")
+            return super().start(spec)
+
+    _, run = run_limits(
+        tmp_path, Small(), iter([10 * MIB, 26 * MIB, *[14 * MIB] * 9]), resolution=0.5, repeats=1, lowest="256KiB"
+    )
+    assert [event.message for event in run.events if event.kind is EventKind.INSTANCE_FAILED] == []
+    assert values(run, "limits.start_memory") == [(0, found)]
+    (note,) = [event for event in run.events if event.note_code == NoteCode.LIMITS_SEARCH]
+    assert {entry["passed"] for entry in note.details["tried"]} == ({True} if needed == 1 else {True, False})
 
 
 def test_worse_is_above_one_whichever_way_a_metric_goes():

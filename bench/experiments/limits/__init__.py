@@ -185,7 +185,7 @@ def _charge(instance: Instance) -> int | None:
 def _record_least(run: InstanceRun) -> None:
     """The least memory to start with, and the least for the workload."""
     options: LimitsOptions = run.options
-    start = _search(run, options.lowest, lambda envelope: _try_start(run, envelope), "a start")
+    start = _search(run, int(options.lowest), lambda envelope: _try_start(run, envelope), "a start")
     run.record(START_MEMORY, start)
     if run.workload is not None:
         least = _search(run, start, lambda envelope: _try_workload(run, envelope), "the workload")
