@@ -278,3 +278,14 @@ def test_a_ramp_from_a_number_of_instances_on_begins_with_that_number():
     assert ramp.population.tolist() == [2, 3]
     assert ramp.values.tolist() == [-20.0, -30.0]
     assert cell.ramps_of("density.x")[0].at_s.tolist() == [0.5, 1.5, 2.5]
+
+
+def test_ramps_that_differ_by_more_than_their_noise_widen_the_interval():
+    random = np.random.default_rng(5)
+    ramps = [simulated(random, noise=0.05, own=0.02) for _ in range(3)]
+    alike = fit_cost(ramps)
+    slopes = (0.8, 1.0, 1.2)
+    differ = fit_cost([Ramp(one.population, one.at_s, one.values * by) for one, by in zip(ramps, slopes, strict=True)])
+    assert alike.high - alike.low < 5
+    assert differ.high - differ.low > 20
+    assert differ.low < TRUE_COST < differ.high

@@ -259,3 +259,19 @@ def test_the_files_of_a_run_can_be_read_by_all_and_written_by_their_owner(tmp_pa
     finally:
         os.umask(old)
     assert modes == dict.fromkeys(("samples.jsonl", "events.jsonl", "histograms.jsonl"), 0o644)
+
+
+def test_distributions_are_read_back_without_those_of_replaced_attempts(tmp_path):
+    histogram = Histogram("read.latency", Unit.SECOND, (0.001, 0.002), (3, 1))
+    with RunStore(tmp_path, MANIFEST) as store:
+        for name in ("b00i00-a", "b00i00-b", "b00i00-b~2"):
+            store.add_event(event(EventKind.INSTANCE_STARTED, name))
+            store.add_histogram(
+                HistogramRecord(name, 0, "steady", "fio", {}, "native", 1, warmup=False, histogram=histogram)
+            )
+    run = load_run(tmp_path)
+    assert [one.instance for one in load_histograms(run)] == ["b00i00-a", "b00i00-b~2"]
+    assert load_histograms(run)[0].histogram == histogram
+    (tmp_path / "histograms.jsonl").unlink()  # as a run from before there were any
+    assert load_histograms(load_run(tmp_path)) == []
+    assert run.warnings == []
