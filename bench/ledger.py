@@ -32,6 +32,7 @@ from tare.bench.errors import CleanUpError, TareError
 from tare.bench.linux.files import read_boot_id
 from tare.bench.linux.processes import find_status
 from tare.bench.removers import MARKER_VARIABLE, REMOVERS, Remover, ResourceKind
+from tare.bench.trees import make_work_folder
 
 __all__ = ["MARKER_VARIABLE", "Cleaned", "Entry", "Ledger", "ResourceKind", "clean", "remove"]
 
@@ -232,6 +233,22 @@ def remove(entry: Entry, find_backend: FindBackend | None = None) -> bool:
     if remover is None:
         raise TareError(f"this version of tare does not know the kind {entry.kind}")
     return remover(entry.target)
+
+
+@contextlib.contextmanager
+def work_folder(ledger: Ledger, work: Path) -> Iterator[None]:
+    """The folder that instances live in, removed on every way out that this process survives."""
+    entry = ledger.enter(ResourceKind.DIRECTORY, work)
+    try:
+        make_work_folder(work)
+        yield
+    finally:
+        try:
+            remove(entry)
+        except OSError as error:
+            reason = f"{error.filename or work}: {error.strerror}"
+            raise CleanUpError(f"could not remove the work folder: {reason}", remedy="run `tare clean`") from error
+        ledger.strike(entry)
 
 
 def clean(folder: Path, find_backend: FindBackend | None = None) -> Cleaned:

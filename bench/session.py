@@ -21,11 +21,11 @@ import msgspec
 from tare.bench.adaptive import Sampler, run_until_precise
 from tare.bench.cleaning import clean_up
 from tare.bench.design import make_design
-from tare.bench.errors import BackendError, CleanUpError, RunDirectoryError, TareError, UnavailableError
+from tare.bench.errors import BackendError, RunDirectoryError, TareError, UnavailableError
 from tare.bench.host import host_confounds, host_fingerprint, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
-from tare.bench.ledger import Ledger, ResourceKind, remove
+from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import (
@@ -46,7 +46,6 @@ from tare.bench.runner import Observer, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
-from tare.bench.trees import make_work_folder
 from tare.bench.tune import journal_file, tuned_facts
 
 
@@ -352,22 +351,6 @@ def _kept_off(instance_cpus: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         yield tuple(own)
     finally:
         os.sched_setaffinity(0, usable)
-
-
-@contextlib.contextmanager
-def work_folder(ledger: Ledger, work: Path) -> Iterator[None]:
-    """The folder that instances live in, removed on every way out that this process survives."""
-    entry = ledger.enter(ResourceKind.DIRECTORY, work)
-    try:
-        make_work_folder(work)
-        yield
-    finally:
-        try:
-            remove(entry)
-        except OSError as error:
-            reason = f"{error.filename or work}: {error.strerror}"
-            raise CleanUpError(f"could not remove the work folder: {reason}", remedy="run `tare clean`") from error
-        ledger.strike(entry)
 
 
 def _now() -> str:

@@ -22,11 +22,10 @@ import pytest
 
 from tare.bench.errors import TareError, UnavailableError, UnsupportedError
 from tare.bench.image import ImageStore
-from tare.bench.ledger import Ledger, clean
+from tare.bench.ledger import Ledger, clean, work_folder
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import SCRATCH, Availability, Command, Image, IsolationKind, Phase
 from tare.bench.process import PIPE, Popen
-from tare.bench.session import work_folder
 from tare.bench.testing.fake import Fake
 from tare.bench.testing.subject import (
     Live,
