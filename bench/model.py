@@ -135,9 +135,9 @@ class Envelope(Struct, frozen=True):
     ``memory_bytes`` is the memory limit of a container and the memory of a guest. ``scratch_bytes`` is
     the size of the scratch folder where the backend has to reserve it. ``pids_max`` bounds processes.
 
-    ``swap_bytes`` may be swapped out beside the memory, where the host has swap. ``cpu_quota`` is CPU time per time
-    (0.5: half a CPU), ``cpu_weight`` the share when CPUs are short, from 1 to 10000 as in cgroups v2, where 100 is
-    usual. The I/O rates hold for the block device under the suite's storage. None: not limited.
+    ``swap_bytes`` may be swapped out in addition to the memory, where the host has swap. ``cpu_quota`` is in CPUs (0.5:
+    half a CPU), ``cpu_weight`` the share when CPUs are short, from 1 to 10000 as in cgroups v2, where 100 is usual. The
+    I/O rates limit the block device under the suite's storage. None: not limited.
     """
 
     cpus: tuple[int, ...]
@@ -207,7 +207,7 @@ SERVER = "@server@"
 
 
 class Service(Struct, frozen=True):
-    """A program that the measured command talks to, and that runs beside it until its instance ends.
+    """A program that the measured command talks to; it runs until its instance ends.
 
     ``command`` stays in the foreground, listens on ``SERVER``, and gets no standard input. ``ready`` ends with exit
     status 0 if the service answers. It is run again and again until then, for ``ready_within_s`` at most or until the
@@ -460,13 +460,13 @@ class Image(Struct, frozen=True):
 
     @property
     def guest_files(self) -> dict[str, Path]:
-        """The files beside the tree, which only a guest uses, by what they are."""
+        """The files that only a guest uses, by what they are."""
         files = {"disk": self.disk, "kernel": self.kernel, "initramfs": self.initramfs}
         return {name: path for name, path in files.items() if path is not None}
 
     @property
     def rootfs_bytes(self) -> int:
-        """The tree alone. Raises OSError if a file beside it is gone."""
+        """The tree without those files. Raises OSError if one of them is gone."""
         return self.size_bytes - sum(path.stat().st_size for path in self.guest_files.values())
 
 

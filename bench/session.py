@@ -68,7 +68,7 @@ class Display(Observer, Protocol):
 class RunRequest(msgspec.Struct, frozen=True):
     """What the user asked for. ``output`` is the folder of the run, made if missing; None means ``runs/DATE-SUITE``.
 
-    ``source`` is a suite that stands in no file; ``suite`` is then what its errors name as their place.
+    ``source`` is a suite without a file; ``suite`` is then what its errors name as their place.
     """
 
     suite: Path
@@ -313,7 +313,7 @@ def _conditions(run: Manifest) -> dict[str, Any]:
 
 
 def _image_record(image: Image) -> dict[str, object]:
-    """What the manifest keeps of an image. ``sizes`` are bytes: of the tree's files, and of each file beside it."""
+    """What the manifest keeps of an image. ``sizes`` are bytes: of the tree, and of each other file."""
     sizes = {name: path.stat().st_size for name, path in image.guest_files.items()} | {"rootfs": image.rootfs_bytes}
     return {**msgspec.to_builtins(image, enc_hook=str), "sizes": sizes}
 

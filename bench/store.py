@@ -106,7 +106,7 @@ class RunStore:
     def add_raw(self, instance: str, name: str, completed: Completed) -> str:
         """Keep a command's whole output, compressed; returns its name relative to the run directory.
 
-        Standard output is the returned file; standard error, if there was any, lies beside it.
+        The returned file is standard output; standard error, if there was any, is next to it.
         """
         with _named_failures(self.path):
             folder = self.path / RAW / instance

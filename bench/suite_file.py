@@ -97,7 +97,7 @@ class ReportSection(Section, frozen=True):
 
 
 class MetricSection(Section, frozen=True):
-    """``[metric."fio/read.iops"]``: a metric's own margin, and quantiles to estimate beside its median."""
+    """``[metric."fio/read.iops"]``: a metric's own margin, and quantiles to estimate in addition to its median."""
 
     margin: Share | None = None
     quantile: Quantile | tuple[Quantile, ...] = ()

@@ -113,7 +113,7 @@ def decode_quantity(kind: type[Any], given: Any) -> Any:
 
 
 class Scale(NamedTuple):
-    """A unit in which a tool prints: so many of ``unit`` as ``factor`` times ten to the ``exponent``."""
+    """A unit in which a tool prints: ``factor`` times ten to the ``exponent`` of ``unit``."""
 
     unit: Unit
     exponent: int = 0
