@@ -7,9 +7,11 @@ these tests must not change the machine that they run on.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import stat
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -184,14 +186,15 @@ def test_its_commands_have_no_descriptor_of_the_hosts(container):
 
 
 @pytest.fixture
-def open_path(tmp_path):
-    """A folder that every user may enter, so that what protects is tare's own."""
-    modes = {folder: folder.stat().st_mode for folder in (tmp_path, *tmp_path.parents[:2])}
-    for folder in modes:
-        folder.chmod(0o755)
-    yield tmp_path
-    for folder, mode in modes.items():
-        folder.chmod(stat.S_IMODE(mode))
+def open_path():
+    """A folder that every user may enter, as none of pytest's, so that what protects is tare's own."""
+    with tempfile.TemporaryDirectory(prefix="tare-test-open-", dir="/var/tmp") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        made = path / "made"
+        shutil.copy("/bin/true", made)
+        assert not refused([str(made)]), "nothing but modes keeps others away"
+        yield path
 
 
 def test_another_user_of_the_host_gets_at_nothing_made_inside(image, open_path):
