@@ -119,7 +119,7 @@ def make_tables(run: LoadedRun) -> CellTables:
         for (subject, metric, backend), (samples, _) in raw.items()
         if metric == leading[subject]
     }
-    names = run.samples.texts["instance"].kinds
+    names = run.samples.texts["instance"].kinds * len(run.samples.texts["host"].kinds)
     tables: dict[tuple[SubjectKey, str], dict[str, CellTable]] = {}
     for (subject, metric, backend), (samples, unit) in raw.items():
         warm_up = warm_ups.get((subject, backend), NOTHING_FOUND)
@@ -201,7 +201,13 @@ def _stated(suite: Mapping[str, Any]) -> Iterator[SubjectKey]:
 
 
 def _raw_cells(table: SampleTable) -> Iterator[tuple[tuple[SubjectKey, str, str], CellSamples, Unit]]:
-    """Each metric of each cell with its samples but for the suite's own warm-up, in the order of their first."""
+    """Each metric of each cell with its samples but for the suite's own warm-up, in the order of their first.
+
+    Blocks and instances are those of a host: two hosts have none in common, whatever their numbers and names are.
+    """
+    hosts = table.texts["host"].codes.astype(np.int64)
+    blocks = table.numbers["block"] + hosts * (1 + table.numbers["block"].max(initial=0))
+    instances = table.texts["instance"].codes + hosts * len(table.texts["instance"].kinds)
     kept = np.flatnonzero(~table.numbers["warmup"])
     columns = [table.texts[name].written() for name in ("experiment", "workload", "params", "metric", "backend")]
     combined = np.zeros(len(kept), dtype=np.int64)
@@ -216,8 +222,8 @@ def _raw_cells(table: SampleTable) -> Iterator[tuple[tuple[SubjectKey, str, str]
         experiment, workload, params, metric, backend = (kinds[codes[rows[0]]] for kinds, codes in columns)
         samples = CellSamples(
             table.numbers["value"][rows],
-            table.texts["instance"].codes[rows].astype(np.int64),
-            table.numbers["block"][rows],
+            instances[rows],
+            blocks[rows],
             table.numbers["iteration"][rows],
         )
         unit = table.texts["unit"]
