@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tare.bench.cli.main import app
 from tests.recompute_report import Recomputed, subject_of
-from tests.synthetic import QUICK, write_run
+from tests.synthetic import QUICK, SUBJECTS, write_run
 from tests.unit.test_stored_runs import unpacked
 from tests.unit.test_written_numbers import prints
 from tests.written import markdown_rows, text_rows
@@ -201,3 +201,28 @@ def test_a_plan_is_printed_as_it_is(planned, form):
 
 def text_of(room):
     return "no end" if room["instances"] is None else f"{room['instances']:,}"
+
+
+def test_a_subject_with_one_of_two_values_is_left_out_of_their_comparison(tmp_path):
+    cpu, _, pipe = SUBJECTS
+    subjects = (
+        replace(cpu, params={"size": "a"}),
+        replace(cpu, params={"size": "b"}),
+        replace(pipe, params={"size": "a"}),
+    )
+    run = write_run(tmp_path / "run", replace(RECIPE, subjects=subjects))
+    lines = json.loads(invoke(tmp_path, "compare", str(run), "--by", "size", "a", "b", form="json"))["lines"]
+    assert {line["workload"] for line in lines} == {cpu.workload}
+    computed = Recomputed(run)
+    for line in lines:
+        name, backend = (
+            line["metric"]["name"],
+            next(name for name in computed.manifest["backends"] if label_of(computed, name) == line["backend"]),
+        )
+        if line["found"]["low"] is None:
+            continue
+        first, second = (
+            computed.cells["steady", cpu.workload, json.dumps({"size": size}), name][backend] for size in "ab"
+        )
+        differences = [math.log(second[block] / first[block]) for block in first]
+        assert line["found"]["ratio"] == pytest.approx(math.exp(statistics.fmean(differences)), rel=1e-9)
