@@ -518,3 +518,14 @@ def test_what_is_found_to_be_warm_up_is_left_out_of_every_metric_of_its_cell(tmp
 
 def is_of_iteration(one):
     return not one["metric"].startswith("instance.") and one["metric"] != "host.memory_peak"
+
+
+def test_the_precision_that_was_asked_for_is_that_of_the_leading_metric(tmp_path):
+    run = write_run(tmp_path / "run", replace(RECIPE, subjects=SUBJECTS[:2]))
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["precision"] = {"steady/sysbench-cpu/max_prime=10000,threads=1": 0.02}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    report_to(tmp_path / "json", run, "json")
+    results = json.loads((tmp_path / "json").read_text("utf-8"))["results"]
+    with_one = {(one["workload"], one["metric"], one["backend"]) for one in results if one["precision"] is not None}
+    assert with_one == {("sysbench-cpu", "events", backend) for backend in ("native", "vm")}
