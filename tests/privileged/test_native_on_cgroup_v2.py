@@ -66,7 +66,7 @@ RUN = """\
 mkdir /sys/fs/cgroup/leaf
 echo 0 >/sys/fs/cgroup/leaf/cgroup.procs
 cd /scratch/tare
-export PYTHONPATH=/scratch/tare/site TARE_CACHE_DIR=/scratch/tare/cache
+export PYTHONPATH=/scratch/tare/site TARE_CACHE_DIR=/scratch/tare/cache TARE_WORK_DIR=/scratch/work
 run() { python3 -m pytest -p no:cacheprovider -q -rsfE --basetemp=/scratch/tmp "$@"; }
 run -k "not fake and not vm" tests/contract tests/privileged && run tests/container
 """

@@ -1,6 +1,7 @@
 """What only a host whose cgroups are all v2 can show. Runs in a guest, as ``test_on_v2.py``."""
 
 import os
+import shutil
 import traceback
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
 from tare.bench.limits_met import raise_if_failed
 from tare.bench.linux.files import write_text
+from tare.bench.locations import cache_directory
 from tare.bench.model import SCRATCH, Command
 from tests.privileged import host_kernel
 from tests.privileged.host_kernel import spec, start_backend
@@ -193,8 +195,11 @@ def test_an_ordinary_user_in_a_delegated_group(image, tmp_path):
     for folder in (tmp_path, *list(tmp_path.parents)[:2]):
         folder.chmod(0o755)
     home = tmp_path / "home"
-    home.mkdir()
-    os.chown(home, USER, USER)
+    (home / "cache").mkdir(parents=True)
+    for kept in cache_directory().glob("native-zygote-*"):  # the guest has no compiler
+        shutil.copy(kept, home / "cache")
+    for path in (home, *home.rglob("*")):
+        os.chown(path, USER, USER)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
