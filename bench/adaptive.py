@@ -18,7 +18,7 @@ from tare.bench.analysis.cells import CellSamples, make_table
 from tare.bench.analysis.estimates import Terms, estimate_row
 from tare.bench.catalogue import HARNESS_METRICS, NoteCode
 from tare.bench.design import fixed_blocks, further_block
-from tare.bench.model import Cell, Event, EventKind, PlannedInstance, Sample
+from tare.bench.records import Cell, Event, EventKind, PlannedInstance, Sample
 from tare.bench.runner import Outcome, Runner, make_event
 from tare.bench.settings import leading_metric
 from tare.bench.stats import Precision, Standing

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from tare.bench.errors import NotComparableError, UnknownNameError
-from tare.bench.model import Manifest
+from tare.bench.records import Manifest
 
 ABSENT = "not recorded"
 """The value of a field that one of the runs does not hold."""

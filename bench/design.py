@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Collection, Sequence
 
-from tare.bench.model import Cell, PlannedInstance
+from tare.bench.records import Cell, PlannedInstance
 from tare.bench.suite import Scenario, Suite
 
 

@@ -15,7 +15,8 @@ import msgspec
 from tare.bench.linux.cpus import CpuTimes, read_cpu_times
 from tare.bench.linux.files import HERE, HostRoots, find_text
 from tare.bench.linux.pressure import read_stalls
-from tare.bench.model import Event, Usage
+from tare.bench.model import Usage
+from tare.bench.records import Event
 
 _CPUS = Path("devices/system/cpu")
 _CLOCK_SOURCE = Path("devices/system/clocksource/clocksource0/current_clocksource")

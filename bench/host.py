@@ -14,7 +14,8 @@ from tare.bench.catalogue import ConfoundCode
 from tare.bench.linux.files import HERE, HostRoots, find_field, find_text
 from tare.bench.linux.memory import read_meminfo
 from tare.bench.linux.mounts import find_mount, read_mounts
-from tare.bench.model import Confound, Fact, Fingerprint
+from tare.bench.model import Confound, Fact
+from tare.bench.records import Fingerprint
 from tare.bench.units import Unit
 
 

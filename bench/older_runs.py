@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from tare.bench.catalogue import TRAITS
-from tare.bench.model import SCHEMA_VERSION, Category, IsolationKind
+from tare.bench.model import Category, IsolationKind
+from tare.bench.records import SCHEMA_VERSION
 from tare.bench.units import Unit, parse_size
 
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from tare.bench.model import PlannedInstance
+from tare.bench.records import PlannedInstance
 from tare.bench.suite import Suite
 from tare.bench.units import format_duration
 

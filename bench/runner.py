@@ -18,21 +18,8 @@ from tare.bench.disturbance import DisturbanceMeter
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
 from tare.bench.interfaces import Backend, Instance, Workload
 from tare.bench.limits_met import LimitsMet, have_failed, raise_if_failed
-from tare.bench.model import (
-    Command,
-    Completed,
-    Envelope,
-    Event,
-    EventKind,
-    Histogram,
-    HistogramRecord,
-    Image,
-    InstanceSpec,
-    Metric,
-    PlannedInstance,
-    Sample,
-    Usage,
-)
+from tare.bench.model import Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric, Usage
+from tare.bench.records import Event, EventKind, HistogramRecord, PlannedInstance, Sample
 from tare.bench.store import RunStore
 from tare.bench.suite import Scenario, Suite
 

@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tare.bench.model import Sample, Struct
+from tare.bench.model import Struct
+from tare.bench.records import Sample
 from tare.bench.stored import read_lines
 from tare.bench.units import Unit
 

@@ -28,19 +28,8 @@ from tare.bench.interfaces import Backend, BackendContext
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
-from tare.bench.model import (
-    SCHEMA_VERSION,
-    Availability,
-    BackendDescription,
-    Envelope,
-    EventKind,
-    Image,
-    IsolationKind,
-    Manifest,
-    PlannedInstance,
-    RunStatus,
-    WorkloadTraits,
-)
+from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
+from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, PlannedInstance, RunStatus
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.runner import Observer, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run

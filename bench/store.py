@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from tare.bench.errors import RunDirectoryError, StoreError
-from tare.bench.model import SCHEMA_VERSION, Completed, Event, EventKind, HistogramRecord, Manifest, Sample
+from tare.bench.model import Completed
 from tare.bench.older_runs import upgraded
+from tare.bench.records import SCHEMA_VERSION, Event, EventKind, HistogramRecord, Manifest, Sample
 from tare.bench.stored import read_lines, unknown_fields_warning, without_unknown
 
 if TYPE_CHECKING:

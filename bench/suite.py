@@ -17,7 +17,8 @@ import msgspec
 
 from tare.bench.errors import SuiteError, TareError, UnknownNameError, WorkloadError
 from tare.bench.interfaces import Backend, Experiment, NoOptions, Workload, WorkloadKind
-from tare.bench.model import Cell, Envelope, Metric
+from tare.bench.model import Envelope, Metric
+from tare.bench.records import Cell
 from tare.bench.registry import Plugins, find_experiments, find_workload_kinds
 from tare.bench.suite_file import (
     BackendSection,

@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from tare.bench.analysis import Analysis
-from tare.bench.model import Manifest
+from tare.bench.records import Manifest
 from tare.bench.stats import LEVEL
 from tare.reports.claim_entries import KIND_WORDS, Entry, Kind, Reference, entries_of, kinds_of, ran_out, references
 

@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
-from tare.bench.model import Direction, HistogramRecord
+from tare.bench.model import Direction
 from tare.bench.readable import one_line
+from tare.bench.records import HistogramRecord
 from tare.bench.stats import Comparison, Verdict
 from tare.bench.store import load_histograms
 from tare.bench.units import Unit, format_value

@@ -8,8 +8,8 @@ import msgspec
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.analysis.density import DensityResult
 from tare.bench.catalogue import CONFOUND_WEIGHTS, RATIO_PREFIX, BootMetric, ConfoundCode, LimitsMetric, SteadyMetric
-from tare.bench.model import RunStatus
 from tare.bench.readable import one_line
+from tare.bench.records import RunStatus
 from tare.bench.stats import Standing, Verdict
 from tare.bench.units import Unit, format_size, format_value
 from tare.reports.instances import HeatLine, heat_view, held_view

@@ -17,8 +17,8 @@ import numpy as np
 from tare.bench.analysis import Analysis
 from tare.bench.catalogue import NoteCode
 from tare.bench.disturbance import Disturbance, disturbance_of
-from tare.bench.model import Event, EventKind
 from tare.bench.readable import one_line
+from tare.bench.records import Event, EventKind
 from tare.bench.samples import params_text
 from tare.bench.stats.series import SeriesTest, drift, serial_correlation
 from tare.bench.store import LoadedRun

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from tare.bench.analysis import Analysis, RunResults
-from tare.bench.model import Event, EventKind
 from tare.bench.readable import one_line, readable
+from tare.bench.records import Event, EventKind
 from tare.bench.reporter import Reporter
 from tare.bench.samples import params_text
 from tare.bench.stats import MANY_BLOCKS

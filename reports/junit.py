@@ -15,8 +15,8 @@ from junitparser.junitparser import FinalResult
 
 from tare.bench.analysis import Analysis, RunResults
 from tare.bench.analysis.comparison import Line, RunComparison
-from tare.bench.model import Cell, Event, EventKind, Manifest
 from tare.bench.readable import one_line, readable
+from tare.bench.records import Cell, Event, EventKind, Manifest
 from tare.bench.reporter import Reporter
 from tare.bench.stats import Verdict
 from tare.reports.compare import notes_of, tally, verdict_of

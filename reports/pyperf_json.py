@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tare.bench.analysis import RunResults
 from tare.bench.catalogue import INSTANCE_PREFIX, SteadyMetric
 from tare.bench.errors import TareError
-from tare.bench.model import Manifest, Sample
 from tare.bench.readable import one_line
+from tare.bench.records import Manifest, Sample
 from tare.bench.reporter import Reporter
 from tare.bench.samples import params_text
 from tare.bench.store import LoadedRun

@@ -7,7 +7,8 @@ import msgspec
 
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import Builtin, SteadyMetric
-from tare.bench.model import Category, Manifest
+from tare.bench.model import Category
+from tare.bench.records import Manifest
 from tare.bench.settings import is_among
 from tare.bench.stats import Comparison, Verdict
 from tare.bench.units import Unit

@@ -5,9 +5,10 @@ import re
 
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import BootMetric, SteadyMetric
-from tare.bench.model import Category, Direction, Manifest, Metric
+from tare.bench.model import Category, Direction, Metric
 from tare.bench.network_path import ServerPlace, find_path
 from tare.bench.readable import one_line
+from tare.bench.records import Manifest
 from tare.bench.stats import Comparison, NoiseSource, Verdict
 from tare.bench.units import Unit, format_value
 

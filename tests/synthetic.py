@@ -21,17 +21,13 @@ from tare.bench.model import (
     Confound,
     Direction,
     Envelope,
-    Event,
-    EventKind,
     Fact,
     IsolationKind,
-    Manifest,
     Metric,
-    RunStatus,
-    Sample,
     WorkloadTraits,
     named_facts,
 )
+from tare.bench.records import Event, EventKind, Manifest, RunStatus, Sample
 from tare.bench.units import Unit
 
 HOSTILE = (

@@ -12,7 +12,7 @@ import numpy as np
 from tare.bench.analysis.cost import Cost, Estimate, Ramp, combined, fit_cost
 from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
 from tare.bench.catalogue import Builtin, DensityMetric, NoteCode, StopReason
-from tare.bench.model import Event
+from tare.bench.records import Event
 from tare.bench.samples import SampleTable
 from tare.bench.stats import LEVEL
 from tare.bench.units import Unit

@@ -27,8 +27,9 @@ from tare.bench.analysis.cells import (
 )
 from tare.bench.analysis.density import DensityResult, analyse_density
 from tare.bench.catalogue import HARNESS_METRICS
-from tare.bench.model import Cell, Direction, Event, EventKind, ExperimentTraits, Manifest, Metric
+from tare.bench.model import Direction, ExperimentTraits, Metric
 from tare.bench.readable import one_line
+from tare.bench.records import Cell, Event, EventKind, Manifest
 from tare.bench.settings import DEFAULT_MARGIN, settings_of
 from tare.bench.stats import (
     CellBlocks,

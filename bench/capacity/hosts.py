@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from tare.bench.model import Manifest
+from tare.bench.records import Manifest
 
 MEMORY_CGROUPS = 65_535
 """The kernel numbers memory cgroups with 16 bits (``MEM_CGROUP_ID_MAX``); every instance has at least one."""

@@ -11,7 +11,8 @@ from tare.bench.analysis.cost import Estimate, combined
 from tare.bench.analysis.density import DensityResult
 from tare.bench.capacity.hosts import Resource
 from tare.bench.catalogue import DensityMetric, StopReason
-from tare.bench.model import BackendDescription, IsolationKind, Manifest
+from tare.bench.model import BackendDescription, IsolationKind
+from tare.bench.records import Manifest
 
 _KNOWN_BY_COST = ("memory", "disk")
 

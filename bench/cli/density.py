@@ -19,8 +19,8 @@ from tare.bench.catalogue import Builtin
 from tare.bench.cli.run import exit_code, write_report
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, SuiteError
-from tare.bench.model import Event, EventKind, Manifest
 from tare.bench.progress import RunDisplay
+from tare.bench.records import Event, EventKind, Manifest
 from tare.bench.session import RunRequest, start_run
 from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import format_duration, format_size

@@ -20,7 +20,7 @@ from tare.bench.cli.output import whole_file
 from tare.bench.cli.plan_forms import Plan, plan_document, plan_markdown, plan_text, print_plan
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, UnknownNameError
-from tare.bench.model import Manifest
+from tare.bench.records import Manifest
 from tare.bench.store import LoadedRun, load_run
 
 PLACE = Path("tare plan")

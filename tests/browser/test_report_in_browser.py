@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tare.bench.analysis import RunResults
-from tare.bench.model import RunStatus
+from tare.bench.records import RunStatus
 from tare.bench.store import load_run
 from tare.reports.html import HtmlReporter
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run

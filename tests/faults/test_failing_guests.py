@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.model import EventKind
+from tare.bench.records import EventKind
 from tare.bench.store import load_run
 from tests.faults.test_killed_runs import Run
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tare.bench.errors import ExitCode
-from tare.bench.model import EventKind
+from tare.bench.records import EventKind
 from tare.bench.store import load_run
 from tests.faults.test_killed_runs import Run
 

@@ -14,7 +14,7 @@ from tare.bench.analysis.density import find_density, fit_instance_cost
 from tare.bench.design import make_design
 from tare.bench.interfaces import Instance
 from tare.bench.ledger import Ledger
-from tare.bench.model import EventKind
+from tare.bench.records import EventKind
 from tare.bench.registry import Plugins, find_workloads
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run

@@ -15,7 +15,8 @@ from tare.bench.interfaces import Workload
 from tare.bench.ledger import Ledger
 from tare.bench.limits_met import raise_if_failed
 from tare.bench.linux.processes import signal_all, wait_ended
-from tare.bench.model import Command, Commands, EventKind
+from tare.bench.model import Command, Commands
+from tare.bench.records import EventKind
 from tare.bench.registry import Plugins
 from tare.bench.runner import Runner
 from tare.bench.store import RunStore, load_run

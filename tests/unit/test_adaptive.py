@@ -9,7 +9,8 @@ import pytest
 
 from tare.bench.adaptive import FAILURES, Sampler, SamplingEnd, describe, run_until_precise
 from tare.bench.design import make_design
-from tare.bench.model import Completed, EventKind, PlannedInstance, Sample
+from tare.bench.model import Completed
+from tare.bench.records import EventKind, PlannedInstance, Sample
 from tare.bench.runner import Runner
 from tare.bench.stats import Standing
 from tare.bench.stats.precision import FEWEST

@@ -20,7 +20,8 @@ from tare.bench.capacity.plan import plan_host
 from tare.bench.capacity.words import plan_notes
 from tare.bench.cli.main import app
 from tare.bench.errors import SuiteError
-from tare.bench.model import BackendDescription, Envelope, Event, EventKind, Fact, IsolationKind, Sample, named_facts
+from tare.bench.model import BackendDescription, Envelope, Fact, IsolationKind, named_facts
+from tare.bench.records import Event, EventKind, Sample
 from tare.bench.store import RunStore, load_run
 from tare.bench.units import Unit
 from tests.unit.test_capacity_cost import TRUE_COST, simulated

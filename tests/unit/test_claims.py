@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import analyse
-from tare.bench.model import Event, EventKind, Sample
+from tare.bench.records import Event, EventKind, Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports.claim_entries import Kind, kinds_of

@@ -14,7 +14,8 @@ from tare.bench.analysis.comparison import ComparisonRequest, compare_request
 from tare.bench.cli.main import app
 from tare.bench.comparability import conditions, find_differences
 from tare.bench.errors import ExitCode, NotComparableError, RunDirectoryError, UnknownNameError
-from tare.bench.model import Direction, Sample
+from tare.bench.model import Direction
+from tare.bench.records import Sample
 from tare.bench.stats import CellBlocks, Verdict
 from tare.bench.stats.comparisons import compare_unpaired, difference_interval
 from tare.bench.store import load_manifest, load_run

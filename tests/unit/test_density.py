@@ -27,12 +27,12 @@ from tare.bench.model import (
     Command,
     Completed,
     Direction,
-    EventKind,
     Footprint,
     IsolationKind,
     Measurement,
     Metric,
 )
+from tare.bench.records import EventKind
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run

@@ -5,7 +5,8 @@ import pytest
 
 from tare.bench.disturbance import Disturbance, DisturbanceMeter, between, disturbance_of, read_counters
 from tare.bench.linux.files import HostRoots
-from tare.bench.model import Completed, Event, EventKind, Usage
+from tare.bench.model import Completed, Usage
+from tare.bench.records import Event, EventKind
 from tests.unit.fakes import BrokenBackend, FakeBackend, FakeInstance
 from tests.unit.test_runner import run
 

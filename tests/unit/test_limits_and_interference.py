@@ -10,7 +10,8 @@ from tare.bench.design import make_design
 from tare.bench.errors import BackendError, SuiteError
 from tare.bench.experiments.interference import KINDS, aggressor_argv, degradation
 from tare.bench.experiments.limits import bisect_size
-from tare.bench.model import Command, Completed, Direction, Envelope, EventKind
+from tare.bench.model import Command, Completed, Direction, Envelope
+from tare.bench.records import EventKind
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, load_run
 from tare.bench.suite import bind_suite, resolve_suite

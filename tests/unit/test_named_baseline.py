@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tare.bench.analysis import RunResults, analyse
-from tare.bench.model import Cell
+from tare.bench.records import Cell
 from tare.bench.stats import NoiseSource, Verdict
 from tare.bench.store import load_run
 from tare.reports.findings import caveats, findings, question

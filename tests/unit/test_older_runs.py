@@ -1,7 +1,8 @@
 import pytest
 
-from tare.bench.model import SCHEMA_VERSION, IsolationKind
+from tare.bench.model import IsolationKind
 from tare.bench.older_runs import upgraded
+from tare.bench.records import SCHEMA_VERSION
 
 
 @pytest.mark.parametrize(

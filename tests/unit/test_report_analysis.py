@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import analyse
-from tare.bench.model import Direction, Metric, RunStatus
+from tare.bench.model import Direction, Metric
 from tare.bench.readable import isolated, one_line, readable
+from tare.bench.records import RunStatus
 from tare.bench.stats import Verdict
 from tare.bench.store import load_run
 from tare.bench.units import Unit

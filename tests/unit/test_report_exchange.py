@@ -14,7 +14,8 @@ from lxml import etree
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tare.bench.analysis import RunResults, analyse
-from tare.bench.model import Direction, Metric, RunStatus
+from tare.bench.model import Direction, Metric
+from tare.bench.records import RunStatus
 from tare.bench.registry import find_reporters
 from tare.bench.store import load_run
 from tare.bench.units import Unit

@@ -8,7 +8,7 @@ import pytest
 
 from tare.bench.analysis import analyse
 from tare.bench.disturbance import Disturbance
-from tare.bench.model import Event, EventKind
+from tare.bench.records import Event, EventKind
 from tare.bench.samples import SampleTable
 from tare.bench.store import LoadedRun, load_run
 from tare.reports.flags import Flag, FlagKind, flags_of

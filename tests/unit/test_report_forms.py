@@ -17,7 +17,7 @@ from rich.console import Console
 from tare.bench.analysis import RunResults, analyse
 from tare.bench.cli.run import report_command
 from tare.bench.errors import RunDirectoryError, TareError
-from tare.bench.model import RunStatus
+from tare.bench.records import RunStatus
 from tare.bench.registry import find_reporters
 from tare.bench.store import load_run
 from tare.reports.charts import distribution_charts, phase_chart

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import analyse
-from tare.bench.model import Sample
+from tare.bench.records import Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports import density_costs

@@ -7,7 +7,8 @@ import pytest
 
 from tare.bench.analysis import analyse
 from tare.bench.experiments.density import metrics as density_metrics
-from tare.bench.model import Category, Sample, WorkloadTraits
+from tare.bench.model import Category, WorkloadTraits
+from tare.bench.records import Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports import sections

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import analyse
-from tare.bench.model import Histogram, HistogramRecord
+from tare.bench.model import Histogram
+from tare.bench.records import HistogramRecord
 from tare.bench.store import HISTOGRAMS, load_run
 from tare.bench.units import Unit
 from tare.reports.figures import quantile_of

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tare.bench.design import make_design
-from tare.bench.model import Command, Completed, Diagnosis, EventKind, Usage
+from tare.bench.model import Command, Completed, Diagnosis, Usage
+from tare.bench.records import EventKind
 from tare.bench.runner import Outcome, Runner
 from tare.bench.store import LoadedRun, RunStore, done_instances, load_run
 from tare.bench.suite import Suite, bind_suite, resolve_suite

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 
 from tare.bench import stored
-from tare.bench.model import Sample
+from tare.bench.records import Sample
 from tare.bench.samples import NUMBERS, TEXTS, SampleTable
 from tare.bench.units import Unit
 

@@ -14,7 +14,8 @@ import pytest
 from tare.bench.errors import RunDirectoryError, TareError, UnavailableError, UnknownNameError
 from tare.bench.image import ImageStore, Recipe, store
 from tare.bench.ledger import Ledger, ResourceKind
-from tare.bench.model import BackendDescription, Completed, EventKind
+from tare.bench.model import BackendDescription, Completed
+from tare.bench.records import EventKind
 from tare.bench.runner import make_event
 from tare.bench.session import RunRequest, resume_run, start_run
 from tare.bench.store import RunStore, load_run

@@ -11,21 +11,18 @@ import pytest
 
 from tare.bench.catalogue import TRAITS
 from tare.bench.errors import RunDirectoryError, StoreError
-from tare.bench.model import (
+from tare.bench.model import Completed, Envelope, Fact, Histogram
+from tare.bench.older_runs import upgraded
+from tare.bench.records import (
     SCHEMA_VERSION,
-    Completed,
-    Envelope,
     Event,
     EventKind,
-    Fact,
     Fingerprint,
-    Histogram,
     HistogramRecord,
     Manifest,
     RunStatus,
     Sample,
 )
-from tare.bench.older_runs import upgraded
 from tare.bench.store import RunStore, attempt_of, done_instances, load_histograms, load_run
 from tare.bench.units import Unit
 

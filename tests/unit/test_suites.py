@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tare.bench.analysis import RunResults
-from tare.bench.model import Sample
+from tare.bench.records import Sample
 from tare.bench.registry import find_backends, find_reporters, find_workloads
 from tare.bench.store import load_run
 from tare.bench.suite import read_suite
