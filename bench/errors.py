@@ -4,6 +4,8 @@ Libraries raise these; only the command line prints them and exits. Every messag
 and why, and ``remedy`` says what to do about it.
 """
 
+import errno
+import resource
 from enum import IntEnum
 
 
@@ -32,14 +34,19 @@ class ExitCode(IntEnum):
 
 
 class TareError(Exception):
-    """A failure that is the user's business: what failed and why, with a remedy where there is one."""
+    """A failure that is the user's business: what failed and why, with a remedy where there is one.
+
+    ``evidence`` is what the reader of the report needs to believe it: the last console lines, the
+    failing step with its errno, the tail of a log.
+    """
 
     exit_code: ExitCode = ExitCode.ENVIRONMENT
 
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+    def __init__(self, message: str, *, remedy: str | None = None, evidence: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.evidence = evidence
 
     def __str__(self) -> str:
         return self.message if self.remedy is None else f"{self.message}\n  what to do: {self.remedy}"
@@ -108,23 +115,11 @@ class UnsupportedError(TareError):
 
 
 class BackendError(TareError):
-    """A backend could not start, use or stop an instance. The cell fails, the run goes on.
-
-    ``evidence`` is what the reader of the report needs to believe it: the last console lines, the
-    failing step with its errno, the tail of a log.
-    """
-
-    def __init__(self, message: str, *, remedy: str | None = None, evidence: str = "") -> None:
-        super().__init__(message, remedy=remedy)
-        self.evidence = evidence
+    """A backend could not start, use or stop an instance. The cell fails, the run goes on."""
 
 
 class WorkloadError(TareError):
     """A workload's command failed inside the instance. The cell fails, the run goes on."""
-
-    def __init__(self, message: str, *, remedy: str | None = None, evidence: str = "") -> None:
-        super().__init__(message, remedy=remedy)
-        self.evidence = evidence
 
 
 class OutputTooLargeError(WorkloadError):
@@ -147,3 +142,21 @@ class TuningError(TareError):
 
 class CleanUpError(TareError):
     """Something of ours could not be removed."""
+
+
+def lack_of_descriptors(error: BaseException) -> TareError | None:
+    """The failure that ``error`` comes down to, if it or what caused it is a lack of file descriptors; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno == errno.EMFILE:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return TareError(
+                f"tare has no file descriptor left: it may have {soft} at a time",
+                remedy=f"`ulimit -n {hard}` in the shell that starts tare"
+                if hard > soft
+                else "raise the hard limit on open files (nofile in /etc/security/limits.conf)",
+            )
+        if isinstance(cause, OSError) and cause.errno == errno.ENFILE:
+            return TareError("this host has no file descriptor left", remedy="raise the sysctl fs.file-max")
+        cause = cause.__cause__
+    return None

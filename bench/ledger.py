@@ -342,12 +342,9 @@ def _open_locked(path: Path, flags: int, *, wait: bool) -> int:
 
 
 _NAME = re.compile(
-    r"(?P<boot>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-"
-    r"(?:(?P<host>[0-9a-f]{12})-(?P<owner>\d{1,10})-[0-9a-f]{16}|(?P<pid>\d{1,10})-\d{1,20})",
+    r"(?P<boot>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-(?P<host>[0-9a-f]{12})-(?P<owner>\d{1,10})-[0-9a-f]{16}",
     re.ASCII,
 )
-"""The second form is that of tare 0.1, whose owners hold no lock."""
-
 
 _FORKING_S = 1.0
 """A process that a killed owner was just starting has its lock too, until it executes its program."""
@@ -360,11 +357,11 @@ def _take_over(path: Path) -> _Book | None:
     Raises OSError where a lock would prove nothing, or cannot be had.
     """
     name = _NAME.fullmatch(path.stem)
-    if name is None or (name["pid"] and name["boot"] == read_boot_id() and Path("/proc", name["pid"]).exists()):
+    if name is None:
         return None
-    if name["host"] not in {None, _host()} and name["boot"] != read_boot_id():
+    if name["host"] != _host() and name["boot"] != read_boot_id():
         raise OSError(errno.EREMOTE, "of another host", str(path))
-    seems_alive = find_status(int(name["owner"] or name["pid"])) is not None
+    seems_alive = find_status(int(name["owner"])) is not None
     deadline = time.monotonic() + (0.0 if seems_alive else _FORKING_S)
     while True:
         try:

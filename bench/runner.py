@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import msgspec
 
 from tare.bench.catalogue import NoteCode
-from tare.bench.descriptors import lack_of_descriptors
 from tare.bench.disturbance import DisturbanceMeter
-from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
+from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError, lack_of_descriptors
 from tare.bench.interfaces import Backend, Instance, Workload
 from tare.bench.limits_met import LimitsMet, have_failed, raise_if_failed
 from tare.bench.model import Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric, Usage
@@ -261,9 +260,9 @@ def _failure_of(raised: Exception) -> tuple[str, dict[str, Any]]:
     if not isinstance(raised, (TareError, OSError)):
         return f"{type(raised).__name__}: {raised}", {"evidence": traceback.format_exc(), "remedy": None, "kind": "bug"}
     error = lack_of_descriptors(raised) or raised
-    reason = error.message if isinstance(error, TareError) else f"{type(error).__name__}: {error}"
-    evidence, remedy = getattr(error, "evidence", ""), getattr(error, "remedy", None)
-    return reason, {"evidence": evidence, "remedy": remedy, "kind": type(raised).__name__}
+    if not isinstance(error, TareError):
+        error = TareError(f"{type(error).__name__}: {error}")
+    return error.message, {"evidence": error.evidence, "remedy": error.remedy, "kind": type(raised).__name__}
 
 
 def _usage_of(instance: Instance) -> Usage | None:

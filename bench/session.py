@@ -35,7 +35,7 @@ from tare.bench.runner import Observer, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
-from tare.bench.tune import journal_file, tuned_facts
+from tare.bench.tune.journal import journal_file, tuned_facts
 
 
 class Display(Observer, Protocol):

@@ -19,7 +19,7 @@ from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.packages import load_packages, remedy_for
 from tare.bench.registry import find_backends, find_experiments, find_reporters, find_workload_kinds, find_workloads
-from tare.bench.tune import journal_file, tuned_facts
+from tare.bench.tune.journal import journal_file, tuned_facts
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -9,8 +9,7 @@ from types import FrameType
 
 import typer
 
-from tare.bench.descriptors import lack_of_descriptors
-from tare.bench.errors import ExitCode, TareError
+from tare.bench.errors import ExitCode, TareError, lack_of_descriptors
 
 
 def make_app(name: str, purpose: str) -> typer.Typer:

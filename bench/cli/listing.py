@@ -1,5 +1,6 @@
 """``tare list``: what a suite can name."""
 
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -13,44 +14,28 @@ from tare.bench.interfaces import Backend, Experiment, Workload
 from tare.bench.registry import Plugins, find_backends, find_experiments, find_reporters, find_workloads
 from tare.bench.units import Duration, Size
 
-_KINDS = ("backends", "workloads", "experiments", "reporters")
-
 
 def list_command(what: str, *, verbose: bool) -> ExitCode:
     """Print the tables asked for. Raises UnknownNameError for a kind of thing that does not exist."""
     if what not in {*_KINDS, "all"}:
         raise UnknownNameError(f"there is nothing called {what!r} to list; there are: {', '.join(_KINDS)}, all")
-    console = Console()
-    if what in {"backends", "all"}:
-        _print(console, "Backends", find_backends(), _backend_details if verbose else None)
-    if what in {"workloads", "all"}:
-        _print(console, "Workloads", find_workloads(), _workload_details if verbose else None)
-    if what in {"experiments", "all"}:
-        _print(console, "Experiments", find_experiments(), _experiment_details if verbose else None)
-    if what in {"reporters", "all"}:
-        _print(console, "Reporters", find_reporters(), None)
+    for kind in _KINDS if what == "all" else (what,):
+        find, details = _KINDS[kind]
+        _print(kind.capitalize(), find(), details if verbose else None)
     return ExitCode.OK
 
 
-def _print(console: Console, title: str, plugins: Plugins, details: object) -> None:  # type: ignore[type-arg]  # any kind
-    table = _table(title, verbose=callable(details))
-    for name, plugin in sorted(plugins.loaded.items()):
-        row = [name, escape(plugin.summary)]
-        if callable(details):
-            row.append(escape(details(plugin)))
-        table.add_row(*row)
-    for failure in plugins.failures.values():
-        table.add_row(escape(failure.name), escape(f"cannot be loaded ({failure.value}): {failure.reason}"))
-    console.print(table)
-
-
-def _table(title: str, *, verbose: bool) -> Table:
+def _print(title: str, plugins: Plugins[Any], details: Callable[[Any], str] | None) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("name", no_wrap=True)
     table.add_column("what it is", overflow="fold")
-    if verbose:
+    if details:
         table.add_column("details", overflow="fold")
-    return table
+    for name, plugin in sorted(plugins.loaded.items()):
+        table.add_row(name, escape(plugin.summary), *([escape(details(plugin))] if details else []))
+    for failure in plugins.failures.values():
+        table.add_row(escape(failure.name), escape(f"cannot be loaded ({failure.value}): {failure.reason}"))
+    Console().print(table)
 
 
 def _backend_details(backend: type[Backend]) -> str:
@@ -90,3 +75,12 @@ def _as_in_a_suite(default: Any) -> str:
     if isinstance(default, (Size, Duration)):
         return repr(str(default))
     return str(default).lower() if isinstance(default, bool) else repr(default)
+
+
+_KINDS: Mapping[str, tuple[Callable[[], Plugins[Any]], Callable[[Any], str] | None]] = {
+    "backends": (find_backends, _backend_details),
+    "workloads": (find_workloads, _workload_details),
+    "experiments": (find_experiments, _experiment_details),
+    "reporters": (find_reporters, None),
+}
+"""What there is to list: how it is found, and the details of one that ``--verbose`` adds."""

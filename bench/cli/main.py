@@ -135,7 +135,7 @@ def compare(
     """
     with guard():
         from tare.bench.analysis.comparison import ComparisonRequest
-        from tare.bench.cli.compare import compare_command
+        from tare.bench.cli.run import compare_command
 
         if sum(one is not None for one in (other, backends, by)) != 1:
             raise typer.BadParameter("name a second run, or --backends A B, or --by PARAM A B")

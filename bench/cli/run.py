@@ -1,4 +1,4 @@
-"""``tare run`` and ``tare report``."""
+"""``tare run``, ``tare report`` and ``tare compare``."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tare.bench.cli.output import terminal_width, whole_file
-from tare.bench.errors import ExitCode, RunDirectoryError
+from tare.bench.errors import ExitCode, RunDirectoryError, UnknownNameError
 from tare.bench.progress import RunDisplay
 from tare.bench.registry import find_reporters
 from tare.bench.session import RunRequest, RunResult, resume_run, start_run
@@ -16,6 +16,7 @@ from tare.bench.store import load_run
 
 if TYPE_CHECKING:
     from tare.bench.analysis import RunResults
+    from tare.bench.analysis.comparison import ComparisonRequest
 
 _TO_STDOUT = ("text", "json", "markdown")
 _SAMPLES = ("csv", "parquet")
@@ -62,6 +63,23 @@ def report_command(run: Path, form: str, output: Path | None) -> None:
         if form in _SAMPLES:
             output = run / f"samples{reporter.suffix}"
     write_report(results, form, output)
+    if str(output) != "-":
+        typer.echo(str(output))
+
+
+def compare_command(request: "ComparisonRequest", form: str, output: Path) -> None:
+    """Write a comparison to a file, or to standard output for ``-``."""
+    from tare.bench.analysis.comparison import compare_request
+
+    reporter = find_reporters().get(form)
+    if not reporter.compares:
+        known = ", ".join(sorted(name for name, one in find_reporters().loaded.items() if one.compares))
+        raise UnknownNameError(f"the form {form!r} has no comparison; these have: {known}")
+    comparison = compare_request(request)
+    writer = reporter()
+    writer.width = terminal_width() if str(output) == "-" else None
+    with whole_file(output, reporter.suffix) as part:
+        writer.write_comparison(comparison, part)
     if str(output) != "-":
         typer.echo(str(output))
 

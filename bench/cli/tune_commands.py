@@ -17,9 +17,9 @@ from tare.bench.errors import ExitCode, UnavailableError, UnknownNameError
 from tare.bench.linux.cpus import parse_cpus
 from tare.bench.linux.files import HostRoots
 from tare.bench.linux.processes import read_statuses
-from tare.bench.tune import SETTINGS, Applied, JournalFile, Restored, Tuning, Wish, boot_id, journal_file
-from tare.bench.tune.settings import describe_now, obstacle
-from tare.bench.tune.tuning import Changed, Refused, require_root
+from tare.bench.tune.journal import JournalFile, boot_id, journal_file
+from tare.bench.tune.settings import SETTINGS, describe_now, obstacle
+from tare.bench.tune.tuning import Applied, Changed, Refused, Restored, Tuning, Wish, require_root
 
 
 def show_command(cpus: str, *, as_json: bool) -> None:

@@ -75,18 +75,18 @@ def guest_problem(tree: Path) -> str:
 
 
 def _docker_layers(outer: Path) -> list[Path]:
-    entries = _load(outer, "manifest.json")
+    entries = _decode(_inside(outer, "manifest.json"))
     if not isinstance(entries, list) or len(entries) != 1:
         raise ImageError("the docker archive holds several images, or none", remedy="save exactly one image into it")
     return [_inside(outer, name) for name in _field(entries[0], "Layers", list)]
 
 
 def _oci_layers(outer: Path) -> list[Path]:
-    document = _load(outer, "index.json")
+    document = _decode(_inside(outer, "index.json"))
     for _ in range(_DEEPEST_INDEX):
         if "manifests" not in document:
             break
-        document = _load_blob(outer, _choose(_field(document, "manifests", list)))
+        document = _decode(_blob(outer, _choose(_field(document, "manifests", list))))
     return [_blob(outer, layer) for layer in _field(document, "layers", list)]
 
 
@@ -108,10 +108,6 @@ def _choose(descriptors: list[Any]) -> Any:
     return fitting[0]
 
 
-def _load_blob(outer: Path, descriptor: Any) -> Any:
-    return _decode(_blob(outer, descriptor))
-
-
 def _blob(outer: Path, descriptor: Any) -> Path:
     algorithm, _, value = _field(descriptor, "digest", str).partition(":")
     if algorithm != "sha256":
@@ -120,10 +116,6 @@ def _blob(outer: Path, descriptor: Any) -> Path:
     if hash_file(path) != value:
         raise ImageError(f"the OCI archive is damaged: blob {value[:12]} does not have its own digest")
     return path
-
-
-def _load(outer: Path, name: str) -> Any:
-    return _decode(_inside(outer, name))
 
 
 def _decode(path: Path) -> Any:

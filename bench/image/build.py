@@ -15,7 +15,6 @@ from tare.bench.image.recipe import PYPI, Recipe
 from tare.bench.image.rootfs import installed_packages, make_tree
 from tare.bench.image.stored import digest_of, hash_file, list_tree
 from tare.bench.image.tools import Progress, Runner
-from tare.bench.process import ToolFailedError
 
 BUILD_TOOLS = ("mmdebstrap", "setpriv", "unshare", "mkfs.erofs", "depmod", "dpkg-deb", "gcc")
 """Host programs without which no image can be built."""
@@ -52,11 +51,9 @@ def build_parts(recipe: Recipe, workspace: Workspace) -> stored.Description:
     workspace.image.mkdir()
     tree = workspace.image / stored.ROOTFS
     scratch = workspace.scratch("tree")
-
-    def build_tree() -> None:
-        make_tree(recipe, tree, scratch, workspace.runner, workspace.progress)
-
-    kernel = with_kernel(recipe, workspace, build_tree)
+    kernel = with_kernel(
+        recipe, workspace, lambda: make_tree(recipe, tree, scratch, workspace.runner, workspace.progress)
+    )
     return finish(workspace, kernel=kernel, recipe=recipe, origin="", guest_problem="")
 
 
@@ -101,6 +98,11 @@ def finish(
             path.chmod(0o644)
             hashes[path.name] = hash_file(path)
     files = {name: stored.StoredFile((image / name).stat().st_size, sha256) for name, sha256 in hashes.items()}
+    packages = installed_packages(tree)
+    if recipe:
+        packages |= {f"{PYPI}{name}": version for name, version in (one.split("==") for one in recipe.python_packages)}
+    if kernel:
+        packages[kernel.package] = kernel.package_version
     probes, tree_bytes = stored.measure(lines)
     return stored.Description(
         format=stored.FORMAT,
@@ -110,7 +112,7 @@ def finish(
         origin=origin,
         kernel_version=kernel.version if kernel else "",
         guest_problem=guest_problem,
-        packages={**installed_packages(tree), **_python_packages(recipe), **_kernel_package(kernel)},
+        packages=packages,
         tools=_tool_versions(runner),
         size_bytes=tree_bytes + sum(file.size for file in files.values()),
         files=files,
@@ -118,24 +120,14 @@ def finish(
     )
 
 
-def _kernel_package(kernel: Kernel | None) -> dict[str, str]:
-    return {kernel.package: kernel.package_version} if kernel else {}
-
-
-def _python_packages(recipe: Recipe | None) -> dict[str, str]:
-    names = (package.split("==") for package in recipe.python_packages) if recipe else ()
-    return {f"{PYPI}{name}": version for name, version in names}
-
-
 def _tool_versions(runner: Runner) -> dict[str, str]:
     versions = {}
     for tool, argv in _TOOL_VERSIONS.items():
         try:
             printed = runner.run(argv, timeout_s=30)
-        except (TareError, ToolFailedError):
+        except TareError:
             continue
-        found = re.search(r"\d+(\.\d+)+", printed)
-        if found:
+        if found := re.search(r"\d+(\.\d+)+", printed):
             versions[tool] = found.group()
     return versions
 

@@ -8,9 +8,8 @@ import msgspec
 import pytest
 
 from tare.backends.native.instance import ProcessInstance
-from tare.bench.descriptors import lack_of_descriptors
 from tare.bench.design import make_design
-from tare.bench.errors import BackendError, WorkloadError
+from tare.bench.errors import BackendError, WorkloadError, lack_of_descriptors
 from tare.bench.interfaces import Workload
 from tare.bench.ledger import Ledger
 from tare.bench.limits_met import raise_if_failed

@@ -11,9 +11,9 @@ import pytest
 from tare.bench.errors import TuningError
 from tare.bench.linux.cpus import format_cpus, format_mask, parse_cpus, parse_mask
 from tare.bench.linux.files import HostRoots
-from tare.bench.tune import SETTINGS, JournalFile, Tuning, Wish, tuned_facts
-from tare.bench.tune.settings import describe_now, obstacle, read_value
-from tare.bench.tune.tuning import write_value
+from tare.bench.tune.journal import JournalFile, tuned_facts
+from tare.bench.tune.settings import SETTINGS, describe_now, obstacle, read_value
+from tare.bench.tune.tuning import Tuning, Wish, write_value
 
 CPU = "sys/devices/system/cpu"
 TREE = {
