@@ -22,7 +22,7 @@ from tare.bench.model import (
 from tare.bench.units import Unit
 
 SCHEMA_VERSION = 2
-"""Of the stored run: it rises when what is stored changes its meaning (``older_runs`` reads what is older)."""
+"""Of the stored run: it rises when what is stored changes its meaning (``stored`` reads what is older)."""
 
 
 class Cell(Struct, frozen=True):

@@ -20,9 +20,8 @@ import msgspec
 
 from tare.bench.errors import RunDirectoryError, StoreError
 from tare.bench.model import Completed
-from tare.bench.older_runs import upgraded
 from tare.bench.records import SCHEMA_VERSION, Event, EventKind, HistogramRecord, Manifest, Sample
-from tare.bench.stored import read_lines, unknown_fields_warning, without_unknown
+from tare.bench.stored import read_lines, unknown_fields_warning, upgraded, without_unknown
 
 if TYPE_CHECKING:
     from tare.bench.samples import SampleTable

@@ -19,8 +19,7 @@ from tare.bench.errors import ExitCode
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.cpus import format_cpus
 from tare.bench.locations import ledger_directory, work_directory
-from tare.bench.noise import MetricFloor, find_floors, noise_suite
-from tare.bench.noise_causes import Cause, HostWatch
+from tare.bench.noise import Cause, HostWatch, MetricFloor, find_floors, noise_suite
 from tare.bench.progress import RunDisplay
 from tare.bench.records import EventKind, Manifest, PlannedInstance
 from tare.bench.session import run_suite

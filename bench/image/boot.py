@@ -8,11 +8,10 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.errors import ImageError
-from tare.bench.image.failures import ImageBuildError
 from tare.bench.image.guest import InitProgram, InitramfsEntry, ModuleFile, compile_init, initramfs_entries
 from tare.bench.image.recipe import Recipe
 from tare.bench.image.rootfs import run_mmdebstrap
-from tare.bench.image.tools import Runner
+from tare.bench.image.tools import ImageBuildError, Runner
 from tare.bench.process import ToolFailedError
 
 # The same for all images: the guest finds its disk by serial number, not by this.

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tare.bench.errors import ImageError, MissingToolError
-from tare.bench.image.failures import ImageBuildError, explain_build_failure
 from tare.bench.image.recipe import Recipe
-from tare.bench.image.tools import Progress, Runner
+from tare.bench.image.tools import ImageBuildError, Progress, Runner, explain_build_failure
 from tare.bench.process import ToolFailedError
 
 _BUILD_TIMEOUT_S = 1800.0

@@ -19,9 +19,8 @@ from tare.bench.errors import ImageError, PrivilegeError
 from tare.bench.image import stored
 from tare.bench.image.archive import import_parts
 from tare.bench.image.build import BUILD_TOOLS, Workspace, build_parts
-from tare.bench.image.failures import require_space, translated
 from tare.bench.image.recipe import Recipe
-from tare.bench.image.tools import Progress, Runner
+from tare.bench.image.tools import Progress, Runner, require_space, translated
 from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.ledger import remove as remove_resource
 from tare.bench.model import Image

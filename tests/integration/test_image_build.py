@@ -14,8 +14,8 @@ import pytest
 
 from tare.bench.errors import ImageError
 from tare.bench.image import ImageStore, stored
+from tare.bench.image.archive import apply_layer
 from tare.bench.image.stored import list_tree
-from tare.bench.image.unpack import apply_layer
 from tare.bench.ledger import Ledger, clean
 from tare.bench.model import Image
 

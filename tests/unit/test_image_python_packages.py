@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from tare.bench.errors import ImageError
-from tare.bench.image.failures import ImageBuildError
 from tare.bench.image.rootfs import install_python_packages
-from tare.bench.image.tools import Runner
+from tare.bench.image.tools import ImageBuildError, Runner
 from tare.bench.process import ToolFailedError
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tare.bench.errors import ImageError
-from tare.bench.image.archive import guest_problem, make_imported_tree
-from tare.bench.image.unpack import apply_layer, resolve
+from tare.bench.image.archive import apply_layer, guest_problem, make_imported_tree, resolve
 
 
 def entry(

@@ -10,8 +10,7 @@ from tare.bench.cli.noise import read_time
 from tare.bench.disturbance import Disturbance
 from tare.bench.linux.files import HostRoots
 from tare.bench.model import Fact
-from tare.bench.noise import TWINS, find_floors, noise_suite
-from tare.bench.noise_causes import HostWatch
+from tare.bench.noise import TWINS, HostWatch, find_floors, noise_suite
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tests.synthetic import QUICK, write_run

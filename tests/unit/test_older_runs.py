@@ -1,8 +1,8 @@
 import pytest
 
 from tare.bench.model import IsolationKind
-from tare.bench.older_runs import upgraded
 from tare.bench.records import SCHEMA_VERSION
+from tare.bench.stored import upgraded
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import pytest
 from tare.bench.catalogue import TRAITS
 from tare.bench.errors import RunDirectoryError, StoreError
 from tare.bench.model import Completed, Envelope, Fact, Histogram
-from tare.bench.older_runs import upgraded
 from tare.bench.records import (
     SCHEMA_VERSION,
     Event,
@@ -24,6 +23,7 @@ from tare.bench.records import (
     Sample,
 )
 from tare.bench.store import RunStore, attempt_of, done_instances, load_histograms, load_run
+from tare.bench.stored import upgraded
 from tare.bench.units import Unit
 
 MANIFEST = Manifest(

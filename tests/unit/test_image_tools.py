@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tare.bench.errors import ExitCode, ImageError
-from tare.bench.image.failures import ImageBuildError, explain_build_failure, require_space, translated
+from tare.bench.image.tools import ImageBuildError, explain_build_failure, require_space, translated
 
 
 def test_an_unknown_package_is_bad_input_and_named() -> None:
