@@ -92,14 +92,14 @@ def read_counters(cpus: Iterable[int], roots: HostRoots = HERE) -> Reading:
 def between(first: Reading, last: Reading, cpus: int, explained_s: float | None) -> Disturbance:
     """What came about from ``first`` to ``last``; ``explained_s`` are the instance's own CPU seconds, if known."""
     span = last.at_s - first.at_s
-    busy = steal = interrupt = other = None
+    seconds: dict[str, Any] = {
+        f"{name}_stall_s": last.stalls[name] - first.stalls[name] for name in first.stalls if name in last.stalls
+    }
     if first.times and last.times:
-        busy = last.times.busy_s - first.times.busy_s
-        steal = last.times.steal_s - first.times.steal_s
-        interrupt = last.times.interrupt_s - first.times.interrupt_s
-        # Ticks are coarser than the cgroup's meter: less than nothing is nothing.
-        other = None if explained_s is None else max(0.0, busy - explained_s)
-    stalls = {name: last.stalls[name] - first.stalls[name] for name in first.stalls if name in last.stalls}
+        for name in ("busy_s", "steal_s", "interrupt_s"):
+            seconds[name] = getattr(last.times, name) - getattr(first.times, name)
+        if explained_s is not None:  # ticks are coarser than the cgroup's meter: less than nothing is nothing
+            seconds["other_s"] = max(0.0, seconds["busy_s"] - explained_s)
     throttles = None
     if first.throttles is not None and last.throttles is not None:
         throttles = last.throttles - first.throttles
@@ -108,13 +108,7 @@ def between(first: Reading, last: Reading, cpus: int, explained_s: float | None)
     return Disturbance(
         span_s=round(span, 6),
         cpus=cpus,
-        busy_s=_rounded(busy),
-        steal_s=_rounded(steal),
-        interrupt_s=_rounded(interrupt),
-        other_s=_rounded(other),
-        cpu_stall_s=_rounded(stalls.get("cpu")),
-        memory_stall_s=_rounded(stalls.get("memory")),
-        io_stall_s=_rounded(stalls.get("io")),
+        **{name: round(value, 6) for name, value in seconds.items()},
         frequency_hz=last.frequency_hz,
         throttles=throttles,
         clock_step_s=round(last.wall_s - first.wall_s, 6),
@@ -184,7 +178,3 @@ def _throttles(cpus: Iterable[int], roots: HostRoots) -> int | None:
         if (text := find_text(roots.sys / _CPUS / f"cpu{cpu}/thermal_throttle/{name}")) is not None
     ]
     return sum(int(text) for text in found) if found else None
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

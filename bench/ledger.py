@@ -32,7 +32,7 @@ from tare.bench.errors import CleanUpError, TareError
 from tare.bench.linux.files import read_boot_id
 from tare.bench.linux.processes import find_status
 from tare.bench.removers import MARKER_VARIABLE, REMOVERS, Remover, ResourceKind
-from tare.bench.trees import make_work_folder
+from tare.bench.trees import make_work_folder, sync
 
 __all__ = ["MARKER_VARIABLE", "Cleaned", "Entry", "Ledger", "ResourceKind", "clean", "remove"]
 
@@ -42,24 +42,15 @@ FindBackend = Callable[[str], Remover]
 """Returns the ``reclaim`` of the backend of that name; raises TareError if there is none."""
 
 
-class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An entry; or, without a kind, the striking out of one."""
-
-    entry: int
-    kind: str | None = None
-    target: str = ""
-    backend: str = ""
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """One thing that exists, or is about to.
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that exists, or is about to; as a line without a kind, the striking out of one.
 
     ``kind`` is a ResourceKind; or, where ``backend`` names the one that made it, that backend's word for it.
     """
 
-    number: int
-    kind: str
-    target: str
+    number: int = msgspec.field(name="entry")
+    kind: str = ""
+    target: str = ""
     backend: str = ""
 
     def __str__(self) -> str:
@@ -96,7 +87,7 @@ class _Book:
         self.lock = threading.Lock()
         with open(descriptor, "rb", closefd=False) as file:
             left = file.read()
-        self.open = {entry.number: entry for entry in _decode(left)}
+        self.open = _decode(left)
         self._next = max(self.open, default=0) + 1
         self._torn = bool(left) and not left.endswith(b"\n")
         self._fd = descriptor
@@ -105,7 +96,7 @@ class _Book:
         with self.lock:
             entries = tuple(Entry(number, kind, target, backend) for number, target in enumerate(targets, self._next))
             self._next += len(entries)
-            self._write([_Line(entry.number, kind, entry.target, backend) for entry in entries])
+            self._write(entries)
             if backend or kind not in _DIES_WITH_THE_KERNEL:
                 os.fsync(self._fd)
             self.open.update((entry.number, entry) for entry in entries)
@@ -114,7 +105,7 @@ class _Book:
     def strike(self, entries: Sequence[Entry]) -> None:
         with self.lock:
             gone = [entry.number for entry in entries if self.open.pop(entry.number, None) is not None]
-            self._write([_Line(number) for number in gone])
+            self._write([Entry(number) for number in gone])
 
     def close(self) -> None:
         """Remove the file if nothing in it is open; the lock goes after it."""
@@ -123,7 +114,7 @@ class _Book:
         os.close(self._fd)
         self._fd = -1
 
-    def _write(self, lines: Sequence[_Line]) -> None:
+    def _write(self, lines: Sequence[Entry]) -> None:
         data = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
         if not data:
             return
@@ -284,19 +275,19 @@ def _try_to_remove(entry: Entry, find_backend: FindBackend | None) -> tuple[bool
         return False, f"{type(error).__name__}: {error}"
 
 
-def _decode(data: bytes) -> list[Entry]:
-    """The entries of a ledger file that are not struck out; a half-written line counts as not written."""
+def _decode(data: bytes) -> dict[int, Entry]:
+    """The entries, by number, of a ledger file that are not struck out; a half-written line counts as not written."""
     entries: dict[int, Entry] = {}
     for text in data.split(b"\n"):
         try:
-            line = msgspec.json.decode(text, type=_Line)
+            line = msgspec.json.decode(text, type=Entry)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
-        if line.kind is None:
-            entries.pop(line.entry, None)
+        if line.kind:
+            entries[line.number] = line
         else:
-            entries[line.entry] = Entry(line.entry, line.kind, line.target, line.backend)
-    return list(entries.values())
+            entries.pop(line.number, None)
+    return entries
 
 
 def _open_own(path: Path) -> int:
@@ -308,12 +299,8 @@ def _open_own(path: Path) -> int:
         if error.errno not in _NO_LOCKS:
             raise
         return os.open(path, flags | os.O_CLOEXEC, 0o600)  # nobody else can lock it there either, so it is left alone
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # some file systems know no fsync of a folder
-            os.fsync(parent)
-    finally:
-        os.close(parent)
+    with contextlib.suppress(OSError):  # some file systems know no fsync of a folder
+        sync(path.parent)
     return descriptor
 
 

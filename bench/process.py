@@ -6,9 +6,6 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
-
-import msgspec
 
 from tare.bench.errors import MissingToolError, TareError
 from tare.bench.packages import package_of, remedy_for
@@ -28,27 +25,14 @@ class ToolFailedError(TareError):
 
     def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
         tail = "\n".join(stderr.strip().splitlines()[-12:])
-        how = (
-            f"failed with exit status {returncode}" if returncode >= 0 else f"was ended by {_signal_name(-returncode)}"
-        )
+        how = f"failed with exit status {returncode}"
+        if returncode < 0:
+            known = f" ({signal.Signals(-returncode).name})" if -returncode in set(signal.Signals) else ""
+            how = f"was ended by signal {-returncode}{known}"
         super().__init__(f"{Path(argv[0]).name} {how}: {tail or '(no output)'}")
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return f"signal {number} ({signal.Signals(number).name})"
-    except ValueError:
-        return f"signal {number}"
-
-
-class Finished(msgspec.Struct, frozen=True):
-    """A host tool that ended well."""
-
-    stdout: str
-    stderr: str
 
 
 def find_tool(name: str) -> Path | None:
@@ -75,11 +59,8 @@ def run(
     *,
     timeout_s: float,
     env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-    stdin: bytes = b"",
-    stdout: IO[bytes] | None = None,
-) -> Finished:
-    """Run a host tool to its end, with a plain locale.
+) -> str:
+    """Run a host tool to its end, with a plain locale and nothing on standard input; returns its standard output.
 
     ``argv[0]`` is looked up by ``require_tool``. Raises MissingToolError, ToolFailedError, and TareError if it cannot
     be started or on timeout (its whole process group is killed).
@@ -89,25 +70,22 @@ def run(
         started = subprocess.Popen(
             full,
             env={**os.environ, **PLAIN_ENVIRONMENT, **(env or {})},
-            cwd=cwd,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if stdout is None else stdout,
-            stderr=subprocess.PIPE,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
             start_new_session=True,
         )
     except OSError as error:
         raise TareError(f"{argv[0]} cannot be started: {error.strerror} ({error.filename or full[0]})") from error
     with started as process:
         try:
-            out, err = process.communicate(stdin, timeout=timeout_s)
-        except subprocess.TimeoutExpired:
+            out, err = process.communicate(timeout=timeout_s)
+        except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            raise TareError(f"{argv[0]} did not finish within {timeout_s:g} s and was killed") from None
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if isinstance(error, TimeoutExpired):
+                raise TareError(f"{argv[0]} did not finish within {timeout_s:g} s and was killed") from None
             raise
     if process.returncode != 0:
         raise ToolFailedError(argv, process.returncode, err.decode(errors="replace"))
-    return Finished((out or b"").decode(errors="replace"), err.decode(errors="replace"))
+    return out.decode(errors="replace")

@@ -22,6 +22,7 @@ from tare.bench.errors import RunDirectoryError, StoreError
 from tare.bench.model import Completed
 from tare.bench.records import SCHEMA_VERSION, Event, EventKind, HistogramRecord, Manifest, Sample
 from tare.bench.stored import read_lines, unknown_fields_warning, upgraded, without_unknown
+from tare.bench.trees import replace_file, sync
 
 if TYPE_CHECKING:
     from tare.bench.samples import SampleTable
@@ -71,19 +72,13 @@ class RunStore:
             self._events = _open_for_append(path / EVENTS)
             self._histograms = _open_for_append(path / HISTOGRAMS)
             for folder in (path, path.parent):
-                _sync(folder)
+                sync(folder)
 
     def save_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest atomically."""
         with _named_failures(self.path):
             text = json.dumps(msgspec.to_builtins(manifest), indent=2, ensure_ascii=False)
-            part = self.path / f"{MANIFEST}.part"
-            with part.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path / MANIFEST)
-            _sync(self.path)
+            replace_file(self.path / MANIFEST, f"{text}\n".encode())
         self.manifest = manifest
 
     def add_sample(self, sample: Sample) -> None:
@@ -126,7 +121,7 @@ class RunStore:
 
     def _sync_data(self) -> None:
         while self._unsynced:
-            _sync(self._unsynced.pop())
+            sync(self._unsynced.pop())
         os.fsync(self._samples)
         os.fsync(self._histograms)
 
@@ -239,15 +234,6 @@ def _open_for_append(path: Path) -> int:
     if content and not content.endswith(b"\n"):
         os.ftruncate(descriptor, content.rfind(b"\n") + 1)
     return descriptor
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _append(descriptor: int, record: Any) -> None:

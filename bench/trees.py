@@ -1,4 +1,7 @@
-"""Folders for instances: making one that fills quickly, and removing what they have written to, also without root."""
+"""Folders for instances: making one that fills quickly, and removing what they have written to, also without root.
+
+And files that are replaced as a whole, on disk when that returns.
+"""
 
 import contextlib
 import errno
@@ -49,6 +52,26 @@ def make_work_folder(folder: Path) -> None:
         with contextlib.suppress(OSError):
             (flags,) = _FLAGS.unpack(fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(_FLAGS.size)))
             fcntl.ioctl(descriptor, _FS_IOC_SETFLAGS, _FLAGS.pack(flags | _FS_TOPDIR_FL))
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file, complete or not at all; on disk when this returns. Raises OSError."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -238,7 +238,7 @@ def start_oci(name: str, folder: Path, rootfs: Path, layout: Layout, cpu: int) -
     bundle = folder / f"bundle-{name}"
     for below in ("rootfs", "upper", "work", "scratch", "state"):
         (bundle / below).mkdir(parents=True)
-    run(["crun", "spec"], timeout_s=10, cwd=bundle)
+    run(["crun", "spec", "--bundle", str(bundle)], timeout_s=10)
     config = bundle / "config.json"
     config.write_text(json.dumps(like_ours(json.loads(config.read_text()), bundle, cpu)))
     detach = [str(layout.unified_root)] if layout.version is Version.HYBRID else []

@@ -62,7 +62,7 @@ def find_emulator(cache: Path) -> Emulator:
     wrapper = folder / PROGRAM
     if not wrapper.exists():
         _publish(wrapper, text)
-    printed = run([str(program), "--version"], timeout_s=30).stdout
+    printed = run([str(program), "--version"], timeout_s=30)
     return Emulator(program, wrapper, parse_version(printed))
 
 

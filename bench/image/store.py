@@ -25,6 +25,7 @@ from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.ledger import remove as remove_resource
 from tare.bench.model import Image
 from tare.bench.process import require_tool
+from tare.bench.trees import sync
 
 _NEEDED_BYTES = 1_000_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -68,7 +69,12 @@ class ImageStore:
             return found
         for tool in BUILD_TOOLS:
             require_tool(tool)
-        _require_root("building an image")
+        if os.geteuid() != 0:
+            raise PrivilegeError(
+                "building an image needs root: the tree's files have owners of their own, and packages run programs "
+                "in it",
+                remedy="run the same command with sudo (with TARE_CACHE_DIR set, the image goes to your own cache)",
+            )
         with translated("building an image"), self._locked(f"recipe-{recipe.hash}", progress):
             found = self.find(recipe)
             if found is not None:
@@ -232,7 +238,7 @@ class ImageStore:
                 stored.load(target)
             else:
                 workspace.image.rename(target)
-                _sync_folder(self._images)
+                sync(self._images)
         return target
 
 
@@ -265,20 +271,4 @@ def _link(link: Path, folder: Path) -> None:
     fresh = link.with_name(f".{link.name}-{os.getpid()}-{secrets.token_hex(4)}")
     fresh.symlink_to(Path("..") / "images" / folder.name)
     fresh.rename(link)
-    _sync_folder(link.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _require_root(doing: str) -> None:
-    if os.geteuid() != 0:
-        raise PrivilegeError(
-            f"{doing} needs root: the tree's files have owners of their own, and packages run programs in it",
-            remedy="run the same command with sudo (with TARE_CACHE_DIR set, the image goes to your own cache)",
-        )
+    sync(link.parent)

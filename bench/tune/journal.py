@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tare.bench.errors import TuningError
 from tare.bench.linux.files import HostRoots, read_boot_id
 from tare.bench.locations import state_directory
 from tare.bench.model import Fact
+from tare.bench.trees import replace_file, sync
 
 _VERSION = 1
 
@@ -64,14 +64,9 @@ class JournalFile:
         try:
             if journal is None:
                 self.path.unlink(missing_ok=True)
+                sync(self.path.parent)
             else:
-                part = self.path.with_suffix(".part")
-                with part.open("wb") as file:
-                    file.write(msgspec.json.format(msgspec.json.encode(journal)) + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(self.path)
-            _sync_folder(self.path.parent)
+                replace_file(self.path, msgspec.json.format(msgspec.json.encode(journal)) + b"\n")
         except OSError as error:
             raise TuningError(
                 f"cannot write {error.filename or self.path}: {error.strerror}",
@@ -117,11 +112,3 @@ def tuned_facts(path: Path, roots: HostRoots) -> tuple[Fact, ...]:
         return ()
     shown = ", ".join(f"{name} {value}" for name, value in sorted(journal.wanted.items()))
     return (Fact("tuned by tare", shown, str(path)),) if shown else ()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

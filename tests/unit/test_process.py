@@ -59,32 +59,21 @@ def test_a_missing_tool_names_its_package_and_how_to_get_it(monkeypatch: pytest.
 
 
 def test_output_is_text_in_a_plain_locale(tools: Path) -> None:
-    script(tools, "tare-test-tool", 'echo "$LC_ALL $LANG $TZ $EXTRA"; echo to-stderr >&2; pwd')
-    done = run(["tare-test-tool"], timeout_s=10, env={"EXTRA": "more"}, cwd=tools)
-    assert done.stdout == f"C.UTF-8 C.UTF-8 UTC more\n{tools}\n"
-    assert done.stderr == "to-stderr\n"
+    script(tools, "tare-test-tool", 'echo "$LC_ALL $LANG $TZ $EXTRA"; echo to-stderr >&2; cat')
+    assert run(["tare-test-tool"], timeout_s=10, env={"EXTRA": "more"}) == "C.UTF-8 C.UTF-8 UTC more\n"
 
 
 def test_the_callers_environment_can_be_overridden_but_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIVEN", "yes")
-    assert run(["sh", "-c", "echo $GIVEN $LC_ALL"], timeout_s=10, env={"LC_ALL": "C"}).stdout == "yes C\n"
+    assert run(["sh", "-c", "echo $GIVEN $LC_ALL"], timeout_s=10, env={"LC_ALL": "C"}) == "yes C\n"
 
 
 def test_bytes_that_are_no_text_do_not_raise() -> None:
-    assert run(["printf", r"a\377b"], timeout_s=10).stdout == "a\ufffdb"
+    assert run(["printf", r"a\377b"], timeout_s=10) == "a\ufffdb"
 
 
-def test_stdin_and_output_of_any_size_do_not_block() -> None:
-    data = b"x" * 3_000_000
-    assert len(run(["cat"], timeout_s=30, stdin=data).stdout) == len(data)
-    assert run(["true"], timeout_s=30, stdin=data).stdout == ""
-
-
-def test_output_can_go_to_a_file(tmp_path: Path) -> None:
-    with (tmp_path / "out").open("wb") as file:
-        done = run(["sh", "-c", r"printf '\000\377'; echo said >&2"], timeout_s=10, stdout=file)
-    assert (tmp_path / "out").read_bytes() == b"\x00\xff"
-    assert (done.stdout, done.stderr) == ("", "said\n")
+def test_output_of_any_size_does_not_block() -> None:
+    assert len(run(["sh", "-c", "yes | head -c 3000000 | tee /dev/stderr"], timeout_s=30)) == 3_000_000
 
 
 def test_a_failure_shows_the_end_of_what_the_tool_said() -> None:
@@ -105,16 +94,11 @@ def test_an_end_by_a_signal_is_said_to_be_one() -> None:
     assert caught.value.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("what", ["format", "folder"])
-def test_a_program_that_cannot_be_started_is_told_in_one_message(tools: Path, what: str) -> None:
-    if what == "format":
-        (tools / "tare-test-tool").write_bytes(b"\x7fELFnonsense")
-        (tools / "tare-test-tool").chmod(0o755)
-        argv, cwd = ["tare-test-tool"], None
-    else:
-        argv, cwd = ["true"], tools / "missing"
-    with pytest.raises(TareError, match=f"{argv[0]} cannot be started: "):
-        run(argv, timeout_s=10, cwd=cwd)
+def test_a_program_that_cannot_be_started_is_told_in_one_message(tools: Path) -> None:
+    (tools / "tare-test-tool").write_bytes(b"\x7fELFnonsense")
+    (tools / "tare-test-tool").chmod(0o755)
+    with pytest.raises(TareError, match="tare-test-tool cannot be started: "):
+        run(["tare-test-tool"], timeout_s=10)
 
 
 def test_a_timeout_kills_the_tool_and_its_children_and_says_so(tmp_path: Path) -> None:
@@ -142,9 +126,9 @@ def test_ctrl_c_while_a_tool_runs_kills_it(tmp_path: Path) -> None:
     code = f"""
 from tare.bench.process import run
 try:
-    # Reading its stdin first, the tool says that it is ready only once `run` waits for it.
-    script = "read go; sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"
-    run(["sh", "-c", script], timeout_s=60, stdin=b"go\\n")
+    # The tool says that it is ready only once `run` waits for it.
+    script = "sleep 0.5; sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"
+    run(["sh", "-c", script], timeout_s=60)
 except KeyboardInterrupt:
     print("interrupted")
 """
