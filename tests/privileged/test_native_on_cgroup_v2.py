@@ -6,10 +6,8 @@ privileged tests, and what they import from the running environment.
 
 import io
 import os
-import re
 import sys
 import tarfile
-from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
@@ -21,21 +19,14 @@ from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
 from tare.bench.locations import cache_directory
 from tare.bench.model import Command, Envelope, InstanceSpec
+from tests.shipping import ship
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-SHIPPED = (
-    "bench",
-    "backends",
-    "tare/__init__.py",
-    "tare/bench",
-    "tare/backends",
-    "pyproject.toml",
-    "tarebench.egg-info",
-)
 ENVELOPE = Envelope(tuple(sorted(os.sched_getaffinity(0)))[-2:], 896 * 2**20, 512 * 2**20, 8192)
+NEEDED = ("msgspec", "platformdirs", "pyseccomp", "pytest")
 SUITE_DEADLINE_S = 600
 """Emulated, the run takes a minute on a quiet machine; others may be at work on this one."""
 
@@ -72,31 +63,11 @@ run -k "not fake and not vm" tests/contract tests/privileged && run tests/contai
 """
 
 
-def requirements(name: str, seen: dict[str, Distribution]) -> dict[str, Distribution]:
-    """A distribution and all that it needs on this interpreter, extras and other platforms left out."""
-    if name not in seen:
-        seen[name] = found = distribution(name)
-        for line in found.requires or ():
-            needed, _, condition = line.partition(";")
-            if not condition:
-                requirements(re.split(r"[^\w.-]", needed)[0].lower(), seen)
-    return seen
-
-
-def pack() -> bytes:
-    """The checkout, the tests and their dependencies as a tar."""
+def pack(site: Path) -> bytes:
+    """tare, the tests and their dependencies as a tar; ``site`` is a folder to collect them in."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name in (
-            "bench",
-            "backends",
-            "tare/__init__.py",
-            "tare/bench",
-            "tare/backends",
-            "pyproject.toml",
-            "tarebench.egg-info",
-        ):
-            tar.add(CHECKOUT / name, name)
+        tar.add(CHECKOUT / "pyproject.toml", "pyproject.toml")
         for name in SHIPPED_TESTS:
             tar.add(CHECKOUT / name, name)
         tar.add(HERE / "in_guest/image_fixture.py", "tests/conftest.py")
@@ -106,14 +77,7 @@ def pack() -> bytes:
         find_program(cache)
         for kept in cache.glob("native-zygote-*"):
             tar.add(kept, f"cache/{kept.name}")
-        found: dict[str, Distribution] = {}
-        for name in ("msgspec", "platformdirs", "pyseccomp", "pytest", "pluggy", "iniconfig", "packaging", "pygments"):
-            requirements(name, found)
-        for dist in found.values():
-            for file in dist.files or ():
-                path = Path(str(dist.locate_file(file)))
-                if ".." not in file.parts and path.is_file():
-                    tar.add(path, f"site/{file}")
+        tar.add(ship(site, *NEEDED), "site")
     return packed.getvalue()
 
 
@@ -131,7 +95,7 @@ def guest(image, tmp_path_factory):
         try:
             backend.prepare(image, ENVELOPE)
             with backend.start(InstanceSpec(f"cgroup2-{os.getpid()}", image, ENVELOPE)) as instance:
-                done = instance.execute(Command(("sh", "-c", PREPARE), stdin=pack(), timeout_s=300))
+                done = instance.execute(Command(("sh", "-c", PREPARE), stdin=pack(folder / "site"), timeout_s=300))
                 assert done.returncode == 0, done.stderr.decode()
                 assert done.stdout.decode().splitlines()[0] == "cgroup2fs"
                 yield instance
