@@ -14,18 +14,11 @@ LIMIT_FIELDS = (
 _TAIL = 4000
 
 
-class LimitsMet:
-    """Adds up, over the instances of one cell, what stands as ``usage`` in the event that ends it."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, float] = {}
-
-    def add(self, usage: Usage | None) -> None:
-        """Add an instance's usage at its end; what its host does not report is left out."""
-        for field in LIMIT_FIELDS if usage is not None else ():
-            value = getattr(usage, field)
-            if value is not None:
-                self.totals[field] = round(self.totals.get(field, 0) + value, 6)
+def add_usage(totals: dict[str, float], usage: Usage | None) -> None:
+    """Add what an instance used by its end to ``totals``; what its host does not report is left out."""
+    for field in LIMIT_FIELDS:
+        if (value := getattr(usage, field, None)) is not None:
+            totals[field] = round(totals.get(field, 0) + value, 6)
 
 
 def have_failed(completed: Completed) -> bool:

@@ -16,8 +16,8 @@ from tare.bench.catalogue import NoteCode
 from tare.bench.disturbance import DisturbanceMeter
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError, lack_of_descriptors
 from tare.bench.interfaces import Backend, Instance, Workload
-from tare.bench.limits_met import LimitsMet, have_failed, raise_if_failed
-from tare.bench.model import Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric, Usage
+from tare.bench.limits_met import add_usage, have_failed, raise_if_failed
+from tare.bench.model import Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric
 from tare.bench.records import Event, EventKind, HistogramRecord, PlannedInstance, Sample
 from tare.bench.store import RunStore
 from tare.bench.suite import Scenario, Suite
@@ -114,20 +114,20 @@ class Runner:
         cell = planned.cell
         self._event(EventKind.INSTANCE_STARTED, name, planned)
         meter = DisturbanceMeter(self.suite.envelope.cpus)
-        limits_met = LimitsMet()
+        usage: dict[str, float] = {}
         failure: str | None = None
         details: dict[str, Any] = {}
         try:
             if cell.backend not in self.backends:
                 raise BackendError(f"not available: {self.unavailable[cell.backend]}")  # noqa: TRY301 - as any failure
             scenario = self._scenarios[cell.subject]
-            scenario.experiment().run(_LiveRun(self, planned, name, scenario, meter, limits_met))
+            scenario.experiment().run(_LiveRun(self, planned, name, scenario, meter, usage))
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - a defect of a plug-in fails its cell, not the run
             failure, details = _failure_of(error)
         kind = EventKind.INSTANCE_DONE if failure is None else EventKind.INSTANCE_FAILED
-        details |= {"disturbance": meter.result(), "usage": limits_met.totals}
+        details |= {"disturbance": meter.result(), "usage": usage}
         self._event(kind, name, planned, failure or "", details)
         self.store.sync()
         return failure
@@ -153,13 +153,14 @@ class _LiveRun:
         name: str,
         scenario: Scenario,
         meter: DisturbanceMeter,
-        limits_met: LimitsMet,
+        usage: dict[str, float],
     ) -> None:
+        """``usage`` is added to: over the instances of the cell, what stands in the event that ends it."""
         self._runner = runner
         self._planned = planned
         self._name = name
         self._meter = meter
-        self._limits_met = limits_met
+        self._usage = usage
         self._backend = runner.backends[planned.cell.backend]
         self._experiment = scenario.experiment
         self._warmup = scenario.sampling.warmup
@@ -188,9 +189,12 @@ class _LiveRun:
             try:
                 yield instance
             finally:
-                usage = _usage_of(instance)
+                usage = None
+                # Whatever is wrong with it, a failing instance must fail with its own reason.
+                with contextlib.suppress(Exception):
+                    usage = instance.usage()
                 self._meter.instance_ends(usage)
-                self._limits_met.add(usage)
+                add_usage(self._usage, usage)
 
     def expect_starts(self, at_once: int) -> None:
         self._backend.expect_starts(at_once)
@@ -263,14 +267,6 @@ def _failure_of(raised: Exception) -> tuple[str, dict[str, Any]]:
     if not isinstance(error, TareError):
         error = TareError(f"{type(error).__name__}: {error}")
     return error.message, {"evidence": error.evidence, "remedy": error.remedy, "kind": type(raised).__name__}
-
-
-def _usage_of(instance: Instance) -> Usage | None:
-    """What it cost, or None if it cannot be read: a failing instance must fail with its own reason."""
-    try:
-        return instance.usage()
-    except Exception:  # noqa: BLE001 - whatever is wrong shows where the experiment asks for it
-        return None
 
 
 def make_event(

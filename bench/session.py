@@ -189,6 +189,7 @@ class _Session:
         """Raises RunDirectoryError if a run that goes on began under other conditions."""
         suite, descriptions = self.suite, self.descriptions
         facts = (*read_facts(storage), *tuned_facts(journal_file(), HostRoots()))
+        bare = (name for name, one in descriptions.items() if one.kind is IsolationKind.BARE_METAL)
         of_backends = (found for description in descriptions.values() for found in description.confounds)
         workloads = {one.workload.name: one.workload for one in suite.scenarios if one.workload is not None}
         manifest = Manifest(
@@ -210,7 +211,7 @@ class _Session:
             metrics={f"{one.owner}/{metric.name}": metric for one in suite.scenarios for metric in one.metrics},
             planned_instances=len(make_design(suite)),
             command_line=tuple(sys.argv),
-            baseline=suite.file.report.baseline or _default_baseline(descriptions),
+            baseline=suite.file.report.baseline or (*bare, *descriptions)[0],
             workloads={name: WorkloadTraits(one.category, one.fixed_time) for name, one in workloads.items()},
             fingerprint=host_fingerprint(),
             experiments={one.experiment.name: one.experiment.traits for one in suite.scenarios},
@@ -269,12 +270,6 @@ def _describe(backend: Backend, image: Image, envelope: Envelope) -> BackendDesc
     if not isinstance(found, BackendDescription):
         raise BackendError(f"prepare() returned {found!r}, not a BackendDescription")
     return found
-
-
-def _default_baseline(backends: Mapping[str, BackendDescription]) -> str:
-    """Bare metal if there is any, else the first backend."""
-    bare = (name for name, description in backends.items() if description.kind is IsolationKind.BARE_METAL)
-    return next(bare, next(iter(backends)))
 
 
 def _refuse_other_conditions(path: Path, earlier: Manifest, now: Manifest) -> None:

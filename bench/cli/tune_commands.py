@@ -65,8 +65,10 @@ def apply_command(only: Sequence[str], cpus: str, *, as_json: bool) -> ExitCode:
     wishes = read_wishes(only)
     roots, chosen = HostRoots(), read_cpus(cpus)
     require_root()
-    if only:
-        _refuse_impossible(wishes, roots, chosen)
+    reasons = [(wish.setting, reason) for wish in wishes if (reason := obstacle(wish.setting, roots, chosen))]
+    if only and reasons:
+        listed = "; ".join(f"{setting.name}: {reason}" for setting, reason in reasons)
+        raise UnavailableError(f"cannot be changed here: {listed}", remedy="see `tare tune show` for what can")
     applied = Tuning(JournalFile(journal_file()), roots).apply(wishes, chosen)
     if as_json:
         typer.echo(json.dumps(_plain(applied), indent=2))
@@ -123,13 +125,6 @@ def read_cpus(text: str) -> frozenset[int]:
     if not cpus:
         raise typer.BadParameter("--cpus names no CPU")
     return cpus
-
-
-def _refuse_impossible(wishes: Sequence[Wish], roots: HostRoots, cpus: frozenset[int]) -> None:
-    reasons = [(wish.setting, reason) for wish in wishes if (reason := obstacle(wish.setting, roots, cpus))]
-    if reasons:
-        listed = "; ".join(f"{setting.name}: {reason}" for setting, reason in reasons)
-        raise UnavailableError(f"cannot be changed here: {listed}", remedy="see `tare tune show` for what can")
 
 
 def _applied_lines(applied: Applied) -> list[str]:

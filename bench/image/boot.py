@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.errors import ImageError
-from tare.bench.image.guest import InitProgram, InitramfsEntry, ModuleFile, compile_init, initramfs_entries
+from tare.bench.image.guest import compile_init, module_files
 from tare.bench.image.recipe import Recipe
 from tare.bench.image.rootfs import run_mmdebstrap
 from tare.bench.image.tools import ImageBuildError, Runner
@@ -80,12 +80,11 @@ def _locate(unpacked: Path, package: str, package_version: str, runner: Runner) 
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One file of an archive; ``mode`` holds the type too. ``device`` is (major, minor) of a device node."""
+    """A file or folder of an archive; ``mode`` holds the type too."""
 
     path: str
     mode: int
     data: bytes = b""
-    device: tuple[int, int] = (0, 0)
 
 
 def pack(members: Sequence[Member]) -> bytes:
@@ -97,7 +96,7 @@ def pack(members: Sequence[Member]) -> bytes:
     for inode, member in enumerate([*members, Member("TRAILER!!!", 0)], start=1):
         name = member.path.encode() + b"\0"
         links = 2 if stat.S_ISDIR(member.mode) else 1
-        fields = (inode, member.mode, 0, 0, links, 0, len(member.data), 0, 0, *member.device, len(name), 0)
+        fields = (inode, member.mode, 0, 0, links, 0, len(member.data), 0, 0, 0, 0, len(name), 0)
         header = ("070701" + "".join(f"{value:08x}" for value in fields)).encode()
         parts += [_padded(header + name), _padded(member.data)]
     return b"".join(parts)
@@ -117,8 +116,12 @@ def make_initramfs(target: Path, kernel: Kernel, scratch: Path) -> None:
         raise ImageBuildError(
             f"the guest's init does not compile: {error.message}", remedy="apt-get install gcc libc6-dev"
         ) from error
-    entries = initramfs_entries((folder / "modules.dep").read_text(), (folder / "modules.builtin").read_text())
-    target.write_bytes(pack([_member(entry, program, folder) for entry in entries]))
+    files = module_files((folder / "modules.dep").read_text(), (folder / "modules.builtin").read_text())
+    members = [Member("init", stat.S_IFREG | 0o755, program.read_bytes()), Member("modules", stat.S_IFDIR | 0o755)]
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else (folder / content).read_bytes()
+        members.append(Member(f"modules/{name}", stat.S_IFREG | 0o644, data))
+    target.write_bytes(pack(members))
 
 
 def make_disk(target: Path, tree: Path, runner: Runner) -> None:
@@ -133,16 +136,3 @@ def make_disk(target: Path, tree: Path, runner: Runner) -> None:
         runner.run(argv, timeout_s=600, env={"SOURCE_DATE_EPOCH": str(newest)})
     except ToolFailedError as error:
         raise ImageBuildError(f"the guest's disk cannot be made: {error.message}") from error
-
-
-def _member(entry: InitramfsEntry, program: Path, modules: Path) -> Member:
-    match entry.content:
-        case None:
-            return Member(entry.path, stat.S_IFDIR | entry.mode)
-        case InitProgram():
-            data = program.read_bytes()
-        case ModuleFile(path):
-            data = (modules / path).read_bytes()
-        case bytes(data):
-            pass
-    return Member(entry.path, stat.S_IFREG | entry.mode, data)

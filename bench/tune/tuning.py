@@ -8,6 +8,7 @@ has read back as restored. So a kill at any point leaves a state that ``restore`
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -71,15 +72,12 @@ def write_value(path: Path, value: str) -> None:
         os.close(descriptor)
 
 
-class _Step(msgspec.Struct, frozen=True):
-    """One file to change or keep; ``now`` is what stands in it."""
+class _Step(NamedTuple):
+    """One file of a setting to change or keep; ``now`` is what stands in it."""
 
-    wish: Wish
+    setting: str
     target: Target
     now: str
-
-    def original(self) -> Original:
-        return Original(self.wish.setting.name, str(self.target.path), self.now)
 
 
 class Tuning:
@@ -106,15 +104,17 @@ class Tuning:
         obstacles = [(wish, obstacle(wish.setting, self.roots, cpus)) for wish in wishes]
         skipped = tuple((wish.setting.name, reason) for wish, reason in obstacles if reason)
         possible = [wish for wish, reason in obstacles if not reason]
-        plan = [_Step(wish, target, now) for wish in possible for target, now in self._differing(wish, cpus)]
-        touched = {step.wish.setting.name for step in plan}
+        plan = [_Step(wish.setting.name, *found) for wish in possible for found in self._differing(wish, cpus)]
+        touched = {step.setting for step in plan}
         already = tuple(wish.setting.name for wish in possible if wish.setting.name not in touched)
         if not plan:
             return Applied((), (), already, skipped)
         earlier = self._journal_of_this_boot()
         known = {original.path for original in earlier.originals}
-        new = [step.original() for step in plan if str(step.target.path) not in known]
-        wanted = {**earlier.wanted, **{step.wish.setting.name: step.wish.value for step in plan}}
+        found = (Original(step.setting, str(step.target.path), step.now) for step in plan)
+        new = [original for original in found if original.path not in known]
+        asked = {wish.setting.name: wish.value for wish in possible if wish.setting.name in touched}
+        wanted = {**earlier.wanted, **asked}
         self.journal.save(msgspec.structs.replace(earlier, originals=(*earlier.originals, *new), wanted=wanted))
         changed: list[Changed] = []
         refused: list[Refused] = []
@@ -157,8 +157,8 @@ class Tuning:
         ]
         return [*((target, value) for target, value in read if target.wanted is None), *differing] if differing else []
 
-    def _change(self, step: "_Step", changed: list[Changed], refused: list[Refused]) -> None:
-        name, path, wanted = step.wish.setting.name, step.target.path, step.target.wanted
+    def _change(self, step: _Step, changed: list[Changed], refused: list[Refused]) -> None:
+        name, path, wanted = step.setting, step.target.path, step.target.wanted
         if wanted is None:
             return
         # Noted before it is made: whatever interrupts the write, the change may be there.

@@ -3,18 +3,15 @@
 For the packer, everything there is to know:
 
 - ``compile_init(target)`` compiles the guest's one program, ``/init`` (static; see init.c and guest.h).
-- ``initramfs_entries(modules_dep, modules_builtin)`` says what the archive holds, in order, parents first. It is
-  pure: it takes the *text* of ``modules.dep`` (as ``depmod -b ROOT VERSION`` writes it) and ``modules.builtin``.
-- Each entry is a folder (``content`` is None), or a file whose bytes come from ``content``: an ``InitProgram``, a
-  ``ModuleFile`` (a path below ``lib/modules/VERSION``), or the bytes themselves. All belong to 0:0, with time 0.
+- ``module_files(modules_dep, modules_builtin)`` says what the archive holds in ``/modules``, in order. It is pure: it
+  takes the *text* of ``modules.dep`` (as ``depmod -b ROOT VERSION`` writes it) and ``modules.builtin``.
+- All files belong to 0:0, with time 0.
 - Pack it as an *uncompressed* newc cpio: QEMU hands it over by DMA, while an emulated guest takes longer to decompress
   than to copy. Module files go in as they are (Debian's are not compressed; ``UnsupportedKernelError`` otherwise).
 """
 
 import contextlib
 from pathlib import Path
-
-import msgspec
 
 from tare.bench.errors import ImageError
 from tare.bench.process import run
@@ -26,9 +23,6 @@ WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "overla
 
 OPTIONAL_MODULES = ("virtio_net", "virtio_scsi", "sd_mod", "virtiofs", "virtio_balloon")
 """Kernel modules that are loaded only where ``tare.modules`` on the kernel's command line names them."""
-
-CONSOLE_PREFIX = "tare: "
-"""How the guest's own lines on its console begin."""
 
 IMAGE_SERIAL = "tare-image"
 SCRATCH_SERIAL = "tare-scratch"
@@ -57,24 +51,6 @@ class UnsupportedKernelError(ImageError):
     """A kernel package that lacks a module, or has it in a form that the guest cannot load."""
 
 
-class InitProgram(msgspec.Struct, frozen=True):
-    """The bytes that ``compile_init`` made."""
-
-
-class ModuleFile(msgspec.Struct, frozen=True):
-    """The bytes of a kernel module, by its path below ``lib/modules/VERSION``."""
-
-    path: str
-
-
-class InitramfsEntry(msgspec.Struct, frozen=True):
-    """One file or folder of the initramfs. ``path`` has no leading slash; ``mode`` holds permissions only."""
-
-    path: str
-    mode: int
-    content: InitProgram | ModuleFile | bytes | None
-
-
 def compile_init(target: Path) -> None:
     """Compile the guest's program to ``target``. Raises MissingToolError (gcc) and ToolFailedError."""
     warnings = ("-Wall", "-Wextra", "-Werror")
@@ -82,20 +58,17 @@ def compile_init(target: Path) -> None:
     run(["gcc", "-std=gnu11", "-Os", *warnings, "-static", "-s", "-o", str(target), *sources], timeout_s=120)
 
 
-def initramfs_entries(modules_dep: str, modules_builtin: str) -> tuple[InitramfsEntry, ...]:
-    """What the initramfs holds, for a kernel with these modules. Raises UnsupportedKernelError."""
+def module_files(modules_dep: str, modules_builtin: str) -> dict[str, bytes | Path]:
+    """The files in ``/modules`` by name: what is in each, or the module's path below ``lib/modules/VERSION``.
+
+    Raises UnsupportedKernelError.
+    """
     modules = order_modules(modules_dep, modules_builtin, WANTED_MODULES)
     further = optional_modules(modules_dep, modules_builtin)
     order = "".join(f"{Path(module).name}\n" for module in modules)
     optional = "".join(" ".join([name, *(Path(path).name for path in paths)]) + "\n" for name, paths in further.items())
-    files = dict.fromkeys([*modules, *(path for paths in further.values() for path in paths)])
-    return (
-        InitramfsEntry("init", 0o755, InitProgram()),
-        InitramfsEntry("modules", 0o755, None),
-        InitramfsEntry("modules/order", 0o644, order.encode()),
-        InitramfsEntry("modules/optional", 0o644, optional.encode()),
-        *(InitramfsEntry(f"modules/{Path(path).name}", 0o644, ModuleFile(path)) for path in files),
-    )
+    files = map(Path, [*modules, *(path for paths in further.values() for path in paths)])
+    return {"order": order.encode(), "optional": optional.encode(), **{path.name: path for path in files}}
 
 
 def optional_modules(modules_dep: str, modules_builtin: str) -> dict[str, tuple[str, ...]]:
