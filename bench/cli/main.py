@@ -140,7 +140,7 @@ def compare(
         if sum(one is not None for one in (other, backends, by)) != 1:
             raise typer.BadParameter("name a second run, or --backends A B, or --by PARAM A B")
         request = ComparisonRequest(run, other, backends, by, tuple(allow or ()), margin)
-        compare_command(request, form, output or Path("-"))
+        compare_command(request, form, output)
 
 
 @app.command()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,7 +23,7 @@ from tare.bench.capacity.instances import Basis, InstanceType, make_type
 from tare.bench.capacity.packing import Demand, Packing, pack
 from tare.bench.capacity.plan import HostPlan, Use, plan_host
 from tare.bench.capacity.words import host_sentence, instances_words, interval_words, notes_of, plan_notes
-from tare.bench.cli.output import whole_file
+from tare.bench.cli.output import chosen_output, say_where, whole_file
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, UnknownNameError
 from tare.bench.records import Manifest
@@ -70,6 +69,7 @@ def plan_command(request: PlanRequest) -> ExitCode:
     if request.form not in FORMS:
         raise UnknownNameError(f"a plan has no form {request.form!r}; there are: {', '.join(FORMS)}")
     plan = make_plan(request)
+    output = chosen_output(request.output)
     if request.form == "table" and request.output is None:
         print_plan(Console(soft_wrap=not sys.stdout.isatty()), plan)
         return ExitCode.OK
@@ -80,11 +80,9 @@ def plan_command(request: PlanRequest) -> ExitCode:
             text = plan_markdown(plan)
         case _:
             text = plan_text(plan)
-    output = request.output or Path("-")
     with whole_file(output) as part:
         part.write_text(text, "utf-8")
-    if str(output) != "-":
-        typer.echo(str(output))
+    say_where(output)
     return ExitCode.OK
 
 

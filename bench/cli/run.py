@@ -4,10 +4,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 
-from tare.bench.cli.output import terminal_width, whole_file
+from tare.bench.cli.output import STDOUT, chosen_output, say_where, terminal_width, whole_file
 from tare.bench.errors import ExitCode, RunDirectoryError, UnknownNameError
 from tare.bench.progress import RunDisplay
 from tare.bench.registry import find_reporters
@@ -48,7 +47,7 @@ def run_command(
     html = result.path / "report.html"
     if report:
         write_report(results, "html", html)
-    write_report(results, "json" if as_json else "text", Path("-"))
+    write_report(results, "json" if as_json else "text", STDOUT)
     if not as_json:
         _print_ending(console, result, html if report else None)
     return exit_code(result)
@@ -58,17 +57,16 @@ def report_command(run: Path, form: str, output: Path | None) -> None:
     """Write one form of a run's report to its usual place, a file, or standard output."""
     results = _results_of(run)
     reporter = find_reporters().get(form)
-    if output is None:
-        output = Path("-") if form in _TO_STDOUT else run / f"report{reporter.suffix}"
-        if form in _SAMPLES:
-            output = run / f"samples{reporter.suffix}"
+    if output is not None or form in _TO_STDOUT:
+        output = chosen_output(output)
+    else:
+        output = run / f"{'samples' if form in _SAMPLES else 'report'}{reporter.suffix}"
     write_report(results, form, output)
-    if str(output) != "-":
-        typer.echo(str(output))
+    say_where(output)
 
 
-def compare_command(request: "ComparisonRequest", form: str, output: Path) -> None:
-    """Write a comparison to a file, or to standard output for ``-``."""
+def compare_command(request: "ComparisonRequest", form: str, output: Path | None) -> None:
+    """Write a comparison to a file, or to standard output for None and ``-``."""
     from tare.bench.analysis.comparison import compare_request
 
     reporter = find_reporters().get(form)
@@ -76,12 +74,11 @@ def compare_command(request: "ComparisonRequest", form: str, output: Path) -> No
         known = ", ".join(sorted(name for name, one in find_reporters().loaded.items() if one.compares))
         raise UnknownNameError(f"the form {form!r} has no comparison; these have: {known}")
     comparison = compare_request(request)
-    writer = reporter()
-    writer.width = terminal_width() if str(output) == "-" else None
+    writer, output = reporter(), chosen_output(output)
+    writer.width = terminal_width() if output == STDOUT else None
     with whole_file(output, reporter.suffix) as part:
         writer.write_comparison(comparison, part)
-    if str(output) != "-":
-        typer.echo(str(output))
+    say_where(output)
 
 
 def _results_of(run: Path) -> "RunResults":
@@ -94,7 +91,7 @@ def _results_of(run: Path) -> "RunResults":
 def write_report(results: "RunResults", form: str, output: Path) -> None:
     """Write a report to a file, complete or not at all; ``-`` is standard output."""
     reporter = find_reporters().get(form)()
-    reporter.width = terminal_width() if str(output) == "-" else None
+    reporter.width = terminal_width() if output == STDOUT else None
     again = f"tare report {results.run.path} --format {form} --output FILE"
     remedy = f"the run itself is kept; write the report again with `{again}`"
     with whole_file(output, reporter.suffix, remedy=remedy) as part:
