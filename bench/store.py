@@ -188,7 +188,7 @@ def load_manifest(path: Path, warnings: list[str] | None = None) -> Manifest:
         ) from None
     except OSError as error:
         raise RunDirectoryError(f"{file}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise RunDirectoryError(f"{file} is not a manifest of tare: it is damaged or something else") from None
     if version > SCHEMA_VERSION:
         raise RunDirectoryError(

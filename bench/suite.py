@@ -31,6 +31,9 @@ from tare.bench.suite_file import (
 )
 from tare.bench.units import format_size
 
+_MOST_INSTANCES = 1_000_000
+"""Instances of a run: at a millisecond each they would take a quarter of an hour, at a minute two years."""
+
 
 class BackendChoice(msgspec.Struct, frozen=True):
     """A backend of the suite, its class and its checked options; ``key`` is its section's in the file."""
@@ -211,6 +214,7 @@ class _Resolver:
         self._check_precision("sampling", file.sampling)
         choices = tuple(self._backends(variants, backends))
         scenarios = tuple(self._scenarios(workloads))
+        self._check_size(choices, scenarios)
         self._check_metrics(scenarios)
         self._check_servers(choices, scenarios)
         file = msgspec.structs.replace(
@@ -307,6 +311,9 @@ class _Resolver:
         stated = {name: value for name, value in own.items() if value is not None}
         sampling = msgspec.structs.replace(self.file.sampling, **stated)
         self._check_precision(key, sampling)
+        for name, values in {"params": section.params, "options": section.options}.items():
+            if empty := [one for one, value in values.items() if value == []]:
+                raise self.refusal(f"{key}.{name}.{empty[0]}", "is a list without a value")
         choices = [
             (chosen, convert(chosen, experiment.Options, self.path, f"{key}.options"))
             for chosen in _each_combination(section.options)
@@ -345,6 +352,13 @@ class _Resolver:
             raise self.refusal(f"{key}.max_blocks", f"must be at least {sampling.blocks}, as many as blocks")
         if most is not None and precision is None:
             raise self.refusal(f"{key}.max_blocks", "is allowed only together with a precision")
+
+    def _check_size(self, choices: Sequence[BackendChoice], scenarios: Sequence[Scenario]) -> None:
+        """The design, which is held in memory, fits there."""
+        instances = len(choices) * sum(one.sampling.blocks * one.sampling.instances for one in scenarios)
+        if instances > _MOST_INSTANCES:
+            problem = f"the blocks and instances of all cells make {instances}, more than the {_MOST_INSTANCES} allowed"
+            raise self.refusal("sampling", problem, "lower blocks or instances")
 
     def _check_metrics(self, scenarios: Sequence[Scenario]) -> None:
         """Every metric that the suite says something about is one that its experiments measure."""

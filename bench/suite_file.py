@@ -20,6 +20,8 @@ from tare.bench.units import ByteRate, Duration, Size, decode_quantity
 _T = TypeVar("_T")
 
 Count = Annotated[int, Meta(ge=1)]
+CpuCount = Annotated[int, Meta(ge=1, le=8192, description="the most that Linux has")]
+Name = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", description="text without control characters")]
 Share = Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.02")]
 Quantile = Annotated[float, Meta(gt=0, lt=1)]
 Precision = Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.02, or 0: no precision")]
@@ -32,7 +34,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SuiteHead(Section, frozen=True):
     """``[suite]``: what the report is called and says it asks."""
 
-    name: str
+    name: Name
     description: str = ""
 
 
@@ -49,7 +51,7 @@ class EnvelopeSection(Section, frozen=True):
     ``cpus`` is a number of CPUs, or a list of host CPU numbers; ``storage`` a folder.
     """
 
-    cpus: Count | Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = 1
+    cpus: CpuCount | Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = 1
     memory_bytes: Size = field(default=Size("512MiB"), name="memory")
     scratch_bytes: Size = field(default=Size("256MiB"), name="scratch")
     pids_max: Annotated[int, Meta(ge=16)] = field(default=512, name="pids")
@@ -107,7 +109,7 @@ class BackendSection(Section, frozen=True):
     """``[[backend]]``: ``type`` is a registered backend, ``name`` what this suite calls it (the type unless given)."""
 
     type: str
-    name: str = ""
+    name: Name = ""
     options: Mapping[str, Any] = {}
 
 
@@ -153,7 +155,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SuiteError(str(path), "there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError(str(path), f"cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise SuiteError(str(path), "has tables or lists that are nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, and what int() says of thousands of digits
         raise SuiteError(str(path), f"is not TOML: {error}") from None
 
 

@@ -41,7 +41,7 @@ def typed_values(option: str, given: Sequence[str]) -> dict[str, Any]:
 def _typed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -22,7 +22,7 @@ from tare.bench.records import (
     RunStatus,
     Sample,
 )
-from tare.bench.store import RunStore, attempt_of, done_instances, load_histograms, load_run
+from tare.bench.store import RunStore, attempt_of, done_instances, load_histograms, load_manifest, load_run
 from tare.bench.stored import upgraded
 from tare.bench.units import Unit
 
@@ -226,6 +226,12 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="Not a directory"):
         RunStore(tmp_path / "file" / "run", MANIFEST)
+
+
+def test_a_manifest_nested_too_deeply_is_damaged(tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(RunDirectoryError, match="damaged"):
+        load_manifest(tmp_path)
 
 
 def test_the_manifest_is_replaced_whole(tmp_path):

@@ -128,7 +128,11 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (('memory = "64MiB"', 'io_write_bytes_per_s = "1KiB"'), "envelope.io_write_bytes_per_s", "at least 4096"),
         (('memory = "64MiB"', "io_read_ops_per_s = 0"), "envelope.io_read_ops_per_s", "at least 1"),
         (('memory = "64MiB"', "io_write_ops_per_s = -5"), "envelope.io_write_ops_per_s", "at least 1"),
+        (('memory = "64MiB"', "cpus = 9223372036854775807"), "envelope.cpus", "from 1 to 8192"),
         (("blocks = 2", "blocks = 0"), "sampling.blocks", "at least 1"),
+        (("blocks = 2", "blocks = 1000000000000"), "sampling", "more than the 1000000 allowed"),
+        (('name = "faster"', 'name = "\\u001b[2J"'), "backend[1].name", "text without control characters"),
+        (("size = [1, 2]", "size = []"), "experiment[1].params.size", "list without a value"),
         (("blocks = 2", 'blocks = "two"'), "sampling.blocks", "int"),
         (("blocks = 2", "seed = -1"), "sampling.seed", "at least 0"),
         (('type = "fake"\n[[', 'type = "docker"\n[['), "backend[0].type", "there are: broken, fake"),
@@ -163,6 +167,11 @@ def test_whatever_is_wrong_is_named_with_its_key(tmp_path, change, place, proble
     error = refusal(tmp_path, GOOD.replace(*change))
     assert error.place.endswith(f": {place}")
     assert problem in error.message
+
+
+@pytest.mark.parametrize(("value", "problem"), [("1" * 5000, "is not TOML"), ("[" * 5000, "nested too deeply")])
+def test_what_no_toml_reader_takes_is_refused(tmp_path, value, problem):
+    assert problem in refusal(tmp_path, GOOD.replace("blocks = 2", f"blocks = {value}")).message
 
 
 def test_a_suite_is_resolved_without_a_look_at_a_host_and_then_bound_to_any(tmp_path, monkeypatch):
