@@ -8,6 +8,7 @@ samples of the blocks before it and from nothing else, so a run that is resumed 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -113,7 +114,7 @@ class Sampler:
         if not plan:
             self.ending = SamplingEnd.BLOCKS
             return []
-        expected = sum(self._expected_s(planned.cell.key) for planned in plan)
+        expected = sum(fmean(self._seconds[planned.cell.key] or [0.0]) for planned in plan)
         if self._spent_s + expected > self._budget_s and not any(one.identifier in begun for one in plan):
             self.ending = SamplingEnd.TIME
             return []
@@ -177,10 +178,6 @@ class Sampler:
         cells = {cell for choice in self._suite.backends if (cell := scenario.cell(choice.name).key) in wanting}
         names = [choice.name for choice in self._suite.backends]
         return cells | {scenario.cell(self._baseline).key} if cells and self._baseline in names else cells
-
-    def _expected_s(self, cell: str) -> float:
-        seen = self._seconds.get(cell)
-        return sum(seen) / len(seen) if seen else 0.0
 
 
 class _Growing:

@@ -165,16 +165,15 @@ def disturbance_of(event: Event, started_s: float | None) -> Disturbance | None:
 
 def _lowest_frequency(cpus: Iterable[int], roots: HostRoots) -> float | None:
     """In Hz; cpufreq has kHz."""
-    texts = (find_text(roots.sys / _CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus)
-    told = [int(text) * 1e3 for text in texts if text and text.isdigit()]
-    return min(told, default=None)
+    told = _numbers(cpus, roots, "cpufreq/scaling_cur_freq")
+    return min(told) * 1e3 if told else None
 
 
 def _throttles(cpus: Iterable[int], roots: HostRoots) -> int | None:
-    found = [
-        text
-        for cpu in cpus
-        for name in ("core_throttle_count", "package_throttle_count")
-        if (text := find_text(roots.sys / _CPUS / f"cpu{cpu}/thermal_throttle/{name}")) is not None
-    ]
-    return sum(int(text) for text in found) if found else None
+    told = _numbers(cpus, roots, "thermal_throttle/core_throttle_count", "thermal_throttle/package_throttle_count")
+    return sum(told) if told else None
+
+
+def _numbers(cpus: Iterable[int], roots: HostRoots, *names: str) -> list[int]:
+    texts = (find_text(roots.sys / _CPUS / f"cpu{cpu}" / name) for cpu in cpus for name in names)
+    return [int(text) for text in texts if text and text.isdigit()]

@@ -19,7 +19,7 @@ from tare.bench.analysis import analyse
 from tare.bench.catalogue import Builtin
 from tare.bench.disturbance import Disturbance
 from tare.bench.linux.cpus import CpuTimes, format_cpus, parse_cpus, read_cpu_times
-from tare.bench.linux.files import HERE, HostRoots
+from tare.bench.linux.files import HERE, HostRoots, find_text
 from tare.bench.linux.pressure import read_stalls
 from tare.bench.linux.processes import Status, read_statuses
 from tare.bench.model import Fact
@@ -294,22 +294,12 @@ def _siblings(cpus: frozenset[int], roots: HostRoots) -> frozenset[int]:
 
 def _interrupts(cpus: frozenset[int], roots: HostRoots) -> dict[str, int]:
     """How many interrupts of devices these CPUs have had, by number and name."""
-    try:
-        lines = (roots.proc / "interrupts").read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    columns = (
-        [
-            place
-            for place, name in enumerate(lines[0].split())
-            if name.removeprefix("CPU").isdigit() and int(name.removeprefix("CPU")) in cpus
-        ]
-        if lines
-        else []
-    )
+    head, *lines = (find_text(roots.proc / "interrupts") or "").splitlines() or [""]
+    wanted = {f"CPU{cpu}" for cpu in cpus}
+    columns = [place for place, name in enumerate(head.split()) if name in wanted]
     numbers = {folder.name for folder in irqs(roots)}
     found = {}
-    for line in lines[1:]:
+    for line in lines:
         number, _, rest = line.strip().partition(":")
         fields = rest.split()
         if number in numbers and len(fields) > max(columns, default=0):

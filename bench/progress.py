@@ -7,6 +7,7 @@ there is a like one, of a prior from the workload's own idea of its duration.
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Self
 
 from rich.console import Console
@@ -50,11 +51,9 @@ class TimeLeft:
         return sum(self._one(planned) for planned in self._left)
 
     def _one(self, planned: PlannedInstance) -> float:
-        seen = self._seen.get(planned.cell.key)
-        if seen:
-            return sum(seen) / len(seen)
-        overheads = self._by_backend.get(planned.cell.backend)
-        overhead = sum(overheads) / len(overheads) if overheads else _PRIOR_START_S
+        if seen := self._seen[planned.cell.key]:
+            return fmean(seen)
+        overhead = fmean(self._by_backend[planned.cell.backend] or [_PRIOR_START_S])
         return self._prior.get(planned.cell.subject, 0.0) + overhead
 
 

@@ -17,7 +17,7 @@ DEFAULT_MARGIN = 0.02
 
 
 class MetricSettings(msgspec.Struct, frozen=True):
-    """The margin of a metric, and the quantiles over iterations that are estimated beside its median."""
+    """The margin of a metric, and the quantiles over iterations, rising, that are estimated beside its median."""
 
     margin: float = DEFAULT_MARGIN
     quantiles: tuple[float, ...] = ()
@@ -29,16 +29,14 @@ def settings_of(suite: Mapping[str, Any], owner: str, metric: str, *, margin: fl
     Runs from before there were such sections have the defaults.
     """
     sections = suite.get("metric") or {}
-    own = {**sections.get(metric, {}), **_stated(sections.get(f"{owner}/{metric}", {}))}
+    precise = sections.get(f"{owner}/{metric}", {}).items()
+    own = {**sections.get(metric, {}), **{name: value for name, value in precise if value not in (None, (), [])}}
     stated = own.get("margin")
     if stated is None:
         stated = (suite.get("report") or {}).get("margin", DEFAULT_MARGIN)
-    return MetricSettings(stated if margin is None else margin, quantiles_of(own.get("quantile", ())))
-
-
-def quantiles_of(given: float | Sequence[float]) -> tuple[float, ...]:
-    """One quantile or several, rising and each once."""
-    return (float(given),) if isinstance(given, (int, float)) else tuple(sorted(set(given)))
+    given = own.get("quantile", ())
+    quantiles = [float(given)] if isinstance(given, (int, float)) else sorted(set(given))
+    return MetricSettings(stated if margin is None else margin, tuple(quantiles))
 
 
 def leading_metric(traits: ExperimentTraits, measured: Sequence[str]) -> str | None:
@@ -58,8 +56,3 @@ def leading_metric(traits: ExperimentTraits, measured: Sequence[str]) -> str | N
 def is_among(names: Iterable[str], metric: str) -> bool:
     """Whether traits name a metric: in full, or by a beginning that ends with a dot."""
     return any(metric == name or (name.endswith(".") and metric.startswith(name)) for name in names)
-
-
-def _stated(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section says, without what it leaves open."""
-    return {name: value for name, value in section.items() if value not in (None, (), [])}

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -83,20 +83,18 @@ class RunStore:
 
     def add_sample(self, sample: Sample) -> None:
         """Append a sample, without its host. It is on disk after the next ``sync``."""
-        with _named_failures(self.path):
-            _append(self._samples, msgspec.structs.replace(sample, host=""))
+        self._append(self._samples, msgspec.structs.replace(sample, host=""))
 
     def add_event(self, event: Event) -> None:
         """Append an event. It is on disk after the next ``sync``, the end of an instance only after all else of it."""
-        with _named_failures(self.path):
-            if event.kind in _ENDED:
+        if event.kind in _ENDED:
+            with _named_failures(self.path):
                 self._sync_data()
-            _append(self._events, event)
+        self._append(self._events, event)
 
     def add_histogram(self, record: HistogramRecord) -> None:
         """Append a distribution. It is on disk after the next ``sync``."""
-        with _named_failures(self.path):
-            _append(self._histograms, record)
+        self._append(self._histograms, record)
 
     def add_raw(self, instance: str, name: str, completed: Completed) -> str:
         """Keep a command's whole output, compressed; returns its name relative to the run directory.
@@ -118,6 +116,14 @@ class RunStore:
         with _named_failures(self.path):
             self._sync_data()
             os.fsync(self._events)
+
+    def _append(self, descriptor: int, record: msgspec.Struct) -> None:
+        line = msgspec.json.encode(record) + b"\n"
+        with _named_failures(self.path):
+            written = os.write(descriptor, line)
+            if written != len(line):  # a full disk takes a part: the rest of the line fails loudly
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _sync_data(self) -> None:
         while self._unsynced:
@@ -214,17 +220,10 @@ def done_instances(events: list[Event]) -> set[str]:
 
 
 def _replaced_attempts(measured: Iterable[str], events: list[Event]) -> set[str]:
-    latest: dict[str, int] = {}
-    started = {event.instance for event in events if event.kind is EventKind.INSTANCE_STARTED}
-    for instance in started:
-        planned, attempt = attempt_of(instance)
-        latest[planned] = max(attempt, latest.get(planned, 1))
-    replaced = set()
-    for instance in measured:
-        planned, attempt = attempt_of(instance)
-        if attempt < latest.get(planned, 1):
-            replaced.add(instance)
-    return replaced
+    started = (attempt_of(event.instance) for event in events if event.kind is EventKind.INSTANCE_STARTED)
+    latest = dict(sorted(started))  # of several attempts the last stays
+    attempts = {instance: attempt_of(instance) for instance in measured}
+    return {instance for instance, (planned, attempt) in attempts.items() if attempt < latest.get(planned, 1)}
 
 
 def _open_for_append(path: Path) -> int:
@@ -234,14 +233,6 @@ def _open_for_append(path: Path) -> int:
     if content and not content.endswith(b"\n"):
         os.ftruncate(descriptor, content.rfind(b"\n") + 1)
     return descriptor
-
-
-def _append(descriptor: int, record: Any) -> None:
-    line = msgspec.json.encode(record) + b"\n"
-    written = os.write(descriptor, line)
-    if written != len(line):  # a full disk takes a part: the rest of the line fails loudly
-        os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextlib.contextmanager

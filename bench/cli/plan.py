@@ -98,13 +98,17 @@ def make_plan(request: PlanRequest) -> Plan:
         raise SuiteError("--instances", f"must be 1 or more, not {request.instances}")
     loaded = [_load(path) for path in request.runs]
     _check_backends(request.backends, loaded)
+    try:
+        basis = Basis(request.basis)
+    except ValueError:
+        raise SuiteError("--basis", f"there is no {request.basis!r}; there are: {', '.join(Basis)}") from None
     host = _host(request, loaded[0][0].manifest)
     types = [
         make_type(
             result,
             run.manifest,
             str(run.path),
-            basis=_basis(request.basis),
+            basis=basis,
             cpu_by_limit=Resource.CPU in host.overcommit,
             raised=request.raised,
         )
@@ -176,13 +180,6 @@ def _check_backends(names: Sequence[str], loaded: Sequence[tuple[LoadedRun, Sequ
             raise UnknownNameError(
                 f"no ramp of the backend {name!r} is in what was named; there are: {', '.join(known)}"
             )
-
-
-def _basis(name: str) -> Basis:
-    try:
-        return Basis(name)
-    except ValueError:
-        raise SuiteError("--basis", f"there is no {name!r}; there are: {', '.join(Basis)}") from None
 
 
 def _host(request: PlanRequest, manifest: Manifest) -> HostType:

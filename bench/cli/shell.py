@@ -33,7 +33,8 @@ def shell_command(request: InstanceRequest, argv: tuple[str, ...]) -> int:
             f"{name} does not offer a terminal",
             remedy=f"use `tare exec {name} -- COMMAND`, or `tare shell` with bare-metal or native",
         )
-    _require_terminal()
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise TareError("a shell needs a terminal, and standard input or output is not one", remedy="use `tare exec`")
     with start_instance(suite, request.image) as (instance, root):
         program = argv or (_find_shell(root),)
         with _start_raw_terminal() as terminal:
@@ -125,16 +126,9 @@ def _type(pty: int, typed: bytes) -> bytes:
         return b""
 
 
-def _require_terminal() -> None:
-    """Raises TareError if standard input or output is no terminal."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise TareError("a shell needs a terminal, and standard input or output is not one", remedy="use `tare exec`")
-
-
 @contextlib.contextmanager
 def _start_raw_terminal() -> Iterator[_UserTerminal]:
-    """The terminal of `tare` in raw mode, and as it was before on every way out. Raises TareError if there is none."""
-    _require_terminal()
+    """The terminal of `tare` in raw mode, and as it was before on every way out."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
     saved = termios.tcgetattr(keyboard)
     try:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from email import message_from_string
 from pathlib import Path
 
 from tare.bench.errors import ImageError, MissingToolError
@@ -290,21 +291,11 @@ def _stanzas(apt_folder: Path) -> Iterator[Mapping[str, str]]:
 
 
 def _parse_deb822(text: str) -> Iterator[Mapping[str, str]]:
-    for block in re.split(r"\n\s*\n", text):
-        fields: dict[str, str] = {}
-        last = ""
-        for line in block.splitlines():
-            if line.startswith("#"):
-                continue
-            if line[:1] in " \t" and last:
-                fields[last] += f"\n{line}"
-            elif ":" in line:
-                name, _, value = line.partition(":")
-                last = _OPTIONS.get(name.strip().lower(), name.strip())
-                fields[last] = value.strip()
-        enabled = fields.get("Enabled", "yes").lower() not in ("no", "false", "0")
-        if enabled and "deb" in fields.get("Types", "").split():
-            yield fields
+    for block in re.split(r"\n\s*\n", re.sub(r"(?m)^#.*\n?", "", text)):
+        stanza = message_from_string(block.strip("\n"))  # the form of a mail's header
+        enabled = stanza.get("Enabled", "yes").strip().lower() not in ("no", "false", "0")
+        if enabled and "deb" in stanza.get("Types", "").split():
+            yield {name: stanza[name].strip(" \t") for name in _WANTED if name in stanza}
 
 
 def _parse_one_line(text: str) -> Iterator[Mapping[str, str]]:
