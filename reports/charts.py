@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +18,7 @@ from tare.bench.analysis import CellResult, MeasuredBackend, Row
 from tare.bench.catalogue import BootMetric
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line
-from tare.bench.units import Unit
+from tare.bench.units import Unit, format_value
 from tare.reports.wording import says_nothing
 
 if TYPE_CHECKING:
@@ -203,32 +203,57 @@ def _distribution(row: Row, x: "alt.X", divisors: list[float], unit: str, identi
     return finished(chart, {name: rows for name, rows in data.items() if rows}, identifier)
 
 
-def phase_chart(phases: list[tuple[str, float]], place: int, identifier: str) -> Chart:
-    """One backend's start as a bar of its parts. ``phases`` are names with seconds, as in ``PHASES`` and ``PARTS``."""
+class PartsBar(msgspec.Struct, frozen=True):
+    """A whole drawn as a bar of its parts: each with its size in words and in base units.
+
+    ``what`` was measured on the backend; ``name`` is unique in the page.
+    """
+
+    backend: MeasuredBackend
+    what: str
+    total: str
+    words: str
+    name: str
+    chart: Chart
+    parts: list[tuple[str, str, float]]
+
+
+def parts_bar(
+    backend: MeasuredBackend,
+    parts: list[tuple[str, float]],
+    unit: Unit,
+    strengths: Mapping[str, float],
+    name: str,
+    *,
+    words: str = "",
+    what: str = "",
+) -> PartsBar:
+    """A bar of ``parts`` (names with sizes in ``unit``), each in its strength; without ``words``, they are listed."""
     import altair as alt
 
-    strengths = {name: strength for _, name, strength in itertools.chain(PHASES, *PARTS.values())}
-    scale = display_scale(Unit.SECOND, sum(seconds for _, seconds in phases))
+    total = sum(size for _, size in parts)
+    shown = [(part, format_value(size, unit), size) for part, size in parts]
+    scale = display_scale(unit, total)
     rows, start = [], 0.0
-    for name, seconds in phases:
-        end = start + seconds / scale.factor
-        rows.append({"p": name, "s": start, "e": end, "v": f"{seconds / scale.factor:.3g} {scale.unit}"})
+    for part, text, size in shown:
+        end = start + size / scale.factor
+        rows.append({"p": part, "s": start, "e": end, "v": text})
         start = end
-    bars = named("phases").mark_bar(height=22, color=accent(place), aria=False)
+    bars = named("parts").mark_bar(height=22, color=accent(backend.place), aria=False)
     chart = bars.encode(
         x=alt.X("s:Q", title=scale.unit, axis=alt.Axis(tickCount=6, grid=True), scale=alt.Scale(nice=True, zero=True)),
         x2="e:Q",
         opacity=alt.Opacity(
             "p:O",
             legend=None,
-            # Said, because for an opacity the usual one spreads the names evenly between two ends.
+            # Stated, because the default scale of an opacity spreads the names evenly between two ends.
             scale=alt.Scale(type="ordinal", domain=list(strengths), range=list(strengths.values())),
         ),
-        tooltip=[alt.Tooltip("p:N", title="phase"), alt.Tooltip("v:N", title="time")],
-    )
-    return finished(
-        chart.properties(width="container", height=30), {"phases": rows}, identifier, width=STATIC_PHASE_WIDTH
-    )
+        tooltip=[alt.Tooltip("p:N", title="part"), alt.Tooltip("v:N", title="size")],
+    ).properties(width="container", height=30)
+    drawn = finished(chart, {"parts": rows}, name, width=STATIC_PHASE_WIDTH)
+    words = words or ", ".join(f"{part} {text}" for part, text, _ in shown)
+    return PartsBar(backend, what, format_value(total, unit), words, name, drawn, shown)
 
 
 def look_of(backends: list[MeasuredBackend], *, named_above: bool = False) -> dict[str, Any]:

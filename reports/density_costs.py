@@ -1,14 +1,13 @@
 """What an instance of a ramp consists of, and why each ramp ended."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
 from tare.bench.analysis import Analysis, MeasuredBackend
 from tare.bench.analysis.density import DensityCell, DensityResult, Ending, InstanceCost
-from tare.bench.units import Unit, format_size
-from tare.reports.charts import STATIC_PHASE_WIDTH, Chart, accent, display_scale, finished, named
+from tare.bench.units import Unit
+from tare.reports.charts import PartsBar, parts_bar
 
 _PROCESS, _SHARED, _KERNEL = "process", "shared", "kernel"
 _GUEST, _TRANSLATED, _HYPERVISOR = "guest RAM", "translated code", "hypervisor"
@@ -24,46 +23,28 @@ _WORDS = {
 }
 
 
-class CostBar(msgspec.Struct, frozen=True):
-    """An instance's memory in its parts, each with its bytes; ``name`` is unique in the page."""
-
-    backend: MeasuredBackend
-    what: str
-    total: str
-    words: str
-    name: str
-    chart: Chart
-    parts: list[tuple[str, str, float]]
-
-
-class EndingLine(msgspec.Struct, frozen=True):
-    """How a ramp ended."""
-
-    backend: MeasuredBackend
-    what: str
-    ending: Ending
-
-
 class CostsView(msgspec.Struct, frozen=True):
-    """Costs and endings of a run's ramps; ``legend`` has the parts that occur, their strength and their meaning."""
+    """Costs and endings of a run's ramps; ``legend`` has the parts that occur, their strength and their meaning.
 
-    bars: list[CostBar]
+    An ending comes with its backend and what the instances did.
+    """
+
+    bars: list[PartsBar]
     legend: list[tuple[str, float, str]]
-    endings: list[EndingLine]
+    endings: list[tuple[MeasuredBackend, str, Ending]]
 
 
 def costs_view(analysis: Analysis) -> CostsView | None:
     """The costs by a run's ramps, or None without any."""
     backends = {backend.name: backend for backend in analysis.backends}
-    bars: list[CostBar] = []
-    endings: list[EndingLine] = []
+    bars: list[PartsBar] = []
+    endings: list[tuple[MeasuredBackend, str, Ending]] = []
     for number, result in enumerate(in_order(analysis)):
         cell = result.cell
         backend, what = backends[cell.backend], words_of(cell)
-        endings += [EndingLine(backend, what, ending) for ending in cell.endings]
-        parts = list(_parts(result.cost))
-        if parts:
-            bars.append(_bar(backend, what, parts, f"d{number}"))
+        endings += [(backend, what, ending) for ending in cell.endings]
+        if parts := list(_parts(result.cost)):
+            bars.append(parts_bar(backend, parts, Unit.BYTE, _STRENGTHS, f"d{number}", what=what))
     if not endings and not bars:
         return None
     present = {name for bar in bars for name, *_ in bar.parts}
@@ -102,31 +83,3 @@ def _parts(cost: InstanceCost) -> Iterator[tuple[str, float]]:
     for name, size in (*parts, (_KERNEL, kernel)):
         if size > 0:
             yield name, size
-
-
-def _bar(backend: MeasuredBackend, what: str, parts: list[tuple[str, float]], name: str) -> CostBar:
-    total = sum(size for _, size in parts)
-    words = ", ".join(f"{part} {format_size(size)}" for part, size in parts)
-    shown = [(part, format_size(size), size) for part, size in parts]
-    return CostBar(backend, what, format_size(total), words, name, _chart(parts, backend.place, name), shown)
-
-
-def _chart(parts: list[tuple[str, float]], place: int, identifier: str) -> Chart:
-    import altair as alt
-
-    scale = display_scale(Unit.BYTE, sum(size for _, size in parts))
-    rows: list[dict[str, Any]] = []
-    start = 0.0
-    for name, size in parts:
-        end = start + size / scale.factor
-        rows.append({"p": name, "s": start, "e": end, "v": format_size(size)})
-        start = end
-    names = [name for name, _ in parts]
-    # Said, because for an opacity the usual one spreads the names evenly between two ends.
-    strengths = alt.Scale(type="ordinal", domain=names, range=[_STRENGTHS[name] for name in names])
-    x = alt.X("s:Q", title=scale.unit, axis=alt.Axis(tickCount=6, grid=True), scale=alt.Scale(nice=True, zero=True))
-    tooltip = [alt.Tooltip("p:N", title="part"), alt.Tooltip("v:N", title="memory")]
-    bars = named("parts").mark_bar(height=22, color=accent(place), aria=False)
-    chart = bars.encode(x=x, x2="e:Q", opacity=alt.Opacity("p:O", legend=None, scale=strengths), tooltip=tooltip)
-    sized = chart.properties(width="container", height=30)
-    return finished(sized, {"parts": rows}, identifier, width=STATIC_PHASE_WIDTH)

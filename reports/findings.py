@@ -12,7 +12,7 @@ from tare.bench.readable import one_line
 from tare.bench.records import RunStatus
 from tare.bench.stats import Standing, Verdict
 from tare.bench.units import Unit, format_size, format_value
-from tare.reports.instances import HeatLine, heat_view, held_view
+from tare.reports.instances import HeatLine, heat_view, held_lines
 from tare.reports.wording import (
     as_large,
     format_estimate,
@@ -101,11 +101,11 @@ def _interference(analysis: Analysis) -> str:
 
 def _limits(analysis: Analysis) -> str:
     """Which limits let more through than they promised."""
-    view = held_view(analysis)
-    if view is None:
+    lines = held_lines(analysis)
+    if not lines:
         return ""
     by_verdict: dict[str, dict[str, list[str]]] = {"exceeded": {}, "uncertain": {}}
-    for line in view.lines:
+    for line in lines:
         if line.verdict in by_verdict:
             by_verdict[line.verdict].setdefault(line.limit, []).append(line.backend.label)
     said = [
@@ -115,11 +115,11 @@ def _limits(analysis: Analysis) -> str:
     ]
     short = [
         f"{line.backend.label} could use {line.ratio:.0%} of the {line.limit} that it was given"
-        for line in view.lines
+        for line in lines
         if line.limit == "memory" and line.ratio is not None and line.ratio < SHORT
     ]
     rest = "all others that were tried held" if said else "all that were tried held"
-    sure = "" if any(line.interval for line in view.lines) else " (by values alone: too few blocks for intervals)"
+    sure = "" if any(line.interval for line in lines) else " (by values alone: too few blocks for intervals)"
     return f"Limits{sure}: {'; '.join([*said, rest, *short])}."
 
 

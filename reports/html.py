@@ -30,7 +30,7 @@ from tare.reports.capacity import capacity_view
 from tare.reports.charts import chart_config, short_label
 from tare.reports.density_costs import costs_view
 from tare.reports.flags import Flag, flags_of
-from tare.reports.instances import heat_view, held_view, phase_view
+from tare.reports.instances import TOLERANCE, heat_view, held_lines, phase_view
 from tare.reports.published import published_views
 from tare.reports.samples import sample_frame
 from tare.reports.sections import SectionView, section_views
@@ -179,7 +179,8 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "capacity": capacity_view(analysis),
         "costs": costs_view(analysis),
         "heat": heat_view(analysis),
-        "held": held_view(analysis),
+        "held": held_lines(analysis),
+        "tolerance": f"{TOLERANCE:.0%}",
         "claims": claims.judge(analysis) if analysis.subjects else [],
         "published": published_views(analysis),
         "flags": _flag_views(flags, analysis),

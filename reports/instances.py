@@ -5,60 +5,37 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
-import numpy as np
 
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import RATIO_PREFIX, Builtin, LimitsMetric
 from tare.bench.model import Envelope
 from tare.bench.stats import Interval
 from tare.bench.units import Unit, format_duration, format_value
-from tare.reports.charts import PARTS, PHASES, Chart, phase_chart
+from tare.reports.charts import PARTS, PHASES, PartsBar, parts_bar
 from tare.reports.wording import describe, format_estimate, format_value_range
-
-
-class PhaseBar(msgspec.Struct, frozen=True):
-    """A backend's start in its ``parts``, which are names of ``PHASES`` and ``PARTS``."""
-
-    backend: MeasuredBackend
-    chart: Chart
-    parts: list[str]
-    name: str
-    total: str
-    words: str
-
-
-class PhaseTime(msgspec.Struct, frozen=True):
-    """A part of a start on one backend; ``seconds`` is None where it was not measured."""
-
-    text: str
-    interval: str
-    seconds: float | None
 
 
 class PhaseView(msgspec.Struct, frozen=True):
     """The start of an instance, backend by backend, and the times behind it.
 
     ``legend`` holds for each part its name, its strength and its description; ``times`` for each metric its name, its
-    description, and a time for each bar's backend.
+    description, and for each bar's backend a value, its interval, and the exact seconds (None if not measured).
     """
 
-    bars: list[PhaseBar]
+    bars: list[PartsBar]
     sentence: str
     legend: list[tuple[str, float, str]]
-    times: list[tuple[str, str, list[PhaseTime]]]
+    times: list[tuple[str, str, list[tuple[str, str, float | None]]]]
 
 
 def phase_view(analysis: Analysis) -> PhaseView | None:
     """The start phases of every backend that has all three, or None."""
     for subject in analysis.subjects:
         rows = {row.metric.name: row for row in subject.rows}
-        if not all(metric in rows for metric, _, _ in PHASES):
-            continue
-        bars = list(_phase_bars(rows))
-        if bars:
-            drawn = {name for bar in bars for name in bar.parts}
+        if bars := list(_phase_bars(rows)):
+            drawn = {name for bar in bars for name, *_ in bar.parts}
             legend = [
-                (name, strength, describe(rows[metric].metric))
+                (name, strength, _lowered(describe(rows[metric].metric)))
                 for metric, name, strength in itertools.chain(*((phase, *PARTS.get(phase[0], ())) for phase in PHASES))
                 if name in drawn
             ]
@@ -68,48 +45,43 @@ def phase_view(analysis: Analysis) -> PhaseView | None:
     return None
 
 
-def _phase_bars(rows: Mapping[str, Row]) -> Iterator[PhaseBar]:
-    for cell in rows[PHASES[0][0]].cells:
-        phases = _times_of(cell.backend, PHASES, rows)
-        if len(phases) != len(PHASES) or any(seconds < 0 for _, seconds in phases):
+def _phase_bars(rows: Mapping[str, Row]) -> Iterator[PartsBar]:
+    strengths = {name: strength for _, name, strength in itertools.chain(PHASES, *PARTS.values())}
+    by_backend: dict[MeasuredBackend, dict[str, float]] = {}
+    for metric, row in rows.items():
+        for cell in row.cells:
+            by_backend.setdefault(cell.backend, {})[metric] = cell.estimate.centre
+    for backend, centres in by_backend.items():
+        if not _are_known(PHASES, centres):
             continue
-        for place, (metric, _, _) in reversed(list(enumerate(PHASES))):
-            parts = _times_of(cell.backend, PARTS.get(metric, ()), rows)
-            if parts and len(parts) == len(PARTS[metric]) and all(seconds >= 0 for _, seconds in parts):
-                phases[place : place + 1] = parts
+        # A phase gives way to its parts on backends that report all of them.
+        drawn = [PARTS.get(one[0], ()) if _are_known(PARTS.get(one[0], ()), centres) else (one,) for one in PHASES]
+        phases = [(name, centres[metric]) for metric, name, _ in itertools.chain(*drawn)]
         total = sum(seconds for _, seconds in phases)
         longest = max(phases, key=lambda phase: phase[1])
-        name = f"p{cell.backend.place}"
         share = "most of it" if longest[1] > total / 2 else "the longest part"
         words = f"{format_duration(total)}, {share} {longest[0]} ({format_duration(longest[1])})"
-        chart = phase_chart(phases, cell.backend.place, name)
-        yield PhaseBar(cell.backend, chart, [part for part, _ in phases], name, format_duration(total), words)
+        yield parts_bar(backend, phases, Unit.SECOND, strengths, f"p{backend.place}", words=words)
 
 
-def _times_of(
-    backend: MeasuredBackend, phases: Sequence[tuple[str, str, float]], rows: Mapping[str, Row]
-) -> list[tuple[str, float]]:
-    """Those of these phases that the backend has a time for, by name."""
-    return [
-        (name, cell.estimate.centre)
-        for metric, name, _ in phases
-        if metric in rows
-        for cell in rows[metric].cells
-        if cell.backend == backend
-    ]
+def _are_known(phases: Sequence[tuple[str, str, float]], centres: Mapping[str, float]) -> bool:
+    """Whether there are such phases, and a time for each: noise can make one negative, and such a bar means nothing."""
+    return bool(phases) and all(centres.get(metric, -1.0) >= 0 for metric, *_ in phases)
 
 
-def _phase_times(row: Row, bars: list[PhaseBar]) -> tuple[str, str, list[PhaseTime]]:
-    cells = {cell.backend.name: cell.estimate for cell in row.cells}
-    times = []
-    for bar in bars:
-        found = cells.get(bar.backend.name)
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _phase_times(row: Row, bars: list[PartsBar]) -> tuple[str, str, list[tuple[str, str, float | None]]]:
+    cells = {cell.backend: cell.estimate for cell in row.cells}
+    times: list[tuple[str, str, float | None]] = []
+    for found in (cells.get(bar.backend) for bar in bars):
         if found is None:
-            times.append(PhaseTime("–", "", None))
+            times.append(("–", "", None))
             continue
         text = format_estimate(found.centre, found.low, found.high, row.metric.unit)
-        interval = format_value_range(found.low, found.high, row.metric.unit)
-        times.append(PhaseTime(text, interval, found.centre))
+        times.append((text, format_value_range(found.low, found.high, row.metric.unit), found.centre))
     return row.metric.name, describe(row.metric), times
 
 
@@ -125,7 +97,11 @@ _LIMITS = (
 
 
 class HeldLine(msgspec.Struct, frozen=True):
-    """One limit on one backend. ``verdict`` is ``held``, ``exceeded``, ``uncertain`` or ``not tried``."""
+    """One limit on one backend. ``verdict`` is ``held``, ``exceeded``, ``uncertain`` or ``not tried``.
+
+    ``ratio`` is the share of the limit that an instance obtained, with its ``interval`` in words; ``promised`` is the
+    limit, ``seen`` what a program inside reads as its size.
+    """
 
     backend: MeasuredBackend
     what: str
@@ -138,22 +114,18 @@ class HeldLine(msgspec.Struct, frozen=True):
     verdict: str
 
 
-class HeldView(msgspec.Struct, frozen=True):
-    """The limits of a run; ``tolerance`` is in words."""
-
-    lines: list[HeldLine]
-    tolerance: str
-
-
-def held_view(analysis: Analysis) -> HeldView | None:
-    """The limits of a run's ``limits`` cells, or None without any."""
-    lines = [
-        line
-        for subject in analysis.subjects
-        for name, reached, seen in _LIMITS
-        for line in _lines(subject, name, reached, seen, _promised(analysis.manifest.envelope))
-    ]
-    return HeldView(lines, f"{TOLERANCE:.0%}") if lines else None
+def held_lines(analysis: Analysis) -> list[HeldLine]:
+    """The limits of a run's ``limits`` cells."""
+    lines = []
+    promised = _promised(analysis.manifest.envelope)
+    for subject in analysis.subjects:
+        rows = {row.metric.name: {cell.backend: cell.estimate for cell in row.cells} for row in subject.rows}
+        for name, reached, seen in _LIMITS:
+            tried, seen_inside = rows.get(reached, {}), rows.get(seen, {})
+            for backend in dict.fromkeys((*tried, *seen_inside)):
+                found = tried.get(backend), seen_inside.get(backend)
+                lines.append(_line(backend, subject.workload, name, promised[name], *found))
+    return lines
 
 
 def _promised(envelope: Envelope) -> Mapping[str, str]:
@@ -167,48 +139,18 @@ def _promised(envelope: Envelope) -> Mapping[str, str]:
     }
 
 
-def _lines(subject: Subject, name: str, reached: str, seen: str, promised: Mapping[str, str]) -> list[HeldLine]:
-    rows = {row.metric.name: row for row in subject.rows}
-    sights = {cell.backend: cell for cell in rows[seen].cells} if seen in rows else {}
-    tries = {cell.backend: cell for cell in rows[reached].cells} if reached in rows else {}
-    return [
-        _line(subject, name, backend, tries.get(backend), sights.get(backend), promised.get(name, "–"))
-        for backend in dict.fromkeys((*tries, *sights))
-    ]
-
-
-def _verdict(found: Interval) -> str:
-    """By the whole interval; by the value where there is no interval."""
-    low, high = (found.centre if end is None else end for end in (found.low, found.high))
-    if high <= 1 + TOLERANCE:
-        return "held"
-    return "exceeded" if low > 1 + TOLERANCE else "uncertain"
-
-
 def _line(
-    subject: Subject,
-    name: str,
-    backend: MeasuredBackend,
-    tried: CellResult | None,
-    sight: CellResult | None,
-    promised: str,
+    backend: MeasuredBackend, what: str, limit: str, promised: str, tried: Interval | None, seen: Interval | None
 ) -> HeldLine:
-    found = None if tried is None else tried.estimate
-    verdict = "not tried" if found is None else _verdict(found)
-    interval = ""
-    if found is not None and found.low is not None and found.high is not None:
-        interval = f"{format_value(found.low, Unit.RATIO)} to {format_value(found.high, Unit.RATIO)}"
-    return HeldLine(
-        backend=backend,
-        what=subject.workload or "",
-        limit=name,
-        promised=promised,
-        seen="–" if sight is None else format_value(sight.estimate.centre, Unit.RATIO),
-        reached="–" if found is None else format_value(found.centre, Unit.RATIO),
-        interval=interval,
-        ratio=None if found is None else found.centre,
-        verdict=verdict,
-    )
+    """The verdict is by the whole interval; by the value where there is no interval."""
+    inside = "–" if seen is None else format_value(seen.centre, Unit.RATIO)
+    if tried is None:
+        return HeldLine(backend, what, limit, promised, inside, "–", "", None, "not tried")
+    low, high = (tried.centre if end is None else end for end in (tried.low, tried.high))
+    least, most, reached = (format_value(value, Unit.RATIO) for value in (low, high, tried.centre))
+    interval = "" if tried.low is None or tried.high is None else f"{least} to {most}"
+    verdict = "held" if high <= 1 + TOLERANCE else "exceeded" if low > 1 + TOLERANCE else "uncertain"
+    return HeldLine(backend, what, limit, promised, inside, reached, interval, tried.centre, verdict)
 
 
 class HeatCell(msgspec.Struct, frozen=True):
@@ -249,8 +191,8 @@ def heat_view(analysis: Analysis) -> HeatView | None:
     ]
     if not found:
         return None
-    numbers = sorted({int(number) for *_, cell in found for number in np.unique(cell.points.iteration_numbers)})
-    medians = [_median(cell, number) for *_, cell in found for number in numbers]
+    numbers = sorted({number for *_, cell in found for number in cell.sizes})
+    medians = [cell.median_at(number) for *_, cell in found for number in numbers]
     worst = max((ratio for ratio in medians if ratio is not None), default=1.0)
     lines = [
         HeatLine(
@@ -278,21 +220,12 @@ def _victim(subject: Subject) -> str:
     return " ".join([subject.title, *given])
 
 
-def _values(cell: CellResult, number: int) -> list[float]:
-    return [float(value) for value in cell.points.iterations[cell.points.iteration_numbers == number]]
-
-
-def _median(cell: CellResult, number: int) -> float | None:
-    values = _values(cell, number)
-    return float(np.median(values)) if values else None
-
-
 def _cell(cell: CellResult, number: int, worst: float) -> HeatCell:
-    values = _values(cell, number)
-    ratio = _median(cell, number)
+    ratio = cell.median_at(number)
     if ratio is None:
         return HeatCell("–", "", None, 0.0)
-    low, high = (format_value(end, Unit.RATIO) for end in (min(values), max(values)))
+    values = cell.points.iterations[cell.points.iteration_numbers == number]
+    low, high = (format_value(float(end), Unit.RATIO) for end in (values.min(), values.max()))
     extent = f"{low} to {high}" if len(values) > 1 else ""
     strength = math.log(ratio) / math.log(worst) if ratio > 1 and worst > 1 else 0.0
     return HeatCell(format_value(ratio, Unit.RATIO), extent, ratio, round(strength, 2))

@@ -13,8 +13,17 @@ from tare.bench.settings import is_among
 from tare.bench.stats import Comparison, Verdict
 from tare.bench.units import Unit
 from tare.reports.charts import LEVEL, Chart, distribution_charts
-from tare.reports.figures import Forest, Tails, TailView, block_chart, forest_of, growth_chart
-from tare.reports.growth import GrowthView, growth_sentence, growth_view
+from tare.reports.figures import (
+    Forest,
+    GrowthView,
+    Tails,
+    TailView,
+    block_chart,
+    forest_of,
+    growth_chart,
+    growth_sentence,
+    growth_view,
+)
 from tare.reports.wording import (
     describe,
     direction_words,

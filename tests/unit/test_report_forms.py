@@ -20,7 +20,8 @@ from tare.bench.errors import RunDirectoryError, TareError
 from tare.bench.records import RunStatus
 from tare.bench.registry import find_reporters
 from tare.bench.store import load_run
-from tare.reports.charts import distribution_charts, phase_chart
+from tare.bench.units import Unit
+from tare.reports.charts import distribution_charts, parts_bar
 from tare.reports.html import BESIDE, HtmlReporter
 from tare.reports.pyperf_json import PyperfReporter
 from tare.reports.samples import ParquetReporter
@@ -183,7 +184,8 @@ def test_embedded_charts_can_be_unpacked(pages):
 def test_charts_follow_the_schema(runs):
     analysis = analyse(load_run(runs["normal"]))
     charts = [chart for row in analysis.subjects[1].rows[:4] for *_, chart in distribution_charts(row, new_name())]
-    charts.append(phase_chart([("create", 0.1), ("init", 2.0), ("ready", 0.3)], 1, "y"))
+    strengths, phases = {"create": 1.0, "init": 0.5, "ready": 0.2}, [("create", 0.1), ("init", 2.0), ("ready", 0.3)]
+    charts.append(parts_bar(analysis.backends[1], phases, Unit.SECOND, strengths, "y").chart)
     assert len(charts) > 4  # one of them far enough apart for a second picture
     for chart in charts:
         alt.Chart.from_dict({"$schema": alt.SCHEMA_URL, **chart.spec})

@@ -5,15 +5,15 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from tare.bench.analysis import analyse
+from tare.bench.analysis import MeasuredBackend, analyse
 from tare.bench.records import Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
-from tare.reports import density_costs
-from tare.reports.charts import Chart
+from tare.reports import charts
+from tare.reports.charts import Chart, parts_bar
 from tare.reports.density_costs import costs_view
 from tare.reports.findings import experiment_findings
-from tare.reports.instances import heat_view, held_view
+from tare.reports.instances import heat_view, held_lines
 from tests.synthetic import QUICK, SUBJECTS, write_run
 from tests.unit.test_capacity_plan import COUNT, MIB, write_density
 
@@ -48,7 +48,7 @@ def run(tmp_path):
     ],
 )
 def test_an_instance_is_shown_in_its_parts(tmp_path, monkeypatch, accel, pss, inner, parts):
-    monkeypatch.setattr(density_costs, "_chart", lambda *_: Chart({}, "<svg/>"))
+    monkeypatch.setattr(charts, "finished", lambda *_, **__: Chart({}, "<svg/>"))
     path = write_density(tmp_path / "run", accel=accel, ending="processes")
     with (path / "samples.jsonl").open("ab") as file:
         for name, each in {"pss": pss, **inner}.items():
@@ -63,13 +63,16 @@ def test_an_instance_is_shown_in_its_parts(tmp_path, monkeypatch, accel, pss, in
     found = {name: size / MIB for name, _, size in bar.parts}
     assert found == pytest.approx(parts, abs=4)
     assert [name for name, *_ in view.legend] == list(parts)
-    (line,) = view.endings
-    assert (line.what, line.ending.resource, line.ending.population) == ("idle", "processes", COUNT)
+    ((_, what, ending),) = view.endings
+    assert (what, ending.resource, ending.population) == ("idle", "processes", COUNT)
 
 
 def test_the_parts_are_drawn_end_to_end():
-    drawn = density_costs._chart([("process", 40 * MIB), ("kernel", 10 * MIB)], 1, "d0")
-    rows = drawn.spec["datasets"]["parts"]
+    parts = [("process", 40 * MIB), ("kernel", 10 * MIB)]
+    bar = parts_bar(
+        MeasuredBackend("vm", "vm", 1, is_baseline=False), parts, Unit.BYTE, {"process": 1.0, "kernel": 0.25}, "d0"
+    )
+    drawn, rows = bar.chart, bar.chart.spec["datasets"]["parts"]
     assert [(row["s"], row["e"]) for row in rows] == [(0, 40), (40, 50)]
     assert "<svg" in drawn.svg
 
@@ -78,7 +81,7 @@ def test_a_limit_held_only_if_its_whole_interval_says_so(run):
     add(run, "limits", "limits.memory_reached", {"bare-metal": [{0: 2.0}, {0: 2.0}], "native": [{0: 0.97}, {0: 0.97}]})
     add(run, "limits", "limits.cpu_reached", {"native": [{0: 0.8}, {0: 1.25}]})
     add(run, "limits", "limits.memory_seen", {"native": [{0: 188.0}, {0: 188.0}]})
-    lines = {(line.limit, line.backend.name): line for line in held_view(analyse(load_run(run))).lines}
+    lines = {(line.limit, line.backend.name): line for line in held_lines(analyse(load_run(run)))}
     assert {key: line.verdict for key, line in lines.items()} == {
         ("CPUs", "native"): "uncertain",
         ("memory", "bare-metal"): "exceeded",
@@ -116,5 +119,5 @@ def test_what_came_out_is_a_sentence_each(run):
 
 def test_a_run_without_them_has_none_of_them(run):
     analysis = analyse(load_run(run))
-    assert (costs_view(analysis), heat_view(analysis), held_view(analysis)) == (None, None, None)
+    assert (costs_view(analysis), heat_view(analysis), held_lines(analysis)) == (None, None, [])
     assert experiment_findings(analysis) == []
