@@ -22,7 +22,7 @@ from tare.bench.design import fixed_blocks, further_block
 from tare.bench.records import Cell, Event, EventKind, PlannedInstance, Sample
 from tare.bench.runner import Outcome, Runner, make_event
 from tare.bench.settings import leading_metric
-from tare.bench.stats import Precision, Standing
+from tare.bench.stats.precision import Precision, Standing
 from tare.bench.store import RunStore, attempt_of
 from tare.bench.suite import Scenario, Suite
 

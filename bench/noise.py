@@ -24,7 +24,8 @@ from tare.bench.linux.pressure import read_stalls
 from tare.bench.linux.processes import Status, read_statuses
 from tare.bench.model import Fact
 from tare.bench.registry import find_backends, find_workloads
-from tare.bench.stats import NoiseSource, Verdict, control_false_discoveries
+from tare.bench.stats.comparisons import Verdict, control_false_discoveries
+from tare.bench.stats.noise import NoiseSource
 from tare.bench.store import LoadedRun
 from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.tune.settings import SETTINGS, describe_now, irqs, obstacle, read_value

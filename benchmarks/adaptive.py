@@ -34,7 +34,7 @@ from start_latency import newest_rootfs
 
 from tare.bench.errors import ExitCode, PrivilegeError, TareError
 from tare.bench.process import run
-from tare.bench.stats import centre_interval
+from tare.bench.stats.comparisons import centre_interval
 from tare.bench.store import load_run
 
 PRECISION = 0.02

@@ -26,9 +26,9 @@ from tare.bench.analysis.cells import CellSamples
 from tare.bench.catalogue import TRAITS
 from tare.bench.errors import ExitCode
 from tare.bench.model import Direction
-from tare.bench.stats import CellBlocks, Comparison, Standing, Verdict, compare, noise_floor, precision_of
-from tare.bench.stats.comparisons import Floats
-from tare.bench.stats.precision import FEWEST
+from tare.bench.stats.comparisons import CellBlocks, Comparison, Floats, Verdict, compare
+from tare.bench.stats.noise import noise_floor
+from tare.bench.stats.precision import FEWEST, Standing, precision_of
 
 DRIFT_OVER_RUN = 0.2
 BLOCK_NOISE = 0.05

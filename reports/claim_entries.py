@@ -12,7 +12,7 @@ from tare.bench.catalogue import RATIO_PREFIX, Builtin, NoteCode, StopReason
 from tare.bench.model import Direction, IsolationKind
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest
-from tare.bench.stats import CellBlocks, compare, summarise
+from tare.bench.stats.comparisons import CellBlocks, compare, summarise
 from tare.bench.units import Unit, format_value
 from tare.reports.wording import format_ratio, is_cost, metric_name
 

@@ -19,7 +19,7 @@ import msgspec
 
 from tare.bench.analysis import Analysis
 from tare.bench.records import Manifest
-from tare.bench.stats import LEVEL
+from tare.bench.stats.comparisons import LEVEL
 from tare.reports.claim_entries import KIND_WORDS, Entry, Kind, Reference, entries_of, kinds_of, ran_out, references
 
 

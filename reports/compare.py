@@ -11,7 +11,7 @@ from rich.text import Text
 from tare.bench.analysis import Analysis
 from tare.bench.analysis.comparison import Line, RunComparison
 from tare.bench.readable import one_line, readable
-from tare.bench.stats import Verdict
+from tare.bench.stats.comparisons import Verdict
 from tare.bench.units import format_value
 from tare.reports.findings import caveats
 from tare.reports.wording import format_range, format_ratio, plural, verdict_mark, verdict_word

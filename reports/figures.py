@@ -18,7 +18,7 @@ from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subj
 from tare.bench.model import Direction
 from tare.bench.readable import one_line
 from tare.bench.records import HistogramRecord
-from tare.bench.stats import Comparison, Verdict
+from tare.bench.stats.comparisons import Comparison, Verdict
 from tare.bench.store import load_histograms
 from tare.bench.units import Unit, format_value
 from tare.reports.charts import (

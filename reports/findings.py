@@ -10,7 +10,8 @@ from tare.bench.analysis.density import DensityResult
 from tare.bench.catalogue import CONFOUND_WEIGHTS, RATIO_PREFIX, BootMetric, ConfoundCode, LimitsMetric, SteadyMetric
 from tare.bench.readable import one_line
 from tare.bench.records import RunStatus
-from tare.bench.stats import Standing, Verdict
+from tare.bench.stats.comparisons import Verdict
+from tare.bench.stats.precision import Standing
 from tare.bench.units import Unit, format_size, format_value
 from tare.reports.instances import HeatLine, heat_view, held_lines
 from tare.reports.wording import (

@@ -23,7 +23,7 @@ from tare.bench.readable import one_line, readable
 from tare.bench.records import Event, EventKind
 from tare.bench.reporter import Reporter
 from tare.bench.samples import params_text
-from tare.bench.stats import MANY_BLOCKS
+from tare.bench.stats.comparisons import MANY_BLOCKS
 from tare.bench.units import Unit, format_duration, format_size, format_value
 from tare.reports import claims, findings
 from tare.reports.capacity import capacity_view

@@ -9,7 +9,7 @@ import msgspec
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import RATIO_PREFIX, Builtin, LimitsMetric
 from tare.bench.model import Envelope
-from tare.bench.stats import Interval
+from tare.bench.stats.comparisons import Interval
 from tare.bench.units import Unit, format_duration, format_value
 from tare.reports.charts import PARTS, PHASES, PartsBar, parts_bar
 from tare.reports.wording import describe, format_estimate, format_value_range

@@ -18,7 +18,7 @@ from tare.bench.analysis.comparison import Line, RunComparison
 from tare.bench.readable import one_line, readable
 from tare.bench.records import Cell, Event, EventKind, Manifest
 from tare.bench.reporter import Reporter
-from tare.bench.stats import Verdict
+from tare.bench.stats.comparisons import Verdict
 from tare.reports.compare import notes_of, tally, verdict_of
 from tare.reports.wording import figure_sentence, format_range, format_ratio
 

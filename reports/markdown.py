@@ -9,7 +9,7 @@ from tare.bench.analysis.comparison import Line, RunComparison
 from tare.bench.model import Metric
 from tare.bench.readable import one_line
 from tare.bench.reporter import Reporter
-from tare.bench.stats import Comparison
+from tare.bench.stats.comparisons import Comparison
 from tare.bench.units import format_value
 from tare.reports import findings
 from tare.reports.claims import judge

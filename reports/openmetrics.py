@@ -14,7 +14,7 @@ from tare.bench.analysis import Analysis, CellResult, Row, RunResults, Subject
 from tare.bench.readable import one_line
 from tare.bench.reporter import Reporter
 from tare.bench.samples import params_text
-from tare.bench.stats import Verdict
+from tare.bench.stats.comparisons import Verdict
 from tare.bench.units import Unit
 from tare.reports.claims import ClaimVerdict, judge
 

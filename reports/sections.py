@@ -10,7 +10,7 @@ from tare.bench.catalogue import Builtin, SteadyMetric
 from tare.bench.model import Category
 from tare.bench.records import Manifest
 from tare.bench.settings import is_among
-from tare.bench.stats import Comparison, Verdict
+from tare.bench.stats.comparisons import Comparison, Verdict
 from tare.bench.units import Unit
 from tare.reports.charts import LEVEL, Chart, distribution_charts
 from tare.reports.figures import (

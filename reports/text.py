@@ -12,7 +12,7 @@ from tare.bench.analysis import Analysis, CellResult, Row, RunResults
 from tare.bench.analysis.comparison import RunComparison
 from tare.bench.readable import one_line, readable
 from tare.bench.reporter import Reporter
-from tare.bench.stats import Verdict
+from tare.bench.stats.comparisons import Verdict
 from tare.bench.units import format_value
 from tare.reports import findings
 from tare.reports.claims import Answer, judge

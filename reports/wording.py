@@ -9,7 +9,8 @@ from tare.bench.model import Category, Direction, Metric
 from tare.bench.network_path import ServerPlace, find_path
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest
-from tare.bench.stats import Comparison, NoiseSource, Verdict
+from tare.bench.stats.comparisons import Comparison, Verdict
+from tare.bench.stats.noise import NoiseSource
 from tare.bench.units import Unit, format_value
 
 _WIDE = 0.1

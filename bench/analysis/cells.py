@@ -21,9 +21,8 @@ from tare.bench.catalogue import HARNESS_METRICS, Builtin
 from tare.bench.model import ExperimentTraits
 from tare.bench.samples import SampleTable, params_text
 from tare.bench.settings import leading_metric
-from tare.bench.stats import CellBlocks, Comparison, Verdict, WarmUp, find_warm_up, grouped_medians
-from tare.bench.stats.comparisons import Floats, Integers
-from tare.bench.stats.warmup import NOTHING_FOUND
+from tare.bench.stats.comparisons import CellBlocks, Comparison, Floats, Integers, Verdict, grouped_medians
+from tare.bench.stats.warmup import NOTHING_FOUND, WarmUp, find_warm_up
 from tare.bench.store import LoadedRun
 from tare.bench.units import Unit
 
@@ -156,7 +155,7 @@ def common_size(traits: ExperimentTraits, metric: str, tables: Mapping[str, Cell
 
 def at_size(table: CellTable, size: int) -> CellTable:
     """The same with the blocks' values at that size alone; its points remain those of all sizes."""
-    *_, by_block = _reduce(table.samples.where(table.samples.iterations == size))
+    by_block = table.samples.where(table.samples.iterations == size).by_block()
     return msgspec.structs.replace(table, points=msgspec.structs.replace(table.points, blocks=by_block))
 
 

@@ -17,8 +17,7 @@ from tare.bench.errors import RunDirectoryError, UnknownNameError
 from tare.bench.model import Metric
 from tare.bench.readable import one_line
 from tare.bench.samples import params_text
-from tare.bench.stats import Comparison, Interval, compare, control_false_discoveries
-from tare.bench.stats.comparisons import compare_unpaired
+from tare.bench.stats.comparisons import Comparison, Interval, compare, compare_unpaired, control_false_discoveries
 from tare.bench.store import load_run
 
 

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tare.bench.stats import LEVEL, centre_interval
+from tare.bench.stats.comparisons import LEVEL, centre_interval
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from tare.bench.analysis.scaling import Refusal, Scaling, fit_scaling
 from tare.bench.catalogue import Builtin, DensityMetric, NoteCode, StopReason
 from tare.bench.records import Event
 from tare.bench.samples import SampleTable
-from tare.bench.stats import LEVEL
+from tare.bench.stats.comparisons import LEVEL
 from tare.bench.units import Unit
 
 THROUGHPUT: Mapping[str, Unit] = {

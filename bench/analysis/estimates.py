@@ -31,22 +31,19 @@ from tare.bench.model import Direction, ExperimentTraits, Metric
 from tare.bench.readable import one_line
 from tare.bench.records import Cell, Event, EventKind, Manifest
 from tare.bench.settings import DEFAULT_MARGIN, settings_of
-from tare.bench.stats import (
+from tare.bench.stats.comparisons import (
     CellBlocks,
     Comparison,
     Interval,
-    NoiseFloor,
-    NoiseSource,
-    Precision,
     Verdict,
-    WarmUp,
     compare,
     control_false_discoveries,
-    noise_floor,
-    precision_of,
+    least_for_quantile,
     summarise,
 )
-from tare.bench.stats.comparisons import least_for_quantile
+from tare.bench.stats.noise import NoiseFloor, NoiseSource, noise_floor
+from tare.bench.stats.precision import Precision, precision_of
+from tare.bench.stats.warmup import WarmUp
 from tare.bench.store import LoadedRun
 from tare.bench.units import Unit
 

@@ -39,32 +39,29 @@ Integers = NDArray[np.int64]
 
 def grouped_medians(values: Floats, groups: Integers, n_groups: int) -> Floats:
     """The median of each group; ``groups`` holds the number of each value's group, from 0. Empty groups give NaN."""
-    order = np.lexsort((values, groups))
-    ordered = values[order]
-    counts = np.bincount(groups, minlength=n_groups)
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.int64)
-    filled = counts > 0
+    ordered, filled, first, n = _by_group(values, groups, n_groups)
     medians = np.full(n_groups, np.nan)
-    low = starts[filled] + (counts[filled] - 1) // 2
-    high = starts[filled] + counts[filled] // 2
-    medians[filled] = (ordered[low] + ordered[high]) / 2
+    medians[filled] = (ordered[first + (n - 1) // 2] + ordered[first + n // 2]) / 2
     return medians
 
 
 def grouped_quantiles(values: Floats, groups: Integers, n_groups: int, quantile: float) -> Floats:
     """A quantile of each group: the median-unbiased one (Hyndman and Fan 1996, definition 8). Empty groups give NaN."""
-    order = np.lexsort((values, groups))
-    ordered = values[order]
-    counts = np.bincount(groups, minlength=n_groups)
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.int64)
-    filled = counts > 0
-    n, first = counts[filled], starts[filled]
+    ordered, filled, first, n = _by_group(values, groups, n_groups)
     place = np.clip(quantile * (n + 1 / 3) - 2 / 3, 0, n - 1)
     low = np.floor(place).astype(np.int64)
     high = np.minimum(low + 1, n - 1)
     found = np.full(n_groups, np.nan)
     found[filled] = ordered[first + low] + (place - low) * (ordered[first + high] - ordered[first + low])
     return found
+
+
+def _by_group(values: Floats, groups: Integers, n_groups: int) -> tuple[Floats, NDArray[np.bool_], Integers, Integers]:
+    """The values in order within their groups; which groups have any; where each of those begins, and its size."""
+    counts = np.bincount(groups, minlength=n_groups)
+    starts = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.int64)
+    filled = counts > 0
+    return values[np.lexsort((values, groups))], filled, starts[filled], counts[filled]
 
 
 def least_for_quantile(quantile: float) -> int:
@@ -83,14 +80,6 @@ class CellBlocks(msgspec.Struct, frozen=True):
     values: Floats
     instances: Integers
     iterations: Integers
-
-    @classmethod
-    def from_samples(cls, values: Floats, instances: Integers, blocks: Integers) -> Self:
-        """From one entry a sample: its value, its instance and its block (any integers)."""
-        keys, instance = np.unique(np.stack((blocks, instances)), axis=1, return_inverse=True)
-        centres = grouped_medians(values, instance.reshape(-1), keys.shape[1])
-        iterations = np.bincount(instance.reshape(-1), minlength=keys.shape[1])
-        return cls.from_instances(centres, keys[0], iterations)
 
     @classmethod
     def from_instances(cls, centres: Floats, blocks: Integers, iterations: Integers) -> Self:
@@ -126,7 +115,7 @@ class CellBlocks(msgspec.Struct, frozen=True):
 LEVEL = 0.95
 MANY_BLOCKS = 16
 ALIKE_BLOCKS = 4
-"""So many blocks with one and the same reading say that it is steady; fewer, that the tool's steps are coarse."""
+"""From this many equal blocks on, the reading counts as steady; with fewer, the tool's steps may just be coarse."""
 TRIMMED = 0.2
 RESAMPLES = 4000
 _CHUNK = 4_000_000
@@ -282,12 +271,8 @@ def compare(
     shared = np.intersect1d(backend.blocks, baseline.blocks)
     ours, theirs = backend.at(shared), baseline.at(shared)
     counts = (len(shared), int(ours.instances.sum()), int(ours.iterations.sum()))
-    if len(shared) == 0:
-        return _undecided(counts, "no block holds both: no ratio", margin, level)
-    if not (ours.values.any() or theirs.values.any()):
-        return _undecided(counts, "0 on both sides", margin, level)
-    if min(ours.values.min(), theirs.values.min()) <= 0:
-        return _undecided(counts, "a value of 0 or below: no ratio", margin, level)
+    if note := "no block holds both: no ratio" if len(shared) == 0 else _why_no_ratio(ours, theirs):
+        return _undecided(counts, note, margin, level)
     found = centre_interval(np.log(ours.values) - np.log(theirs.values), level=level, seed=seed)
     return _decided(found, counts, direction, margin, level, found.method)
 
@@ -350,13 +335,15 @@ def _undecided(counts: tuple[int, int, int], note: str, margin: float, level: fl
     return Comparison(None, None, None, Verdict.INCONCLUSIVE, *counts, "none", margin, level, note)
 
 
+def _why_no_ratio(one: CellBlocks, other: CellBlocks) -> str:
+    """Why these values have no ratio; empty if they have one."""
+    if not (one.values.any() or other.values.any()):
+        return "0 on both sides"
+    return "a value of 0 or below: no ratio" if min(one.values.min(), other.values.min()) <= 0 else ""
+
+
 def compare_unpaired(
-    second: CellBlocks,
-    first: CellBlocks,
-    *,
-    direction: Direction,
-    margin: float = DEFAULT_MARGIN,
-    level: float = LEVEL,
+    second: CellBlocks, first: CellBlocks, *, direction: Direction, margin: float = DEFAULT_MARGIN
 ) -> Comparison:
     """The ratio of a cell in one run to the same cell in another. Never raises for too little data: the note says it.
 
@@ -364,17 +351,13 @@ def compare_unpaired(
     """
     n_blocks = min(len(first.values), len(second.values))
     counts = (n_blocks, int(second.instances.sum()), int(second.iterations.sum()))
-    if n_blocks == 0:
-        return _undecided(counts, "no block on one side: no ratio", margin, level)
-    if not (first.values.any() or second.values.any()):
-        return _undecided(counts, "0 on both sides", margin, level)
-    if min(first.values.min(), second.values.min()) <= 0:
-        return _undecided(counts, "a value of 0 or below: no ratio", margin, level)
-    found = difference_interval(np.log(second.values), np.log(first.values), level=level)
-    return _decided(found, counts, direction, margin, level, "one block on a side: no interval")
+    if note := "no block on one side: no ratio" if n_blocks == 0 else _why_no_ratio(first, second):
+        return _undecided(counts, note, margin, LEVEL)
+    found = difference_interval(np.log(second.values), np.log(first.values))
+    return _decided(found, counts, direction, margin, LEVEL, "one block on a side: no interval")
 
 
-def difference_interval(second: Floats, first: Floats, *, level: float = LEVEL) -> Interval:
+def difference_interval(second: Floats, first: Floats) -> Interval:
     """The difference of two centres, second minus first, with its interval and the p-value of it being 0."""
     from scipy.stats import ttest_ind
 
@@ -387,7 +370,7 @@ def difference_interval(second: Floats, first: Floats, *, level: float = LEVEL) 
     if not trims and max(np.ptp(second), np.ptp(first)) == 0:  # scipy has no answer where nothing varies
         return Interval(centre, centre, centre, 1.0 if centre == 0 else 0.0, method)
     found = ttest_ind(second, first, equal_var=False, trim=TRIMMED if trims else 0)
-    low, high = found.confidence_interval(level)
+    low, high = found.confidence_interval(LEVEL)
     return Interval(centre, float(low), float(high), float(found.pvalue), method)
 
 

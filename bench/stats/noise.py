@@ -58,23 +58,18 @@ def noise_floor(
     *,
     direction: Direction,
     margin: float = DEFAULT_MARGIN,
-    level: float = LEVEL,
     seed: int = 0,
 ) -> NoiseFloor:
     """The noise floor of one metric from the baseline's blocks, or from it and its ``twin``. Never raises."""
     if twin is not None:
-        found = compare(twin, baseline, direction=direction, margin=margin, level=level, seed=seed)
+        source, (a, b) = NoiseSource.TWIN, (twin, baseline)
         shared = np.intersect1d(twin.blocks, baseline.blocks)
-        noise = _spread(_logs(twin.at(shared), baseline.at(shared)), len(shared))
-        n_blocks = len(shared)
-        source = NoiseSource.TWIN
+        n_blocks, noise = len(shared), _spread(_logs(twin.at(shared), baseline.at(shared)), len(shared))
     else:
-        a, b = split_blocks(baseline, seed=seed)
-        found = compare(a, b, direction=direction, margin=margin, level=level, seed=seed)
-        n_blocks = len(baseline.blocks)
-        noise = _neighbours(baseline)
-        source = NoiseSource.SPLIT
-    detectable = None if noise is None else detectable_ratio(noise, n_blocks, margin=margin, level=level)
+        source, (a, b) = NoiseSource.SPLIT, split_blocks(baseline, seed=seed)
+        n_blocks, noise = len(baseline.blocks), _neighbours(baseline)
+    found = compare(a, b, direction=direction, margin=margin, seed=seed)
+    detectable = None if noise is None else detectable_ratio(noise, n_blocks, margin=margin)
     return NoiseFloor(source, found, n_blocks, noise, detectable)
 
 
@@ -96,10 +91,8 @@ def split_blocks(cell: CellBlocks, *, seed: int = 0) -> tuple[CellBlocks, CellBl
     return a, b
 
 
-def detectable_ratio(
-    noise: float, n_blocks: int, *, margin: float = DEFAULT_MARGIN, level: float = LEVEL, power: float = POWER
-) -> float | None:
-    """The smallest ratio that ``n_blocks`` blocks with this ``noise`` call a difference with probability ``power``.
+def detectable_ratio(noise: float, n_blocks: int, *, margin: float = DEFAULT_MARGIN) -> float | None:
+    """The smallest ratio that ``n_blocks`` blocks with this ``noise`` call a difference with probability ``POWER``.
 
     Both conditions of ``judge`` count: the interval must lie beyond 1 (power of the t test, by the noncentral t), and
     the ratio beyond the margin. None below 2 blocks.
@@ -109,18 +102,17 @@ def detectable_ratio(
     if n_blocks < 2:
         return None
     error = noise / math.sqrt(n_blocks)
-    significant = _noncentrality(n_blocks - 1, level, power) * error
-    relevant = math.log(1 + margin) + float(ndtri(power)) * error
+    significant = _noncentrality(n_blocks - 1) * error
+    relevant = math.log(1 + margin) + float(ndtri(POWER)) * error
     return math.exp(min(max(significant, relevant), 700.0))
 
 
 @functools.lru_cache(maxsize=256)
-def _noncentrality(df: int, level: float, power: float) -> float:
-    """By how many standard errors a mean must differ for a t test to see it with probability ``power``."""
+def _noncentrality(df: int) -> float:
+    """By how many standard errors a mean must differ for a t test to see it with probability ``POWER``."""
     from scipy.special import nctdtrinc, stdtrit
 
-    critical = float(stdtrit(df, (1 + level) / 2))
-    return float(nctdtrinc(df, 1 - power, critical))
+    return float(nctdtrinc(df, 1 - POWER, float(stdtrit(df, (1 + LEVEL) / 2))))
 
 
 def _neighbours(cell: CellBlocks) -> float | None:

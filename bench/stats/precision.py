@@ -9,6 +9,7 @@ blocks, and its interval has to be as narrow as if it rested on ``ALLOWANCE`` bl
 intervals hold the truth, and false verdicts stay under 5 % (decision 0055 has the simulation).
 """
 
+import bisect
 import math
 from enum import StrEnum
 
@@ -45,7 +46,7 @@ class Precision(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-def precision_of(found: Comparison | Interval, n_blocks: int, wanted: float, *, fewest: int = FEWEST) -> Precision:
+def precision_of(found: Comparison | Interval, n_blocks: int, wanted: float) -> Precision:
     """Where a cell stands, from its comparison with the baseline, or from its own value where there is none."""
     centre = found.ratio if isinstance(found, Comparison) else found.centre
     if found.low is None or found.high is None or centre is None:
@@ -55,12 +56,12 @@ def precision_of(found: Comparison | Interval, n_blocks: int, wanted: float, *, 
     if min(found.low, centre) <= 0:
         return Precision(Standing.CANNOT, wanted, None, n_blocks, None, "values of 0 have no relative width")
     half = math.log(found.high / found.low) / 2
-    needed = blocks_needed(half, n_blocks, wanted, fewest=fewest)
-    reached = n_blocks >= fewest and half * _allowed_for(n_blocks) <= math.log1p(wanted)
+    needed = blocks_needed(half, n_blocks, wanted)
+    reached = n_blocks >= FEWEST and half * _allowed_for(n_blocks) <= math.log1p(wanted)
     return Precision(Standing.REACHED if reached else Standing.NOT_REACHED, wanted, math.expm1(half), n_blocks, needed)
 
 
-def blocks_needed(half_width: float, n_blocks: int, wanted: float, *, fewest: int = FEWEST) -> int:
+def blocks_needed(half_width: float, n_blocks: int, wanted: float) -> int:
     """Blocks in all until half an interval, now ``half_width`` on the log scale, is as narrow as wanted.
 
     As if the spread of blocks stayed what it is: the width falls with the root of their number, and with Student's t.
@@ -72,14 +73,11 @@ def blocks_needed(half_width: float, n_blocks: int, wanted: float, *, fewest: in
 
     spread = half_width * math.sqrt(n_blocks) / t(n_blocks)
     target = math.log1p(wanted)
-    low, high = max(2, fewest), _MOST
-    while low < high:
-        middle = (low + high) // 2
-        if t(middle) * spread / math.sqrt(middle) * _allowed_for(middle) <= target:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    blocks = range(FEWEST, _MOST)
+    wide_enough = bisect.bisect_left(
+        blocks, x=True, key=lambda n: t(n) * spread / math.sqrt(n) * _allowed_for(n) <= target
+    )
+    return FEWEST + wide_enough
 
 
 def _allowed_for(n_blocks: int) -> float:

@@ -12,8 +12,7 @@ from tare.bench.design import make_design
 from tare.bench.model import Completed
 from tare.bench.records import EventKind, PlannedInstance, Sample
 from tare.bench.runner import Runner
-from tare.bench.stats import Standing
-from tare.bench.stats.precision import FEWEST
+from tare.bench.stats.precision import FEWEST, Standing
 from tare.bench.store import RunStore, done_instances, load_run
 from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.units import Unit

@@ -16,8 +16,7 @@ from tare.bench.comparability import conditions, find_differences
 from tare.bench.errors import ExitCode, NotComparableError, RunDirectoryError, UnknownNameError
 from tare.bench.model import Direction
 from tare.bench.records import Sample
-from tare.bench.stats import CellBlocks, Verdict
-from tare.bench.stats.comparisons import compare_unpaired, difference_interval
+from tare.bench.stats.comparisons import CellBlocks, Verdict, compare_unpaired, difference_interval
 from tare.bench.store import load_manifest, load_run
 from tare.bench.units import Unit
 from tare.reports.compare import notes_of

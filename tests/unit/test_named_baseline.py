@@ -7,7 +7,8 @@ import pytest
 
 from tare.bench.analysis import RunResults, analyse
 from tare.bench.records import Cell
-from tare.bench.stats import NoiseSource, Verdict
+from tare.bench.stats.comparisons import Verdict
+from tare.bench.stats.noise import NoiseSource
 from tare.bench.store import load_run
 from tare.reports.findings import caveats, findings, question
 from tare.reports.text import TextReporter

@@ -10,7 +10,7 @@ from tare.bench.analysis import analyse
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import isolated, one_line, readable
 from tare.bench.records import RunStatus
-from tare.bench.stats import Verdict
+from tare.bench.stats.comparisons import Verdict
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports.findings import caveats, findings, host_virtualization, question

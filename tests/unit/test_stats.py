@@ -8,19 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
+from tare.bench.analysis.cells import CellSamples
 from tare.bench.model import Direction
-from tare.bench.stats import (
+from tare.bench.stats.comparisons import (
     MANY_BLOCKS,
+    RESAMPLES,
     CellBlocks,
     Verdict,
+    bootstrap_centres,
     centre_interval,
     compare,
     control_false_discoveries,
+    expanded_tail,
     grouped_medians,
     judge,
     summarise,
+    trimmed_mean,
 )
-from tare.bench.stats.comparisons import RESAMPLES, bootstrap_centres, expanded_tail, trimmed_mean
 
 LOWER, HIGHER = Direction.LOWER, Direction.HIGHER
 
@@ -47,11 +51,12 @@ def test_grouped_medians_are_numpys(pairs):
 
 def test_blocks_are_medians_of_instance_medians():
     # Block 7: instance 1 has median 2 (of 1, 2, 9), instance 2 has 10. Block 3: one instance with median 5.
-    cell = CellBlocks.from_samples(
+    cell = CellSamples(
         values=np.array([1.0, 9.0, 2.0, 10.0, 4.0, 6.0]),
         instances=np.array([1, 1, 1, 2, 9, 9]),
         blocks=np.array([7, 7, 7, 7, 3, 3]),
-    )
+        iterations=np.array([0, 1, 2, 0, 0, 1]),
+    ).by_block()
     assert cell.blocks.tolist() == [3, 7]
     assert cell.values.tolist() == [5.0, 6.0]
     assert cell.instances.tolist() == [1, 2]

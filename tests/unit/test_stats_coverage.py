@@ -24,7 +24,7 @@ from benchmarks.interval_coverage import (
     verdict_share,
     warm_up_coverage,
 )
-from tare.bench.stats import Verdict
+from tare.bench.stats.comparisons import Verdict
 
 
 def slack(share: float, runs: int) -> float:

@@ -11,18 +11,9 @@ from scipy import stats as reference
 
 from tare.bench.analysis import analyse
 from tare.bench.model import Direction
-from tare.bench.stats import (
-    CellBlocks,
-    NoiseSource,
-    Standing,
-    Verdict,
-    compare,
-    detectable_ratio,
-    noise_floor,
-    precision_of,
-)
-from tare.bench.stats.noise import split_blocks
-from tare.bench.stats.precision import ALLOWANCE, FEWEST, blocks_needed
+from tare.bench.stats.comparisons import CellBlocks, Verdict, compare
+from tare.bench.stats.noise import NoiseSource, detectable_ratio, noise_floor, split_blocks
+from tare.bench.stats.precision import ALLOWANCE, FEWEST, Standing, blocks_needed, precision_of
 from tare.bench.store import load_run
 from tests.synthetic import QUICK, write_run
 

@@ -9,8 +9,7 @@ import pytest
 from tare.bench.analysis import analyse
 from tare.bench.analysis.cells import CellSamples
 from tare.bench.catalogue import TRAITS
-from tare.bench.stats import WarmUp, find_warm_up
-from tare.bench.stats.warmup import LEVEL
+from tare.bench.stats.warmup import LEVEL, WarmUp, find_warm_up
 from tare.bench.store import load_run
 from tare.reports.findings import caveats
 from tests.synthetic import QUICK, write_run
