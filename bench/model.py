@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from tare.bench.errors import BackendError
+from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.units import Unit
 
 SCRATCH = "/scratch"
@@ -360,6 +360,16 @@ class Availability(Struct, frozen=True):
     available: bool
     reason: str
     remedy: str | None = None
+
+    @classmethod
+    def no(cls, reason: str, remedy: str | None = None) -> "Availability":
+        """It cannot."""
+        return cls(available=False, reason=reason, remedy=remedy)
+
+    def require(self, name: str) -> None:
+        """Raises UnavailableError with the ``name`` of what was looked at, unless it can work."""
+        if not self.available:
+            raise UnavailableError(f"{name}: {self.reason}", remedy=self.remedy)
 
 
 class IsolationKind(StrEnum):

@@ -35,9 +35,8 @@ from naive_guest import NaiveGuest
 from tare.backends.vm.backend import VirtualMachine
 from tare.backends.vm.boot import KERNEL_ARGUMENTS
 from tare.backends.vm.disks import DiskMode, choose_scratch_mode, copy_sparse, make_scratch_template
-from tare.backends.vm.domain_xml import TB_CACHE_MIB
+from tare.backends.vm.domain_xml import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL, TB_CACHE_MIB
 from tare.backends.vm.emulator import PROGRAM
-from tare.backends.vm.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL
 from tare.backends.vm.instance import VmInstance
 from tare.backends.vm.options import VmOptions
 from tare.bench.errors import ExitCode, TareError

@@ -237,14 +237,11 @@ def probe_system(layout: Layout, *, privileged: bool) -> Availability | None:
     """Why no container can have systemd here, or None: it has to have a cgroup of version 2 for its own to write to."""
     remedy = 'leave out profile = "full"'
     if not privileged:
-        return Availability(
-            available=False, reason='profile = "full" needs root, for a cgroup of systemd\'s', remedy=remedy
-        )
+        return Availability.no('profile = "full" needs root, for a cgroup of systemd\'s', remedy)
     if layout.unified is None:
-        return Availability(
-            available=False,
-            reason='profile = "full" needs a cgroup v2 hierarchy, in which systemd makes its groups',
-            remedy=f"mount -t cgroup2 none /sys/fs/cgroup/unified, or {remedy}",
+        return Availability.no(
+            'profile = "full" needs a cgroup v2 hierarchy, in which systemd makes its groups',
+            f"mount -t cgroup2 none /sys/fs/cgroup/unified, or {remedy}",
         )
     return None
 

@@ -80,7 +80,7 @@ def probe_switches(root: Path = Path("/")) -> Availability | None:
             continue
         if value == forbids:
             reason = f"it needs root, or user namespaces, which {name.replace('/', '.')} = {value} forbids"
-            return Availability(available=False, reason=reason, remedy=f"run tare as root, or as root: {remedy}")
+            return Availability.no(reason, f"run tare as root, or as root: {remedy}")
     return None
 
 
@@ -102,14 +102,13 @@ def probe_without_root(found: Availability, network: str) -> Availability:
     """``found`` with what this user can do and lacks, tried out; unavailable if nothing."""
     if network != "none":
         reason = f"network = {network!r} needs root: another network namespace than the instance's own"
-        return Availability(available=False, reason=reason, remedy="run tare as root, or set network = 'none'")
+        return Availability.no(reason, "run tare as root, or set network = 'none'")
     try:
         privileges = find_privileges()
     except TareError as error:
-        return Availability(
-            available=False,
-            reason=f"it needs root, or user namespaces, which are refused here: {error.message}",
-            remedy="run tare as root; a container or its seccomp filter may forbid them",
+        return Availability.no(
+            f"it needs root, or user namespaces, which are refused here: {error.message}",
+            "run tare as root; a container or its seccomp filter may forbid them",
         )
     if not privileges.shortfall:
         return found

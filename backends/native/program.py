@@ -65,10 +65,8 @@ def probe_program(cache: Path) -> Availability | None:
     """Why there is no program, or None if it was kept in ``cache`` or a compiler is here."""
     if any(_kept(cache, compiler).exists() or find_tool(compiler) for compiler in _COMPILERS.values()):
         return None
-    return Availability(
-        available=False,
-        reason="no C compiler is installed, for the program that starts instances",
-        remedy=remedy_for(["gcc", "libc6-dev"]),
+    return Availability.no(
+        "no C compiler is installed, for the program that starts instances", remedy_for(["gcc", "libc6-dev"])
     )
 
 

@@ -302,29 +302,27 @@ def probe_host(namespaces: tuple[str, ...], root: Path = Path("/"), *, without_r
     try:
         privileged = is_privileged(root)
     except (OSError, IndexError, ValueError):
-        return Availability(available=False, reason="no /proc is mounted", remedy="mount -t proc proc /proc")
+        return Availability.no("no /proc is mounted", "mount -t proc proc /proc")
     if not privileged and not without_root:
-        return Availability(
-            available=False,
-            reason="it needs root (CAP_SYS_ADMIN), for mounts and cgroups of the host's own",
-            remedy="run tare as root, for example with sudo",
+        return Availability.no(
+            "it needs root (CAP_SYS_ADMIN), for mounts and cgroups of the host's own",
+            "run tare as root, for example with sudo",
         )
     if not privileged and (forbidden := probe_switches(root)) is not None:
         return forbidden
     if "\toverlay" not in (root / "proc/filesystems").read_text():
-        return Availability(available=False, reason="this kernel has no overlay file system", remedy="modprobe overlay")
+        return Availability.no("this kernel has no overlay file system", "modprobe overlay")
     for name in (*namespaces, *(() if privileged else ("user",))):
         if not (root / "proc/self/ns" / name).is_symlink():
-            return Availability(available=False, reason=f"this kernel has no {name} namespaces")
+            return Availability.no(f"this kernel has no {name} namespaces")
     return _probe_cgroups(find_layout(root), privileged=privileged)
 
 
 def _probe_cgroups(layout: Layout, *, privileged: bool) -> Availability:
     if layout.version is Version.NONE and privileged:
-        return Availability(
-            available=False,
-            reason="no cgroup hierarchy is mounted, so nothing can be limited or accounted",
-            remedy="mount -t cgroup2 none /sys/fs/cgroup",
+        return Availability.no(
+            "no cgroup hierarchy is mounted, so nothing can be limited or accounted",
+            "mount -t cgroup2 none /sys/fs/cgroup",
         )
     missing = layout.missing()
     without = f", without {', '.join(missing)}" if missing else ""

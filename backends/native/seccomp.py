@@ -190,11 +190,11 @@ def probe_seccomp(actions: Path = Path("/proc/sys/kernel/seccomp/actions_avail")
         known = []
     if "errno" not in known:
         reason = "this kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)"
-        return Availability(available=False, reason=reason, remedy='set seccomp = "none" in the backend\'s options')
+        return Availability.no(reason, 'set seccomp = "none" in the backend\'s options')
     try:
         _load_library()
     except UnavailableError as error:
-        return Availability(available=False, reason=error.message, remedy=error.remedy)
+        return Availability.no(error.message, error.remedy)
     return Availability(available=True, reason=f"seccomp as {INTENT}")
 
 

@@ -16,9 +16,8 @@ from tare.backends import distribution
 from tare.backends.cgroups.layout import Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import limit_confounds
-from tare.backends.vm import accel, connection, emulator
+from tare.backends.vm import connection, emulator
 from tare.backends.vm.boot import LOADER_ARGUMENTS
-from tare.backends.vm.daemons import start_daemon_connection
 from tare.backends.vm.description import describe
 from tare.backends.vm.disks import (
     choose_scratch_mode,
@@ -30,7 +29,6 @@ from tare.backends.vm.disks import (
 )
 from tare.backends.vm.domain_xml import Memory
 from tare.backends.vm.embedded import start_embedded
-from tare.backends.vm.facilities import probe_daemon, probe_huge_pages, probe_io_uring, require_cpu_model
 from tare.backends.vm.guest import GuestSetup, guest_limits, save_prepared, start_guest
 from tare.backends.vm.instance import VmInstance
 from tare.backends.vm.network import check_server, probe_network, start_guest_network
@@ -45,6 +43,10 @@ from tare.backends.vm.options import (
     Profile,
     Scratch,
     VmOptions,
+    probe_daemon,
+    probe_huge_pages,
+    probe_io_uring,
+    require_cpu_model,
 )
 from tare.backends.vm.share import probe_virtiofsd
 from tare.bench.errors import BackendError, UnavailableError, UnsupportedError
@@ -92,30 +94,21 @@ class VirtualMachine(Backend):
             package.name for package in load_packages() if "vm" in package.needed_by and not package.is_present()
         ]
         if packages:
-            return Availability(
-                available=False, reason=f"not installed: {', '.join(packages)}", remedy=remedy_for(packages)
-            )
+            return Availability.no(f"not installed: {', '.join(packages)}", remedy_for(packages))
         if not connection.have_library():
             missing = [package.name for package in load_packages() if "build" in package.needed_by]
-            return Availability(
-                available=False,
-                reason="libvirt-python is not installed",
-                remedy=f"pip install 'tarebench[vm]' (it is compiled: {remedy_for(missing)})",
+            return Availability.no(
+                "libvirt-python is not installed",
+                f"pip install 'tarebench[vm]' (it is compiled: {remedy_for(missing)})",
             )
         if os.geteuid() != 0:
-            return Availability(
-                available=False, reason="needs root, for QEMU's cgroup and libvirt's driver", remedy="run tare as root"
-            )
+            return Availability.no("needs root, for QEMU's cgroup and libvirt's driver", "run tare as root")
         if find_layout().version is Version.NONE:
-            return Availability(
-                available=False,
-                reason="no cgroup hierarchy is mounted",
-                remedy="mount -t cgroup2 none /sys/fs/cgroup",
-            )
+            return Availability.no("no cgroup hierarchy is mounted", "mount -t cgroup2 none /sys/fs/cgroup")
         for facility in self._needed_facilities():
             if not facility.available:
                 return facility
-        return Availability(available=True, reason=accel.known_outcome(self._cache))
+        return Availability(available=True, reason=emulator.known_outcome(self._cache))
 
     def facilities(self) -> tuple[tuple[str, Availability], ...]:
         return (
@@ -151,26 +144,19 @@ class VirtualMachine(Backend):
             yield probe_boot_disk()
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
-        """See ``Backend.prepare``: finds QEMU, proves KVM, opens libvirt, formats the scratch disk to copy."""
-        found = self.probe()
-        if not found.available:
-            raise UnavailableError(f"{self.name}: {found.reason}", remedy=found.remedy)
+        """Find QEMU, prove KVM, open libvirt, format the scratch disk to copy."""
+        self.probe().require(self.name)
         if image.guest_problem or image.kernel is None or image.initramfs is None or image.disk is None:
             raise UnavailableError(
                 f"{self.name}: {image.guest_problem or f'image {image.digest} has no kernel, and a guest needs one'}",
                 remedy="build the image with `tare image build`, or leave this backend out of the suite",
             )
         for facility in self._needed_facilities(envelope.memory_bytes):
-            if not facility.available:
-                raise UnavailableError(f"{self.name}: {facility.reason}", remedy=facility.remedy)
+            facility.require(self.name)
         self.close()
         try:
             self._setup = setup = self._set_up(image, envelope)
-        except BaseException:
-            self.close()
-            raise
-        limits = guest_limits(envelope, setup.io_device, setup.emulator_cpus)
-        try:
+            limits = guest_limits(envelope, setup.io_device, setup.emulator_cpus)
             unenforced = try_limits(self.context.ledger, limits, setup.layout)
         except BaseException:
             self.close()
@@ -185,13 +171,13 @@ class VirtualMachine(Backend):
         assert image.initramfs is not None
         assert image.disk is not None
         qemu = emulator.find_emulator(self._cache)
-        acceleration = accel.decide(
+        acceleration = emulator.decide(
             options.accel, qemu, image.kernel, image.initramfs, cache=self._cache, ledger=ledger
         )
         opening = (
             start_embedded(ledger, self._cache / "capabilities")
             if options.connection == EMBEDDED
-            else start_daemon_connection(options.connection, ledger)
+            else connection.start_daemon_connection(options.connection, ledger)
         )
         libvirt = self._stack.enter_context(opening)
         found = libvirt.learn(qemu, acceleration.accelerator)
@@ -227,7 +213,7 @@ class VirtualMachine(Backend):
 
     @contextlib.contextmanager
     def start(self, spec: InstanceSpec) -> Iterator[Instance]:
-        """See ``Backend.start``. Raises BackendError with the last lines of the guest's console."""
+        """Raises BackendError with the last lines of the guest's console."""
         timeline = StartTimeline()
         timeline.mark(Phase.REQUESTED, time.monotonic())
         if self._setup is None:
@@ -236,7 +222,7 @@ class VirtualMachine(Backend):
             yield VmInstance(running, self._setup, timeline)
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
-        """See ``Backend.host_side``: bare metal in the namespace that the guests' QEMUs are in."""
+        """Bare metal in the namespace that the guests' QEMUs are in."""
         network = None if self._setup is None else self._setup.network
         if network is None:
             raise UnsupportedError(

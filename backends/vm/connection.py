@@ -1,8 +1,10 @@
 """libvirt, and nothing else touches it: connections, domains, the guest agent, and its errors translated.
 
-Whose driver answers is the business of who opens it: ``embedded`` has it in this process, ``daemons`` in one of
-libvirt's. libvirt writes its log and every error to stderr unless that is switched off before it is imported. An event
-loop has to run before a connection is opened, or waiting for QEMU's answers never ends.
+The driver is one in libvirt's daemons (``qemu:///system``), opened here, or in this process (``embedded``). A daemon
+starts QEMU itself, without tare's wrapper, which its security module may not let it run, and in a cgroup of its own. So
+the guest's vCPUs are held until QEMU was moved to the instance's cgroup (``guest.py``). libvirt writes its log and
+every error to stderr unless that is switched off before it is imported. An event loop has to run before a connection is
+opened, or waiting for QEMU's answers never ends.
 """
 
 import contextlib
@@ -10,9 +12,12 @@ import importlib.util
 import json
 import os
 import re
+import secrets
+import shutil
 import sys
 import threading
 import time
+import xml.etree.ElementTree as ET
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -21,10 +26,11 @@ from typing import Any
 
 from tare.backends.vm.domain_xml import MACHINE, Accelerator
 from tare.backends.vm.emulator import JOIN_VARIABLE, Emulator
-from tare.bench.errors import BackendError
+from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.ledger import Ledger, ResourceKind
 
 _LOG = "libvirt.log"
+_DAEMON_LOGS = Path("/var/log/libvirt/qemu")
 _NOTICE_DEADLINE_S = 5.0
 
 
@@ -239,3 +245,58 @@ def translated(action: str) -> Iterator[None]:
         yield
     except library().libvirtError as error:
         raise BackendError(f"libvirt could not {action}: {error.get_error_message() or error}") from error
+
+
+class DaemonConnection(Connection):
+    """The driver of a daemon on this host."""
+
+    def __init__(self, handle: Any, root: Path) -> None:
+        super().__init__(handle, root)
+        self.security_models = parse_security_models(handle.getCapabilities())
+
+    def emulator(self, found: Emulator) -> Path:
+        return found.program
+
+    def log_file(self, name: str) -> Path:
+        return _DAEMON_LOGS / f"{name}.log"
+
+    def starting(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def start_daemon_connection(uri: str, ledger: Ledger) -> Iterator[Connection]:
+    """An open connection to a daemon of this host. Raises UnavailableError."""
+    root = Path(f"/run/tare-libvirt-{os.getpid()}-{secrets.token_hex(3)}")
+    with entered(ledger, ResourceKind.DIRECTORY, root), contextlib.ExitStack() as stack:
+        root.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, root)
+        start_library(root)
+        try:
+            connection = DaemonConnection(library().open(uri), root)
+        except library().libvirtError as error:
+            why, remedy = explain(uri, error.get_error_message() or str(error))
+            raise UnavailableError(f"options.connection: {uri} {why}", remedy=remedy) from error
+        stack.callback(connection.close)
+        yield connection
+
+
+def explain(uri: str, message: str) -> tuple[str, str]:
+    """Why a connection does not open, by libvirt's ``message``, and what to do."""
+    if "ermission denied" in message or "uthenticat" in message or "olkit" in message:
+        return (f"may not be opened: {message}", "run tare as root, or join the group that the daemon admits (libvirt)")
+    if "Failed to connect" in message or "Cannot recv data" in message or "onnection refused" in message:
+        return (
+            f"is not answered by a daemon: {message}",
+            "start libvirtd and virtlogd (systemctl start libvirtd virtlogd), or leave connection out",
+        )
+    return (
+        f"does not open: {message}",
+        f"see what `virsh -c '{uri}' version` says, or leave connection out, which needs no daemon",
+    )
+
+
+def parse_security_models(capabilities: str) -> tuple[str, ...]:
+    """The security models in what ``virConnectGetCapabilities`` returns, but ``none``."""
+    models = ET.fromstring(capabilities).findall("host/secmodel/model")  # noqa: S314 - it is libvirt's own
+    return tuple(model.text for model in models if model.text and model.text != "none")

@@ -163,7 +163,7 @@ def probe_boot_disk() -> Availability:
     needed = [package for package in load_packages() if "firmware" in package.needed_by]
     missing = [package.name for package in needed if not package.is_present()]
     if missing:
-        return Availability(available=False, reason=f"not installed: {', '.join(missing)}", remedy=remedy_for(missing))
+        return Availability.no(f"not installed: {', '.join(missing)}", remedy_for(missing))
     return Availability(available=True, reason="syslinux, mtools and mkfs.fat are there")
 
 

@@ -37,6 +37,12 @@ CPU_MODES = frozenset({"host-passthrough", "host-model", "maximum"})
 """The CPU models that are a mode of libvirt's, and no name of QEMU's."""
 
 SCSI_PREFIX = "sd"
+IMAGE_SERIAL = "tare-image"
+SCRATCH_SERIAL = "tare-scratch"
+BOOT_SERIAL = "tare-boot"
+AGENT_PORT = "org.qemu.guest_agent.0"
+COMMAND_PORT = "org.tare.command.0"
+"""Names that the guest's init knows (bench/image/guest, where a test compares them)."""
 FIRST_SLOT = 1
 """Of q35's bus: 0 is the host bridge, 0x1f the chipset."""
 
@@ -74,13 +80,6 @@ class Disk(msgspec.Struct, frozen=True):
         return self.device.startswith(SCSI_PREFIX)
 
 
-class Share(msgspec.Struct, frozen=True):
-    """A folder of the host's: ``socket`` is where its virtiofsd listens, ``tag`` the name by which it is mounted."""
-
-    socket: Path
-    tag: str
-
-
 class Interface(msgspec.Struct, frozen=True):
     """A virtio network interface: on the device ``tap``, which has to exist, or with a user-mode stack on ``subnet``.
 
@@ -97,14 +96,14 @@ class Interface(msgspec.Struct, frozen=True):
 class Guest(msgspec.Struct, frozen=True):
     """Everything that decides a domain.
 
-    ``cpus`` are the host CPUs, one for each vCPU, each on its own if ``pinned``, else all on all; QEMU's other
-    threads run on ``emulator_cpus``, or on those of the vCPUs if there are none. The sockets are Unix sockets: QEMU
-    connects to those of the console and of the command port, and listens on the agent's, to which libvirt connects.
-    ``environment`` is QEMU's. ``cpu_model`` is one of ``CPU_MODES`` or QEMU's name; empty is that of ``CPU_MODE``.
-    Where a disk boots, ``kernel_arguments`` are the machine's OEM strings instead, and kernel and initramfs its own.
-    ``free_page_reporting`` is a property of the balloon. ``security_models`` are those that a libvirt daemon
-    applies; none of them is to change how QEMU runs. ``saved`` says that it is saved or goes on from what was, which
-    KVM allows only with features that it can save.
+    ``cpus`` are the host CPUs, one for each vCPU, each on its own if ``pinned``, else all on all; QEMU's other threads
+    run on ``emulator_cpus``, or on those of the vCPUs if there are none. The sockets are Unix sockets: QEMU connects to
+    those of the console and of the command port, and listens on the agent's, to which libvirt connects. ``environment``
+    is QEMU's. ``cpu_model`` is one of ``CPU_MODES`` or QEMU's name; empty is that of ``CPU_MODE``. Where a disk boots,
+    ``kernel_arguments`` are the machine's OEM strings instead, and kernel and initramfs its own.
+    ``free_page_reporting`` is a property of the balloon. ``share_socket`` is where the virtiofsd of a folder listens.
+    ``security_models`` are those that a libvirt daemon applies; none of them is to change how QEMU runs. ``saved`` says
+    that it is saved or goes on from what was, which KVM allows only with features that it can save.
     """
 
     name: str
@@ -119,17 +118,14 @@ class Guest(msgspec.Struct, frozen=True):
     console_socket: Path
     command_socket: Path
     agent_socket: Path
-    command_port: str
-    agent_port: str
     environment: Mapping[str, str] = {}
     cpu_model: str = ""
     emulator_cpus: tuple[int, ...] = ()
     pinned: bool = True
     memory: Memory = Memory.PLAIN
-    mergeable: bool = True
     balloon: bool = False
     free_page_reporting: bool = False
-    share: Share | None = None
+    share_socket: Path | None = None
     interface: Interface | None = None
     security_models: tuple[str, ...] = ()
     saved: bool = False
@@ -173,7 +169,6 @@ def _memory_backing(guest: Guest) -> ET.Element | None:
     backing = _e(
         "memoryBacking",
         _e("hugepages") if guest.memory is Memory.HUGEPAGES else None,
-        None if guest.mergeable else _e("nosharepages"),
         # Huge pages as a file in memory too: no hugetlbfs has to be mounted. Shared, or each page would be there twice.
         _e("source", type="memfd") if shared else None,
         _e("access", mode="shared") if shared else None,
@@ -224,11 +219,11 @@ def _devices(guest: Guest) -> ET.Element:
         _e("emulator", str(guest.emulator)),
         *map(_disk, guest.disks),
         *_controllers(guest),
-        None if guest.share is None else _share(guest.share),
+        None if guest.share_socket is None else _share(guest.share_socket),
         None if guest.interface is None else _interface(guest.interface),
         *_console(guest.console_socket),
-        _channel("bind", guest.agent_socket, guest.agent_port),
-        _channel("connect", guest.command_socket, guest.command_port),
+        _channel("bind", guest.agent_socket, AGENT_PORT),
+        _channel("connect", guest.command_socket, COMMAND_PORT),
         _e("memballoon", model="virtio" if guest.balloon else "none", **reporting),
     )
     _place_on_root_bus(devices)
@@ -301,8 +296,8 @@ def _controllers(guest: Guest) -> Iterator[ET.Element]:
     yield _e("controller", type="virtio-serial", index="0")
 
 
-def _share(share: Share) -> ET.Element:
-    source, target = _e("source", socket=str(share.socket)), _e("target", dir=share.tag)
+def _share(socket: Path) -> ET.Element:
+    source, target = _e("source", socket=str(socket)), _e("target", dir=SCRATCH_SERIAL)
     return _e("filesystem", _e("driver", type="virtiofs"), source, target, type="mount")
 
 

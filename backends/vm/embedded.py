@@ -27,10 +27,10 @@ from tare.backends.native import syscalls
 from tare.backends.vm.connection import Connection, entered, library, start_library
 from tare.backends.vm.domain_xml import Accelerator
 from tare.backends.vm.emulator import Emulator
+from tare.backends.vm.options import EMBEDDED
 from tare.bench.errors import UnavailableError
 from tare.bench.ledger import Ledger, ResourceKind
 
-URI = "qemu:///embed"
 _DRIVER_USER = "libvirt-qemu"
 _HUGE_PAGES = "hugepages"
 _CONFIGURATION = """\
@@ -43,7 +43,6 @@ security_driver = "none"
 cgroup_controllers = []
 namespaces = []
 """
-_MS_SLAVE = 1 << 19
 
 
 class EmbeddedConnection(Connection):
@@ -73,13 +72,17 @@ class EmbeddedConnection(Connection):
 
 
 class _Embedded:
-    """What this process has of the driver: its root folder for good, an open connection while somebody uses it."""
+    """What this process has of the driver: its root folder for good, an open connection while somebody uses it.
+
+    ``starts`` is how many are going on, for which this process adopts orphans.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.root: Path | None = None
         self.folders: list[Path] = []
         self.users = 0
+        self.starts = 0
         self.connection: EmbeddedConnection | None = None
         self.closing = contextlib.ExitStack()
 
@@ -120,7 +123,10 @@ def _open(ledger: Ledger, cache: Path) -> EmbeddedConnection:
         stack.callback(_remove_root, root)
         _copy_new(cache, _capabilities(root))
         start_library(root)
-        connection = EmbeddedConnection(_open_in_thread(f"{URI}?root={root}"), root, cache)
+        # In a thread of its own, which can have a mount namespace of its own.
+        with ThreadPoolExecutor(1, thread_name_prefix="libvirt open") as pool:
+            handle = pool.submit(_open_handle, root).result()
+        connection = EmbeddedConnection(handle, root, cache)
         stack.callback(connection.close)
         _embedded.closing = stack.pop_all()
     return connection
@@ -139,18 +145,10 @@ def _remove_root(root: Path) -> None:
     shutil.rmtree(root)
 
 
-def _open_in_thread(uri: str) -> Any:
-    """Open in a thread of its own, which can have a mount namespace of its own. Raises UnavailableError."""
-    with ThreadPoolExecutor(1, thread_name_prefix="libvirt open") as pool:
-        return pool.submit(_open_handle, uri).result()
-
-
-def _open_handle(uri: str) -> Any:
-    root = _embedded.root
-    assert root is not None
+def _open_handle(root: Path) -> Any:
     try:
         with _private_files(root):
-            return library().open(uri)
+            return library().open(f"{EMBEDDED}?root={root}")
     except (library().libvirtError, OSError) as error:
         raise UnavailableError(
             f"libvirt's embedded QEMU driver does not open: {error}",
@@ -165,7 +163,7 @@ def _private_files(root: Path) -> Iterator[None]:
     The driver's own threads are born here and stay in this namespace.
     """
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount("none", "/", "", _MS_SLAVE | syscalls.MS_REC)
+    syscalls.mount("none", "/", "", syscalls.MS_SLAVE | syscalls.MS_REC)
     configuration = _CONFIGURATION
     pages = root / _HUGE_PAGES
     # A kernel without huge pages has no such file system; no guest can ask for them there.
@@ -201,29 +199,18 @@ def _driver_user(root: Path) -> Iterator[None]:
         yield
 
 
-class _Adopting:
-    """How many starts are going on that want this process to adopt orphans."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.count = 0
-
-
-_adopting = _Adopting()
-
-
 @contextlib.contextmanager
 def _adopted_orphans() -> Iterator[None]:
     """Have QEMU, which libvirt starts as a daemon, become our child rather than init's."""
-    with _adopting.lock:
-        _adopting.count += 1
+    with _embedded.lock:
+        _embedded.starts += 1
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     finally:
-        with _adopting.lock:
-            _adopting.count -= 1
-            if not _adopting.count:
+        with _embedded.lock:
+            _embedded.starts -= 1
+            if not _embedded.starts:
                 syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
 
 

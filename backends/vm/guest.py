@@ -13,17 +13,23 @@ from tare.backends import distribution
 from tare.backends.cgroups.layout import Layout
 from tare.backends.cgroups.lifecycle import Cgroup, start_cgroup
 from tare.backends.cgroups.limits import Limits, limits_of
-from tare.backends.vm.accel import Acceleration
-from tare.backends.vm.boot import RESET, await_boot, await_restored, concurrent_starts, kernel_arguments
+from tare.backends.vm.boot import (
+    RESET,
+    SHUTDOWN_DEADLINE_S,
+    Stopping,
+    await_boot,
+    await_restored,
+    concurrent_starts,
+    kernel_arguments,
+)
 from tare.backends.vm.connection import Connection, Domain
 from tare.backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
-from tare.backends.vm.domain_xml import Disk, Guest, Share, domain_xml
-from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
+from tare.backends.vm.domain_xml import BOOT_SERIAL, IMAGE_SERIAL, SCRATCH_SERIAL, Disk, Guest, domain_xml
+from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Acceleration, Emulator
 from tare.backends.vm.network import GuestNetwork, GuestPort
 from tare.backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
 from tare.backends.vm.restore import Saved, find_offset, start_feeding
 from tare.backends.vm.share import start_virtiofsd
-from tare.backends.vm.stop import SHUTDOWN_DEADLINE_S, Stopping
 from tare.backends.vm.watch import Watch, start_watch
 from tare.bench.errors import BackendError
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
@@ -33,13 +39,6 @@ KILL_DEADLINE_S = 20.0
 _CONSOLE_DEADLINE_S = 10.0
 _SHARE_SOCKET = "share"
 _SHARE_LOG = "share.log"
-
-IMAGE_SERIAL = "tare-image"
-SCRATCH_SERIAL = "tare-scratch"
-BOOT_SERIAL = "tare-boot"
-AGENT_PORT = "org.qemu.guest_agent.0"
-COMMAND_PORT = "org.tare.command.0"
-"""Names that the guest's init knows (bench/image/guest, where a test compares them)."""
 
 
 class GuestSetup(msgspec.Struct, frozen=True):
@@ -163,9 +162,7 @@ def _describe(setup: GuestSetup, spec: InstanceSpec, scratch: Path, watch: Watch
     assert image.kernel is not None
     assert image.initramfs is not None
     options = setup.options
-    share = None
-    if options.scratch is Scratch.VIRTIOFS:
-        share = Share(watch.console_socket.with_name(_SHARE_SOCKET), SCRATCH_SERIAL)
+    shared = options.scratch is Scratch.VIRTIOFS
     return Guest(
         name=spec.identifier,
         accelerator=setup.acceleration.accelerator,
@@ -179,8 +176,6 @@ def _describe(setup: GuestSetup, spec: InstanceSpec, scratch: Path, watch: Watch
         console_socket=watch.console_socket,
         command_socket=watch.command_socket,
         agent_socket=watch.agent_socket,
-        command_port=COMMAND_PORT,
-        agent_port=AGENT_PORT,
         saved=setup.options.start == "restore",
         environment={
             MARKER_VARIABLE: marker,
@@ -193,7 +188,7 @@ def _describe(setup: GuestSetup, spec: InstanceSpec, scratch: Path, watch: Watch
         memory=options.memory_backing,
         balloon=options.balloon is not Balloon.OFF,
         free_page_reporting=options.balloon is Balloon.REPORTING,
-        share=share,
+        share_socket=watch.console_socket.with_name(_SHARE_SOCKET) if shared else None,
         security_models=setup.connection.security_models,
     )
 
@@ -212,7 +207,10 @@ def _disks(setup: GuestSetup, image: Path, scratch: Path) -> tuple[Disk, ...]:
         format=options.disk_format,
         backing=None if setup.clone is None else image,
     )
-    boot = tuple(_boot_disk(setup.boot_disk))
+    boot: tuple[Disk, ...] = ()
+    if setup.boot_disk is not None:
+        of_image = (SHARED_MODE.cache, SHARED_MODE.io)
+        boot = (Disk(setup.boot_disk, "vdc", BOOT_SERIAL, *of_image, read_only=True, boots=True),)
     if options.scratch is Scratch.VIRTIOFS:
         return root, *boot
     own = Disk(
@@ -225,11 +223,6 @@ def _disks(setup: GuestSetup, image: Path, scratch: Path) -> tuple[Disk, ...]:
         format=options.disk_format,
     )
     return root, own, *boot
-
-
-def _boot_disk(path: Path | None) -> Iterator[Disk]:
-    if path is not None:
-        yield Disk(path, "vdc", BOOT_SERIAL, SHARED_MODE.cache, SHARED_MODE.io, read_only=True, boots=True)
 
 
 @contextlib.contextmanager

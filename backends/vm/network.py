@@ -123,7 +123,7 @@ def probe_network(network: Network) -> Availability:
         try:
             require_tap()
         except UnavailableError as error:
-            return Availability(available=False, reason=error.message, remedy=error.remedy)
+            return Availability.no(error.message, error.remedy)
         return Availability(available=True, reason=_vhost_words(why_no_vhost()))
     return Availability(available=True, reason="")
 

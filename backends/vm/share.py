@@ -30,10 +30,9 @@ def probe_virtiofsd() -> Availability:
     """Whether folders can be shared here."""
     program = find_virtiofsd()
     if program is None:
-        return Availability(
-            available=False,
-            reason="virtiofsd is not installed",
-            remedy="install it (Debian package virtiofsd; before Debian 13 it is in qemu-system-common)",
+        return Availability.no(
+            "virtiofsd is not installed",
+            "install it (Debian package virtiofsd; before Debian 13 it is in qemu-system-common)",
         )
     return Availability(available=True, reason=str(program))
 

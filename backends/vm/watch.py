@@ -235,15 +235,9 @@ def start_watch(folder: Path, *, born_by_console: bool = False, boots: bool = Tr
     watch = Watch(folder)
     with contextlib.ExitStack() as stack:
         stack.callback(watch.close)
-        os.mkfifo(watch.born_fifo, 0o600)
-        # Open for writing too, so that it neither ends when QEMU has written nor keeps QEMU waiting.
-        born = os.open(watch.born_fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        stack.callback(os.close, born)
-        console = stack.enter_context(_listen(watch.console_socket))
-        command = stack.enter_context(_listen(watch.command_socket))
         stop = os.eventfd(0, os.EFD_CLOEXEC)
         stack.callback(os.close, stop)
-        loop = _Loop(watch, born, console, command, stop, born_by_console=born_by_console, boots=boots)
+        loop = _Loop(watch, stop, stack, born_by_console=born_by_console, boots=boots)
         thread = threading.Thread(target=loop.run, name=f"watch {folder.name}", daemon=True)
         thread.start()
         stack.callback(thread.join)
@@ -251,52 +245,44 @@ def start_watch(folder: Path, *, born_by_console: bool = False, boots: bool = Tr
         yield watch
 
 
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    listener.listen(1)
-    return listener
-
-
 class _Loop:
-    """The thread's body: one selector over all events of one guest."""
+    """The thread's body: one selector over all events of one guest. What it opens is closed with ``stack``."""
 
     def __init__(
-        self,
-        watch: Watch,
-        born: int,
-        console: socket.socket,
-        command: socket.socket,
-        stop: int,
-        *,
-        born_by_console: bool,
-        boots: bool,
+        self, watch: Watch, stop: int, stack: contextlib.ExitStack, *, born_by_console: bool, boots: bool
     ) -> None:
         self._watch = watch
         self._boots = boots
-        self._born = born
         self._born_by_console = born_by_console
-        self._console = console
-        self._command = command
-        self._closing = contextlib.ExitStack()
+        self._stack = stack
         self._is_reaped = True
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(born, selectors.EVENT_READ, self._read_born)
-        self._selector.register(console, selectors.EVENT_READ, self._accept_console)
-        self._selector.register(command, selectors.EVENT_READ, self._accept_command)
+        self._selector = stack.enter_context(selectors.DefaultSelector())
         self._selector.register(stop, selectors.EVENT_READ, None)
+        os.mkfifo(watch.born_fifo, 0o600)
+        # Open for writing too, so that it neither ends when QEMU has written nor keeps QEMU waiting.
+        self._born = os.open(watch.born_fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        stack.callback(os.close, self._born)
+        self._selector.register(self._born, selectors.EVENT_READ, self._read_born)
+        self._console = self._listen(watch.console_socket, self._accept_console)
+        self._command = self._listen(watch.command_socket, self._accept_command)
+
+    def _listen(self, path: Path, accept: Callable[[float], None]) -> socket.socket:
+        listener = self._stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listener.bind(str(path))
+        listener.listen(1)
+        self._selector.register(listener, selectors.EVENT_READ, accept)
+        return listener
 
     def run(self) -> None:
         """Serve until ``stop`` is set."""
-        with self._selector, self._closing:
-            while True:
-                events = self._selector.select(None if self._is_reaped else _REAP_INTERVAL_S)
-                self._is_reaped = self._is_reaped or self._watch.reap()
-                now = time.monotonic()
-                for key, _ in events:
-                    if key.data is None:
-                        return
-                    key.data(now)
+        while True:
+            events = self._selector.select(None if self._is_reaped else _REAP_INTERVAL_S)
+            self._is_reaped = self._is_reaped or self._watch.reap()
+            now = time.monotonic()
+            for key, _ in events:
+                if key.data is None:
+                    return
+                key.data(now)
 
     def _read_born(self, now: float) -> None:
         self._selector.unregister(self._born)
@@ -314,7 +300,7 @@ class _Loop:
 
     def _accept_console(self, now: float) -> None:
         connection, _address = self._console.accept()
-        self._closing.callback(connection.close)
+        self._stack.callback(connection.close)
         if self._boots:
             self._watch.keep_place()
         if self._born_by_console:

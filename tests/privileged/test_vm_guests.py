@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tare.backends.cgroups.layout import find_layout
-from tare.backends.vm import accel
+from tare.backends.vm import emulator as accel
 from tare.backends.vm.backend import VirtualMachine
 from tare.backends.vm.domain_xml import TB_CACHE_MIB
 from tare.backends.vm.options import VmOptions
@@ -369,7 +369,7 @@ def test_a_guest_that_is_asked_powers_off_by_itself(ledger, cache, image, tmp_pa
     phases = [Phase.READY, Phase.STOP_REQUESTED, Phase.GUEST_DOWN, Phase.PROCESS_GONE, Phase.STOPPED]
     assert [marks[phase] for phase in phases] == sorted(marks[phase] for phase in phases)
     assert not Path(f"/proc/{pid}").exists()
-    monkeypatch.setattr("tare.backends.vm.stop._AGENT_DEADLINE_S", 1)
+    monkeypatch.setattr("tare.backends.vm.boot._POWER_OFF_DEADLINE_S", 1)
     with (
         pytest.raises(BackendError, match="did not power off when it was asked to"),
         backend.start(InstanceSpec(f"vmtest-{os.getpid()}-stuck", image, ENVELOPE)) as instance,

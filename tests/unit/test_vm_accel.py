@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.backends.vm import accel
+from tare.backends.vm import emulator as accel
 from tare.backends.vm.domain_xml import Accelerator
 from tare.backends.vm.emulator import Emulator
 from tare.bench.errors import UnavailableError

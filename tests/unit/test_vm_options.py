@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tare.backends.vm import disks
-from tare.backends.vm.daemons import explain, parse_security_models
+from tare.backends.vm.connection import explain, parse_security_models
 from tare.backends.vm.disks import DiskMode, choose_scratch_mode, have_direct_io
 from tare.backends.vm.domain_xml import Accelerator
-from tare.backends.vm.facilities import parse_cpu_models, probe_huge_pages, probe_io_uring, require_cpu_model
 from tare.backends.vm.guest import _remedy
+from tare.backends.vm.options import parse_cpu_models, probe_huge_pages, probe_io_uring, require_cpu_model
 from tare.bench.errors import SuiteError, UnavailableError
 from tare.bench.linux.files import HostRoots
 from tare.bench.registry import find_backends

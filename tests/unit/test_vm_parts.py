@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tare.backends.distribution import MASKED_UNITS
-from tare.backends.vm import boot, commands, guest
+from tare.backends.vm import boot, commands, domain_xml, guest
 from tare.backends.vm.disks import allocated_bytes, copy_sparse, make_scratch_template
 from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, parse_version
 from tare.backends.vm.options import Profile, VmOptions
@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 def test_host_and_guest_use_the_same_names():
     names = ("AGENT_PORT", "COMMAND_PORT", "IMAGE_SERIAL", "SCRATCH_SERIAL")
-    assert all(getattr(guest, name) == getattr(guest_side, name) for name in names)
+    assert all(getattr(domain_xml, name) == getattr(guest_side, name) for name in names)
     assert guest_side.GUEST_PROGRAM == commands.GUEST_PROGRAM
     sources = "".join(source.read_text() for source in guest_side.SOURCES)
     named = [*(getattr(guest_side, name) for name in names), *guest_side.PARAMETERS]
