@@ -13,7 +13,7 @@ from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Histogram, Measurement
 from tare.bench.units import format_size
-from tare.workloads.fio_output import (
+from tare.workloads.fio import (
     PERCENTILE_LIST,
     TOOL,
     Latency,

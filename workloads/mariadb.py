@@ -21,7 +21,7 @@ from tare.bench.model import (
     Service,
 )
 from tare.bench.units import Unit
-from tare.workloads.metrics import rate_of, time_of
+from tare.workloads.metrics import rate_of
 from tare.workloads.output import LINES, one_match, positive, read_output, refuse
 from tare.workloads.parameters import (
     READY_WITHIN_S,
@@ -31,7 +31,7 @@ from tare.workloads.parameters import (
     require_scratch,
     timeout_of,
 )
-from tare.workloads.sysbench import EVENTS, SYSBENCH, check_frame, read_buckets, read_latencies
+from tare.workloads.sysbench import EVENTS, SYSBENCH, check_frame, declare_latencies, read_buckets, read_latencies
 
 _PORT = "23306"
 """Not MariaDB's own, which a server of the host's may have where an instance shares the host's network."""
@@ -71,15 +71,7 @@ class MariaDB(TimedWorkload):
     metrics = (
         rate_of("sql.transactions_per_second", "Transactions per second of all clients."),
         rate_of("sql.queries_per_second", "Statements per second of all clients, BEGIN and COMMIT included."),
-        time_of("sql.latency.mean", "Mean time of a transaction."),
-        time_of(
-            "sql.latency.p95",
-            "95th percentile of the time of a transaction (buckets of sysbench's histogram, 1.8 % wide).",
-        ),
-        time_of(
-            "sql.latency.max",
-            "Longest time of a transaction, rounded to 0.01 ms; a single event decides it.",
-        ),
+        *declare_latencies("sql.latency", "a transaction"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,13 +130,10 @@ class MariaDB(TimedWorkload):
         queries = one_match(SYSBENCH, "the queries", _QUERIES, text)
         if transactions[1] != one_match(SYSBENCH, "the number of events", EVENTS, text)[1]:
             refuse(SYSBENCH, "transactions and events differ in number", text)
-        latencies = read_latencies(text)
         return [
             Measurement("sql.transactions_per_second", positive(SYSBENCH, "the rate", transactions[2], text)),
             Measurement("sql.queries_per_second", positive(SYSBENCH, "the rate of queries", queries[2], text)),
-            Measurement("sql.latency.mean", latencies.mean_s),
-            Measurement("sql.latency.p95", latencies.p95_s),
-            Measurement("sql.latency.max", latencies.max_s),
+            *read_latencies(text, "sql.latency"),
         ]
 
     def histograms(self, completed: Completed) -> list[Histogram]:

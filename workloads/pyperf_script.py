@@ -4,11 +4,13 @@ The script is written into the instance by the set-up and run by the python3 of 
 warms up and repeats as it always does. Its result file is read by pyperf itself.
 """
 
+import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -24,11 +26,15 @@ from tare.bench.model import (
     Histogram,
     Measurement,
 )
-from tare.bench.units import Duration
+from tare.bench.units import Duration, Unit
 from tare.workloads.metrics import time_of
 from tare.workloads.output import excerpt, read_output
-from tare.workloads.pyperf_results import PYPERF, histogram_of, read_suite
 
+if TYPE_CHECKING:
+    import pyperf
+
+PYPERF = "pypi:pyperf==2.10.0"
+"""The package that measures in the image."""
 _FOLDER = f"{SCRATCH}/tare-pyperf"
 _WRITE = 'mkdir -p "$1" && cat >"$1/$2"'
 # pyperf adds to a result file that is there, and prints for people; with --stdout it would print several documents.
@@ -37,6 +43,7 @@ cd "$1" && shift && rm -f result.json && script=$1 && shift &&
 python3 "$script" --output result.json "$@" >&2 && cat result.json
 """
 _PACKAGES = ("python3", PYPERF)
+_MOST_S = 1e9
 _OWN_OPTIONS = ("-o", "--output", "--append", "--stdout", "--worker", "--copy-env")
 
 
@@ -134,7 +141,7 @@ class PyperfWorkload(Workload):
     def _values(self, completed: Completed) -> Mapping[str, tuple[float, ...]]:
         """The values of each declared benchmark, in seconds. Raises ParseError."""
         text = read_output(self.section.pyperf, completed)
-        values = {name: tuple(found) for name, found in read_suite(self.section.pyperf, text)}
+        values = dict(read_suite(self.section.pyperf, text))
         if sorted(values) != sorted(self.section.benchmarks):
             raise ParseError(
                 f"{self.section.pyperf} measured {', '.join(sorted(values)) or 'nothing'}, "
@@ -148,3 +155,35 @@ class PyperfWorkload(Workload):
 def _metric_name(benchmark: str) -> str:
     """The name of a benchmark in the form that metrics have."""
     return re.sub(r"[^a-z0-9_.]+", "-", benchmark.lower()).strip("-.") or "benchmark"
+
+
+def read_suite(tool: str, text: str) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Each benchmark of a result file with its values in seconds, as pyperf reads them. Raises ParseError."""
+    import pyperf
+
+    try:
+        for benchmark in pyperf.BenchmarkSuite.loads(text):
+            yield _seconds_of(benchmark)
+    except Exception as error:  # noqa: BLE001 - whatever pyperf makes of a broken file, the answer is the same
+        raise ParseError(
+            f"the output of {tool} is not a usable pyperf result: {type(error).__name__}: {error}",
+            remedy="run the script by hand with --output, and see that python3 -m pyperf show reads it",
+            evidence=excerpt(text),
+        ) from None
+
+
+def histogram_of(name: str, values: Sequence[float]) -> Histogram:
+    """Every value, each in a bucket of its own: pyperf's warm-ups are not among them."""
+    counts = Counter(sorted(values))
+    return Histogram(name, Unit.SECOND, tuple(counts), tuple(counts.values()))
+
+
+def _seconds_of(benchmark: "pyperf.Benchmark") -> tuple[str, tuple[float, ...]]:
+    """Its name and values. Raises ValueError unless they are times."""
+    name, unit = benchmark.get_name(), benchmark.get_unit()
+    if unit != "second":
+        raise ValueError(f"{name} is measured in {unit}, and only times can be compared")
+    values = tuple(float(value) for value in benchmark.get_values())
+    if not values or not all(math.isfinite(value) and 0 < value < _MOST_S for value in values):
+        raise ValueError(f"{name} has values that are not times")
+    return str(name), values

@@ -24,7 +24,7 @@ from tare.bench.model import (
 from tare.workloads.metrics import time_of
 from tare.workloads.output import read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S
-from tare.workloads.pyperf_results import PYPERF, histogram_of, read_suite
+from tare.workloads.pyperf_script import PYPERF, histogram_of, read_suite
 
 _TOOL = "pyperformance"
 _FOLDER = f"{SCRATCH}/tare-pyperformance"

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric
 from tare.bench.units import parse_size
-from tare.workloads.metrics import bandwidth_of, rate_of, time_of
+from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, one_match, one_number, positive, read_output, refuse
 from tare.workloads.parameters import (
     Size,
@@ -54,6 +54,15 @@ Half a hundredth, and half a thousandth for the bucket it is compared with, whic
 """
 
 
+def declare_latencies(name: str, event: str) -> tuple[Metric, ...]:
+    """The metrics of ``event``s that sysbench prints latencies of."""
+    return (
+        time_of(f"{name}.mean", f"Mean time of {event}."),
+        *percentiles_of(name, ("p95",), f"of {event}", "buckets of sysbench's histogram, 1.8 % wide"),
+        time_of(f"{name}.max", f"Longest time of {event}, rounded to 0.01 ms; a single event decides it."),
+    )
+
+
 class SysbenchCpu(TimedWorkload):
     """``sysbench cpu``: every event tests all numbers up to a bound for being prime, one event at a time a thread."""
 
@@ -67,15 +76,7 @@ class SysbenchCpu(TimedWorkload):
             "cpu.events_per_second",
             "Searches for all primes up to a bound finished per second by all threads.",
         ),
-        time_of("cpu.latency.mean", "Mean time of a search."),
-        time_of(
-            "cpu.latency.p95",
-            "95th percentile of the time of a search (buckets of sysbench's histogram, 1.8 % wide).",
-        ),
-        time_of(
-            "cpu.latency.max",
-            "Longest time of a search, rounded to 0.01 ms; a single event decides it.",
-        ),
+        *declare_latencies("cpu.latency", "a search"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,16 +91,11 @@ class SysbenchCpu(TimedWorkload):
         return Commands(_command("cpu", options, params.runtime_s, envelope))
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """See the class; counts, sums and rounded values have to agree with one another."""
+        """Counts, sums and rounded values have to agree with one another."""
         text = read_output(SYSBENCH, completed)
         check_frame(text)
-        latencies = read_latencies(text)
-        return [
-            Measurement("cpu.events_per_second", one_number(SYSBENCH, "the rate of events", _RATE, text)),
-            Measurement("cpu.latency.mean", latencies.mean_s),
-            Measurement("cpu.latency.p95", latencies.p95_s),
-            Measurement("cpu.latency.max", latencies.max_s),
-        ]
+        rate = Measurement("cpu.events_per_second", one_number(SYSBENCH, "the rate of events", _RATE, text))
+        return [rate, *read_latencies(text, "cpu.latency")]
 
 
 class SysbenchMemory(TimedWorkload):
@@ -178,22 +174,18 @@ def check_frame(text: str) -> None:
     one_match(SYSBENCH, "the number of threads", _THREADS, text)
 
 
-class Latencies(msgspec.Struct, frozen=True):
-    """What sysbench's report says about the latencies of all events, in seconds."""
+def read_latencies(text: str, name: str) -> list[Measurement]:
+    """The metrics of ``declare_latencies``, mean and percentile with more digits than sysbench prints them.
 
-    mean_s: float
-    p95_s: float
-    max_s: float
-
-
-def read_latencies(text: str) -> Latencies:
-    """Mean and percentile with more digits than sysbench prints them, checked against those. Raises ParseError."""
+    They are checked against those. Raises ParseError.
+    """
     events = one_number(SYSBENCH, "the number of events", EVENTS, text)
     mean_s = one_number(SYSBENCH, "the sum of latencies", _SUM, text, exponent=-3) / events
     _check_rounded(text, "avg", mean_s)
     p95_s = _percentile_s(text, events, 95)
     _check_rounded(text, "95th percentile", p95_s)
-    return Latencies(mean_s, p95_s, one_number(SYSBENCH, "the longest latency", _LATENCIES["max"], text, exponent=-3))
+    max_s = one_number(SYSBENCH, "the longest latency", _LATENCIES["max"], text, exponent=-3)
+    return [Measurement(f"{name}.{key}", value) for key, value in (("mean", mean_s), ("p95", p95_s), ("max", max_s))]
 
 
 def read_buckets(text: str) -> list[tuple[float, int]]:

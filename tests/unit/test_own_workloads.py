@@ -17,8 +17,7 @@ from tare.bench.model import Category, Command, Completed, Direction, Envelope, 
 from tare.bench.records import Manifest, RunStatus
 from tare.bench.suite import Suite, read_suite, resolve_suite
 from tare.bench.units import SCALES, Unit, parse_unit
-from tare.workloads.command import CommandKind, CommandSection
-from tare.workloads.extraction import StatedMetric
+from tare.workloads.command import CommandKind, CommandSection, StatedMetric
 from tare.workloads.pyperf_script import PyperfKind, PyperfSection
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
