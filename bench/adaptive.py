@@ -33,9 +33,11 @@ FAILURES = 3
 class SamplingEnd(StrEnum):
     """Why no further block is run."""
 
-    REACHED = "every cell that can reach the precision has reached it"
-    TIME = "the time is spent"
-    BLOCKS = "the largest number of blocks is reached"
+    REACHED = "reached"
+    """Every cell that can reach the precision has reached it."""
+    TIME = "time"
+    BLOCKS = "blocks"
+    """Their largest number is reached."""
 
 
 class CellStanding(msgspec.Struct, frozen=True):
@@ -143,7 +145,7 @@ class Sampler:
         standings = self.standings()
         return {
             "code": NoteCode.PRECISION,
-            "ending": self.ending.name.lower() if self.ending else "interrupted",
+            "ending": self.ending or "interrupted",
             "spent_s": round(self._spent_s, 3),
             "cells": [msgspec.to_builtins(one) for one in standings],
         }

@@ -3,13 +3,8 @@
 from tare.bench.ledger import Cleaned, clean
 from tare.bench.locations import ledger_directory
 from tare.bench.registry import find_backends
-from tare.bench.removers import Remover
 
 
 def clean_up() -> Cleaned:
     """Clean this user's ledger; what a backend entered is given back to the backend installed under that name."""
-    return clean(ledger_directory(), _find_reclaim)
-
-
-def _find_reclaim(name: str) -> Remover:
-    return find_backends().get(name).reclaim
+    return clean(ledger_directory(), lambda name: find_backends().get(name).reclaim)

@@ -21,14 +21,14 @@ def cache_directory() -> Path:
     # platformdirs takes a few milliseconds to import, which `tare --help` should not pay.
     from platformdirs import user_cache_path
 
-    return require_own(_overridden(CACHE_VARIABLE) or user_cache_path("tare"), CACHE_VARIABLE)
+    return _own(CACHE_VARIABLE, user_cache_path("tare"))
 
 
 def state_directory() -> Path:
     """What has to survive: the ledger of things that may have to be cleaned up."""
     from platformdirs import user_state_path
 
-    return require_own(_overridden(STATE_VARIABLE) or user_state_path("tare"), STATE_VARIABLE)
+    return _own(STATE_VARIABLE, user_state_path("tare"))
 
 
 def ledger_directory() -> Path:
@@ -43,7 +43,7 @@ def work_directory() -> Path:
     user has one of its own, ``/var/tmp/tare-UID``.
     """
     own = "tare" if os.geteuid() == 0 else f"tare-{os.geteuid()}"
-    return require_own(_overridden(WORK_VARIABLE) or Path("/var/tmp") / own, WORK_VARIABLE)  # noqa: S108 - checked
+    return _own(WORK_VARIABLE, Path("/var/tmp") / own)  # noqa: S108 - checked
 
 
 def require_own(folder: Path, variable: str) -> Path:
@@ -77,6 +77,6 @@ def _not_own(folder: Path, why: str, variable: str) -> TareError:
     )
 
 
-def _overridden(variable: str) -> Path | None:
+def _own(variable: str, usual: Path) -> Path:
     value = os.environ.get(variable)
-    return Path(value).absolute() if value else None
+    return require_own(Path(value).absolute() if value else usual, variable)

@@ -27,14 +27,26 @@ CLOCK_TOLERANCE = 0.05
 CLOCK_TOLERANCE_S = 0.1
 
 
-class Observer(Protocol):
-    """Follows a run; the progress display is one."""
+class Display(Protocol):
+    """What a person is told of a run."""
+
+    def step(self, text: str) -> None:
+        """Say what is being done before or after the measuring."""
+
+    def begin(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
+        """Begin showing a plan."""
+
+    def extend(self, plan: Sequence[PlannedInstance], standing: str) -> None:
+        """Show that a block follows that was not planned, and how the run stands."""
 
     def instance_started(self, planned: PlannedInstance, position: int, total: int) -> None:
         """The instance at ``position`` (from 1) of ``total`` begins."""
 
     def instance_ended(self, planned: PlannedInstance, failure: str | None, seconds: float) -> None:
         """It ended, with the reason if it failed."""
+
+    def finished(self) -> None:
+        """The measuring is over."""
 
 
 class Listener(Protocol):
@@ -64,7 +76,7 @@ class Runner:
         image: Image,
         backends: Mapping[str, Backend],
         store: RunStore,
-        observer: Observer,
+        display: Display,
         *,
         identity: str,
         unavailable: Mapping[str, str],
@@ -78,7 +90,7 @@ class Runner:
         self.image = image
         self.backends = backends
         self.store = store
-        self.observer = observer
+        self.display = display
         self.identity = identity
         self.unavailable = unavailable
         self.listener = listener
@@ -93,7 +105,7 @@ class Runner:
         """
         done = failed = 0
         for position, planned in enumerate(plan, start=before + 1):
-            self.observer.instance_started(planned, position, before + len(plan))
+            self.display.instance_started(planned, position, before + len(plan))
             started = time.monotonic()
             try:
                 failure = self._run_instance(planned, attempts.get(planned.identifier, 0) + 1)
@@ -105,7 +117,7 @@ class Runner:
             failed += failure is not None
             if self.listener is not None:
                 self.listener.ended(planned.cell.key, seconds, failed=failure is not None)
-            self.observer.instance_ended(planned, failure, seconds)
+            self.display.instance_ended(planned, failure, seconds)
         return Outcome(done, failed, interrupted=False)
 
     def _run_instance(self, planned: PlannedInstance, attempt: int) -> str | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -29,29 +29,13 @@ from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
-from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, PlannedInstance, RunStatus
+from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, RunStatus
 from tare.bench.registry import find_backends, find_workloads
-from tare.bench.runner import Observer, Outcome, Runner, make_event
+from tare.bench.runner import Display, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
 from tare.bench.tune.journal import journal_file, tuned_facts
-
-
-class Display(Observer, Protocol):
-    """What a session tells a person."""
-
-    def step(self, text: str) -> None:
-        """Say what is being done before or after the measuring."""
-
-    def begin(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
-        """Begin showing a plan."""
-
-    def extend(self, plan: Sequence[PlannedInstance], standing: str) -> None:
-        """Show that a block follows that was not planned, and how the run stands."""
-
-    def finished(self) -> None:
-        """The measuring is over."""
 
 
 class RunRequest(msgspec.Struct, frozen=True):
@@ -191,6 +175,7 @@ class _Session:
         facts = (*read_facts(storage), *tuned_facts(journal_file(), HostRoots()))
         bare = (name for name, one in descriptions.items() if one.kind is IsolationKind.BARE_METAL)
         of_backends = (found for description in descriptions.values() for found in description.confounds)
+        sizes = {name: path.stat().st_size for name, path in image.guest_files.items()}
         workloads = {one.workload.name: one.workload for one in suite.scenarios if one.workload is not None}
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -202,7 +187,8 @@ class _Session:
             ended_utc="",
             suite=suite.file.written(),
             envelope=suite.envelope,
-            image=_image_record(image),
+            # sizes in bytes: of the tree, and of each other file
+            image={**msgspec.to_builtins(image, enc_hook=str), "sizes": sizes | {"rootfs": image.rootfs_bytes}},
             host=facts,
             host_summary=summarise(facts),
             backends=descriptions,
@@ -294,12 +280,6 @@ def _conditions(run: Manifest) -> dict[str, Any]:
     backends = {f"backend {name}": description.label for name, description in run.backends.items()}
     fixed = {"image": run.image["digest"][:19], "envelope": run.envelope}
     return host | {name: facts.get(name) for name in names} | fixed | backends
-
-
-def _image_record(image: Image) -> dict[str, object]:
-    """What the manifest keeps of an image. ``sizes`` are bytes: of the tree, and of each other file."""
-    sizes = {name: path.stat().st_size for name, path in image.guest_files.items()} | {"rootfs": image.rootfs_bytes}
-    return {**msgspec.to_builtins(image, enc_hook=str), "sizes": sizes}
 
 
 @contextlib.contextmanager

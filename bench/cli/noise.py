@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tare.bench.disturbance import Disturbance, disturbance_of
+from tare.bench.disturbance import disturbance_of
 from tare.bench.errors import ExitCode
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.cpus import format_cpus
@@ -23,7 +23,7 @@ from tare.bench.noise import Cause, HostWatch, MetricFloor, find_floors, noise_s
 from tare.bench.progress import RunDisplay
 from tare.bench.records import EventKind, Manifest, PlannedInstance
 from tare.bench.session import run_suite
-from tare.bench.store import LoadedRun, load_run
+from tare.bench.store import load_run
 from tare.bench.units import parse_duration
 
 SHORTEST_S = 20.0
@@ -61,14 +61,15 @@ def noise_command(duration: str, output: Path | None, *, as_json: bool) -> ExitC
             return ExitCode.INTERRUPTED
         run = load_run(folder)
     manifest = run.manifest
-    told = _disturbances(run)
+    ended = (disturbance_of(event, None) for event in run.events if event.kind is EventKind.INSTANCE_DONE)
+    times = [event.at_s for event in run.events]
     report = NoiseReport(
         host=manifest.host_summary,
         cpus=manifest.envelope.cpus,
-        span_s=_span(run),
+        span_s=round(max(times) - min(times), 1),
         failed=result.outcome.failed,
         floors=find_floors(run),
-        causes=watch.causes(told, manifest.host),
+        causes=watch.causes([one for one in ended if one is not None], manifest.host),
     )
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(report), indent=2, ensure_ascii=False))
@@ -96,16 +97,6 @@ def _run_folder(output: Path | None) -> Iterator[Path]:
     folder = work_directory() / f"noise-{os.getpid()}-{time.monotonic_ns()}"
     with Ledger(ledger_directory()) as ledger, work_folder(ledger, folder):
         yield folder
-
-
-def _disturbances(run: LoadedRun) -> list[Disturbance]:
-    found = (disturbance_of(event, None) for event in run.events if event.kind is EventKind.INSTANCE_DONE)
-    return [one for one in found if one is not None]
-
-
-def _span(run: LoadedRun) -> float:
-    times = [event.at_s for event in run.events]
-    return round(max(times) - min(times), 1) if times else 0.0
 
 
 def _print(console: Console, report: NoiseReport, manifest: Manifest, output: Path | None) -> None:

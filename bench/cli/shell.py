@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from tare.bench.cli.exec import InstanceRequest, start_instance
 from tare.bench.cli.guard import complain
 from tare.bench.errors import ExitCode, TareError, UnsupportedError
-from tare.bench.model import Command, Image
+from tare.bench.model import Command
 
 _SHELLS = ("/bin/bash", "/bin/sh")
 _CHUNK_BYTES = 1 << 16
@@ -36,18 +36,15 @@ def shell_command(request: InstanceRequest, argv: tuple[str, ...]) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise TareError("a shell needs a terminal, and standard input or output is not one", remedy="use `tare exec`")
     with start_instance(suite, request.image) as (instance, root):
-        program = argv or (_find_shell(root),)
+        # The first shell that the image has. One that has none is told so by the instance.
+        shells = (shell for shell in _SHELLS if (root.rootfs / shell[1:]).exists())
+        program = argv or (next(shells, _SHELLS[-1]),)
         with _start_raw_terminal() as terminal:
             ended = instance.interact(Command(program, env={"TERM": os.environ.get("TERM", "dumb")}), terminal)
     if ended.signal is not None:
         complain(f"{program[0]} was killed by signal {ended.signal}")
         return 128 + ended.signal
     return ended.returncode if ended.returncode is not None else ExitCode.ENVIRONMENT
-
-
-def _find_shell(image: Image) -> str:
-    """The first shell that the image has. One that has none is told so by the instance."""
-    return next((shell for shell in _SHELLS if (image.rootfs / shell[1:]).exists()), _SHELLS[-1])
 
 
 class _UserTerminal:

@@ -3,8 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import typer
@@ -19,7 +17,7 @@ from tare.bench.linux.files import HostRoots
 from tare.bench.linux.processes import read_statuses
 from tare.bench.tune.journal import JournalFile, boot_id, journal_file
 from tare.bench.tune.settings import SETTINGS, describe_now, obstacle
-from tare.bench.tune.tuning import Applied, Changed, Refused, Restored, Tuning, Wish, require_root
+from tare.bench.tune.tuning import Applied, Changed, Restored, Tuning, Wish, require_root
 
 
 def show_command(cpus: str, *, as_json: bool) -> None:
@@ -71,7 +69,7 @@ def apply_command(only: Sequence[str], cpus: str, *, as_json: bool) -> ExitCode:
         raise UnavailableError(f"cannot be changed here: {listed}", remedy="see `tare tune show` for what can")
     applied = Tuning(JournalFile(journal_file()), roots).apply(wishes, chosen)
     if as_json:
-        typer.echo(json.dumps(_plain(applied), indent=2))
+        typer.echo(json.dumps(msgspec.to_builtins(applied, enc_hook=str), indent=2))
         return ExitCode.OK
     for line in _applied_lines(applied):
         typer.echo(line)
@@ -89,7 +87,7 @@ def restore_command(*, as_json: bool) -> ExitCode:
     restored = Tuning(file).restore()
     code = ExitCode.ENVIRONMENT if restored.kept else ExitCode.OK
     if as_json:
-        typer.echo(json.dumps(_plain(restored), indent=2))
+        typer.echo(json.dumps(msgspec.to_builtins(restored, enc_hook=str), indent=2))
         return code
     for line in _restored_lines(restored, nothing=journal is None):
         typer.echo(line)
@@ -164,7 +162,3 @@ def _by_setting(changed: Sequence[Changed], verb: str) -> list[str]:
 
 def _irqbalance_runs(roots: HostRoots) -> bool:
     return any(status.name == "irqbalance" for status in read_statuses(roots).values())
-
-
-def _plain(value: Applied | Restored | Changed | Refused) -> Any:
-    return msgspec.to_builtins(value, enc_hook=lambda other: str(other) if isinstance(other, Path) else other)

@@ -231,9 +231,11 @@ def install_python_packages(packages: Iterable[str], tree: Path, runner: Runner)
     their source's time, because times in an image are clamped.
     """
     wanted = sorted(packages)
-    if not wanted:
-        return
-    version = _python_version(tree)
+    versions = [path.parent.name.removeprefix("python") for path in tree.glob("usr/lib/python3.*/os.py")]
+    if len(versions) != 1:
+        found = ", ".join(sorted(versions)) or "none"
+        raise ImageError(f"an image with Python packages needs exactly one Python 3, and it has: {found}")
+    (version,) = versions
     inside = f"/usr/local/lib/python{version}/dist-packages"
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
     argv += ["--root-user-action=ignore", "--no-deps", "--no-compile", "--only-binary=:all:", "--platform=any"]
@@ -251,14 +253,6 @@ def install_python_packages(packages: Iterable[str], tree: Path, runner: Runner)
         ) from error
 
 
-def _python_version(tree: Path) -> str:
-    versions = [path.parent.name.removeprefix("python") for path in tree.glob("usr/lib/python3.*/os.py")]
-    if len(versions) != 1:
-        found = ", ".join(sorted(versions)) or "none"
-        raise ImageError(f"an image with Python packages needs exactly one Python 3, and it has: {found}")
-    return versions[0]
-
-
 def find_debian_sources(suite: str, apt_folder: Path = Path("/etc/apt")) -> str | None:
     """The host's entries for Debian's own ``suite``, as deb822 text; None if it has none.
 
@@ -269,15 +263,12 @@ def find_debian_sources(suite: str, apt_folder: Path = Path("/etc/apt")) -> str 
     for stanza in _stanzas(apt_folder):
         suites = [name for name in stanza["Suites"].split() if name in (suite, f"{suite}-updates", f"{suite}-security")]
         key = stanza.get("Signed-By", "")
+        debian = re.search(r"\bdebian(-security)?\b", stanza["URIs"]) and "linux/debian" not in stanza["URIs"]
         foreign_key = bool(key) and "debian-archive" not in key
-        if suites and "main" in stanza["Components"].split() and _is_debian(stanza["URIs"]) and not foreign_key:
+        if suites and "main" in stanza["Components"].split() and debian and not foreign_key:
             fields = {**stanza, "Types": "deb", "Suites": " ".join(suites), "Components": "main"}
             kept.append("".join(f"{name}: {fields[name]}\n" for name in ("Types", *_WANTED) if name in fields))
     return "\n".join(kept) or None
-
-
-def _is_debian(addresses: str) -> bool:
-    return bool(re.search(r"\bdebian(-security)?\b", addresses)) and "linux/debian" not in addresses
 
 
 def _stanzas(apt_folder: Path) -> Iterator[Mapping[str, str]]:

@@ -43,12 +43,6 @@ def test_packages_are_for_the_python_of_the_image_and_without_their_dependencies
     assert "unchecked-hash" in compileall
 
 
-def test_without_any_nothing_is_run(tmp_path: Path) -> None:
-    runner = Recorded()
-    install_python_packages([], tmp_path, runner)
-    assert runner.seen == []
-
-
 @pytest.mark.parametrize(("versions", "found"), [((), "none"), (("3.11", "3.13"), "3.11, 3.13")])
 def test_an_image_with_no_python_or_two_is_refused(tmp_path: Path, versions: tuple[str, ...], found: str) -> None:
     with pytest.raises(ImageError, match=found):
