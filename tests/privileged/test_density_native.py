@@ -164,9 +164,11 @@ def test_aggressors_work_beside_the_victim_and_die_with_the_cell(tmp_path, image
 
     outcome, run = measure(tmp_path, image, experiment, lambda backend: Seen(backend, 2, look))
     assert outcome.failed == 0
-    found = {sample.metric: sample.value for sample in run.samples}
-    assert found["interference.aggressor_cpu"] > 0.1
-    assert found["interference.ratio.cpu.events_per_second"] > 1.1
+    found = {(sample.metric, sample.iteration): sample.value for sample in run.samples}
+    assert found["interference.aggressor_cpu", 1] > 0.1
+    # How much worse it got depends on what else runs on this machine; how the ratio follows from the values does not.
+    alone, together = (found["interference.value.cpu.events_per_second", number] for number in (0, 1))
+    assert found["interference.ratio.cpu.events_per_second", 1] == pytest.approx(alone / together)
     assert not Path(f"/proc/{aggressors[0]}").exists()
 
 
