@@ -40,10 +40,6 @@ def guard() -> Iterator[None]:
     except KeyboardInterrupt:
         complain("interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader of our output went away, which is its right (`tare list | head -1`).
-        sys.stderr.close()
-        raise typer.Exit(ExitCode.OK) from None
     except (TareError, OSError) as raised:
         error = lack_of_descriptors(raised) or raised
         if not isinstance(error, TareError):
@@ -67,15 +63,19 @@ def _report_bug() -> None:
 
 def complain(message: str, remedy: str | None = None) -> None:
     """One message on standard error."""
-    typer.echo(f"tare: {message}", err=True)
+    typer.echo(f"tare: {message}", sys.stderr)  # the stream as it is: typer writes UTF-8 where a terminal has ASCII
     if remedy:
-        typer.echo(f"  what to do: {remedy}", err=True)
+        typer.echo(f"  what to do: {remedy}", sys.stderr)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """The first ctrl-C, SIGTERM or SIGHUP interrupts; while that is being cleaned up, further ones only say so."""
+    """The first ctrl-C, SIGTERM or SIGHUP interrupts; while that is being cleaned up, further ones only say so.
+
+    Those that came in ignored (``nohup``, a shell's background) stay ignored.
+    """
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heeded = [name for name in names if signal.getsignal(name) is not signal.SIG_IGN]
     interrupted = False
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -86,7 +86,7 @@ def _signals() -> Iterator[None]:
         interrupted = True
         raise KeyboardInterrupt
 
-    before = {name: signal.signal(name, interrupt) for name in names}
+    before = {name: signal.signal(name, interrupt) for name in heeded}
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tare.bench.cli.guard import Debug, guard, make_app
+from tare.bench.cli.streams import lasting_streams
 from tare.bench.errors import ExitCode
 
 app = make_app(
@@ -30,7 +31,8 @@ def main() -> None:
 
     app.add_typer(image_app)
     app.add_typer(tune_app)
-    app()
+    with lasting_streams():
+        app()
 
 
 def _given(**options: Any) -> dict[str, Any]:
