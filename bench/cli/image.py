@@ -78,11 +78,20 @@ def import_(
     file: Annotated[Path, typer.Argument(help="A root file system tar, an OCI archive or a docker archive.")],
     *,
     name: Annotated[str, typer.Option(help="What to call the image; the file's name unless given.")] = "",
+    max_size: Annotated[str, typer.Option(help="Refuse an archive that holds more bytes.")] = "32GiB",
+    max_members: Annotated[int, typer.Option(min=1, help="Refuse an archive with more files.")] = 1_000_000,
+    max_depth: Annotated[int, typer.Option(min=1, help="Refuse paths of more names.")] = 100,
+    max_ratio: Annotated[
+        int, typer.Option(min=1, help="Refuse an archive that holds more than this times its own size (and 64 MiB).")
+    ] = 200,
 ) -> None:
-    """Import a root file system that was made elsewhere. Needs root."""
+    """Import a root file system that was made elsewhere: all of it, or nothing if it is damaged."""
     with guard():
+        from tare.bench.image import Limits
+
+        limits = Limits(_size("--max-size", max_size), max_members, max_depth, max_ratio)
         with _store() as images:
-            image = images.import_archive(file, name=name, progress=_say)
+            image = images.import_archive(file, name=name, limits=limits, progress=_say)
         _print_image(image)
         if image.guest_problem:
             _say(f"the vm backend cannot use it: {image.guest_problem}")
@@ -95,6 +104,15 @@ def remove(image: Reference) -> None:
         with _store() as images:
             digest = images.remove(image)
         typer.echo(f"removed {digest}")
+
+
+def _size(option: str, given: str) -> int:
+    from tare.bench.units import parse_size
+
+    try:
+        return parse_size(given)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from None
 
 
 @contextlib.contextmanager

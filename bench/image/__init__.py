@@ -2,5 +2,6 @@
 
 from tare.bench.image.recipe import Recipe
 from tare.bench.image.store import ImageStore, Listed
+from tare.bench.image.tar import Limits
 
-__all__ = ["ImageStore", "Listed", "Recipe"]
+__all__ = ["ImageStore", "Limits", "Listed", "Recipe"]

@@ -1,21 +1,12 @@
 """Imports a root file system tar, an OCI archive or a docker archive as an image.
 
-Formats: OCI image-layout.md, manifest.md and layer.md (v1.1); for docker the ``manifest.json`` that `docker save` and
+Formats: OCI image-layout.md and manifest.md (v1.1); for docker the ``manifest.json`` that `docker save` and
 `podman save` write.
-
-Layers are applied without ever leaving the tree, whatever the archive says: every path is resolved as if the tree were
-the root, absolute links start there and ``..`` stops there. Whiteouts: ``.wh.NAME`` removes NAME of the layers below,
-``.wh..wh..opq`` all they have in its folder.
 """
 
-import contextlib
 import os
-import shutil
-import stat
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -25,21 +16,26 @@ from tare.bench.image.boot import Kernel
 from tare.bench.image.build import BUILD_TOOLS, Workspace, finish, with_kernel
 from tare.bench.image.recipe import Recipe, host_architecture
 from tare.bench.image.stored import hash_file
-from tare.bench.process import DEVNULL, PIPE, Popen, require_tool
+from tare.bench.image.tar import Limits, quoted
+from tare.bench.image.unpack import Unpacking, resolve
+from tare.bench.process import require_tool
 from tare.bench.trees import remove_tree
+from tare.bench.units import format_size
 
 _SEARCH_PATH = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 _AGENT = "qemu-ga"
 _DEEPEST_INDEX = 4
+_MOST_LAYERS = 1000
+_MOST_JSON = 8 << 20
 
 
-def import_parts(file: Path, workspace: Workspace) -> stored.Description:
+def import_parts(file: Path, workspace: Workspace, limits: Limits) -> stored.Description:
     """Unpack ``file`` into ``workspace.image``, add a kernel if it can be a guest, describe it. Raises ImageError."""
     workspace.image.mkdir()
     tree = workspace.image / stored.ROOTFS
     kernel: Kernel | None = None
     workspace.progress(f"unpacking {file.name}")
-    make_imported_tree(file, tree, workspace.scratch("archive"))
+    unpacked = make_imported_tree(file, tree, workspace.scratch("archive"), limits)
     problem = guest_problem(tree)
     if not problem and os.geteuid() != 0:
         problem = "imported without root, so that its files have no owners of their own"
@@ -48,29 +44,38 @@ def import_parts(file: Path, workspace: Workspace) -> stored.Description:
             require_tool(tool)
         workspace.progress("fetching a kernel for the guest")
         kernel = with_kernel(Recipe.of(()), workspace, lambda: None)
-    return finish(workspace, kernel=kernel, recipe=None, origin=file.name, guest_problem=problem)
+    description = finish(workspace, kernel=kernel, recipe=None, origin=file.name, guest_problem=problem)
+    unpacked.require_listed((workspace.image / stored.MANIFEST).read_text().splitlines())
+    return description
 
 
-def make_imported_tree(file: Path, tree: Path, scratch: Path) -> None:
+def make_imported_tree(file: Path, tree: Path, scratch: Path, limits: Limits) -> Unpacking:
     """Make ``tree`` of the archive ``file``, whichever of the three kinds it is. Raises ImageError."""
-    outer = scratch / "outer"
-    outer.mkdir()
-    outer.chmod(0o755)
-    apply_layer(outer, file)
-    if (outer / "manifest.json").is_file() and not (outer / "usr").exists():
-        layers = _docker_layers(outer)
-    elif (outer / "oci-layout").is_file():
-        layers = _oci_layers(outer)
+    unpacked = _start(tree, limits)
+    unpacked.add(file, is_lowest=True)
+    if (tree / "manifest.json").is_file() and not (tree / "usr").exists():
+        find_layers = _docker_layers
+    elif (tree / "oci-layout").is_file():
+        find_layers = _oci_layers
     else:
-        outer.rename(tree)
-        if not any((tree / name).exists() for name in ("bin", "usr", "sbin")):
-            raise ImageError(f"{file.name} holds no root file system: there is no bin, sbin or usr in it")
-        return
+        if not any(resolve(tree, name, follow_last=True).exists() for name in ("bin", "usr", "sbin")):
+            raise ImageError(f"{quoted(file.name)} holds no root file system: there is no bin, sbin or usr in it")
+        unpacked.settle()
+        return unpacked
+    outer = scratch / "outer"
+    tree.rename(outer)
+    unpacked = _start(tree, limits)
+    for number, layer in enumerate(find_layers(outer)):
+        unpacked.add(layer, is_lowest=number == 0)
+    unpacked.settle()
+    remove_tree(outer)
+    return unpacked
+
+
+def _start(tree: Path, limits: Limits) -> Unpacking:
     tree.mkdir()
-    tree.chmod(0o755)
-    for layer in layers:
-        apply_layer(tree, layer)
-    shutil.rmtree(outer)
+    tree.chmod(0o755)  # whatever the umask
+    return Unpacking(tree, limits)
 
 
 def guest_problem(tree: Path) -> str:
@@ -86,16 +91,23 @@ def _docker_layers(outer: Path) -> list[Path]:
     entries = _decode(_inside(outer, "manifest.json"))
     if not isinstance(entries, list) or len(entries) != 1:
         raise ImageError("the docker archive holds several images, or none", remedy="save exactly one image into it")
-    return [_inside(outer, name) for name in _field(entries[0], "Layers", list)]
+    return [_inside(outer, name) for name in _layers(entries[0], "Layers")]
 
 
 def _oci_layers(outer: Path) -> list[Path]:
     document = _decode(_inside(outer, "index.json"))
     for _ in range(_DEEPEST_INDEX):
-        if "manifests" not in document:
+        if not isinstance(document, dict) or "manifests" not in document:
             break
         document = _decode(_blob(outer, _choose(_field(document, "manifests", list))))
-    return [_blob(outer, layer) for layer in _field(document, "layers", list)]
+    return [_blob(outer, layer) for layer in _layers(document, "layers")]
+
+
+def _layers(document: Any, name: str) -> list[Any]:
+    layers: list[Any] = _field(document, name, list)
+    if len(layers) > _MOST_LAYERS:
+        raise ImageError(f"the archive has {len(layers)} layers; tare reads {_MOST_LAYERS} at most")
+    return layers
 
 
 def _choose(descriptors: list[Any]) -> Any:
@@ -105,8 +117,8 @@ def _choose(descriptors: list[Any]) -> Any:
     machine = host_architecture()
     fitting = []
     for descriptor in descriptors:
-        wanted = descriptor.get("platform") or {}
-        if wanted.get("os") == "linux" and wanted.get("architecture") == machine:
+        wanted = descriptor.get("platform") if isinstance(descriptor, dict) else None
+        if isinstance(wanted, dict) and (wanted.get("os"), wanted.get("architecture")) == ("linux", machine):
             fitting.append(descriptor)
     if len(fitting) != 1:
         raise ImageError(
@@ -119,24 +131,27 @@ def _choose(descriptors: list[Any]) -> Any:
 def _blob(outer: Path, descriptor: Any) -> Path:
     algorithm, _, value = _field(descriptor, "digest", str).partition(":")
     if algorithm != "sha256":
-        raise ImageError(f"the OCI archive uses the digest {algorithm!r}, and only sha256 is known")
+        raise ImageError(f"the OCI archive uses the digest {quoted(algorithm)}, and only sha256 is known")
     path = _inside(outer, f"blobs/sha256/{value}")
     if hash_file(path) != value:
-        raise ImageError(f"the OCI archive is damaged: blob {value[:12]} does not have its own digest")
+        raise ImageError(f"the OCI archive is damaged: blob {quoted(value[:12])} does not have its own digest")
     return path
 
 
 def _decode(path: Path) -> Any:
+    if path.stat().st_size > _MOST_JSON:
+        raise ImageError(f"the archive's {quoted(path.name)} is larger than {format_size(_MOST_JSON)}")
     try:
         return msgspec.json.decode(path.read_bytes())
-    except msgspec.DecodeError as error:
-        raise ImageError(f"the archive's {path.name} is not JSON: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ImageError(f"the archive's {quoted(path.name)} is not JSON: {error}") from error
 
 
-def _inside(outer: Path, name: str) -> Path:
-    path = resolve(outer, name, follow_last=True)
+def _inside(outer: Path, name: Any) -> Path:
+    path = resolve(outer, name, follow_last=True) if isinstance(name, str) else outer
     if not path.is_file():
-        raise ImageError(f"the archive lacks {name}")
+        raise ImageError(f"the archive lacks {quoted(str(name))}")
+    path.chmod(0o600)  # whatever the archive says, it is read
     return path
 
 
@@ -145,183 +160,3 @@ def _field(document: Any, name: str, kind: type[Any]) -> Any:
     if not isinstance(value, kind):
         raise ImageError(f"the archive's description has no {name!r} where it belongs")
     return value
-
-
-_WHITEOUT = ".wh."
-_OPAQUE = ".wh..wh..opq"
-_XATTR = "SCHILY.xattr."
-_MOST_LINKS = 40
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
-
-@contextlib.contextmanager
-def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar file for reading from front to back, whatever compresses it. Raises ImageError, MissingToolError."""
-    with path.open("rb") as file:
-        is_zstd = file.read(len(_ZSTD_MAGIC)) == _ZSTD_MAGIC
-    # Opened anew: zstd is given the descriptor, and reads on from where that stands.
-    with path.open("rb") as file:
-        try:
-            if is_zstd:
-                with _zstd(file) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-                    yield tar
-            else:
-                with tarfile.open(fileobj=file, mode="r|*") as tar:
-                    yield tar
-        except (tarfile.TarError, EOFError) as error:
-            raise ImageError(f"{path.name} cannot be read as a tar archive: {error}") from error
-
-
-@contextlib.contextmanager
-def _zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    with Popen([str(require_tool("zstd")), "-dcq"], stdin=file, stdout=PIPE, stderr=DEVNULL) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout
-            while process.stdout.read(1 << 20):
-                pass
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode != 0:
-        raise EOFError("zstd says that its data is damaged")
-
-
-def resolve(root: Path, path: str, *, follow_last: bool = False) -> Path:
-    """Where ``path`` of a tree lies on this host, links followed inside ``root`` only.
-
-    The last part is not followed unless ``follow_last``. What does not exist yet is taken as it is. Raises
-    ImageError for a circle of links.
-    """
-    pending = [part for part in path.split("/") if part not in ("", ".")]
-    at: list[str] = []
-    links = 0
-    while pending:
-        part = pending.pop(0)
-        if part == "..":
-            at = at[:-1]
-            continue
-        here = root.joinpath(*at, part)
-        if here.is_symlink() and (pending or follow_last):
-            links += 1
-            if links > _MOST_LINKS:
-                raise ImageError(f"the archive has a circle of symbolic links at {path!r}")
-            target = str(here.readlink())
-            at = [] if target.startswith("/") else at
-            pending = [part for part in target.split("/") if part not in ("", ".")] + pending
-        else:
-            at.append(part)
-    return root.joinpath(*at)
-
-
-def apply_layer(root: Path, layer: Path) -> None:
-    """Unpack ``layer`` over the tree at ``root``, whiteouts applied. Raises ImageError, OSError.
-
-    Without root the files become the user's, and device nodes and extended attributes that only root may set
-    (``security.*``, ``trusted.*``) are left out.
-    """
-    made: set[Path] = set()
-    folder_times: dict[Path, float] = {}
-    with open_tar(layer) as tar:
-        for member in tar:
-            path = _place(root, member)
-            if path == root and not member.isdir():
-                raise ImageError(f"{layer.name} has {member.name!r}, which is no place for a file")
-            if path.name == _OPAQUE:
-                _empty(path.parent, made)
-            elif path.name.startswith(_WHITEOUT):
-                hidden = path.with_name(path.name.removeprefix(_WHITEOUT))
-                if hidden.name in ("", ".", ".."):
-                    raise ImageError(f"{layer.name} has the impossible whiteout {member.name!r}")
-                if hidden not in made:
-                    _remove(hidden)
-            else:
-                _make(root, path, member, tar)
-                made.add(path)
-                if member.isdir():
-                    folder_times[path] = member.mtime
-    for path, time_s in folder_times.items():
-        if path.is_dir() and not path.is_symlink():
-            os.utime(path, (time_s, time_s))
-
-
-def _place(root: Path, member: tarfile.TarInfo) -> Path:
-    if ".." in member.name.split("/"):
-        raise ImageError(f"the archive wants to write outside the tree: {member.name!r}")
-    path = resolve(root, member.name)
-    parent = path.parent
-    if path != root and not parent.is_dir():
-        if parent.exists():
-            raise ImageError(f"the archive has {member.name!r} below something that is not a folder")
-        _make_missing(root, parent)
-    return path
-
-
-def _make_missing(root: Path, folder: Path) -> None:
-    """Make a folder that the archive does not name itself, and those above it, whatever the umask."""
-    for path in reversed([folder, *folder.parents]):
-        if path.is_relative_to(root) and not path.is_dir():
-            path.mkdir()
-            path.chmod(0o755)
-
-
-def _make(root: Path, path: Path, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-    if os.geteuid() != 0 and (member.ischr() or member.isblk()):
-        return
-    if not (member.isdir() and path.is_dir() and not path.is_symlink()):
-        _remove(path)
-        _create(root, path, member, tar)
-    if member.islnk():
-        return
-    if os.geteuid() == 0:
-        os.chown(path, member.uid, member.gid, follow_symlinks=False)
-    if not member.issym():
-        path.chmod(stat.S_IMODE(member.mode))
-    for name, value in member.pax_headers.items():
-        if name.startswith(_XATTR):
-            attribute = name.removeprefix(_XATTR)
-            if os.geteuid() != 0 and not attribute.startswith("user."):
-                continue
-            os.setxattr(path, attribute, value.encode("utf-8", "surrogateescape"), follow_symlinks=False)
-    os.utime(path, (member.mtime, member.mtime), follow_symlinks=False)
-
-
-def _create(root: Path, path: Path, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-    if member.isdir():
-        path.mkdir()
-    elif member.issym():
-        path.symlink_to(member.linkname)
-    elif member.islnk():
-        target = resolve(root, member.linkname)
-        if not target.is_symlink() and not target.is_file():
-            raise ImageError(f"{member.name!r} is a hard link to {member.linkname!r}, which the archive does not have")
-        os.link(target, path, follow_symlinks=False)
-    elif member.isfile():
-        source = tar.extractfile(member)
-        assert source is not None
-        with path.open("xb") as file:
-            shutil.copyfileobj(source, file, 1 << 20)
-    elif member.isfifo():
-        os.mkfifo(path)
-    elif member.ischr() or member.isblk():
-        kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
-        os.mknod(path, kind | 0o600, os.makedev(member.devmajor, member.devminor))
-    else:
-        raise ImageError(f"{member.name!r} is of a kind that cannot be unpacked (tar type {member.type!r})")
-
-
-def _empty(folder: Path, made: set[Path]) -> None:
-    """Remove what lower layers have in ``folder``, however deep, and keep what this layer made."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path in made or any(path in other.parents for other in made):
-            if path.is_dir() and not path.is_symlink():
-                _empty(path, made)
-        else:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        remove_tree(path)
-    else:
-        path.unlink(missing_ok=True)

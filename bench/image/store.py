@@ -20,6 +20,7 @@ from tare.bench.image import stored
 from tare.bench.image.archive import import_parts
 from tare.bench.image.build import BUILD_TOOLS, Workspace, build_parts
 from tare.bench.image.recipe import Recipe
+from tare.bench.image.tar import Limits
 from tare.bench.image.tools import Progress, Runner, require_space, translated
 from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.ledger import remove as remove_resource
@@ -27,6 +28,7 @@ from tare.bench.model import Image
 from tare.bench.process import require_tool
 from tare.bench.trees import sync
 
+_LIMITS = Limits()
 _NEEDED_BYTES = 1_000_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
@@ -86,7 +88,9 @@ class ImageStore:
             _link(self._names / _name_of(recipe), folder)
         return stored.load(folder, _name_of(recipe))
 
-    def import_archive(self, file: Path, *, name: str = "", progress: Progress = lambda _step: None) -> Image:
+    def import_archive(
+        self, file: Path, *, name: str = "", limits: Limits = _LIMITS, progress: Progress = lambda _step: None
+    ) -> Image:
         """Import a root file system tar, an OCI archive or a docker archive, and call it ``name``.
 
         Without a name it is called after the file. An ordinary user owns all of its files, and gets no devices and no
@@ -100,10 +104,12 @@ class ImageStore:
             )
         if not file.exists():
             raise ImageError(f"{file} does not exist")
+        if file.is_dir():
+            raise ImageError(f"{file} is a folder, not an archive")
         with translated(f"importing {file}"), self._locked(f"name-{chosen}", progress):
             taken = _follow(self._names / chosen)
             with self._workspace("import", progress) as workspace:
-                description = import_parts(file, workspace)
+                description = import_parts(file, workspace, limits)
                 if taken is not None and taken.name != description.digest:
                     raise ImageError(
                         f"there is another image called {chosen}, {taken.name[:12]}",

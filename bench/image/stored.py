@@ -10,6 +10,7 @@ extended attributes. Times are left out, and so are hard links (each name stands
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ KERNEL = "vmlinuz"
 INITRAMFS = "initramfs"
 
 _PROBES = 64
+_LENDING = threading.Lock()
 _LEFT_OUT = ("security.selinux", "security.ima", "security.evm", "trusted.")
 """Extended attributes that the host's own policy sets on any file."""
 
@@ -151,6 +153,8 @@ def _differences(recorded: list[str], found: list[str]) -> list[str]:
 def _check_size(folder: Path, path: Path, size: int) -> None:
     try:
         found = path.lstat().st_size
+    except PermissionError:
+        return  # in a folder that its owner keeps to himself
     except OSError as error:
         raise _broken(folder, f"{path.relative_to(folder)}: {error.strerror}") from error
     if found != size:
@@ -165,10 +169,19 @@ def _broken(folder: Path, problem: str) -> ImageError:
 
 
 def list_tree(root: Path) -> list[str]:
-    """The lines of the tree below ``root``. Raises OSError."""
-    found = sorted(_walk(os.fsencode(root)))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(lambda path: _line(os.fsencode(root), path), found, chunksize=64))
+    """The lines of the tree below ``root``. Raises OSError.
+
+    What its owner, an ordinary user, may not read becomes readable for as long as that takes.
+    """
+    top = os.fsencode(root)
+    lent: dict[bytes, int] = {}
+    try:
+        found = sorted(walk(top, lent), key=lambda item: item[0])
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            return list(pool.map(lambda item: _line(top, *item), found, chunksize=64))
+    finally:
+        for path, mode in reversed(lent.items()):
+            os.chmod(path, mode)  # noqa: PTH101 - bytes
 
 
 def digest_of(lines: list[str], kernel_sha256: str, initramfs_sha256: str) -> str:
@@ -185,26 +198,47 @@ def hash_file(path: Path | bytes) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _walk(root: bytes, below: bytes = b"") -> Iterator[bytes]:
-    """Every path below ``root``, relative to it; ``b""`` is the root folder itself."""
-    yield below
-    with os.scandir(os.path.join(root, below)) as entries:  # noqa: PTH118 - bytes
-        for entry in entries:
-            path = os.path.join(below, entry.name)  # noqa: PTH118 - bytes
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, path)
-            else:
-                yield path
+def walk(root: bytes, lent: dict[bytes, int]) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Every path below ``root``, relative to it, each folder before what it holds; ``b""`` is the root folder itself.
+
+    The modes of folders that had to be made readable are entered in ``lent``.
+    """
+    pending = [b""]
+    while pending:
+        below = pending.pop()
+        path = os.path.join(root, below)  # noqa: PTH118 - bytes
+        status = os.lstat(path)
+        yield below, status
+        if stat.S_ISDIR(status.st_mode):
+            mode = stat.S_IMODE(status.st_mode)
+            if mode & stat.S_IRWXU != stat.S_IRWXU and status.st_uid == os.geteuid() != 0:
+                lent[path] = mode
+                os.chmod(path, mode | stat.S_IRWXU)  # noqa: PTH101 - bytes
+            pending += [os.path.join(below, name) for name in os.listdir(path)]  # noqa: PTH118, PTH208 - bytes
 
 
-def _line(root: bytes, below: bytes) -> str:
+def _hash_lent(path: bytes, status: os.stat_result) -> str:
+    """The hash of a file that its owner may not be allowed to read."""
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & stat.S_IRUSR or status.st_uid != os.geteuid() or os.geteuid() == 0:
+        return hash_file(path)
+    with _LENDING:  # another thread may read it by another name
+        os.chmod(path, mode | stat.S_IRUSR)  # noqa: PTH101 - bytes
+        try:
+            file = open(path, "rb")  # noqa: PTH123, SIM115 - bytes; closed below
+        finally:
+            os.chmod(path, mode)  # noqa: PTH101 - bytes
+    with file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line(root: bytes, below: bytes, status: os.stat_result) -> str:
     path = os.path.join(root, below)  # noqa: PTH118 - bytes
-    status = os.lstat(path)
     kind = stat.filemode(status.st_mode)[0]
     content = "-"
     match kind:
         case "-":
-            kind, content = "f", f"{status.st_size}:{hash_file(path)}"
+            kind, content = "f", f"{status.st_size}:{_hash_lent(path, status)}"
         case "l":
             content = quote_from_bytes(os.readlink(path))  # noqa: PTH115 - bytes
         case "b" | "c":

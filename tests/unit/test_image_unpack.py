@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tare.bench.errors import ImageError
-from tare.bench.image.archive import apply_layer, guest_problem, make_imported_tree, resolve
+from tare.bench.image.archive import guest_problem, make_imported_tree
+from tare.bench.image.stored import list_tree
+from tare.bench.image.tar import Limits
+from tare.bench.image.unpack import Unpacking, resolve
 
 
 def entry(
@@ -37,6 +40,14 @@ def tar(path: Path, members: Sequence[tarfile.TarInfo | tuple[str, bytes]], mode
             else:
                 archive.addfile(member)
     return path
+
+
+def apply_layer(root: Path, *layers: Path) -> None:
+    unpacking = Unpacking(root, Limits())
+    for number, layer in enumerate(layers):
+        unpacking.add(layer, is_lowest=number == 0)
+    unpacking.settle()
+    unpacking.require_listed(list_tree(root))
 
 
 @pytest.fixture
@@ -148,10 +159,9 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, root: Path) -> None:
 
 
 def test_whiteouts_remove_what_is_below_and_not_what_is_beside(tmp_path: Path, root: Path) -> None:
-    apply_layer(
-        root, tar(tmp_path / "1", [folder("etc"), ("etc/a", b"1"), ("etc/b", b"1"), folder("d"), ("d/x", b"1")])
-    )
-    apply_layer(root, tar(tmp_path / "2", [("etc/.wh.a", b""), (".wh.d", b""), ("etc/c", b"2"), ("etc/.wh.c", b"")]))
+    lower = tar(tmp_path / "1", [folder("etc"), ("etc/a", b"1"), ("etc/b", b"1"), folder("d"), ("d/x", b"1")])
+    upper = tar(tmp_path / "2", [("etc/.wh.a", b""), (".wh.d", b""), ("etc/c", b"2"), ("etc/.wh.c", b"")])
+    apply_layer(root, lower, upper)
     assert names(root) == {"etc", "etc/b", "etc/c"}
 
 
@@ -159,45 +169,40 @@ def test_whiteouts_remove_what_is_below_and_not_what_is_beside(tmp_path: Path, r
 def test_an_opaque_folder_hides_the_layers_below_wherever_it_stands(
     tmp_path: Path, root: Path, opaque_last: bool
 ) -> None:
-    apply_layer(root, tar(tmp_path / "1", [folder("d"), ("d/old", b"1"), folder("d/sub"), ("d/sub/old", b"1")]))
+    lower = tar(tmp_path / "1", [folder("d"), ("d/old", b"1"), folder("d/sub"), ("d/sub/old", b"1")])
     new: list[tarfile.TarInfo | tuple[str, bytes]] = [("d/new", b"2"), ("d/sub/new", b"2")]
     new.insert(len(new) if opaque_last else 0, ("d/.wh..wh..opq", b""))
-    apply_layer(root, tar(tmp_path / "2", [folder("d"), *new]))
+    apply_layer(root, lower, tar(tmp_path / "2", [folder("d"), *new]))
     assert names(root) == {"d", "d/new", "d/sub", "d/sub/new"}
 
 
 def test_a_whiteout_does_not_follow_links_out(tmp_path: Path, root: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "victim/file").write_text("safe")
-    members = [entry("way", tarfile.SYMTYPE, link=str(tmp_path / "victim")), ("way/.wh.file", b"")]
-    apply_layer(root, tar(tmp_path / "layer", members))
+    lower = tar(tmp_path / "1", [entry("way", tarfile.SYMTYPE, link=str(tmp_path / "victim"))])
+    apply_layer(root, lower, tar(tmp_path / "2", [("way/.wh.file", b""), ("way/.wh..wh..opq", b"")]))
     assert (tmp_path / "victim/file").read_text() == "safe"
     with pytest.raises(ImageError, match="whiteout"):
         apply_layer(root, tar(tmp_path / "layer", [(".wh...", b"")]))
 
 
 def test_kinds_replace_one_another_between_layers(tmp_path: Path, root: Path) -> None:
-    apply_layer(
-        root, tar(tmp_path / "1", [folder("a"), ("a/x", b""), ("b", b""), entry("c", tarfile.SYMTYPE, link="b")])
-    )
-    apply_layer(root, tar(tmp_path / "2", [("a", b"now a file"), folder("b"), ("c", b"now a file")]))
+    lower = tar(tmp_path / "1", [folder("a"), ("a/x", b""), ("b", b""), entry("c", tarfile.SYMTYPE, link="b")])
+    apply_layer(root, lower, tar(tmp_path / "2", [("a", b"now a file"), folder("b"), ("c", b"now a file")]))
     assert (root / "a").is_file()
     assert (root / "b").is_dir()
     assert not (root / "c").is_symlink()
 
 
 def test_a_folder_that_is_named_again_keeps_what_it_holds(tmp_path: Path, root: Path) -> None:
-    apply_layer(root, tar(tmp_path / "1", [folder("a"), ("a/x", b"")]))
-    apply_layer(root, tar(tmp_path / "2", [folder("a", 0o700)]))
+    apply_layer(root, tar(tmp_path / "1", [folder("a"), ("a/x", b"")]), tar(tmp_path / "2", [folder("a", 0o700)]))
     assert (root / "a/x").exists()
     assert (root / "a").stat().st_mode & 0o777 == 0o700
 
 
 def test_layers_of_a_merged_usr_go_through_its_links(tmp_path: Path, root: Path) -> None:
-    apply_layer(
-        root, tar(tmp_path / "1", [folder("usr"), folder("usr/lib"), entry("lib", tarfile.SYMTYPE, link="usr/lib")])
-    )
-    apply_layer(root, tar(tmp_path / "2", [("lib/x", b"x")]))
+    lower = tar(tmp_path / "1", [folder("usr"), folder("usr/lib"), entry("lib", tarfile.SYMTYPE, link="usr/lib")])
+    apply_layer(root, lower, tar(tmp_path / "2", [("lib/x", b"x")]))
     assert (root / "usr/lib/x").read_bytes() == b"x"
     assert (root / "lib").is_symlink()
 
@@ -280,7 +285,7 @@ def docker(tmp_path: Path) -> Path:
 def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
     file = docker(tmp_path) if kind == "docker" else oci(tmp_path, nested=kind.startswith("nested"))
     (tmp_path / "scratch").mkdir()
-    make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch")
+    make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", Limits())
     assert names(tmp_path / "tree") == {"bin", "bin/sh"}
     assert (tmp_path / "tree/bin/sh").read_bytes() == b"new"
 
@@ -288,7 +293,7 @@ def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
 def test_a_damaged_blob_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     with pytest.raises(ImageError, match="damaged"):
-        make_imported_tree(oci(tmp_path, spoil=True), tmp_path / "tree", tmp_path / "scratch")
+        make_imported_tree(oci(tmp_path, spoil=True), tmp_path / "tree", tmp_path / "scratch", Limits())
 
 
 @pytest.mark.parametrize(
@@ -307,7 +312,7 @@ def test_archives_that_make_no_sense_are_refused(tmp_path: Path, files: dict[str
     (tmp_path / "scratch").mkdir()
     file = tar(tmp_path / "file", list(files.items()))
     with pytest.raises(ImageError, match=problem):
-        make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch")
+        make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", Limits())
 
 
 def test_a_guest_needs_the_agent(tmp_path: Path) -> None:
