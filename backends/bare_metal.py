@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from tare.backends.cgroups.layout import Layout
 from tare.backends.native.runtime import HostKernelBackend
 from tare.backends.native.setup import Setup
 from tare.bench.interfaces import BackendContext, Instance, NoOptions
@@ -40,7 +39,7 @@ class BareMetal(HostKernelBackend):
         return LOOPBACK
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
-        """See ``Backend.host_side``: it is one more instance, on other CPUs where there are any."""
+        """It is one more instance, on other CPUs where there are any."""
         given = spec.envelope
         cpus = self.context.housekeeping_cpus or given.cpus
         own = Envelope(cpus, given.memory_bytes, given.scratch_bytes, given.pids_max, given.swap_bytes)
@@ -49,7 +48,7 @@ class BareMetal(HostKernelBackend):
     def _make_setup(self, folder: Path, image: Image, envelope: Envelope, missing: tuple[str, ...]) -> Setup:  # noqa: ARG002
         return Setup(style="bare-metal", root=str(folder / "root"), empty=str(folder / "empty"), mount_points=missing)
 
-    def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
+    def _describe(self) -> BackendDescription:
         return BackendDescription(
             label="bare-metal",
             kind=IsolationKind.BARE_METAL,

@@ -87,14 +87,13 @@ class Native(HostKernelBackend):
 
     @classmethod
     def check_server(cls, options: NativeOptions, place: ServerPlace) -> None:
-        """See ``Backend.check_server``."""
         if options.network is Network.NONE and place is not ServerPlace.SAME_INSTANCE:
             raise ValueError(
                 f'network: "{Network.NONE}" reaches nothing outside; "{Network.VETH}" and "{Network.HOST}" do'
             )
 
     def probe(self) -> Availability:
-        """See ``Backend.probe``: what every such backend needs, and what the options ask for."""
+        """What every such backend needs, and what the options ask for."""
         found = probe_host(self._chosen_namespaces(), without_root=True)
         if found.available and not is_privileged():
             found = probe_without_root(found, self.options.network)
@@ -109,7 +108,6 @@ class Native(HostKernelBackend):
 
     @classmethod
     def packages(cls, options: NativeOptions) -> tuple[str, ...]:
-        """See ``Backend.packages``."""
         return distribution.PACKAGES if options.profile is Profile.FULL else ()
 
     def _chosen_namespaces(self) -> tuple[str, ...]:
@@ -178,7 +176,7 @@ class Native(HostKernelBackend):
         return LOOPBACK if self.options.network is Network.HOST else None
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
-        """See ``Backend.host_side``: bare metal in the namespace of the bridge, or beside containers on the host."""
+        """Bare metal in the namespace of the bridge, or beside containers on the host."""
         if self.options.network is Network.NONE:
             raise UnsupportedError(
                 "a container with the network none reaches nothing outside",
@@ -192,11 +190,10 @@ class Native(HostKernelBackend):
         return self._host.host_side(spec)
 
     def close(self) -> None:
-        """See ``Backend.close``."""
         self._host = None
         super().close()
 
-    def _describe(self, layout: Layout) -> BackendDescription:  # noqa: ARG002 - nothing here depends on it
+    def _describe(self) -> BackendDescription:
         options = self.options
         own_network = options.network is not Network.HOST
         filtered = options.seccomp is Seccomp.DEFAULT

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from tare.bench.errors import TareError
+from tare.bench.errors import BackendError, TareError
 from tare.bench.model import Availability, Confound
 from tare.bench.process import find_tool, run
 
@@ -156,13 +156,19 @@ def _why_no_range(etc: Path = Path("/etc")) -> str:
     return ""
 
 
-def write_maps(pid: int, uid_map: IdMap, gid_map: IdMap) -> None:
-    """Tell a new user namespace, that of ``pid``, its identities. Raises OSError with the file.
+def write_maps(uid_map: IdMap, gid_map: IdMap, pid: int) -> None:
+    """Tell a new user namespace, that of ``pid``, its identities. Raises BackendError with the file.
 
     For the host's root; anybody else may map the own identity alone, or asks newuidmap(1).
     """
-    Path(f"/proc/{pid}/gid_map").write_bytes(map_lines(gid_map))
-    Path(f"/proc/{pid}/uid_map").write_bytes(map_lines(uid_map))
+    try:
+        Path(f"/proc/{pid}/gid_map").write_bytes(map_lines(gid_map))
+        Path(f"/proc/{pid}/uid_map").write_bytes(map_lines(uid_map))
+    except OSError as error:
+        raise BackendError(
+            f"the user namespace could not be given its identities: {error.strerror}: {error.filename}",
+            remedy='user_namespace = false in the options of "native"',
+        ) from error
 
 
 def map_lines(ids: IdMap) -> bytes:

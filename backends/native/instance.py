@@ -61,7 +61,7 @@ class ProcessInstance(Instance):
         self._system = system
 
     def execute(self, command: Command) -> Completed:
-        """See ``Instance.execute``. Raises WorkloadError if the working directory is not there."""
+        """Raises WorkloadError if the working directory is not there."""
         fields = _request(command)
         keep = self.cgroup.members() if self._system else [self.pid]
         with contextlib.ExitStack() as stack:
@@ -114,7 +114,7 @@ class ProcessInstance(Instance):
         return not ended
 
     def interact(self, command: Command, terminal: Terminal) -> Completed:
-        """See ``Instance.interact``: on a pseudo-terminal of the instance's own devpts."""
+        """On a pseudo-terminal of the instance's own devpts."""
         try:
             try:
                 self._channel.send(*_request(command), terminal.size())
@@ -141,21 +141,18 @@ class ProcessInstance(Instance):
             raise BackendError("the program goes on although its terminal is gone")
 
     def usage(self) -> Usage:
-        """See ``Instance.usage``."""
         return self.cgroup.meter.usage()
 
     def footprint(self) -> Footprint:
-        """See ``Instance.footprint``."""
         held = self.cgroup.meter.footprint()
         owned = tree_bytes(self._folder)
         return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._shared_bytes)
 
     def gone_descriptor(self) -> int | None:
-        """See ``Instance.gone_descriptor``: init's end of the channel closes with it."""
+        """Init's end of the channel closes with it."""
         return self._channel.fileno()
 
     def end(self) -> None:
-        """See ``Instance.end``."""
         self.cgroup.begin_kill()
 
     def close(self) -> None:
@@ -222,7 +219,10 @@ class _Collector:
                 if descriptor == self._channel.fileno():
                     with contextlib.suppress(EOFError, OSError):
                         self.answer = self._channel.receive()[0]
-                    self._drain()
+                    # What the command wrote is in the pipes by now; its leftover children may hold them open for ever.
+                    for pipe in self._parts:
+                        while self._read(pipe):
+                            pass
                     return True
                 if not self._read(descriptor):
                     self._poll.unregister(descriptor)
@@ -236,12 +236,6 @@ class _Collector:
     def output(self, pipe: int) -> bytes:
         """All that came through a pipe."""
         return b"".join(self._parts[pipe])
-
-    def _drain(self) -> None:
-        # What the command wrote is in the pipes by now; its leftover children may hold them open for ever.
-        for pipe in self._parts:
-            while self._read(pipe):
-                pass
 
     def _read(self, pipe: int) -> bool:
         try:

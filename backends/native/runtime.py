@@ -4,8 +4,9 @@ import contextlib
 import secrets
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,7 +36,7 @@ from tare.backends.native.setup import (
     make_shared_folders,
 )
 from tare.backends.native.zygote import Zygote, Zygotes, start_zygote
-from tare.bench.errors import BackendError, UnavailableError
+from tare.bench.errors import BackendError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind
 from tare.bench.linux.mounts import find_block_device
@@ -90,7 +91,7 @@ class HostKernelBackend(Backend):
         return AS_ROOT
 
     @abstractmethod
-    def _describe(self, layout: Layout) -> BackendDescription:
+    def _describe(self) -> BackendDescription:
         """The label, facts and confounds that are this backend's own."""
 
     @abstractmethod
@@ -112,15 +113,13 @@ class HostKernelBackend(Backend):
         yield None
 
     def probe(self) -> Availability:
-        """See ``Backend.probe``: root, overlay, the namespaces, a cgroup hierarchy, and the zygote's program."""
+        """Root, overlay, the namespaces, a cgroup hierarchy, and the zygote's program."""
         found = probe_host(self.namespaces)
         return found if not found.available else probe_program(self.context.cache_directory) or found
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
-        """See ``Backend.prepare``: starts the zygote, and one instance to prove that starting works."""
-        found = self.probe()
-        if not found.available:
-            raise UnavailableError(f"{self.name}: {found.reason}", remedy=found.remedy)
+        """Starts the zygote, and one instance to prove that starting works."""
+        self.probe().require(self.name)
         self.close()
         raise_descriptor_limit()
         self._privileges = self._find_privileges()
@@ -134,21 +133,23 @@ class HostKernelBackend(Backend):
             self._network = self._stack.enter_context(self._start_network())
             with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
                 pass
-            unaccounted = (*self._unaccounted(self._prepared), *self._unlimited(self._prepared, envelope))
+            limits = limits_of(envelope, self._prepared.io_device)
+            unenforced = try_limits(self.context.ledger, limits, layout)
+            unaccounted = self._unaccounted(self._prepared)
         except BaseException:
             self.close()
             raise
-        own = self._describe(layout)
+        own = self._describe()
         controllers = ",".join(sorted(layout.granted()))
         told = named_facts(
             {"init": f"c ({program.library})", "cgroups": layout.version.value, "controllers": controllers}
         )
         unprivileged = confounds_of(self._privileges, image.rootfs, self.name)
-        confounds = (*own.confounds, *unprivileged, *unaccounted)
+        unlimited = limit_confounds(self.name, limits, unenforced, layout.version)
+        confounds = (*own.confounds, *unprivileged, *unaccounted, *unlimited)
         return msgspec.structs.replace(own, facts={**told, **own.facts}, confounds=confounds)
 
     def explain(self, spec: InstanceSpec) -> list[str]:
-        """See ``Backend.explain``."""
         self._privileges = self._find_privileges()
         folder = self.context.work_directory / self.name
         setup = self._make_setup(folder, spec.image, spec.envelope, ())
@@ -164,14 +165,9 @@ class HostKernelBackend(Backend):
             confounds = (*confounds, Confound("io-unaccounted", text, self.name))
         return confounds
 
-    def _unlimited(self, prepared: _Prepared, envelope: Envelope) -> Iterator[Confound]:
-        limits = limits_of(envelope, prepared.io_device)
-        unenforced = try_limits(self.context.ledger, limits, prepared.layout)
-        yield from limit_confounds(self.name, limits, unenforced, prepared.layout.version)
-
     @contextlib.contextmanager
     def start(self, spec: InstanceSpec) -> Iterator[Instance]:
-        """See ``Backend.start``. Raises BackendError with the failing step, its errno and path."""
+        """Raises BackendError with the failing step, its errno and path."""
         timeline = StartTimeline()
         timeline.mark(Phase.REQUESTED, time.monotonic())
         prepared = self._prepared
@@ -185,7 +181,8 @@ class HostKernelBackend(Backend):
                 begin_cgroup(self.context.ledger, spec.identifier, prepared.layout) as cgroup,
                 contextlib.ExitStack() as port,
             ):
-                network = self._network
+                network, mapped = self._network, prepared.setup
+                identify = partial(write_maps, mapped.uid_map, mapped.gid_map) if mapped.uid_map else None
                 connect = None if network is None else lambda pid: port.enter_context(network.start_port(pid))
                 with self._zygotes.borrow() as zygote:
                     own = describe_instance(prepared.setup, spec, folder, cgroup)
@@ -197,7 +194,7 @@ class HostKernelBackend(Backend):
                     except BaseException:
                         zygote.abandon(channel)
                         raise
-                    launched = zygote.launch(channel, connect, self._identify(prepared.setup))
+                    launched = zygote.launch(channel, connect, identify)
                 cgroup.adopt(launched.pid)
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
@@ -221,24 +218,8 @@ class HostKernelBackend(Backend):
         timeline.mark(Phase.STOPPED, time.monotonic())
 
     def expect_starts(self, at_once: int) -> None:
-        """See ``Backend.expect_starts``. Raises BackendError."""
+        """Raises BackendError."""
         self._zygotes.have(at_once)
-
-    def _identify(self, setup: Setup) -> Callable[[int], None] | None:
-        """What gives a new instance's process its identities, if it has a user namespace."""
-        if not setup.uid_map:
-            return None
-
-        def identify(pid: int) -> None:
-            try:
-                write_maps(pid, setup.uid_map, setup.gid_map)
-            except OSError as error:
-                raise BackendError(
-                    f"the user namespace could not be given its identities: {error.strerror}: {error.filename}",
-                    remedy='user_namespace = false in the options of "native"',
-                ) from error
-
-        return identify
 
     @contextlib.contextmanager
     def _start_zygote(self) -> Iterator[Zygote]:
@@ -266,7 +247,6 @@ class HostKernelBackend(Backend):
                 _remove_folder(folder)
 
     def close(self) -> None:
-        """See ``Backend.close``."""
         self._prepared = None
         self._network = None
         self._zygotes.close()

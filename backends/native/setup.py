@@ -51,6 +51,7 @@ _NAMESPACES = (
 )
 _HOSTNAME_MAX = 64
 _MODE = 0o755
+_LAST_FILTER = "no longer what the set-up alone may call"
 _SIGKILL = 9
 _READY_UNIT = f"""\
 [Unit]
@@ -197,14 +198,14 @@ def zygote_steps(setup: Setup, cpus: tuple[int, ...] = (), open_files: int | Non
     once = [
         *([steps.pin(cpus)] if cpus else []),
         *([] if open_files is None else [steps.limit_files(open_files)]),
-        steps.leave_mounts(),
+        steps.LEAVE_MOUNTS,
         steps.set_file_mask(0o022),
     ]
     if setup.folder:
         once.append(steps.enter(setup.folder))
     if setup.style == "native":
         if setup.identities == "host":
-            once.append(steps.drop_groups())
+            once.append(steps.DROP_GROUPS)
         once.append(steps.mount("tmpfs", setup.empty, syscalls.MS_RDONLY | NOTHING, "size=4k,nr_inodes=2"))
         if setup.image:
             once.append(steps.mount_with_owners(setup.image, setup.lower, setup.uid_map, setup.gid_map))
@@ -224,7 +225,7 @@ def first_steps(setup: Setup, own: InstanceSetup) -> list[Step]:
     # Mounting an overlay makes a folder on the disk. A page of the disk's metadata that is first touched in a cgroup
     # is charged to it, and keeps it in the kernel, with 100 kB, for as long as the page is cached (decision 0069).
     on_disk = not setup.memory and not setup.uid_map
-    return [steps.go_first(), *(root if on_disk else join), *(join if on_disk else root)]
+    return [steps.GO_FIRST, *(root if on_disk else join), *(join if on_disk else root)]
 
 
 def last_steps(setup: Setup) -> list[Step]:
@@ -249,13 +250,13 @@ def _container(setup: Setup) -> list[Step]:
         ),
         *(_for_system(root) if setup.system else ()),
         steps.pivot_root(root),
-        steps.replace_streams(),
-        *(() if setup.network == "host" else (steps.raise_loopback(),)),
-        steps.new_keyring(),
-        steps.close_to_inspection(),
+        steps.REPLACE_STREAMS,
+        *(() if setup.network == "host" else (steps.RAISE_LOOPBACK,)),
+        steps.NEW_KEYRING,
+        steps.CLOSE_TO_INSPECTION,
         *((steps.bound_capabilities(setup.capabilities),) if setup.uid_map else ()),
         steps.keep_capabilities(setup.capabilities),
-        *_last_filter(setup),
+        *((steps.filter_calls(_LAST_FILTER, setup.own_filter),) if setup.own_filter else ()),
         *(_begin_system() if setup.system else ()),
     ]
 
@@ -303,16 +304,10 @@ def _bare_metal(setup: Setup) -> list[Step]:
     return [
         *(steps.bind(path, setup.root + path, recursive=True) for path in ("/proc", "/sys", "/dev")),
         steps.pivot_root(setup.root),
-        steps.replace_streams(),
-        steps.close_to_inspection(),
+        steps.REPLACE_STREAMS,
+        steps.CLOSE_TO_INSPECTION,
         steps.set_flag("adopt orphans", syscalls.PR_SET_CHILD_SUBREAPER, 1),
     ]
-
-
-def _last_filter(setup: Setup) -> list[Step]:
-    if not setup.own_filter:
-        return []
-    return [steps.filter_calls("no longer what the set-up alone may call", setup.own_filter)]
 
 
 def _join(setup: Setup, own: InstanceSetup) -> list[Step]:
@@ -323,7 +318,7 @@ def _join(setup: Setup, own: InstanceSetup) -> list[Step]:
         steps.pin(own.cpus),
     ]
     if setup.uid_map:  # no sooner: the files of the cgroups are the host's root's
-        joined += [steps.become_root(), end_with_zygote]
+        joined += [steps.BECOME_ROOT, end_with_zygote]
     if setup.style == "native":
         # Not a flag of clone3: the new namespace's root would be the zygote's cgroup.
         joined += [steps.unshare("cgroup", syscalls.CLONE_NEWCGROUP), steps.set_hostname(own.hostname)]

@@ -85,6 +85,34 @@ class Step(msgspec.Struct, frozen=True):
     calls: tuple[Call, ...]
 
 
+GO_FIRST = Step(
+    "be the first that the host's OOM killer takes",
+    (Call(Kind.WRITE, ("/proc/self/oom_score_adj", "1000"), forgiven=_ANY_ERROR),),
+)
+"""When the host runs out of memory, it is to take an instance, never tare or anybody else's process."""
+LEAVE_MOUNTS = Step(
+    "unshare the mount namespace, its mounts following the host's",
+    (
+        Call(Kind.UNSHARE, (), (syscalls.CLONE_NEWNS,)),
+        Call(Kind.MOUNT, ("/", "none"), (syscalls.MS_REC | syscalls.MS_SLAVE,)),
+    ),
+)
+REPLACE_STREAMS = Step("open /dev/null as standard streams", (Call(Kind.STREAMS, ("/dev/null",)),))
+"""The zygote's own are files of the host's."""
+RAISE_LOOPBACK = Step("bring lo up", (Call(Kind.LOOPBACK),))
+"""In the new network namespace; it has its addresses from the kernel."""
+BECOME_ROOT = Step("become root of the user namespace", (Call(Kind.BECOME_ROOT),))
+"""After having been what root is outside."""
+DROP_GROUPS = Step("leave all supplementary groups", (Call(Kind.GROUPS),))
+"""Those of whoever started the harness."""
+NEW_KEYRING = Step("join a new session keyring", (Call(Kind.KEYRING, forgiven=errno.ENOSYS),))
+"""So that the harness's keys are not the container's."""
+CLOSE_TO_INSPECTION = Step(
+    "be neither traced nor inspected from inside", (Call(Kind.PRCTL, (), (syscalls.PR_SET_DUMPABLE, 0)),)
+)
+"""Nobody inside traces this process or opens /proc/PID/exe, fd, mem, root: that would take CAP_SYS_PTRACE."""
+
+
 def encode(steps: Sequence[Step]) -> bytes:
     """The list as ``zygote.c`` reads it."""
     parts = [_LENGTH.pack(len(steps))]
@@ -105,24 +133,9 @@ def join_cgroup(file: str) -> Step:
     return Step(f"join the cgroup by {file}", (Call(Kind.WRITE, (file, "0")),))
 
 
-def go_first() -> Step:
-    """When the host runs out of memory, its OOM killer is to take an instance, never tare or anybody else's process."""
-    written = Call(Kind.WRITE, ("/proc/self/oom_score_adj", "1000"), forgiven=_ANY_ERROR)
-    return Step("be the first that the host's OOM killer takes", (written,))
-
-
 def unshare(name: str, flag: int) -> Step:
     """Leave a namespace for a new one."""
     return Step(f"unshare the {name} namespace", (Call(Kind.UNSHARE, (), (flag,)),))
-
-
-def leave_mounts() -> Step:
-    """Take a copy of the mounts that follows the host's and never reaches it."""
-    calls = (
-        Call(Kind.UNSHARE, (), (syscalls.CLONE_NEWNS,)),
-        Call(Kind.MOUNT, ("/", "none"), (syscalls.MS_REC | syscalls.MS_SLAVE,)),
-    )
-    return Step("unshare the mount namespace, its mounts following the host's", calls)
 
 
 def pin(cpus: Sequence[int]) -> Step:
@@ -227,19 +240,9 @@ def pivot_root(new_root: str) -> Step:
     return Step(f"pivot_root to {new_root}", (Call(Kind.PIVOT, (new_root,)),))
 
 
-def replace_streams() -> Step:
-    """Let go of the zygote's standard streams, which are files of the host's."""
-    return Step("open /dev/null as standard streams", (Call(Kind.STREAMS, ("/dev/null",)),))
-
-
 def set_hostname(name: str) -> Step:
     """The name in the new uts namespace."""
     return Step(f"set the hostname to {name}", (Call(Kind.HOSTNAME, ("", name)),))
-
-
-def raise_loopback() -> Step:
-    """Bring lo up in the new network namespace; it has its addresses from the kernel."""
-    return Step("bring lo up", (Call(Kind.LOOPBACK),))
 
 
 def offset_boot_clock(offset_s: int) -> Step:
@@ -250,11 +253,6 @@ def offset_boot_clock(offset_s: int) -> Step:
     made = Call(Kind.UNSHARE, (), (syscalls.CLONE_NEWTIME,))
     set_to = Call(Kind.WRITE, ("/proc/self/timens_offsets", f"boottime {offset_s} 0"))
     return Step(f"prepare a time namespace with the boot clock {offset_s:+d} s", (made, set_to))
-
-
-def become_root() -> Step:
-    """Be root of the user namespace, after having been what root is outside."""
-    return Step("become root of the user namespace", (Call(Kind.BECOME_ROOT),))
 
 
 def bound_capabilities(keep: Sequence[int]) -> Step:
@@ -273,24 +271,9 @@ def set_flag(meaning: str, option: int, argument: int) -> Step:
     return Step(meaning, (Call(Kind.PRCTL, (), (option, argument)),))
 
 
-def close_to_inspection() -> Step:
-    """Let nobody inside trace this process or open /proc/PID/exe, fd, mem, root: that would take CAP_SYS_PTRACE."""
-    return set_flag("be neither traced nor inspected from inside", syscalls.PR_SET_DUMPABLE, 0)
-
-
 def set_file_mask(bits: int) -> Step:
     """umask(2): what the harness was started with is its own affair."""
     return Step(f"set the umask to {bits:03o}", (Call(Kind.UMASK, (), (bits,)),))
-
-
-def drop_groups() -> Step:
-    """Leave the supplementary groups of whoever started the harness."""
-    return Step("leave all supplementary groups", (Call(Kind.GROUPS),))
-
-
-def new_keyring() -> Step:
-    """Join a new session keyring, so that the harness's keys are not the container's."""
-    return Step("join a new session keyring", (Call(Kind.KEYRING, forgiven=errno.ENOSYS),))
 
 
 def filter_calls(meaning: str, program: bytes) -> Step:

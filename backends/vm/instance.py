@@ -47,7 +47,7 @@ class VmInstance(Instance):
         return self._running.watch.pid
 
     def execute(self, command: Command) -> Completed:
-        """See ``Instance.execute``. A guest that does not answer is destroyed."""
+        """A guest that does not answer is destroyed."""
         self._refuse_failed()
         try:
             self._running.domain.ask_agent(
@@ -70,7 +70,7 @@ class VmInstance(Instance):
         return msgspec.structs.replace(used, cpu_vcpu_s=vcpus, missing=missing)
 
     def guest_steal_s(self) -> float | None:
-        """See ``Instance.guest_steal_s``; a guest agent before 7.1 does not report it."""
+        """A guest agent before 7.1 does not report it."""
         if not self._tells_steal:
             return None
         self._refuse_failed()

@@ -154,7 +154,7 @@ def test_a_container_without_a_network_has_no_other_side(image, tmp_path):
 
 
 def test_veth_is_a_fact_and_a_confound(veth, image):
-    described = veth._describe(veth._prepared.layout)
+    described = veth._describe()
     assert "veth" in described.texts["network"]
     assert find_path(described.texts, "other-instance") == "veth, bridge, veth"
     assert [confound.code for confound in described.confounds].count("own-network") == 1
