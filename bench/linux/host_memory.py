@@ -14,23 +14,12 @@ from tare.bench.linux.files import HERE, HostRoots, find_text, read_text
 from tare.bench.linux.memory import read_meminfo
 
 
-class Reserve(msgspec.Struct, frozen=True):
+def read_reserve(roots: HostRoots = HERE) -> tuple[int, int]:
     """In bytes: pages in the lists of single CPUs, and room in slabs of objects that are gone.
 
-    Only of slabs that the kernel cannot give back at once (SUnreclaim); the others count as available anyway.
+    Only of slabs that the kernel cannot give back at once (SUnreclaim); the others count as available anyway. By
+    ``zoneinfo`` and ``slabinfo``; 0 for what this user may not read (``slabinfo`` is root's).
     """
-
-    pages: int
-    slab_room: int
-
-    @property
-    def total(self) -> int:
-        """Both together."""
-        return self.pages + self.slab_room
-
-
-def read_reserve(roots: HostRoots = HERE) -> Reserve:
-    """The reserve by ``zoneinfo`` and ``slabinfo``; 0 for what this user may not read (``slabinfo`` is root's)."""
     pages = room = 0
     with contextlib.suppress(OSError):
         pages = sum(parse_page_lists(read_text(roots.proc / "zoneinfo"))) * resource.getpagesize()
@@ -39,7 +28,7 @@ def read_reserve(roots: HostRoots = HERE) -> Reserve:
         room = sum(
             size for name, size in kept.items() if size and not _is_reclaimable(roots.sys / "kernel/slab" / name)
         )
-    return Reserve(pages, room)
+    return pages, room
 
 
 def parse_page_lists(zoneinfo: str) -> Iterator[int]:
@@ -104,7 +93,7 @@ def read_memory(roots: HostRoots = HERE) -> HostMemory:
 
     Raises BackendError where there is no MemAvailable.
     """
-    reserve = read_reserve(roots)
+    pages, slab_room = read_reserve(roots)
     fields = read_meminfo(roots)
     if "MemAvailable" not in fields:
         raise BackendError("this kernel reports no MemAvailable, which density needs")
@@ -112,10 +101,10 @@ def read_memory(roots: HostRoots = HERE) -> HostMemory:
         at_s=time.monotonic(),
         total=fields["MemTotal"],
         available=fields["MemAvailable"],
-        slab=max(0, fields.get("SUnreclaim", 0) - reserve.slab_room),
+        slab=max(0, fields.get("SUnreclaim", 0) - slab_room),
         kernel_other=sum(fields.get(name, 0) for name in _KERNEL_OTHER),
         ksm_saved=_read_ksm(roots.sys / "kernel/mm/ksm"),
-        reserve=reserve.total,
+        reserve=pages + slab_room,
         harness=_read_harness(roots),
     )
 

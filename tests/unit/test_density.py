@@ -17,9 +17,8 @@ from tare.bench.cli import density as cli
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, SuiteError
 from tare.bench.experiments import density
-from tare.bench.experiments.density import meters
 from tare.bench.experiments.density.exhausted import find_exhausted
-from tare.bench.experiments.density.meters import is_steady, settle
+from tare.bench.experiments.density.population import default_floor, is_steady, settle
 from tare.bench.linux.files import HostRoots
 from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.model import (
@@ -440,5 +439,5 @@ def test_meminfo_is_read_in_bytes(tmp_path):
 
 
 def test_the_floor_is_a_tenth_and_a_gibibyte_at_least():
-    assert meters.default_floor(24 * GIB) == 24 * GIB // 10
-    assert meters.default_floor(4 * GIB) == GIB
+    assert default_floor(24 * GIB) == 24 * GIB // 10
+    assert default_floor(4 * GIB) == GIB

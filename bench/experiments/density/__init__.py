@@ -16,15 +16,16 @@ from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
 from tare.bench.experiments.density import metrics
 from tare.bench.experiments.density.exhausted import Stop, failed
 from tare.bench.experiments.density.load import Load
-from tare.bench.experiments.density.meters import (
+from tare.bench.experiments.density.population import (
+    Alive,
     SampledInstances,
     Settled,
     Stalls,
+    Starts,
     default_floor,
     many_files,
     settle,
 )
-from tare.bench.experiments.density.starts import Alive, Starts
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
 from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.model import Command, Phase

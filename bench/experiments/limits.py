@@ -1,5 +1,10 @@
-"""``limits``: how little is enough, what an instance sees of what it was given, and whether its limits hold."""
+"""``limits``: how little is enough, what an instance sees of what it was given, and whether its limits hold.
 
+Programs inside look at what it was given, and ask for twice as much of it. Each prints what it got as it gets it, so
+that a killed one has shown how far it came.
+"""
+
+import json
 import math
 import time
 from collections.abc import Callable
@@ -11,10 +16,9 @@ from msgspec import Meta
 from tare.bench.catalogue import TRAITS, Builtin, NoteCode
 from tare.bench.catalogue import LimitsMetric as Name
 from tare.bench.errors import BackendError, TareError, WorkloadError
-from tare.bench.experiments.limits import probes
 from tare.bench.experiments.work import Work, difference
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
-from tare.bench.model import Command, Direction, Envelope, Metric, lower
+from tare.bench.model import SCRATCH, Command, Completed, Direction, Envelope, Metric, lower
 from tare.bench.units import Duration, Size, Unit, format_size
 
 START_MEMORY = lower(Name.START_MEMORY, Unit.BYTE, "The least memory with which an instance started each time.")
@@ -38,6 +42,81 @@ _ALMOST_ALL = 0.9
 _PAGE = 4096
 _HELD_PART = 4
 """A process holds this part of the memory: a guest has its own kernel in it, and its root."""
+
+
+_BUSY_S = 1
+_CHUNK = 2**20
+_TIMEOUT_S = 120.0
+_TOLERATED_S = 30.0
+"""Under emulation a program takes some seconds to reach its limit; one that stalls there is not waited for."""
+
+_SEEN = """
+import json, os
+memory = next(line.split()[1] for line in open("/proc/meminfo") if line.startswith("MemTotal"))
+cpus = os.sysconf("SC_NPROCESSORS_ONLN")
+print(json.dumps({"cpus": cpus, "allowed": len(os.sched_getaffinity(0)), "memory_bytes": int(memory) * 1024,
+    "kernel": os.uname().release, "host_name": os.uname().nodename}))
+"""
+_MEMORY = """
+import sys
+held = []
+for number in range(1, {chunks} + 1):
+    held.append(bytearray(b"x") * {chunk})
+    print(number * {chunk}, flush=True)
+"""
+_PIDS = """
+import os, signal
+children = []
+try:
+    while len(children) < {most}:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        children.append(pid)
+except OSError:
+    pass
+print(len(children) + 1, flush=True)
+for pid in children:
+    os.kill(pid, signal.SIGKILL)
+"""
+_DISK = """
+import os
+path = "{scratch}/tare-limit"
+written = 0
+try:
+    with open(path, "wb", buffering=0) as file:
+        while written < {most}:
+            written += file.write(b"x" * min({chunk}, {most} - written))
+except OSError:
+    pass
+finally:
+    os.unlink(path)
+print(written)
+"""
+# Writes a line into a FIFO once it holds the memory, and holds it until it is killed.
+_HOLD = """
+import os, signal
+with open("{pid}", "w") as file:
+    file.write(str(os.getpid()))
+held = bytearray(b"x") * {size}
+with open("{fifo}", "w") as fifo:
+    fifo.write("held")
+signal.pause()
+"""
+_FIFO = f"{SCRATCH}/tare-held"
+_PID = f"{SCRATCH}/tare-holder"
+
+
+def _python(program: str) -> Command:
+    return Command(("python3", "-c", program), timeout_s=_TIMEOUT_S)
+
+
+_LOOK = _python(_SEEN)
+_WARM = _python("import os, signal")
+"""Reads the interpreter's files, which are charged to the first who reads them, and holds nothing."""
+_HELD = Command(("cat", _FIFO), timeout_s=_TIMEOUT_S)
+"""Ends when the process that was left behind holds its memory, with ``held``, or died of it, with ``gone``."""
+_RELEASE = Command(("sh", "-c", f"kill -KILL $(cat {_PID})"))
 
 
 class LeastSize(Size):
@@ -91,8 +170,8 @@ class Limits(Experiment):
 
 
 def _record_seen(run: InstanceRun, instance: Instance) -> None:
-    completed, raw = run.execute(instance, probes.seen_command(), "seen")
-    seen = probes.read_seen(completed)
+    completed, raw = run.execute(instance, _LOOK, "seen")
+    seen = _read_seen(completed)
     run.record(CPUS_SEEN, float(seen["cpus"]) / len(run.envelope.cpus), raw=raw)
     run.record(MEMORY_SEEN, float(seen["memory_bytes"]) / run.envelope.memory_bytes, raw=raw)
     run.note(
@@ -105,7 +184,8 @@ def _record_seen(run: InstanceRun, instance: Instance) -> None:
 
 def _record_cpu(run: InstanceRun, instance: Instance) -> None:
     before = instance.usage().cpu_s
-    completed, raw = run.execute(instance, probes.cpu_command(run.envelope), "cpu")
+    busy = ("stress-ng", "--cpu", str(2 * len(run.envelope.cpus)), "--timeout", f"{_BUSY_S}s")
+    completed, raw = run.execute(instance, Command(busy, timeout_s=_TIMEOUT_S), "cpu")
     after = instance.usage().cpu_s
     given = run.envelope.cpu_quota or len(run.envelope.cpus)
     used = difference(before, after)
@@ -115,13 +195,14 @@ def _record_cpu(run: InstanceRun, instance: Instance) -> None:
 def _record_reached(run: InstanceRun, instance: Instance) -> None:
     """Processes, disk, and memory at last, as asking for too much of it may cost the instance its other processes."""
     envelope = run.envelope
+    disk = _DISK.format(scratch=SCRATCH, most=2 * envelope.scratch_bytes, chunk=_CHUNK)
     for metric, command, given, role in (
-        (PIDS_REACHED, probes.pids_command(envelope), envelope.pids_max, "pids"),
-        (DISK_REACHED, probes.disk_command(envelope), envelope.scratch_bytes, "disk"),
-        (MEMORY_REACHED, probes.memory_command(envelope), envelope.memory_bytes, "memory"),
+        (PIDS_REACHED, _tolerant(_PIDS.format(most=2 * envelope.pids_max)), envelope.pids_max, "pids"),
+        (DISK_REACHED, _tolerant(disk), envelope.scratch_bytes, "disk"),
+        (MEMORY_REACHED, _memory_command(envelope), envelope.memory_bytes, "memory"),
     ):
         completed = instance.execute(command)
-        run.record(metric, probes.read_last(completed) / given)
+        run.record(metric, _read_last(completed) / given)
         try:
             run.keep(command, completed, role)
         except WorkloadError as error:
@@ -131,13 +212,13 @@ def _record_reached(run: InstanceRun, instance: Instance) -> None:
 
 def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
     """What the host gets back of memory that a process inside has freed."""
-    run.execute(instance, probes.warm_command(), "warm")
+    run.execute(instance, _WARM, "warm")
     before = _charge(instance)
     if before is None:
         return
     size = run.envelope.memory_bytes // _HELD_PART
-    run.execute(instance, probes.hold_command(size), "hold")
-    answer, _ = run.execute(instance, probes.held_command(), "held")
+    run.execute(instance, _hold_command(size), "hold")
+    answer, _ = run.execute(instance, _HELD, "held")
     if answer.stdout.strip() != b"held":
         run.note(
             NoteCode.LIMITS_NOT_HELD,
@@ -146,7 +227,7 @@ def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
         )
         return
     held = _charge(instance) or before
-    run.execute(instance, probes.release_command(), "release")
+    run.execute(instance, _RELEASE, "release")
     released_s = time.monotonic()
     readings = _watch_return(run.options, instance, released_s)
     grown = held - before
@@ -256,3 +337,37 @@ def _try_workload(run: InstanceRun, envelope: Envelope) -> None:
             run.workload.parse(completed)
         except TareError as error:
             raise WorkloadError(error.message) from error
+
+
+def _read_seen(completed: Completed) -> dict[str, int | str]:
+    """What ``_LOOK`` printed. Raises WorkloadError."""
+    try:
+        seen = json.loads(completed.stdout)
+    except ValueError:
+        raise WorkloadError("a program inside printed no JSON", evidence=repr(completed.stdout[:200])) from None
+    assert isinstance(seen, dict)
+    return seen
+
+
+def _memory_command(envelope: Envelope) -> Command:
+    """Touches up to twice the memory, and prints after each part how much it holds. Being killed is no failure."""
+    chunk = max(_CHUNK, envelope.memory_bytes // 64)
+    return _tolerant(_MEMORY.format(chunks=-(-2 * envelope.memory_bytes // chunk), chunk=chunk))
+
+
+def _read_last(completed: Completed) -> int:
+    """The last whole number that a probe printed; 0 if it was ended before the first."""
+    lines = completed.stdout.decode(errors="replace").split()
+    return int(lines[-1]) if lines and lines[-1].isdigit() else 0
+
+
+def _hold_command(size: int) -> Command:
+    """Leaves a process behind that takes ``size`` bytes and keeps them until ``_RELEASE``."""
+    program = _HOLD.format(size=size, fifo=_FIFO, pid=_PID)
+    run = f'{{ python3 -c "$1"; echo gone >{_FIFO}; }} >/dev/null 2>&1 </dev/null &'
+    return Command(("sh", "-c", f"rm -f {_FIFO}; mkfifo {_FIFO} || exit; {run}", "sh", program))
+
+
+def _tolerant(program: str) -> Command:
+    """Whatever becomes of the program, the command ends well: its output is what counts."""
+    return Command(("sh", "-c", 'python3 -c "$1"; exit 0', "sh", program), timeout_s=_TOLERATED_S)
