@@ -67,32 +67,30 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> list[Confound]:
+def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> Iterator[Confound]:
     """What about this host may explain a difference other than isolation, or hide one."""
     known = {fact.name: fact.text for fact in facts}
-    found = []
     if known.get("virtualization", "none seen") != "none seen":
-        detail = (
+        yield Confound(
+            ConfoundCode.HOST_VIRTUAL,
             f"This host is itself a virtual machine ({known['virtualization']}). What is called bare metal here is a "
-            "process on that machine's kernel, a guest under KVM would be nested, and a neighbour can take CPU time."
+            "process on that machine's kernel, a guest under KVM would be nested, and a neighbour can take CPU time.",
         )
-        found.append(Confound(ConfoundCode.HOST_VIRTUAL, detail))
     if not set(os.sched_getaffinity(0)) - set(instance_cpus):
         detail = "The instances have every CPU of the host, so tare itself runs on the same CPUs."
-        found.append(Confound("cpus-shared-with-tare", detail))
+        yield Confound("cpus-shared-with-tare", detail)
     if known.get("storage file system") in {"tmpfs", "ramfs"}:
         detail = "Instances live on a memory file system: I/O figures are memory figures."
-        found.append(Confound("storage-in-memory", detail))
+        yield Confound("storage-in-memory", detail)
     if known.get("same-page merging") == "1":
-        detail = (
+        yield Confound(
+            "same-page-merging",
             "The kernel merges equal pages (KSM): it looks for them among guests' memory only, takes CPU time for it, "
-            "and guests that hold the same cost less memory than they would without it."
+            "and guests that hold the same cost less memory than they would without it.",
         )
-        found.append(Confound("same-page-merging", detail))
     if known.get("frequency governor", "performance") != "performance":
         detail = f"The CPU frequency governor is {known['frequency governor']}: clocks move with the load."
-        found.append(Confound("frequency-governor", detail))
-    return found
+        yield Confound("frequency-governor", detail)
 
 
 def _facts(storage: Path, roots: HostRoots) -> Iterator[Fact]:

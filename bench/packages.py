@@ -32,13 +32,9 @@ class HostPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Path(self.file).exists()
 
 
-class _List(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    package: tuple[HostPackage, ...]
-
-
 def load_packages() -> tuple[HostPackage, ...]:
     """Every package of the list, in its order."""
-    return msgspec.convert(tomllib.loads(LIST.read_text("utf-8")), _List).package
+    return msgspec.convert(tomllib.loads(LIST.read_text("utf-8"))["package"], tuple[HostPackage, ...])
 
 
 def package_of(tool: str) -> str | None:

@@ -3,15 +3,13 @@
 import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
 from tare.bench.errors import UnavailableError, UnknownNameError
 from tare.bench.interfaces import Backend, Experiment, Workload, WorkloadKind
-
-if TYPE_CHECKING:
-    from tare.bench.reporter import Reporter
+from tare.bench.reporter import Reporter
 
 _Plugin = TypeVar("_Plugin")
 
@@ -66,10 +64,8 @@ def find_experiments() -> Plugins[Experiment]:
     return _load("experiment", Experiment)  # type: ignore[type-abstract]  # as above
 
 
-def find_reporters() -> "Plugins[Reporter]":
+def find_reporters() -> Plugins[Reporter]:
     """Every registered reporter."""
-    from tare.bench.reporter import Reporter
-
     return _load("reporter", Reporter)  # type: ignore[type-abstract]  # as above
 
 

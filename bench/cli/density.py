@@ -188,7 +188,7 @@ def _rows(result: DensityResult) -> dict[str, str]:
         "attributed memory": _estimate(cost.attributed),
         "memory (cgroup charge)": _estimate(cost.charge),
         "disk": _estimate(cost.disk),
-        "CPUs while idle": _estimate(cost.idle_cpu, _cpu_text),
+        "CPUs while idle": _estimate(cost.idle_cpu, lambda cpus: f"{cpus:.2g}" if abs(cpus) >= _NO_CPU else "0"),
         "start": f"{format_duration(start.first_s)} first, {format_duration(start.last_s)} last" if start else "",
         "start, longer by": trend,
     }
@@ -201,7 +201,3 @@ def _estimate(cost: Estimate | None, form: Callable[[float], str] = format_size)
 def _interval_text(value: float, low: float | None, high: float | None, form: Callable[[float], str]) -> str:
     interval = "no interval" if low is None or high is None else f"{form(low)} to {form(high)}"
     return f"{form(value)}  ({interval})"
-
-
-def _cpu_text(value: float) -> str:
-    return f"{value:.2g}" if abs(value) >= _NO_CPU else "0"

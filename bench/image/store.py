@@ -233,7 +233,8 @@ class ImageStore:
     def _publish(self, workspace: Workspace, description: stored.Description) -> Path:
         """Put the finished image in its place, all of it on disk before it has its name."""
         target = self._images / description.digest
-        stored.save_description(workspace.image, description)
+        text = msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n"
+        (workspace.image / stored.DESCRIPTION).write_bytes(text)
         workspace.progress("writing the image to disk")
         workspace.image.chmod(0o755)
         workspace.runner.run(["sync", "-f", str(workspace.image)], timeout_s=600)

@@ -120,11 +120,6 @@ def load_description(folder: Path) -> Description:
     return description
 
 
-def save_description(folder: Path, description: Description) -> None:
-    """Write ``image.json``, the last file of an image."""
-    (folder / DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(description), indent=1) + b"\n")
-
-
 def verify(folder: Path) -> None:
     """Compare every byte of the image with what was recorded. Raises ImageError with the first files that differ."""
     description = load_description(folder)
