@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tare.backends.vm.domain_xml import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL
 from tare.backends.vm.watch import Mark, parse_line
-from tare.bench.image.guest import AGENT_PORT, COMMAND_PORT, IMAGE_SERIAL, SCRATCH_SERIAL
 from tare.bench.process import find_tool, require_tool
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]

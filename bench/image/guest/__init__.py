@@ -1,5 +1,7 @@
 """The guest side of an image: what goes into the initramfs. The image builder packs it, the vm backend speaks to it.
 
+By what names they speak to each other is in the C sources and in the backend.
+
 For the packer, everything there is to know:
 
 - ``compile_init(target)`` compiles the guest's one program, ``/init`` (static; see init.c and guest.h).
@@ -23,28 +25,6 @@ WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "overla
 
 OPTIONAL_MODULES = ("virtio_net", "virtio_scsi", "sd_mod", "virtiofs", "virtio_balloon")
 """Kernel modules that are loaded only where ``tare.modules`` on the kernel's command line names them."""
-
-IMAGE_SERIAL = "tare-image"
-SCRATCH_SERIAL = "tare-scratch"
-"""Serial numbers by which the guest tells its disks apart; the scratch's is the tag of a shared folder too."""
-
-AGENT_PORT = "org.qemu.guest_agent.0"
-COMMAND_PORT = "org.tare.command.0"
-"""Names of the guest's virtio ports."""
-
-GUEST_PROGRAM = "/run/tare/guest"
-"""Where the guest finds its own program once it has entered the image's root."""
-
-PARAMETERS = (
-    "tare.pids",
-    "tare.scratch",
-    "tare.modules",
-    "tare.net",
-    "tare.gateway",
-    "tare.profile",
-    "tare.parameters",
-)
-"""Parameters on the kernel's command line that init knows (guest.h says what they are); any other ends the guest."""
 
 
 class UnsupportedKernelError(ImageError):
