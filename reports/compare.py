@@ -10,8 +10,9 @@ from rich.text import Text
 
 from tare.bench.analysis import Analysis
 from tare.bench.analysis.comparison import Line, RunComparison
+from tare.bench.model import Metric
 from tare.bench.readable import one_line, readable
-from tare.bench.stats.comparisons import Verdict
+from tare.bench.stats.comparisons import Comparison, Verdict
 from tare.bench.units import format_value
 from tare.reports.findings import caveats
 from tare.reports.wording import format_range, format_ratio, plural, verdict_mark, verdict_word
@@ -56,7 +57,7 @@ def _about(analysis: Analysis, compared: set[str]) -> list[str]:
 
 
 def _about_both(comparison: RunComparison) -> Iterator[str]:
-    """The weighty caveats of two runs; what both have is said once."""
+    """The weighty caveats of two runs; one that both have is given once."""
     compared = {line.backend for line in comparison.lines}
     ours, theirs = (_about(analysis, compared) for analysis in comparison.analyses)
     yield from (note for note in ours if note in theirs)
@@ -88,9 +89,8 @@ def _table(lines: list[Line], comparison: RunComparison) -> Table:
     has_backends = any(line.backend for line in lines)
     names = ("", *(("backend",) if has_backends else ()), comparison.first, comparison.second)
     for name in (*names, "ratio", "95 % interval", "verdict"):
-        is_word = name in ("", "backend", "verdict")
         is_name = name in ("", "backend")
-        justify: JustifyMethod = "left" if is_word else "right"
+        justify: JustifyMethod = "left" if is_name or name == "verdict" else "right"
         table.add_column(one_line(name, 28), justify=justify, overflow="fold", no_wrap=is_name)
     for line in lines:
         unit, found = line.metric.unit, line.found
@@ -102,17 +102,15 @@ def _table(lines: list[Line], comparison: RunComparison) -> Table:
             Text(format_value(line.second.centre, unit)),
             Text(format_ratio(found.ratio)),
             Text(format_range(found.low, found.high)),
-            _verdict(line),
+            verdict_text(line.metric, found, " (uncorrected)"),
         )
     return table
 
 
-def _verdict(line: Line) -> Text:
-    found = line.found
+def verdict_text(metric: Metric, found: Comparison, uncorrected: str) -> Text:
+    """A verdict in its style, or why there is none; ``uncorrected`` follows one that the correction takes away."""
     if found.low is None:
         return Text(found.note, style="dim")
-    word = verdict_word(line.metric, found.verdict)
+    word = verdict_word(metric, found.verdict)
     text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict])
-    if found.verdict is not found.verdict_adjusted:
-        text.append(" (uncorrected)", style="dim")
-    return text
+    return text if found.verdict is found.verdict_adjusted else text.append(uncorrected, style="dim")

@@ -10,7 +10,7 @@ from tare.bench.analysis.density import DensityResult
 from tare.bench.catalogue import CONFOUND_WEIGHTS, RATIO_PREFIX, BootMetric, ConfoundCode, LimitsMetric, SteadyMetric
 from tare.bench.readable import one_line
 from tare.bench.records import RunStatus
-from tare.bench.stats.comparisons import Verdict
+from tare.bench.stats.comparisons import Comparison, Verdict
 from tare.bench.stats.precision import Standing
 from tare.bench.units import Unit, format_size, format_value
 from tare.reports.instances import HeatLine, heat_view, held_lines
@@ -129,7 +129,7 @@ MOST_WORKLOADS = 8
 FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
 
-_Compared = tuple[Subject, Row, CellResult]
+_Compared = tuple[Subject, Row, Comparison]
 
 
 class Caveat(msgspec.Struct, frozen=True):
@@ -165,19 +165,20 @@ def _what_was_measured(analysis: Analysis) -> list[str]:
 
 def suite_title(analysis: Analysis) -> str:
     """The suite's name, as the run's manifest has it."""
+    return one_line(suite_text(analysis, "name") or analysis.manifest.run)
+
+
+def suite_text(analysis: Analysis, key: str) -> str:
+    """What the suite says of itself under ``key``; empty if it does not."""
     suite = analysis.manifest.suite
     head = suite.get("suite")
-    name = head.get("name") if isinstance(head, dict) else suite.get("name")
-    return one_line(str(name or analysis.manifest.run))
+    return str((head if isinstance(head, dict) else suite).get(key) or "")
 
 
 def host_virtualization(analysis: Analysis) -> str | None:
     """What the host itself runs in, or None if it is not known to be a virtual machine."""
-    for fact in analysis.manifest.host:
-        if fact.name == "virtualization":
-            value = fact.text.strip()
-            return None if value.lower().startswith(("none", "unknown")) or not value else value
-    return None
+    value = next((fact.text.strip() for fact in analysis.manifest.host if fact.name == "virtualization"), "")
+    return None if value.lower().startswith(("none", "unknown")) else value or None
 
 
 def caveats(analysis: Analysis) -> list[Caveat]:
@@ -237,8 +238,7 @@ def _cost_finding(analysis: Analysis) -> str | None:
     if not peaks:
         return None
     subject, row = max(peaks, key=lambda peak: peak[1].cells[0].estimate.centre)
-    what = f"{subject.title} {subject.params_line}".strip()
-    return _value_finding(row, f"Largest peak of memory charged to an instance, in {what}:")
+    return _value_finding(row, f"Largest peak of memory charged to an instance, in {subject.name}:")
 
 
 def _value_finding(row: Row, opening: str) -> str | None:
@@ -268,7 +268,7 @@ def _ratio_words(cell: CellResult) -> str:
 def _work_finding(analysis: Analysis, backend: MeasuredBackend) -> str | None:
     """How a backend did in the workloads' own metrics of speed, and in the leading one of each."""
     own = [
-        (subject, row, cell)
+        (subject, row, found)
         for subject, row, cell, found in analysis.comparisons
         if cell.backend == backend
         and subject.traits.of_workload
@@ -278,10 +278,10 @@ def _work_finding(analysis: Analysis, backend: MeasuredBackend) -> str | None:
     ]
     if not own or analysis.baseline is None:
         return None
-    if all(cell.comparison is not None and cell.comparison.n_blocks == 1 for _, _, cell in own):
+    if all(found.n_blocks == 1 for *_, found in own):
         return f"{backend.label}: no verdict on speed, because every ratio comes from one block."
-    counts = Counter(cell.comparison.verdict_adjusted for _, _, cell in own if cell.comparison is not None)
-    margins = {cell.comparison.margin for _, _, cell in own if cell.comparison is not None}
+    counts = Counter(found.verdict_adjusted for *_, found in own)
+    margins = {found.margin for *_, found in own}
     within = f"within {percent(margins.pop())}" if len(margins) == 1 else "within their margins"
     sentence = _tally(backend.label, analysis.baseline.label, counts, within)
     leading = list(_leading_sentences(own))
@@ -319,133 +319,100 @@ def _leading_sentences(own: list[_Compared]) -> Iterator[str]:
     """
     first: dict[str, _Compared] = {}
     for entry in own:
-        first.setdefault(f"{entry[0].title} {entry[0].params_line}", entry)
+        first.setdefault(entry[0].name, entry)
     by_metric: dict[str, list[_Compared]] = {}
     for entry in first.values():
         by_metric.setdefault(f"{entry[0].title} {entry[1].metric.name}", []).append(entry)
     for name, entries in by_metric.items():
-        _, row, cell = entries[0]
+        _, row, found = entries[0]
         if len(entries) == 1:
-            yield f"{name} {_leading_words(row, cell)}"
+            interval = "" if found.low is None else f" ({format_range(found.low, found.high)})"
+            yield f"{name} {format_ratio_estimate(found)} {as_large(row.metric)}{interval}"
             continue
-        each = sorted(
-            (cell.comparison for _, _, cell in entries if cell.comparison), key=lambda found: found.ratio or 0
-        )
+        each = sorted((found for *_, found in entries), key=lambda found: found.ratio or 0)
         least, most = (format_ratio_estimate(found) for found in (each[0], each[-1]))
         lows, highs = [found.low for found in each if found.low], [found.high for found in each if found.high]
         within = f", intervals within {format_range(min(lows), max(highs))}" if lows and highs else ""
         yield f"{name} {least} to {most} {as_large(row.metric)} ({len(entries)} sets of parameters{within})"
 
 
-def _leading_words(row: Row, cell: CellResult) -> str:
-    found = cell.comparison
-    assert found is not None
-    size = f"{format_ratio_estimate(found)} {as_large(row.metric)}"
-    return size if found.low is None else f"{size} ({format_range(found.low, found.high)})"
-
-
-def _about_the_run(analysis: Analysis) -> list[Caveat]:
-    manifest, found = analysis.manifest, []
+def _about_the_run(analysis: Analysis) -> Iterator[Caveat]:
+    manifest = analysis.manifest
     if manifest.status is not RunStatus.COMPLETE:
         measured = len(analysis.run.samples.distinct("instance"))
         word = "was interrupted" if manifest.status is RunStatus.INTERRUPTED else "has not ended, or was killed"
         text = f"The run {word}: {measured} of {manifest.planned_instances} planned instances are in this report."
-        found.append(Caveat("run-incomplete", text, 3))
+        yield Caveat("run-incomplete", text, 3)
     if analysis.baseline is None and analysis.subjects:
         name, known = one_line(manifest.baseline), {**manifest.backends, **manifest.unavailable}
         missing = f"The baseline {name} was not measured"
         if name not in known:
             missing = f"The run names {name} as its baseline, which is none of its backends ({', '.join(known)})"
-        text = f"{missing}: there are values, but no ratios and no verdicts."
-        found.append(Caveat("no-baseline", text, 3))
-    found.extend(Caveat("data", f"{warning.rstrip('.')}.", 2) for warning in analysis.run.warnings)
+        yield Caveat("no-baseline", f"{missing}: there are values, but no ratios and no verdicts.", 3)
+    yield from (Caveat("data", f"{warning.rstrip('.')}.", 2) for warning in analysis.run.warnings)
     if analysis.failures:
-        cells = list(dict.fromkeys(event.cell for event in analysis.failures))
-        text = (
-            f"{plural(len(analysis.failures), 'instance')} failed, in {plural(len(cells), 'cell')}; "
-            "see Failures for the reasons."
-        )
-        found.append(Caveat("failures", text, 3))
-    return found
+        cells = {event.cell for event in analysis.failures}
+        failed = f"{plural(len(analysis.failures), 'instance')} failed, in {plural(len(cells), 'cell')}"
+        yield Caveat("failures", f"{failed}; see Failures for the reasons.", 3)
 
 
-def _about_backends(analysis: Analysis) -> list[Caveat]:
-    manifest, found = analysis.manifest, []
-    for name, availability in manifest.unavailable.items():
+def _about_backends(analysis: Analysis) -> Iterator[Caveat]:
+    unavailable, measured = analysis.manifest.unavailable, analysis.measured
+    for name, availability in unavailable.items():
         text = f"{name} was asked for and is not available here: {availability.reason.rstrip('.')}."
-        found.append(Caveat("unavailable", text, 3))
-    measured = analysis.measured
-    found.extend(
-        Caveat("no-samples", f"{backend.label} has no measurement that counts in this run.", 3)
-        for backend in analysis.backends
-        if backend.name not in measured and backend.name not in manifest.unavailable and not backend.is_baseline
-    )
-    return found
+        yield Caveat("unavailable", text, 3)
+    for backend in analysis.backends:
+        if backend.name not in measured and backend.name not in unavailable and not backend.is_baseline:
+            yield Caveat("no-samples", f"{backend.label} has no measurement that counts in this run.", 3)
 
 
-def _about_blocks(analysis: Analysis) -> list[Caveat]:
+def _about_blocks(analysis: Analysis) -> Iterator[Caveat]:
     counts = [found.n_blocks for _, _, _, found in analysis.comparisons if found.ratio is not None]
-    if not counts:
-        return []
-    single = sum(count == 1 for count in counts)
-    found = []
-    if single:
+    if single := counts.count(1):
         which = f"All {single}" if single == len(counts) else f"{single} of {len(counts)}"
-        text = f"{which} ratios come from one block: they have no interval and no verdict."
-        found.append(Caveat("one-block", text, 3))
-    if single < len(counts) and min(count for count in counts if count > 1) < FEW_BLOCKS:
+        yield Caveat("one-block", f"{which} ratios come from one block: they have no interval and no verdict.", 3)
+    if any(1 < count < FEW_BLOCKS for count in counts):
         text = f"Some intervals rest on fewer than {FEW_BLOCKS} blocks and are therefore wide; more blocks narrow them."
-        found.append(Caveat("few-blocks", text, 2))
-    return found
+        yield Caveat("few-blocks", text, 2)
 
 
-def _about_precision(analysis: Analysis) -> list[Caveat]:
+def _about_precision(analysis: Analysis) -> Iterator[Caveat]:
     """Which cells did not reach the precision that the suite asked for, and what it would have taken."""
+    yield from (Caveat("not-estimated", f"{note.rstrip('.')}.", 1) for note in analysis.notes)
     missed = [
         (subject, cell, cell.precision)
-        for subject, row in analysis.rows
-        for cell in row.cells
+        for subject, _, cell in analysis.cells
         if cell.precision is not None and cell.precision.standing is not Standing.REACHED
     ]
-    found = [Caveat("not-estimated", f"{note.rstrip('.')}.", 1) for note in analysis.notes]
     if missed:
         parts = []
         for subject, cell, precision in missed[:MOST_NAMED]:
-            name = f"{subject.title} {subject.params_line}".strip()
             needs = f"about {plural(precision.needed, 'block')}" if precision.needed else precision.note or "unknown"
-            parts.append(f"{name} on {cell.backend.label} ({precision.n_blocks} of {needs})")
+            parts.append(f"{subject.name} on {cell.backend.label} ({precision.n_blocks} of {needs})")
         more = f" and {len(missed) - MOST_NAMED} more" if len(missed) > MOST_NAMED else ""
         text = f"The precision asked for ({percent(missed[0][2].wanted)}) was not reached for {'; '.join(parts)}{more}."
-        found.append(Caveat("precision", text, 2))
-    return found
+        yield Caveat("precision", text, 2)
 
 
-def _about_warm_up(analysis: Analysis) -> list[Caveat]:
+def _about_warm_up(analysis: Analysis) -> Iterator[Caveat]:
     """Where iterations beyond the suite's own count were found to be warm-up, and where cells never settled."""
-    found = []
-    for subject in analysis.subjects:
-        for cell in (cell for row in subject.rows if row.is_leading for cell in row.cells):
-            name = f"{subject.title} {subject.params_line}".strip() + f" on {cell.backend.label}"
-            taken = cell.warm_up.iterations
-            if not cell.warm_up.settled:
-                text = (
-                    f"{name} has not settled: its iterations still change beyond the first half; state more of them, "
-                    "or more warm-up."
-                )
-                found.append(Caveat("not-settled", text, 2))
-            elif taken:
-                which = "first iteration" if taken == 1 else f"first {taken} iterations"
-                text = f"{name}: the {which} of each instance turned out to be warm-up, and does not count."
-                found.append(Caveat("warm-up", text))
-    return found
+    for subject, row, cell in analysis.cells:
+        if not row.is_leading:
+            continue
+        name, taken = f"{subject.name} on {cell.backend.label}", cell.warm_up.iterations
+        if not cell.warm_up.settled:
+            text = f"{name} has not settled: its iterations still change beyond the first half; state more of them, "
+            yield Caveat("not-settled", f"{text}or more warm-up.", 2)
+        elif taken:
+            which = "first iteration" if taken == 1 else f"first {taken} iterations"
+            text = f"{name}: the {which} of each instance turned out to be warm-up, and does not count."
+            yield Caveat("warm-up", text)
 
 
-def _confounds(analysis: Analysis) -> list[Caveat]:
+def _confounds(analysis: Analysis) -> Iterator[Caveat]:
     labels = {backend.name: backend.label for backend in analysis.backends}
-    manifest, found = analysis.manifest, []
-    described = [confound for one in manifest.backends.values() for confound in one.confounds]
-    for confound in (*described, *manifest.confounds):
+    described = [confound for one in analysis.manifest.backends.values() for confound in one.confounds]
+    for confound in (*described, *analysis.manifest.confounds):
         opening = f"{labels.get(confound.backend, confound.backend)}: " if confound.backend else ""
         weight = CONFOUND_WEIGHTS.get(confound.code, 1)
-        found.append(Caveat(confound.code, f"{opening}{confound.detail.rstrip('.')}.", weight))
-    return found
+        yield Caveat(confound.code, f"{opening}{confound.detail.rstrip('.')}.", weight)

@@ -7,6 +7,7 @@ it. Flags on guests' clocks and on the order of values are added.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -67,6 +68,12 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True):
     usual: float | None = None
     q_value: float | None = None
     sentence: str
+
+    @property
+    def where(self) -> str:
+        """The workload or experiment with its parameters, on one line."""
+        params = params_text(self.params) if self.params else ""
+        return " ".join(one_line(part) for part in (self.workload or self.experiment, params) if part)
 
 
 class CellName(NamedTuple):
@@ -169,20 +176,17 @@ def _order_tests(analysis: Analysis) -> Iterator[_Tested]:
     Serial correlation only where iterations repeat the same thing: in a ramp each is another step.
     """
     seed = analysis.manifest.seed
-    for subject in analysis.subjects:
-        params = params_text(subject.params)
-        for row in subject.rows:
-            if row.quantile is not None:
-                continue
-            for result in row.cells:
-                cell = CellName(subject.experiment, subject.workload, params, result.backend.name)
-                if subject.traits.warms_up:
-                    test = serial_correlation(result.points.iterations, result.points.instance_of, seed=seed)
-                    if test is not None:
-                        yield _Tested(FlagKind.AUTOCORRELATION, cell, row.metric.name, test, result.n_instances)
-                test = drift(result.points.blocks.values)
-                if test is not None:
-                    yield _Tested(FlagKind.DRIFT, cell, row.metric.name, test, result.n_instances)
+    for subject, row, result in analysis.cells:
+        if row.quantile is not None:
+            continue
+        cell = CellName(subject.experiment, subject.workload, params_text(subject.params), result.backend.name)
+        tests = {FlagKind.DRIFT: drift(result.points.blocks.values)}
+        if subject.traits.warms_up:
+            correlation = serial_correlation(result.points.iterations, result.points.instance_of, seed=seed)
+            tests[FlagKind.AUTOCORRELATION] = correlation
+        for kind, test in tests.items():
+            if test is not None:
+                yield _Tested(kind, cell, row.metric.name, test, result.n_instances)
 
 
 def _order_sentence(worst: _Tested, others: int) -> str:
@@ -229,24 +233,20 @@ class _Rule(msgspec.Struct, frozen=True):
 
 def flags_of(analysis: Analysis) -> list[Flag]:
     """Every flag of a run, by kind; works on runs that are empty or interrupted."""
-    run = analysis.run
-    found = [*_host_flags(run), *clock_flags(run, _cells_by_instance(run)), *order_flags(analysis)]
+    cells = _cells_by_instance(analysis.run)
+    found = [*_host_flags(analysis.run, cells), *clock_flags(analysis.run, cells), *order_flags(analysis)]
     return sorted(found, key=lambda flag: (list(FlagKind).index(flag.kind), flag.workload, flag.backend))
 
 
-def _of_cpus(seconds: Callable[[Disturbance], float | None]) -> Callable[[Disturbance], float | None]:
+def _of_time(
+    seconds: Callable[[Disturbance], float | None], *, by_cpu: bool = False
+) -> Callable[[Disturbance], float | None]:
+    """A share of the time that the instance lived, or of its CPUs' time."""
+
     def share(one: Disturbance) -> float | None:
-        value = seconds(one)
-        # Ticks are coarse: a short instance may seem to have had more than all.
-        return None if value is None or one.span_s <= 0 or one.cpus == 0 else min(1.0, value / (one.span_s * one.cpus))
-
-    return share
-
-
-def _of_time(seconds: Callable[[Disturbance], float | None]) -> Callable[[Disturbance], float | None]:
-    def share(one: Disturbance) -> float | None:
-        value = seconds(one)
-        return None if value is None or one.span_s <= 0 else value / one.span_s
+        value, whole = seconds(one), one.span_s * (one.cpus if by_cpu else 1)
+        # Ticks are coarse: a short instance may seem to have had more than all of its CPUs' time.
+        return None if value is None or whole <= 0 else min(value / whole, 1.0 if by_cpu else math.inf)
 
     return share
 
@@ -254,7 +254,7 @@ def _of_time(seconds: Callable[[Disturbance], float | None]) -> Callable[[Distur
 _RULES = (
     _Rule(
         FlagKind.STEAL,
-        _of_cpus(lambda one: one.steal_s),
+        _of_time(lambda one: one.steal_s, by_cpu=True),
         "the hypervisor above took up to {value:.1%} of the envelope's CPU time",
         floor=0.01,
         level=0.05,
@@ -262,7 +262,7 @@ _RULES = (
     ),
     _Rule(
         FlagKind.OTHER_LOAD,
-        _of_cpus(lambda one: one.other_s),
+        _of_time(lambda one: one.other_s, by_cpu=True),
         "other work than the instance's took up to {value:.1%} of the envelope's CPU time",
         floor=0.05,
         level=0.2,
@@ -322,12 +322,12 @@ _RULES = (
 )
 
 
-def _host_flags(run: LoadedRun) -> Iterator[Flag]:
-    cells = _disturbances_by_cell(run)
+def _host_flags(run: LoadedRun, cells: Mapping[str, CellName]) -> Iterator[Flag]:
+    disturbances = _disturbances_by_cell(run, cells)
     for rule in _RULES:
         known = {
             cell: [(name, one, value) for name, one in each.items() if (value := rule.quantity(one)) is not None]
-            for cell, each in cells.items()
+            for cell, each in disturbances.items()
         }
         known = {cell: each for cell, each in known.items() if each}
         usual = {cell: float(np.median([value for *_, value in each])) for cell, each in known.items()}
@@ -404,8 +404,7 @@ def _cells_by_instance(run: LoadedRun) -> dict[str, CellName]:
     return cells
 
 
-def _disturbances_by_cell(run: LoadedRun) -> dict[CellName, dict[str, Disturbance]]:
-    cells = _cells_by_instance(run)
+def _disturbances_by_cell(run: LoadedRun, cells: Mapping[str, CellName]) -> dict[CellName, dict[str, Disturbance]]:
     started: dict[str, float] = {}
     found: dict[CellName, dict[str, Disturbance]] = {}
     for event in run.events:

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,13 @@ from tare.bench.analysis import Analysis, RunResults
 from tare.bench.readable import one_line, readable
 from tare.bench.records import Event, EventKind
 from tare.bench.reporter import Reporter
-from tare.bench.samples import params_text
 from tare.bench.stats.comparisons import MANY_BLOCKS
-from tare.bench.units import Unit, format_duration, format_size, format_value
+from tare.bench.units import format_duration, format_size
 from tare.reports import claims, findings
 from tare.reports.capacity import capacity_view
 from tare.reports.charts import chart_config, short_label
 from tare.reports.density_costs import costs_view
-from tare.reports.flags import Flag, flags_of
+from tare.reports.flags import flags_of
 from tare.reports.instances import TOLERANCE, heat_view, held_lines, phase_view
 from tare.reports.published import published_views
 from tare.reports.samples import sample_frame
@@ -94,16 +94,13 @@ def _breakable(name: str) -> object:
 
 def _specs(context: dict[str, Any]) -> dict[str, Any]:
     subjects = [subject for section in context["sections"] for subject in section.subjects]
-    charts = {panel.name: panel.chart.spec for subject in subjects for row in subject.rows for panel in row.panels}
-    charts |= {tail.chart_name: tail.chart.spec for subject in subjects for tail in subject.tails}
-    if context["phases"] is not None:
-        charts |= {bar.name: bar.chart.spec for bar in context["phases"].bars}
+    named = [panel for subject in subjects for row in subject.rows for panel in row.panels]
+    named += [bar for view in (context["phases"], context["costs"]) if view is not None for bar in view.bars]
     if context["capacity"] is not None:
-        curves = [curve for *_, own in context["capacity"].curves for curve in own]
-        charts |= {curve.name: curve.chart.spec for curve in curves}
-    if context["costs"] is not None:
-        charts |= {bar.name: bar.chart.spec for bar in context["costs"].bars}
-    places = {short_label(backend): backend.place for backend in context["backends"]}
+        named += [curve for *_, curves in context["capacity"].curves for curve in curves]
+    charts = {one.name: one.chart.spec for one in named}
+    charts |= {tail.chart_name: tail.chart.spec for subject in subjects for tail in subject.tails}
+    places = {short_label(backend): backend.place for backend in context["analysis"].backends}
     return {"config": chart_config(), "backends": places, "charts": charts}
 
 
@@ -131,20 +128,6 @@ class FilterView(msgspec.Struct, frozen=True):
     params: dict[str, str]
     subjects: dict[str, str]
 
-    @property
-    def is_useful(self) -> bool:
-        """Whether there is anything to choose from beside the backends."""
-        return len(self.workloads) > 1 or len(self.params) > 1
-
-
-class FlagView(msgspec.Struct, frozen=True):
-    """A flag as a line of a table."""
-
-    kind: str
-    where: str
-    backend: str
-    sentence: str
-
 
 def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, Any]:
     """Everything the template needs. ``beside`` is the folder that the page will lie in, if it is known."""
@@ -152,7 +135,7 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
     found = findings.caveats(analysis)
     flags = flags_of(analysis)
     manifest = analysis.manifest
-    title, description = findings.suite_title(analysis), _suite_description(manifest.suite)
+    title, description = findings.suite_title(analysis), findings.suite_text(analysis, "description")
     asks = 0 < len(description) <= LONGEST_QUESTION
     return {
         "title": title,
@@ -163,13 +146,11 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "findings": findings.findings(analysis),
         "caveats": [caveat for caveat in found if caveat.weight > 1],
         "details": [caveat for caveat in found if caveat.weight <= 1],
+        "analysis": analysis,
         "manifest": manifest,
-        "baseline": analysis.baseline,
-        "backends": analysis.backends,
         "backend_facts": {name: backend.texts for name, backend in manifest.backends.items()},
         "virtualization": findings.host_virtualization(analysis),
         "sections": sections,
-        "subjects_present": bool(sections),
         "compared": bool(analysis.comparisons),
         "leading_rows": [row for section in sections for _, row in section.leading],
         "noise": noise_sentence(analysis),
@@ -183,11 +164,13 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "tolerance": f"{TOLERANCE:.0%}",
         "claims": claims.judge(analysis) if analysis.subjects else [],
         "published": published_views(analysis),
-        "flags": _flag_views(flags, analysis),
+        "flags": flags[:MOST_FLAGS],
+        "labels": {backend.name: backend.label for backend in analysis.backends},
         "flag_count": len(flags),
         "failures": failure_views(analysis),
         "commands": command_views(analysis.run.events),
-        "raw": raw_view(analysis, beside),
+        "files_beside": _files_beside(analysis, beside),
+        "packed_samples": _packed_samples(analysis),
         "envelope": _envelope_lines(analysis),
         "design": _design_line(analysis),
         "when": _when(manifest.started_utc, manifest.ended_utc),
@@ -198,8 +181,6 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "comparisons": len([one for *_, one in analysis.comparisons if one.p_value is not None]),
         "downgraded": sum(one.verdict is not one.verdict_adjusted for *_, one in analysis.comparisons),
         "many_blocks": MANY_BLOCKS,
-        "warmup_samples": analysis.warmup_samples,
-        "warmup_found": analysis.warmup_found,
         "sample_count": len(analysis.run.samples),
     }
 
@@ -218,16 +199,6 @@ def _filters(sections: list[SectionView]) -> FilterView:
     return FilterView(
         {key: name for name, key in workloads.items()}, {key: name for name, key in params.items()}, subjects
     )
-
-
-def _flag_views(flags: list[Flag], analysis: Analysis) -> list[FlagView]:
-    labels = {backend.name: backend.label for backend in analysis.backends}
-    views = []
-    for flag in flags[:MOST_FLAGS]:
-        params = params_text(flag.params) if flag.params else ""
-        where = " ".join(one_line(part) for part in (flag.workload or flag.experiment, params) if part)
-        views.append(FlagView(str(flag.kind), where, labels.get(flag.backend, flag.backend), flag.sentence))
-    return views
 
 
 def _envelope_lines(analysis: Analysis) -> list[tuple[str, str]]:
@@ -249,12 +220,9 @@ def _envelope_lines(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _rates(bytes_per_s: int | None, ops_per_s: int | None) -> str | None:
-    rates = []
-    if bytes_per_s is not None:
-        rates.append(f"{format_size(bytes_per_s)}/s")
-    if ops_per_s is not None:
-        rates.append(f"{ops_per_s:,} operations/s")
-    return ", ".join(rates) or None
+    size = "" if bytes_per_s is None else f"{format_size(bytes_per_s)}/s"
+    count = "" if ops_per_s is None else f"{ops_per_s:,} operations/s"
+    return ", ".join(filter(None, (size, count))) or None
 
 
 def _design_line(analysis: Analysis) -> str:
@@ -278,19 +246,12 @@ def _when(started: str, ended: str) -> str:
     return text if took is None else f"{text}, {format_duration(took)}"
 
 
-def _suite_description(suite: Mapping[str, Any]) -> str:
-    head = suite.get("suite")
-    found = head.get("description") if isinstance(head, dict) else suite.get("description")
-    return str(found or "")
-
-
 def _flat(image: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The image's own facts, without its long list of packages."""
-    size = image.get("size_bytes")
-    lines = [(str(name), str(value)) for name, value in image.items() if not isinstance(value, dict | list)]
     return [
-        (name, format_value(float(size), Unit.BYTE) if name == "size_bytes" and size is not None else value)
-        for name, value in lines
+        (str(name), format_size(float(value)) if name == "size_bytes" and value is not None else str(value))
+        for name, value in image.items()
+        if not isinstance(value, dict | list)
     ]
 
 
@@ -321,13 +282,6 @@ class CommandView(msgspec.Struct, frozen=True):
     failed: int
 
 
-class RawView(msgspec.Struct, frozen=True):
-    """The samples behind a report: files that lie beside it, and packed CSV where that is small (else empty)."""
-
-    beside: list[str]
-    packed: str
-
-
 def failure_views(analysis: Analysis) -> list[FailureView]:
     """The failures, equal ones together, with the evidence of the first."""
     grouped: dict[tuple[str, str], list[Event]] = {}
@@ -351,10 +305,7 @@ def command_views(events: list[Event]) -> list[CommandView]:
             grouped.setdefault((argv, str(event.details.get("role") or "")), []).append(event)
     views = []
     for (argv, role), runs in list(grouped.items())[:MOST_COMMANDS]:
-        counts: dict[str, int] = {}
-        for event in runs:
-            backend = event.cell.rpartition("/")[2]
-            counts[backend] = counts.get(backend, 0) + 1
+        counts = Counter(event.cell.rpartition("/")[2] for event in runs)
         durations = sorted(value for event in runs if isinstance(value := event.details.get("duration_s"), int | float))
         spread = f"{format_duration(durations[0])} – {format_duration(durations[-1])}" if durations else "–"
         failed = sum(event.details.get("returncode") != 0 for event in runs)
@@ -363,13 +314,11 @@ def command_views(events: list[Event]) -> list[CommandView]:
     return views
 
 
-def raw_view(analysis: Analysis, beside: Path | None) -> RawView:
-    """Where the samples are. ``beside`` is the folder that the page will lie in, if it is known."""
-    run = analysis.run
-    linked = []
-    if beside is not None and beside.resolve() == run.path.resolve():
-        linked = [name for name in BESIDE if (run.path / name).exists()]
-    return RawView(linked, _packed_samples(analysis))
+def _files_beside(analysis: Analysis, beside: Path | None) -> list[str]:
+    """The samples' files that lie next to the page, if the folder ``beside`` that it will lie in is the run's."""
+    folder = analysis.run.path
+    is_there = beside is not None and beside.resolve() == folder.resolve()
+    return [name for name in BESIDE if is_there and (folder / name).exists()]
 
 
 def _packed_samples(analysis: Analysis) -> str:
@@ -378,5 +327,5 @@ def _packed_samples(analysis: Analysis) -> str:
         return ""
     text = io.StringIO()
     sample_frame(analysis.run).to_csv(text, index=False, lineterminator="\r\n")
-    packed = base64.b64encode(gzip.compress(text.getvalue().encode(), compresslevel=9, mtime=0)).decode("ascii")
+    packed = _packed(text.getvalue())
     return packed if len(packed) <= MOST_EMBEDDED_BYTES else ""

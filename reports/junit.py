@@ -62,13 +62,11 @@ def _cases_of_run(analysis: Analysis) -> list[_Case]:
     cell_of = {event.instance: event.cell for event in analysis.run.events if event.cell}
     seconds = _seconds_by_cell(analysis.run.events)
     said: dict[str, list[str]] = {cell: [] for cell in seconds}
-    for subject in analysis.subjects:
-        for row in subject.rows:
-            for cell in row.cells:
-                kept = msgspec.structs.replace(row, cells=[cell])
-                own = Cell(subject.experiment, subject.workload, subject.params, cell.backend.name).key
-                key = cell_of.get(cell.points.instance_names[0], own)
-                said.setdefault(key, []).append(f"{row.metric.name}: {figure_sentence(kept, baseline)}")
+    for subject, row, cell in analysis.cells:
+        kept = msgspec.structs.replace(row, cells=[cell])
+        own = Cell(subject.experiment, subject.workload, subject.params, cell.backend.name).key
+        key = cell_of.get(cell.points.instance_names[0], own)
+        said.setdefault(key, []).append(f"{row.metric.name}: {figure_sentence(kept, baseline)}")
     cases = []
     for key in (*said, *(key for key in failed if key not in said)):
         group, _, backend = key.rpartition("/")
@@ -128,12 +126,18 @@ def _suites(cases: Iterable[_Case], manifest: Manifest, said: Iterable[str] = ()
     for case in cases:
         groups.setdefault(case.group, []).append(case)
     root = junit.JUnitXml()
+    started = re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", manifest.started_utc)
+    host = _attribute(next((fact.text for fact in manifest.host if fact.name == "host name"), "unknown"))
     for number, (group, members) in enumerate(groups.items()):
         suite = _Suite(_attribute(group))
         suite.package, suite.id = "tare", str(number)
-        suite.timestamp, suite.hostname = _timestamp(manifest), _host_name(manifest)
+        suite.timestamp, suite.hostname = started[0] if started else _NO_TIME, host
         suite.append(junit.Properties())
-        suite.add_testcases([_test_case(case) for case in members])
+        for case in members:
+            test = junit.TestCase(_attribute(case.name), _class_name(group), round(case.seconds, 3))
+            if case.outcome is not None:
+                test.result = case.outcome
+            suite.add_testcase(test)
         suite.time = round(sum(case.seconds for case in members), 3)
         # Ant's schema has output for a whole suite only.
         texts = [*said, *(f"{case.name}:\n{case.said}" for case in members if case.said)]
@@ -141,13 +145,6 @@ def _suites(cases: Iterable[_Case], manifest: Manifest, said: Iterable[str] = ()
         suite.append(junit.SystemErr())
         root.append(suite)
     return root
-
-
-def _test_case(case: _Case) -> junit.TestCase:
-    found = junit.TestCase(_attribute(case.name), _class_name(case.group), round(case.seconds, 3))
-    if case.outcome is not None:
-        found.result = case.outcome
-    return found
 
 
 def _outcome(kind: type[FinalResult], type_: str, message: str, text: str = "") -> FinalResult:
@@ -164,13 +161,3 @@ def _attribute(text: str) -> str:
 def _class_name(group: str) -> str:
     """A group as a dotted name, as CI servers nest by dots."""
     return "tare." + (re.sub(r"[^\w=,-]+", ".", one_line(group, 200)).strip(".") or "?")
-
-
-def _timestamp(manifest: Manifest) -> str:
-    found = re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", manifest.started_utc)
-    return found[0] if found else _NO_TIME
-
-
-def _host_name(manifest: Manifest) -> str:
-    names = (fact.text for fact in manifest.host if fact.name == "host name")
-    return _attribute(next(names, "unknown"))

@@ -1,10 +1,10 @@
 """Markdown for a pull request: a run's findings, ratios, caveats and claims, or a comparison. GitHub's dialect."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tare.bench.analysis import Analysis, CellResult, Row, RunResults
+from tare.bench.analysis import Analysis, RunResults
 from tare.bench.analysis.comparison import Line, RunComparison
 from tare.bench.model import Metric
 from tare.bench.readable import one_line
@@ -59,10 +59,7 @@ def render_markdown(analysis: Analysis) -> str:
     """The report of a run."""
     lines = [f"### tare: {escape(findings.suite_title(analysis))}", "", escape(findings.question(analysis), 400), ""]
     lines += [f"{number}. {escape(text, 600)}" for number, text in enumerate(findings.findings(analysis), start=1)]
-    weighty = [caveat for caveat in findings.caveats(analysis) if caveat.weight > 1]
-    lines += (
-        ["", "**To keep in mind**", "", *(f"- {escape(caveat.text, 600)}" for caveat in weighty)] if weighty else []
-    )
+    lines += _listed("To keep in mind", [caveat.text for caveat in findings.caveats(analysis) if caveat.weight > 1])
     lines += ["", *_ratios(analysis), *_claims(analysis), *_environment(analysis)]
     return "\n".join(lines) + "\n"
 
@@ -74,14 +71,10 @@ def render_comparison(comparison: RunComparison) -> str:
     lines = [
         f"### tare: {second} against {first}",
         "",
-        f"{escape(tally(comparison))}. Ratios are {second} over {first},",
+        f"{escape(tally(comparison))}. Ratios are {second} over {first}, {how}; intervals are at 95 %.",
     ]
-    lines[-1] += f" {how}; intervals are at 95 %."
-    if comparison.confounds:
-        lines += ["", "**Confounds: these conditions differ and were allowed to**", ""]
-        lines += [f"- {escape(str(one), 600)}" for one in comparison.confounds]
-    if notes := notes_of(comparison):
-        lines += ["", "**To keep in mind**", "", *(f"- {escape(note, 600)}" for note in notes)]
+    lines += _listed("Confounds: these conditions differ and were allowed to", list(map(str, comparison.confounds)))
+    lines += _listed("To keep in mind", notes_of(comparison))
     calm = ("equivalent", "inconclusive")
     for title, kept in (
         ("Differences", [line for line in comparison.lines if verdict_of(line) not in calm]),
@@ -90,6 +83,10 @@ def render_comparison(comparison: RunComparison) -> str:
         table = _compared_table(kept, first, second)
         lines += ["", *_folded(f"{title} ({len(kept)})", table, is_open=title == "Differences")] if kept else []
     return "\n".join(lines) + "\n"
+
+
+def _listed(title: str, texts: list[str]) -> list[str]:
+    return ["", f"**{title}**", "", *(f"- {escape(text, 600)}" for text in texts)] if texts else []
 
 
 def _compared_table(lines: Sequence[Line], first: str, second: str) -> list[str]:
@@ -111,26 +108,14 @@ def _ratios(analysis: Analysis) -> list[str]:
         return []
     own: list[list[str]] = []
     around: list[list[str]] = []
-    for subject in analysis.subjects:
-        for row in subject.rows:
-            name = metric_name(subject.title, subject.params_line, row.name)
-            (own if row.is_workload_metric else around).extend(_row(name, row, cell) for cell in _compared(row))
+    for subject, row, cell, found in analysis.comparisons:
+        name, unit = metric_name(subject.title, subject.params_line, row.name), row.metric.unit
+        base, value = ("–" if one is None else format_value(one.estimate.centre, unit) for one in (row.base, cell))
+        cells = map(escape, (name, cell.backend.label, base, value))
+        (own if row.is_workload_metric else around).append([*cells, *_found(row.metric, found)])
     head = ["metric", "backend", escape(analysis.baseline.label), "value", "ratio", "interval", "verdict"]
     lines = _table(head, own) if own else []
     return lines + (["", *_folded(f"Around them ({len(around)})", _table(head, around))] if around else [])
-
-
-def _compared(row: Row) -> Iterator[tuple[CellResult, CellResult | None]]:
-    yield from ((cell, row.base) for cell in row.cells if cell.comparison is not None)
-
-
-def _row(name: str, row: Row, pair: tuple[CellResult, CellResult | None]) -> list[str]:
-    cell, base = pair
-    assert cell.comparison is not None
-    unit = row.metric.unit
-    value = "–" if base is None else escape(format_value(base.estimate.centre, unit))
-    cells = [escape(name), escape(cell.backend.label), value]
-    return [*cells, escape(format_value(cell.estimate.centre, unit)), *_found(row.metric, cell.comparison)]
 
 
 def _found(metric: Metric, found: Comparison) -> list[str]:

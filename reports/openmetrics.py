@@ -5,7 +5,7 @@ OpenMetrics specification 1.0: units as suffixes of names, label values escaped,
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -55,6 +55,12 @@ class _Family(msgspec.Struct):
     about: str
     samples: dict[_Labels, float]
 
+    def add(self, labels: _Labels, centre: float | None, low: float | None, high: float | None) -> None:
+        """The values that exist, each with its name as a label."""
+        for bound, value in (("centre", centre), ("low", low), ("high", high)):
+            if value is not None:
+                self.samples[*labels, ("bound", bound)] = value
+
     def lines(self) -> Iterable[str]:
         yield f"# TYPE {self.name} {self.kind}"
         if self.unit:
@@ -71,19 +77,13 @@ def render_openmetrics(analysis: Analysis) -> str:
     families = {family.name: family for family in (_about_the_run(analysis), _failed(analysis), _claims(analysis))}
     ratio = _Family("tare_comparison_ratio", "gauge", "ratio", "Backend over baseline, with its 95 % interval", {})
     verdict = _Family("tare_verdict", "stateset", "", "The verdict after correction for many comparisons", {})
-    for subject in analysis.subjects:
-        for row in subject.rows:
-            family = _family_of(row, families)
-            for cell in row.cells:
-                labels = _labels(analysis, subject, row, cell)
-                found = cell.estimate
-                _add(family, labels, {"centre": found.centre, "low": found.low, "high": found.high})
-                if cell.comparison is not None:
-                    one = cell.comparison
-                    _add(ratio, labels, {"centre": one.ratio, "low": one.low, "high": one.high})
-                    for state in Verdict:
-                        key = (*labels, ("tare_verdict", state.value))
-                        verdict.samples[key] = float(one.verdict_adjusted is state)
+    for subject, row, cell in analysis.cells:
+        labels, own, found = _labels(analysis, subject, row, cell), cell.estimate, cell.comparison
+        _family_of(row, families).add(labels, own.centre, own.low, own.high)
+        if found is not None:
+            ratio.add(labels, found.ratio, found.low, found.high)
+            for state in Verdict:
+                verdict.samples[*labels, ("tare_verdict", state.value)] = float(found.verdict_adjusted is state)
     kept = [family for family in (*families.values(), ratio, verdict) if family.samples]
     return "\n".join([*(line for family in kept for line in family.lines()), "# EOF"]) + "\n"
 
@@ -110,12 +110,6 @@ def _labels(analysis: Analysis, subject: Subject, row: Row, cell: CellResult) ->
         **({"size": str(row.size)} if row.size is not None else {}),
     }
     return tuple((name, one_line(text)) for name, text in labels.items())
-
-
-def _add(family: _Family, labels: _Labels, values: Mapping[str, float | None]) -> None:
-    for bound, value in values.items():
-        if value is not None:
-            family.samples[(*labels, ("bound", bound))] = value
 
 
 def _about_the_run(analysis: Analysis) -> _Family:

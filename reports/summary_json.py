@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from tare.bench.analysis import Analysis, RunResults
+from tare.bench.analysis import Analysis, CellResult, Row, RunResults, Subject
 from tare.bench.analysis.comparison import RunComparison
 from tare.bench.reporter import Reporter
 from tare.reports import findings
@@ -70,10 +70,10 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
             for backend in analysis.backends
         },
         "findings": findings.findings(analysis),
-        "caveats": [msgspec.to_builtins(caveat) for caveat in findings.caveats(analysis)],
-        "results": _results(analysis),
+        "caveats": msgspec.to_builtins(findings.caveats(analysis)),
+        "results": [_result(*place) for place in analysis.cells],
         "noise": msgspec.to_builtins(analysis.noise),
-        "claims": [msgspec.to_builtins(claim) for claim in judge(analysis)],
+        "claims": msgspec.to_builtins(judge(analysis)),
         "flags": msgspec.to_builtins(flags_of(analysis)),
         "failures": [
             {"instance": event.instance, "cell": event.cell, "message": event.message, "at_utc": event.utc}
@@ -83,34 +83,26 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _results(analysis: Analysis) -> list[dict[str, Any]]:
-    results = []
-    for subject in analysis.subjects:
-        for row in subject.rows:
-            for cell in row.cells:
-                found = cell.comparison
-                results.append(
-                    {
-                        "experiment": subject.experiment,
-                        "workload": subject.workload,
-                        "params": dict(subject.params),
-                        "metric": row.metric.name,
-                        "size": row.size,
-                        "unit": str(row.metric.unit),
-                        "direction": str(row.metric.direction),
-                        "backend": cell.backend.name,
-                        "label": cell.backend.label,
-                        "value": cell.estimate.centre,
-                        "value_low": cell.estimate.low,
-                        "value_high": cell.estimate.high,
-                        "blocks": cell.n_blocks,
-                        "instances": cell.n_instances,
-                        "iterations": cell.n_iterations,
-                        "quantile": row.quantile,
-                        "warm_up": msgspec.to_builtins(cell.warm_up),
-                        "precision": msgspec.to_builtins(cell.precision),
-                        "noise_floor": msgspec.to_builtins(row.noise_floor),
-                        "comparison": None if found is None else msgspec.to_builtins(found),
-                    }
-                )
-    return results
+def _result(subject: Subject, row: Row, cell: CellResult) -> dict[str, Any]:
+    return {
+        "experiment": subject.experiment,
+        "workload": subject.workload,
+        "params": dict(subject.params),
+        "metric": row.metric.name,
+        "size": row.size,
+        "unit": str(row.metric.unit),
+        "direction": str(row.metric.direction),
+        "backend": cell.backend.name,
+        "label": cell.backend.label,
+        "value": cell.estimate.centre,
+        "value_low": cell.estimate.low,
+        "value_high": cell.estimate.high,
+        "blocks": cell.n_blocks,
+        "instances": cell.n_instances,
+        "iterations": cell.n_iterations,
+        "quantile": row.quantile,
+        "warm_up": msgspec.to_builtins(cell.warm_up),
+        "precision": msgspec.to_builtins(cell.precision),
+        "noise_floor": msgspec.to_builtins(row.noise_floor),
+        "comparison": msgspec.to_builtins(cell.comparison),
+    }

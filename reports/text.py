@@ -12,11 +12,10 @@ from tare.bench.analysis import Analysis, CellResult, Row, RunResults
 from tare.bench.analysis.comparison import RunComparison
 from tare.bench.readable import one_line, readable
 from tare.bench.reporter import Reporter
-from tare.bench.stats.comparisons import Verdict
 from tare.bench.units import format_value
 from tare.reports import findings
 from tare.reports.claims import Answer, judge
-from tare.reports.compare import render_comparison
+from tare.reports.compare import render_comparison, verdict_text
 from tare.reports.flags import flags_of
 from tare.reports.html import failure_views
 from tare.reports.wording import (
@@ -25,17 +24,16 @@ from tare.reports.wording import (
     format_value_range,
     noise_sentence,
     path_sentence,
-    verdict_mark,
-    verdict_word,
 )
 
 FILE_WIDTH = 120
+_WEIGHTS = {3: "bold", 2: "", 1: "dim"}
+"""Styles of caveats by weight."""
 MOST_FLAGS = 8
 UNCORRECTED = "†"
 NARROW = 14
 NOTED = frozenset({"95 % interval", "verdict"})
 """Columns with notes in them: so wide that an interval or a verdict is on one line, not every note."""
-_STYLES = {Verdict.FASTER: "bold cyan", Verdict.SLOWER: "bold red", Verdict.EQUIVALENT: "", Verdict.INCONCLUSIVE: "dim"}
 
 
 class TextReporter(Reporter):
@@ -59,13 +57,8 @@ class TextReporter(Reporter):
 
 def render_text(analysis: Analysis) -> RenderableType:
     """The report of a run as something rich can print."""
-    parts = _opening(analysis)
-    if analysis.subjects:
-        parts.extend(_ratio_tables(analysis))
-    parts.extend(_failures(analysis))
-    parts.extend(_flags(analysis))
-    parts.extend(_claims(analysis))
-    return Group(*parts)
+    tables = _ratio_tables(analysis) if analysis.subjects else ()
+    return Group(*_opening(analysis), *tables, *_failures(analysis), *_flags(analysis), *_claims(analysis))
 
 
 def _opening(analysis: Analysis) -> list[RenderableType]:
@@ -79,19 +72,12 @@ def _opening(analysis: Analysis) -> list[RenderableType]:
         Text(),
     ]
     parts.extend(Text(f"{number}. {text}") for number, text in enumerate(findings.findings(analysis), start=1))
-    caveats = findings.caveats(analysis)
-    if caveats:
+    if caveats := findings.caveats(analysis):
         parts += [Text(), Text("To keep in mind", style="bold")]
-        parts.extend(
-            Text(
-                f"- {readable(caveat.text)}", style="bold" if caveat.weight > 2 else "" if caveat.weight > 1 else "dim"
-            )
-            for caveat in caveats
-        )
+        parts.extend(Text(f"- {readable(one.text)}", style=_WEIGHTS[one.weight]) for one in caveats)
     if noise := noise_sentence(analysis):
         parts += [Text(), Text("Noise floor", style="bold"), Text(readable(noise))]
-    parts.append(Text())
-    return parts
+    return [*parts, Text()]
 
 
 def _ratio_tables(analysis: Analysis) -> Iterator[RenderableType]:
@@ -154,10 +140,7 @@ def _stack(line: list[Text], backend: int) -> Iterator[list[Text]]:
 
 
 def _compared(row: Row) -> list[list[Text]]:
-    unit = row.metric.unit
-    base = row.base
-    name = _name(row)
-    value = format_value(base.estimate.centre, unit) if base is not None else "–"
+    name, value = _name(row), "–" if row.base is None else format_value(row.base.estimate.centre, row.metric.unit)
     lines = []
     for cell in row.cells:
         if cell.backend.is_baseline:
@@ -167,15 +150,27 @@ def _compared(row: Row) -> list[list[Text]]:
             [
                 Text(f"  {name}"),
                 Text(value),
-                Text(one_line(cell.backend.label, 24)),
-                Text(format_value(cell.estimate.centre, unit)),
+                *_own(row, cell),
                 Text(format_ratio(found.ratio) if found is not None else "–"),
                 Text(format_range(found.low, found.high) if found is not None else "–"),
-                _verdict(row, cell),
+                Text("nothing to compare with", style="dim")
+                if found is None
+                else verdict_text(row.metric, found, UNCORRECTED),
             ]
         )
         name = value = ""
     return lines or [[Text(f"  {name}"), Text(value)]]
+
+
+def _values(row: Row) -> list[list[Text]]:
+    return [
+        [
+            Text(f"  {_name(row)}" if place == 0 else ""),
+            *_own(row, cell),
+            Text(format_value_range(cell.estimate.low, cell.estimate.high, row.metric.unit)),
+        ]
+        for place, cell in enumerate(row.cells)
+    ]
 
 
 def _name(row: Row) -> str:
@@ -183,30 +178,9 @@ def _name(row: Row) -> str:
     return one_line(row.metric.name, 40) + row.name.removeprefix(row.metric.name)
 
 
-def _values(row: Row) -> list[list[Text]]:
-    unit = row.metric.unit
-    return [
-        [
-            Text(f"  {_name(row)}" if place == 0 else ""),
-            Text(one_line(cell.backend.label, 24)),
-            Text(format_value(cell.estimate.centre, unit)),
-            Text(format_value_range(cell.estimate.low, cell.estimate.high, unit)),
-        ]
-        for place, cell in enumerate(row.cells)
-    ]
-
-
-def _verdict(row: Row, cell: CellResult) -> Text:
-    found = cell.comparison
-    if found is None:
-        return Text("nothing to compare with", style="dim")
-    if found.low is None:
-        return Text(found.note, style="dim")
-    word = verdict_word(row.metric, found.verdict)
-    text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict])
-    if found.verdict is not found.verdict_adjusted:
-        text.append(UNCORRECTED, style="dim")
-    return text
+def _own(row: Row, cell: CellResult) -> tuple[Text, Text]:
+    """The backend, and what was measured on it."""
+    return Text(one_line(cell.backend.label, 24)), Text(format_value(cell.estimate.centre, row.metric.unit))
 
 
 def _flags(analysis: Analysis) -> list[RenderableType]:
@@ -217,10 +191,8 @@ def _flags(analysis: Analysis) -> list[RenderableType]:
     labels = {backend.name: backend.label for backend in analysis.backends}
     parts: list[RenderableType] = [Text("What may have disturbed cells", style="bold")]
     for flag in flags[:MOST_FLAGS]:
-        where = (
-            f"{one_line(flag.workload or flag.experiment)} on {one_line(labels.get(flag.backend, flag.backend), 24)}"
-        )
-        parts.append(Text(f"- {where}: {flag.sentence}"))
+        label = one_line(labels.get(flag.backend, flag.backend), 24)
+        parts.append(Text(f"- {one_line(flag.workload or flag.experiment)} on {label}: {flag.sentence}"))
     if len(flags) > MOST_FLAGS:
         parts.append(Text(f"- and {len(flags) - MOST_FLAGS} more, in the page and in the json form"))
     return [*parts, Text()]

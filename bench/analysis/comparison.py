@@ -124,12 +124,11 @@ def _compare_backends(analysis: Analysis, first: str, second: str, request: Comp
         if name not in labels:
             raise UnknownNameError(f"the run has no backend {name!r}; it has: {', '.join(labels)}")
     lines = []
-    for subject in analysis.subjects:
-        for row in subject.rows:
-            cells = {cell.backend.name: cell for cell in row.cells}
-            if first in cells and second in cells:
-                found = _paired(analysis, row, cells[first], cells[second], request)
-                lines.append(_line(subject, row, "", cells[first], cells[second], found))
+    for subject, row in analysis.rows:
+        cells = {cell.backend.name: cell for cell in row.cells}
+        if first in cells and second in cells:
+            found = _paired(analysis, row, cells[first], cells[second], request)
+            lines.append(_line(subject, row, "", cells[first], cells[second], found))
     names = (labels[first], labels[second])
     return RunComparison(*names, _adjusted(lines, names), (analysis,))
 
@@ -190,12 +189,9 @@ def _margin(analysis: Analysis, row: Row, request: ComparisonRequest) -> float:
 
 
 def _cells(analysis: Analysis) -> Iterator[tuple[tuple[str, ...], tuple[Subject, Row, CellResult]]]:
-    for subject in analysis.subjects:
-        for row in subject.rows:
-            for cell in row.cells:
-                params = params_text(subject.params)
-                key = (subject.experiment, subject.workload, params, row.metric.name, cell.backend.name)
-                yield key, (subject, row, cell)
+    for subject, row, cell in analysis.cells:
+        params = params_text(subject.params)
+        yield (subject.experiment, subject.workload, params, row.metric.name, cell.backend.name), (subject, row, cell)
 
 
 def _line(subject: Subject, row: Row, backend: str, old: CellResult, new: CellResult, found: Comparison) -> Line:

@@ -153,6 +153,11 @@ class Subject(msgspec.Struct, frozen=True):
         """Its parameters on one line."""
         return ", ".join(f"{one_line(name)} {one_line(str(value))}" for name, value in self.params.items())
 
+    @property
+    def name(self) -> str:
+        """What people call it, with its parameters."""
+        return f"{self.title} {self.params_line}".strip()
+
 
 class RunNoise(msgspec.Struct, frozen=True):
     """What the A/A comparisons of a run say together.
@@ -206,19 +211,19 @@ class Analysis(msgspec.Struct, frozen=True, dict=True):
         return [(subject, row) for subject in self.subjects for row in subject.rows]
 
     @property
+    def cells(self) -> list[tuple[Subject, Row, CellResult]]:
+        """Every cell with its subject and its row."""
+        return [(subject, row, cell) for subject, row in self.rows for cell in row.cells]
+
+    @property
     def measured(self) -> set[str]:
         """The names of the backends that anything was measured on."""
-        return {cell.backend.name for _, row in self.rows for cell in row.cells}
+        return {cell.backend.name for *_, cell in self.cells}
 
     @property
     def comparisons(self) -> list[tuple[Subject, Row, CellResult, Comparison]]:
         """Every comparison with where it belongs."""
-        return [
-            (subject, row, cell, cell.comparison)
-            for subject, row in self.rows
-            for cell in row.cells
-            if cell.comparison is not None
-        ]
+        return [(*place, found) for place in self.cells if (found := place[-1].comparison) is not None]
 
 
 class RunResults:
