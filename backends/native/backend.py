@@ -19,10 +19,10 @@ from tare.backends.native.identities import (
     probe_without_root,
 )
 from tare.backends.native.options import Capabilities, NativeOptions, Network, Profile, Seccomp, Upper
-from tare.backends.native.program import probe_program
 from tare.backends.native.runtime import HostKernelBackend, probe_host
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, INTENT, Filters, compile_filters, probe_seccomp
 from tare.backends.native.setup import Setup
+from tare.backends.native.zygote import probe_program
 from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import UnsupportedError
 from tare.bench.interfaces import BackendContext, Instance

@@ -26,7 +26,6 @@ from tare.backends.native.identities import (
     write_maps,
 )
 from tare.backends.native.instance import ProcessInstance
-from tare.backends.native.program import Program, find_program, probe_program
 from tare.backends.native.setup import (
     MOUNT_POINTS,
     Setup,
@@ -35,7 +34,7 @@ from tare.backends.native.setup import (
     make_folders,
     make_shared_folders,
 )
-from tare.backends.native.zygote import Zygote, Zygotes, start_zygote
+from tare.backends.native.zygote import Program, Zygote, Zygotes, find_program, probe_program, start_zygote
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind

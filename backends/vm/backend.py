@@ -26,6 +26,7 @@ from tare.backends.vm.disks import (
     make_qcow2,
     make_scratch_template,
     probe_boot_disk,
+    probe_virtiofsd,
 )
 from tare.backends.vm.domain_xml import Memory
 from tare.backends.vm.embedded import start_embedded
@@ -48,7 +49,6 @@ from tare.backends.vm.options import (
     probe_io_uring,
     require_cpu_model,
 )
-from tare.backends.vm.share import probe_virtiofsd
 from tare.bench.errors import BackendError, UnavailableError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import msgspec
 
+from tare.backends.vm.disks import OPTIONS as SHARE_OPTIONS
 from tare.backends.vm.disks import SHARED_MODE, allocated_bytes
 from tare.backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator
 from tare.backends.vm.guest import GuestSetup
 from tare.backends.vm.network import no_network_facts
 from tare.backends.vm.options import AUTO, EMBEDDED, PAST_THE_PAGE_CACHE, Cache, Pinning, Profile, Scratch
-from tare.backends.vm.share import OPTIONS as SHARE_OPTIONS
 from tare.bench.catalogue import ConfoundCode
 from tare.bench.model import BackendDescription, Confound, Fact, IsolationKind, named_facts
 from tare.bench.units import Unit

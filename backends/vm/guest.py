@@ -16,20 +16,21 @@ from tare.backends.cgroups.limits import Limits, limits_of
 from tare.backends.vm.boot import (
     RESET,
     SHUTDOWN_DEADLINE_S,
+    Saved,
     Stopping,
     await_boot,
     await_restored,
     concurrent_starts,
+    find_offset,
     kernel_arguments,
+    start_feeding,
 )
 from tare.backends.vm.connection import Connection, Domain
-from tare.backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse
+from tare.backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse, start_virtiofsd
 from tare.backends.vm.domain_xml import BOOT_SERIAL, IMAGE_SERIAL, SCRATCH_SERIAL, Disk, Guest, domain_xml
 from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Acceleration, Emulator
 from tare.backends.vm.network import GuestNetwork, GuestPort
 from tare.backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
-from tare.backends.vm.restore import Saved, find_offset, start_feeding
-from tare.backends.vm.share import start_virtiofsd
 from tare.backends.vm.watch import Watch, start_watch
 from tare.bench.errors import BackendError
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from tare.backends.network.bridge import GATEWAY, BridgeNetwork, start_network
-from tare.backends.network.tap import require_tap, why_no_vhost
+from tare.backends.network.bridge import GATEWAY, BridgeNetwork, require_tap, start_network, why_no_vhost
 from tare.backends.vm.domain_xml import Interface
 from tare.backends.vm.options import Network
 from tare.bench.catalogue import ConfoundCode

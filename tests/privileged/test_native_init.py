@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.backends.native import program
+from tare.backends.native import zygote as program
 from tare.bench.errors import MissingToolError, WorkloadError
 from tare.bench.ledger import Ledger
 from tare.bench.model import Command

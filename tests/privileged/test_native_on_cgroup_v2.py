@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.backends.native.program import find_program
+from tare.backends.native.zygote import find_program
 from tare.backends.vm.backend import VirtualMachine
 from tare.backends.vm.options import VmOptions
 from tare.bench.interfaces import BackendContext

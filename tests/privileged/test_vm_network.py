@@ -11,8 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tare.backends.network.bridge import GATEWAY, start_network
-from tare.backends.network.tap import make_tap, require_tap
+from tare.backends.network.bridge import GATEWAY, make_tap, require_tap, start_network
 from tare.backends.vm.backend import VirtualMachine
 from tare.backends.vm.options import Network, VmOptions
 from tare.bench.errors import BackendError, UnavailableError, UnsupportedError

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tare.backends.network import bridge
-from tare.backends.network.tap import require_tap, why_no_vhost
+from tare.backends.network.bridge import require_tap, why_no_vhost
 from tare.backends.vm import network
 from tare.backends.vm.network import GuestNetwork, probe_network
 from tare.backends.vm.options import Network

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tare.backends.vm.restore import _HEADER, MAGIC, Saved, encode_header, find_offset, start_feeding
+from tare.backends.vm.boot import _HEADER, MAGIC, Saved, encode_header, find_offset, start_feeding
 from tare.bench.errors import BackendError
 from tare.bench.model import Envelope
 
