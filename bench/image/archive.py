@@ -19,6 +19,7 @@ from tare.bench.image.stored import hash_file
 from tare.bench.image.tar import Limits, quoted
 from tare.bench.image.unpack import Unpacking, resolve
 from tare.bench.process import require_tool
+from tare.bench.readable import one_line
 from tare.bench.trees import remove_tree
 from tare.bench.units import format_size
 
@@ -34,17 +35,19 @@ def import_parts(file: Path, workspace: Workspace, limits: Limits) -> stored.Des
     workspace.image.mkdir()
     tree = workspace.image / stored.ROOTFS
     kernel: Kernel | None = None
-    workspace.progress(f"unpacking {file.name}")
+    origin = one_line(file.name)
+    workspace.progress(f"unpacking {origin}")
     unpacked = make_imported_tree(file, tree, workspace.scratch("archive"), limits)
-    problem = guest_problem(tree)
-    if not problem and os.geteuid() != 0:
+    if os.geteuid() != 0:
         problem = "imported without root, so that its files have no owners of their own"
+    else:
+        problem = guest_problem(tree)
     if not problem:
         for tool in BUILD_TOOLS:
             require_tool(tool)
         workspace.progress("fetching a kernel for the guest")
         kernel = with_kernel(Recipe.of(()), workspace, lambda: None)
-    description = finish(workspace, kernel=kernel, recipe=None, origin=file.name, guest_problem=problem)
+    description = finish(workspace, kernel=kernel, recipe=None, origin=origin, guest_problem=problem)
     unpacked.require_listed((workspace.image / stored.MANIFEST).read_text().splitlines())
     return description
 

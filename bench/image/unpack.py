@@ -26,7 +26,10 @@ _OPAQUE = ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
 _MOST_LINKS = 40
 _LATEST_S = 1 << 33
-_OF_THE_HOST = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_OF_THE_HOST = {
+    *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENOTSUP),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
 
 
 def resolve(root: Path, path: str, *, follow_last: bool = False) -> Path:
