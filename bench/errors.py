@@ -8,6 +8,8 @@ import errno
 import resource
 from enum import IntEnum
 
+from tare.bench.readable import readable
+
 
 class ExitCode(IntEnum):
     """Exit codes of ``tare``, as documented in ``docs/exit-codes.md``."""
@@ -36,6 +38,8 @@ class ExitCode(IntEnum):
 class TareError(Exception):
     """A failure that is the user's business: what failed and why, with a remedy where there is one.
 
+    Whatever names, tools and archives put into it, all of it can be printed.
+
     ``evidence`` is what the reader of the report needs to believe it: the last console lines, the
     failing step with its errno, the tail of a log.
     """
@@ -43,10 +47,10 @@ class TareError(Exception):
     exit_code: ExitCode = ExitCode.ENVIRONMENT
 
     def __init__(self, message: str, *, remedy: str | None = None, evidence: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
-        self.evidence = evidence
+        self.message = readable(message)
+        super().__init__(self.message)
+        self.remedy = None if remedy is None else readable(remedy)
+        self.evidence = readable(evidence)
 
     def __str__(self) -> str:
         return self.message if self.remedy is None else f"{self.message}\n  what to do: {self.remedy}"

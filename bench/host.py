@@ -15,6 +15,7 @@ from tare.bench.linux.files import HERE, HostRoots, find_field, find_text
 from tare.bench.linux.memory import read_meminfo
 from tare.bench.linux.mounts import find_mount, read_mounts
 from tare.bench.model import Confound, Fact
+from tare.bench.readable import one_line
 from tare.bench.records import Fingerprint
 from tare.bench.units import Unit
 
@@ -96,7 +97,7 @@ def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> I
 def _facts(storage: Path, roots: HostRoots) -> Iterator[Fact]:
     cpuinfo = find_text(roots.proc / "cpuinfo") or ""
     source = str(roots.proc / "cpuinfo")
-    yield Fact("host name", platform.node(), "uname")
+    yield Fact("host name", one_line(platform.node()), "uname")
     if model := find_field(cpuinfo, "model name"):
         yield Fact("cpu model", model, source)
     cpus = cpuinfo.count("processor\t:")

@@ -367,7 +367,8 @@ def _host() -> str:
         machine = Path("/etc/machine-id").read_text().strip()
     except OSError:
         machine = ""
-    return hashlib.sha256(f"tare ledger {machine or os.uname().nodename}".encode()).hexdigest()[:12]
+    name = f"tare ledger {machine or os.uname().nodename}"
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
 
 
 @functools.cache

@@ -11,10 +11,10 @@ from statistics import fmean
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from tare.bench.readable import as_markup, one_line
 from tare.bench.records import PlannedInstance
 from tare.bench.suite import Suite
 from tare.bench.units import format_duration
@@ -79,7 +79,7 @@ class RunDisplay:
     def step(self, text: str) -> None:
         """Say what is being done before or after the measuring."""
         elapsed = time.monotonic() - self._started
-        self.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {escape(text)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[dim]{elapsed:6.1f} s[/dim]  {as_markup(text)}", highlight=False, soft_wrap=True)
 
     def begin(self, suite: Suite, plan: Sequence[PlannedInstance], labels: Mapping[str, str]) -> None:
         """Begin showing a plan; ``labels`` are what the backends turned out to be, by name."""
@@ -116,7 +116,7 @@ class RunDisplay:
         """Show what runs now and about how much time is left."""
         self._position = f"[{position:{len(str(total))}}/{total}]"
         if self._live is not None:
-            self._live.update(self._task, description=escape(self._describe(planned)), left=self._left_text())
+            self._live.update(self._task, description=as_markup(self._describe(planned)), left=self._left_text())
 
     def instance_ended(self, planned: PlannedInstance, failure: str | None, seconds: float) -> None:
         """Show how it ended."""
@@ -125,7 +125,7 @@ class RunDisplay:
         if self._live is not None:
             self._live.advance(self._task)
             if failure:
-                line = f"[bold]failed[/bold]  {escape(self._describe(planned))}: {escape(failure)}"
+                line = f"[bold]failed[/bold]  {as_markup(self._describe(planned))}: {as_markup(failure)}"
                 self.console.print(line, highlight=False)
             return
         result = f"failed: {failure}" if failure else format_duration(seconds)
@@ -143,7 +143,7 @@ class RunDisplay:
         label = self._labels.get(cell.backend, cell.backend)
         given = " ".join(f"{name}={value}" for name, value in cell.params.items())
         what = " ".join(part for part in (cell.workload or cell.experiment, given) if part)
-        return f"block {planned.block + 1}/{self._blocks}  {what} on {label}"
+        return f"block {planned.block + 1}/{self._blocks}  {one_line(what)} on {one_line(label)}"
 
     def _left_text(self) -> str:
         seconds = self._left.seconds() if self._left else 0.0

@@ -13,14 +13,19 @@ def readable(text: str) -> str:
 
     Directional marks stay, closed and isolated, so that they cannot turn what follows.
     """
-    plain = text.replace("\r\n", "\n")
+    plain = text.replace("\r\n", "\n").replace("\r", "\n")
     if not plain.isprintable():
         kept = "\n\t"
         plain = "".join(
-            char if char in kept or char.isprintable() or char in _DIRECTIONS or char.isspace() else "\ufffd"
+            char if char in kept or char.isprintable() or char in _DIRECTIONS or _is_space(char) else "\ufffd"
             for char in plain
         )
     return isolated(plain)
+
+
+def _is_space(char: str) -> bool:
+    """Spaces and separators, without the control characters that Python counts among them."""
+    return char >= "\xa0" and char.isspace()
 
 
 def isolated(text: str) -> str:
@@ -36,6 +41,13 @@ def isolated(text: str) -> str:
         elif closing and char == closing[-1]:
             closing.pop()
     return "".join(itertools.chain((_FIRST_STRONG, text), reversed(closing), (_END_ISOLATE,)))
+
+
+def as_markup(text: str) -> str:
+    """The text for what rich prints with markup: readable, and without a tag of its own."""
+    from rich.markup import escape
+
+    return escape(readable(text))
 
 
 def one_line(text: str, most: int = 0) -> str:

@@ -9,6 +9,7 @@ import msgspec
 
 from tare.bench.errors import UnavailableError, UnknownNameError
 from tare.bench.interfaces import Backend, Experiment, Workload, WorkloadKind
+from tare.bench.readable import readable
 from tare.bench.reporter import Reporter
 
 _Plugin = TypeVar("_Plugin")
@@ -76,7 +77,7 @@ def _load(kind: str, base: type[_Plugin]) -> Plugins[_Plugin]:
         try:
             loaded[point.name] = _load_one(point, base)
         except Exception as error:  # noqa: BLE001 - whatever somebody's module raises must not stop the others
-            reason = f"{type(error).__name__}: {error}"
+            reason = readable(f"{type(error).__name__}: {error}")
             failures[point.name] = PluginFailure(point.name, point.value, reason)
     return Plugins(kind.replace("_", " "), loaded, failures)
 

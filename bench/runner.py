@@ -18,6 +18,7 @@ from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
 from tare.bench.interfaces import Backend, Instance, Workload
 from tare.bench.limits_met import add_usage, have_failed, raise_if_failed
 from tare.bench.model import Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric
+from tare.bench.readable import readable
 from tare.bench.records import Event, EventKind, HistogramRecord, PlannedInstance, Sample
 from tare.bench.store import RunStore
 from tare.bench.suite import Scenario, Suite
@@ -274,7 +275,8 @@ class _LiveRun:
 def _failure_of(raised: Exception) -> tuple[str, dict[str, Any]]:
     """The reason of a failure, and the details of its event."""
     if not isinstance(raised, (TareError, OSError)):
-        return f"{type(raised).__name__}: {raised}", {"evidence": traceback.format_exc(), "remedy": None, "kind": "bug"}
+        evidence = readable(traceback.format_exc())
+        return readable(f"{type(raised).__name__}: {raised}"), {"evidence": evidence, "remedy": None, "kind": "bug"}
     error = lack_of_descriptors(raised) or raised
     if not isinstance(error, TareError):
         error = TareError(f"{type(error).__name__}: {error}")

@@ -29,6 +29,7 @@ from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
+from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, RunStatus
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.runner import Display, Outcome, Runner, make_event
@@ -179,7 +180,7 @@ class _Session:
         workloads = {one.workload.name: one.workload for one in suite.scenarios if one.workload is not None}
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            run=self.path.name,
+            run=readable(self.path.name),
             tare_version=version("tarebench"),
             status=RunStatus.RUNNING,
             seed=suite.sampling.seed,
@@ -196,7 +197,7 @@ class _Session:
             confounds=(*host_confounds(facts, suite.envelope.cpus), *of_backends),
             metrics={f"{one.owner}/{metric.name}": metric for one in suite.scenarios for metric in one.metrics},
             planned_instances=len(make_design(suite)),
-            command_line=tuple(sys.argv),
+            command_line=tuple(map(readable, sys.argv)),
             baseline=suite.file.report.baseline or (*bare, *descriptions)[0],
             workloads={name: WorkloadTraits(one.category, one.fixed_time) for name, one in workloads.items()},
             fingerprint=host_fingerprint(),

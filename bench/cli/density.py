@@ -20,6 +20,7 @@ from tare.bench.cli.run import exit_code, write_report
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.progress import RunDisplay
+from tare.bench.readable import readable
 from tare.bench.records import Event, EventKind, Manifest
 from tare.bench.session import RunRequest, start_run
 from tare.bench.store import LoadedRun, load_run
@@ -124,9 +125,9 @@ def print_failures(console: Console, events: Sequence[Event]) -> None:
     """What could not be measured, why, and what to do."""
     for event in events:
         if event.kind is EventKind.INSTANCE_FAILED:
-            console.print(Text(f"\n{event.cell}: {event.message}"))
+            console.print(Text(readable(f"\n{event.cell}: {event.message}")))
             if event.details.get("remedy"):
-                console.print(Text(f"  what to do: {event.details['remedy']}"))
+                console.print(Text(readable(f"  what to do: {event.details['remedy']}")))
 
 
 def print_costs(console: Console, manifest: Manifest, results: Sequence[DensityResult]) -> None:
@@ -135,17 +136,17 @@ def print_costs(console: Console, manifest: Manifest, results: Sequence[DensityR
     table.add_column("by", no_wrap=True)
     labels = [_label(manifest, result.cell) for result in results]
     for label in labels:
-        table.add_column(Text(label), overflow="fold")
+        table.add_column(Text(readable(label)), overflow="fold")
     columns = [_rows(result) for result in results]
     for name in columns[0]:
         shown = [column[name] for column in columns]
         if any(shown):
-            table.add_row(name, *(Text(text or "not measured") for text in shown))
+            table.add_row(name, *(Text(readable(text or "not measured")) for text in shown))
     console.print()
     console.print(table)
     for label, result in zip(labels, results, strict=True):
         for line in _remarks(label, result):
-            console.print(Text(line))
+            console.print(Text(readable(line)))
 
 
 def _remarks(label: str, result: DensityResult) -> Iterator[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tare.bench.errors import ExitCode, TareError
@@ -18,6 +17,7 @@ from tare.bench.ledger import Ledger
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.packages import load_packages, remedy_for
+from tare.bench.readable import as_markup
 from tare.bench.registry import find_backends, find_experiments, find_reporters, find_workload_kinds, find_workloads
 from tare.bench.tune.journal import journal_file, tuned_facts
 
@@ -36,7 +36,7 @@ def doctor_command() -> ExitCode:
     """Look at everything, print it, and return 0 if all that is needed works, else 1."""
     console = Console()
     facts = read_facts(work_directory())
-    console.print(escape(summarise(facts)), soft_wrap=True)
+    console.print(as_markup(summarise(facts)), soft_wrap=True)
     checks = [*_check_host(), *_check_backends(), _check_image(), *_check_plugins(), *_check_packages()]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("", "what", "status"):
@@ -44,13 +44,13 @@ def doctor_command() -> ExitCode:
     for check in checks:
         mark = "works" if check.works else ("missing" if check.needed else "not here")
         text = check.detail + (f"\nwhat to do: {check.remedy}" if check.remedy and not check.works else "")
-        table.add_row(mark if check.works else f"[bold]{mark}[/bold]", escape(check.name), escape(text))
+        table.add_row(mark if check.works else f"[bold]{mark}[/bold]", as_markup(check.name), as_markup(text))
     console.print(table)
     usable = tuple(sorted(os.sched_getaffinity(0)))
     for confound in host_confounds(facts, usable[-1:]):
-        console.print(f"caveat: {escape(confound.detail)}", soft_wrap=True)
+        console.print(f"caveat: {as_markup(confound.detail)}", soft_wrap=True)
     for fact in tuned_facts(journal_file(), HostRoots()):
-        console.print(f"tuned by tare: {escape(fact.text)}; put back with `tare tune restore`", soft_wrap=True)
+        console.print(f"tuned by tare: {as_markup(fact.text)}; put back with `tare tune restore`", soft_wrap=True)
     failed = [check for check in checks if not check.works and check.needed]
     console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} checks failed")
     return ExitCode.NOT_READY if failed else ExitCode.OK

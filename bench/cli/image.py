@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tare.bench.cli.guard import guard, make_app
+from tare.bench.readable import readable
 
 if TYPE_CHECKING:
     from tare.bench.image import ImageStore, Listed
@@ -59,7 +60,7 @@ def list_(
             typer.echo(msgspec.json.format(msgspec.json.encode([_as_data(item) for item in listed])).decode())
             return
         for item in listed:
-            typer.echo(_describe(item))
+            typer.echo(readable(_describe(item)))
         if not listed:
             typer.echo("There is no image yet; `tare image build` makes one.")
 
@@ -130,13 +131,13 @@ def _store() -> "Iterator[ImageStore]":
 
 
 def _say(step: str) -> None:
-    typer.echo(step, err=True)
+    typer.echo(readable(step), err=True)
 
 
 def _print_image(image: "Image") -> None:
     from tare.bench.units import format_size
 
-    typer.echo(f"{image.digest}  {image.name}  {format_size(image.size_bytes)}  in {image.directory}")
+    typer.echo(f"{image.digest}  {readable(image.name)}  {format_size(image.size_bytes)}  in {image.directory}")
 
 
 def _describe(item: "Listed") -> str:

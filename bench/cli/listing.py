@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tare.bench.errors import ExitCode, UnknownNameError
 from tare.bench.interfaces import Backend, Experiment, Workload
+from tare.bench.readable import as_markup
 from tare.bench.registry import Plugins, find_backends, find_experiments, find_reporters, find_workloads
 from tare.bench.units import Duration, Size
 
@@ -32,9 +32,9 @@ def _print(title: str, plugins: Plugins[Any], details: Callable[[Any], str] | No
     if details:
         table.add_column("details", overflow="fold")
     for name, plugin in sorted(plugins.loaded.items()):
-        table.add_row(name, escape(plugin.summary), *([escape(details(plugin))] if details else []))
+        table.add_row(name, as_markup(plugin.summary), *([as_markup(details(plugin))] if details else []))
     for failure in plugins.failures.values():
-        table.add_row(escape(failure.name), escape(f"cannot be loaded ({failure.value}): {failure.reason}"))
+        table.add_row(as_markup(failure.name), as_markup(f"cannot be loaded ({failure.value}): {failure.reason}"))
     Console().print(table)
 
 

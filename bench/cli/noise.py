@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tare.bench.disturbance import disturbance_of
@@ -21,6 +20,7 @@ from tare.bench.linux.cpus import format_cpus
 from tare.bench.locations import ledger_directory, work_directory
 from tare.bench.noise import Cause, HostWatch, MetricFloor, find_floors, noise_suite
 from tare.bench.progress import RunDisplay
+from tare.bench.readable import as_markup
 from tare.bench.records import EventKind, Manifest, PlannedInstance
 from tare.bench.session import run_suite
 from tare.bench.store import load_run
@@ -101,7 +101,7 @@ def _run_folder(output: Path | None) -> Iterator[Path]:
 
 def _print(console: Console, report: NoiseReport, manifest: Manifest, output: Path | None) -> None:
     blocks = max((floor.n_blocks for floor in report.floors), default=0)
-    console.print(f"\n[bold]{escape(report.host)}[/bold]")
+    console.print(f"\n[bold]{as_markup(report.host)}[/bold]")
     console.print(
         f"Bare metal against itself on CPU {format_cpus(report.cpus)}: {blocks} blocks in {report.span_s:.0f} s"
     )
@@ -113,10 +113,10 @@ def _print(console: Console, report: NoiseReport, manifest: Manifest, output: Pa
     for floor in report.floors:
         if floor.subject != subject:
             subject = floor.subject
-            table.add_row(f"[bold]{escape(subject)}[/bold]")
+            table.add_row(f"[bold]{as_markup(subject)}[/bold]")
         alarm = "  differs from itself!" if floor.false_alarm else ""
         table.add_row(
-            f"  {escape(floor.metric)}{alarm}",
+            f"  {as_markup(floor.metric)}{alarm}",
             "–" if floor.ratio is None else f"{floor.ratio:.3f}",
             "–" if floor.low is None or floor.high is None else f"{floor.low:.3f} – {floor.high:.3f}",
             _share(floor.smallest_difference),
@@ -126,11 +126,11 @@ def _print(console: Console, report: NoiseReport, manifest: Manifest, output: Pa
     if report.causes:
         console.print("\n[bold]What makes it noisy, as far as can be seen[/bold]")
     for cause in report.causes:
-        console.print(f"- {escape(cause.seen)}\n  [dim]what to do: {escape(cause.remedy)}[/dim]", highlight=False)
+        console.print(f"- {as_markup(cause.seen)}\n  [dim]what to do: {as_markup(cause.remedy)}[/dim]", highlight=False)
     if report.failed:
         console.print(f"\n{report.failed} of {manifest.planned_instances} instances failed")
     if output is not None:
-        console.print(f"\nThe run is kept: tare report {escape(str(output))}", highlight=False, soft_wrap=True)
+        console.print(f"\nThe run is kept: tare report {as_markup(str(output))}", highlight=False, soft_wrap=True)
 
 
 def _in_words(report: NoiseReport) -> str:

@@ -26,6 +26,7 @@ from tare.bench.capacity.words import host_sentence, instances_words, interval_w
 from tare.bench.cli.output import chosen_output, say_where, whole_file
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, UnknownNameError
+from tare.bench.readable import one_line, readable
 from tare.bench.records import Manifest
 from tare.bench.store import LoadedRun, load_run
 from tare.bench.units import format_size
@@ -208,20 +209,20 @@ def print_plan(console: Console, plan: Plan) -> None:
     for host in plan.hosts:
         own = [one for one in plan.plans if one.host is host]
         console.print()
-        console.print(Text(host_sentence(host), style="bold"))
+        console.print(Text(readable(host_sentence(host)), style="bold"))
         console.print(_table(_summary_head(own), _summary_rows(own)))
         for one in own:
-            console.print(Text(f"\n{one.type.name}", style="bold"))
+            console.print(Text(readable(f"\n{one.type.name}"), style="bold"))
             console.print(_table(_CAPACITY_HEAD, _capacity_rows(one)))
     if plan.packing is not None:
         console.print()
         console.print(Text(_TOGETHER, style="bold"))
         console.print(_table(_PACKING_HEAD, _packing_rows(plan.packing)))
         for line in _packing_sentences(plan.packing):
-            console.print(Text(line))
+            console.print(Text(readable(line)))
     console.print()
     for line in notes_of(plan.plans):
-        console.print(Text(f"- {line}"))
+        console.print(Text(readable(f"- {line}")))
 
 
 def plan_text(plan: Plan) -> str:
@@ -388,7 +389,7 @@ def _table(head: Sequence[str], rows: Iterator[list[str]] | list[list[str]]) -> 
     for name in head:
         table.add_column(name, overflow="fold", justify="right" if name in _RIGHT else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(readable(cell)) for cell in row))
     return table
 
 
@@ -398,4 +399,4 @@ def _markdown(head: Sequence[str], rows: Iterator[list[str]] | list[list[str]]) 
 
 
 def _escaped(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import msgspec
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tare.bench.cli.values import named_values
@@ -15,6 +14,7 @@ from tare.bench.errors import ExitCode, UnavailableError, UnknownNameError
 from tare.bench.linux.cpus import parse_cpus
 from tare.bench.linux.files import HostRoots
 from tare.bench.linux.processes import read_statuses
+from tare.bench.readable import as_markup
 from tare.bench.tune.journal import JournalFile, boot_id, journal_file
 from tare.bench.tune.settings import SETTINGS, describe_now, obstacle
 from tare.bench.tune.tuning import Applied, Changed, Restored, Tuning, Wish, require_root
@@ -48,10 +48,10 @@ def show_command(cpus: str, *, as_json: bool) -> None:
     for row in rows:
         changeable = row["obstacle"] or ("on request: --only smt" if row["only_on_request"] else "yes")
         now = f"{row['now']} (by tare)" if row["set_by_tare"] else row["now"] or "–"
-        table.add_row(*(escape(str(cell)) for cell in (row["setting"], now, row["recommended"], changeable)))
+        table.add_row(*(as_markup(str(cell)) for cell in (row["setting"], now, row["recommended"], changeable)))
     console.print(table)
     for setting in SETTINGS:
-        console.print(f"[bold]{setting.name}[/bold]: {escape(setting.title)}. [dim]{escape(setting.why)}[/dim]")
+        console.print(f"[bold]{setting.name}[/bold]: {as_markup(setting.title)}. [dim]{as_markup(setting.why)}[/dim]")
     if _irqbalance_runs(roots):
         console.print("irqbalance runs, and will move interrupts again: stop it while you measure")
     if ours:

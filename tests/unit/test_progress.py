@@ -2,9 +2,11 @@
 
 import io
 
+import msgspec
 from rich.console import Console
 
 from tare.bench.design import make_design
+from tare.bench.errors import BackendError
 from tare.bench.progress import RunDisplay, TimeLeft
 from tests.unit.test_runner import suite
 
@@ -58,3 +60,28 @@ def test_a_terminal_shows_the_block_and_the_time_left():
     assert "block 1/2" in out.getvalue()
     assert "left" in out.getvalue()
     assert "it [broke]" in out.getvalue()
+
+
+def test_names_and_failures_cannot_give_orders_to_a_terminal():
+    """What a suite, a backend or a tool wrote is shown, never obeyed."""
+    order, shown = "\x1b]0;owned\x07\x9b2J", "\ufffd]0;owned\ufffd\ufffd2J"
+    one = suite("fake")
+    plan = make_design(one)
+    cell = msgspec.structs.replace(plan[0].cell, params={"file": f"{order}\rx"}, workload=f"w{order}")
+    hostile = msgspec.structs.replace(plan[0], cell=cell)
+    for terminal in (False, True):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=300, color_system=None)
+        with RunDisplay(console) as display:
+            display.step(f"removed {order}")
+            display.begin(one, plan, {"fake": f"vm {order}"})
+            display.instance_started(hostile, 1, len(plan))
+            if display._live is not None:
+                display._live.refresh()
+            display.instance_ended(hostile, str(BackendError(f"no {order}")), 1.5)
+        for bad in ("\x1b]", "\x07", "\x9b", "owned\r"):
+            assert bad not in out.getvalue()
+        assert f"removed {shown}" in out.getvalue()
+        assert f"vm {shown}" in out.getvalue()
+        assert f"no {shown}" in out.getvalue()
+        assert f"w{shown} file={shown} x" in out.getvalue()
