@@ -149,16 +149,13 @@ def disturbance_of(event: Event, started_s: float | None) -> Disturbance | None:
     Runs of before this was recorded hold the host's PSI stalls alone; ``started_s`` is when the instance began.
     """
     told: Any = event.details.get("disturbance")
-    if told is not None:
-        try:
-            return msgspec.convert(told, Disturbance)
-        except msgspec.ValidationError:
+    if told is None:
+        if started_s is None or event.at_s <= started_s or "cpu_stall_s" not in event.details:
             return None
-    if started_s is None or event.at_s <= started_s or "cpu_stall_s" not in event.details:
-        return None
-    stalls = {name: event.details.get(name) for name in ("cpu_stall_s", "memory_stall_s", "io_stall_s")}
+        stalls = {name: event.details.get(name) for name in ("cpu_stall_s", "memory_stall_s", "io_stall_s")}
+        told = {"span_s": event.at_s - started_s, **stalls}
     try:
-        return msgspec.convert({"span_s": event.at_s - started_s, **stalls}, Disturbance)
+        return msgspec.convert(told, Disturbance)
     except msgspec.ValidationError:
         return None
 

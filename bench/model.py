@@ -406,9 +406,9 @@ class Fact(Struct, frozen=True):
     unit: Unit | None = None
 
 
-def named_facts(texts: Mapping[str, str], source: str = "") -> dict[str, Fact]:
+def named_facts(texts: Mapping[str, str]) -> dict[str, Fact]:
     """Facts without a number, by name."""
-    return {name: Fact(name, text, source) for name, text in texts.items()}
+    return {name: Fact(name, text) for name, text in texts.items()}
 
 
 class BackendDescription(Struct, frozen=True):

@@ -8,6 +8,7 @@ is the host's noise floor.
 host does not show is not named, which does not mean that there is none.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -285,11 +286,8 @@ def _siblings(cpus: frozenset[int], roots: HostRoots) -> frozenset[int]:
     """CPUs that share a core with one of these and are none of them."""
     found: set[int] = set()
     for cpu in cpus:
-        path = roots.sys / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        try:
-            found |= parse_cpus(read_value(path))
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(OSError, ValueError):
+            found |= parse_cpus(read_value(roots.sys / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"))
     return frozenset(found - cpus)
 
 

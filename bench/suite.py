@@ -146,19 +146,9 @@ def bind_suite(spec: SuiteSpec, host: HostOffer | None = None) -> Suite:
     return Suite(**fields, envelope=envelope, storage=storage)
 
 
-def read_suite(
-    path: Path,
-    backends: Plugins[Backend],
-    workloads: Plugins[Workload],
-    *,
-    only: Sequence[str] = (),
-    seed: int | None = None,
-) -> SuiteSpec:
-    """Read and resolve a suite file. ``only`` keeps these backends, ``seed`` replaces the suite's.
-
-    Raises SuiteError with the file and the key, whatever is wrong.
-    """
-    return resolve_suite(read_toml(path), path, backends, workloads, only=only, seed=seed)
+def read_suite(path: Path, backends: Plugins[Backend], workloads: Plugins[Workload]) -> SuiteSpec:
+    """Read and resolve a suite file. Raises SuiteError with the file and the key, whatever is wrong."""
+    return resolve_suite(read_toml(path), path, backends, workloads)
 
 
 def resolve_suite(
@@ -170,7 +160,10 @@ def resolve_suite(
     only: Sequence[str] = (),
     seed: int | None = None,
 ) -> SuiteSpec:
-    """Resolve a suite that was read from ``path``: a file, the manifest of a run that goes on, or a command's name."""
+    """Resolve a suite that was read from ``path``: a file, the manifest of a run that goes on, or a command's name.
+
+    ``only`` keeps these backends, ``seed`` replaces the suite's. Raises as ``read_suite``.
+    """
     if seed is not None and isinstance(raw.get("sampling", {}), Mapping):
         raw = {**raw, "sampling": {**raw.get("sampling", {}), "seed": seed}}
     return _Resolver(path, convert(raw, SuiteFile, path, "")).resolved(backends, workloads, only)

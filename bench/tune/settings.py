@@ -3,6 +3,7 @@
 A setting is a few files of the kernel; which of them this host has is found out by looking. Nothing here writes.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -64,12 +65,9 @@ def same_value(path: Path, first: str, second: str) -> bool:
     if first == second:
         return True
     parse = {"smp_affinity_list": parse_cpus, "default_smp_affinity": parse_mask}.get(path.name)
-    if parse is None:
-        return False
-    try:
-        return parse(first) == parse(second)
-    except ValueError:
-        return False
+    with contextlib.suppress(ValueError):
+        return parse is not None and parse(first) == parse(second)
+    return False
 
 
 def online_cpus(roots: HostRoots) -> frozenset[int]:
@@ -132,16 +130,11 @@ def _describe_irqs(roots: HostRoots, cpus: frozenset[int]) -> str:
     total = there = 0
     for folder in irqs(roots):
         effective = find_value(folder / "effective_affinity_list") or find_value(folder / "smp_affinity_list")
-        if effective is None:
-            continue
-        total += 1
-        try:
-            there += bool(parse_cpus(effective) & cpus)
-        except ValueError:
-            continue
-    if not total:
-        return ""
-    return f"{there} of {total} on CPU {format_cpus(cpus)}"
+        if effective is not None:
+            total += 1
+            with contextlib.suppress(ValueError):
+                there += bool(parse_cpus(effective) & cpus)
+    return f"{there} of {total} on CPU {format_cpus(cpus)}" if total else ""
 
 
 def _existing(paths: Sequence[Path], wanted: str | None) -> list[Target]:
@@ -171,19 +164,14 @@ def _irq(roots: HostRoots, _wanted: str, cpus: frozenset[int]) -> list[Target]:
         return []
     found = []
     default = roots.proc / "irq/default_smp_affinity"
-    try:
+    with contextlib.suppress(OSError, ValueError):
         kept = parse_mask(read_value(default)) & others or others
         found.append(Target(default, format_mask(kept), may_refuse=True))
-    except (OSError, ValueError):
-        pass
-    for folder in irqs(roots):
-        path = folder / "smp_affinity_list"
-        try:
-            now = parse_cpus(read_value(path))
-        except (OSError, ValueError):
-            continue
-        # Where it may run already, as far as that is allowed: a device's own node is nearer than another.
-        found.append(Target(path, format_cpus(now & others or others), may_refuse=True))
+    for path in (folder / "smp_affinity_list" for folder in irqs(roots)):
+        with contextlib.suppress(OSError, ValueError):
+            # Where it may run already, as far as that is allowed: a device's own node is nearer than another.
+            wanted = parse_cpus(read_value(path)) & others or others
+            found.append(Target(path, format_cpus(wanted), may_refuse=True))
     return found
 
 

@@ -11,6 +11,7 @@ from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.model import Envelope
 from tare.bench.settings import MetricSettings, leading_metric, settings_of
 from tare.bench.suite import HostOffer, Suite, bind_suite, read_suite, resolve_suite
+from tare.bench.suite_file import read_toml
 from tests.unit.fakes import BACKENDS, WORKLOADS
 
 GOOD = """
@@ -39,7 +40,7 @@ params = { size = [1, 2], mode = ["fast", "slow"] }
 def load(tmp_path: Path, text: str, **options) -> Suite:
     path = tmp_path / "suite.toml"
     path.write_text(text)
-    return bind_suite(read_suite(path, BACKENDS, WORKLOADS, **options))
+    return bind_suite(resolve_suite(read_toml(path), path, BACKENDS, WORKLOADS, **options))
 
 
 def refusal(tmp_path: Path, text: str, **options) -> SuiteError:
