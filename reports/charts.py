@@ -119,6 +119,18 @@ class Scale(msgspec.Struct, frozen=True):
     unit: str
 
 
+_STEPS: Mapping[Unit, tuple[tuple[float, str], ...]] = {
+    Unit.SECOND: ((1.0, "seconds"), (1e-3, "milliseconds"), (1e-6, "microseconds"), (1e-9, "nanoseconds")),
+    Unit.BYTE: ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")),
+    Unit.BYTES_PER_SECOND: ((2.0**30, "GiB/s"), (2.0**20, "MiB/s"), (2.0**10, "KiB/s"), (1.0, "bytes/s")),
+    Unit.OPERATIONS_PER_SECOND: ((1e6, "million per second"), (1e3, "thousand per second"), (1.0, "per second")),
+    Unit.SHARE: ((0.01, "%"),),
+    Unit.CPU: ((1.0, "CPUs"), (1e-3, "thousandths of a CPU")),
+    Unit.RATIO: ((1.0, "ratio"),),
+    Unit.COUNT: ((1.0, "count"),),
+}
+
+
 def accent(place: int) -> str:
     """The colour of the backend at ``place``, as the page defines it."""
     return f"var(--backend-{place % len(SHAPES)})"
@@ -126,23 +138,7 @@ def accent(place: int) -> str:
 
 def display_scale(unit: Unit, typical: float) -> Scale:
     """The prefix in which a typical value is easy to read."""
-    steps: tuple[tuple[float, str], ...]
-    match unit:
-        case Unit.SECOND:
-            steps = ((1.0, "seconds"), (1e-3, "milliseconds"), (1e-6, "microseconds"), (1e-9, "nanoseconds"))
-        case Unit.BYTE:
-            steps = ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes"))
-        case Unit.BYTES_PER_SECOND:
-            steps = ((2.0**30, "GiB/s"), (2.0**20, "MiB/s"), (2.0**10, "KiB/s"), (1.0, "bytes/s"))
-        case Unit.OPERATIONS_PER_SECOND:
-            steps = ((1e6, "million per second"), (1e3, "thousand per second"), (1.0, "per second"))
-        case Unit.SHARE:
-            steps = ((0.01, "%"),)
-        case Unit.CPU:
-            steps = ((1.0, "CPUs"), (1e-3, "thousandths of a CPU"))
-        case _:
-            steps = ((1.0, "ratio" if unit is Unit.RATIO else "count"),)
-    size = abs(typical)
+    steps, size = _STEPS[unit], abs(typical)
     factor, name = next((step for step in steps if size >= step[0]), steps[-1] if size > 0 else steps[0])
     return Scale(factor, name)
 
@@ -370,12 +366,15 @@ def rounded(value: float) -> float:
 
 def finished(chart: Any, data: dict[str, Rows], identifier: str, *, width: int = STATIC_WIDTH - 110) -> Chart:
     """Both forms of a chart whose rows are ``data``; ``width`` is the still picture's plot, in pixels."""
+    import vl_convert
+
     # The tests validate each kind of chart against the schema; doing it for every chart would cost 0.3 s a time.
     spec: dict[str, Any] = chart.to_dict(validate=False)
     del spec["$schema"]  # an address: the page names no host
     spec.pop("config", None)
     spec["datasets"] = data
-    return Chart(spec, _static(spec, identifier, width))
+    still = vl_convert.vegalite_to_svg(json.dumps({**spec, "config": chart_config(), "width": width}))
+    return Chart(spec, compact_svg(still, identifier))
 
 
 def chart_config() -> dict[str, Any]:
@@ -391,10 +390,3 @@ def chart_config() -> dict[str, Any]:
         "legend": {"labelColor": "var(--ink)", "labelFontSize": 12, "symbolSize": 50},
         "aria": False,
     }
-
-
-def _static(spec: dict[str, Any], identifier: str, width: int) -> str:
-    import vl_convert
-
-    fixed = {**spec, "config": chart_config(), "width": width}
-    return compact_svg(vl_convert.vegalite_to_svg(json.dumps(fixed)), identifier)

@@ -12,7 +12,7 @@ from tare.bench.catalogue import RATIO_PREFIX, Builtin, NoteCode, StopReason
 from tare.bench.model import Direction, IsolationKind
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest
-from tare.bench.stats.comparisons import CellBlocks, compare, summarise
+from tare.bench.stats.comparisons import CellBlocks, Interval, compare, summarise
 from tare.bench.units import Unit, format_value
 from tare.reports.wording import format_ratio, is_cost, metric_name
 
@@ -95,19 +95,11 @@ def kernels_seen(analysis: Analysis, backend: str) -> list[str]:
     ]
 
 
-class Range(msgspec.Struct, frozen=True):
-    """What is known of a quantity: the centre, and bounds where there are any."""
-
-    centre: float
-    low: float | None
-    high: float | None
-
-
 class Entry(msgspec.Struct, frozen=True):
     """One thing that a rule is asked of. ``at`` gives the quantity at a level; ``show`` writes a value of it."""
 
     name: str
-    at: Callable[[float], Range]
+    at: Callable[[float], Interval]
     show: Callable[[float], str]
     backend: str = ""
     emulated: bool = False
@@ -143,18 +135,16 @@ def _rows(rule: "Rule", subject: Subject) -> list[Row]:
 
 
 def _value_entry(rule: "Rule", analysis: Analysis, subject: Subject, row: Row, cell: CellResult) -> Entry:
-    def at(level: float) -> Range:
+    def at(level: float) -> Interval:
         match rule.quantity:
             case "most" | "least":
                 values = cell.points.iterations
-                exact = float(values.max() if rule.quantity == "most" else values.min())
+                return _exactly(float(values.max() if rule.quantity == "most" else values.min()))
             case "memory":
-                exact = float(analysis.manifest.envelope.memory_bytes)
+                return _exactly(float(analysis.manifest.envelope.memory_bytes))
             case _:
                 blocks = _each(cell) if rule.quantity == "each" else cell.blocks
-                found = summarise(blocks, level=level, seed=analysis.manifest.seed)
-                return Range(found.centre, found.low, found.high)
-        return Range(exact, exact, exact)
+                return summarise(blocks, level=level, seed=analysis.manifest.seed)
 
     unit = Unit.BYTE if rule.quantity == "memory" else row.metric.unit
     name = _name(subject, row, cell.backend) + (", for each" if rule.quantity == "each" else "")
@@ -176,12 +166,11 @@ def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult
     ours, theirs = cell.blocks, other.blocks
     turned = row.metric.direction is Direction.HIGHER
 
-    def at(level: float) -> Range:
+    def at(level: float) -> Interval:
         pair = (theirs, ours) if turned else (ours, theirs)
         found = compare(*pair, direction=Direction.LOWER, level=level, seed=analysis.manifest.seed)
-        if found.ratio is None:
-            return Range(float("nan"), None, None)
-        return Range(found.ratio, found.low, found.high)
+        ratio = float("nan") if found.ratio is None else found.ratio
+        return Interval(ratio, found.low, found.high, found.p_value, found.method)
 
     # Turned so that above 1 is worse, whichever way the metric goes: not to be taken for a ratio of rates.
     name = f"slowdown of {_name(subject, row, cell.backend)} against {other.backend.label}"
@@ -194,15 +183,12 @@ def _kernel_entries(analysis: Analysis, backends: list[MeasuredBackend]) -> Iter
     for backend in backends:
         for seen in dict.fromkeys(kernels_seen(analysis, backend.name)) if hosts else ():
             told = f"Linux {one_line(seen, 60)}, the host's is {one_line(hosts, 60)}"
-            yield Entry(backend.label, _exactly(float(seen == hosts)), _saying(told), backend.name)
+            is_hosts = _exactly(float(seen == hosts))
+            yield Entry(backend.label, lambda _, found=is_hosts: found, lambda _, told=told: told, backend.name)  # type: ignore[misc]  # mypy knows no default of a lambda
 
 
-def _exactly(value: float) -> Callable[[float], Range]:
-    return lambda _: Range(value, value, value)
-
-
-def _saying(text: str) -> Callable[[float], str]:
-    return lambda _: text
+def _exactly(value: float) -> Interval:
+    return Interval(value, value, value, None, "exact")
 
 
 def _image_entry(manifest: Manifest) -> Iterator[Entry]:
@@ -210,7 +196,7 @@ def _image_entry(manifest: Manifest) -> Iterator[Entry]:
     if {"rootfs", "kernel", "initramfs"} <= sizes.keys() and sizes["rootfs"] > 0:
         ratio = 1 + (sizes["kernel"] + sizes["initramfs"]) / sizes["rootfs"]
         parts = ", ".join(f"{name} {format_value(sizes[name], Unit.BYTE)}" for name in sorted(sizes))
-        yield Entry(f"the image here ({parts})", _exactly(ratio), format_ratio)
+        yield Entry(f"the image here ({parts})", lambda _: _exactly(ratio), format_ratio)
 
 
 def _emulated(analysis: Analysis, cell: CellResult) -> bool:

@@ -87,12 +87,8 @@ def _why_not_decided(rule: Rule, answer: Answer, entries: list[Entry], analysis:
         rule.decides == "exhausted" and all(ran_out(analysis, entry.backend) for entry in entries)
     ):
         return rule.otherwise
-    if (
-        answer is Answer.YES
-        and rule.emulation_adds
-        and rule.above is not None
-        and any(entry.emulated for entry in entries)
-    ):
+    adds = rule.emulation_adds and rule.above is not None
+    if answer is Answer.YES and adds and any(entry.emulated for entry in entries):
         return "the guest ran under emulation, which adds to it"
     return ""
 
@@ -101,11 +97,8 @@ def _ask(entry: Entry, limit: float, level_yes: float, level_no: float, *, above
     """On which side of the limit the entry lies; a value at the limit itself says neither."""
     for answer, level, wants_above in ((Answer.YES, level_yes, above), (Answer.NO, level_no, not above)):
         found = entry.at(level)
-        if (
-            found.low is not None
-            and found.high is not None
-            and (found.low > limit if wants_above else found.high < limit)
-        ):
+        low, high = found.low, found.high
+        if low is not None and high is not None and (low > limit if wants_above else high < limit):
             return answer
     return Answer.OPEN
 
@@ -129,21 +122,17 @@ def _figures(entries: list[Entry], answers: list[Answer], answer: Answer, rule: 
     )
     words = []
     for entry, _ in ranked[:3]:
-        found = entry.at(LEVEL)
-        interval = ""
+        found, interval = entry.at(LEVEL), ""
         if found.low is not None and found.high is not None and found.low != found.high:
             interval = f" ({LEVEL * 100:g} % interval {entry.show(found.low)} – {entry.show(found.high)})"
         words.append(f"{entry.name}: {entry.show(found.centre)}{interval}")
     if len(entries) > len(words):
-        counts = [f"{answers.count(kind)} {word}" for kind, word in _COUNTED.items() if kind in answers]
+        counts = [f"{answers.count(kind)} {_WORDS[kind]}" for kind in Answer if kind in answers]
         words.append(f"of {len(entries)}: {', '.join(counts)}")
     side, edge = ("above", rule.above) if rule.above is not None else ("below", rule.below)
     if isinstance(edge, dict):
         words.append(f"asked: {side} {entries[0].show(limit)}")
     return words
-
-
-_COUNTED = {Answer.YES: "yes", Answer.NO: "no", Answer.OPEN: "undecided"}
 
 
 def _limit(rule: Rule, manifest: Manifest) -> tuple[float | None, str]:

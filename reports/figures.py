@@ -5,21 +5,21 @@ bucket, so that percentiles come out that no single iteration has enough operati
 verdict: those are of the metrics.
 """
 
-import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
+from tare.bench.analysis import CellResult, MeasuredBackend, Row, Subject
+from tare.bench.analysis.cells import SubjectKey
 from tare.bench.model import Direction
 from tare.bench.readable import one_line
-from tare.bench.records import HistogramRecord
+from tare.bench.samples import params_text
 from tare.bench.stats.comparisons import Comparison, Verdict
-from tare.bench.store import load_histograms
+from tare.bench.store import LoadedRun, load_histograms
 from tare.bench.units import Unit, format_value
 from tare.reports.charts import (
     MOST_POINTS,
@@ -328,10 +328,8 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
 FEWEST_BEYOND = 10
 """A percentile that fewer counted values lie beyond is left out."""
 
-Pooled = dict[str, Counter[float]]
-"""Counts by a bucket's upper edge, by backend."""
-Key = tuple[str, str, str]
-"""Experiment, workload, and parameters as JSON."""
+Pooled = Mapping[SubjectKey, Mapping[tuple[str, Unit], dict[str, Counter[float]]]]
+"""By subject and by name and unit of a distribution: for each backend, counts by a bucket's upper edge."""
 
 
 class TailLine(msgspec.Struct, frozen=True):
@@ -355,31 +353,32 @@ class TailView(msgspec.Struct, frozen=True):
     alternative: str
 
 
-class Tails:
-    """The distributions of a run, by subject."""
+def pooled_histograms(run: LoadedRun) -> Pooled:
+    """What the tools of a run counted, warm-up left out, added up over instances and iterations."""
+    pooled: defaultdict[SubjectKey, defaultdict[tuple[str, Unit], dict[str, Counter[float]]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
+    for record in load_histograms(run):
+        if not record.warmup:
+            found = record.histogram
+            kinds = pooled[_key(record.experiment, record.workload, record.params)]
+            counts = kinds[found.name, found.unit].setdefault(record.backend, Counter())
+            counts.update(dict(zip(found.bounds, found.counts, strict=True)))
+    return pooled
 
-    def __init__(self, analysis: Analysis) -> None:
-        self._backends = analysis.backends
-        self._pooled: dict[Key, dict[tuple[str, Unit], Pooled]] = defaultdict(lambda: defaultdict(dict))
-        for record in load_histograms(analysis.run):
-            if not record.warmup:
-                self._add(record)
 
-    def _add(self, record: HistogramRecord) -> None:
-        kind = (record.histogram.name, record.histogram.unit)
-        pooled = self._pooled[_key(record.experiment, record.workload, record.params)][kind]
-        counts = pooled.setdefault(record.backend, Counter())
-        counts.update(dict(zip(record.histogram.bounds, record.histogram.counts, strict=True)))
-
-    def views(
-        self, subject: Subject, identify: Callable[[str], str], new_name: Callable[[], str]
-    ) -> Iterable[TailView]:
-        """Those of one subject. ``identify`` makes an identifier of a name, ``new_name`` one for a chart."""
-        kinds = self._pooled.get(_key(subject.experiment, subject.workload, subject.params), {})
-        for (name, unit), pooled in kinds.items():
-            counted = [(one, pooled[one.name]) for one in self._backends if pooled.get(one.name)]
-            if counted:
-                yield _view(name, unit, counted, identify(name), new_name())
+def tail_views(
+    pooled: Pooled,
+    subject: Subject,
+    backends: list[MeasuredBackend],
+    identify: Callable[[str], str],
+    new_name: Callable[[], str],
+) -> Iterator[TailView]:
+    """The distributions of one subject. ``identify`` makes an identifier of a name, ``new_name`` one for a chart."""
+    for (name, unit), by_backend in pooled.get(_key(subject.experiment, subject.workload, subject.params), {}).items():
+        counted = [(one, by_backend[one.name]) for one in backends if by_backend.get(one.name)]
+        if counted:
+            yield _view(name, unit, counted, identify(name), new_name())
 
 
 def quantile_of(counts: Mapping[float, int], quantile: float) -> float | None:
@@ -456,5 +455,5 @@ def _percent(quantile: float) -> str:
     return f"{quantile * 100:g} %"
 
 
-def _key(experiment: str, workload: str, params: Mapping[str, object]) -> Key:
-    return experiment, workload, json.dumps(params, sort_keys=True)
+def _key(experiment: str, workload: str, params: Mapping[str, object]) -> SubjectKey:
+    return experiment, workload, params_text(params)

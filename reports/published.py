@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from tare.bench.analysis import Analysis, CellResult, Subject
+from tare.bench.stats.comparisons import Comparison
 from tare.bench.units import parse_size
 from tare.reports.claim_entries import Kind, kinds_of
 from tare.reports.wording import format_range, format_ratio_estimate
@@ -59,13 +60,6 @@ class PublishedLine(msgspec.Struct, frozen=True):
     note: str
 
 
-class PublishedView(msgspec.Struct, frozen=True):
-    """A study with the lines that this run has something for."""
-
-    study: Study
-    lines: list[PublishedLine]
-
-
 @functools.cache
 def load_published(path: Path = PUBLISHED) -> tuple[tuple[Study, ...], tuple[Figure, ...]]:
     """The studies and figures of a file. Raises ValueError where a figure names a study that is not there."""
@@ -79,15 +73,14 @@ def load_published(path: Path = PUBLISHED) -> tuple[tuple[Study, ...], tuple[Fig
     return studies, figures
 
 
-def published_views(analysis: Analysis) -> list[PublishedView]:
-    """The studies that have figures for what this run has measured against a baseline, in the order of the file."""
+def published_views(analysis: Analysis) -> list[tuple[Study, list[PublishedLine]]]:
+    """The studies with figures for what this run measured against a baseline, in the order of the file."""
     studies, figures = load_published()
     views = []
     for study in studies:
         own = [figure for figure in figures if figure.study == study.id]
-        lines = [line for figure in own for line in _lines(figure, analysis)]
-        if lines:
-            views.append(PublishedView(study, lines))
+        if lines := [line for figure in own for line in _lines(figure, analysis)]:
+            views.append((study, lines))
     return views
 
 
@@ -95,12 +88,9 @@ def _lines(figure: Figure, analysis: Analysis) -> Iterator[PublishedLine]:
     baseline = analysis.baseline
     if baseline is None or Kind.BARE_METAL not in kinds_of(analysis.manifest, baseline.name):
         return
-    for subject in analysis.subjects:
-        if not _is_same(figure, subject):
-            continue
-        for row in subject.rows:
-            if row.metric.name == figure.metric and row.quantile is None:
-                yield from (_line(figure, cell, analysis) for cell in row.cells if cell.comparison is not None)
+    for subject, row, cell, found in analysis.comparisons:
+        if row.metric.name == figure.metric and row.quantile is None and _is_same(figure, subject):
+            yield _line(figure, cell, found, analysis)
 
 
 def _is_same(figure: Figure, subject: Subject) -> bool:
@@ -121,10 +111,8 @@ def _same_value(given: Any, wanted: str | float) -> bool:
         return False
 
 
-def _line(figure: Figure, cell: CellResult, analysis: Analysis) -> PublishedLine:
+def _line(figure: Figure, cell: CellResult, found: Comparison, analysis: Analysis) -> PublishedLine:
     value, note = _there(figure, kinds_of(analysis.manifest, cell.backend.name))
-    found = cell.comparison
-    assert found is not None
     there = "" if value is None else f"{value / figure.bare_metal:.2f}×"
     values = "" if value is None else f"{value:g} against {figure.bare_metal:g} {figure.unit}"
     return PublishedLine(

@@ -16,13 +16,14 @@ from tare.reports.charts import LEVEL, Chart, distribution_charts
 from tare.reports.figures import (
     Forest,
     GrowthView,
-    Tails,
     TailView,
     block_chart,
     forest_of,
     growth_chart,
     growth_sentence,
     growth_view,
+    pooled_histograms,
+    tail_views,
 )
 from tare.reports.wording import (
     describe,
@@ -217,7 +218,6 @@ class SectionView(msgspec.Struct, frozen=True):
     leading: list[tuple[SubjectView, RowView]]
     sentences: list[str]
     forest: Forest
-    has_boot: bool
     kind: str
 
 
@@ -243,7 +243,7 @@ class _Maker:
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
-        self.tails = Tails(analysis)
+        self.pooled = pooled_histograms(analysis.run)
         self.identifiers: set[str] = set()
         self.figures = 0
         self.charts = 0
@@ -265,17 +265,7 @@ class _Maker:
                     sentences.append(f"{_full_name(subject, row)} – {found.sentence}")
         title = SECTIONS.get(name) or subjects[0].traits.title
         forest = forest_of(rows, self.analysis.margin)
-        kept = sentences[:MOST_SENTENCES]
-        return SectionView(
-            identifier,
-            title,
-            views,
-            leading,
-            kept,
-            forest,
-            has_boot=name == Builtin.BOOT,
-            kind=name,
-        )
+        return SectionView(identifier, title, views, leading, sentences[:MOST_SENTENCES], forest, name)
 
     def _subject(self, subject: Subject) -> SubjectView:
         traits = self.analysis.manifest.workloads.get(subject.workload)
@@ -287,6 +277,10 @@ class _Maker:
         on_axis = [row for row in shown if not what or not row.grows or row.is_comparable]
         forest = forest_of(on_axis or detail, self.analysis.margin)
         leading = {subject.rows[place].metric.name for place in _leading_places(subject)}
+
+        def identify(name: str) -> str:
+            return self._identifier(identifier, "all", name)
+
         make = self._row
         rows = [make(subject, row, identifier, leading=row.metric.name in leading) for row in shown]
         return SubjectView(
@@ -299,9 +293,7 @@ class _Maker:
             forest=forest,
             has_ratios=any(view.is_compared for view in rows),
             path=path_sentence(subject, self.analysis.manifest, self.analysis.backends),
-            tails=list(
-                self.tails.views(subject, lambda name: self._identifier(identifier, "all", name), self._chart_name)
-            ),
+            tails=list(tail_views(self.pooled, subject, self.analysis.backends, identify, self._chart_name)),
         )
 
     def _row(self, subject: Subject, row: Row, owner: str, *, leading: bool = False, figures: bool = True) -> RowView:

@@ -77,14 +77,10 @@ def metric_name(title: str, params: str, metric: str) -> str:
 
 def verdict_word(metric: Metric, verdict: Verdict) -> str:
     """The word for a verdict on this metric: what is a cost is less or more, not faster or slower."""
-    if verdict in (Verdict.EQUIVALENT, Verdict.INCONCLUSIVE):
+    if verdict not in (Verdict.FASTER, Verdict.SLOWER) or not is_cost(metric):
         return str(verdict)
-    better = verdict is Verdict.FASTER
-    if is_cost(metric):
-        if metric.direction is Direction.LOWER:
-            return "less" if better else "more"
-        return "better" if better else "worse"
-    return str(verdict)
+    words = ("less", "more") if metric.direction is Direction.LOWER else ("better", "worse")
+    return words[verdict is Verdict.SLOWER]
 
 
 def verdict_mark(word: str) -> str:
@@ -126,7 +122,7 @@ def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
     if found.low is None:
         which = "in the only block" if found.n_blocks == 1 else f"in {found.n_blocks} blocks with the same reading"
         return f"{label}: {size} {which} (no interval, no verdict)"
-    interval = f"{interval_words(found)} {format_range(found.low, found.high)}"
+    interval = f"{percent(found.level)} interval {format_range(found.low, found.high)}"
     match found.verdict:
         case Verdict.EQUIVALENT:
             return f"{label} is equivalent to {baseline} within {percent(found.margin)} ({interval})"
@@ -134,11 +130,6 @@ def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
             return f"{label}: inconclusive, {size} ({interval})"
         case _:
             return f"{label}: {size} ({interval}), {verdict_word(row.metric, found.verdict)}"
-
-
-def interval_words(found: Comparison) -> str:
-    """What the interval is called."""
-    return f"{percent(found.level)} interval"
 
 
 def figure_sentence(row: Row, baseline: str | None) -> str:
@@ -187,9 +178,9 @@ def _excess(ratio: float) -> str:
     return format_ratio(ratio) if ratio >= 2 else f"{float(f'{(ratio - 1) * 100:.2g}'):g} %"
 
 
-def plural(count: int, one: str, many: str = "") -> str:
+def plural(count: int, one: str) -> str:
     """A count with its noun: ``1 instance``, ``3 instances``."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {one if count == 1 else one + 's'}"
 
 
 def _supported(text: str, centre: float, low: float | None, high: float | None) -> str:

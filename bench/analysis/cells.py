@@ -220,10 +220,7 @@ def _raw_cells(table: SampleTable) -> Iterator[tuple[tuple[SubjectKey, str, str]
         rows = kept[by_group[start : ends[place]]]
         experiment, workload, params, metric, backend = (kinds[codes[rows[0]]] for kinds, codes in columns)
         samples = CellSamples(
-            table.numbers["value"][rows],
-            instances[rows],
-            blocks[rows],
-            table.numbers["iteration"][rows],
+            table.numbers["value"][rows], instances[rows], blocks[rows], table.numbers["iteration"][rows]
         )
         unit = table.texts["unit"]
         yield ((experiment, workload, params), metric, backend), samples, unit.kinds[unit.codes[rows[0]]]

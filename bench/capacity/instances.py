@@ -192,16 +192,9 @@ def _disk(instance: InstanceType) -> list[Need]:
     owned = result.cost.disk
     each = _exactly(0.0) if owned is None else Estimate(max(0.0, owned.per_instance), owned.low, owned.high)
     full = _exactly(each.per_instance + instance.limits.disk)
+    on, binds = result.measured_on, not by_limit
     return [
-        Need(
-            Resource.DISK,
-            each,
-            by_limit=False,
-            binds=not by_limit,
-            once=once,
-            measured_on=result.measured_on,
-            source="its blocks",
-        ),
+        Need(Resource.DISK, each, by_limit=False, binds=binds, once=once, measured_on=on, source="its blocks"),
         Need(Resource.DISK, full, by_limit=True, binds=by_limit, once=once, source="its scratch full"),
     ]
 
@@ -211,8 +204,7 @@ def _host_limits(result: DensityResult, raised: tuple[str, ...]) -> tuple[HostLi
     found: dict[str, HostLimit] = {}
     for ending in result.cell.endings:
         name = ending.resource
-        if ending.reason != StopReason.FAILURE or not name or name in raised or name in _KNOWN_BY_COST:
-            continue
-        if name not in found or ending.population < found[name].population:
-            found[name] = HostLimit(name, ending.population, ending.remedy)
+        if ending.reason == StopReason.FAILURE and name and name not in (*raised, *_KNOWN_BY_COST):
+            limit = HostLimit(name, ending.population, ending.remedy)
+            found[name] = min(found.get(name, limit), limit, key=lambda one: one.population)
     return tuple(found.values())
