@@ -31,15 +31,15 @@ def analysed(folder, params, *, accel="tcg"):
 
 
 def test_the_ratio_there_is_of_the_printed_values(tmp_path):
-    (view,) = published_views(analysed(tmp_path, RANDOM, accel="kvm"))
-    there = {line.backend.split()[0]: line.there for line in view.lines}
+    ((_, lines),) = published_views(analysed(tmp_path, RANDOM, accel="kvm"))
+    there = {line.backend.split()[0]: line.there for line in lines}
     assert there == {"native": f"{58407 / 58729:.2f}×", "vm": f"{24793 / 58729:.2f}×"}
-    assert all(line.here.endswith("×") and line.here_range for line in view.lines)
+    assert all(line.here.endswith("×") and line.here_range for line in lines)
 
 
 def test_an_emulated_guest_stands_beside_no_figure(tmp_path):
-    (view,) = published_views(analysed(tmp_path, RANDOM))
-    guest = next(line for line in view.lines if line.backend.startswith("vm"))
+    ((_, lines),) = published_views(analysed(tmp_path, RANDOM))
+    guest = next(line for line in lines if line.backend.startswith("vm"))
     assert (guest.there, guest.note) == ("", "Emulated here, under KVM there: not to be compared.")
 
 
