@@ -72,6 +72,8 @@ def start_run(request: RunRequest, display: Display) -> RunResult:
 
 def run_suite(suite: Suite, path: Path, display: Display) -> RunResult:
     """Run a resolved suite from its beginning into the empty or new folder ``path``. Raises as ``start_run``."""
+    if path.exists() and not path.is_dir():
+        raise RunDirectoryError(f"{path} is not a folder", remedy="choose another --output")
     if path.exists() and any(path.iterdir()):
         raise RunDirectoryError(f"{path} is not empty", remedy="choose another --output, or resume it with --resume")
     return _Session(suite, path, display, None).run()
@@ -119,8 +121,11 @@ class _Session:
         """The backends that can work here. Raises UnavailableError if none does."""
         candidates = []
         for choice in self.suite.backends:
-            backend = choice.type(msgspec.structs.replace(context, options=choice.options))
-            here = backend.probe()
+            try:
+                backend, here = probe_backend(choice, context)
+            except BackendError as error:
+                self.missing[choice.name] = Availability(available=False, reason=error.message, remedy=error.remedy)
+                continue
             if here.available:
                 candidates.append((choice, backend))
             else:
@@ -149,9 +154,9 @@ class _Session:
     ) -> None:
         """Prepare the backends; each is closed with ``stack``. Raises UnavailableError if none could be."""
         for choice, backend in candidates:
-            stack.callback(backend.close)
+            stack.enter_context(closing(backend))
             try:
-                description = _describe(backend, image, self.suite.envelope)
+                description = describe_backend(backend, image, self.suite.envelope)
             except TareError as error:
                 self.missing[choice.name] = Availability(available=False, reason=error.message, remedy=error.remedy)
                 self.display.step(f"{choice.name} is not available: {error.message}")
@@ -204,6 +209,7 @@ class _Session:
             experiments={one.experiment.name: one.experiment.traits for one in suite.scenarios},
             precision={one.key: one.sampling.precision for one in suite.scenarios if one.sampling.precision},
         )
+        _require_storable(manifest, "an experiment or a workload has traits or metrics")
         if self.earlier is None:
             return manifest
         before = self.earlier.manifest
@@ -244,19 +250,57 @@ class _Session:
             self.display.finished()
 
 
-def _describe(backend: Backend, image: Image, envelope: Envelope) -> BackendDescription:
-    """Prepare a backend. A defect in ``prepare`` ends that backend, not the run. Raises BackendError with its place."""
+@contextlib.contextmanager
+def defects_named(call: str) -> Iterator[None]:
+    """Whatever a plug-in's ``call`` raises that is no TareError becomes a BackendError with its place."""
     try:
-        found: Any = backend.prepare(image, envelope)
+        yield
     except TareError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"prepare() raised {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
-        raise BackendError(said) from error
+        raise BackendError(
+            f"{call}() raised {type(error).__name__}: {error} ({place.filename}:{place.lineno})",
+            remedy="tell the authors of that plug-in; `tare --debug` shows the whole traceback",
+        ) from error
+
+
+def probe_backend(choice: BackendChoice, context: BackendContext) -> tuple[Backend, Availability]:
+    """A backend of these options and whether it works here. Raises BackendError for a defect of it."""
+    with defects_named("probe"):
+        backend = choice.type(msgspec.structs.replace(context, options=choice.options))
+        found: Any = backend.probe()
+    if not isinstance(found, Availability):
+        raise BackendError(f"probe() returned {found!r}, not an Availability")
+    return backend, found
+
+
+def describe_backend(backend: Backend, image: Image, envelope: Envelope) -> BackendDescription:
+    """Prepare a backend. A defect in ``prepare`` ends that backend, not the run. Raises BackendError with its place."""
+    with defects_named("prepare"):
+        found: Any = backend.prepare(image, envelope)
     if not isinstance(found, BackendDescription):
         raise BackendError(f"prepare() returned {found!r}, not a BackendDescription")
+    _require_storable(found, "prepare() returned a BackendDescription")
     return found
+
+
+@contextlib.contextmanager
+def closing(backend: Backend) -> Iterator[None]:
+    """Close a backend at the end of the block. Raises BackendError for a defect of it."""
+    try:
+        yield
+    finally:
+        with defects_named("close"):
+            backend.close()
+
+
+def _require_storable(value: msgspec.Struct, what: str) -> None:
+    """A plug-in may put anything into a struct; a run must be readable. Raises BackendError."""
+    try:
+        msgspec.convert(msgspec.to_builtins(value), type(value))
+    except (msgspec.ValidationError, TypeError) as error:
+        raise BackendError(f"{what} that no run can keep: {error}") from None
 
 
 def _refuse_other_conditions(path: Path, earlier: Manifest, now: Manifest) -> None:

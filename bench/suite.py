@@ -137,8 +137,8 @@ def bind_suite(spec: SuiteSpec, host: HostOffer | None = None) -> Suite:
     for choice in spec.backends:
         try:
             choice.type.check(choice.options, envelope)
-        except ValueError as error:
-            raise SuiteError(f"{spec.path}: {choice.key}.options", str(error)) from None
+        except Exception as error:
+            raise SuiteError(f"{spec.path}: {choice.key}.options", _said(error)) from error
     storage = Path(section.storage).expanduser() if section.storage else None
     if storage is not None and not storage.is_dir():
         raise SuiteError(f"{spec.path}: envelope.storage", f"{storage} is not a folder")
@@ -197,8 +197,12 @@ class _Resolver:
         """What a plug-in refuses is refused at ``key``."""
         try:
             yield
-        except (ValueError, WorkloadError, UnknownNameError) as error:
-            raise self.refusal(key, error.message if isinstance(error, TareError) else str(error)) from None
+        except (WorkloadError, UnknownNameError) as error:
+            raise self.refusal(key, error.message) from None
+        except (TareError, OSError):
+            raise
+        except Exception as error:
+            raise self.refusal(key, _said(error)) from error
 
     def resolved(self, backends: Plugins[Backend], workloads: Plugins[Workload], only: Sequence[str]) -> SuiteSpec:
         file = self.file
@@ -410,6 +414,11 @@ class _Resolver:
             f"{' and '.join(stated)} are given, and only one is allowed" if stated else "does not say what it runs"
         )
         raise self.refusal(key, problem, f"state one of: {known}")
+
+
+def _said(error: Exception) -> str:
+    """What a plug-in says by ValueError is for the user; anything else is a defect of it."""
+    return str(error) if isinstance(error, ValueError) else f"the plug-in is at fault: {type(error).__name__}: {error}"
 
 
 def _choose_cpus(path: Path, wanted: int | tuple[int, ...], usable: tuple[int, ...]) -> tuple[int, ...]:

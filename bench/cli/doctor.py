@@ -19,6 +19,8 @@ from tare.bench.locations import cache_directory, ledger_directory, work_directo
 from tare.bench.packages import load_packages, remedy_for
 from tare.bench.readable import as_markup
 from tare.bench.registry import find_backends, find_experiments, find_reporters, find_workload_kinds, find_workloads
+from tare.bench.session import defects_named, probe_backend
+from tare.bench.suite import BackendChoice
 from tare.bench.tune.journal import journal_file, tuned_facts
 
 
@@ -95,13 +97,19 @@ def _check_backends() -> Iterator[Check]:
     plugins = find_backends()
     with Ledger(ledger_directory()) as ledger, tempfile.TemporaryDirectory(prefix="tare-doctor-") as folder:
         for name, backend in sorted(plugins.loaded.items()):
-            context = BackendContext(
-                ledger, Path(folder), cache_directory(), backend.Options(), tuple(sorted(os.sched_getaffinity(0)))
-            )
-            here = backend(context).probe()
+            cpus = tuple(sorted(os.sched_getaffinity(0)))
+            try:
+                with defects_named("Options"):
+                    choice = BackendChoice(name, backend, backend.Options())
+                live, here = probe_backend(choice, BackendContext(ledger, Path(folder), cache_directory(), None, cpus))
+                with defects_named("facilities"):
+                    facilities = list(live.facilities())
+            except TareError as error:
+                yield Check(f"backend {name}", works=False, detail=error.message, remedy=error.remedy or "")
+                continue
             more = f"\nfor more: {here.remedy}" if here.available and here.remedy else ""
             yield Check(f"backend {name}", here.available, here.reason + more, here.remedy or "")
-            for facility, found in backend(context).facilities():
+            for facility, found in facilities:
                 yield Check(f"{name}: {facility}", found.available, found.reason, found.remedy or "", needed=False)
 
 

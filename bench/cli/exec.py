@@ -22,7 +22,7 @@ from tare.bench.limits_met import why_failed
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import Command, Completed, Envelope, Image, InstanceSpec
 from tare.bench.registry import Plugins, find_backends
-from tare.bench.session import start_workplace
+from tare.bench.session import closing, defects_named, describe_backend, probe_backend, start_workplace
 from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.units import Duration
 
@@ -60,7 +60,7 @@ def exec_command(request: InstanceRequest, argv: Sequence[str], *, timeout: str,
         raise SuiteError("COMMAND", "the command is missing; name it after --")
     suite = request.suite()
     command = Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
-    with start_instance(suite, request.image) as (instance, _):
+    with start_instance(suite, request.image) as (instance, _), defects_named("execute"):
         completed = instance.execute(command)
     return _pass_on(command, completed, suite.envelope)
 
@@ -71,12 +71,14 @@ def explain_command(request: InstanceRequest) -> int:
     (choice,) = suite.backends
     work = work_directory() / secrets.token_hex(3)
     with Ledger(ledger_directory()) as ledger:
-        backend = choice.type(BackendContext(ledger, work, cache_directory(), choice.options, ()))
+        with defects_named(choice.type.__name__):
+            backend = choice.type(BackendContext(ledger, work, cache_directory(), choice.options, ()))
         try:
             root = _find_image(ImageStore(cache_directory(), ledger), request.image)
         except UnavailableError:  # what stands for it in a path does as well here
             root = Image("", "", Path("IMAGE"), Path("IMAGE/rootfs"), None, None, None, "", {}, 0)
-        lines = backend.explain(InstanceSpec(f"{work.name}-exec", root, suite.envelope))
+        with defects_named("explain"):
+            lines = backend.explain(InstanceSpec(f"{work.name}-exec", root, suite.envelope))
     if not lines:
         raise UnsupportedError(f"{choice.name} does not explain how it starts instances")
     for line in lines:
@@ -89,18 +91,19 @@ def start_instance(suite: Suite, image: str) -> Iterator[tuple[Instance, Image]]
     """A fresh instance of the suite's one backend with all that it needs; everything is undone on exit."""
     (choice,) = suite.backends
     with start_workplace(suite, complain) as context, contextlib.ExitStack() as stack:
-        backend = choice.type(msgspec.structs.replace(context, options=choice.options))
-        here = backend.probe()
+        backend, here = probe_backend(choice, context)
         if not here.available:
             raise UnavailableError(f"{choice.name} does not work here: {here.reason}", remedy=here.remedy)
         root = _find_image(ImageStore(cache_directory(), context.ledger), image)
-        stack.callback(backend.close)
-        description = backend.prepare(root, suite.envelope)
+        stack.enter_context(closing(backend))
+        description = describe_backend(backend, root, suite.envelope)
         if sys.stderr.isatty():
             typer.echo(f"{description.label}, image {root.digest[:12]}", err=True)
         try:
             spec = InstanceSpec(f"tare-{context.work_directory.name}-exec", root, suite.envelope)
-            with backend.start(spec) as instance:
+            with contextlib.ExitStack() as started:
+                with defects_named("start"):
+                    instance = started.enter_context(backend.start(spec))
                 yield instance, root
         except BackendError as error:
             if error.evidence:

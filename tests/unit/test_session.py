@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.errors import RunDirectoryError, TareError, UnavailableError, UnknownNameError
+from tare.bench.errors import BackendError, RunDirectoryError, TareError, UnavailableError, UnknownNameError
 from tare.bench.image import ImageStore, Recipe, store
 from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.model import BackendDescription, Completed
@@ -19,7 +19,7 @@ from tare.bench.records import EventKind
 from tare.bench.runner import make_event
 from tare.bench.session import RunRequest, resume_run, start_run
 from tare.bench.store import RunStore, load_run
-from tests.unit.session_fakes import Box, Metal, Orders
+from tests.unit.session_fakes import Box, Counting, Metal, Orders
 from tests.unit.test_image_store import tiny_parts
 
 SUITE = """
@@ -163,6 +163,12 @@ def test_a_folder_with_something_in_it_is_refused_and_kept(place):
         start(place)
     assert [path.name for path in (place / "run").iterdir()] == ["thesis"]
     assert not Orders.starts
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(place):
+    (place / "run").touch()
+    with pytest.raises(RunDirectoryError, match="not a folder"):
+        start(place)
 
 
 def test_only_and_seed_of_the_request_hold(place):
@@ -650,6 +656,8 @@ def test_an_instance_is_said_to_be_done_only_after_what_it_measured_is_on_disk(p
         (lambda: BackendDescription("odd"), "Missing required argument 'kind'"),
         (lambda: BackendDescription("odd", "unikernel"), "of the kind 'unikernel', which does not exist"),
         (lambda: None, "returned None, not a BackendDescription"),
+        (lambda: BackendDescription("odd", "container", facts={"a": "b"}), "that no run can keep"),
+        (lambda: BackendDescription("odd", "container", facts={"a": object()}), "that no run can keep"),
     ],
 )
 def test_a_backend_that_does_not_say_what_it_is_is_unavailable_and_the_others_are_measured(
@@ -660,3 +668,29 @@ def test_a_backend_that_does_not_say_what_it_is_is_unavailable_and_the_others_ar
     assert said in result.unavailable["fake-box"].reason
     assert result.outcome.done == PLANNED / 2
     assert list(manifest(place / "run")["backends"]) == ["fake-metal"]
+
+
+@pytest.mark.parametrize(
+    ("probed", "said"),
+    [(fall_over, "probe() raised ZeroDivisionError"), (lambda: None, "probe() returned None, not an Availability")],
+)
+def test_a_backend_whose_probe_is_at_fault_is_unavailable_and_the_others_are_measured(place, monkeypatch, probed, said):
+    monkeypatch.setattr(Box, "probe", lambda _: probed())
+    result = start(place)
+    assert said in result.unavailable["fake-box"].reason
+    assert result.outcome.done == PLANNED / 2
+
+
+def test_a_backend_whose_close_is_at_fault_is_named_after_the_run_is_complete(place, monkeypatch):
+    monkeypatch.setattr(Box, "close", lambda _: fall_over())
+    with pytest.raises(BackendError, match=r"close\(\) raised ZeroDivisionError"):
+        start(place)
+    assert manifest(place / "run")["status"] == "complete"
+    assert Orders.closed == ["fake-metal"]
+
+
+def test_traits_that_no_run_can_keep_are_refused_before_anything_is_measured(place, monkeypatch):
+    monkeypatch.setattr(Counting, "category", object())
+    with pytest.raises(BackendError, match="no run can keep"):
+        start(place)
+    assert not Orders.starts

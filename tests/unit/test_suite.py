@@ -175,6 +175,14 @@ def test_what_no_toml_reader_takes_is_refused(tmp_path, value, problem):
     assert problem in refusal(tmp_path, GOOD.replace("blocks = 2", f"blocks = {value}")).message
 
 
+def test_a_plug_in_that_falls_over_while_a_suite_is_checked_is_named_with_its_key(tmp_path, monkeypatch):
+    fake = BACKENDS.get("fake")
+    monkeypatch.setattr(fake, "check", classmethod(lambda *_: {}["x"]))
+    error = refusal(tmp_path, GOOD)
+    assert error.place.endswith("backend[0].options")
+    assert "the plug-in is at fault: KeyError: 'x'" in error.message
+
+
 def test_a_suite_is_resolved_without_a_look_at_a_host_and_then_bound_to_any(tmp_path, monkeypatch):
     def look(*_):
         raise AssertionError("looked at this machine")
