@@ -177,7 +177,7 @@ def _virtualization(cpuinfo: str, roots: HostRoots) -> str:
         return "none seen"
     if any(name in product for name in known):
         return product
-    return find_text(roots.sys / "hypervisor/type") or "hypervisor flag set, vendor not told"
+    return find_text(roots.sys / "hypervisor/type") or "vendor unknown"
 
 
 def _mounted(storage: Path, roots: HostRoots) -> Iterator[Fact]:

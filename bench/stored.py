@@ -187,7 +187,8 @@ def _numbered(fact: Mapping[str, str]) -> dict[str, Any]:
                 parsed = {"number": float(fact["value"]), "unit": Unit.COUNT}
             case "memory":
                 parsed = {"number": parse_size(fact["value"]), "unit": Unit.BYTE}
-    return {"name": fact["name"], "text": fact["value"], "source": fact["source"], **parsed}
+    text = fact["value"].replace("hypervisor flag set, vendor not told", "vendor unknown")
+    return {"name": fact["name"], "text": text, "source": fact["source"], **parsed}
 
 
 _STEPS: Mapping[int, Callable[[dict[str, Any]], None]] = {1: _from_1}
