@@ -84,7 +84,7 @@ PARTS = {
         (BootMetric.KERNEL, "kernel", 0.46),
     )
 }
-"""What of them is drawn in parts where a backend tells them, in the same form."""
+"""Phases that are drawn in parts on backends that report these, in the same form."""
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 MOST_POINTS = 150
@@ -94,12 +94,12 @@ STATIC_WIDTH = 460
 STATIC_PHASE_WIDTH = 900
 LOG_SPREAD = 8.0
 LEVEL = "Level"
-"""The words above a picture of the values themselves, where there is a second one."""
+"""The caption of a picture of the values themselves, where there is a second picture."""
 
 _LANE_ITERATION, _LANE_INSTANCE, _LANE_INTERVAL = 0.45, -0.1, -0.6
 _ROW_HEIGHT = 50
 _WIDEST = 20.0
-"""An interval so many times as wide as all points together is not drawn."""
+"""An interval this many times as wide as all points together is not drawn."""
 
 
 Rows = list[dict[str, Any]]
@@ -339,7 +339,7 @@ def _log_axis(row: Row, scale: Scale) -> "alt.X":
 
 
 def _thinned(cell: CellResult, divisor: float) -> tuple[list[float], list[tuple[str, float]]]:
-    """At most so many iterations and instances as can be told apart, as quantiles of all of them."""
+    """At most as many iterations and instances as the eye can separate, as quantiles of all of them."""
     import numpy as np
 
     iterations = np.asarray(cell.points.iterations, dtype=float)

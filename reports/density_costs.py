@@ -13,11 +13,11 @@ _PROCESS, _SHARED, _KERNEL = "process", "shared", "kernel"
 _GUEST, _TRANSLATED, _HYPERVISOR = "guest RAM", "translated code", "hypervisor"
 _STRENGTHS = {_PROCESS: 1.0, _GUEST: 1.0, _TRANSLATED: 0.75, _SHARED: 0.55, _HYPERVISOR: 0.5, _KERNEL: 0.25}
 _WORDS = {
-    _PROCESS: "memory of its processes that nobody shares",
-    _SHARED: "its part of pages that its processes share with others (PSS less private)",
+    _PROCESS: "memory of its processes that is shared with nobody",
+    _SHARED: "its share of pages that its processes have in common with others (PSS less private)",
     _GUEST: "what the guest has touched of the RAM that it was given",
     _TRANSLATED: "the guest’s code as TCG translated it for this processor, in a cache of bounded size",
-    _HYPERVISOR: "what QEMU needs beside them (the rest of its PSS): its devices, its own heap, its program",
+    _HYPERVISOR: "what QEMU needs in addition (the rest of its PSS): its devices, its own heap, its program",
     _KERNEL: "what the host’s kernel keeps for it: MemAvailable less PSS; where the host was not quiet, slab, stacks "
     "and page tables by name",
 }

@@ -225,16 +225,12 @@ def block_chart(row: Row, margin: float, identifier: str) -> tuple[str, str, Cha
         return None
     all_values = [value for _, by_block in ratios for value in by_block.values()]
     close = max(all_values) / min(all_values) <= _CLOSE
-    data: dict[str, Rows] = {"points": [], "medians": []}
+    rows: Rows = []
     for cell, by_block in ratios:
         whole = 1.0 if close or cell.comparison is None or not cell.comparison.ratio else cell.comparison.ratio
-        rows = [
-            {"b": short_label(cell.backend), "x": block + 1, "v": rounded(ratio / whole)}
-            for block, ratio in by_block.items()
-        ]
-        data["points"].extend(rows)
-        data["medians"].extend(rows)
-    values = [row["v"] for row in data["points"]]
+        label = short_label(cell.backend)
+        rows += [{"b": label, "x": block + 1, "v": rounded(ratio / whole)} for block, ratio in by_block.items()]
+    values = [row["v"] for row in rows]
     ends = [min([*values, 1 / (1 + margin)]) / 1.005, max([*values, 1 + margin]) * 1.005]
     title = "ratio" if close else "of its own ratio"
     form = ".3~f" if close else "~%"
@@ -243,17 +239,16 @@ def block_chart(row: Row, margin: float, identifier: str) -> tuple[str, str, Cha
         "x:Q",
         title="block",
         scale=alt.Scale(nice=False, padding=12),
-        axis=_whole_axis(sorted({row["x"] for row in data["points"]})),
+        axis=_whole_axis(sorted({row["x"] for row in rows})),
     )
     words = "Ratio of each block, in the order of time" if close else "Ratio of each block around the ratio of all"
     line: dict[str, Any] = {"color": "var(--rule)", "aria": False}
-    data["one"] = [{"v": 1.0}]
+    data: dict[str, Rows] = {"points": rows, "medians": rows, "one": [{"v": 1.0}]}
     one = named("one").mark_rule(**line).encode(y=alt.Y("v:Q", scale=alt.Scale(domain=ends)))
-    extents = [(cell.backend.label, min(found.values()), max(found.values())) for cell, found in ratios]
-    told = [
-        f"{label} from {format_value(low, Unit.RATIO)} to {format_value(high, Unit.RATIO)}"
-        for label, low, high in extents
-    ]
+    told = []
+    for cell, found in ratios:
+        low, high = (format_value(end(found.values()), Unit.RATIO) for end in (min, max))
+        told.append(f"{cell.backend.label} from {low} to {high}")
     chart = _drawn([cell for cell, _ in ratios], x, y, data, "ratio", identifier, below=one)
     return words, f"{words}. {'; '.join(told)}.", chart
 
@@ -309,12 +304,10 @@ def _whole_axis(steps: Any) -> "alt.Axis":
 
 
 def _thinned_steps(cell: CellResult, factor: float) -> Rows:
-    numbers, values = cell.points.iteration_numbers, cell.points.iterations
-    places = range(len(values))
-    if len(values) > MOST_POINTS:
-        places = range(0, len(values), math.ceil(len(values) / MOST_POINTS))
+    every = max(1, math.ceil(len(cell.points.iterations) / MOST_POINTS))
+    numbers, values = cell.points.iteration_numbers[::every].tolist(), cell.points.iterations[::every].tolist()
     label = short_label(cell.backend)
-    return [{"b": label, "x": int(numbers[place]), "v": rounded(float(values[place]) / factor)} for place in places]
+    return [{"b": label, "x": x, "v": rounded(value / factor)} for x, value in zip(numbers, values, strict=True)]
 
 
 def _some(steps: Any) -> Any:

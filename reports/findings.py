@@ -26,7 +26,7 @@ from tare.reports.wording import (
 )
 
 SHORT = 0.9
-"""A program that got less than this share of its instance's memory has to be planned with more of it."""
+"""A program that obtained less than this share of its instance's memory needs a larger limit."""
 
 
 def experiment_findings(analysis: Analysis) -> list[str]:
@@ -36,7 +36,7 @@ def experiment_findings(analysis: Analysis) -> list[str]:
 
 
 def _density(analysis: Analysis) -> str:
-    """What one more instance takes, and how the ramps ended; of idle instances where there were any."""
+    """The memory of one more instance, and how the ramps ended; of idle instances if there were any."""
     results = sorted(analysis.density, key=lambda result: result.cell.population)
     if not results:
         return ""
@@ -64,7 +64,7 @@ def _memory(label: str, result: DensityResult) -> str:
 
 
 def _ends(told: Sequence[tuple[str, DensityResult]]) -> Iterator[str]:
-    """How many there were, and why no more, with the backends of which that is true."""
+    """Each population with the reason why it grew no further, and the backends it holds for."""
     by_end: dict[str, list[str]] = {}
     for label, result in told:
         cell = result.cell
@@ -93,15 +93,15 @@ def _interference(analysis: Analysis) -> str:
         f"{format_value(ratio, Unit.RATIO)} on {label} ({one_line(line.victim)}, {line.metric}; {line.aggressor})"
         for label, (ratio, line) in worst.items()
     ]
-    beside = f"Beside {plural(max(view.numbers), 'aggressor')}"
-    sentence = f"{beside} a victim was, at the worst kind of them, so many times worse off than alone: {listed(parts)}"
+    beside = f"Next to {plural(max(view.numbers), 'aggressor')} of the worst kind"
+    sentence = f"{beside}, a victim was this many times worse off than alone: {listed(parts)}"
     if len(analysis.manifest.envelope.cpus) == 1:
         sentence += f"; they share its one CPU, of which an equal share alone makes {max(view.numbers) + 1}×"
     return f"{sentence}."
 
 
 def _limits(analysis: Analysis) -> str:
-    """Which limits let more through than they promised."""
+    """Which limits were exceeded."""
     lines = held_lines(analysis)
     if not lines:
         return ""

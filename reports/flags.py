@@ -77,7 +77,7 @@ class Flag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CellName(NamedTuple):
-    """A cell as samples tell it; ``params`` is JSON (``tare.reports.samples.params_text``)."""
+    """A cell as samples name it; ``params`` is JSON with sorted keys."""
 
     experiment: str
     workload: str

@@ -41,7 +41,7 @@ from tare.reports.wording import (
 )
 
 FEWEST_BEYOND = 10
-"""A percentile with fewer operations beyond it is decided by few of them."""
+"""A percentile with fewer operations beyond it rests on too few of them, and is marked."""
 
 _PERCENTILE = re.compile(r"\.p(?P<percent>\d{2}(?:\.\d+)?)$", re.ASCII)
 
@@ -96,13 +96,13 @@ def cell_view(subject: Subject, row: Row, cell: CellResult) -> CellView:
 
 
 def _style(row: Row, verdict: Verdict) -> str:
-    """The class of a verdict. What is used up has no good side: an instance that reads less may just be slower."""
+    """The style of a verdict. A cost has no good side: an instance that reads less may just be slower."""
     differs = verdict in (Verdict.FASTER, Verdict.SLOWER)
     return "differs" if differs and is_cost(row.metric) else str(verdict)
 
 
 def _notes(subject: Subject, row: Row, cell: CellResult) -> Iterator[str]:
-    """Why a line of a table has no verdict, or one to be taken with care."""
+    """Why a line of a table has no verdict, or a doubtful one."""
     found = cell.comparison
     if found is None:
         if not cell.backend.is_baseline:
@@ -157,7 +157,7 @@ MOST_SENTENCES = 8
 _OVER_A_TIME = frozenset(
     {SteadyMetric.DURATION, SteadyMetric.CPU, SteadyMetric.CPU_OVERHEAD, SteadyMetric.IO_READ, SteadyMetric.IO_WRITE}
 )
-"""Where the time of a command is fixed, whoever does less work in it costs less: no difference between backends."""
+"""With a fixed duration, a backend that does less work also costs less: these are not results then."""
 
 
 class Panel(msgspec.Struct, frozen=True):
@@ -270,7 +270,9 @@ class _Maker:
     def _subject(self, subject: Subject) -> SubjectView:
         traits = self.analysis.manifest.workloads.get(subject.workload)
         fixed_time = traits is not None and traits.fixed_time
-        identifier = self._identifier(subject.experiment, subject.workload, *_params_parts(subject))
+        identifier = self._identifier(
+            subject.experiment, subject.workload, *(str(part) for pair in subject.params.items() for part in pair)
+        )
         detail = [row for row in subject.rows if _is_detail(subject, row, fixed_time=fixed_time)]
         shown = [row for row in subject.rows if row not in detail]
         what = subject.traits.grows_with
@@ -321,7 +323,7 @@ class _Maker:
         )
 
     def _panels(self, subject: Subject, row: Row, sentence: str, *, leading: bool) -> Iterator[Panel]:
-        """The pictures of a metric. None if every value is 0, or the page has enough: the tables say it."""
+        """The pictures of a metric. None if every value is 0, or the page has its most figures."""
         values = [value for cell in row.cells for value in cell.points.instance_medians]
         if not any(values) or (self.figures >= MOST_FIGURES and not leading):
             return
@@ -356,11 +358,6 @@ class _Maker:
         return identifier
 
 
-def _params_parts(subject: Subject) -> Iterator[str]:
-    for name, value in subject.params.items():
-        yield from (str(name), str(value))
-
-
 def _full_name(subject: Subject, row: Row) -> str:
     """A metric with what it belongs to; start and stop are named by the metric itself."""
     if not subject.workload:
@@ -378,6 +375,6 @@ def _leading_places(subject: Subject) -> list[int]:
 
 
 def _is_detail(subject: Subject, row: Row, *, fixed_time: bool) -> bool:
-    """Whether a metric tells of the harness only, or tells again what another experiment measures on purpose."""
+    """Whether a metric is about the harness only, or repeats what another experiment measures on purpose."""
     name = row.metric.name
     return is_among(subject.traits.details, name) or (fixed_time and name in _OVER_A_TIME)

@@ -1,4 +1,4 @@
-"""The sentences and words of a report: one home, so that page, terminal and JSON say the same."""
+"""The sentences and words of a report, the same in page, terminal and JSON."""
 
 import math
 import re
@@ -99,7 +99,7 @@ def direction_words(metric: Metric) -> str:
 
 
 def as_large(metric: Metric) -> str:
-    """How a ratio of this metric is said: 8.8× *as long*."""
+    """The words that follow a ratio of this metric: 8.8× *as long*."""
     if is_cost(metric):
         return "as much"
     return "as long" if metric.unit is Unit.SECOND else "the rate"
@@ -212,18 +212,14 @@ _OPTION = "server"
 def path_sentence(subject: Subject, manifest: Manifest, backends: list[MeasuredBackend]) -> str:
     """The path on each backend; empty where the subject has no server, or the run is older than such facts.
 
-    A subject is told to have one by its option ``server``, or by its category.
+    A subject has a server if it has the option ``server``, or is of the network category.
     """
     traits = manifest.workloads.get(subject.workload)
     in_section = traits is not None and traits.category is Category.NETWORK
     if not subject.traits.of_workload or not (in_section or _OPTION in subject.params):
         return ""
     place = str(subject.params.get(_OPTION, ServerPlace.SAME_INSTANCE.value))
-    known = {
-        backend.label: path
-        for backend in backends
-        if backend.name in manifest.backends
-        and (path := find_path(manifest.backends[backend.name].texts, place)) is not None
-    }
-    told = "; ".join(f"{one_line(label)}: {one_line(path, 200)}" for label, path in known.items())
+    known = [(one.label, manifest.backends[one.name]) for one in backends if one.name in manifest.backends]
+    paths = [(label, path) for label, described in known if (path := find_path(described.texts, place)) is not None]
+    told = "; ".join(f"{one_line(label)}: {one_line(path, 200)}" for label, path in paths)
     return f"Path to the server ({one_line(place)}): {told}." if told else ""

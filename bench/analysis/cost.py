@@ -1,7 +1,7 @@
 """What one more instance costs, by regression over ramps, with an interval.
 
 A ramp is read once a step, and each reading holds all that came before it: errors of one step stay in all later ones.
-The straight line of ordinary least squares takes them for independent, and its interval is far too narrow. The model
+Ordinary least squares assumes that they are independent, and its interval is far too narrow. The model
 here is of the differences between successive readings,
 
     y[k] - y[k-1] = cost * (n[k] - n[k-1]) + drift * (t[k] - t[k-1]) + own[k] + host[k] + error[k] - error[k-1]
@@ -12,7 +12,7 @@ the next difference takes back. The three variances are not known. Each point of
 its restricted likelihood (REML), and the interval is that of the mixture: it is as wide as not knowing them makes it.
 
 A single jump of the host (another program took 200 MiB) is a step: a difference that stands out by its externally
-studentised residual at 1 % after Bonferroni. It gets a parameter of its own, and is told.
+studentised residual at 1 % after Bonferroni. It gets a parameter of its own, and is reported.
 
 What this covers in simulations with known truth is in ``docs/decisions/0081-cost-of-an-instance.md``.
 """

@@ -42,12 +42,12 @@ _OF_MEMORY = (
     DensityMetric.KERNEL_OTHER,
 )
 _LEAST: Mapping[str, int] = {"private": 2}
-"""A single instance shares with nobody: all of its memory is private then, and is not on the line."""
+"""A single instance shares pages with nobody: all of its memory is private, which is off the line."""
 GROUPS = 10
-"""Starts next to one another resemble each other, and some are slow for no reason of theirs: so a ramp is cut into
-this many parts, each stands for itself with its median, and the line goes through these (batch means)."""
+"""Neighbouring starts resemble each other, and outliers occur: a ramp is cut into this many parts, and the line goes
+through their medians (batch means)."""
 VAGUE = 0.2
-"""MemAvailable that is known no better than this gives way to attributed memory, if that lies in its interval."""
+"""Attributed memory replaces a MemAvailable figure with a wider relative half interval, if it lies in that."""
 LEAST_HALVED = 20
 """Ramps of fewer instances are too short to tell their last half from the whole."""
 
@@ -175,7 +175,7 @@ class InstanceCost(msgspec.Struct, frozen=True):
     def attributed(self) -> Estimate | None:
         """Memory of an instance that is counted by name: PSS, slab, and the kernel's other objects.
 
-        It misses what nobody counts, and does not mind what other programs do meanwhile, as MemAvailable does.
+        It misses what no counter holds; unlike MemAvailable, it is not disturbed by other programs.
         """
         return combined((self.pss, 1), (self.slab, 1), (self.kernel_other, 1))
 
@@ -319,13 +319,6 @@ def _endings(events: Iterable[Event]) -> Iterable[Ending]:
         if event.note_code == NoteCode.DENSITY_DEAD:
             dead[event.instance] = int(event.details["dead"])
         elif event.note_code == NoteCode.DENSITY_STOP:
-            details = event.details
-            yield Ending(
-                instance=event.instance,
-                population=int(details["population"]),
-                reason=str(details["reason"]),
-                message=str(details["message"]),
-                resource=str(details["resource"]),
-                remedy=str(details["remedy"]),
-                dead=dead.get(event.instance, 0),
-            )
+            texts = {name: str(event.details[name]) for name in ("reason", "message", "resource", "remedy")}
+            population = int(event.details["population"])
+            yield Ending(event.instance, population, **texts, dead=dead.get(event.instance, 0))

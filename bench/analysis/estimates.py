@@ -164,7 +164,7 @@ class RunNoise(msgspec.Struct, frozen=True):
 
     ``tested`` metrics have an interval; ``false_alarms`` are those that came out as different from themselves, as
     (subject, metric), with false discoveries controlled as over the run's comparisons. The detectable ratios are over
-    the ``leading`` metrics, so many of them: the median, the largest, and where that is.
+    the leading metrics (``leading`` is their number): the median, the largest, and where that is.
     """
 
     source: NoiseSource

@@ -17,7 +17,7 @@ Positive = Annotated[float, Meta(gt=0, le=1e9)]
 
 
 class OvercommitSection(Section, frozen=True):
-    """``overcommit``: how many times each resource may be given away by limits."""
+    """``overcommit``: the overcommit factor of each resource."""
 
     cpu: Positive | None = None
     memory: Positive | None = None

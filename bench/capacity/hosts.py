@@ -1,4 +1,4 @@
-"""The hosts that a plan is for: what they have, what they keep, how far they are overcommitted."""
+"""The hosts that a plan is for: resources, reserve, overcommitment."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ LEAST_MEMORY = 2**30
 
 
 class Resource(StrEnum):
-    """What a host has, and can have too little of."""
+    """What a host can run out of."""
 
     MEMORY = "memory"
     CPU = "cpu"
@@ -23,14 +23,14 @@ class Resource(StrEnum):
 
 
 OVERCOMMITTED = (Resource.CPU, Resource.MEMORY, Resource.DISK)
-"""Resources whose limits may add up to more than there is."""
+"""Resources that can be overcommitted by limits."""
 
 
 class HostType(msgspec.Struct, frozen=True):
     """A kind of host; ``count`` is how many of it there are, None for as many as are needed.
 
-    ``memory`` and ``disk`` are in bytes; without ``disk``, disk bounds nothing. ``overcommit`` is how many times what
-    is there limits may add up to, ``reserve`` what the host keeps for itself, in CPUs and bytes, each by resource.
+    ``memory`` and ``disk`` are in bytes; without ``disk``, disk bounds nothing. By resource: ``overcommit`` is the
+    factor by which the sum of limits may exceed it, ``reserve`` what the host keeps for itself, in CPUs or bytes.
     """
 
     name: str
@@ -77,7 +77,7 @@ class HostType(msgspec.Struct, frozen=True):
 
 
 def find_measured_host(manifest: Manifest) -> HostType | None:
-    """The host of a run, as far as it tells of itself (not its disk); None without its CPUs or its memory."""
+    """The host of a run by its facts (the disk is not among them); None without its CPUs or its memory."""
     known = {fact.name: fact.number for fact in manifest.host}
     cpus, memory = known.get("cpus"), known.get("memory")
     return None if cpus is None or memory is None else HostType("the measured host", cpus, int(memory))

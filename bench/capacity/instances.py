@@ -81,7 +81,7 @@ class InstanceType(msgspec.Struct, frozen=True):
 
     @property
     def limited_memory(self) -> Estimate | None:
-        """What of its measured memory its limit is on: of a guest its RAM, of others their charge."""
+        """The part of its measured memory that its limit covers: a guest's RAM, the cgroup charge of others."""
         cost = self.result.cost
         return cost.guest if self.backend.kind.is_guest else cost.charge
 

@@ -1,4 +1,4 @@
-"""Whether values in the order of time are independent of one another: serial correlation, and drift.
+"""Tests of values in order of time: serial correlation and drift.
 
 Both tests use ranks, so that heavy tails and outliers neither raise nor hide an alarm. Neither changes an estimate.
 """
@@ -11,11 +11,11 @@ import numpy as np
 from tare.bench.stats.comparisons import Floats, Integers, grouped_medians
 
 MIN_SERIES = 4
-"""Shorter series of one instance say nothing about their order."""
+"""Shorter series of one instance are not tested."""
 MIN_PAIRS = 12
 """Neighbouring pairs over all series below which serial correlation is not tested."""
 MIN_BLOCKS = 5
-"""Blocks below which no drift can be told: the smallest p-value of four is 0.083."""
+"""With fewer blocks drift cannot be detected: the smallest p-value of four is 0.083."""
 _EXACT_UP_TO = 50
 _LONGEST = 1000
 

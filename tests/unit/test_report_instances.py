@@ -111,7 +111,7 @@ def test_what_came_out_is_a_sentence_each(run):
     add(run, "limits", "limits.cpu_reached", {"native": [{0: 0.8}, {0: 1.25}]})
     worse, limits = experiment_findings(analyse(load_run(run)))
     assert "1.00× on bare-metal (fio, duration; disk) and 4.00× on native (fio, duration; disk)" in worse
-    assert worse.startswith("Beside 2 aggressors")
+    assert worse.startswith("Next to 2 aggressors")
     assert limits == (
         "Limits: memory exceeded on bare-metal; CPUs not certain to hold on native; all others that were tried held."
     )
