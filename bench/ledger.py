@@ -139,12 +139,18 @@ class Ledger:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = folder / f"{read_boot_id()}-{_host()}-{_owner(os.getpid())}.jsonl"
         self._closed = False
         with _books_lock:
             if self.path not in _books:
-                _books[self.path] = _Book(self.path, _open_own(self.path))
+                try:
+                    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    _books[self.path] = _Book(self.path, _open_own(self.path))
+                except OSError as error:
+                    raise CleanUpError(
+                        f"the ledger folder {folder} cannot be used: {error.strerror}",
+                        remedy="set TARE_STATE_DIR to a folder that can be written",
+                    ) from error
             self._book = _books[self.path]
             self._book.users += 1
 
@@ -231,7 +237,13 @@ def work_folder(ledger: Ledger, work: Path) -> Iterator[None]:
     """The folder that instances live in, removed on every way out that this process survives."""
     entry = ledger.enter(ResourceKind.DIRECTORY, work)
     try:
-        make_work_folder(work)
+        try:
+            make_work_folder(work)
+        except OSError as error:
+            raise TareError(
+                f"the work folder {work} cannot be made: {error.strerror}",
+                remedy="set TARE_WORK_DIR (or the suite's storage) to a folder that can be written",
+            ) from error
         yield
     finally:
         try:

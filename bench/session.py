@@ -339,12 +339,15 @@ def start_workplace(suite: Suite, say: Callable[[str], None] = lambda _: None) -
     if failure := cleaned.failure():
         say(str(failure))
     work = (suite.storage or work_directory()) / secrets.token_hex(3)
-    with (
-        _kept_off(suite.envelope.cpus) as housekeeping,
-        Ledger(ledger_directory()) as ledger,
-        work_folder(ledger, work),
-    ):
-        yield BackendContext(ledger, work, cache_directory(), None, housekeeping)
+    try:
+        with (
+            _kept_off(suite.envelope.cpus) as housekeeping,
+            Ledger(ledger_directory()) as ledger,
+            work_folder(ledger, work),
+        ):
+            yield BackendContext(ledger, work, cache_directory(), None, housekeeping)
+    finally:
+        clean_up()  # an interruption in the middle of a start leaves its entries open
 
 
 @contextlib.contextmanager

@@ -84,6 +84,10 @@ class ByteRate(Size):
     least = 4096
 
 
+_LONGEST_S = 500 * 3600
+"""poll() waits 2**31 milliseconds at most, which is a little more."""
+
+
 class Duration(float):
     """Seconds, more than 0, which a suite gives as a text such as ``90s`` or ``10m``; ``str`` is what was given.
 
@@ -94,6 +98,8 @@ class Duration(float):
         duration = super().__new__(cls, parse_duration(given))
         if duration <= 0:
             raise ValueError(f"must be more than 0, not {given}")
+        if duration > _LONGEST_S:
+            raise ValueError(f"must be at most {_LONGEST_S // 3600}h, not {given}")
         duration._given = given
         return duration
 

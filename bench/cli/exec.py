@@ -56,8 +56,8 @@ def exec_command(request: InstanceRequest, argv: Sequence[str], *, timeout: str,
         timeout_s = Duration(timeout)
     except ValueError as error:
         raise SuiteError("--timeout", str(error)) from None
-    if not argv:
-        raise SuiteError("COMMAND", "the command is missing; name it after --")
+    if not argv or not argv[0]:
+        raise SuiteError("COMMAND", "the command is missing or empty; name it after --")
     suite = request.suite()
     command = Command(tuple(argv), timeout_s=timeout_s, stdin=sys.stdin.buffer.read() if stdin else b"")
     with start_instance(suite, request.image) as (instance, _), defects_named("execute"):

@@ -371,6 +371,30 @@ def test_what_a_killed_run_left_is_removed_before_anything_is_made(place):
     assert str(leftover) in display.steps[0]
 
 
+def test_what_an_interruption_left_entered_is_removed_before_the_run_ends(place):
+    left = place / "left"
+
+    def interrupt(_):
+        with Ledger(place / "state" / "ledger") as ledger:
+            ledger.enter(ResourceKind.FILE, left)
+            left.touch()
+        raise KeyboardInterrupt
+
+    Orders.on_start = interrupt
+    assert start(place).outcome.interrupted
+    assert not left.exists()
+    assert not list((place / "state" / "ledger").iterdir())
+
+
+@pytest.mark.parametrize("variable", ["TARE_STATE_DIR", "TARE_WORK_DIR"])
+def test_a_folder_that_cannot_be_made_is_named_with_its_variable(place, monkeypatch, variable):
+    (place / "file").touch()
+    monkeypatch.setenv(variable, str(place / "file"))
+    with pytest.raises(TareError) as caught:
+        start(place)
+    assert variable in caught.value.remedy
+
+
 def test_what_a_live_run_has_is_kept(place):
     own = place / "work" / "live"
     own.mkdir(parents=True)

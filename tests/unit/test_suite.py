@@ -151,6 +151,7 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (("blocks = 2", "blocks = 2\nprecision = 2"), "sampling.precision", "a share such as 0.02"),
         (("blocks = 2", 'blocks = 2\nmax_time = "soon"'), "sampling.max_time", "soon"),
         (("blocks = 2", 'blocks = 2\nmax_time = "0s"'), "sampling.max_time", "more than 0"),
+        (("blocks = 2", 'blocks = 2\nmax_time = "501h"'), "sampling.max_time", "at most 500h"),
         (("blocks = 2", "blocks = 2\nmax_blocks = 9"), "sampling.max_blocks", "together with a precision"),
         (("blocks = 2", "blocks = 2\nprecision = 0.1\nmax_blocks = 1"), "sampling.max_blocks", "at least 2"),
         (("[sampling]", "[report]\nmargin = 2\n[sampling]"), "report.margin", "a share such as 0.02"),
