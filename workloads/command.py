@@ -189,7 +189,6 @@ class CommandWorkload(Workload):
     section: ClassVar[CommandSection]
 
     def commands(self, params: Any, envelope: Envelope) -> Commands:
-        """The suite's commands with ``params`` and ``envelope`` put in."""
         section = self.section
         values = {name: _as_text(value) for name, value in msgspec.structs.asdict(params).items()}
         values |= {
@@ -214,7 +213,6 @@ class CommandWorkload(Workload):
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """Each of the suite's metrics, in its base unit."""
         section = self.section
         needs_text = any(not metric.exit_time for metric in section.metric)
         output = Output(section.command[0], completed, self._read(completed) if needs_text else "")

@@ -156,7 +156,6 @@ class Cyclictest(TimedWorkload):
         return [Histogram(_NAME, Unit.SECOND, bounds, tuple(counts.values()))]
 
     def diagnose(self, completed: Completed) -> Diagnosis | None:
-        """What it means that cyclictest gets no priority."""
         if b"Unable to change scheduling policy" not in completed.stderr:
             return None
         return Diagnosis(

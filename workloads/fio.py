@@ -203,7 +203,6 @@ class Fio(TimedWorkload):
         return [latency.histogram(f"{name}.latency") for name, latency in _latencies(find_job(text), text)]
 
     def diagnose(self, completed: Completed) -> Diagnosis | None:
-        """What fio says where io_uring is refused."""
         said = completed.stdout + completed.stderr
         if "--ioengine=io_uring" not in completed.argv:
             return None
@@ -418,7 +417,6 @@ class FioMetadata(Workload):
         return Commands(measured, teardown=(Command(("rm", "-rf", _FOLDER)),))
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """The latencies of each of the three kinds."""
         return [one for name, latency in _of_each_kind(completed) for one in latency.measurements(f"{name}.latency")]
 
     def histograms(self, completed: Completed) -> list[Histogram]:

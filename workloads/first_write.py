@@ -147,7 +147,6 @@ class FirstWrite(Workload):
             bounded_size("size", self.size, 4096, 64 * 2**20)
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
-        """The list is made once, and each iteration takes from its top."""
         del envelope
         choose = ("python3", "-c", _CHOOSE, _FOLDER, str(parse_size(params.size)))
         measure = ("python3", "-c", _MEASURE, _FOLDER, str(params.files))
@@ -159,7 +158,6 @@ class FirstWrite(Workload):
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """Means and medians of each kind of write, and the ratio of two medians."""
         times = _read_times(completed)
         medians = {name: statistics.median(found) for name, found in times.items()}
         measurements = []
@@ -172,7 +170,6 @@ class FirstWrite(Workload):
         return [*measurements, Measurement("first_write.ratio", medians["first"] / medians["second"])]
 
     def histograms(self, completed: Completed) -> list[Histogram]:
-        """Every single time."""
         found = []
         for name, times in _read_times(completed).items():
             counts = {time: times.count(time) for time in sorted(set(times))}
@@ -181,7 +178,6 @@ class FirstWrite(Workload):
         return found
 
     def diagnose(self, completed: Completed) -> Diagnosis | None:
-        """What it means that the list is at its end."""
         if not completed.stderr.startswith(b"no files left: "):
             return None
         return Diagnosis(

@@ -104,7 +104,6 @@ class HugePages(Workload):
         return Commands(Command(argv, timeout_s=START_MARGIN_S + _SLOWEST * self.duration_s(params)))
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """The sizes that the kernel reports, and the time to touch the pages."""
         text = read_output(_TOOL, completed)
         total = one_match(_TOOL, "MemTotal", _TOTAL, text)[1]
         result = one_match(_TOOL, "the result", _RESULT, text)

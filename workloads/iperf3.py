@@ -149,7 +149,6 @@ class Iperf3(TimedWorkload):
             bounded_size("offered_per_s", self.offered_per_s, 1024, 2**40)
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - the path decides, not the size
-        """A server that takes one client after another, and the client."""
         port = ("--port", str(params.port))
         server = Command((_TOOL, "--server", "--bind", SERVER, *port))
         ping = (_TOOL, "--client", SERVER, *port, "--connect-timeout", "1000", "--blockcount", "1", "--length", "1")

@@ -137,7 +137,6 @@ class MariaDB(TimedWorkload):
         ]
 
     def histograms(self, completed: Completed) -> list[Histogram]:
-        """The buckets as sysbench prints them."""
         buckets = read_buckets(read_output(SYSBENCH, completed))
         bounds, counts = zip(*buckets, strict=True)
         return [Histogram("sql.latency", Unit.SECOND, bounds, counts)]

@@ -182,7 +182,6 @@ class Nginx(TimedWorkload):
         ]
 
     def histograms(self, completed: Completed) -> list[Histogram]:
-        """Every latency that was seen, with how often."""
         text = read_output(_TOOL, completed)
         counts = _counts(one_match(_TOOL, "the latency", _LATENCY, text))
         bounds = tuple(_number("a latency", value, text, exponent=-6) for value, _ in counts)
@@ -214,7 +213,6 @@ class NginxConnections(TimedWorkload):
         runtime_s: WholeSeconds = 1
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
-        """Those of nginx with a page of 64 bytes, and connections that are not kept."""
         chosen = Nginx.Params(connections=params.clients, keep_alive=False, page_size="64B", runtime_s=params.runtime_s)
         return Nginx().commands(chosen, envelope)
 

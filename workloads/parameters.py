@@ -44,7 +44,6 @@ class TimedWorkload(Workload):
 
     @classmethod
     def duration_s(cls, params: Any) -> float:
-        """The run time, and the overhead."""
         return float(params.runtime_s + cls.overhead_s)
 
 

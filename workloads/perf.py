@@ -88,7 +88,6 @@ class _Loop(_Bench):
 
     @classmethod
     def duration_s(cls, params: Any) -> float:
-        """From the nominal time of an operation."""
         return float(params.loops * cls.nominal_operation_s)
 
 
@@ -144,7 +143,6 @@ class Syscall(_Loop):
         loops: Loops = 5_000_000
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - one thread on any envelope
-        """One thread, on one CPU of the envelope."""
         argv = ("perf", "bench", "syscall", "basic", "--loop", str(params.loops))
         return Commands(Command(argv, timeout_s=self.timeout_s(params)))
 
@@ -197,7 +195,6 @@ class SchedMessaging(_Bench):
 
     @classmethod
     def duration_s(cls, params: Params) -> float:
-        """From 1 µs a message."""
         return params.groups * 400 * params.loops * cls.nominal_message_s
 
 
@@ -242,7 +239,6 @@ class Memory(_Bench):
 
     @classmethod
     def duration_s(cls, params: Params) -> float:
-        """From 0.15 ns a byte."""
         return parse_size(params.size) * params.loops * cls.nominal_byte_s
 
 

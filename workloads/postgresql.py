@@ -175,7 +175,6 @@ class PostgreSQL(TimedWorkload):
         ]
 
     def histograms(self, completed: Completed) -> list[Histogram]:
-        """Every latency that was seen, with how often."""
         counts = _read_counts(read_output(_TOOL, completed))
         bounds = tuple(latency / 1e6 for latency, _ in counts)
         return [Histogram("sql.latency", Unit.SECOND, bounds, tuple(count for _, count in counts))]

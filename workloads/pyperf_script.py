@@ -121,7 +121,6 @@ class PyperfWorkload(Workload):
     section: ClassVar[PyperfSection]
 
     def commands(self, params: NoOptions, envelope: Envelope) -> Commands:
-        """The script is written once and run each iteration."""
         del params, envelope
         section = self.section
         name = Path(section.pyperf).name
@@ -130,7 +129,6 @@ class PyperfWorkload(Workload):
         return Commands(Command(run, timeout_s=section.timeout), setup=(write,))
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """The mean of each benchmark, as pyperf reports it."""
         values = self._values(completed)
         return [Measurement(_metric_name(name), statistics.fmean(values[name])) for name in self.section.benchmarks]
 

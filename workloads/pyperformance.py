@@ -78,7 +78,6 @@ class Pyperformance(Workload):
         values: Annotated[int, Meta(ge=1, le=1000, description="of each process, of 0.1 s at least")] = 3
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - one process at a time
-        """One process at a time, wherever it is put."""
         options = ("--processes", str(params.processes), "--values", str(params.values), "--warmups", "1")
         run = ("sh", "-c", _RUN, "sh", params.benchmark, *options)
         # Each process starts Python and reads much of /proc and /sys, which an emulated guest takes a minute for.
@@ -90,11 +89,9 @@ class Pyperformance(Workload):
         )
 
     def parse(self, completed: Completed) -> list[Measurement]:
-        """The mean, as ``pyperf show`` reports it."""
         return [Measurement("benchmark.time", statistics.fmean(self._values(completed)))]
 
     def histograms(self, completed: Completed) -> list[Histogram]:
-        """Every value."""
         return [histogram_of("benchmark.time", self._values(completed))]
 
     @classmethod

@@ -113,7 +113,6 @@ class Sockperf(TimedWorkload):
         port: Port = 11111
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - the path decides, not the size
-        """A server that answers, and the client."""
         protocol = ("--tcp",) if params.protocol == "tcp" else ()
         place = (*protocol, "--ip", SERVER, "--port", str(params.port))
         client = (
@@ -156,7 +155,6 @@ class Sockperf(TimedWorkload):
         return [_count(_read(completed))]
 
     def diagnose(self, completed: Completed) -> Diagnosis | None:
-        """What sockperf says where the server is gone."""
         for said in (_NO_ANSWER, "A connection was forcibly closed by a peer"):
             if said.encode() in completed.stderr:
                 return Diagnosis(f"sockperf: {said}", "see the server's last words, if it has any")

@@ -115,7 +115,6 @@ class StressNg(TimedWorkload):
                 raise ValueError(f"stressor: {self.stressor!r} is not a stressor of stress-ng that tare runs{hint}")
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
-        """As many instances of the stressor as there are CPUs."""
         return Commands(_command((f"--{params.stressor}", str(len(envelope.cpus))), params.runtime_s))
 
     def parse(self, completed: Completed) -> list[Measurement]:

@@ -86,7 +86,6 @@ class SysbenchCpu(TimedWorkload):
         max_prime: Annotated[int, Meta(ge=1000, le=10_000_000)] = 10_000
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
-        """One thread on each CPU of ``envelope``."""
         options = (f"--cpu-max-prime={params.max_prime}", "--histogram=on")
         return Commands(_command("cpu", options, params.runtime_s, envelope))
 

@@ -54,7 +54,6 @@ class Boot(Experiment):
     metrics = (CREATE, INIT, READY, TOTAL, *STARTS, FIRST_COMMAND, STOP, *STOPS, *FOOTPRINT, CPU, *SPLITS.values())
 
     def run(self, run: InstanceRun) -> None:
-        """One start and stop."""
         with run.start() as instance:
             timeline = instance.timeline
             usage, footprint = instance.usage(), instance.footprint()

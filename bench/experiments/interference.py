@@ -105,12 +105,10 @@ class Interference(Experiment):
 
     @classmethod
     def metrics_with(cls, workload: type[Workload] | None) -> tuple[Metric, ...]:
-        """The victim's metrics, as values and as ratios."""
         victim = (DURATION, *(() if workload is None else workload.metrics))
         return (AGGRESSOR_CPU, *map(value_of, victim), *map(ratio_of, victim))
 
     def run(self, run: InstanceRun) -> None:
-        """One victim, alone and next to each number of aggressors."""
         if run.workload is None:
             raise WorkloadError("interference was planned without a workload")
         _Victim(run, run.workload).run()

@@ -63,11 +63,9 @@ class Steady(Experiment):
 
     @classmethod
     def server_place(cls, options: SteadyOptions) -> ServerPlace:
-        """What the suite stated."""
         return options.server
 
     def run(self, run: InstanceRun) -> None:
-        """One instance with all its iterations."""
         workload = run.workload
         if workload is None:
             raise WorkloadError("steady was planned without a workload")
