@@ -12,6 +12,7 @@ Needs root, crun, runc and gcc. Leaves nothing behind; what a killed run left is
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import statistics
@@ -20,13 +21,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from tare.backends.cgroups.layout import Layout, Version, find_layout, prepare_parent
 from tare.backends.cgroups.lifecycle import choose_controllers
 from tare.backends.native.backend import Native
 from tare.backends.native.options import NativeOptions
-from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, compile_filters, oci_seccomp
+from tare.backends.native.seccomp import (
+    ARCHITECTURES,
+    DEFAULT_CAPABILITIES,
+    Condition,
+    allowed_calls,
+    compile_filters,
+    conditions,
+)
 from tare.backends.native.setup import MASKED, READ_ONLY
 from tare.bench.errors import ExitCode, MissingToolError, TareError
 from tare.bench.image import ImageStore
@@ -59,6 +67,28 @@ class Result(TypedDict):
     p99_over_median: float
     medians_s: dict[str, float]
     starts: int
+
+
+def oci_seccomp(capabilities: tuple[int, ...]) -> dict[str, Any]:
+    """The profile of tare's own containers as ``linux.seccomp`` of config.json (OCI runtime specification 1.0.2)."""
+    calls = allowed_calls(capabilities)
+    rules: list[dict[str, Any]] = [{"names": list(calls), "action": "SCMP_ACT_ALLOW"}]
+    for condition in conditions(capabilities):
+        argument: dict[str, Any] = {"index": condition.argument, "value": condition.value, "op": "SCMP_CMP_EQ"}
+        if not condition.equal:
+            argument["op"] = "SCMP_CMP_NE"
+        elif condition.mask != Condition._field_defaults["mask"]:
+            argument.update(op="SCMP_CMP_MASKED_EQ", value=condition.mask, valueTwo=condition.value)
+        rules.append({"names": [condition.call], "action": "SCMP_ACT_ALLOW", "args": [argument]})
+    if "clone3" not in calls:
+        rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS})
+    architectures = [f"SCMP_ARCH_{name}" for name in ARCHITECTURES.get(os.uname().machine, ())]
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": errno.EPERM,
+        "architectures": architectures,
+        "syscalls": rules,
+    }
 
 
 def main() -> int:

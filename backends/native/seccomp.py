@@ -1,10 +1,9 @@
 """What a container may do: the capabilities that Docker grants, and the system calls that it lets containers make.
 
-``compile_filters`` gives the kernel's BPF programs (by libseccomp), ``oci_seccomp`` the same profile as the
-``linux.seccomp`` object of an OCI runtime's config.json. The intent followed is Docker Engine's default since
-version 25: what is not listed fails with EPERM, io_uring is not listed, AF_VSOCK sockets are refused, ``clone3``
-answers ENOSYS so that libraries fall back to ``clone``, whose flags can be looked at, and a call that is newer than
-any in the profile answers ENOSYS too, as if the kernel did not have it (runc does that for Docker).
+``compile_filters`` gives the kernel's BPF programs (by libseccomp). The intent followed is Docker Engine's default
+since version 25: what is not listed fails with EPERM, io_uring is not listed, AF_VSOCK sockets are refused, ``clone3``
+answers ENOSYS so that libraries fall back to ``clone``, whose flags can be looked at, and a call that is newer than any
+in the profile answers ENOSYS too, as if the kernel did not have it (runc does that for Docker).
 
 https://docs.docker.com/engine/security/seccomp/ tells what is denied and why.
 """
@@ -204,7 +203,7 @@ def compile_filters(capabilities: tuple[int, ...]) -> Filters:
     calls = allowed_calls(capabilities)
     inherited = _new_filter(library, library.ERRNO(errno.EPERM))
     numbers = _allow(library, inherited, dict.fromkeys((*calls, *SET_UP)), capabilities)
-    foreign = _ARCHITECTURES.get(os.uname().machine, ())[1:]
+    foreign = ARCHITECTURES.get(os.uname().machine, ())[1:]
     if foreign:  # nothing of ours is a program of those, so they need no call to set up with
         strangers = _new_filter(library, library.ERRNO(errno.EPERM), foreign)
         _allow(library, strangers, calls, capabilities)
@@ -222,29 +221,7 @@ def compile_filters(capabilities: tuple[int, ...]) -> Filters:
     )
 
 
-def oci_seccomp(capabilities: tuple[int, ...]) -> dict[str, Any]:
-    """The same profile as ``linux.seccomp`` of config.json (OCI runtime specification 1.0.2)."""
-    calls = allowed_calls(capabilities)
-    rules: list[dict[str, Any]] = [{"names": list(calls), "action": "SCMP_ACT_ALLOW"}]
-    for condition in conditions(capabilities):
-        argument: dict[str, Any] = {"index": condition.argument, "value": condition.value, "op": "SCMP_CMP_EQ"}
-        if not condition.equal:
-            argument["op"] = "SCMP_CMP_NE"
-        elif condition.mask != Condition._field_defaults["mask"]:
-            argument.update(op="SCMP_CMP_MASKED_EQ", value=condition.mask, valueTwo=condition.value)
-        rules.append({"names": [condition.call], "action": "SCMP_ACT_ALLOW", "args": [argument]})
-    if "clone3" not in calls:
-        rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS})
-    architectures = [f"SCMP_ARCH_{name}" for name in _ARCHITECTURES.get(os.uname().machine, ())]
-    return {
-        "defaultAction": "SCMP_ACT_ERRNO",
-        "defaultErrnoRet": errno.EPERM,
-        "architectures": architectures,
-        "syscalls": rules,
-    }
-
-
-_ARCHITECTURES = {"x86_64": ("X86_64", "X86", "X32"), "aarch64": ("AARCH64", "ARM")}
+ARCHITECTURES = {"x86_64": ("X86_64", "X86", "X32"), "aarch64": ("AARCH64", "ARM")}
 """Which programs a machine runs, by libseccomp's names."""
 
 

@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from benchmarks.start_latency import oci_seccomp
 from tare.backends.native import seccomp
 from tare.backends.native.seccomp import CAPABILITIES, DEFAULT_CAPABILITIES
 from tare.bench.errors import UnavailableError
@@ -136,7 +137,7 @@ def test_capabilities_bring_their_calls():
 
 
 def test_the_oci_form_is_the_same_profile():
-    profile = seccomp.oci_seccomp(GRANTED)
+    profile = oci_seccomp(GRANTED)
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
     assert profile["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
     allowed, *special = profile["syscalls"]
