@@ -75,6 +75,8 @@ def make_request(request: DensityRequest) -> RunRequest:
         experiment |= {"workload": request.workload, "params": typed_values("--param", request.params)}
     elif request.params:
         raise SuiteError("--param", "no --workload is named that this could apply to")
+    elif "objective" in request.options:
+        raise SuiteError("--objective", "no --workload is named whose p99 it could be compared with")
     source = {
         "suite": {"name": Builtin.DENSITY, "description": "How many instances fit, and what does one more cost?"},
         "envelope": dict(request.envelope),

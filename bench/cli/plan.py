@@ -103,6 +103,10 @@ def make_plan(request: PlanRequest) -> Plan:
         basis = Basis(request.basis)
     except ValueError:
         raise SuiteError("--basis", f"there is no {request.basis!r}; there are: {', '.join(Basis)}") from None
+    met = {one.resource for _, results in loaded for result in results for one in result.cell.endings if one.resource}
+    if unknown := sorted(set(request.raised) - met):
+        known = ", ".join(sorted(met)) or "nothing that has a name"
+        raise SuiteError("--raised", f"no ramp ended at {unknown[0]!r}; they ended at: {known}")
     host = _host(request, loaded[0][0].manifest)
     types = [
         make_type(

@@ -19,6 +19,7 @@ from tare.bench.capacity.packing import Demand, pack
 from tare.bench.capacity.plan import plan_host
 from tare.bench.capacity.words import plan_notes
 from tare.bench.cli.main import app
+from tare.bench.cli.plan import PlanRequest, make_plan
 from tare.bench.errors import SuiteError
 from tare.bench.model import BackendDescription, Envelope, Fact, IsolationKind, named_facts
 from tare.bench.records import Event, EventKind, Sample
@@ -286,6 +287,12 @@ def test_a_limit_of_the_measured_host_binds_until_it_is_raised(tmp_path):
     assert (plan.instances, plan.remedy) == (COUNT, "raise kernel.pid_max")
     assert "processes" in plan.binds
     assert plan_host(only(path, raised=("processes",)), HOST).instances > 10 * COUNT
+
+
+def test_a_limit_that_no_ramp_met_cannot_be_raised(tmp_path):
+    path = write_density(tmp_path / "run", ending="processes")
+    with pytest.raises(SuiteError, match="--raised: no ramp ended at 'procs'; they ended at: processes"):
+        make_plan(PlanRequest((path,), raised=("procs",)))
 
 
 def test_of_several_ramps_the_least_population_is_the_host_s_limit_and_stated_limits_are_none():

@@ -367,6 +367,8 @@ def test_the_command_line_makes_a_suite_of_one_experiment():
         cli.typed_values("--param", ["size"])
     with pytest.raises(SuiteError, match="no --workload"):
         cli.make_request(msgspec.structs.replace(request, workload=""))
+    with pytest.raises(SuiteError, match="--objective: no --workload"):
+        cli.make_request(msgspec.structs.replace(request, workload="", params=(), options={"objective": "5ms"}))
     assert cli.make_request(msgspec.structs.replace(request, targets=("my.toml",))).suite == Path("my.toml")
 
 
