@@ -314,6 +314,7 @@ ODD = {
     "odd character set": one(pax={"hdrcharset": "BINARY", "path": "bin/ü"}, mtime=1e18),
     "sparse without numbers": one(pax={"GNU.sparse.map": "a,b"}),
     "sparse map backwards": one(pax={"GNU.sparse.map": "512,10,0,10", "GNU.sparse.size": "1000"}),
+    "sparse map overlaps": one(content=bytes(20), pax={"GNU.sparse.map": "0,10,5,10", "GNU.sparse.size": "20"}),
     "sparse beyond its size": one(pax={"GNU.sparse.map": "0,99999", "GNU.sparse.size": "10"}),
     "pax headers without end": b"".join(tarfile.TarInfo.create_pax_global_header({"a": "b"}) for _ in range(9000))
     + one(),
@@ -405,7 +406,8 @@ def test_whatever_describes_the_layers_there_is_a_tree_or_one_message(
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user")
 def test_an_ordinary_user_imports_what_its_owner_may_not_read() -> None:
     """In a process of its own, as nobody: root is refused nothing."""
-    members = (("shut", tarfile.DIRTYPE, 0), ("shut/x", tarfile.REGTYPE, 0), ("shut/y", tarfile.LNKTYPE, 0))
+    folders = (("shut", tarfile.DIRTYPE, 0), ("shut/in", tarfile.DIRTYPE, 0o500))
+    members = (*folders, ("shut/x", tarfile.REGTYPE, 0), ("shut/y", tarfile.LNKTYPE, 0))
     with tempfile.TemporaryDirectory() as folder:
         os.chown(folder, 65534, 65534)
         with tarfile.open(Path(folder, "layer"), "w") as tar:
@@ -434,6 +436,7 @@ def _import_as_nobody(folder: Path) -> None:
         ("bin", "d", "0500"),
         ("bin/sh", "f", "4000"),
         ("shut", "d", "0000"),
+        ("shut/in", "d", "0500"),
         ("shut/x", "f", "0000"),
         ("shut/y", "f", "0000"),
     ]
