@@ -24,6 +24,7 @@ from tare.bench.trees import remove_tree
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
 _XATTR = "SCHILY.xattr."
+_NAMESPACES = ("user.", "security.", "trusted.", "system.")
 _MOST_LINKS = 40
 _LATEST_S = 1 << 33
 _OF_THE_HOST = {
@@ -167,7 +168,11 @@ class Unpacking:
             os.chown(path, member.uid, member.gid, follow_symlinks=False)
         for key, value in member.pax_headers.items():
             attribute = key.removeprefix(_XATTR)
-            if attribute != key and (self._is_root or attribute.startswith("user.")):
+            if attribute == key:
+                continue
+            if not attribute.startswith(_NAMESPACES):
+                raise ImageError(f"{quoted(member.name)} has the impossible extended attribute {quoted(attribute)}")
+            if self._is_root or attribute.startswith("user."):
                 os.setxattr(path, attribute, value.encode("utf-8", "surrogateescape"), follow_symlinks=False)
         made.mode = 0o777 if made.kind == "l" else stat.S_IMODE(member.mode)
         if made.kind == "d":

@@ -311,6 +311,7 @@ ODD = {
     "whiteout of .": one("bin/.wh.."),
     "whiteout of ..": one("bin/.wh..."),
     "unknown kind": one(type=b"M"),
+    "attribute of no kind": one(pax={"SCHILY.xattr.some": "x"}),
     "odd character set": one(pax={"hdrcharset": "BINARY", "path": "bin/ü"}, mtime=1e18),
     "sparse without numbers": one(pax={"GNU.sparse.map": "a,b"}),
     "sparse map backwards": one(pax={"GNU.sparse.map": "512,10,0,10", "GNU.sparse.size": "1000"}),
