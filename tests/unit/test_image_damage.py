@@ -337,7 +337,9 @@ def test_names_in_messages_are_printable(load: Importer) -> None:
     assert len(caught.value.message) < 400
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(edits=st.lists(st.tuples(st.integers(0, 4095), st.binary(min_size=1, max_size=12)), min_size=1, max_size=6))
 def test_whatever_stands_in_an_archive_there_is_a_tree_or_one_message(
     load: Importer, edits: list[tuple[int, bytes]]
@@ -384,7 +386,9 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(document=JSON, is_docker=st.booleans())
 def test_whatever_describes_the_layers_there_is_a_tree_or_one_message(
     tmp_path: Path, document: object, is_docker: bool
