@@ -5,11 +5,14 @@ What is there already must be this user's own (``require_own``): root follows wh
 """
 
 import contextlib
+import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from tare.bench.errors import TareError
+from tare.bench.readable import readable
 
 CACHE_VARIABLE = "TARE_CACHE_DIR"
 STATE_VARIABLE = "TARE_STATE_DIR"
@@ -53,6 +56,11 @@ def require_own(folder: Path, variable: str) -> Path:
     others may write to it or to a folder above it (sticky folders like /tmp are fine), or if another user made a link
     on the way to it.
     """
+    if readable(str(folder)) != str(folder):
+        raise TareError(
+            f"{folder} is not safe to use: its name is not printable UTF-8",
+            remedy=f"set {variable} to a folder whose name is",
+        )
     known = {0, os.geteuid()}
     resolved = Path(os.path.realpath(folder))
     for path in dict.fromkeys((folder, *folder.parents, resolved, *resolved.parents)):
@@ -63,6 +71,48 @@ def require_own(folder: Path, variable: str) -> Path:
             if stat.S_ISDIR(status.st_mode) and _others_write(status):
                 raise _not_own(folder, f"others may write to {path} (mode {stat.S_IMODE(status.st_mode):o})", variable)
     return folder
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free where ``folder`` is, or would be made. Raises OSError if nothing can be written there."""
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    with tempfile.TemporaryFile(dir=existing) as file:
+        free = os.fstatvfs(file.fileno())
+    return free.f_bavail * free.f_frsize
+
+
+_REFUSED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTDIR))
+
+
+def folder_failure(error: BaseException | None) -> TareError | None:
+    """What ``error`` comes down to, if a folder of tare's or the working directory cannot be used; otherwise None."""
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        near = error.object[max(0, error.start - 40) : error.end + 40]
+        return TareError(f"a name is not UTF-8: {near}", remedy="give what it names another name")
+    if isinstance(error, TareError) and error.remedy is None:
+        error = error.__cause__
+    if not isinstance(error, OSError):
+        return None
+    try:
+        path = Path.cwd() / str(error.filename or "")
+    except FileNotFoundError:
+        return TareError("the working directory does not exist any more", remedy="change to a folder that exists")
+    if not error.filename:
+        return None
+    for variable, find in _FOLDERS.items():
+        try:
+            folder = find()
+        except TareError as unsafe:
+            return unsafe
+        if folder.is_relative_to(path) or (path.is_relative_to(folder) and error.errno in _REFUSED):
+            return TareError(
+                f"cannot write to {folder}: {path}: {error.strerror}",
+                remedy=f"make it a folder that can be written to, or set {variable} to one",
+            )
+    return None
+
+
+_FOLDERS = {WORK_VARIABLE: work_directory, CACHE_VARIABLE: cache_directory, STATE_VARIABLE: state_directory}
 
 
 def _others_write(status: os.stat_result) -> bool:

@@ -21,13 +21,13 @@ import msgspec
 from tare.bench.adaptive import Sampler, run_until_precise
 from tare.bench.cleaning import clean_up
 from tare.bench.design import make_design
-from tare.bench.errors import BackendError, RunDirectoryError, TareError, UnavailableError
+from tare.bench.errors import BackendError, RunDirectoryError, StoreError, TareError, UnavailableError
 from tare.bench.host import host_confounds, host_fingerprint, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
-from tare.bench.locations import cache_directory, ledger_directory, work_directory
+from tare.bench.locations import cache_directory, free_bytes, ledger_directory, work_directory
 from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
 from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, RunStatus
@@ -72,10 +72,10 @@ def start_run(request: RunRequest, display: Display) -> RunResult:
 
 def run_suite(suite: Suite, path: Path, display: Display) -> RunResult:
     """Run a resolved suite from its beginning into the empty or new folder ``path``. Raises as ``start_run``."""
-    if path.exists() and not path.is_dir():
-        raise RunDirectoryError(f"{path} is not a folder", remedy="choose another --output")
-    if path.exists() and any(path.iterdir()):
-        raise RunDirectoryError(f"{path} is not empty", remedy="choose another --output, or resume it with --resume")
+    with contextlib.suppress(NotADirectoryError):  # said below, with what else cannot be written to
+        if path.exists() and any(path.iterdir()):
+            remedy = "choose another --output, or resume it with --resume"
+            raise RunDirectoryError(f"{path} is not empty", remedy=remedy)
     return _Session(suite, path, display, None).run()
 
 
@@ -102,6 +102,11 @@ class _Session:
         self.missing: dict[str, Availability] = {}
 
     def run(self) -> RunResult:
+        try:
+            free_bytes(self.path)
+        except OSError as error:
+            problem = f"cannot write to the run directory {self.path}: {error.strerror}"
+            raise StoreError(problem, remedy="choose another folder with --output, or make it writable") from error
         with start_workplace(self.suite, self.display.step) as context, contextlib.ExitStack() as stack:
             work, images = context.work_directory, ImageStore(cache_directory(), context.ledger)
             candidates = self._probe(context)

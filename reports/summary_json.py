@@ -42,7 +42,7 @@ class JsonReporter(Reporter):
 
 
 def _dump(output: Path, content: dict[str, Any]) -> None:
-    output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
 
 
 def summary_of(analysis: Analysis) -> dict[str, Any]:

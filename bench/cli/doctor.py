@@ -1,5 +1,6 @@
 """``tare doctor``: what works here, what does not, why, and how to get it."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,13 +10,21 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from tare.bench.errors import ExitCode, TareError
+from tare.bench.errors import CleanUpError, ExitCode, TareError
 from tare.bench.host import host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
 from tare.bench.linux.files import HostRoots
-from tare.bench.locations import cache_directory, ledger_directory, work_directory
+from tare.bench.locations import (
+    CACHE_VARIABLE,
+    STATE_VARIABLE,
+    WORK_VARIABLE,
+    cache_directory,
+    free_bytes,
+    ledger_directory,
+    work_directory,
+)
 from tare.bench.packages import load_packages, remedy_for
 from tare.bench.readable import as_markup
 from tare.bench.registry import find_backends, find_experiments, find_reporters, find_workload_kinds, find_workloads
@@ -32,6 +41,7 @@ class Check(msgspec.Struct, frozen=True):
     detail: str
     remedy: str = ""
     needed: bool = True
+    exit_code: ExitCode = ExitCode.NOT_READY
 
 
 def doctor_command() -> ExitCode:
@@ -55,7 +65,7 @@ def doctor_command() -> ExitCode:
         console.print(f"tuned by tare: {as_markup(fact.text)}; put back with `tare tune restore`", soft_wrap=True)
     failed = [check for check in checks if not check.works and check.needed]
     console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} checks failed")
-    return ExitCode.NOT_READY if failed else ExitCode.OK
+    return max((check.exit_code for check in failed), default=ExitCode.OK)
 
 
 def _check_host() -> Iterator[Check]:
@@ -65,19 +75,19 @@ def _check_host() -> Iterator[Check]:
     cpus = sorted(os.sched_getaffinity(0))
     detail = f"{len(cpus)} usable" if len(cpus) > 1 else "only one: tare itself disturbs what it measures"
     yield Check("CPUs", len(cpus) > 1, detail, "use a host with two CPUs or more", needed=False)
-    for folder in (work_directory(), cache_directory(), ledger_directory()):
-        yield _check_folder(folder)
+    yield _check_folder(work_directory(), WORK_VARIABLE)
+    yield _check_folder(cache_directory(), CACHE_VARIABLE)
+    yield _check_folder(ledger_directory(), STATE_VARIABLE)
 
 
-def _check_folder(folder: Path) -> Check:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+def _check_folder(folder: Path, variable: str) -> Check:
     try:
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".tare-"):
-            free = os.statvfs(existing)
+        gib = free_bytes(folder) / 2**30
     except OSError as error:
-        remedy = "make it writable, or set TARE_WORK_DIR, TARE_CACHE_DIR, TARE_STATE_DIR to folders that are"
-        return Check(f"folder {folder}", works=False, detail=str(error.strerror), remedy=remedy)
-    gib = free.f_bavail * free.f_frsize / 2**30
+        remedy = f"make it a folder that can be written to, or set {variable} to one"
+        return Check(
+            f"folder {folder}", works=False, detail=str(error.strerror), remedy=remedy, exit_code=ExitCode.ENVIRONMENT
+        )
     return Check(f"folder {folder}", gib >= 2, f"{gib:.1f} GiB free", "make 2 GiB of room")
 
 
@@ -95,7 +105,7 @@ def _check_packages() -> Iterator[Check]:
 
 def _check_backends() -> Iterator[Check]:
     plugins = find_backends()
-    with Ledger(ledger_directory()) as ledger, tempfile.TemporaryDirectory(prefix="tare-doctor-") as folder:
+    with _ledger() as ledger, tempfile.TemporaryDirectory(prefix="tare-doctor-") as folder:
         for name, backend in sorted(plugins.loaded.items()):
             cpus = tuple(sorted(os.sched_getaffinity(0)))
             try:
@@ -113,6 +123,17 @@ def _check_backends() -> Iterator[Check]:
                 yield Check(f"{name}: {facility}", found.available, found.reason, found.remedy or "", needed=False)
 
 
+@contextlib.contextmanager
+def _ledger() -> Iterator[Ledger]:
+    """The user's ledger; where there can be none, one that is gone afterwards, so that the rest is looked at."""
+    with contextlib.ExitStack() as stack:
+        try:
+            ledger = Ledger(ledger_directory())
+        except CleanUpError:
+            ledger = Ledger(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tare-doctor-"))))
+        yield stack.enter_context(ledger)
+
+
 def _check_plugins() -> Iterator[Check]:
     finders = (find_backends, find_experiments, find_workloads, find_workload_kinds, find_reporters)
     for plugins in (find() for find in finders):
@@ -124,7 +145,7 @@ def _check_plugins() -> Iterator[Check]:
 def _check_image() -> Check:
     remedy = "nothing needs doing: `tare run` builds it; `tare image build` does so now"
     try:
-        with Ledger(ledger_directory()) as ledger:
+        with _ledger() as ledger:
             images = [entry for entry in ImageStore(cache_directory(), ledger).list() if not entry.problem]
     except TareError as error:
         return Check("image", works=False, detail=error.message, remedy=error.remedy or "", needed=False)

@@ -40,8 +40,10 @@ def guard() -> Iterator[None]:
     except KeyboardInterrupt:
         complain("interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
-    except (TareError, OSError) as raised:
-        error = lack_of_descriptors(raised) or raised
+    except (TareError, OSError, UnicodeEncodeError) as raised:
+        from tare.bench.locations import folder_failure
+
+        error = lack_of_descriptors(raised) or folder_failure(raised) or raised
         if not isinstance(error, TareError):
             _report_bug()
             raise typer.Exit(ExitCode.BUG) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.errors import ExitCode, TareError
+from tare.bench.errors import CleanUpError, ExitCode, TareError
 from tare.bench.ledger import Ledger
 from tare.bench.locations import STATE_VARIABLE, WORK_VARIABLE, ledger_directory, require_own, work_directory
 from tare.bench.trees import make_work_folder
@@ -88,7 +88,7 @@ def test_a_link_in_place_of_a_run_s_folder_is_not_followed(tmp_path: Path) -> No
     (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileExistsError):
         make_work_folder(tmp_path / "run")
-    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+    with pytest.raises(CleanUpError, match="Too many levels of symbolic links"):
         link_in_place_of_the_ledger(tmp_path)
 
 

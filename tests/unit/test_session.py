@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.errors import BackendError, RunDirectoryError, TareError, UnavailableError, UnknownNameError
+from tare.bench.errors import BackendError, RunDirectoryError, StoreError, TareError, UnavailableError, UnknownNameError
 from tare.bench.image import ImageStore, Recipe, store
 from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.model import BackendDescription, Completed
@@ -167,7 +167,7 @@ def test_a_folder_with_something_in_it_is_refused_and_kept(place):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(place):
     (place / "run").touch()
-    with pytest.raises(RunDirectoryError, match="not a folder"):
+    with pytest.raises(StoreError, match=r"cannot write to the run directory .*/run: Not a directory"):
         start(place)
 
 
