@@ -153,7 +153,8 @@ class Envelope(Struct, frozen=True):
 class Command(Struct, frozen=True):
     """A program to run inside an instance. ``argv[0]`` is looked up in the image's PATH.
 
-    ``timeout_s`` bounds it: afterwards its whole process tree is killed and ``Completed.timed_out`` set.
+    ``timeout_s`` bounds it: afterwards its whole process tree is killed and ``Completed.timed_out`` set. Raises
+    ValueError if it names no program.
     """
 
     argv: tuple[str, ...]
@@ -161,6 +162,10 @@ class Command(Struct, frozen=True):
     cwd: str = "/"
     stdin: bytes = b""
     timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.argv or not self.argv[0]:
+            raise ValueError("a command is empty: it names no program")
 
 
 class Completed(Struct, frozen=True):

@@ -307,12 +307,13 @@ def control_false_discoveries(comparisons: Sequence[Comparison]) -> list[Compari
     """The same comparisons with q-values over all of them, by Benjamini and Hochberg (1995).
 
     Of the verdicts faster and slower only those with q up to 1 - level survive in ``verdict_adjusted``. Equivalence
-    needs no adjustment: it claims no difference.
+    needs no adjustment: it claims no difference. What was too large to compute with (no finite p) is left as it is.
     """
     from scipy.stats import false_discovery_control
 
-    tested = [index for index, comparison in enumerate(comparisons) if comparison.p_value is not None]
-    q_values = false_discovery_control([comparisons[index].p_value or 0.0 for index in tested])
+    p_values = [math.nan if one.p_value is None else one.p_value for one in comparisons]
+    tested = [index for index, p_value in enumerate(p_values) if math.isfinite(p_value)]
+    q_values = false_discovery_control([p_values[index] for index in tested])
     result = list(comparisons)
     for index, q in zip(tested, q_values.tolist(), strict=True):
         found = comparisons[index]

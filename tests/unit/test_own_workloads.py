@@ -406,3 +406,9 @@ def test_a_benchmark_that_is_not_declared_is_refused_and_so_is_one_that_is_missi
 def test_a_broken_pyperf_file_is_a_parse_error(cut: int, junk: bytes) -> None:
     with pytest.raises(ParseError):
         pyperf_workload("sum", "Sort 2").parse(ended(CAPTURED.read_bytes()[:cut] + junk))
+
+
+@pytest.mark.parametrize("argv", [(), ("",)])
+def test_a_command_names_a_program(argv: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="names no program"):
+        Command(argv)

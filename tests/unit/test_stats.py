@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -221,7 +222,10 @@ def test_differences_by_chance_do_not_survive_many_comparisons():
         )
         for ratio in given_ratios
     ]
-    adjusted = control_false_discoveries([*found, compare(blocks_of(1.0), blocks_of(1.0), direction=LOWER)])
+    alone = compare(blocks_of(1.0), blocks_of(1.0), direction=LOWER)
+    overflown = msgspec.structs.replace(found[0], p_value=math.nan)
+    adjusted = control_false_discoveries([*found, alone, overflown])
+    assert adjusted[66] is overflown
     by_chance = [one for one in adjusted[:60] if one.verdict in (Verdict.FASTER, Verdict.SLOWER)]
     assert by_chance, "this seed has false alarms before the correction"
     assert sum(one.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER) for one in adjusted[:60]) < len(by_chance)
