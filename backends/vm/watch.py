@@ -254,7 +254,8 @@ class _Loop:
         self._watch = watch
         self._boots = boots
         self._born_by_console = born_by_console
-        self._stack = stack
+        # Entered before the thread starts, so closed after it has ended, whatever the thread adds.
+        self._stack = stack.enter_context(contextlib.ExitStack())
         self._is_reaped = True
         self._selector = stack.enter_context(selectors.DefaultSelector())
         self._selector.register(stop, selectors.EVENT_READ, None)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -221,3 +222,21 @@ def test_a_console_line_without_end_is_not_kept_whole(told):
     assert len(told.console_tail()) <= 1 << 16
     told.on_console(b"\ntare: ready 1.0\n", 2.0)
     assert "ready" in told.marks
+
+
+def test_a_console_is_open_until_the_thread_has_ended(tmp_path, monkeypatch):
+    """What the thread opened is closed after its end: a console that went away before it would end it by an error."""
+    closed_while_alive = []
+    real = socket.socket.close
+
+    def close(self):
+        if self.fileno() >= 0 and any(thread.name == f"watch {tmp_path.name}" for thread in threading.enumerate()):
+            closed_while_alive.append(self.getsockname())
+        real(self)
+
+    monkeypatch.setattr(socket.socket, "close", close)
+    with start_watch(tmp_path) as watch, socket.socket(socket.AF_UNIX) as console:
+        console.connect(str(watch.console_socket))
+        console.sendall(b"tare: init 1.5\n")
+        assert watch.wait(lambda: "init" in watch.marks, time.monotonic() + 10)
+    assert str(watch.console_socket) not in closed_while_alive
