@@ -31,8 +31,11 @@ def ship(folder: Path, *needed: str) -> Path:
     ours = distribution("tarebench")
     metadata = folder / f"tarebench-{ours.version}.dist-info"
     metadata.mkdir()
-    for name in ("METADATA", "entry_points.txt"):
-        (metadata / name).write_text(ours.read_text(name) or "")
+    # In a checkout it may be the egg-info that is found first, where the same text has another name.
+    described = ours.read_text("METADATA") or ours.read_text("PKG-INFO")
+    for name, text in (("METADATA", described), ("entry_points.txt", ours.read_text("entry_points.txt"))):
+        assert text, f"{ours} has no {name}"
+        (metadata / name).write_text(text)
     found: dict[str, Distribution] = {}
     for name in needed:
         requirements(name, found)
