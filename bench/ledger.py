@@ -345,6 +345,9 @@ _NAME = re.compile(
     re.ASCII,
 )
 
+_OLDER_NAME = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}-\d+-\d+", re.ASCII)
+"""Of a ledger file of tare 0.1."""
+
 _FORKING_S = 1.0
 """A process that a killed owner was just starting has its lock too, until it executes its program."""
 
@@ -353,9 +356,11 @@ def _take_over(path: Path) -> _Book | None:
     """The ledger file of a dead owner; None for that of a living one, and for a file that is no ledger by its name.
 
     One boot id is one kernel, whatever the containers on it call themselves: there the lock holds across namespaces.
-    Raises OSError where a lock would prove nothing, or cannot be had.
+    Raises OSError where a lock would prove nothing (another host's, tare 0.1's), or cannot be had.
     """
     name = _NAME.fullmatch(path.stem)
+    if _OLDER_NAME.fullmatch(path.stem):
+        raise OSError(errno.EINVAL, "of tare 0.1, whose owners held no lock", str(path))
     if name is None:
         return None
     if name["host"] != _host() and name["boot"] != read_boot_id():

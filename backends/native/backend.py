@@ -176,7 +176,7 @@ class Native(HostKernelBackend):
         return LOOPBACK if self.options.network is Network.HOST else None
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
-        """Bare metal in the namespace of the bridge, or beside containers on the host."""
+        """Bare metal in the namespace of the bridge, or next to containers on the host."""
         if self.options.network is Network.NONE:
             raise UnsupportedError(
                 "a container with the network none reaches nothing outside",

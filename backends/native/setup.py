@@ -79,7 +79,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     ``boot_offset_s`` is added to the boot clock, None for no time namespace; the monotonic clock, by which commands
     are timed, stays the host's.
     ``mount_points`` are those that the image lacks. ``identities`` are those of the user namespace that the zygote
-    itself is in (``identities.Identities``). ``also_masked`` are paths to hide beside ``MASKED``. ``system`` has
+    itself is in (``identities.Identities``). ``also_masked`` are paths to hide as well as ``MASKED``. ``system`` has
     systemd boot the image's distribution before an instance is ready.
     """
 

@@ -391,7 +391,7 @@ class Zygotes:
                 self._idle.append((zygote, ending))
 
     def have(self, number: int) -> None:
-        """See that so many can be borrowed without a new one. Raises BackendError."""
+        """Make sure that this many can be borrowed without starting a new one. Raises BackendError."""
         with contextlib.ExitStack() as lent:
             for _ in range(number):
                 lent.enter_context(self.borrow())

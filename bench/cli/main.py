@@ -338,8 +338,11 @@ def clean() -> None:
         for entry in cleaned.removed:
             typer.echo(f"removed {entry}")
         for path in cleaned.unjudged:
-            typer.echo(f"left alone: {path} is another host's or user's, or its file system has no locks", err=True)
+            typer.echo(
+                f"left alone: {path} is another host's, another user's or tare 0.1's, or its file system has no locks",
+                err=True,
+            )
         if failure := cleaned.failure():
             raise failure
-        if not cleaned.removed:
+        if not (cleaned.removed or cleaned.unjudged):
             typer.echo("nothing was left behind")
