@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, field, inspect
@@ -91,11 +91,13 @@ class Sampling(Section, frozen=True):
 class ReportSection(Section, frozen=True):
     """``[report]``: the margin of metrics that have none of their own, and the backend that others are compared with.
 
-    Without a ``baseline``: bare metal if there is any, else the first backend.
+    Without a ``baseline``: bare metal if there is any, else the first backend. ``emulated``: results of guests under
+    software emulation are told apart, in the report's appendix, or compared with the others.
     """
 
     margin: Share = DEFAULT_MARGIN
     baseline: str = ""
+    emulated: Literal["apart", "compare"] = "apart"
 
 
 class MetricSection(Section, frozen=True):

@@ -15,5 +15,18 @@ from tare.bench.analysis.estimates import (
     Subject,
     analyse,
 )
+from tare.bench.analysis.grade import Grade, GradeLevel
 
-__all__ = ["Analysis", "CellResult", "MeasuredBackend", "Points", "Row", "RunNoise", "RunResults", "Subject", "analyse"]
+__all__ = [
+    "Analysis",
+    "CellResult",
+    "Grade",
+    "GradeLevel",
+    "MeasuredBackend",
+    "Points",
+    "Row",
+    "RunNoise",
+    "RunResults",
+    "Subject",
+    "analyse",
+]

@@ -26,8 +26,9 @@ from tare.bench.analysis.cells import (
     without_ratio,
 )
 from tare.bench.analysis.density import DensityResult, analyse_density
+from tare.bench.analysis.grade import Grade, grade_of
 from tare.bench.catalogue import HARNESS_METRICS
-from tare.bench.model import Direction, ExperimentTraits, Metric
+from tare.bench.model import Direction, ExperimentTraits, IsolationKind, Metric
 from tare.bench.readable import one_line
 from tare.bench.records import Cell, Event, EventKind, Manifest
 from tare.bench.settings import DEFAULT_MARGIN, settings_of
@@ -49,12 +50,17 @@ from tare.bench.units import Unit
 
 
 class MeasuredBackend(msgspec.Struct, frozen=True):
-    """A backend as the report shows it. ``place`` numbers its colour and mark; the baseline has 0."""
+    """A backend as the report shows it. ``place`` numbers its colour and mark; the baseline has 0.
+
+    ``is_fenced``: its guests' processor is emulated, and the suite does not ask about emulation; its results are told
+    apart from what was measured on hardware.
+    """
 
     name: str
     label: str
     place: int
     is_baseline: bool
+    is_fenced: bool = False
 
 
 class CellResult(msgspec.Struct, frozen=True):
@@ -200,6 +206,11 @@ class Analysis(msgspec.Struct, frozen=True, dict=True):
         """What is fitted to the run's density ramps; found when first asked for, as most forms never do."""
         return analyse_density(self.run.samples, self.run.events)
 
+    @cached_property
+    def grade(self) -> Grade:
+        """How far this run can be relied on."""
+        return grade_of(self)
+
     @property
     def manifest(self) -> Manifest:
         """The run's manifest."""
@@ -285,12 +296,15 @@ def _backends(run: LoadedRun) -> list[MeasuredBackend]:
     names = sorted(seen, key=lambda name: name != manifest.baseline)
     # Place 0 is the baseline's even where it is missing, so that a backend keeps its colour from run to run.
     first = 0 if names and names[0] == manifest.baseline else 1
+    emulated = {name for name, one in manifest.backends.items() if one.kind is IsolationKind.EMULATED}
+    is_the_question = (manifest.suite.get("report") or {}).get("emulated") == "compare" or manifest.baseline in emulated
     return [
         MeasuredBackend(
             name=name,
             label=one_line(manifest.backends[name].label if name in manifest.backends else name),
             place=first + index,
             is_baseline=name == manifest.baseline,
+            is_fenced=name in emulated and not is_the_question,
         )
         for index, name in enumerate(names)
     ]
