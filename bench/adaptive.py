@@ -154,7 +154,7 @@ class Sampler:
         self, key: str, scenario: Scenario, block: int | None
     ) -> tuple[str, Mapping[str, Precision | None]]:
         """The leading metric, and how precisely each backend that was measured is known, as the analysis has it."""
-        traits, seed = scenario.experiment.traits, self._suite.sampling.seed
+        traits, seed = scenario.experiment.traits, self._suite.seed
         measured = {metric for scenario_key, metric, _ in self._samples if scenario_key == key}
         metrics = {metric.name: metric for metric in scenario.metrics if metric.name in measured}
         leading = leading_metric(traits, list(metrics))

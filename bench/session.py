@@ -193,7 +193,7 @@ class _Session:
             run=readable(self.path.name),
             tare_version=version("tarebench"),
             status=RunStatus.RUNNING,
-            seed=suite.sampling.seed,
+            seed=suite.seed,
             started_utc=_now(),
             ended_utc="",
             suite=suite.file.written(),

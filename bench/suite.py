@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import itertools
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ from tare.bench.units import format_size
 
 _MOST_INSTANCES = 1_000_000
 """Instances of a run: at a millisecond each they would take a quarter of an hour, at a minute two years."""
+
+_SEEDS = 10**9
+"""Of these a seed is drawn: short enough to be typed again."""
 
 
 class BackendChoice(msgspec.Struct, frozen=True):
@@ -107,10 +111,14 @@ class SuiteSpec(msgspec.Struct, frozen=True):
 
 
 class Suite(SuiteSpec, frozen=True):
-    """A suite bound to a host: on these CPUs of it, with instances in this folder (tare's own if None)."""
+    """A suite bound to a host: on these CPUs of it, with instances in this folder (tare's own if None).
+
+    ``seed`` decides on the order of the run. It is drawn if the file states none, and stands in ``file`` then.
+    """
 
     envelope: Envelope
     storage: Path | None
+    seed: int
 
 
 class HostOffer(msgspec.Struct, frozen=True):
@@ -142,8 +150,10 @@ def bind_suite(spec: SuiteSpec, host: HostOffer | None = None) -> Suite:
     storage = Path(section.storage).expanduser() if section.storage else None
     if storage is not None and not storage.is_dir():
         raise SuiteError(f"{spec.path}: envelope.storage", f"{storage} is not a folder")
-    fields = {name: getattr(spec, name) for name in SuiteSpec.__struct_fields__}
-    return Suite(**fields, envelope=envelope, storage=storage)
+    sampling = spec.sampling
+    seed = secrets.randbelow(_SEEDS) if sampling.seed is None else sampling.seed
+    file = msgspec.structs.replace(spec.file, sampling=msgspec.structs.replace(sampling, seed=seed))
+    return Suite(spec.path, file, spec.backends, spec.scenarios, envelope, storage, seed)
 
 
 def read_suite(path: Path, backends: Plugins[Backend], workloads: Plugins[Workload]) -> SuiteSpec:

@@ -75,10 +75,11 @@ class Sampling(Section, frozen=True):
     """``[sampling]``: blocks, fresh instances of a cell in a block, iterations in an instance, warm-ups before them.
 
     With a ``precision`` (0 or None: without), ``blocks`` is the least, and more follow until the leading metric of each
-    cell is known so exactly, ``max_time`` of measuring is spent, or ``max_blocks`` were run.
+    cell is known so exactly, ``max_time`` of measuring is spent, or ``max_blocks`` were run. A ``seed`` of None is
+    drawn when the suite is bound to a host.
     """
 
-    seed: Annotated[int, Meta(ge=0)] = 1
+    seed: Annotated[int, Meta(ge=0)] | None = None
     blocks: Count = 5
     instances: Count = 1
     iterations: Count = 3

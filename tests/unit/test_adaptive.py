@@ -26,7 +26,7 @@ NOISE = {"base": 0.002, "quiet": 0.002, "noisy": 0.08}
 def suite(*names: str, boot: bool = False, **sampling) -> Suite:
     source = {
         "suite": {"name": "adaptive"},
-        "sampling": {"blocks": 3, "iterations": 2, "warmup": 0, "precision": 0.02, **sampling},
+        "sampling": {"seed": 1, "blocks": 3, "iterations": 2, "warmup": 0, "precision": 0.02, **sampling},
         "backend": [{"type": "fake", "name": name} for name in names],
         "experiment": [
             *([{"kind": "boot", "precision": 0, "blocks": 2}] if boot else []),

@@ -90,7 +90,8 @@ def test_the_sampler_compares_with_the_named_baseline_as_the_analysis_does(run_w
     suite = SimpleNamespace(
         backends=[SimpleNamespace(name="native"), SimpleNamespace(name="vm")],
         scenarios=scenarios,
-        sampling=SimpleNamespace(seed=run.manifest.seed, max_time=60.0),
+        seed=run.manifest.seed,
+        sampling=SimpleNamespace(max_time=60.0),
     )
     sampler = Sampler(suite, "native")
     for sample in run.samples:
