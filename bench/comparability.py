@@ -80,6 +80,8 @@ def split_allowed(first: Manifest, second: Manifest, allowed: Sequence[str]) -> 
 def _fields(manifest: Manifest, backends: Collection[str]) -> Iterator[tuple[str, Any]]:
     yield "schema", manifest.schema_version
     yield "tare", manifest.tare_version
+    yield "tare.commit", manifest.tare_commit
+    yield from ((f"plugin.{name}", origin) for name, origin in manifest.plugins.items())
     yield "image.digest", manifest.image.get("digest", ABSENT)
     for name, value in msgspec.to_builtins(manifest.envelope).items():
         yield f"envelope.{name}", value

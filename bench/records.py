@@ -149,7 +149,8 @@ class Manifest(Struct, frozen=True):
     ``metrics`` is keyed by ``workload/metric`` or ``experiment/metric``, ``workloads`` and ``experiments`` by name;
     ``workloads`` is empty in runs from before there were traits. ``precision`` is what was asked of the subjects
     (``Cell.subject``) that are sampled until they reach it. ``fingerprint`` is the host's; it is empty in runs of
-    schema 1.
+    schema 1. ``tare_commit`` is empty outside a checkout. ``plugins`` says which distributions brought the plug-ins
+    that were used (``{"workload mine": "my-plugins 1.2"}``).
     """
 
     schema_version: int
@@ -175,6 +176,8 @@ class Manifest(Struct, frozen=True):
     precision: Mapping[str, float] = {}
     fingerprint: Fingerprint = Fingerprint()
     experiments: Mapping[str, ExperimentTraits] = {}
+    tare_commit: str = ""
+    plugins: Mapping[str, str] = {}
 
     def traits_of(self, experiment: str) -> ExperimentTraits:
         """The traits of one of its experiments; of one that it does not have, those of no particular kind."""

@@ -12,7 +12,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,13 @@ from tare.bench.locations import cache_directory, free_bytes, ledger_directory, 
 from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
 from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, RunStatus
-from tare.bench.registry import find_backends, find_workloads
+from tare.bench.registry import find_backends, find_workloads, origins_of
 from tare.bench.runner import Display, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
 from tare.bench.tune.journal import journal_file, tuned_facts
+from tare.bench.version import tare_commit, tare_version
 
 
 class RunRequest(msgspec.Struct, frozen=True):
@@ -191,7 +191,7 @@ class _Session:
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             run=readable(self.path.name),
-            tare_version=version("tarebench"),
+            tare_version=tare_version(),
             status=RunStatus.RUNNING,
             seed=suite.seed,
             started_utc=_now(),
@@ -212,6 +212,8 @@ class _Session:
             workloads={name: WorkloadTraits(one.category, one.fixed_time) for name, one in workloads.items()},
             fingerprint=host_fingerprint(),
             experiments={one.experiment.name: one.experiment.traits for one in suite.scenarios},
+            tare_commit=tare_commit(),
+            plugins=origins_of(suite.plugins()),
             precision={one.key: one.sampling.precision for one in suite.scenarios if one.sampling.precision},
         )
         _require_storable(manifest, "an experiment or a workload has traits or metrics")

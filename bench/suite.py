@@ -100,6 +100,15 @@ class SuiteSpec(msgspec.Struct, frozen=True):
         """``[sampling]``."""
         return self.file.sampling
 
+    def plugins(self) -> set[type]:
+        """The classes of its backends, experiments and workloads, and of what made workloads of the suite's own."""
+        used: set[type] = {choice.type for choice in self.backends}
+        for scenario in self.scenarios:
+            used |= {type(scenario.experiment), type(scenario.workload)}
+        return used | {
+            kind for name, kind in find_workload_kinds().loaded.items() for own in self.file.workload if name in own
+        }
+
     def packages(self) -> tuple[str, ...]:
         """The packages that the image needs: the suite's own, the backends' and the workloads'."""
         needed = set(self.file.image.packages)

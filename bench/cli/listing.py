@@ -1,69 +1,123 @@
 """``tare list``: what a suite can name."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from tare.bench.errors import ExitCode, UnknownNameError
 from tare.bench.interfaces import Backend, Experiment, Workload
+from tare.bench.model import Metric
 from tare.bench.readable import as_markup
+from tare.bench.ready_suites import describe_ready_suites
 from tare.bench.registry import Plugins, find_backends, find_experiments, find_reporters, find_workloads
 from tare.bench.units import Duration, Size
 
 
-def list_command(what: str, *, verbose: bool) -> ExitCode:
+class Listed(msgspec.Struct, frozen=True):
+    """One thing that a suite can name. ``details`` are values of JSON; ``failure`` says why it cannot be loaded."""
+
+    name: str
+    summary: str
+    details: Mapping[str, Any] = {}
+    failure: str = ""
+
+
+def list_command(what: str, *, verbose: bool, as_json: bool) -> ExitCode:
     """Print the tables asked for. Raises UnknownNameError for a kind of thing that does not exist."""
     if what not in {*_KINDS, "all"}:
         raise UnknownNameError(f"there is nothing called {what!r} to list; there are: {', '.join(_KINDS)}, all")
-    for kind in _KINDS if what == "all" else (what,):
-        find, details = _KINDS[kind]
-        _print(kind.capitalize(), find(), details if verbose else None)
+    found = {kind: _KINDS[kind]() for kind in (_KINDS if what == "all" else (what,))}
+    if as_json:
+        typer.echo(json.dumps(msgspec.to_builtins(found), indent=2))
+        return ExitCode.OK
+    for kind, listed in found.items():
+        _print(kind.capitalize(), listed, verbose=verbose)
     return ExitCode.OK
 
 
-def _print(title: str, plugins: Plugins[Any], details: Callable[[Any], str] | None) -> None:
+def _print(title: str, listed: Sequence[Listed], *, verbose: bool) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("name", no_wrap=True)
     table.add_column("what it is", overflow="fold")
-    if details:
+    if verbose and any(one.details for one in listed):
         table.add_column("details", overflow="fold")
-    for name, plugin in sorted(plugins.loaded.items()):
-        table.add_row(name, as_markup(plugin.summary), *([as_markup(details(plugin))] if details else []))
-    for failure in plugins.failures.values():
-        table.add_row(as_markup(failure.name), as_markup(f"cannot be loaded ({failure.value}): {failure.reason}"))
+    for one in listed:
+        text = one.failure or one.summary
+        details = [as_markup("\n".join(_as_lines(one.details)))] if len(table.columns) > 2 else []
+        table.add_row(as_markup(one.name), as_markup(text), *details)
     Console().print(table)
 
 
-def _backend_details(backend: type[Backend]) -> str:
-    least = f"least memory {backend.minimum_memory_bytes // 2**20}MiB"
-    return f"{least}\noptions: {_describe_fields(backend.Options)}"
+def _as_lines(details: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in details.items():
+        if name == "metrics":
+            for metric in value:
+                direction = f", {metric['direction']} is better" if metric["direction"] else ""
+                yield f"{metric['name']} ({metric['unit']}{direction}): {metric['description']}"
+        elif isinstance(value, Mapping):
+            given = ", ".join(key + ("" if one is None else f" = {one}") for key, one in value.items())
+            yield f"{name}: {given or 'none'}"
+        else:
+            yield f"{name.replace('_', ' ')}: {', '.join(value) if isinstance(value, tuple) else value}"
 
 
-def _workload_details(workload: type[Workload]) -> str:
-    lines = [
-        f"{metric.name} ({metric.unit}, {metric.direction} is better): {metric.description}"
-        for metric in workload.metrics
+def _plugins(found: Plugins[Any], details: Callable[[Any], Mapping[str, Any]]) -> list[Listed]:
+    loaded = [Listed(name, plugin.summary, details(plugin)) for name, plugin in sorted(found.loaded.items())]
+    return loaded + [
+        Listed(failure.name, "", failure=f"cannot be loaded ({failure.value}): {failure.reason}")
+        for failure in found.failures.values()
     ]
-    lines.append(f"params: {_describe_fields(workload.Params)}")
-    lines.append(f"packages: {', '.join(workload.packages) or 'none'}; licence: {workload.licence or 'not stated'}")
-    return "\n".join(lines)
 
 
-def _experiment_details(experiment: type[Experiment]) -> str:
-    lines = [f"{metric.name} ({metric.unit}): {metric.description}" for metric in experiment.metrics]
-    return "\n".join([*lines, f"options: {_describe_fields(experiment.Options)}"])
+def _backends() -> list[Listed]:
+    def details(backend: type[Backend]) -> Mapping[str, Any]:
+        least = f"{backend.minimum_memory_bytes // 2**20}MiB"
+        return {"least_memory": least, "options": _describe_fields(backend.Options)}
+
+    return _plugins(find_backends(), details)
 
 
-def _describe_fields(kind: type[msgspec.Struct]) -> str:
-    shown = []
-    for field in msgspec.structs.fields(kind):
-        default = "" if field.default is msgspec.NODEFAULT else f" = {_as_in_a_suite(field.default)}"
-        shown.append(field.encode_name + default)
-    return ", ".join(shown) or "none"
+def _workloads() -> list[Listed]:
+    def details(workload: type[Workload]) -> Mapping[str, Any]:
+        licence, packages = workload.licence or "not stated", tuple(workload.packages) or ("none",)
+        params = _describe_fields(workload.Params)
+        return {"metrics": _metrics(workload.metrics), "params": params, "packages": packages, "licence": licence}
+
+    return _plugins(find_workloads(), details)
+
+
+def _experiments() -> list[Listed]:
+    def details(experiment: type[Experiment]) -> Mapping[str, Any]:
+        return {"metrics": _metrics(experiment.metrics), "options": _describe_fields(experiment.Options)}
+
+    return _plugins(find_experiments(), details)
+
+
+def _reporters() -> list[Listed]:
+    return _plugins(find_reporters(), lambda reporter: {"suffix": reporter.suffix})
+
+
+def _suites() -> list[Listed]:
+    return [Listed(name, question) for name, question in describe_ready_suites().items()]
+
+
+def _metrics(metrics: Sequence[Metric]) -> list[Mapping[str, str]]:
+    fields = ("name", "unit", "direction", "description")
+    return [{field: str(getattr(metric, field) or "") for field in fields} for metric in metrics]
+
+
+def _describe_fields(kind: type[msgspec.Struct]) -> Mapping[str, str | None]:
+    """The fields of a struct by their names in a suite, with their defaults as TOML; None where there is none."""
+    return {
+        field.encode_name: None if field.default is msgspec.NODEFAULT else _as_in_a_suite(field.default)
+        for field in msgspec.structs.fields(kind)
+    }
 
 
 def _as_in_a_suite(default: Any) -> str:
@@ -77,10 +131,11 @@ def _as_in_a_suite(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else repr(default)
 
 
-_KINDS: Mapping[str, tuple[Callable[[], Plugins[Any]], Callable[[Any], str] | None]] = {
-    "backends": (find_backends, _backend_details),
-    "workloads": (find_workloads, _workload_details),
-    "experiments": (find_experiments, _experiment_details),
-    "reporters": (find_reporters, None),
+_KINDS: Mapping[str, Callable[[], list[Listed]]] = {
+    "backends": _backends,
+    "workloads": _workloads,
+    "experiments": _experiments,
+    "reporters": _reporters,
+    "suites": _suites,
 }
-"""What there is to list: how it is found, and the details of one that ``--verbose`` adds."""
+"""What there is to list, and how it is found."""

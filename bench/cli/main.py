@@ -27,9 +27,11 @@ ImageName = Annotated[str, typer.Option(help="Image, by digest prefix or name (t
 def main() -> None:
     """Entry point of the ``tare`` program."""
     from tare.bench.cli.image import app as image_app
+    from tare.bench.cli.suite import app as suite_app
     from tare.bench.cli.tune import app as tune_app
 
     app.add_typer(image_app)
+    app.add_typer(suite_app)
     app.add_typer(tune_app)
     with lasting_streams():
         app()
@@ -62,7 +64,9 @@ def common(
 
 @app.command()
 def run(
-    suite: Annotated[Path | None, typer.Argument(help="Suite, a TOML file.")] = None,
+    suite: Annotated[
+        Path | None, typer.Argument(help="Suite: a TOML file, or the name of a ready one (tare list suites).")
+    ] = None,
     *,
     output: NewFolder = None,
     backend: OnlyBackends = None,
@@ -243,15 +247,16 @@ def plan(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="backends, workloads, experiments, reporters or all.")] = "all",
+    what: Annotated[str, typer.Argument(help="backends, workloads, experiments, reporters, suites or all.")] = "all",
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Metrics, parameters, packages, licences.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, details included.")] = False,
 ) -> None:
     """List what a suite can name, plug-ins included."""
     with guard():
         from tare.bench.cli.listing import list_command
 
-        raise typer.Exit(list_command(what, verbose=verbose))
+        raise typer.Exit(list_command(what, verbose=verbose, as_json=as_json))
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rich.console import Console
 from tare.bench.cli.output import STDOUT, chosen_output, say_where, terminal_width, whole_file
 from tare.bench.errors import ExitCode, RunDirectoryError, UnknownNameError
 from tare.bench.progress import RunDisplay
+from tare.bench.ready_suites import find_suite
 from tare.bench.registry import find_reporters
 from tare.bench.session import RunRequest, RunResult, resume_run, start_run
 from tare.bench.store import load_run
@@ -38,7 +39,7 @@ def run_command(
         if resume is not None:
             result = resume_run(resume, display)
         elif suite is not None:
-            result = start_run(RunRequest(suite, output, only, seed), display)
+            result = start_run(RunRequest(find_suite(suite), output, only, seed), display)
         else:
             raise RunDirectoryError("neither a suite nor a run was named")
         display.step("writing the report")

@@ -71,6 +71,31 @@ def found_in(comparison, metric, backend):
 
 
 @pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (
+            {"plugins": {"workload mine": "my-plugins 1.3"}},
+            "plugin.workload mine: my-plugins 1.2 against my-plugins 1.3",
+        ),
+        ({"plugins": {}}, "plugin.workload mine: my-plugins 1.2 against not recorded"),
+        ({"tare_commit": "abc-dirty"}, "tare.commit: abc against abc-dirty"),
+    ],
+)
+def test_another_plug_in_and_another_commit_are_other_conditions(monday, tuesday, change, field):
+    edit_manifest(
+        monday, lambda content: content.update(plugins={"workload mine": "my-plugins 1.2"}, tare_commit="abc")
+    )
+    edit_manifest(
+        tuesday, lambda content: content.update(plugins={"workload mine": "my-plugins 1.2"}, tare_commit="abc")
+    )
+    edit_manifest(tuesday, lambda content: content.update(change))
+    with pytest.raises(NotComparableError) as refused:
+        compare_request(ComparisonRequest(monday, tuesday, None, None, (), None))
+    assert field in str(refused.value)
+    compare_request(ComparisonRequest(monday, tuesday, None, None, (field.split(":")[0],), None))
+
+
+@pytest.mark.parametrize(
     ("sizes", "draw"),
     [
         ((4, 6), lambda random, n: random.normal(0, 0.03, n)),

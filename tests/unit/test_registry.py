@@ -63,3 +63,42 @@ def test_every_workload_declares_what_its_metrics_are():
         names = [metric.name for metric in workload.metrics]
         assert len(set(names)) == len(names) > 0
         assert all(metric.description.endswith(".") for metric in workload.metrics)
+
+
+class Dist:
+    """What ``EntryPoint.dist`` has of a distribution."""
+
+    def __init__(self, name: str, version: str) -> None:
+        self.name, self.version = name, version
+
+
+def brought(by: Dist, name: str, value: str) -> EntryPoint:
+    found = point(name, value)
+    vars(found)["dist"] = by
+    return found
+
+
+def test_two_plug_ins_of_one_name_are_refused_with_both_distributions(monkeypatch):
+    value = "tests.unit.fakes:FakeWorkload"
+    with_points(
+        monkeypatch,
+        brought(Dist("first", "1.0"), "same", value),
+        brought(Dist("only", "3"), "good", value),
+        brought(Dist("second", "2.0"), "same", value),
+    )
+    plugins = registry.find_workloads()
+    assert list(plugins.loaded) == ["good"]
+    with pytest.raises(UnavailableError, match=r"first 1\.0 and second 2\.0 both register this name"):
+        plugins.get("same")
+
+
+def test_a_run_names_the_distributions_of_its_plug_ins_but_not_tare_itself(monkeypatch):
+    value = "tests.unit.fakes:FakeWorkload"
+    with_points(
+        monkeypatch,
+        brought(Dist("mine", "1.2"), "good", value),
+        brought(Dist("tarebench", "9"), "own", value),
+        brought(Dist("other", "1"), "unused", "tests.unit.fakes:OtherWorkload"),
+    )
+    used = registry.find_workloads().loaded["good"]
+    assert registry.origins_of({used}) == {"workload good": "mine 1.2"}
