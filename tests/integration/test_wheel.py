@@ -89,7 +89,13 @@ def test_the_wheel_owns_one_name(wheels, folder):
     listed = run(sys.executable, "-m", "zipfile", "-l", wheels["tare"], cwd=folder).splitlines()[1:]
     names = {line.split("/")[0].split()[0] for line in listed}
     assert {name for name in names if not name.endswith(".dist-info")} == {"tare"}
-    for data in ("bench/system-packages.toml", "reports/templates/report.css", "backends/native/zygote.c", "py.typed"):
+    for data in (
+        "bench/system-packages.toml",
+        "reports/templates/report.css",
+        "backends/native/zygote.c",
+        "suites/quickstart.toml",
+        "py.typed",
+    ):
         assert any(line.startswith(f"tare/{data}") for line in listed), data
 
 
@@ -105,3 +111,25 @@ def test_packages_of_the_folders_names_and_tare_do_not_touch_each_other(wheels, 
     pip(python, "uninstall", "--yes", "--quiet", "others")
     assert look(python) == {**both, "names": {}}
     assert "tare " in run(python.with_name("tare"), "--version", cwd=python.parent)
+
+
+def test_the_sdist_has_what_it_takes_to_build_and_to_test_itself(folder, wheels, python):
+    checkout = folder / "checkout"
+    build = "from setuptools.build_meta import build_sdist; print(build_sdist('../sdist'))"
+    name = run(sys.executable, "-c", build, cwd=checkout).splitlines()[-1]
+    run("tar", "-xf", folder / "sdist" / name, "-C", python.parents[2], cwd=folder)
+    (source,) = python.parents[2].glob("tarebench-*/")
+    for file in ("README.md", "CHANGELOG.md", "noxfile.py", "suites/quickstart.toml", "docs/method.md", ".ci/run"):
+        assert (source / file).is_file(), file
+    pip(python, "install", *OFFLINE, source)
+    assert str(python.parents[1]) in look(python)["tare"]
+    pytest_run = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert "passed" in run(*pytest_run, "tests/unit/test_units.py", "tests/unit/test_ready_suites.py", cwd=source)
+    run(python.with_name("tare"), "suite", "show", "quickstart", cwd=python.parent)
+
+
+def test_two_commits_are_two_versions(folder, wheels):
+    checkout = folder / "checkout"
+    commit = run("git", "rev-parse", "--short=7", "HEAD", cwd=checkout).strip()
+    tagged = run("git", "tag", "--points-at", "HEAD", cwd=checkout).strip()
+    assert tagged or f"g{commit}" in wheels["tare"].name
