@@ -145,13 +145,17 @@ class ConfoundCode(StrEnum):
     """Codes of confounds that more than one part of tare knows."""
 
     EMULATED = "accel-tcg"
+    HOST_EMULATED = "host-emulated"
     HOST_VIRTUAL = "host-virtual"
+    NESTED = "nested-virtualization"
     OTHER_KERNEL = "other-kernel"
     OWN_NETWORK = "own-network"
 
 
 CONFOUND_WEIGHTS: Mapping[str, int] = {
     ConfoundCode.EMULATED: 3,
+    ConfoundCode.HOST_EMULATED: 3,
+    ConfoundCode.NESTED: 2,
     ConfoundCode.HOST_VIRTUAL: 2,
     ConfoundCode.OTHER_KERNEL: 2,
 }

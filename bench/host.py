@@ -12,12 +12,16 @@ from pathlib import Path
 
 from tare.bench.catalogue import ConfoundCode
 from tare.bench.linux.files import HERE, HostRoots, find_field, find_text
+from tare.bench.linux.hypervisor import find_hypervisor, read_kvm_settings
 from tare.bench.linux.memory import read_meminfo
 from tare.bench.linux.mounts import find_mount, read_mounts
 from tare.bench.model import Confound, Fact
 from tare.bench.readable import one_line
 from tare.bench.records import Fingerprint
 from tare.bench.units import Unit
+
+EMULATED_PROCESSOR = "emulated processor"
+"""The fact that a host has whose processor is a program."""
 
 
 def read_facts(storage: Path, roots: HostRoots = HERE) -> tuple[Fact, ...]:
@@ -71,11 +75,17 @@ def _digest(text: str) -> str:
 def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> Iterator[Confound]:
     """What about this host may explain a difference other than isolation, or hide one."""
     known = {fact.name: fact.text for fact in facts}
+    if EMULATED_PROCESSOR in known:
+        yield Confound(
+            ConfoundCode.HOST_EMULATED,
+            f"This host's own processor is emulated in software ({known[EMULATED_PROCESSOR]}): no time measured here "
+            "says anything of hardware, on bare metal, in a container or in a virtual machine.",
+        )
     if known.get("virtualization", "none seen") != "none seen":
         yield Confound(
             ConfoundCode.HOST_VIRTUAL,
             f"This host is itself a virtual machine ({known['virtualization']}). What is called bare metal here is a "
-            "process on that machine's kernel, a guest under KVM would be nested, and a neighbour can take CPU time.",
+            "process on that machine's kernel, a guest under KVM is nested, and a neighbour can take CPU time.",
         )
     if not set(os.sched_getaffinity(0)) - set(instance_cpus):
         detail = "The instances have every CPU of the host, so tare itself runs on the same CPUs."
@@ -102,7 +112,11 @@ def _facts(storage: Path, roots: HostRoots) -> Iterator[Fact]:
         yield Fact("cpu model", model, source)
     cpus = cpuinfo.count("processor\t:")
     yield Fact("cpus", str(cpus), source, cpus, Unit.COUNT)
-    yield Fact("virtualization", _virtualization(cpuinfo, roots), f"{source}, {roots.sys}/class/dmi/id")
+    under = find_hypervisor(roots)
+    name = "none seen" if under is None else under.name
+    yield Fact("virtualization", name, f"cpuid, {source}, {roots.sys}/class/dmi/id")
+    if under is not None and under.emulated:
+        yield Fact(EMULATED_PROCESSOR, under.name, "cpuid 0x40000000")
     with contextlib.suppress(OSError, KeyError):
         size = read_meminfo(roots)["MemTotal"]
         yield Fact("memory", f"{size / 2**30:.1f} GiB", str(roots.proc / "meminfo"), size, Unit.BYTE)
@@ -111,6 +125,7 @@ def _facts(storage: Path, roots: HostRoots) -> Iterator[Fact]:
     with contextlib.suppress(OSError, KeyError):
         yield Fact("distribution", platform.freedesktop_os_release()["PRETTY_NAME"], "os-release")
     yield from _tunables(roots)
+    yield from _kvm(roots)
     yield from _mounted(storage, roots)
     yield Fact("python", platform.python_version(), "sys")
 
@@ -167,17 +182,30 @@ def _tunables(roots: HostRoots) -> Iterator[Fact]:
             yield Fact(f"mitigation {path.name}", value, str(path))
 
 
-def _virtualization(cpuinfo: str, roots: HostRoots) -> str:
-    """The hypervisor that this host runs under, as far as it shows; ``none seen`` otherwise."""
-    product = " ".join(
-        find_text(roots.sys / "class/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")
-    ).strip()
-    known = ("QEMU", "KVM", "VMware", "VirtualBox", "Xen", "Microsoft", "Google", "Amazon", "OpenStack", "Bochs")
-    if "hypervisor" not in (find_field(cpuinfo, "flags") or "").split():
-        return "none seen"
-    if any(name in product for name in known):
-        return product
-    return find_text(roots.sys / "hypervisor/type") or "vendor unknown"
+_KVM_SETTINGS = (
+    "ept",
+    "npt",
+    "tdp_mmu",
+    "nx_huge_pages",
+    "halt_poll_ns",
+    "nested",
+    "enable_apicv",
+    "avic",
+    "enable_pmu",
+)
+"""Those that change what a guest costs most; the others stand in one fact."""
+
+
+def _kvm(roots: HostRoots) -> Iterator[Fact]:
+    settings = read_kvm_settings(roots)
+    others = []
+    for name, value in settings.items():
+        if name.partition(".")[2] in _KVM_SETTINGS:
+            yield Fact(name, value, f"{roots.sys}/module/{name.replace('.', '/parameters/')}")
+        else:
+            others.append(f"{name}={value}")
+    if others:
+        yield Fact("other KVM parameters", " ".join(others), f"{roots.sys}/module/kvm*/parameters")
 
 
 def _mounted(storage: Path, roots: HostRoots) -> Iterator[Fact]:

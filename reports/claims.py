@@ -20,7 +20,17 @@ import msgspec
 from tare.bench.analysis import Analysis
 from tare.bench.records import Manifest
 from tare.bench.stats.comparisons import LEVEL
-from tare.reports.claim_entries import KIND_WORDS, Entry, Kind, Reference, entries_of, kinds_of, ran_out, references
+from tare.reports.claim_entries import (
+    KIND_WORDS,
+    Entry,
+    Kind,
+    Reference,
+    entries_of,
+    is_host_emulated,
+    kinds_of,
+    ran_out,
+    references,
+)
 
 
 class Answer(StrEnum):
@@ -82,6 +92,8 @@ def evaluate(rule: Rule, analysis: Analysis) -> RuleResult:
 
 def _why_not_decided(rule: Rule, answer: Answer, entries: list[Entry], analysis: Analysis) -> str:
     """Why an answer does not count; empty if it does."""
+    if is_host_emulated(analysis.manifest):
+        return "this host's own processor is emulated in software, so that its figures decide no claim"
     unwanted = {"both": None, "fails": Answer.YES, "holds": Answer.NO, "exhausted": Answer.NO}[rule.decides]
     if answer is unwanted and not (
         rule.decides == "exhausted" and all(ran_out(analysis, entry.backend) for entry in entries)

@@ -16,7 +16,7 @@ from tare.backends import distribution
 from tare.backends.cgroups.layout import Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import limit_confounds
-from tare.backends.vm import connection, emulator
+from tare.backends.vm import connection, emulator, proof
 from tare.backends.vm.boot import LOADER_ARGUMENTS
 from tare.backends.vm.description import describe
 from tare.backends.vm.disks import (
@@ -108,7 +108,7 @@ class VirtualMachine(Backend):
         for facility in self._needed_facilities():
             if not facility.available:
                 return facility
-        return Availability(available=True, reason=emulator.known_outcome(self._cache))
+        return Availability(available=True, reason=proof.known_outcome(self._cache))
 
     def facilities(self) -> tuple[tuple[str, Availability], ...]:
         return (
@@ -171,8 +171,14 @@ class VirtualMachine(Backend):
         assert image.initramfs is not None
         assert image.disk is not None
         qemu = emulator.find_emulator(self._cache)
-        acceleration = emulator.decide(
-            options.accel, qemu, image.kernel, image.initramfs, cache=self._cache, ledger=ledger
+        acceleration = proof.decide(
+            options.accel,
+            qemu,
+            image.kernel,
+            image.initramfs,
+            cache=self._cache,
+            ledger=ledger,
+            bound_s=options.proof_timeout_s,
         )
         opening = (
             start_embedded(ledger, self._cache / "capabilities")

@@ -12,6 +12,7 @@ from tare.backends.vm.guest import GuestSetup
 from tare.backends.vm.network import no_network_facts
 from tare.backends.vm.options import AUTO, EMBEDDED, PAST_THE_PAGE_CACHE, Cache, Pinning, Profile, Scratch
 from tare.bench.catalogue import ConfoundCode
+from tare.bench.linux.hypervisor import find_hypervisor
 from tare.bench.model import BackendDescription, Confound, Fact, IsolationKind, named_facts
 from tare.bench.units import Unit
 
@@ -85,6 +86,12 @@ def _of_what_runs(setup: GuestSetup) -> Iterator[Confound]:
             ConfoundCode.EMULATED,
             "no hardware virtualization was measured: the guest's processor is emulated in software (TCG), so its "
             f"figures say nothing about a guest under KVM ({setup.acceleration.reason})",
+        )
+    elif (under := find_hypervisor()) is not None:
+        yield Confound(
+            ConfoundCode.NESTED,
+            f"the guest is nested: it ran under KVM on a host that is itself a virtual machine ({under.name})"
+            + (", whose processor is emulated in software: nothing here was measured on hardware" * under.emulated),
         )
     if setup.image.kernel_version != platform.release():
         yield Confound(

@@ -28,9 +28,10 @@ from tare.backends.vm.boot import (
 from tare.backends.vm.connection import Connection, Domain
 from tare.backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse, start_virtiofsd
 from tare.backends.vm.domain_xml import BOOT_SERIAL, IMAGE_SERIAL, SCRATCH_SERIAL, Disk, Guest, domain_xml
-from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Acceleration, Emulator
+from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
 from tare.backends.vm.network import GuestNetwork, GuestPort
 from tare.backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
+from tare.backends.vm.proof import Acceleration
 from tare.backends.vm.watch import Watch, start_watch
 from tare.bench.errors import BackendError
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind

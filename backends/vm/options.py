@@ -129,6 +129,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``start``: ``cold`` boots; ``restore`` goes on from the memory of a guest that was booted and saved once a run.
     ``stop``: ``kill`` ends QEMU at once; ``shutdown`` has the guest's init end what runs and power off first.
     ``scratch``: the folder that ``virtiofs`` shows is on the suite's storage.
+    ``proof_timeout_s``: how long the guest that proves KVM may take while it gets somewhere, once a host.
     ``cache``, ``io`` and ``iothread`` (a thread of its own for the disk's I/O) are those of the scratch disk.
     """
 
@@ -148,6 +149,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: Literal["cold", "restore"] = "cold"
     stop: Literal["kill", "shutdown"] = "kill"
     network: Network = Network.NONE
+    proof_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 120.0
 
     def __post_init__(self) -> None:
         _check_uri(self.connection)

@@ -20,7 +20,8 @@ class Status:
     """Fields of ``/proc/PID/stat`` (proc_pid_stat(5)).
 
     ``started`` is in clock ticks after boot: with the pid it names a process for as long as the host runs. ``waited_*``
-    is CPU time of children that it waited for. ``cpu`` is the one that it ran on last.
+    is CPU time of children that it waited for, ``guest_s`` the part of ``user_s`` that a KVM guest's processors ran.
+    ``cpu`` is the one that it ran on last.
     """
 
     def __init__(self, stat: bytes) -> None:
@@ -28,7 +29,7 @@ class Status:
         # As bytes: a program may put anything into its name.
         before, _, after = stat.rpartition(b")")
         fields = after.split()
-        if len(fields) < 37 or fields[0] in b"ZX":
+        if len(fields) < 41 or fields[0] in b"ZX":
             raise ValueError("no living process")
         hertz = os.sysconf("SC_CLK_TCK")
         self.name = before.partition(b"(")[2].decode(errors="replace")
@@ -36,6 +37,7 @@ class Status:
         self.user_s, self.system_s, self.waited_user_s, self.waited_system_s = (
             int(field) / hertz for field in fields[11:15]
         )
+        self.guest_s = int(fields[40]) / hertz
         self.cpu_s = self.user_s + self.system_s
         self.started = int(fields[19])
         self.cpu = int(fields[36])

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tare.backends.cgroups.layout import find_layout
-from tare.backends.vm import emulator as accel
+from tare.backends.vm import proof as accel
 from tare.backends.vm.backend import VirtualMachine
 from tare.backends.vm.domain_xml import TB_CACHE_MIB
 from tare.backends.vm.options import VmOptions

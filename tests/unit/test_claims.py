@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import analyse
+from tare.bench.model import Confound
 from tare.bench.records import Event, EventKind, Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
@@ -104,6 +105,17 @@ def test_emulation_decides_no_claim_about_a_guest_s_speed(make):
     half = claim(analysis, "start-time").parts[0]
     assert half.answer is Answer.YES
     assert "native" in half.figures[0]
+
+
+def test_kvm_on_an_emulated_host_decides_no_claim(make):
+    here = make(accel="kvm")
+    confound = Confound("host-emulated", "the host's own processor is emulated in software")
+    manifest = msgspec.structs.replace(here.manifest, confounds=(*here.manifest.confounds, confound))
+    assert kinds_of(manifest, "vm") == {Kind.VM, Kind.EMULATED_VM}
+    there = analyse(msgspec.structs.replace(here.run, manifest=manifest))
+    assert {one.verdict for one in judge(there)} == {ClaimVerdict.NOT_MEASURED}
+    assert "emulated in software" in claim(there, "near-native").reason
+    assert {one.verdict for one in judge(here)} > {ClaimVerdict.NOT_MEASURED}
 
 
 def test_start_times_under_kvm(make):

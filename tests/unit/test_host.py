@@ -1,11 +1,14 @@
 """Facts come from files under roots that tests can put anywhere; what a host does not tell is left out."""
 
+import platform
 from pathlib import Path
 
 import pytest
 
+from tare.bench.catalogue import CONFOUND_WEIGHTS
 from tare.bench.host import host_confounds, read_facts, summarise
-from tare.bench.linux.files import HostRoots
+from tare.bench.linux.files import HostRoots, find_field, find_text
+from tare.bench.linux.hypervisor import cpuid_signature
 from tare.bench.model import Fact
 
 CPUINFO = """processor\t: 0
@@ -81,6 +84,39 @@ def test_a_physical_host_does_not(roots):
     facts = read_facts(Path("/"), roots)
     assert known(facts)["virtualization"] == "none seen"
     assert "host-virtual" not in {confound.code for confound in host_confounds(facts, (1,))}
+
+
+def test_an_emulated_processor_is_a_fact_and_the_heaviest_confound(roots):
+    (roots.proc / "cpuinfo").write_text(
+        CPUINFO.format(flag="hypervisor").replace("AMD EPYC", "QEMU TCG CPU version 2.5+")
+    )
+    facts = read_facts(Path("/"), roots)
+    assert known(facts)["virtualization"] == "QEMU without KVM (TCG), QEMU Standard PC"
+    confounds = {confound.code: confound.detail for confound in host_confounds(facts, (1,))}
+    assert "emulated in software (QEMU without KVM (TCG), QEMU Standard PC)" in confounds["host-emulated"]
+    assert CONFOUND_WEIGHTS["host-emulated"] == max(CONFOUND_WEIGHTS.values())
+
+
+def test_the_settings_of_kvm_are_facts(roots):
+    for name, value in {
+        "kvm_amd/parameters/npt": "1",
+        "kvm/parameters/halt_poll_ns": "200000",
+        "kvm/parameters/x": "N",
+    }.items():
+        (roots.sys / "module" / name).parent.mkdir(parents=True, exist_ok=True)
+        (roots.sys / "module" / name).write_text(f"{value}\n")
+    facts = known(read_facts(Path("/"), roots))
+    assert (facts["kvm_amd.npt"], facts["kvm.halt_poll_ns"]) == ("1", "200000")
+    assert facts["other KVM parameters"] == "kvm.x=N"
+
+
+def test_cpuid_says_what_the_kernel_says():
+    """On x86 with the flag there is a signature of printable characters, and none without."""
+    flags = (find_field(find_text(Path("/proc/cpuinfo")), "flags") or "").split()
+    signature = cpuid_signature()
+    assert signature.isprintable()
+    if platform.machine() == "x86_64" and "hypervisor" in flags:
+        assert 0 < len(signature) <= 12
 
 
 def test_this_very_host_can_be_read():

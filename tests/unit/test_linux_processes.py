@@ -64,7 +64,7 @@ def test_this_process_is_never_signalled():
 
 def test_a_name_can_hold_anything(tmp_path):
     (tmp_path / "7").mkdir()
-    fields = ["S", "1", *["0"] * 9, "250", "50", "100", "25", *["0"] * 4, "4242", *["0"] * 16, "3"]
+    fields = ["S", "1", *["0"] * 9, "250", "50", "100", "25", *["0"] * 4, "4242", *["0"] * 16, "3", "0", "0", "0", "75"]
     (tmp_path / "7/stat").write_bytes(b"7 (a) b\xff(c) " + " ".join(fields).encode())
     status = find_status(7, HostRoots(tmp_path))
     assert (status.name, status.parent, status.started, status.cpu) == ("a) b\ufffd(c", 1, 4242, 3)
