@@ -1,6 +1,7 @@
 """Where tare keeps what outlives one command: the cache, the state and the work folder.
 
-Each folder has an environment variable that overrides it. Nothing here makes a folder: whoever writes there does.
+Each folder has an environment variable that overrides it, and a key in the user's configuration. Nothing here makes a
+folder: whoever writes there does.
 What is there already must be this user's own (``require_own``): root follows whatever it finds below.
 """
 
@@ -11,12 +12,14 @@ import stat
 import tempfile
 from pathlib import Path
 
+from tare.bench.configuration import load_configuration
 from tare.bench.errors import TareError
 from tare.bench.readable import readable
 
 CACHE_VARIABLE = "TARE_CACHE_DIR"
 STATE_VARIABLE = "TARE_STATE_DIR"
 WORK_VARIABLE = "TARE_WORK_DIR"
+RUNS_VARIABLE = "TARE_RUNS_DIR"
 
 
 def cache_directory() -> Path:
@@ -24,14 +27,14 @@ def cache_directory() -> Path:
     # platformdirs takes a few milliseconds to import, which `tare --help` should not pay.
     from platformdirs import user_cache_path
 
-    return _own(CACHE_VARIABLE, user_cache_path("tare"))
+    return _own(CACHE_VARIABLE, "cache", user_cache_path("tare"))
 
 
 def state_directory() -> Path:
     """What has to survive: the ledger of things that may have to be cleaned up."""
     from platformdirs import user_state_path
 
-    return _own(STATE_VARIABLE, user_state_path("tare"))
+    return _own(STATE_VARIABLE, "state", user_state_path("tare"))
 
 
 def ledger_directory() -> Path:
@@ -46,7 +49,12 @@ def work_directory() -> Path:
     user has one of its own, ``/var/tmp/tare-UID``.
     """
     own = "tare" if os.geteuid() == 0 else f"tare-{os.geteuid()}"
-    return _own(WORK_VARIABLE, Path("/var/tmp") / own)  # noqa: S108 - checked
+    return _own(WORK_VARIABLE, "work", Path("/var/tmp") / own)  # noqa: S108 - checked
+
+
+def runs_directory() -> Path:
+    """Where the folder of a run is made unless the command names one: ``runs`` in the working directory."""
+    return Path(os.environ.get(RUNS_VARIABLE) or load_configuration().folders.runs or "runs").expanduser()
 
 
 def require_own(folder: Path, variable: str) -> Path:
@@ -127,6 +135,6 @@ def _not_own(folder: Path, why: str, variable: str) -> TareError:
     )
 
 
-def _own(variable: str, usual: Path) -> Path:
-    value = os.environ.get(variable)
-    return require_own(Path(value).absolute() if value else usual, variable)
+def _own(variable: str, setting: str, usual: Path) -> Path:
+    value = os.environ.get(variable) or getattr(load_configuration().folders, setting)
+    return require_own(Path(value).expanduser().absolute() if value else usual, variable)

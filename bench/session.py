@@ -26,7 +26,7 @@ from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
-from tare.bench.locations import cache_directory, free_bytes, ledger_directory, work_directory
+from tare.bench.locations import cache_directory, free_bytes, ledger_directory, runs_directory, work_directory
 from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
 from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, RunStatus
@@ -40,9 +40,10 @@ from tare.bench.version import tare_commit, tare_version
 
 
 class RunRequest(msgspec.Struct, frozen=True):
-    """What the user asked for. ``output`` is the folder of the run, made if missing; None means ``runs/DATE-SUITE``.
+    """What the user asked for.
 
-    ``source`` is a suite without a file; ``suite`` is then what its errors name as their place.
+    ``output`` is the folder of the run, made if missing; None means ``DATE-SUITE`` in the folder of runs. ``source`` is
+    a suite without a file; ``suite`` is then what its errors name as their place.
     """
 
     suite: Path
@@ -66,7 +67,7 @@ def start_run(request: RunRequest, display: Display) -> RunResult:
     plugins = find_backends(), find_workloads()
     suite = bind_suite(resolve_suite(source, request.suite, *plugins, only=request.only, seed=request.seed))
     name = re.sub(r"[^a-z0-9]+", "-", suite.file.suite.name.lower()).strip("-")[:40] or "suite"
-    path = request.output or Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+    path = request.output or runs_directory() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
     return run_suite(suite, path, display)
 
 

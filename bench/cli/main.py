@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tare.bench.cli.guard import Debug, guard, make_app
+from tare.bench.cli.guard import Debug, complain, guard, make_app
 from tare.bench.cli.streams import lasting_streams
-from tare.bench.errors import ExitCode
+from tare.bench.errors import ExitCode, SuiteError, TareError
 
 app = make_app(
     "tare", "Measure what isolation costs: the same work on bare metal, in a container and in a virtual machine."
@@ -34,7 +34,32 @@ def main() -> None:
     app.add_typer(suite_app)
     app.add_typer(tune_app)
     with lasting_streams():
-        app()
+        app(default_map=_defaults())
+
+
+def _defaults() -> dict[str, dict[str, Any]]:
+    """What the user's configuration gives as defaults of options, as click wants it: by the names of parameters."""
+    from tare.bench.configuration import configuration_file, load_configuration
+
+    try:
+        given = load_configuration().defaults
+        if not given:
+            return {}
+        commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
+        defaults: dict[str, dict[str, Any]] = {}
+        for name, options in given.items():
+            place = f"{configuration_file()}: defaults.{name}"
+            if name not in commands:
+                raise SuiteError(place, "there is no such command", remedy=f"commands are: {', '.join(commands)}")
+            known = {flag[2:]: one for one in commands[name].params for flag in one.opts if flag.startswith("--")}
+            for option in options:
+                if option not in known:
+                    raise SuiteError(place, f"there is no option --{option}", remedy=f"options are: {', '.join(known)}")
+            defaults[name] = {str(known[option].name): value for option, value in options.items()}
+    except TareError as error:
+        complain(error.message, error.remedy)
+        raise SystemExit(error.exit_code) from None
+    return defaults
 
 
 def _given(**options: Any) -> dict[str, Any]:
