@@ -1,6 +1,7 @@
 """``tare image``. What is slow to import is imported by the command that runs."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,33 +17,36 @@ if TYPE_CHECKING:
 
 app = make_app("image", "Build, list, verify, import and remove images.")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")]
 Reference = Annotated[str, typer.Argument(metavar="IMAGE", help="A name, or the first digits of a digest.")]
 
 
 @app.command()
 def build(
     suite: Annotated[
-        Path | None, typer.Argument(help="The suite whose packages the image needs; every workload's unless given.")
+        Path | None, typer.Argument(help="Suite whose packages the image needs; those of every workload without.")
     ] = None,
     *,
     package: Annotated[list[str] | None, typer.Option("--package", "-p", help="A further package; repeatable.")] = None,
     debian: Annotated[str, typer.Option(help="The Debian release.")] = "bookworm",
+    as_json: AsJson = False,
 ) -> None:
     """Build the image of a suite, or find it in the cache. Needs root; takes about 40 s."""
     with guard():
         from tare.bench.image import Recipe
+        from tare.bench.ready_suites import find_suite
         from tare.bench.registry import find_backends, find_workloads
         from tare.bench.suite import read_suite
 
         workloads = find_workloads()
         if suite is not None:
-            wanted = set(read_suite(suite, find_backends(), workloads).packages())
+            wanted = set(read_suite(find_suite(suite), find_backends(), workloads).packages())
         else:
             wanted = {package for workload in workloads.loaded.values() for package in workload.packages}
         recipe = Recipe.of({*wanted, *(package or ())}, suite=debian)
         with _store() as images:
             image = images.build(recipe, _say)
-        _print_image(image)
+        _print_image(image, as_json=as_json)
 
 
 @app.command("list")
@@ -66,12 +70,15 @@ def list_(
 
 
 @app.command()
-def verify(image: Reference) -> None:
+def verify(image: Reference, *, as_json: AsJson = False) -> None:
     """Compare every byte of an image with what was recorded when it was made."""
     with guard():
         with _store() as images:
-            digest = images.verify(image).digest
-        typer.echo(f"{digest} is as it was made")
+            found = images.verify(image)
+        if as_json:
+            _print_image(found, as_json=True)
+        else:
+            typer.echo(f"{found.digest} is as it was made")
 
 
 @app.command("import")
@@ -85,6 +92,7 @@ def import_(
     max_ratio: Annotated[
         int, typer.Option(min=1, help="Refuse an archive that holds more than this times its own size (and 64 MiB).")
     ] = 200,
+    as_json: AsJson = False,
 ) -> None:
     """Import a root file system that was made elsewhere: all of it, or nothing if it is damaged."""
     with guard():
@@ -93,18 +101,18 @@ def import_(
         limits = Limits(_size("--max-size", max_size), max_members, max_depth, max_ratio)
         with _store() as images:
             image = images.import_archive(file, name=name, limits=limits, progress=_say)
-        _print_image(image)
+        _print_image(image, as_json=as_json)
         if image.guest_problem:
             _say(f"the vm backend cannot use it: {image.guest_problem}")
 
 
 @app.command()
-def remove(image: Reference) -> None:
+def remove(image: Reference, *, as_json: AsJson = False) -> None:
     """Remove an image from the cache, a broken one too."""
     with guard():
         with _store() as images:
             digest = images.remove(image)
-        typer.echo(f"removed {digest}")
+        typer.echo(json.dumps({"removed": digest}) if as_json else f"removed {digest}")
 
 
 def _size(option: str, given: str) -> int:
@@ -134,9 +142,14 @@ def _say(step: str) -> None:
     typer.echo(readable(step), err=True)
 
 
-def _print_image(image: "Image") -> None:
+def _print_image(image: "Image", *, as_json: bool) -> None:
     from tare.bench.units import format_size
 
+    if as_json:
+        fields = ("digest", "name", "size_bytes", "kernel_version", "guest_problem")
+        data = {field: getattr(image, field) for field in fields} | {"directory": str(image.directory)}
+        typer.echo(json.dumps(data, indent=2))
+        return
     typer.echo(f"{image.digest}  {readable(image.name)}  {format_size(image.size_bytes)}  in {image.directory}")
 
 

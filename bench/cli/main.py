@@ -1,13 +1,18 @@
 """The commands of ``tare``."""
 
+import os
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tare.bench.cli.guard import Debug, complain, guard, make_app
 from tare.bench.cli.streams import lasting_streams
 from tare.bench.errors import ExitCode, SuiteError, TareError
+
+if TYPE_CHECKING:
+    from tare.bench.ledger import Cleaned
 
 app = make_app(
     "tare", "Measure what isolation costs: the same work on bare metal, in a container and in a virtual machine."
@@ -23,6 +28,9 @@ Memory = Annotated[str | None, typer.Option(help="Memory of an instance (512MiB)
 Cpus = Annotated[int | None, typer.Option(help="CPUs of an instance (1).")]
 ImageName = Annotated[str, typer.Option(help="Image, by digest prefix or name (the newest).")]
 
+_COMPLETING = "_TARE_COMPLETE"
+"""The variable by which a shell's completion asks ``tare`` what could follow."""
+
 
 def main() -> None:
     """Entry point of the ``tare`` program."""
@@ -33,6 +41,10 @@ def main() -> None:
     app.add_typer(image_app)
     app.add_typer(suite_app)
     app.add_typer(tune_app)
+    if _COMPLETING in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
     with lasting_streams():
         app(default_map=_defaults())
 
@@ -359,20 +371,51 @@ def shell(
 
 
 @app.command()
-def clean() -> None:
+def clean(*, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Remove what killed runs left behind; live runs are not touched."""
     with guard():
         from tare.bench.cleaning import clean_up
 
         cleaned = clean_up()
-        for entry in cleaned.removed:
-            typer.echo(f"removed {entry}")
-        for path in cleaned.unjudged:
-            typer.echo(
-                f"left alone: {path} is another host's, another user's or tare 0.1's, or its file system has no locks",
-                err=True,
-            )
+        if as_json:
+            import json
+
+            failed = {str(entry): reason for entry, reason in cleaned.failed}
+            removed, unjudged = list(map(str, cleaned.removed)), list(map(str, cleaned.unjudged))
+            typer.echo(json.dumps({"removed": removed, "failed": failed, "left_alone": unjudged}, indent=2))
+        else:
+            _print_cleaned(cleaned)
         if failure := cleaned.failure():
             raise failure
-        if not (cleaned.removed or cleaned.unjudged):
-            typer.echo("nothing was left behind")
+
+
+def _print_cleaned(cleaned: "Cleaned") -> None:
+    for entry in cleaned.removed:
+        typer.echo(f"removed {entry}")
+    for path in cleaned.unjudged:
+        typer.echo(
+            f"left alone: {path} is another host's, another user's or tare 0.1's, or its file system has no locks",
+            err=True,
+        )
+    if not (cleaned.removed or cleaned.failed or cleaned.unjudged):
+        typer.echo("nothing was left behind")
+
+
+class Shell(StrEnum):
+    """The shells that can complete ``tare``."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+@app.command()
+def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.")]) -> None:
+    """Print the script that completes tare's commands and options.
+
+    Bash: tare completion bash > /etc/bash_completion.d/tare; fish: tare completion fish >
+    ~/.config/fish/completions/tare.fish; zsh: tare completion zsh > a folder of your $fpath/_tare.
+    """
+    from typer.completion import get_completion_script
+
+    typer.echo(get_completion_script(prog_name="tare", complete_var=_COMPLETING, shell=shell.value))
