@@ -42,7 +42,7 @@ def main() -> None:
     app.add_typer(suite_app)
     app.add_typer(tune_app)
     if _COMPLETING in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # typer re-exports it
 
         completion_init()
     with lasting_streams():
@@ -416,6 +416,6 @@ def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.")]) -> N
     Bash: tare completion bash > /etc/bash_completion.d/tare; fish: tare completion fish >
     ~/.config/fish/completions/tare.fish; zsh: tare completion zsh > a folder of your $fpath/_tare.
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # likewise
 
     typer.echo(get_completion_script(prog_name="tare", complete_var=_COMPLETING, shell=shell.value))
