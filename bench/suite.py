@@ -30,7 +30,7 @@ from tare.bench.suite_file import (
     convert,
     read_toml,
 )
-from tare.bench.units import format_size
+from tare.bench.units import format_size, parse_bound
 
 _MOST_INSTANCES = 1_000_000
 """Instances of a run: at a millisecond each they would take a quarter of an hour, at a minute two years."""
@@ -232,6 +232,7 @@ class _Resolver:
         scenarios = tuple(self._scenarios(workloads))
         self._check_size(choices, scenarios)
         self._check_metrics(scenarios)
+        self._check_requirements(scenarios)
         self._check_servers(choices, scenarios)
         file = msgspec.structs.replace(
             file,
@@ -386,6 +387,23 @@ class _Resolver:
                 close = difflib.get_close_matches(name, [*known, *known.values()], n=3)
                 listed = ", ".join(close or dict.fromkeys(known.values()))
                 raise self.refusal(f'metric."{name}"', "nothing in this suite measures that", f"measured are: {listed}")
+
+    def _check_requirements(self, scenarios: Sequence[Scenario]) -> None:
+        """Every bound of a requirement is on a metric that is measured, in that metric's unit."""
+        measured = [(one.owner, metric) for one in scenarios for metric in one.metrics]
+        for place, required in enumerate(self.file.requirement):
+            if not required.metric:
+                continue
+            key = f"requirement[{place}]"
+            found = [metric for owner, metric in measured if required.metric in (f"{owner}/{metric.name}", metric.name)]
+            if not found:
+                names = list(dict.fromkeys(f"{owner}/{metric.name}" for owner, metric in measured))
+                close = difflib.get_close_matches(required.metric, names, n=3)
+                remedy = f"measured are: {', '.join(close or names)}"
+                raise self.refusal(f"{key}.metric", "nothing in this suite measures that", remedy)
+            for name in ("at_most", "at_least"):
+                with self.refused_at(f"{key}.{name}"):
+                    parse_bound(getattr(required, name), found[0].unit)
 
     def _check_servers(self, choices: Sequence[BackendChoice], scenarios: Sequence[Scenario]) -> None:
         """Every backend has a network route to where the services of each experiment are to run."""

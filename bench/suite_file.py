@@ -108,6 +108,37 @@ class MetricSection(Section, frozen=True):
     quantile: Quantile | tuple[Quantile, ...] = ()
 
 
+class RequirementSection(Section, frozen=True):
+    """``[[requirement]]``: what an instance has to do to be of use; the report says which backends do.
+
+    Either a ``metric`` (as in ``[metric]``; with ``params`` only those cells) with ``at_most`` or ``at_least``, a bound
+    with its unit (``50ms``, ``20 MiB``) or in the base unit, or with ``loses_at_most``, a share of the baseline; or the
+    ``instances`` that the host has to hold, the memory that one more may take, or a kernel of its own.
+    """
+
+    name: Name = ""
+    metric: str = ""
+    params: Mapping[str, Any] = {}
+    at_most: float | str | None = None
+    at_least: float | str | None = None
+    loses_at_most: Share | None = None
+    instances: Count | None = None
+    memory_per_instance: Size | None = None
+    own_kernel: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = [name for name in ("at_most", "at_least", "loses_at_most") if getattr(self, name) is not None]
+        others = [name for name in ("instances", "memory_per_instance", "own_kernel") if getattr(self, name)]
+        if len(bounds) + len(others) != 1:
+            raise ValueError(
+                "states one of at_most, at_least, loses_at_most, instances, memory_per_instance, own_kernel"
+            )
+        if bounds and not self.metric:
+            raise ValueError(f"{bounds[0]} needs the metric that it bounds")
+        if others and (self.metric or self.params):
+            raise ValueError(f"{others[0]} is about no metric")
+
+
 class BackendSection(Section, frozen=True):
     """``[[backend]]``: ``type`` is a registered backend, ``name`` what this suite calls it (the type unless given)."""
 
@@ -142,6 +173,7 @@ class SuiteFile(Section, frozen=True):
     sampling: Sampling = Sampling()
     report: ReportSection = ReportSection()
     metric: Mapping[str, MetricSection] = {}
+    requirement: tuple[RequirementSection, ...] = ()
     workload: tuple[Mapping[str, Any], ...] = ()
     """``[[workload]]``: the suite's own, each with the keys of its kind (``WorkloadKind``)."""
 

@@ -167,6 +167,25 @@ def parse_unit(text: str) -> Scale:
     raise ValueError(f"{text!r} is no unit that is known; there are: {', '.join(named)}")
 
 
+_BOUND = re.compile(r"(?P<number>\d{1,30}(?:\.\d{1,30})?)\s*(?P<unit>\D\S*)", re.ASCII)
+
+
+def parse_bound(given: float | str | None, unit: Unit) -> float | None:
+    """A bound on a metric in its base ``unit``: a number as it is, a text such as ``50ms`` with its unit.
+
+    Raises ValueError, also for a unit of something else.
+    """
+    if given is None or not isinstance(given, str):
+        return given
+    match = _BOUND.fullmatch(given.strip())
+    if match is None:
+        raise ValueError(f"{given!r} is no bound; write a number with its unit, such as 50ms or 20MiB")
+    scale = parse_unit(match["unit"])
+    if scale.unit is not unit:
+        raise ValueError(f"{given!r} is in {scale.unit}, but the metric is in {unit}")
+    return scale.to_base(match["number"])
+
+
 def format_size(value: float) -> str:
     """A size for people, with an IEC prefix and three significant digits."""
     if not math.isfinite(value):
