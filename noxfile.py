@@ -47,10 +47,10 @@ def install_host_packages(session: nox.Session, uses: set[str]) -> None:
     session.run(*command.split(), "-q", external=True, env=env, silent=True)
 
 
-def install_tare(session: nox.Session, *groups: str) -> None:
-    """Install tare, editable, with its libvirt extra and the named dependency groups."""
+def install_tare(session: nox.Session, *groups: str, extra: str = "vm") -> None:
+    """Install tare, editable, with the named dependency groups. The extra ``vm`` compiles against libvirt's headers."""
     needed = [requirement for group in groups for requirement in GROUPS[group]]
-    session.install("-e", ".[vm]", *needed, silent=True)
+    session.install("-e", f".[{extra}]" if extra else ".", *needed, silent=True)
     # Where PYTHONDONTWRITEBYTECODE is set, as in many containers, nobody else would compile the checkout.
     session.run("python", "-m", "compileall", "-q", "tare", silent=True)
 
@@ -82,6 +82,31 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def dev(session: nox.Session) -> None:
+    """An environment to work in, `.nox/dev`, with host packages and pre-commit hooks."""
+    install_host_packages(session, {"image", "vm", "native", "small", "build", "benchmarks", "tests"})
+    install_tare(session, "lint", "types", "boundaries", "test", "dev")
+    session.run("pre-commit", "install")
+    session.log("now: . %s/bin/activate", Path(session.virtualenv.location).relative_to(ROOT))
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """The unit tests with the lowest versions of the direct dependencies that pyproject.toml allows."""
+    session.install("uv", silent=True)
+    lowest = ("uv", "pip", "install", "--python", "python", "--resolution", "lowest-direct")
+    session.run(*lowest, "-e", ".", *GROUPS["test"], silent=True)
+    session.run("pytest", "tests/unit", "--numprocesses=logical", *session.posargs)
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def pythons(session: nox.Session) -> None:
+    """The unit tests on each Python that tare runs on; one that is not installed is skipped."""
+    install_tare(session, "test", extra="")
+    session.run("pytest", "tests/unit", "--numprocesses=logical", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style."""
     session.install(*GROUPS["lint"], silent=True)
@@ -91,22 +116,22 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types."""
-    install_tare(session, "types")
+    install_tare(session, "types", extra="")
     session.run("mypy")
 
 
 @nox.session
 def boundaries(session: nox.Session) -> None:
     """Which module may import which."""
-    install_tare(session, "boundaries")
+    install_tare(session, "boundaries", extra="")
     session.run("lint-imports")
 
 
 @nox.session
 def quick(session: nox.Session) -> None:
-    """Unit tests only: no root, no tools, no image."""
-    install_tare(session, "test")
-    session.run("pytest", "tests/unit", *session.posargs)
+    """Unit tests only: no root, no host packages, no image."""
+    install_tare(session, "test", extra="")
+    session.run("pytest", "tests/unit", "--numprocesses=logical", *session.posargs)
 
 
 def check_style(session: nox.Session) -> None:

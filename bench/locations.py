@@ -12,7 +12,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from tare.bench.configuration import load_configuration
+from tare.bench.configuration import configured_folder
 from tare.bench.errors import TareError
 from tare.bench.readable import readable
 
@@ -54,7 +54,7 @@ def work_directory() -> Path:
 
 def runs_directory() -> Path:
     """Where the folder of a run is made unless the command names one: ``runs`` in the working directory."""
-    return Path(os.environ.get(RUNS_VARIABLE) or load_configuration().folders.runs or "runs").expanduser()
+    return Path(os.environ.get(RUNS_VARIABLE) or configured_folder("runs") or "runs").expanduser()
 
 
 def require_own(folder: Path, variable: str) -> Path:
@@ -136,5 +136,5 @@ def _not_own(folder: Path, why: str, variable: str) -> TareError:
 
 
 def _own(variable: str, setting: str, usual: Path) -> Path:
-    value = os.environ.get(variable) or getattr(load_configuration().folders, setting)
+    value = os.environ.get(variable) or configured_folder(setting)
     return require_own(Path(value).expanduser().absolute() if value else usual, variable)

@@ -9,7 +9,8 @@ import typer
 
 from tare.bench.cli.guard import Debug, complain, guard, make_app
 from tare.bench.cli.streams import lasting_streams
-from tare.bench.errors import ExitCode, SuiteError, TareError
+from tare.bench.configuration import configured_defaults, option_error
+from tare.bench.errors import ExitCode, TareError
 
 if TYPE_CHECKING:
     from tare.bench.ledger import Cleaned
@@ -51,22 +52,18 @@ def main() -> None:
 
 def _defaults() -> dict[str, dict[str, Any]]:
     """What the user's configuration gives as defaults of options, as click wants it: by the names of parameters."""
-    from tare.bench.configuration import configuration_file, load_configuration
-
     try:
-        given = load_configuration().defaults
+        given = configured_defaults()
         if not given:
             return {}
         commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
         defaults: dict[str, dict[str, Any]] = {}
         for name, options in given.items():
-            place = f"{configuration_file()}: defaults.{name}"
             if name not in commands:
-                raise SuiteError(place, "there is no such command", remedy=f"commands are: {', '.join(commands)}")
+                raise option_error(name, "there is no such command", list(commands))
             known = {flag[2:]: one for one in commands[name].params for flag in one.opts if flag.startswith("--")}
-            for option in options:
-                if option not in known:
-                    raise SuiteError(place, f"there is no option --{option}", remedy=f"options are: {', '.join(known)}")
+            if unknown := next((option for option in options if option not in known), None):
+                raise option_error(name, f"there is no option --{unknown}", list(known))
             defaults[name] = {str(known[option].name): value for option, value in options.items()}
     except TareError as error:
         complain(error.message, error.remedy)

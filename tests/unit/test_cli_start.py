@@ -18,7 +18,7 @@ print(*sorted(set(sys.modules) - before), file=sys.stderr)
 """
 NEEDLESS = {"altair", "jinja2", "libvirt", "markdown_it", "msgspec", "numpy", "pandas", "platformdirs", "pyarrow"}
 NEEDLESS |= {"pygments", "rich", "scipy", "vl_convert"}
-OWN = {"tare.bench", "tare.bench.cli", "tare.bench.errors", "tare.bench.readable"}
+OWN = {"tare.bench", "tare.bench.cli", "tare.bench.configuration", "tare.bench.errors", "tare.bench.readable"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["image", "--help"]])
@@ -29,5 +29,5 @@ def test_help_imports_typer_and_what_it_prints(arguments):
     assert ended.stdout.startswith("Usage: ")
     modules = ended.stderr.split()
     assert not NEEDLESS & {name.partition(".")[0] for name in modules}
-    commands = {f"tare.bench.cli.{name}" for name in ("main", "guard", "image", "streams", "tune")}
+    commands = {f"tare.bench.cli.{name}" for name in ("main", "guard", "image", "streams", "suite", "tune")}
     assert {name for name in modules if name.startswith("tare.")} == OWN | commands

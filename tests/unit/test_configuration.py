@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.configuration import load_configuration
+from tare.bench.configuration import configured_folder
 from tare.bench.errors import SuiteError
 from tare.bench.locations import cache_directory, runs_directory, state_directory
 
@@ -46,10 +46,10 @@ def test_folders_are_the_file_s_and_the_environment_wins(configure, tmp_path, mo
 def test_without_a_file_nothing_is_configured(tmp_path, monkeypatch):
     monkeypatch.delenv("TARE_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert load_configuration().folders.cache == ""
+    assert configured_folder("cache") == ""
     (tmp_path / "tare").mkdir()
     (tmp_path / "tare/config.toml").write_text('[folders]\ncache = "/there"\n')
-    assert load_configuration().folders.cache == "/there"
+    assert configured_folder("cache") == "/there"
 
 
 def test_defaults_are_those_of_the_command_and_the_command_line_wins(configure):
@@ -66,7 +66,10 @@ def test_defaults_are_those_of_the_command_and_the_command_line_wins(configure):
         ("folders.cahce = 'x'", ("cahce", "folders")),
         ("[defaults.lits]\njson = true", ("defaults.lits", "no such command", "list")),
         ("[defaults.list]\njsno = true", ("--jsno", "json")),
-        ("folders = 3", ("folders", "object")),
+        ("folders = 3", ("folders", "must be a table")),
+        ("folders.cache = 3", ("folders.cache", "must be a text")),
+        ("[folder]", ("folder", "must be a table")),
+        ("defaults.list = 3", ("defaults.list", "table of options")),
         ("= 3", ("is not TOML",)),
     ],
 )
@@ -82,16 +85,16 @@ def test_a_wrong_file_is_one_message_with_its_key(configure, text, said):
 def test_a_file_that_others_may_write_to_is_refused(configure):
     configure("").chmod(0o666)
     with pytest.raises(SuiteError, match="others may write"):
-        load_configuration()
+        configured_folder("cache")
 
 
 def test_a_file_that_is_named_must_be_there(configure):
     with pytest.raises(SuiteError, match="TARE_CONFIG"):
-        load_configuration()
+        configured_folder("cache")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a file to another user needs root")
 def test_a_file_of_another_user_is_refused(configure):
     os.chown(configure(""), 65534, 65534)
     with pytest.raises(SuiteError, match="another user"):
-        load_configuration()
+        configured_folder("cache")
