@@ -66,8 +66,9 @@ def run(
     be started or on timeout (its whole process group is killed).
     """
     full = [str(require_tool(argv[0])), *argv[1:]]
+    process: subprocess.Popen[bytes] | None = None
     try:
-        started = subprocess.Popen(
+        process = subprocess.Popen(
             full,
             env={**os.environ, **PLAIN_ENVIRONMENT, **(env or {})},
             stdin=DEVNULL,
@@ -75,17 +76,19 @@ def run(
             stderr=PIPE,
             start_new_session=True,
         )
-    except OSError as error:
-        raise TareError(f"{argv[0]} cannot be started: {error.strerror} ({error.filename or full[0]})") from error
-    with started as process:
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if isinstance(error, TimeoutExpired):
-                raise TareError(f"{argv[0]} did not finish within {timeout_s:g} s and was killed") from None
+        out, err = process.communicate(timeout=timeout_s)
+    except BaseException as error:
+        if process is None:
+            if isinstance(error, OSError):
+                where = error.filename or full[0]
+                raise TareError(f"{argv[0]} cannot be started: {error.strerror} ({where})") from error
             raise
+        with process:  # closes the pipes, and waits
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        if isinstance(error, TimeoutExpired):
+            raise TareError(f"{argv[0]} did not finish within {timeout_s:g} s and was killed") from None
+        raise
     if process.returncode != 0:
         raise ToolFailedError(argv, process.returncode, err.decode(errors="replace"))
     return out.decode(errors="replace")

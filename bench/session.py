@@ -232,7 +232,8 @@ class _Session:
         attempts = Counter(attempt_of(instance)[0] for instance in started)
         plan = [planned for planned in make_design(suite) if planned.identifier not in done]
         kind = EventKind.RUN_RESUMED if self.earlier else EventKind.RUN_STARTED
-        store.add_event(make_event(kind, details={"instances": len(plan), "cpus": suite.envelope.cpus}))
+        begins = {"instances": len(plan), "cpus": suite.envelope.cpus, "identity": identity}
+        store.add_event(make_event(kind, details=begins))
         sampler = Sampler(suite, store.manifest.baseline)
         if self.earlier is not None and sampler.is_wanted:
             sampler.catch_up(self.earlier.samples, events)

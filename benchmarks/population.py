@@ -36,6 +36,7 @@ from tare.bench.errors import ExitCode, MissingToolError, TareError
 from tare.bench.interfaces import BackendContext, Instance
 from tare.bench.ledger import Ledger, ResourceKind, clean
 from tare.bench.linux.host_memory import HostMemory, read_memory
+from tare.bench.linux.processes import read_statuses
 from tare.bench.model import Envelope, Image, InstanceSpec, Phase
 from tare.bench.process import find_tool
 
@@ -45,7 +46,6 @@ LEVELLING_BYTES = 192 * 2**20
 REFRESH = Path("/proc/sys/vm/stat_refresh")
 REFRESHES = 200
 """Enough for lists of 1.5 GB a CPU, of which each takes 8 MB."""
-NAMESPACES = ("mnt", "pid", "net", "uts", "ipc", "cgroup")
 
 
 class Result(TypedDict):
@@ -186,7 +186,7 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int, s
             after = wait_settled(settle_s)
             memory = (before.available - after.available) / count
             with_reserve = (ready(before) - ready(after)) / count
-            theirs = set(namespaces_of(alive))
+            theirs = set(processes_of(alive))
             stopping = time.monotonic()
             for instance in alive:
                 instance.end()
@@ -196,7 +196,7 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int, s
     left = [f"cgroup {path}" for path in Path("/sys/fs/cgroup").rglob(f"tare-{tag}-*") if path.is_dir()]
     left += [f"mount {line}" for line in mount_lines(folder) if line not in mounts]
     left += [f"folder {path}" for path in work.iterdir()]
-    left += [f"process {text}" for text in processes_in(theirs, tag)]
+    left += [f"process {text}" for text in processes_left(theirs, tag)]
     left += ["ledger entries"] * (len(ledger.entries()) - entries)
     latencies = [instance.timeline.between(Phase.REQUESTED, Phase.READY) or 0.0 for instance in alive]
     part = max(1, min(100, count // 4))
@@ -260,22 +260,26 @@ def mount_lines(folder: Path) -> list[str]:
     return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(folder) in line]
 
 
-def namespaces_of(instances: list[Instance]) -> Iterator[str]:
-    """The namespaces of live containers."""
-    for instance in instances:
-        pid = getattr(instance, "pid")  # noqa: B009 - an instance of ours has one, the contract does not
-        for name in NAMESPACES:
-            yield str(Path(f"/proc/{pid}/ns/{name}").readlink())
+def processes_of(instances: list[Instance]) -> Iterator[tuple[int, int]]:
+    """The processes in the network namespaces of live containers: pid and start time, which name one for good.
 
-
-def processes_in(namespaces: set[str], tag: str) -> Iterator[str]:
-    """Processes in one of the network namespaces that were the population's, or in one of its cgroups."""
-    for process in Path("/proc").glob("[0-9]*"):
+    A namespace's number does not: the kernel gives it to the next one that is made.
+    """
+    own = str(Path("/proc/self/ns/net").readlink())
+    pids = [getattr(instance, "pid") for instance in instances]  # noqa: B009 - an instance of ours has one
+    namespaces = {str(Path(f"/proc/{pid}/ns/net").readlink()) for pid in pids} - {own}
+    for pid, status in read_statuses().items():
         with contextlib.suppress(OSError):
-            network = str((process / "ns/net").readlink())
-            own = str(Path("/proc/self/ns/net").readlink())
-            if (network in namespaces and network != own) or tag in (process / "cgroup").read_text():
-                yield process.name
+            if str(Path(f"/proc/{pid}/ns/net").readlink()) in namespaces:
+                yield pid, status.started
+
+
+def processes_left(theirs: set[tuple[int, int]], tag: str) -> Iterator[str]:
+    """Processes that were in the population's namespaces, or are in one of its cgroups."""
+    for pid, status in read_statuses().items():
+        with contextlib.suppress(OSError):
+            if (pid, status.started) in theirs or tag.encode() in Path(f"/proc/{pid}/cgroup").read_bytes():
+                yield str(pid)
 
 
 if __name__ == "__main__":

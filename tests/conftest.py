@@ -1,6 +1,7 @@
 """What tests of several kinds share. A fixture skips with the exact reason when the machine lacks something."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,10 @@ from tare.bench.locations import cache_directory, ledger_directory
 from tare.bench.model import Image
 from tare.bench.process import find_tool
 from tare.bench.registry import find_workloads
+
+# Under nohup, cron or in the background they come in ignored, and would be in every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def workload_packages() -> set[str]:

@@ -11,6 +11,8 @@ from tare.bench.model import SCRATCH, SERVER, Command, Commands, Completed, Serv
 from tare.bench.network_path import LOOPBACK, own_loopback
 
 _START = 'log=$1; shift; "$@" >"$log" 2>&1 </dev/null & echo $!'
+_ALIVE = '{ read -r line || [ -n "$line" ]; } 2>/dev/null <"/proc/$1/cmdline"'
+"""A process that is ending has no command line from before its connections are closed, and a pid until it is reaped."""
 _TAIL_LINES = "12"
 
 
@@ -34,7 +36,7 @@ class Background:
 
     def is_alive(self) -> bool:
         """Whether it still runs."""
-        return self.instance.execute(Command(("sh", "-c", f"kill -0 {self._pid}"))).returncode == 0
+        return self.instance.execute(Command(("sh", "-c", _ALIVE, "sh", self._pid))).returncode == 0
 
     def said(self) -> str:
         """The last lines of what it printed."""
@@ -47,6 +49,8 @@ def _said(completed: Completed) -> str:
 
 _ASKED_EVERY_S = 0.05
 """Between two questions to a service that does not answer yet: they take its CPU while it starts."""
+_ENDS_WITHIN_S = 1.0
+"""A service that ends refuses its clients before it has ended."""
 
 
 class Work:
@@ -125,8 +129,12 @@ class Work:
             return self._run.keep(command, completed, role)
         except WorkloadError:
             # A timeout may have ended the services too, together with the command.
-            if not completed.timed_out:
+            deadline = time.monotonic() + _ENDS_WITHIN_S
+            while not completed.timed_out and self._services:
                 self.check()
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(_ASKED_EVERY_S)
             raise
 
     def _addressed(self, command: Command) -> Command:

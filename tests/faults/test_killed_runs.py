@@ -53,7 +53,6 @@ class Run:
             "TARE_STATE_DIR": str(folder / "state"),
             "TARE_WORK_DIR": str(folder / "work"),
         }
-        self.cgroups_before = set(instance_cgroups())
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "tare", *arguments]
@@ -84,18 +83,22 @@ class Run:
         process.communicate(timeout=60)
         return process.returncode
 
+    def cgroups(self) -> list[str]:
+        """The cgroups of the run's instances, by the identities that its events say their names have."""
+        events = self.output / "events.jsonl"
+        lines = events.read_text().splitlines() if events.exists() else []
+        started = [line for line in lines if '"kind":"run_' in line]
+        names = {json.loads(line)["details"].get("identity") for line in started} - {None}
+        found = (Path("/sys/fs/cgroup").rglob(f"tare-{name}-*") for name in names)
+        return sorted(str(path) for paths in found for path in paths if path.is_dir())
+
     def left_behind(self) -> list[str]:
-        """What is there now of this run and was not before it: cgroups, processes, mounts, folders, ledger entries."""
-        left = sorted(set(instance_cgroups()) - self.cgroups_before)
+        """What is there of this run, and of no other tare on this host: cgroups, processes, mounts, folders, ledger."""
+        left = self.cgroups()
         left += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.folder) in line]
         left += [str(path) for path in (self.folder / "work").glob("*")]
         left += [str(path) for path in (self.folder / "state" / "ledger").glob("*.jsonl")]
         return left + our_processes(self.folder)
-
-
-def instance_cgroups() -> list[str]:
-    """The cgroups of instances of runs, by the names that the runner gives them."""
-    return [str(path) for path in Path("/sys/fs/cgroup").rglob("tare-*-b[0-9][0-9]i*") if path.is_dir()]
 
 
 def our_processes(folder: Path) -> list[str]:

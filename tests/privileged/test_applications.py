@@ -88,12 +88,12 @@ def faulty(**changes: object) -> Commands:
 TWICE = msgspec.structs.replace(
     REDIS, services=(SERVER_OF_REDIS, msgspec.structs.replace(SERVER_OF_REDIS, name="second"))
 )
-LONG = Redis().commands(Redis.Params(requests=100_000_000, clients=2), ENVELOPE).measured
+LONG = Redis().commands(Redis.Params(requests=1_000_000_000, clients=2), ENVELOPE).measured
 DIES = msgspec.structs.replace(
     REDIS,
     measured=Command(
         ("sh", "-c", '(sleep 0.2; redis-cli -h "$3" -p 26379 shutdown nosave) & exec "$@"', "sh", *LONG.argv),
-        timeout_s=5.0,
+        timeout_s=60.0,
     ),
 )
 

@@ -17,7 +17,7 @@ from tare.bench.process import DEVNULL, PIPE, Popen
 
 pytestmark = [pytest.mark.root, pytest.mark.image]
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 PROMPT = "ready> "
 
 

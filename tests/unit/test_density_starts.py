@@ -18,7 +18,7 @@ class Together(FakeBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self.barrier = threading.Barrier(3, timeout=10)
+        self.barrier = threading.Barrier(3, timeout=60)
         self.failing: set[int] = set()
 
     @contextlib.contextmanager

@@ -106,7 +106,7 @@ def test_a_timeout_kills_the_tool_and_its_children_and_says_so(tmp_path: Path) -
     started = time.monotonic()
     with pytest.raises(TareError, match=r"sh did not finish within 0\.3 s and was killed"):
         run(["sh", "-c", f"sleep 300 & echo $! $$ > {pids}; wait"], timeout_s=0.3)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
     for pid in pids.read_text().split():
         assert _gone(int(pid)), pid
 
@@ -117,7 +117,7 @@ def test_a_tool_that_left_a_child_with_its_output_does_not_hang_for_ever(tmp_pat
     started = time.monotonic()
     with pytest.raises(TareError, match="did not finish within"):
         run(["sh", "-c", f"setsid sh -c 'echo $$ > {pid}; exec sleep 300' & exit 0"], timeout_s=0.5)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
     os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
@@ -126,8 +126,8 @@ def test_ctrl_c_while_a_tool_runs_kills_it(tmp_path: Path) -> None:
     code = f"""
 from tare.bench.process import run
 try:
-    # The tool says that it is ready only once `run` waits for it.
-    script = "sleep 0.5; sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"
+    # More than a pipe holds: the tool gets past it only once `run` reads, and waits for its end.
+    script = "head -c 300000 /dev/zero; sleep 300 & echo $! $$ > {pids}; echo > {pids}.ready; wait"
     run(["sh", "-c", script], timeout_s=60)
 except KeyboardInterrupt:
     print("interrupted")
@@ -135,9 +135,9 @@ except KeyboardInterrupt:
     os.mkfifo(f"{pids}.ready")
     ready = os.open(f"{pids}.ready", os.O_RDONLY | os.O_NONBLOCK)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as process:
-        assert select.select([ready], [], [], 20)[0], "the tool was not started"
+        assert select.select([ready], [], [], 60)[0], "the tool was not started"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=10)[0] == b"interrupted\n"
+        assert process.communicate(timeout=60)[0] == b"interrupted\n"
     os.close(ready)
     for pid in pids.read_text().split():
         assert _gone(int(pid)), pid
@@ -145,7 +145,7 @@ except KeyboardInterrupt:
 
 def _gone(pid: int) -> bool:
     """Whether a process has ended; one that nobody has reaped yet counts as ended."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX":

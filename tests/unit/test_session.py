@@ -141,6 +141,8 @@ def test_a_run_measures_all_that_is_planned_and_says_that_it_is_complete(place):
     told = events(place / "run")
     assert told[0]["kind"] == "run_started"
     assert told[0]["details"]["instances"] == PLANNED
+    identity = told[0]["details"]["identity"]
+    assert all(name.startswith(f"tare-{identity}-b0") for _, name in Orders.starts)
     assert (told[-1]["kind"], told[-1]["message"]) == ("run_ended", "complete")
     assert Counter(event["kind"] for event in told)["instance_done"] == PLANNED
     assert {sample["backend"] for sample in samples(place / "run")} == {"fake-box", "fake-metal"}

@@ -1,5 +1,7 @@
 """A workload made ready: the order of its commands, where each runs, and what is told when a service fails."""
 
+import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -9,10 +11,11 @@ import pytest
 
 from tare.bench.errors import BackendError, ParseError, WorkloadError
 from tare.bench.experiments.steady import Steady, SteadyOptions
-from tare.bench.experiments.work import Work
+from tare.bench.experiments.work import Background, Work
 from tare.bench.interfaces import Instance, Workload
 from tare.bench.model import SERVER, Command, Commands, Completed, Footprint, Measurement, Service, StartTimeline, Usage
 from tare.bench.network_path import LOOPBACK, ServerPlace
+from tare.bench.process import DEVNULL, PIPE, Popen
 
 SERVED = Commands(
     measured=Command(("client", SERVER)),
@@ -130,7 +133,7 @@ def test_a_service_that_does_not_come_tells_its_last_words(fails: str, message: 
 def test_a_service_that_ended_is_named_instead_of_what_it_broke(use: Callable[[Work], object]) -> None:
     instance = Recorded("a", [])
     work = prepared(instance)
-    instance.fails = "kill -0" if use is Work.end else ""
+    instance.fails = "/cmdline" if use is Work.end else ""
     if use is Work.measure:
         instance.execute = lambda command: Completed(command.argv, 1, None, b"", b"", 0.0, 1.0)  # type: ignore[method-assign]
     with pytest.raises(WorkloadError, match="the service db ended while it was used"):
@@ -155,16 +158,56 @@ def test_a_service_is_asked_again_until_it_answers_or_has_ended() -> None:
     Work(Run(), patient, instance)  # type: ignore[arg-type]
     assert [entry[1] for entry in log].count("ping") == 3
     answers = iter([1])
-    instance.fails = "kill -0"
+    instance.fails = "/cmdline"
     with pytest.raises(WorkloadError, match="the service db ended before it was ready"):
         Work(Run(), patient, instance)  # type: ignore[arg-type]
     assert next(answers, None) is None
 
 
+def test_a_service_that_has_not_ended_yet_when_its_client_fails_is_named() -> None:
+    """Its connections go first: under load the client fails while the service is still ending."""
+    instance = Recorded("a", [])
+    work = prepared(instance)
+    plain, asked = instance.execute, itertools.count()
+
+    def execute(command: Command) -> Completed:
+        ended = any("/cmdline" in argument for argument in command.argv) and next(asked) > 1
+        return msgspec.structs.replace(plain(command), returncode=int(ended or command.argv[0] == "client"))
+
+    instance.execute = execute  # type: ignore[method-assign]
+    with pytest.raises(WorkloadError, match="the service db ended while it was used"):
+        work.measure()
+
+
+def test_a_process_that_nobody_has_reaped_is_not_alive() -> None:
+    class Here(Recorded):
+        def execute(self, command: Command) -> Completed:
+            asks = "/cmdline" in " ".join(command.argv)
+            status = run_here(command.argv).returncode if asks else 0
+            return Completed(command.argv, status, None, str(process.pid).encode(), b"", 0.0, 1.0)
+
+    with Popen(["sh", "-c", "read line; exit 0"], stdin=PIPE, stdout=DEVNULL) as process:
+        program = Background(Here("a", []), "it", "it", Command(("any",)))
+        assert program.is_alive()
+        assert process.stdin is not None
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        os.kill(process.pid, 0)
+        assert not program.is_alive()
+    assert not program.is_alive()
+
+
+def run_here(argv: tuple[str, ...]) -> Popen[bytes]:
+    with Popen(argv, stdin=DEVNULL, stdout=PIPE, stderr=PIPE) as done:
+        said = done.communicate()
+    assert said == (b"", b"")
+    return done
+
+
 def test_what_answers_in_place_of_the_service_is_not_taken_for_it() -> None:
     """Another server has its port: it answers, and ours has ended."""
     with pytest.raises(WorkloadError, match="the service db ended, and something else answers") as caught:
-        prepared(Recorded("a", [], fails="kill -0"))
+        prepared(Recorded("a", [], fails="/cmdline"))
     assert "Address already in use" in caught.value.evidence
 
 
@@ -205,7 +248,7 @@ def test_output_that_a_dead_service_spoilt_is_told_by_the_service() -> None:
 
     def execute(command: Command) -> Completed:
         if command.argv[0] == "client":
-            instance.fails = "kill -0"
+            instance.fails = "/cmdline"
         return plain(command)
 
     instance.execute = execute  # type: ignore[method-assign]
