@@ -96,9 +96,9 @@ def import_(
 ) -> None:
     """Import a root file system that was made elsewhere: all of it, or nothing if it is damaged."""
     with guard():
-        from tare.bench.image import Limits
+        from tare.bench.image import ArchiveLimits
 
-        limits = Limits(_size("--max-size", max_size), max_members, max_depth, max_ratio)
+        limits = ArchiveLimits(_size("--max-size", max_size), max_members, max_depth, max_ratio)
         with _store() as images:
             image = images.import_archive(file, name=name, limits=limits, progress=_say)
         _print_image(image, as_json=as_json)

@@ -19,7 +19,7 @@ from tare.bench.registry import Plugins, find_backends, find_experiments, find_r
 from tare.bench.units import Duration, Size
 
 
-class Listed(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True):
     """One thing that a suite can name. ``details`` are values of JSON; ``failure`` says why it cannot be loaded."""
 
     name: str
@@ -41,7 +41,7 @@ def list_command(what: str, *, verbose: bool, as_json: bool) -> ExitCode:
     return ExitCode.OK
 
 
-def _print(title: str, listed: Sequence[Listed], *, verbose: bool) -> None:
+def _print(title: str, listed: Sequence[Choice], *, verbose: bool) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("name", no_wrap=True)
     table.add_column("what it is", overflow="fold")
@@ -67,15 +67,15 @@ def _as_lines(details: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name.replace('_', ' ')}: {', '.join(value) if isinstance(value, tuple) else value}"
 
 
-def _plugins(found: Plugins[Any], details: Callable[[Any], Mapping[str, Any]]) -> list[Listed]:
-    loaded = [Listed(name, plugin.summary, details(plugin)) for name, plugin in sorted(found.loaded.items())]
+def _plugins(found: Plugins[Any], details: Callable[[Any], Mapping[str, Any]]) -> list[Choice]:
+    loaded = [Choice(name, plugin.summary, details(plugin)) for name, plugin in sorted(found.loaded.items())]
     return loaded + [
-        Listed(failure.name, "", failure=f"cannot be loaded ({failure.value}): {failure.reason}")
+        Choice(failure.name, "", failure=f"cannot be loaded ({failure.value}): {failure.reason}")
         for failure in found.failures.values()
     ]
 
 
-def _backends() -> list[Listed]:
+def _backends() -> list[Choice]:
     def details(backend: type[Backend]) -> Mapping[str, Any]:
         least = f"{backend.minimum_memory_bytes // 2**20}MiB"
         return {"least_memory": least, "options": _describe_fields(backend.Options)}
@@ -83,7 +83,7 @@ def _backends() -> list[Listed]:
     return _plugins(find_backends(), details)
 
 
-def _workloads() -> list[Listed]:
+def _workloads() -> list[Choice]:
     def details(workload: type[Workload]) -> Mapping[str, Any]:
         licence, packages = workload.licence or "not stated", tuple(workload.packages) or ("none",)
         params = _describe_fields(workload.Params)
@@ -92,19 +92,19 @@ def _workloads() -> list[Listed]:
     return _plugins(find_workloads(), details)
 
 
-def _experiments() -> list[Listed]:
+def _experiments() -> list[Choice]:
     def details(experiment: type[Experiment]) -> Mapping[str, Any]:
         return {"metrics": _metrics(experiment.metrics), "options": _describe_fields(experiment.Options)}
 
     return _plugins(find_experiments(), details)
 
 
-def _reporters() -> list[Listed]:
+def _reporters() -> list[Choice]:
     return _plugins(find_reporters(), lambda reporter: {"suffix": reporter.suffix})
 
 
-def _suites() -> list[Listed]:
-    return [Listed(name, question) for name, question in describe_ready_suites().items()]
+def _suites() -> list[Choice]:
+    return [Choice(name, question) for name, question in describe_ready_suites().items()]
 
 
 def _metrics(metrics: Sequence[Metric]) -> list[Mapping[str, str]]:
@@ -131,7 +131,7 @@ def _as_in_a_suite(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else repr(default)
 
 
-_KINDS: Mapping[str, Callable[[], list[Listed]]] = {
+_KINDS: Mapping[str, Callable[[], list[Choice]]] = {
     "backends": _backends,
     "workloads": _workloads,
     "experiments": _experiments,

@@ -2,6 +2,6 @@
 
 from tare.bench.image.recipe import Recipe
 from tare.bench.image.store import ImageStore, Listed
-from tare.bench.image.tar import Limits
+from tare.bench.image.tar import ArchiveLimits
 
-__all__ = ["ImageStore", "Limits", "Listed", "Recipe"]
+__all__ = ["ArchiveLimits", "ImageStore", "Listed", "Recipe"]

@@ -16,7 +16,7 @@ from tare.bench.image.boot import Kernel
 from tare.bench.image.build import BUILD_TOOLS, Workspace, finish, with_kernel
 from tare.bench.image.recipe import Recipe, host_architecture
 from tare.bench.image.stored import hash_file
-from tare.bench.image.tar import Limits, quoted
+from tare.bench.image.tar import ArchiveLimits, quoted
 from tare.bench.image.unpack import Unpacking, resolve
 from tare.bench.process import require_tool
 from tare.bench.readable import one_line
@@ -30,7 +30,7 @@ _MOST_LAYERS = 1000
 _MOST_JSON = 8 << 20
 
 
-def import_parts(file: Path, workspace: Workspace, limits: Limits) -> stored.Description:
+def import_parts(file: Path, workspace: Workspace, limits: ArchiveLimits) -> stored.Description:
     """Unpack ``file`` into ``workspace.image``, add a kernel if it can be a guest, describe it. Raises ImageError."""
     workspace.image.mkdir()
     tree = workspace.image / stored.ROOTFS
@@ -52,7 +52,7 @@ def import_parts(file: Path, workspace: Workspace, limits: Limits) -> stored.Des
     return description
 
 
-def make_imported_tree(file: Path, tree: Path, scratch: Path, limits: Limits) -> Unpacking:
+def make_imported_tree(file: Path, tree: Path, scratch: Path, limits: ArchiveLimits) -> Unpacking:
     """Make ``tree`` of the archive ``file``, whichever of the three kinds it is. Raises ImageError."""
     unpacked = _start(tree, limits)
     unpacked.add(file, is_lowest=True)
@@ -75,7 +75,7 @@ def make_imported_tree(file: Path, tree: Path, scratch: Path, limits: Limits) ->
     return unpacked
 
 
-def _start(tree: Path, limits: Limits) -> Unpacking:
+def _start(tree: Path, limits: ArchiveLimits) -> Unpacking:
     tree.mkdir()
     tree.chmod(0o755)  # whatever the umask
     return Unpacking(tree, limits)

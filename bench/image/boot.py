@@ -11,7 +11,7 @@ from tare.bench.errors import ImageError
 from tare.bench.image.guest import compile_init, module_files
 from tare.bench.image.recipe import Recipe
 from tare.bench.image.rootfs import run_mmdebstrap
-from tare.bench.image.tools import ImageBuildError, Runner
+from tare.bench.image.tools import ImageBuildError, ToolRunner
 from tare.bench.process import ToolFailedError
 
 # The same for all images: the guest finds its disk by serial number, not by this.
@@ -40,7 +40,7 @@ class Kernel(msgspec.Struct, frozen=True):
     modules_root: Path
 
 
-def fetch_kernel(recipe: Recipe, folder: Path, runner: Runner) -> Kernel:
+def fetch_kernel(recipe: Recipe, folder: Path, runner: ToolRunner) -> Kernel:
     """Download the recipe's kernel package and unpack it below ``folder``. Raises ImageError, MissingToolError."""
     folder.mkdir()
     script = folder / "fetch.sh"
@@ -68,7 +68,7 @@ def fetch_kernel(recipe: Recipe, folder: Path, runner: Runner) -> Kernel:
     return _locate(unpacked, name, package_version, runner)
 
 
-def _locate(unpacked: Path, package: str, package_version: str, runner: Runner) -> Kernel:
+def _locate(unpacked: Path, package: str, package_version: str, runner: ToolRunner) -> Kernel:
     images = list((unpacked / "boot").glob("vmlinuz-*"))
     if len(images) != 1:
         raise ImageError(f"the package {package} {package_version} holds {len(images)} kernels, and not one")
@@ -124,7 +124,7 @@ def make_initramfs(target: Path, kernel: Kernel, scratch: Path) -> None:
     target.write_bytes(pack(members))
 
 
-def make_disk(target: Path, tree: Path, runner: Runner) -> None:
+def make_disk(target: Path, tree: Path, runner: ToolRunner) -> None:
     """Write an erofs of ``tree``, with the times of its files: compiled Python files are only valid with them.
 
     The same tree gives the same bytes. Raises ImageError, MissingToolError.

@@ -14,7 +14,7 @@ from tare.bench.image.boot import Kernel, fetch_kernel, make_disk, make_initramf
 from tare.bench.image.recipe import PYPI, Recipe
 from tare.bench.image.rootfs import installed_packages, make_tree
 from tare.bench.image.stored import digest_of, hash_file, list_tree
-from tare.bench.image.tools import Progress, Runner
+from tare.bench.image.tools import Progress, ToolRunner
 
 BUILD_TOOLS = ("mmdebstrap", "setpriv", "unshare", "mkfs.erofs", "depmod", "dpkg-deb", "gcc")
 """Host programs without which no image can be built."""
@@ -31,7 +31,7 @@ class Workspace(msgspec.Struct, frozen=True):
     """A folder that is removed at the end. ``image`` becomes the image's own folder; ``runner`` runs the tools."""
 
     folder: Path
-    runner: Runner
+    runner: ToolRunner
     progress: Progress
 
     @property
@@ -120,7 +120,7 @@ def finish(
     )
 
 
-def _tool_versions(runner: Runner) -> dict[str, str]:
+def _tool_versions(runner: ToolRunner) -> dict[str, str]:
     versions = {}
     for tool, argv in _TOOL_VERSIONS.items():
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tare.bench.errors import ImageError, MissingToolError
 from tare.bench.image.recipe import Recipe
-from tare.bench.image.tools import ImageBuildError, Progress, Runner, explain_build_failure
+from tare.bench.image.tools import ImageBuildError, Progress, ToolRunner, explain_build_failure
 from tare.bench.process import ToolFailedError
 
 _BUILD_TIMEOUT_S = 1800.0
@@ -80,7 +80,7 @@ _PYTHON_TIMEOUT_S = 300.0
 _PASSED_ON = re.compile(r"Acquire::(https?::[Pp]roxy|Check-Valid-Until|Check-Date|Retries|ForceIPv[46])\b.*")
 
 
-def make_tree(recipe: Recipe, tree: Path, scratch: Path, runner: Runner, progress: Progress) -> None:
+def make_tree(recipe: Recipe, tree: Path, scratch: Path, runner: ToolRunner, progress: Progress) -> None:
     """Build the tree of ``recipe`` at ``tree``, which does not exist yet. Raises ImageError, MissingToolError."""
     started_s = time.time()
     dpkg_options = scratch / "dpkg.cfg"
@@ -107,7 +107,7 @@ def run_mmdebstrap(
     arguments: Sequence[str],
     *,
     scratch: Path,
-    runner: Runner,
+    runner: ToolRunner,
     on_line: Callable[[str], None] = lambda _line: None,
 ) -> None:
     """Run mmdebstrap for the recipe's suite with this host's archives. Raises ImageError, MissingToolError."""
@@ -206,7 +206,7 @@ def _clamp_times(tree: Path, started_s: float) -> None:
             os.utime(path, (int(packaged), int(packaged)), follow_symlinks=False)
 
 
-def _host_apt_settings(runner: Runner) -> list[str]:
+def _host_apt_settings(runner: ToolRunner) -> list[str]:
     """Proxies and tolerance for old archives from the host's apt: mmdebstrap itself reads none of its settings."""
     try:
         dumped = runner.run(["apt-config", "dump", "Acquire"], timeout_s=30)
@@ -224,7 +224,7 @@ def _follow(progress: Progress) -> Callable[[str], None]:
     return on_line
 
 
-def install_python_packages(packages: Iterable[str], tree: Path, runner: Runner) -> None:
+def install_python_packages(packages: Iterable[str], tree: Path, runner: ToolRunner) -> None:
     """Install ``packages`` with this Python's pip for the Python of ``tree``, and compile them. Raises ImageError.
 
     They go where Debian's Python looks for what was not packaged. Compiled files are valid by their place and not by

@@ -20,15 +20,15 @@ from tare.bench.image import stored
 from tare.bench.image.archive import import_parts
 from tare.bench.image.build import BUILD_TOOLS, Workspace, build_parts
 from tare.bench.image.recipe import Recipe
-from tare.bench.image.tar import Limits
-from tare.bench.image.tools import Progress, Runner, require_space, translated
+from tare.bench.image.tar import ArchiveLimits
+from tare.bench.image.tools import Progress, ToolRunner, require_space, translated
 from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.ledger import remove as remove_resource
 from tare.bench.model import Image
 from tare.bench.process import require_tool
 from tare.bench.trees import sync
 
-_LIMITS = Limits()
+_LIMITS = ArchiveLimits()
 _NEEDED_BYTES = 1_000_000_000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
@@ -89,7 +89,7 @@ class ImageStore:
         return stored.load(folder, _name_of(recipe))
 
     def import_archive(
-        self, file: Path, *, name: str = "", limits: Limits = _LIMITS, progress: Progress = lambda _step: None
+        self, file: Path, *, name: str = "", limits: ArchiveLimits = _LIMITS, progress: Progress = lambda _step: None
     ) -> Image:
         """Import a root file system tar, an OCI archive or a docker archive, and call it ``name``.
 
@@ -194,7 +194,7 @@ class ImageStore:
         folder = self._building / f"{label}-{os.getpid()}-{secrets.token_hex(4)}"
         directory = self._ledger.enter(ResourceKind.DIRECTORY, folder)
         processes = self._ledger.enter(ResourceKind.PROCESS, folder)
-        runner = Runner(str(folder))
+        runner = ToolRunner(str(folder))
         try:
             folder.mkdir(parents=True)
             if label != "remove":

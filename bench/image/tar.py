@@ -30,7 +30,7 @@ _SKIPPABLE = tuple(bytes([number]) + b"\x2a\x4d\x18" for number in range(0x50, 0
 _LONGEST_MAGIC = 6
 
 
-class Limits(msgspec.Struct, frozen=True):
+class ArchiveLimits(msgspec.Struct, frozen=True):
     """The most that one archive, all its layers together, may hold."""
 
     size_bytes: int = 32 << 30
@@ -43,7 +43,7 @@ class Limits(msgspec.Struct, frozen=True):
 class Account:
     """What the archives of one import have held so far. Each method raises ImageError beyond a limit."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ArchiveLimits) -> None:
         self.limits = limits
         self._read = self._files = self._members = 0
 

@@ -23,7 +23,7 @@ Progress = Callable[[str], None]
 """Told what a build does now, in a few words."""
 
 
-class Runner:
+class ToolRunner:
     """Runs tools that carry ``marker`` in their environment, so that ``clean`` finds them after a crash.
 
     Safe to use from several threads. ``stop`` ends everything that runs and lets nothing new start.

@@ -18,7 +18,7 @@ import msgspec
 
 from tare.bench.errors import ImageError
 from tare.bench.image.stored import walk
-from tare.bench.image.tar import Account, Archive, Limits, open_archive, quoted
+from tare.bench.image.tar import Account, Archive, ArchiveLimits, open_archive, quoted
 from tare.bench.trees import remove_tree
 
 _WHITEOUT = ".wh."
@@ -76,7 +76,7 @@ class Unpacking:
     (``security.*``, ``trusted.*``) are left out. Until ``settle`` the owner may do everything in each folder.
     """
 
-    def __init__(self, root: Path, limits: Limits) -> None:
+    def __init__(self, root: Path, limits: ArchiveLimits) -> None:
         self._root = root
         self._is_root = os.geteuid() == 0
         self._account = Account(limits)

@@ -28,8 +28,8 @@ from tare.bench.model import SCRATCH, Availability, Command, Image, IsolationKin
 from tare.bench.process import PIPE, Popen
 from tare.bench.testing.fake import Fake
 from tare.bench.testing.subject import (
+    BackendUnderTest,
     Live,
-    Subject,
     Typist,
     cgroups_of,
     find_image,
@@ -62,7 +62,7 @@ def tare_image(request: pytest.FixtureRequest) -> Image:
 
 
 @pytest.fixture(scope="session")
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+def subject(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
     """The backend, prepared; all that it made is gone in the end."""
     kind = load_backend(request.param)
     image = host_as_image() if issubclass(kind, Fake) else request.getfixturevalue("tare_image")
@@ -79,14 +79,14 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
 
 @pytest.fixture(scope="session")
-def live(subject: Subject) -> Iterator[Live]:
+def live(subject: BackendUnderTest) -> Iterator[Live]:
     identifier, starting = subject.start()
     with starting as instance:
         yield Live(subject, identifier, instance)
 
 
 @pytest.fixture
-def isolated(subject: Subject) -> None:
+def isolated(subject: BackendUnderTest) -> None:
     """Asked for by tests of what instances with files and processes of their own have."""
     if not subject.isolated:
         pytest.skip("the backend declares that its instances are not isolated")
@@ -106,7 +106,7 @@ def require(value: object, reason: object = "the backend does not have it") -> N
 # --- what it says of itself ------------------------------------------------------------------------------------------
 
 
-def test_description(subject: Subject) -> None:
+def test_description(subject: BackendUnderTest) -> None:
     description = subject.description
     assert description.label
     assert isinstance(description.kind, IsolationKind)
@@ -120,7 +120,7 @@ def test_description(subject: Subject) -> None:
         assert confound.detail
 
 
-def test_probe_and_facilities_say_why(subject: Subject) -> None:
+def test_probe_and_facilities_say_why(subject: BackendUnderTest) -> None:
     facilities = dict(subject.backend.facilities())
     for found in (subject.backend.probe(), *facilities.values()):
         assert isinstance(found, Availability)
@@ -128,7 +128,7 @@ def test_probe_and_facilities_say_why(subject: Subject) -> None:
     assert all(isinstance(package, str) for package in subject.backend.packages(subject.backend.context.options))
 
 
-def test_explain_starts_nothing(subject: Subject) -> None:
+def test_explain_starts_nothing(subject: BackendUnderTest) -> None:
     entries = subject.ledger.entries()
     identifier = "tare-explained-contract"
     lines = type(subject.backend)(subject.backend.context).explain(subject.spec(identifier))
@@ -359,7 +359,7 @@ def test_an_instance_with_an_address_is_reached_there_and_one_without_has_no_oth
 # --- the life of an instance -----------------------------------------------------------------------------------------
 
 
-def test_instances_leave_nothing_and_tell_when_it_happened(subject: Subject) -> None:
+def test_instances_leave_nothing_and_tell_when_it_happened(subject: BackendUnderTest) -> None:
     entries = subject.ledger.entries()
     identifier, starting = subject.start()
     with starting as instance:
@@ -372,7 +372,7 @@ def test_instances_leave_nothing_and_tell_when_it_happened(subject: Subject) -> 
     assert subject.ledger.entries() == entries
 
 
-def test_instances_are_private(subject: Subject, isolated: None, live: Live) -> None:
+def test_instances_are_private(subject: BackendUnderTest, isolated: None, live: Live) -> None:
     live.shell(f"echo mine > {SCRATCH}/mine; echo mine > /root/mine")
     _, starting = subject.start()
     with starting as instance:
@@ -386,7 +386,7 @@ def test_instances_are_private(subject: Subject, isolated: None, live: Live) -> 
     assert not (subject.image.rootfs / "root/mine").exists()
 
 
-def test_as_many_start_at_once_as_it_says_and_end_at_once(subject: Subject) -> None:
+def test_as_many_start_at_once_as_it_says_and_end_at_once(subject: BackendUnderTest) -> None:
     at_once = min(subject.backend.concurrent_starts, 3)
     require(at_once > 1, "it starts one at a time")
     subject.backend.expect_starts(at_once)
@@ -405,7 +405,7 @@ def test_as_many_start_at_once_as_it_says_and_end_at_once(subject: Subject) -> N
         assert traces_of(identifier, subject.backend.context.work_directory) == []
 
 
-def test_the_end_of_an_instance_is_told_by_its_descriptor(subject: Subject) -> None:
+def test_the_end_of_an_instance_is_told_by_its_descriptor(subject: BackendUnderTest) -> None:
     identifier, starting = subject.start()
     with starting as instance:
         descriptor = instance.gone_descriptor()
@@ -424,7 +424,7 @@ def test_the_end_of_an_instance_is_told_by_its_descriptor(subject: Subject) -> N
 
 
 def test_what_a_killed_owner_leaves_is_reclaimed(
-    subject: Subject, request: pytest.FixtureRequest, tmp_path: Path
+    subject: BackendUnderTest, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     name = request.node.callspec.params["subject"]
     image = msgspec.json.encode(subject.image, enc_hook=str).decode()

@@ -27,7 +27,7 @@ NOT_ISOLATED = "not-isolated"
 """Code of the confound by which a backend declares that commands see the host's own files and processes."""
 
 
-class Subject:
+class BackendUnderTest:
     """A backend that was prepared, and its instances."""
 
     def __init__(self, backend: Backend, description: BackendDescription, image: Image, envelope: Envelope) -> None:
@@ -62,7 +62,7 @@ class Subject:
 class Live:
     """The live instance that most tests of a backend share."""
 
-    def __init__(self, subject: Subject, identifier: str, instance: Instance) -> None:
+    def __init__(self, subject: BackendUnderTest, identifier: str, instance: Instance) -> None:
         self.subject = subject
         self.identifier = identifier
         self.instance = instance
@@ -118,7 +118,7 @@ def load_backend(name: str) -> type[Backend]:
 @contextlib.contextmanager
 def start_subject(
     kind: type[Backend], ledger: Ledger, work: Path, image: Image, options: Sequence[str] = ()
-) -> Iterator[Subject]:
+) -> Iterator[BackendUnderTest]:
     """A prepared backend of the class ``kind``. Raises UnavailableError if it does not work here."""
     allowed = os.sched_getaffinity(0)
     envelope = Envelope((max(allowed),), max(MEMORY_BYTES, kind.minimum_memory_bytes), 256 * 2**20, 512)
@@ -135,7 +135,7 @@ def start_subject(
     if not found.available:
         raise UnavailableError(f"{kind.name} is not available here: {found.reason}", remedy=found.remedy)
     try:
-        yield Subject(backend, backend.prepare(image, envelope), image, envelope)
+        yield BackendUnderTest(backend, backend.prepare(image, envelope), image, envelope)
     finally:
         backend.close()
         backend.close()

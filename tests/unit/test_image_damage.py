@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from tare.bench.errors import ImageError
 from tare.bench.image.archive import make_imported_tree
 from tare.bench.image.stored import list_tree
-from tare.bench.image.tar import Limits
+from tare.bench.image.tar import ArchiveLimits
 from tare.bench.image.unpack import Unpacking
 from tare.bench.trees import remove_tree
 
@@ -80,7 +80,7 @@ class Importer:
         self._folder = folder
         self._number = 0
 
-    def __call__(self, *layers: bytes, limits: Limits = Limits()) -> list[str]:  # noqa: B008 - is immutable
+    def __call__(self, *layers: bytes, limits: ArchiveLimits = ArchiveLimits()) -> list[str]:  # noqa: B008 - is immutable
         """The lines of the tree that the layers make. Raises ImageError."""
         files = []
         for number, data in enumerate(layers):
@@ -88,7 +88,7 @@ class Importer:
             files[-1].write_bytes(data)
         return self.files(*files, limits=limits)
 
-    def files(self, *layers: Path, limits: Limits = Limits()) -> list[str]:  # noqa: B008 - is immutable
+    def files(self, *layers: Path, limits: ArchiveLimits = ArchiveLimits()) -> list[str]:  # noqa: B008 - is immutable
         self._number += 1
         root = self._folder / f"tree{self._number}"
         root.mkdir()
@@ -254,7 +254,7 @@ def sparse(size: int) -> bytes:
 def test_a_sparse_file_keeps_its_holes(tmp_path: Path) -> None:
     (tmp_path / "layer").write_bytes(sparse(50 << 20))
     (tmp_path / "root").mkdir()
-    Unpacking(tmp_path / "root", Limits()).add(tmp_path / "layer", is_lowest=True)
+    Unpacking(tmp_path / "root", ArchiveLimits()).add(tmp_path / "layer", is_lowest=True)
     status = (tmp_path / "root/bin/x").stat()
     assert status.st_size == 50 << 20
     assert status.st_blocks * 512 < 1 << 20
@@ -278,18 +278,20 @@ def test_a_bomb_is_refused_with_the_option_that_allows_it(load: Importer, data: 
 
 
 @pytest.mark.parametrize(
-    "limits", [Limits(size_bytes=40_000), Limits(members=39), Limits(depth=2)], ids=["size", "members", "depth"]
+    "limits",
+    [ArchiveLimits(size_bytes=40_000), ArchiveLimits(members=39), ArchiveLimits(depth=2)],
+    ids=["size", "members", "depth"],
 )
-def test_each_limit_holds_and_can_be_raised(load: Importer, limits: Limits) -> None:
+def test_each_limit_holds_and_can_be_raised(load: Importer, limits: ArchiveLimits) -> None:
     with pytest.raises(ImageError):
         load(archive(), limits=limits)
-    assert load(archive(), limits=Limits(size_bytes=200_000, members=40, depth=3))
+    assert load(archive(), limits=ArchiveLimits(size_bytes=200_000, members=40, depth=3))
 
 
 def test_limits_are_those_of_all_layers_together(load: Importer) -> None:
-    assert load(archive(1), limits=Limits(members=60))
+    assert load(archive(1), limits=ArchiveLimits(members=60))
     with pytest.raises(ImageError, match="members"):
-        load(archive(1), archive(2), limits=Limits(members=60))
+        load(archive(1), archive(2), limits=ArchiveLimits(members=60))
 
 
 # --- odd fields, modes, whiteouts ------------------------------------------------------------------------------------
@@ -404,7 +406,7 @@ def test_whatever_describes_the_layers_there_is_a_tree_or_one_message(
             tar.addfile(member, io.BytesIO(text.encode()))
     (tmp_path / "odd").write_bytes(file.getvalue())
     with tempfile.TemporaryDirectory(dir=tmp_path) as folder, contextlib.suppress(ImageError):
-        make_imported_tree(tmp_path / "odd", Path(folder, "tree"), Path(folder), Limits())
+        make_imported_tree(tmp_path / "odd", Path(folder, "tree"), Path(folder), ArchiveLimits())
 
 
 @pytest.mark.root
@@ -433,7 +435,7 @@ def _import_as_nobody(folder: Path) -> None:
     os.setgid(65534)
     os.setuid(65534)
     (folder / "scratch").mkdir()
-    unpacked = make_imported_tree(folder / "layer", folder / "tree", folder / "scratch", Limits())
+    unpacked = make_imported_tree(folder / "layer", folder / "tree", folder / "scratch", ArchiveLimits())
     lines = list_tree(folder / "tree")
     unpacked.require_listed(lines)
     assert lines == list_tree(folder / "tree")
@@ -488,7 +490,7 @@ def test_a_tree_that_is_not_as_listed_is_refused(tmp_path: Path) -> None:
     ):
         root = tmp_path / "root"
         root.mkdir()
-        unpacking = Unpacking(root, Limits())
+        unpacking = Unpacking(root, ArchiveLimits())
         unpacking.add(tmp_path / "layer", is_lowest=True)
         unpacking.settle()
         unpacking.require_listed(list_tree(root))
@@ -500,5 +502,5 @@ def test_a_tree_that_is_not_as_listed_is_refused(tmp_path: Path) -> None:
 
 def test_a_tree_deeper_than_python_recurses_is_listed(tmp_path: Path, load: Importer) -> None:
     depth = 1100
-    lines = load(one("/".join("d" * depth)), limits=Limits(depth=depth))
+    lines = load(one("/".join("d" * depth)), limits=ArchiveLimits(depth=depth))
     assert len(lines) == depth + 1

@@ -6,11 +6,11 @@ import pytest
 
 from tare.bench.errors import ImageError
 from tare.bench.image.rootfs import install_python_packages
-from tare.bench.image.tools import ImageBuildError, Runner
+from tare.bench.image.tools import ImageBuildError, ToolRunner
 from tare.bench.process import ToolFailedError
 
 
-class Recorded(Runner):
+class Recorded(ToolRunner):
     """Notes the command lines instead of running them; fails on one that contains ``failing``."""
 
     def __init__(self, failing: str = "") -> None:

@@ -12,7 +12,7 @@ import pytest
 from tare.bench.errors import ImageError
 from tare.bench.image.archive import guest_problem, make_imported_tree
 from tare.bench.image.stored import list_tree
-from tare.bench.image.tar import Limits
+from tare.bench.image.tar import ArchiveLimits
 from tare.bench.image.unpack import Unpacking, resolve
 
 
@@ -43,7 +43,7 @@ def tar(path: Path, members: Sequence[tarfile.TarInfo | tuple[str, bytes]], mode
 
 
 def apply_layer(root: Path, *layers: Path) -> None:
-    unpacking = Unpacking(root, Limits())
+    unpacking = Unpacking(root, ArchiveLimits())
     for number, layer in enumerate(layers):
         unpacking.add(layer, is_lowest=number == 0)
     unpacking.settle()
@@ -285,7 +285,7 @@ def docker(tmp_path: Path) -> Path:
 def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
     file = docker(tmp_path) if kind == "docker" else oci(tmp_path, nested=kind.startswith("nested"))
     (tmp_path / "scratch").mkdir()
-    make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", Limits())
+    make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", ArchiveLimits())
     assert names(tmp_path / "tree") == {"bin", "bin/sh"}
     assert (tmp_path / "tree/bin/sh").read_bytes() == b"new"
 
@@ -293,7 +293,7 @@ def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
 def test_a_damaged_blob_is_refused(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     with pytest.raises(ImageError, match="damaged"):
-        make_imported_tree(oci(tmp_path, spoil=True), tmp_path / "tree", tmp_path / "scratch", Limits())
+        make_imported_tree(oci(tmp_path, spoil=True), tmp_path / "tree", tmp_path / "scratch", ArchiveLimits())
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_archives_that_make_no_sense_are_refused(tmp_path: Path, files: dict[str
     (tmp_path / "scratch").mkdir()
     file = tar(tmp_path / "file", list(files.items()))
     with pytest.raises(ImageError, match=problem):
-        make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", Limits())
+        make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", ArchiveLimits())
 
 
 def test_a_guest_needs_the_agent(tmp_path: Path) -> None:
