@@ -193,7 +193,8 @@ class Backend(ABC):
     def start(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
         """Start a fresh instance; leaving the context stops it and removes all it had.
 
-        On entry the timeline holds requested, created, first_instruction and ready; after exit also stop_requested,
+        On entry the timeline holds requested, created, first_instruction and ready, each later than the one before, as
+        they were read and not as they should have been; after exit also stop_requested,
         process_gone where it can be distinguished from what follows, and stopped. Raises BackendError with evidence,
         having undone what was done.
         """

@@ -281,8 +281,12 @@ class StartTimeline:
         self.marks[phase] = at_s
 
     def between(self, first: Phase, second: Phase) -> float | None:
-        """Seconds from one mark to another, or None if either was not reached."""
-        if first in self.marks and second in self.marks:
+        """Seconds from one mark to another.
+
+        None if either was not reached, or if the clock did not move on from the first to the second: where they were
+        read that late, what lies between them is not resolved.
+        """
+        if first in self.marks and second in self.marks and self.marks[second] > self.marks[first]:
             return self.marks[second] - self.marks[first]
         return None
 

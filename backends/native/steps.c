@@ -263,7 +263,7 @@ static int make_call(const struct call *c)
 	case CALL_KEEP_CAPABILITIES: return keep_capabilities(n[0]);
 	case CALL_FILTER: return install_filter(s[1], c->lengths[1]);
 	case CALL_SYSTEM:
-		first_instruction = now();
+		marks.first_instruction = now();
 		return become_system(c);
 	}
 	errno = ENOSYS;

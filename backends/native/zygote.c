@@ -71,9 +71,9 @@ struct outcome {
 	int64_t started, ended;
 } __attribute__((packed));
 
-struct created {
-	int32_t pid;
-	int64_t when;
+/* Both read by the first process itself, so that they stand in the order in which they happened. */
+struct marks {
+	int64_t created, first_instruction;
 } __attribute__((packed));
 
 /* Files to write 1 to when the harness is gone: they kill what no pid namespace ends with. */
@@ -94,7 +94,7 @@ struct filter_program {
 
 static int channel;
 static struct kill_file *kill_files;
-static int64_t first_instruction;
+static struct marks marks;
 static volatile pid_t running; /* the command, leader of its own process group; 0 between commands */
 static const int forwarded[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGCONT };
 
@@ -129,6 +129,7 @@ static void live(struct message *start, struct field last)
 {
 	struct message go;
 	struct field first = start->fields[0];
+	marks.created = now();
 	uint32_t all = count_steps(first) + count_steps(last);
 	prctl(PR_SET_NAME, "tare-init");
 	receive(&go, 0); /* its cgroups are there */
@@ -136,10 +137,10 @@ static void live(struct message *start, struct field last)
 	if (carry_out(first, 0, all) || carry_out(last, count_steps(first), all))
 		_exit(0);
 	munmap(start->memory, start->bytes);
-	if (!first_instruction)
-		first_instruction = now();
+	if (!marks.first_instruction)
+		marks.first_instruction = now();
 	forward_signals();
-	send_message(-1, 2, (struct field[]){ text("ready"), { (char *)&first_instruction, sizeof first_instruction } });
+	send_message(-1, 2, (struct field[]){ text("ready"), { (char *)&marks, sizeof marks } });
 	while (1) {
 		struct request r;
 		char **arrays;
@@ -199,7 +200,7 @@ int main(int argc, char **argv)
 				close(start.descriptors[1]);
 			live(&start, common.fields[2]);
 		}
-		struct created made = { pid, now() };
+		int32_t made = pid;
 		if (pid < 0)
 			send_error("failed", text(""), errno, "");
 		else

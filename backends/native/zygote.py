@@ -133,10 +133,10 @@ _START_DEADLINE_S = 20.0
 _SYSTEM_DEADLINE_S = 180.0
 """For containers that boot the whole distribution, which takes 1 to 3 s of a CPU."""
 _CLONE_FLAGS = struct.Struct("=Q")
-_CREATED = struct.Struct("=iq")
-"""Pid, and when it was there, in nanoseconds of CLOCK_MONOTONIC."""
-_READY = struct.Struct("=q")
-"""First instruction, likewise."""
+_CREATED = struct.Struct("=i")
+"""The pid of the first process."""
+_READY = struct.Struct("=qq")
+"""When that began, and its first instruction once it is set up, in nanoseconds of CLOCK_MONOTONIC."""
 _INIT_ENDED = "the new instance ended before it was ready, without a word; was it killed for memory?"
 
 
@@ -217,7 +217,7 @@ class Zygote:
             created = None
             if identify is not None:
                 created = self._await_created(deadline)
-                identify(created[0])
+                identify(created)
             with contextlib.suppress(OSError):  # an instance that is gone has said why, or the zygote has
                 channel.send(b"go")
             return self._await(channel, deadline, created or self._await_created(deadline), connect)
@@ -230,8 +230,8 @@ class Zygote:
         channel.close()
         self._receive(self._channel, time.monotonic() + self._deadline_s)
 
-    def _await_created(self, deadline: float) -> tuple[int, float]:
-        """The pid of the process asked for, and when it was there."""
+    def _await_created(self, deadline: float) -> int:
+        """The pid of the process asked for."""
         created = self._receive(self._channel, deadline)
         if created is None:
             raise self._died()
@@ -242,13 +242,10 @@ class Zygote:
                 remedy="see /proc/sys/user/max_*_namespaces and the memory and pids left on this host",
                 evidence=f"clone3 failed with errno {number.decode()}",
             )
-        pid, created_ns = _CREATED.unpack(created[1])
-        return pid, created_ns / 1e9
+        pid: int = _CREATED.unpack(created[1])[0]
+        return pid
 
-    def _await(
-        self, channel: Channel, deadline: float, created: tuple[int, float], connect: Callable[[int], str] | None
-    ) -> Launched:
-        pid, created_s = created
+    def _await(self, channel: Channel, deadline: float, pid: int, connect: Callable[[int], str] | None) -> Launched:
         address, began = None, time.monotonic()
         if connect is not None:
             try:
@@ -265,9 +262,7 @@ class Zygote:
             raise BackendError(_INIT_ENDED)
         if first[0] == b"failed":
             raise _step_failed(first)
-        first_instruction_s = _READY.unpack(first[1])[0] / 1e9
-        # Where the zygote lost its CPU before it looked at the clock, the process itself says that it was there.
-        created_s = min(created_s, first_instruction_s)
+        created_s, first_instruction_s = (mark / 1e9 for mark in _READY.unpack(first[1]))
         return Launched(channel, pid, created_s, first_instruction_s, address, connect_s)
 
     def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:

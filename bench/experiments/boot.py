@@ -86,8 +86,8 @@ def _record_footprint(run: InstanceRun, footprint: Footprint) -> None:
     run.record(PRIVATE, footprint.private_bytes)
     run.record(GUEST_RAM, ram)
     run.record(TCG_CACHE, translated)
-    if pss is not None and ram is not None:
-        run.record(HYPERVISOR, pss - ram - (translated or 0))
+    if pss is not None and ram is not None and (rest := pss - ram - (translated or 0)) > 0:
+        run.record(HYPERVISOR, rest)
     run.record(CHARGE, footprint.cgroup_bytes)
     run.record(DISK_OWNED, footprint.disk_owned_bytes)
     run.record(DISK_SHARED, footprint.disk_shared_bytes)

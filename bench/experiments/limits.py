@@ -238,7 +238,7 @@ def _record_elasticity(run: InstanceRun, instance: Instance) -> None:
         )
     back = held - readings[-1][1]
     run.record(MEMORY_GROWN, grown)
-    run.record(MEMORY_RETURNED, max(0.0, back / grown))
+    run.record(MEMORY_RETURNED, back / grown)
     when = next((at_s for at_s, charge in readings if held - charge >= _ALMOST_ALL * back), None)
     if back > 0 and when is not None:
         run.record(MEMORY_RETURN_TIME, when)

@@ -108,12 +108,23 @@ def _io(kind: str, file: str) -> tuple[_Source, _Source]:
     return _Source("io.stat", nested(kind)), _Source(f"blkio.throttle.{file}_recursive", serviced(key), _COUNTED)
 
 
+def _cpu(part: str) -> tuple[_Source, ...]:
+    """CPU time of v2 in microseconds; of v1 in nanoseconds, or in ticks, which make 0 of a short command."""
+    usage = f"cpuacct.usage_{part.removesuffix('tem')}"
+    return (
+        _Source("cpu.stat", keyed(f"{part}_usec", 1e6)),
+        _Source(usage, lambda text: _seconds(number(text))),
+        _Source(_TICKS, keyed(part, _HERTZ)),
+    )
+
+
+def _seconds(nanoseconds: Number | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
+
+
 _SOURCES: Mapping[str, tuple[str, tuple[_Source, ...]]] = {
-    "cpu_user_s": ("cpuacct", (_Source("cpu.stat", keyed("user_usec", 1e6)), _Source(_TICKS, keyed("user", _HERTZ)))),
-    "cpu_system_s": (
-        "cpuacct",
-        (_Source("cpu.stat", keyed("system_usec", 1e6)), _Source(_TICKS, keyed("system", _HERTZ))),
-    ),
+    "cpu_user_s": ("cpuacct", _cpu("user")),
+    "cpu_system_s": ("cpuacct", _cpu("system")),
     "cpu_throttled_s": (
         "cpu",
         (_Source("cpu.stat", keyed("throttled_usec", 1e6)), _Source("cpu.stat", keyed("throttled_time", 1e9))),
@@ -145,8 +156,9 @@ _SOURCES: Mapping[str, tuple[str, tuple[_Source, ...]]] = {
 class CgroupMeter(Meter):
     """Meters one cgroup: its folder in the v2 tree, its folders in v1's hierarchies, or both (hybrid).
 
-    CPU time is exact to the microsecond in a v2 folder, and in ticks of 10 ms by v1's ``cpuacct``. On v1 the kernel
-    counts I/O only of devices for which the group has a throttling rule. The folders have to exist when it is read.
+    CPU time is exact to the microsecond in a v2 folder and by v1's ``cpuacct`` (in ticks of 10 ms before Linux 4.7).
+    On v1 the kernel counts I/O only of devices for which the group has a throttling rule. The folders have to exist
+    when it is read.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:

@@ -7,6 +7,7 @@ of tare do not disturb it.
 """
 
 import contextlib
+import itertools
 import os
 import secrets
 import select
@@ -368,6 +369,8 @@ def test_instances_leave_nothing_and_tell_when_it_happened(subject: BackendUnder
     marks = [phase for phase, _ in sorted(instance.timeline.marks.items(), key=lambda mark: mark[1])]
     assert set(marks) >= ALWAYS
     assert marks == [phase for phase in Phase if phase in marks]
+    start = (Phase.REQUESTED, Phase.CREATED, Phase.FIRST_INSTRUCTION, Phase.READY)
+    assert all(instance.timeline.between(*pair) for pair in itertools.pairwise(start)), "each takes time"
     assert traces_of(identifier, subject.backend.context.work_directory) == []
     assert subject.ledger.entries() == entries
 

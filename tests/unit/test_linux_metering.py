@@ -44,6 +44,14 @@ def test_v1_alone_counts_cpu_time_in_ticks():
     assert set(usage.missing) == {"cpu_pressure_s", "memory_pressure_s", "io_pressure_s"}
 
 
+def test_v1_alone_counts_cpu_time_in_nanoseconds_where_the_kernel_does(tmp_path):
+    for name, text in {"cpuacct.stat": "user 0\nsystem 0\n", "cpuacct.usage_user": "1234567\n"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "cpuacct.usage_sys").write_text("765433\n")
+    usage = CgroupMeter([tmp_path]).usage()
+    assert (usage.cpu_user_s, usage.cpu_system_s) == (0.001234567, 0.000765433)
+
+
 def test_the_v2_tree_alone_has_neither_memory_nor_io():
     usage = CgroupMeter([HYBRID / "unified"]).usage()
     assert usage.cpu_s == EXPECTED.cpu_s

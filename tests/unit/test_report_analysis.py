@@ -55,6 +55,21 @@ def test_warm_up_is_left_out(analysed):
     assert [cell.n_iterations for cell in row.cells] == [5, 5, 5]
 
 
+@pytest.mark.parametrize("backend", ["bare-metal", "vm"])
+def test_a_value_that_could_not_be_had_once_takes_one_block_from_the_ratio_and_no_more(tmp_path, backend):
+    path = write_run(tmp_path / "run", replace(QUICK, blocks=6))
+    whole = found_in(analyse(load_run(path)), "", "boot.init", "vm")
+    lines = (path / "samples.jsonl").read_text().splitlines()
+    own = [
+        line for line in lines if '"boot.init"' in line and f'"backend":"{backend}"' in line and '"block":3,' in line
+    ]
+    assert len(own) == 1
+    (path / "samples.jsonl").write_text("\n".join(line for line in lines if line not in own) + "\n")
+    found = found_in(analyse(load_run(path)), "", "boot.init", "vm")
+    assert (whole.n_blocks, found.n_blocks) == (6, 5)
+    assert found.low < whole.ratio < found.high
+
+
 def test_a_start_is_drawn_in_the_parts_that_each_backend_tells(analysed):
     view = phase_view(analysed())
     assert {bar.backend.name: [name for name, *_ in bar.parts] for bar in view.bars} == {
