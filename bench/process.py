@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tare.bench.errors import MissingToolError, TareError
+from tare.bench.interrupts import interruptible
 from tare.bench.packages import package_of, remedy_for
 
 PLAIN_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "TZ": "UTC"}
@@ -76,7 +77,8 @@ def run(
             stderr=PIPE,
             start_new_session=True,
         )
-        out, err = process.communicate(timeout=timeout_s)
+        with interruptible():
+            out, err = process.communicate(timeout=timeout_s)
     except BaseException as error:
         if process is None:
             if isinstance(error, OSError):

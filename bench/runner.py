@@ -16,6 +16,7 @@ from tare.bench.catalogue import NoteCode
 from tare.bench.disturbance import DisturbanceMeter
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError, lack_of_descriptors
 from tare.bench.interfaces import Backend, Instance, Workload
+from tare.bench.interrupts import check
 from tare.bench.limits_met import add_usage, have_failed, raise_if_failed
 from tare.bench.model import Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric
 from tare.bench.readable import readable
@@ -109,6 +110,7 @@ class Runner:
             self.display.instance_started(planned, position, before + len(plan))
             started = time.monotonic()
             try:
+                check()
                 failure = self._run_instance(planned, attempts.get(planned.identifier, 0) + 1)
             except KeyboardInterrupt:
                 self.store.sync()

@@ -24,6 +24,7 @@ from tare.bench.errors import BackendError, RunDirectoryError, StoreError, TareE
 from tare.bench.host import host_confounds, host_fingerprint, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
+from tare.bench.interrupts import check, held, interruptible
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, free_bytes, ledger_directory, runs_directory, work_directory
@@ -151,7 +152,8 @@ class _Session:
             self.display.step(f"image {found.digest[:12]} is in the cache")
             return found
         self.display.step("building the image (once; it is kept in the cache)")
-        image = images.build(recipe, progress=lambda text: self.display.step(f"  {text}"))
+        with interruptible():
+            image = images.build(recipe, progress=lambda text: self.display.step(f"  {text}"))
         self.display.step(f"image {image.digest[:12]} is built")
         return image
 
@@ -160,6 +162,7 @@ class _Session:
     ) -> None:
         """Prepare the backends; each is closed with ``stack``. Raises UnavailableError if none could be."""
         for choice, backend in candidates:
+            check()
             stack.enter_context(closing(backend))
             try:
                 description = describe_backend(backend, image, self.suite.envelope)
@@ -340,23 +343,25 @@ def _conditions(run: Manifest) -> dict[str, Any]:
 def start_workplace(suite: Suite, say: Callable[[str], None] = lambda _: None) -> Iterator[BackendContext]:
     """Where backends make the instances of a suite: what killed runs left is removed, tare is off the instances' CPUs.
 
-    The work folder is removed on every way out. Its name is the run's own on this host.
+    The work folder is removed on every way out. Its name is the run's own on this host. A signal interrupts only at the
+    waits that say so (``tare.bench.interrupts``).
     """
-    cleaned = clean_up()
-    for entry in cleaned.removed:
-        say(f"removed what a killed run left: {entry}")
-    if failure := cleaned.failure():
-        say(str(failure))
-    work = (suite.storage or work_directory()) / secrets.token_hex(3)
-    try:
-        with (
-            _kept_off(suite.envelope.cpus) as housekeeping,
-            Ledger(ledger_directory()) as ledger,
-            work_folder(ledger, work),
-        ):
-            yield BackendContext(ledger, work, cache_directory(), None, housekeeping)
-    finally:
-        clean_up()  # an interruption in the middle of a start leaves its entries open
+    with held():
+        cleaned = clean_up()
+        for entry in cleaned.removed:
+            say(f"removed what a killed run left: {entry}")
+        if failure := cleaned.failure():
+            say(str(failure))
+        work = (suite.storage or work_directory()) / secrets.token_hex(3)
+        try:
+            with (
+                _kept_off(suite.envelope.cpus) as housekeeping,
+                Ledger(ledger_directory()) as ledger,
+                work_folder(ledger, work),
+            ):
+                yield BackendContext(ledger, work, cache_directory(), None, housekeeping)
+        finally:
+            clean_up()  # an interruption in the middle of a start leaves its entries open
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from tare.backends.native.channel import DEADLINE_S, Channel, join_list, malform
 from tare.backends.native.zygote import Launched
 from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from tare.bench.interfaces import Instance, Terminal
+from tare.bench.interrupts import interruptible
 from tare.bench.linux.memory import tree_bytes
 from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, Footprint, StartTimeline, Usage
 
@@ -103,7 +104,8 @@ class ProcessInstance(Instance):
     def _wait(self, collector: "_Collector", timeout_s: float, keep: Collection[int]) -> bool:
         """Wait for the end of a command, and see to it that there is one. Whether all but ``keep`` had to be killed."""
         try:
-            ended = collector.run(time.monotonic() + timeout_s)
+            with interruptible():
+                ended = collector.run(time.monotonic() + timeout_s)
             if not ended:
                 self.cgroup.kill(keep=keep)
                 collector.run_out(time.monotonic() + _KILLED_DEADLINE_S)

@@ -27,6 +27,7 @@ from tare.backends.native.descriptors import given_descriptor_limit
 from tare.backends.native.setup import InstanceSetup, Setup
 from tare.backends.native.steps import Kind, encode
 from tare.bench.errors import BackendError, MissingToolError, TareError, UnavailableError
+from tare.bench.interrupts import interruptible
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from tare.bench.model import Availability
 from tare.bench.packages import remedy_for
@@ -268,12 +269,16 @@ class Zygote:
     def _receive(self, channel: Channel, deadline: float) -> list[bytes] | None:
         """One message, or None if its sender is gone."""
         try:
-            return channel.receive(deadline)[0]
+            with interruptible():
+                return channel.receive(deadline)[0]
         except EOFError:
             return None
         except TimeoutError:
             self._process.kill()  # its answers would be taken for those to the next request
             raise BackendError(f"no answer to the start of an instance within {self._deadline_s:g} s") from None
+        except KeyboardInterrupt:
+            self._process.kill()
+            raise
 
     def begin(self, cpus: tuple[int, ...]) -> None:
         """Have it do what all instances share. Raises BackendError."""

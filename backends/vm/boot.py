@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -55,8 +56,11 @@ LOADER_ARGUMENTS = (*KERNEL_ARGUMENTS, *SYSTEM_ARGUMENTS, "tare.parameters=smbio
 RESET = "its machine reset or QEMU ended before the kernel had said anything"
 
 
-Failure = Callable[[str], BackendError]
-"""Makes an error about a guest, with what its console said last."""
+class Failure(Protocol):
+    """Makes an error about a guest, with what its console said last."""
+
+    def __call__(self, message: str, remedy: str | None = None, /) -> BackendError:
+        """Without a ``remedy``, with the one that what was said suggests."""
 
 
 def kernel_arguments(options: VmOptions, envelope: Envelope) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
+from tare.bench.interrupts import interruptible
 from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed
 
 _HEADER = struct.Struct("<cI")
@@ -185,7 +186,8 @@ class CommandPort:
     def _listen(self, conversation: Conversation, heard: Callable[[], bool], deadline: float) -> bool:
         while not heard():
             left = deadline - time.monotonic()
-            events = self._poll.poll(left * 1000) if left > 0 else []
+            with interruptible():
+                events = self._poll.poll(left * 1000) if left > 0 else []
             now = time.monotonic()
             if not events:
                 return False

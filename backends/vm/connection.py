@@ -22,16 +22,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from tare.backends.vm.domain_xml import MACHINE, Accelerator
 from tare.backends.vm.emulator import JOIN_VARIABLE, Emulator
 from tare.bench.errors import BackendError, UnavailableError
+from tare.bench.interrupts import SLICE_S, check
 from tare.bench.ledger import Ledger, ResourceKind
 
 _LOG = "libvirt.log"
 _DAEMON_LOGS = Path("/var/log/libvirt/qemu")
 _NOTICE_DEADLINE_S = 5.0
+_ANSWER_DEADLINE_S = 30.0
+"""For what libvirt does in milliseconds; finding out what a QEMU can do takes some 4 s."""
+_SAVE_DEADLINE_S = 300.0
+_GIVEN_UP_DEADLINE_S = 10.0
+"""For libvirt to notice that the QEMU it waits for was killed."""
+_LOST_REMEDY = "see whether QEMU or libvirt's daemon is stopped or stuck, and what its log says"
+
+Result = TypeVar("Result")
+Ask = Callable[..., Any]
 
 
 _LIBVIRT_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:")
@@ -64,6 +74,7 @@ class Connection(ABC):
 
     def __init__(self, handle: Any, root: Path) -> None:
         self.root = root
+        self._lost = False
         self._handle = handle
         self._domains: dict[str, Domain] = {}
         version = handle.getLibVersion()
@@ -90,8 +101,10 @@ class Connection(ABC):
         """What an emulator can do, as XML: found out now rather than in the first start. Raises BackendError."""
         program = self.emulator(emulator)
         kind = "kvm" if accelerator is Accelerator.KVM else "qemu"
-        with translated(f"find out what {program} can do"):
-            found: str = self._handle.getDomainCapabilities(str(program), "x86_64", MACHINE, kind)
+        found: str = self.ask(
+            f"find out what {program} can do",
+            lambda: self._handle.getDomainCapabilities(str(program), "x86_64", MACHINE, kind),
+        )
         return found
 
     @contextlib.contextmanager
@@ -104,26 +117,64 @@ class Connection(ABC):
         *,
         before: Callable[[], None] | None = None,
         saved: Path | None = None,
+        deadline_s: float,
+        give_up: Callable[[], None],
     ) -> Iterator["Domain"]:
         """A running domain. Kill its QEMU before the exit, which waits until libvirt knows. Raises BackendError.
 
         With ``before``, its vCPUs run no instruction until that has returned. Without, it may go on from the file
-        ``saved``, which then holds the XML too.
+        ``saved``, which then holds the XML too. ``give_up`` kills a QEMU that libvirt still waits for when
+        ``deadline_s`` (a duration) is over or a signal came.
         """
-        domain = self._domains[name] = Domain(on_agent, on_running, held=before is not None or saved is not None)
+        domain = self._domains[name] = Domain(
+            self.ask, on_agent, on_running, held=before is not None or saved is not None
+        )
+        flags = 0 if before is None else library().VIR_DOMAIN_START_PAUSED
         try:
             with self.starting():
-                with translated("start the guest"):
-                    flags = 0 if before is None else library().VIR_DOMAIN_START_PAUSED
-                    domain.handle = self._handle.createXML(xml, flags) if saved is None else self._restore(name, saved)
+                domain.handle = self.ask(
+                    "start the guest",
+                    lambda: self._handle.createXML(xml, flags) if saved is None else self._restore(name, saved),
+                    deadline_s,
+                    give_up,
+                )
                 if before is not None:
                     before()
-                    with translated("let the guest run"):
-                        domain.handle.resume()
+                    self.ask("let the guest run", domain.handle.resume)
             yield domain
         finally:
             domain.end()
             del self._domains[name]
+
+    def ask(
+        self,
+        action: str,
+        call: Callable[[], Result],
+        deadline_s: float = _ANSWER_DEADLINE_S,
+        give_up: Callable[[], None] | None = None,
+    ) -> Result:
+        """What a ``call`` of libvirt's returns, in a thread of its own: libvirt waits for a stopped QEMU for ever.
+
+        A signal interrupts it where there is something to ``give_up``. Raises BackendError, for libvirt's own errors
+        and once it has been left without an answer, at once: its driver may be locked.
+        """
+        if self._lost:
+            raise BackendError(f"libvirt could not {action}: it did not answer before", remedy=_LOST_REMEDY)
+        asked = _Call(action, call)
+        try:
+            answered = asked.wait(deadline_s, interruptible=give_up is not None)
+        except KeyboardInterrupt:
+            self._abandon(asked, give_up)
+            raise
+        if not answered:
+            self._abandon(asked, give_up)
+            raise BackendError(f"libvirt could not {action} within {deadline_s:g} s", remedy=_LOST_REMEDY)
+        return asked.result()
+
+    def _abandon(self, asked: "_Call[Any]", give_up: Callable[[], None] | None) -> None:
+        if give_up is not None:
+            give_up()
+        self._lost = not asked.wait(_GIVEN_UP_DEADLINE_S, interruptible=False)
 
     def _restore(self, name: str, saved: Path) -> Any:
         self._handle.restore(str(saved))
@@ -138,10 +189,13 @@ class Connection(ABC):
 
     def close(self) -> None:
         """Close the connection; running domains stay."""
-        with contextlib.suppress(library().libvirtError):
-            for callback in self._callbacks:
-                self._handle.domainEventDeregisterAny(callback)
-            self._handle.close()
+        with contextlib.suppress(BackendError):
+            self.ask("close the connection", self._close)
+
+    def _close(self) -> None:
+        for callback in self._callbacks:
+            self._handle.domainEventDeregisterAny(callback)
+        self._handle.close()
 
     def _on_lifecycle(self, _conn: Any, domain: Any, event: int, _detail: int, _opaque: object) -> None:
         known = self._domains.get(domain.name())
@@ -164,7 +218,10 @@ class Domain:
     began to run. If it is ``held`` or restored, that is not yet when libvirt has started it.
     """
 
-    def __init__(self, on_agent: Callable[[], None], on_running: Callable[[float], None], *, held: bool) -> None:
+    def __init__(
+        self, ask: Ask, on_agent: Callable[[], None], on_running: Callable[[float], None], *, held: bool
+    ) -> None:
+        self._ask = ask
         self.handle: Any = None
         self.on_agent = on_agent
         self.on_running = on_running
@@ -178,20 +235,22 @@ class Domain:
         question: dict[str, Any] = {"execute": execute}
         if arguments is not None:
             question["arguments"] = arguments
-        with translated(f"have the guest agent do {execute}"):
-            answer = libvirt_qemu.qemuAgentCommand(self.handle, json.dumps(question), timeout_s, 0)
+        answer: str = self._ask(
+            f"have the guest agent do {execute}",
+            lambda: libvirt_qemu.qemuAgentCommand(self.handle, json.dumps(question), timeout_s, 0),
+            timeout_s + _ANSWER_DEADLINE_S,
+        )
         return json.loads(answer)["return"]
 
     def save(self, file: Path) -> None:
         """Write the guest's memory and devices to ``file``, which ends it. Raises BackendError."""
-        with translated("save the guest"):
-            self.handle.save(str(file))
+        self._ask("save the guest", lambda: self.handle.save(str(file)), _SAVE_DEADLINE_S)
 
     def end(self) -> None:
         """Wait until libvirt knows that QEMU was killed; if it does not notice, have it do that itself."""
         if self.handle is not None and not self.stopped.wait(_NOTICE_DEADLINE_S):
-            with contextlib.suppress(library().libvirtError):
-                self.handle.destroy()
+            with contextlib.suppress(BackendError):
+                self._ask("end the guest", self.handle.destroy)
 
 
 @contextlib.contextmanager
@@ -238,13 +297,43 @@ def library() -> Any:
     return libvirt
 
 
-@contextlib.contextmanager
-def translated(action: str) -> Iterator[None]:
-    """Errors of libvirt as BackendError."""
-    try:
-        yield
-    except library().libvirtError as error:
-        raise BackendError(f"libvirt could not {action}: {error.get_error_message() or error}") from error
+class _Call(Generic[Result]):
+    """A call of libvirt's that runs in a daemon thread, which inherits the namespaces of the one that makes it."""
+
+    def __init__(self, action: str, call: Callable[[], Result]) -> None:
+        self._action = action
+        self._call = call
+        self._done = threading.Event()
+        self._outcome: tuple[Result | None, BaseException | None] = None, None
+        threading.Thread(target=self._run, name=f"libvirt: {action}", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome = self._call(), None
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            self._outcome = None, error
+        finally:
+            self._done.set()
+
+    def wait(self, deadline_s: float, *, interruptible: bool) -> bool:
+        """Wait for its end; False if there is none within ``deadline_s``. Raises KeyboardInterrupt for a signal."""
+        ends_s = time.monotonic() + deadline_s
+        while not self._done.wait(min(SLICE_S, max(0.0, ends_s - time.monotonic()))):
+            if interruptible:
+                check()
+            if time.monotonic() >= ends_s:
+                return self._done.is_set()
+        return True
+
+    def result(self) -> Result:
+        """What it returned. Raises BackendError for libvirt's errors."""
+        value, error = self._outcome
+        if isinstance(error, library().libvirtError):
+            message = error.get_error_message() or error
+            raise BackendError(f"libvirt could not {self._action}: {message}") from error
+        if error is not None:
+            raise error
+        return cast("Result", value)
 
 
 class DaemonConnection(Connection):

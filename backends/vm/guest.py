@@ -16,6 +16,7 @@ from tare.backends.cgroups.limits import Limits, limits_of
 from tare.backends.vm.boot import (
     RESET,
     SHUTDOWN_DEADLINE_S,
+    Failure,
     Saved,
     Stopping,
     await_boot,
@@ -36,6 +37,7 @@ from tare.backends.vm.watch import Watch, start_watch
 from tare.bench.errors import BackendError
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from tare.bench.model import Envelope, Image, InstanceSpec, Phase, StartTimeline
+from tare.bench.removers import REMOVERS
 
 KILL_DEADLINE_S = 20.0
 _CONSOLE_DEADLINE_S = 10.0
@@ -78,7 +80,7 @@ class Running(msgspec.Struct, frozen=True):
     watch: Watch
     scratch: Path
     memory_bytes: int
-    failure: Callable[[str], BackendError]
+    failure: Failure
     stopping: Stopping
     address: str | None
 
@@ -251,7 +253,7 @@ def _start_domain(
     setup: GuestSetup,
     guest: Guest,
     watch: Watch,
-    failure: Callable[[str], BackendError],
+    failure: Failure,
     before: Callable[[], None] | None,
 ) -> Iterator[Domain]:
     xml = domain_xml(guest)
@@ -260,14 +262,24 @@ def _start_domain(
         with contextlib.ExitStack() as feeding:
             fed = None if setup.saved is None else feeding.enter_context(start_feeding(setup.saved, xml))
             domain = setup.connection.start_domain(
-                guest.name, xml, watch.on_agent, watch.on_running, before=before, saved=fed
+                *(guest.name, xml, watch.on_agent, watch.on_running),
+                before=before,
+                saved=fed,
+                deadline_s=concurrent_starts.deadline_s(len(guest.cpus)),
+                give_up=partial(_end_marked, guest.environment[MARKER_VARIABLE]),
             )
             try:
                 with inside:
                     running = stack.enter_context(domain)
             except BackendError as error:
-                raise failure(error.message) from error
+                raise failure(error.message, error.remedy) from error
         yield running
+
+
+def _end_marked(marker: str) -> None:
+    """Kill QEMU and whatever else carries its mark, also where it has not reported its pid yet."""
+    with contextlib.suppress(OSError):  # what is stuck in the kernel is named when the instance is stopped
+        REMOVERS[ResourceKind.PROCESS](marker)
 
 
 def _adopt(watch: Watch, cgroup: Cgroup) -> None:
@@ -291,15 +303,15 @@ def save_prepared(setup: GuestSetup, envelope: Envelope, ledger: Ledger) -> Gues
     return msgspec.structs.replace(setup, saved=saved, template=scratch)
 
 
-def _failure_of(setup: GuestSetup, watch: Watch, guest: Guest) -> Callable[[str], BackendError]:
+def _failure_of(setup: GuestSetup, watch: Watch, guest: Guest) -> Failure:
     """Makes errors about a guest, with what its console and QEMU said last."""
 
-    def failure(message: str) -> BackendError:
+    def failure(message: str, remedy: str | None = None) -> BackendError:
         said = {"console": watch.console_tail(), "QEMU": setup.connection.log_tail(guest.name)}
         with contextlib.suppress(OSError):
             said["virtiofsd"] = watch.console_socket.with_name(_SHARE_LOG).read_text(errors="replace").strip()
         evidence = "\n".join(f"--- {who} ---\n{text}" for who, text in said.items() if text)
-        return BackendError(message, remedy=_remedy(message, said["console"]), evidence=evidence)
+        return BackendError(message, remedy=remedy or _remedy(message, said["console"]), evidence=evidence)
 
     return failure
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from tare.bench.interrupts import SLICE_S, check
+
 _TAIL_LINES = 40
 _READ_BYTES = 65536
 _REAP_INTERVAL_S = 0.01
@@ -91,12 +93,17 @@ class Watch:
         self._unfinished = b""
 
     def wait(self, condition: Callable[[], bool], deadline_s: float) -> bool:
-        """Wait until ``condition`` holds, the guest failed or ``deadline_s`` (monotonic) came; whether it holds."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: condition() or self.failure is not None, max(0.0, deadline_s - time.monotonic())
-            )
-            return condition()
+        """Wait until ``condition`` holds, the guest failed or ``deadline_s`` (monotonic) came; whether it holds.
+
+        A signal interrupts it, in whichever thread.
+        """
+        while True:
+            check()
+            with self._changed:
+                left_s = deadline_s - time.monotonic()
+                self._changed.wait_for(lambda: condition() or self.failure is not None, min(SLICE_S, max(0.0, left_s)))
+                if condition() or self.failure is not None or left_s <= 0:
+                    return condition()
 
     def kill(self, deadline_s: float) -> bool:
         """SIGKILL QEMU and wait until it is gone; whether it is. Nothing to do if it was never born."""

@@ -1,15 +1,14 @@
 """Turns what the libraries raise into one clear message and a documented exit code."""
 
 import contextlib
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from types import FrameType
 
 import typer
 
 from tare.bench.errors import ExitCode, TareError, lack_of_descriptors
+from tare.bench.interrupts import heed, interruptible
 
 
 def make_app(name: str, purpose: str) -> typer.Typer:
@@ -35,9 +34,10 @@ class Debug:
 def guard() -> Iterator[None]:
     """Run the body of a command: failures are printed to standard error, signals end it once and cleanly."""
     try:
-        with _signals():
+        with heed(), interruptible():
             yield
     except KeyboardInterrupt:
+        _clean_up()
         complain("interrupted")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except (TareError, OSError, UnicodeEncodeError) as raised:
@@ -58,6 +58,14 @@ def guard() -> Iterator[None]:
         raise typer.Exit(ExitCode.BUG) from None
 
 
+def _clean_up() -> None:
+    """Remove what an interruption in the middle of something left of this process, whose ledger is closed by now."""
+    from tare.bench.cleaning import clean_up
+
+    with contextlib.suppress(TareError, OSError):  # the next command names what cannot be removed
+        clean_up()
+
+
 def _report_bug() -> None:
     traceback.print_exc()
     complain("this is a bug in tare; please report it with the lines above")
@@ -68,29 +76,3 @@ def complain(message: str, remedy: str | None = None) -> None:
     typer.echo(f"tare: {message}", sys.stderr)  # the stream as it is: typer writes UTF-8 where a terminal has ASCII
     if remedy:
         typer.echo(f"  what to do: {remedy}", sys.stderr)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """The first ctrl-C, SIGTERM or SIGHUP interrupts; while that is being cleaned up, further ones only say so.
-
-    Those that came in ignored (``nohup``, a shell's background) stay ignored.
-    """
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heeded = [name for name in names if signal.getsignal(name) is not signal.SIG_IGN]
-    interrupted = False
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if interrupted:
-            complain("still cleaning up; what is left after a kill -9 is removed by `tare clean`")
-            return
-        interrupted = True
-        raise KeyboardInterrupt
-
-    before = {name: signal.signal(name, interrupt) for name in heeded}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

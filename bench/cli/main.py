@@ -33,8 +33,8 @@ _COMPLETING = "_TARE_COMPLETE"
 """The variable by which a shell's completion asks ``tare`` what could follow."""
 
 
-def main() -> None:
-    """Entry point of the ``tare`` program."""
+def run_app() -> None:
+    """Run the command that the arguments name, with streams that last as long as it does."""
     from tare.bench.cli.image import app as image_app
     from tare.bench.cli.suite import app as suite_app
     from tare.bench.cli.tune import app as tune_app

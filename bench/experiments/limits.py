@@ -18,6 +18,7 @@ from tare.bench.catalogue import LimitsMetric as Name
 from tare.bench.errors import BackendError, TareError, WorkloadError
 from tare.bench.experiments.work import Work, difference
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
+from tare.bench.interrupts import sleep
 from tare.bench.model import SCRATCH, Command, Completed, Direction, Envelope, Metric, lower
 from tare.bench.units import Duration, Size, Unit, format_size
 
@@ -255,7 +256,7 @@ def _watch_return(options: LimitsOptions, instance: Instance, released_s: float)
         unchanged = len(readings) >= 3 and len({value for _, value in readings[-2:]}) == 1
         if unchanged or readings[-1][0] >= deadline_s:
             return readings
-        time.sleep(interval_s)
+        sleep(interval_s)
 
 
 def _charge(instance: Instance) -> int | None:

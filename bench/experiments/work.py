@@ -7,6 +7,7 @@ import msgspec
 
 from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interfaces import Instance, InstanceRun
+from tare.bench.interrupts import sleep
 from tare.bench.model import SCRATCH, SERVER, Command, Commands, Completed, Service
 from tare.bench.network_path import LOOPBACK, own_loopback
 
@@ -116,7 +117,7 @@ class Work:
             asked = self._instance.execute(ready)
             if asked.returncode == 0 or time.monotonic() >= deadline or not program.is_alive():
                 return asked
-            time.sleep(_ASKED_EVERY_S)
+            sleep(_ASKED_EVERY_S)
 
     def _execute(self, command: Command, role: str) -> tuple[Completed, str]:
         addressed = self._addressed(command)

@@ -18,7 +18,8 @@ print(*sorted(set(sys.modules) - before), file=sys.stderr)
 """
 NEEDLESS = {"altair", "jinja2", "libvirt", "markdown_it", "msgspec", "numpy", "pandas", "platformdirs", "pyarrow"}
 NEEDLESS |= {"pygments", "rich", "scipy", "vl_convert"}
-OWN = {"tare.bench", "tare.bench.cli", "tare.bench.configuration", "tare.bench.errors", "tare.bench.readable"}
+OWN = {"tare.bench", "tare.bench.cli", "tare.bench.configuration", "tare.bench.errors", "tare.bench.interrupts"}
+OWN |= {"tare.bench.readable"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["image", "--help"]])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tare.bench.cli import app
 from tare.bench.cli.exec import InstanceRequest
+from tare.bench.cli.main import app
 from tare.bench.cli.values import named_values, suite_of_options, typed_values
 from tare.bench.errors import SuiteError
 from tare.bench.suite_file import EnvelopeSection

@@ -9,6 +9,7 @@ from tare.bench.errors import WorkloadError
 from tare.bench.experiments.density import metrics
 from tare.bench.experiments.work import Work, difference, total
 from tare.bench.interfaces import Instance, InstanceRun, Workload
+from tare.bench.interrupts import interruptible
 from tare.bench.model import Completed, Direction, Metric
 from tare.bench.units import Unit
 
@@ -18,8 +19,7 @@ _RATES = {Unit.OPERATIONS_PER_SECOND: metrics.THROUGHPUT, Unit.BYTES_PER_SECOND:
 class Load:
     """The workload of a ramp, in every instance of it.
 
-    The command runs in a thread for each instance, as an instance serves one thread at a time. An interrupt waits for
-    the commands that run, which their own timeouts bound.
+    The command runs in a thread for each instance, as an instance serves one thread at a time.
     """
 
     def __init__(self, run: InstanceRun, workload: Workload) -> None:
@@ -56,7 +56,13 @@ class Load:
 
         before = [instance.usage().cpu_s for instance in instances]
         with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
-            finished = list(threads.map(execute, instances, self._works))
+            try:
+                with interruptible():
+                    finished = list(threads.map(execute, instances, self._works))
+            except KeyboardInterrupt:
+                for instance in instances:
+                    instance.end()  # or the threads would go on until their commands have ended
+                raise
         together_s = window_s(finished)
         busy = total(map(difference, before, [instance.usage().cpu_s for instance in instances]))
         if busy is not None and together_s > 0:

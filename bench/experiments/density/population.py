@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 
 from tare.bench.interfaces import Instance, InstanceRun
+from tare.bench.interrupts import interruptible, sleep
 from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.linux.pressure import read_stalls
 from tare.bench.model import Footprint, Phase
@@ -43,7 +44,7 @@ def settle(
     interval_s: float,
     deadline_s: float,
     read: Callable[[], HostMemory] = read_memory,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], None] = sleep,
 ) -> Settled:
     """Read memory every ``interval_s`` until it has stopped changing, or ``deadline_s`` have passed.
 
@@ -156,7 +157,8 @@ class Alive:
 
     def find_gone(self, wait_s: float = 0.0) -> int | None:
         """The number of one that has ended; if none has, that of the first to do so within ``wait_s``."""
-        gone = [self._numbers[descriptor] for descriptor, _ in self._poll.poll(wait_s)]
+        with interruptible():
+            gone = [self._numbers[descriptor] for descriptor, _ in self._poll.poll(wait_s)]
         return min(gone, default=None)
 
     def close(self) -> None:
@@ -197,7 +199,8 @@ class Starts:
         threads = ThreadPoolExecutor(at_once, thread_name_prefix="start")
         starts = [threads.submit(self._start) for _ in range(number)]
         try:
-            wait(starts)
+            with interruptible():
+                wait(starts)
         finally:
             threads.shutdown(cancel_futures=True)
         ready = [start.result() for start in starts if start.exception() is None]
