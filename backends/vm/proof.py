@@ -21,6 +21,7 @@ from tare.backends.vm.boot import KERNEL_ARGUMENTS
 from tare.backends.vm.domain_xml import MACHINE, Accelerator
 from tare.backends.vm.emulator import Emulator
 from tare.bench.errors import UnavailableError
+from tare.bench.interrupts import check
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from tare.bench.linux.files import HERE, find_field, find_text, read_boot_id
 from tare.bench.linux.hypervisor import read_kvm_settings
@@ -246,6 +247,7 @@ class _Awaited:
         progress = Progress(self._began)
         given_up = ""
         while not self.begun and not self.ended and not given_up:
+            check()
             if poll.poll(_LOOK_S * 1000):
                 self._read()
             now = time.monotonic()
