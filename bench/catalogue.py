@@ -7,7 +7,7 @@ description) is in its experiment's ``metrics``, and in the manifest.
 from collections.abc import Mapping
 from enum import StrEnum
 
-from tare.bench.model import ExperimentTraits
+from tare.bench.model import ExperimentTraits, Parameter
 
 
 class Builtin(StrEnum):
@@ -178,14 +178,41 @@ TRAITS: Mapping[str, ExperimentTraits] = {
             *(DensityMetric.START, DensityMetric.CREATE, DensityMetric.INIT, DensityMetric.READY, DensityMetric.SETTLE),
             *(DensityMetric.CPU_STALL, DensityMetric.MEMORY_STALL, DensityMetric.IO_STALL),
         ),
+        parameters=(
+            Parameter("count", "Instances asked for"),
+            Parameter("batch", "Started at once"),
+            Parameter("rate", "Starts per second"),
+            Parameter("memory_floor", "Memory to leave"),
+            Parameter("meters_every", "Instances between readings"),
+        ),
     ),
     Builtin.INTERFERENCE: ExperimentTraits(
-        title="Interference", known_by=RATIO_PREFIX, warms_up=False, grows_with="aggressors"
+        title="Noisy neighbours",
+        known_by=RATIO_PREFIX,
+        warms_up=False,
+        grows_with="neighbours",
+        parameters=(
+            Parameter(
+                "aggressor",
+                "Neighbours' work",
+                {
+                    "cpu": "CPU",
+                    "memory": "memory",
+                    "page-cache": "page cache",
+                    "disk": "disk",
+                    "fork": "process creation",
+                    "network": "network",
+                },
+            ),
+            Parameter("aggressors", "Neighbours"),
+            Parameter("cpus", "Their CPUs"),
+        ),
     ),
     Builtin.LIMITS: ExperimentTraits(
         title="Limits",
         leading=(LimitsMetric.START_MEMORY, LimitsMetric.MEMORY_REACHED, LimitsMetric.CPU_REACHED),
         warms_up=False,
+        parameters=(Parameter("resolution", "Search ends within"), Parameter("repeats", "Tries of a size")),
     ),
     Builtin.STEADY: ExperimentTraits(
         title="Workloads", of_workload=True, details=(INSTANCE_PREFIX, SteadyMetric.GUEST_DURATION)

@@ -30,6 +30,7 @@ from tare.bench.model import (
     InstanceSpec,
     Measurement,
     Metric,
+    Parameter,
     StartTimeline,
     Usage,
 )
@@ -239,11 +240,13 @@ class Workload(ABC):
     ``pypi:pyperf==2.10.0`` (pure Python, without its dependencies). ``metrics`` declares every metric
     that ``parse`` can return, the one that says most first. ``category`` is the section of the report that it stands
     in. ``fixed_time`` says that the measured command takes the time it was told to, so that how long it took is no
-    result.
+    result. ``title`` is what reports call it, ``parameters`` what they call its parameters.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    title: ClassVar[str] = ""
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]]
     packages: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str] = ""
@@ -283,7 +286,8 @@ class Workload(ABC):
 class WorkloadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The keys that every ``[[workload]]`` of a suite may have, whatever its kind.
 
-    ``packages`` are the Debian packages that the image needs for it, ``category`` is its section in the report.
+    ``packages`` are the Debian packages that the image needs for it, ``category`` is its section in the report, and
+    ``title`` what the report calls it.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=40)]
@@ -291,6 +295,7 @@ class WorkloadSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     packages: tuple[str, ...] = ()
     category: Category = Category.APPLICATION
     licence: str = ""
+    title: str = ""
 
 
 class WorkloadKind(ABC):

@@ -50,11 +50,27 @@ class Category(StrEnum):
     APPLICATION = "application"
 
 
+class Parameter(Struct, frozen=True):
+    """What people call the parameter ``name`` of a workload or experiment: ``Block size``.
+
+    ``values`` are words for single values (``randread``: ``random``), to be used inside a metric's title.
+    """
+
+    name: str
+    title: str
+    values: Mapping[str, str] = {}
+
+
 class WorkloadTraits(Struct, frozen=True):
-    """What a report has to know of a workload. ``fixed_time``: its command takes the time it was told to take."""
+    """What a report has to know of a workload. ``fixed_time``: its command takes the time it was told to take.
+
+    ``title`` is what people call it, ``parameters`` what they call its parameters.
+    """
 
     category: Category
     fixed_time: bool
+    title: str = ""
+    parameters: tuple[Parameter, ...] = ()
 
 
 class ExperimentTraits(Struct, frozen=True):
@@ -68,6 +84,7 @@ class ExperimentTraits(Struct, frozen=True):
     With ``warms_up`` iterations repeat the same thing, so that the first may be warm-up. Where ``grows_with`` is not
     empty, the ``iteration`` of a sample is a size, and this is what it counts ("instances alive"). A metric is then
     estimated at the largest size that all backends reached, but for those ``of_each_step``, which have a typical value.
+    ``parameters`` are what people call its options.
     """
 
     title: str
@@ -78,6 +95,7 @@ class ExperimentTraits(Struct, frozen=True):
     warms_up: bool = True
     grows_with: str = ""
     of_each_step: tuple[str, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
 
     def is_sized(self, metric: str) -> bool:
         """Whether a metric's value depends on the size that ``iteration`` counts."""
@@ -88,18 +106,20 @@ class Metric(Struct, frozen=True):
     """One measurable quantity.
 
     ``name`` is unique within a workload or experiment (``read.latency.p99``); values are in ``unit``.
-    ``description`` is a sentence that says what the number means.
+    ``description`` is a sentence that says what the number means. ``title`` is what people call it, the same on every
+    page: ``Reads per second``. It may name parameters: ``{block_size} reads per second``.
     """
 
     name: str
     unit: Unit
     direction: Direction
     description: str
+    title: str = ""
 
 
-def lower(name: str, unit: Unit, description: str) -> Metric:
+def lower(name: str, unit: Unit, description: str, title: str = "") -> Metric:
     """A metric of which less is better."""
-    return Metric(name, unit, Direction.LOWER, description)
+    return Metric(name, unit, Direction.LOWER, description, title)
 
 
 class Measurement(Struct, frozen=True):

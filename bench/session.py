@@ -213,7 +213,10 @@ class _Session:
             planned_instances=len(make_design(suite)),
             command_line=tuple(map(readable, sys.argv)),
             baseline=suite.file.report.baseline or (*bare, *descriptions)[0],
-            workloads={name: WorkloadTraits(one.category, one.fixed_time) for name, one in workloads.items()},
+            workloads={
+                name: WorkloadTraits(one.category, one.fixed_time, one.title, one.parameters)
+                for name, one in workloads.items()
+            },
             fingerprint=host_fingerprint(),
             experiments={one.experiment.name: one.experiment.traits for one in suite.scenarios},
             tare_commit=tare_commit(),

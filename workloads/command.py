@@ -56,6 +56,7 @@ class StatedMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: MetricName
     direction: Direction
     description: Annotated[str, Meta(min_length=1)]
+    title: str = ""
     unit: str = ""
     regex: str | None = None
     json: str | None = None
@@ -83,7 +84,7 @@ class StatedMetric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def declared(self) -> Metric:
         """The metric as a workload declares it, in its base unit."""
-        return Metric(self.name, self.scale.unit, self.direction, self.description)
+        return Metric(self.name, self.scale.unit, self.direction, self.description, self.title)
 
     def _check_unit(self) -> None:
         if self.exit_time:
@@ -171,6 +172,7 @@ class CommandKind(WorkloadKind):
                 "packages": section.packages,
                 "licence": section.licence,
                 "category": section.category,
+                "title": section.title,
                 "fixed_time": section.fixed_time,
                 "section": section,
                 "Params": msgspec.defstruct(

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement, Parameter
 from tare.bench.units import parse_size
 from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse
@@ -70,9 +70,12 @@ class Compression(Workload):
         bandwidth_of(
             "compress.bandwidth",
             "Bytes compressed per second of the whole command, on the host's clock.",
+            "Bytes compressed per second",
         ),
         bandwidth_of(
-            "decompress.bandwidth", "Bytes decompressed per second of the whole command, on the host's clock."
+            "decompress.bandwidth",
+            "Bytes decompressed per second of the whole command, on the host's clock.",
+            "Bytes decompressed per second",
         ),
     )
 
@@ -142,6 +145,13 @@ class Xz(Compression):
 
     name = "xz"
     summary = "compression: xz on a generated corpus, one thread per CPU"
+    title = "Compression (xz)"
+    parameters = (
+        Parameter("operation", "Operation"),
+        Parameter("preset", "Level"),
+        Parameter("size", "Corpus"),
+        Parameter("seed", "Seed of the corpus"),
+    )
     packages = ("xz-utils", "python3")
     licence = "0BSD"
 
@@ -160,6 +170,8 @@ class Pixz(Compression):
 
     name = "pixz"
     summary = "compression: pixz on a generated corpus, one thread per CPU"
+    title = "Compression (pixz)"
+    parameters = Xz.parameters
     packages = ("pixz", "python3")
     licence = "BSD-2-Clause"
 

@@ -25,6 +25,7 @@ from tare.bench.model import (
     Envelope,
     Histogram,
     Measurement,
+    Parameter,
 )
 from tare.bench.units import Unit
 from tare.workloads.metrics import time_of
@@ -86,15 +87,30 @@ class Cyclictest(TimedWorkload):
 
     name = "cyclictest"
     summary = "scheduling: delay of timed wake-ups, by cyclictest"
+    title = "Timed wake-ups (cyclictest)"
+    parameters = (
+        Parameter("runtime_s", "Run time (s)"),
+        Parameter("interval_us", "Interval (µs)"),
+        Parameter("policy", "Policy"),
+        Parameter("priority", "Priority"),
+    )
     packages = ("rt-tests", "python3")
     licence = "GPL-2.0-only"
     category = Category.KERNEL
     overhead_s = 0.2
     metrics = (
-        time_of(f"{_NAME}.mean", "Mean delay between the requested and the actual wake-up of a thread."),
-        time_of(f"{_NAME}.p50", "Median delay of a wake-up."),
-        time_of(f"{_NAME}.p99", "99th percentile of the delay of a wake-up."),
-        time_of(f"{_NAME}.max", "Longest delay of a wake-up in any thread; a single event decides it."),
+        time_of(
+            f"{_NAME}.mean",
+            "Mean delay between the requested and the actual wake-up of a thread.",
+            "Wake-up delay, mean",
+        ),
+        time_of(f"{_NAME}.p50", "Median delay of a wake-up.", "Wake-up delay, median"),
+        time_of(f"{_NAME}.p99", "99th percentile of the delay of a wake-up.", "Wake-up delay, 99th percentile"),
+        time_of(
+            f"{_NAME}.max",
+            "Longest delay of a wake-up in any thread; a single event decides it.",
+            "Wake-up delay, longest",
+        ),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -27,6 +27,7 @@ from tare.bench.model import (
     Histogram,
     Measurement,
     Metric,
+    Parameter,
 )
 from tare.bench.units import Unit, format_size, parse_size
 from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
@@ -82,19 +83,27 @@ class Latency(msgspec.Struct, frozen=True):
         return Histogram(name, Unit.SECOND, self.bounds, self.counts)
 
 
-def declare_latency(name: str, what: str) -> tuple[Metric, ...]:
+def declare_latency(name: str, what: str, title: str) -> tuple[Metric, ...]:
     """The metrics of a ``Latency``; ``what`` follows "time" (``from submitting a read to ...``)."""
     return (
-        time_of(f"{name}.mean", f"Mean time {what}."),
-        *percentiles_of(name, PERCENTILES, what, "buckets of fio's histogram, 1.6 % wide"),
+        time_of(f"{name}.mean", f"Mean time {what}.", f"{title}, mean"),
+        *percentiles_of(name, PERCENTILES, what, "buckets of fio's histogram, 1.6 % wide", title),
     )
 
 
 def _declare(direction: str, verb: str) -> tuple[Metric, ...]:
     return (
-        rate_of(f"{direction}.iops", f"Blocks {verb} per second by all jobs."),
-        bandwidth_of(f"{direction}.bandwidth", f"Bytes {verb} per second by all jobs."),
-        *declare_latency(f"{direction}.latency", f"from submitting a {direction} to its completion"),
+        rate_of(
+            f"{direction}.iops",
+            f"Blocks {verb} per second by all jobs.",
+            f"{{rw}} {{block_size}} {direction}s per second",
+        ),
+        bandwidth_of(f"{direction}.bandwidth", f"Bytes {verb} per second by all jobs.", f"Bytes {verb} per second"),
+        *declare_latency(
+            f"{direction}.latency",
+            f"from submitting a {direction} to its completion",
+            f"{direction.capitalize()} latency",
+        ),
     )
 
 
@@ -107,6 +116,29 @@ class Fio(TimedWorkload):
 
     name = "fio"
     summary = "storage: random or sequential reads and writes of a file in the scratch folder"
+    title = "Disk (fio)"
+    parameters = (
+        Parameter(
+            "rw",
+            "Access",
+            {
+                "read": "sequential",
+                "write": "sequential",
+                "randread": "random",
+                "randwrite": "random",
+                "rw": "sequential",
+                "randrw": "random",
+            },
+        ),
+        Parameter("block_size", "Block size"),
+        Parameter("io_depth", "Queue depth"),
+        Parameter("engine", "Engine"),
+        Parameter("direct", "Direct I/O"),
+        Parameter("size", "File"),
+        Parameter("runtime_s", "Run time (s)"),
+        Parameter("read_percent", "Reads (%)"),
+        Parameter("fsync", "Writes between syncs"),
+    )
     packages = ("fio",)
     licence = "GPL-2.0-only"
     category = Category.STORAGE
@@ -114,7 +146,7 @@ class Fio(TimedWorkload):
     metrics = (
         *_declare("read", "read"),
         *_declare("write", "written"),
-        *declare_latency("sync.latency", "of an fsync"),
+        *declare_latency("sync.latency", "of an fsync", "Sync latency"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -371,13 +403,15 @@ class FioMetadata(Workload):
 
     name = "fio-metadata"
     summary = "storage: create, stat and remove many files in the scratch folder"
+    title = "Many small files (fio)"
+    parameters = (Parameter("files", "Files"),)
     packages = ("fio",)
     licence = "GPL-2.0-only"
     category = Category.STORAGE
     metrics = (
-        *declare_latency("create.latency", "to create and open an empty file"),
-        *declare_latency("stat.latency", "of a stat() of a file that was just written"),
-        *declare_latency("unlink.latency", "to remove a 4 KiB file"),
+        *declare_latency("create.latency", "to create and open an empty file", "Time to create a file"),
+        *declare_latency("stat.latency", "of a stat() of a file that was just written", "Time to look up a file"),
+        *declare_latency("unlink.latency", "to remove a 4 KiB file", "Time to remove a file"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -24,6 +24,7 @@ from tare.bench.model import (
     Histogram,
     Measurement,
     Metric,
+    Parameter,
 )
 from tare.bench.units import Unit, parse_size
 from tare.workloads.metrics import time_of
@@ -111,8 +112,8 @@ class _Report(msgspec.Struct, frozen=True):
 
 def _declare(name: str, what: str) -> tuple[Metric, ...]:
     return (
-        time_of(f"{name}.latency.mean", f"Mean time of {what}: open, 4 KiB, close."),
-        time_of(f"{name}.latency.p50", f"Median time of {what}: open, 4 KiB, close."),
+        time_of(f"{name}.latency.mean", f"Mean time of {what}: open, 4 KiB, close.", f"Time of {what}, mean"),
+        time_of(f"{name}.latency.p50", f"Median time of {what}: open, 4 KiB, close.", f"Time of {what}, median"),
     )
 
 
@@ -124,6 +125,8 @@ class FirstWrite(Workload):
 
     name = "first-write"
     summary = "storage: the first write to files of the image, against the second and one to the scratch folder"
+    title = "First write to the image's files"
+    parameters = (Parameter("files", "Files"), Parameter("size", "File size"))
     packages = ("python3",)
     licence = "PSF-2.0"
     category = Category.STORAGE
@@ -134,6 +137,7 @@ class FirstWrite(Workload):
             Unit.RATIO,
             Direction.LOWER,
             "Median time of the first write divided by that of the second, which finds the file in the upper layer.",
+            "First write, compared with the second",
         ),
     )
 

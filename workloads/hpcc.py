@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement, Parameter
 from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import LINES, one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, require_memory
@@ -88,6 +88,8 @@ class Hpcc(Workload):
 
     name = "hpcc"
     summary = "Linpack, STREAM, RandomAccess, DGEMM and FFT of HPC Challenge, one process"
+    title = "Scientific computing (HPC Challenge)"
+    parameters = (Parameter("order", "Order of the matrix"),)
     packages = ("hpcc", "libopenblas0-serial")
     licence = "BSD-3-Clause"
     category = Category.CPU
@@ -95,25 +97,30 @@ class Hpcc(Workload):
         rate_of(
             "hpl.operations_per_second",
             "Floating-point operations per second of Linpack, which solves a system of linear equations.",
+            "Linpack operations per second",
         ),
         *(
             bandwidth_of(
                 f"stream.{kernel.lower()}.bandwidth",
                 f"Bytes read and written per second by STREAM's {kernel}, in its best round.",
+                f"Memory bandwidth (STREAM {kernel})",
             )
             for kernel in _KERNELS
         ),
         rate_of(
             "random_access.operations_per_second",
             "Updates of random 64-bit words of a table per second, by one process (GUP/s times 10^9).",
+            "Random memory updates per second",
         ),
         rate_of(
             "dgemm.operations_per_second",
             "Floating-point operations per second of a product of two double-precision matrices.",
+            "Matrix product operations per second",
         ),
         rate_of(
             "fft.operations_per_second",
             "Floating-point operations per second of a one-dimensional Fourier transform.",
+            "Fourier transform operations per second",
         ),
     )
     nominal_element_s: ClassVar[float] = 1.2e-6

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric, Parameter
 from tare.bench.units import Unit, parse_size
 from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse
@@ -63,6 +63,8 @@ class HugePages(Workload):
 
     name = "huge-pages"
     summary = "memory pages: size of the pages an instance gets, and time to touch new memory"
+    title = "Memory pages"
+    parameters = (Parameter("size", "Memory"), Parameter("advice", "Pages asked for"))
     packages = ("python3",)
     licence = "PSF-2.0"
     category = Category.MEMORY
@@ -70,18 +72,21 @@ class HugePages(Workload):
         bandwidth_of(
             "touch.bandwidth",
             "Bytes of new memory touched per second by one thread: page faults and zeroing.",
+            "New memory touched per second",
         ),
         Metric(
             "page.size",
             Unit.BYTE,
             Direction.HIGHER,
             "Mean size of the pages of the memory, as the instance's kernel reports them.",
+            "Mean page size",
         ),
         Metric(
             "memory.total",
             Unit.BYTE,
             Direction.HIGHER,
             "MemTotal of /proc/meminfo as the instance sees it.",
+            "Memory the instance sees",
         ),
     )
 

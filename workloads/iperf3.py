@@ -20,6 +20,7 @@ from tare.bench.model import (
     Envelope,
     Measurement,
     Metric,
+    Parameter,
     Service,
 )
 from tare.bench.units import Unit, parse_size
@@ -102,30 +103,46 @@ class Iperf3(TimedWorkload):
 
     name = "iperf3"
     summary = "network throughput: TCP, or UDP at a given rate, between a client and its server"
+    title = "Network throughput (iperf3)"
+    parameters = (
+        Parameter("protocol", "Protocol"),
+        Parameter("streams", "Streams"),
+        Parameter("direction", "Direction"),
+        Parameter("runtime_s", "Run time (s)"),
+        Parameter("congestion", "Congestion control"),
+        Parameter("offered_per_s", "Offered rate (B/s)"),
+        Parameter("datagram_bytes", "Datagram (B)"),
+        Parameter("port", "Port"),
+    )
     packages = ("iperf3",)
     licence = "BSD-3-Clause"
     category = Category.NETWORK
     overhead_s = 0.1
     metrics = (
-        bandwidth_of("tcp.bandwidth", "Bytes of payload received per second, over all streams."),
+        bandwidth_of("tcp.bandwidth", "Bytes of payload received per second, over all streams.", "TCP throughput"),
         Metric(
             "tcp.retransmits",
             Unit.COUNT,
             Direction.LOWER,
             "TCP segments that the sender's kernel retransmitted, over all streams.",
+            "TCP retransmissions",
         ),
         bandwidth_of(
-            "udp.bandwidth", "Bytes of payload received per second, over all streams; at most the rate that is sent."
+            "udp.bandwidth",
+            "Bytes of payload received per second, over all streams; at most the rate that is sent.",
+            "UDP throughput",
         ),
         Metric(
             "udp.loss",
             Unit.SHARE,
             Direction.LOWER,
             "Share of datagrams that did not arrive, by gaps in their sequence numbers.",
+            "UDP loss",
         ),
         time_of(
             "udp.jitter",
             "Jitter of the transit time (RFC 1889), averaged over the streams.",
+            "UDP jitter",
         ),
     )
 

@@ -18,6 +18,7 @@ from tare.bench.model import (
     Envelope,
     Histogram,
     Measurement,
+    Parameter,
     Service,
 )
 from tare.bench.units import Unit
@@ -66,12 +67,24 @@ class MariaDB(TimedWorkload):
 
     name = "mariadb"
     summary = "a database: sysbench's OLTP transactions over TCP, on the envelope's storage"
+    title = "Database (MariaDB)"
+    parameters = (
+        Parameter("mode", "Mode"),
+        Parameter("tables", "Tables"),
+        Parameter("rows", "Rows"),
+        Parameter("clients", "Clients"),
+        Parameter("runtime_s", "Run time (s)"),
+    )
     packages = ("mariadb-server", "sysbench")
     licence = "GPL-2.0-only (MariaDB), GPL-2.0-or-later (sysbench)"
     metrics = (
-        rate_of("sql.transactions_per_second", "Transactions per second of all clients."),
-        rate_of("sql.queries_per_second", "Statements per second of all clients, BEGIN and COMMIT included."),
-        *declare_latencies("sql.latency", "a transaction"),
+        rate_of("sql.transactions_per_second", "Transactions per second of all clients.", "Transactions per second"),
+        rate_of(
+            "sql.queries_per_second",
+            "Statements per second of all clients, BEGIN and COMMIT included.",
+            "Statements per second",
+        ),
+        *declare_latencies("sql.latency", "a transaction", "Transaction time"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ from tare.bench.model import (
     Envelope,
     Histogram,
     Measurement,
+    Parameter,
     Service,
 )
 from tare.bench.units import Unit, parse_size
@@ -112,14 +113,29 @@ class Nginx(TimedWorkload):
 
     name = "nginx"
     summary = "a web server: GET of one page over several connections, kept alive or new for each request"
+    title = "Web server (nginx)"
+    parameters = (
+        Parameter("connections", "Connections"),
+        Parameter("keep_alive", "Keep-alive"),
+        Parameter("page_size", "Page"),
+        Parameter("runtime_s", "Run time (s)"),
+    )
     packages = ("nginx-light", "wrk")
     licence = "BSD-2-Clause (nginx), Apache-2.0 (wrk)"
     metrics = (
-        rate_of("http.requests_per_second", "Requests answered per second, over all connections."),
-        bandwidth_of("http.bandwidth", "Bytes of answers received per second, headers included."),
-        time_of("http.latency.mean", "Mean time from sending a request to the whole answer."),
-        *percentiles_of("http.latency", _PERCENTILES, "from sending a request to the whole answer", "to 1 µs"),
-        time_of("http.latency.max", "Longest time of a request; a single event decides it."),
+        rate_of(
+            "http.requests_per_second", "Requests answered per second, over all connections.", "Requests per second"
+        ),
+        bandwidth_of(
+            "http.bandwidth", "Bytes of answers received per second, headers included.", "Bytes served per second"
+        ),
+        time_of("http.latency.mean", "Mean time from sending a request to the whole answer.", "Request latency, mean"),
+        *percentiles_of(
+            "http.latency", _PERCENTILES, "from sending a request to the whole answer", "to 1 µs", "Request latency"
+        ),
+        time_of(
+            "http.latency.max", "Longest time of a request; a single event decides it.", "Request latency, longest"
+        ),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -196,6 +212,8 @@ class NginxConnections(TimedWorkload):
 
     name = "nginx-connections"
     summary = "new TCP connections, each with one small request, by several clients at a time"
+    title = "New connections (nginx)"
+    parameters = (Parameter("clients", "Clients"), Parameter("runtime_s", "Run time (s)"))
     packages = Nginx.packages
     licence = Nginx.licence
     category = Category.NETWORK
@@ -203,6 +221,7 @@ class NginxConnections(TimedWorkload):
         rate_of(
             "connections.per_second",
             "Connections opened, answered and closed per second.",
+            "New connections per second",
         ),
     )
 

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Parameter
 from tare.bench.units import parse_size
 from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import LINES, one_match, positive, read_output, refuse
@@ -34,19 +34,31 @@ class OpensslSpeed(Workload):
 
     name = "openssl-speed"
     summary = "cryptography: AES-GCM, SHA-2 or RSA in memory, one process per CPU"
+    title = "Cryptography (OpenSSL)"
+    parameters = (
+        Parameter("algorithm", "Algorithm"),
+        Parameter("block_size", "Block size"),
+        Parameter("runtime_s", "Run time (s)"),
+    )
     packages = ("openssl",)
     licence = "Apache-2.0"
     category = Category.CPU
     fixed_time = True
     metrics = (
-        bandwidth_of("data.bandwidth", "Bytes encrypted or hashed per second by all processes."),
+        bandwidth_of(
+            "data.bandwidth",
+            "Bytes encrypted or hashed per second by all processes.",
+            "Bytes of {algorithm} per second",
+        ),
         rate_of(
             "sign.operations_per_second",
             "Signatures made per second by all processes.",
+            "Signatures per second",
         ),
         rate_of(
             "verify.operations_per_second",
             "Signatures verified per second by all processes.",
+            "Verifications per second",
         ),
     )
 

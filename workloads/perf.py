@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Parameter
 from tare.bench.units import parse_size
 from tare.workloads.metrics import bandwidth_of, rate_of, time_of
 from tare.workloads.output import positive, read_output, refuse
@@ -100,11 +100,18 @@ class SchedPipe(_Loop):
 
     name = "perf-sched-pipe"
     summary = "context switches: two tasks pass a token back and forth over pipes"
+    title = "Context switches (perf)"
+    parameters = (Parameter("loops", "Round trips"), Parameter("threaded", "Threads"))
     metrics = (
-        rate_of("pipe.operations_per_second", "Round trips per second of a token between two tasks."),
+        rate_of(
+            "pipe.operations_per_second",
+            "Round trips per second of a token between two tasks.",
+            "Context-switch round trips per second",
+        ),
         time_of(
             "pipe.time_per_operation",
             "Mean time of a round trip: two writes, two reads and the wake-ups between them.",
+            "Time of a context-switch round trip",
         ),
     )
     form = _PIPE
@@ -129,9 +136,17 @@ class Syscall(_Loop):
 
     name = "perf-syscall"
     summary = "system calls: getppid() in a loop, on one CPU"
+    title = "System calls (perf)"
+    parameters = (Parameter("loops", "Calls"),)
     metrics = (
-        rate_of("syscall.operations_per_second", "getppid() calls per second of one thread."),
-        time_of("syscall.time_per_operation", "Mean time of a getppid() call, the loop around it included."),
+        rate_of(
+            "syscall.operations_per_second", "getppid() calls per second of one thread.", "System calls per second"
+        ),
+        time_of(
+            "syscall.time_per_operation",
+            "Mean time of a getppid() call, the loop around it included.",
+            "Time of a system call",
+        ),
     )
     form = _SYSCALL
     prefix = "syscall"
@@ -155,10 +170,18 @@ class SchedMessaging(_Bench):
 
     name = "perf-sched-messaging"
     summary = "scheduling: groups of 20 senders and 20 receivers that pass messages"
+    title = "Message passing (perf)"
+    parameters = (
+        Parameter("groups", "Groups of 40 tasks"),
+        Parameter("loops", "Messages"),
+        Parameter("threaded", "Threads"),
+        Parameter("pipe", "Pipes"),
+    )
     metrics = (
         time_of(
             "messaging.time",
             "Time until every task has sent or received all of its 100-byte messages.",
+            "Time to pass all messages",
         ),
     )
     nominal_message_s: ClassVar[float] = 1e-6
@@ -203,11 +226,19 @@ class Memory(_Bench):
 
     name = "perf-mem"
     summary = "memory: glibc's memcpy or memset over a large buffer, on one CPU"
+    title = "Memory copies (perf)"
+    parameters = (Parameter("operation", "Operation"), Parameter("size", "Buffer"), Parameter("loops", "Rounds"))
     category = Category.MEMORY
     metrics = (
-        bandwidth_of("memcpy.bandwidth", "Bytes copied per second; buffers that fit the caches measure the caches."),
         bandwidth_of(
-            "memset.bandwidth", "Bytes written per second; a buffer that fits the caches measures the caches."
+            "memcpy.bandwidth",
+            "Bytes copied per second; buffers that fit the caches measure the caches.",
+            "Memory copied per second",
+        ),
+        bandwidth_of(
+            "memset.bandwidth",
+            "Bytes written per second; a buffer that fits the caches measures the caches.",
+            "Memory written per second",
         ),
     )
     nominal_byte_s: ClassVar[float] = 0.15e-9

@@ -18,6 +18,7 @@ from tare.bench.model import (
     Envelope,
     Histogram,
     Measurement,
+    Parameter,
     Service,
 )
 from tare.bench.units import Unit
@@ -90,14 +91,30 @@ class PostgreSQL(TimedWorkload):
 
     name = "postgresql"
     summary = "a database: pgbench's transactions over TCP, on the envelope's storage"
+    title = "Database (PostgreSQL)"
+    parameters = (
+        Parameter("script", "Script"),
+        Parameter("scale", "Scale"),
+        Parameter("clients", "Clients"),
+        Parameter("protocol", "Protocol"),
+        Parameter("runtime_s", "Run time (s)"),
+    )
     packages = ("postgresql",)
     licence = "PostgreSQL"
     overhead_s = 0.2
     metrics = (
-        rate_of("sql.transactions_per_second", "Transactions per second of all clients, without the time to connect."),
-        time_of("sql.latency.mean", "Mean time of a transaction."),
-        *percentiles_of("sql.latency", _PERCENTILES, "of a transaction", "to 1 µs"),
-        time_of("sql.latency.max", "Longest time of a transaction; a single event such as a checkpoint decides it."),
+        rate_of(
+            "sql.transactions_per_second",
+            "Transactions per second of all clients, without the time to connect.",
+            "Transactions per second",
+        ),
+        time_of("sql.latency.mean", "Mean time of a transaction.", "Transaction time, mean"),
+        *percentiles_of("sql.latency", _PERCENTILES, "of a transaction", "to 1 µs", "Transaction time"),
+        time_of(
+            "sql.latency.max",
+            "Longest time of a transaction; a single event such as a checkpoint decides it.",
+            "Transaction time, longest",
+        ),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -104,12 +104,14 @@ class PyperfKind(WorkloadKind):
                     time_of(
                         _metric_name(name),
                         f"Mean time of one run of the pyperf benchmark {name}, over all of its values.",
+                        f"Time of {name}",
                     )
                     for name in section.benchmarks
                 ),
                 "packages": (*_PACKAGES, *section.packages),
                 "licence": section.licence,
                 "category": section.category,
+                "title": section.title,
                 "section": section,
             },
         )

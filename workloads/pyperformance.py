@@ -20,6 +20,7 @@ from tare.bench.model import (
     Envelope,
     Histogram,
     Measurement,
+    Parameter,
 )
 from tare.workloads.metrics import time_of
 from tare.workloads.output import read_output, refuse
@@ -42,6 +43,12 @@ class Pyperformance(Workload):
 
     name = "pyperformance"
     summary = "Python: one benchmark of pyperformance, in processes one after the other"
+    title = "Python (pyperformance)"
+    parameters = (
+        Parameter("benchmark", "Benchmark"),
+        Parameter("processes", "Processes"),
+        Parameter("values", "Values"),
+    )
     packages = ("python3", PYPERF, "pypi:pyperformance==1.14.0")
     licence = "MIT"
     category = Category.CPU
@@ -49,6 +56,7 @@ class Pyperformance(Workload):
         time_of(
             "benchmark.time",
             "Mean time of one run of the benchmark, over all processes, without warm-ups.",
+            "Python: time of {benchmark}",
         ),
     )
     nominal_value_s: ClassVar[float] = 0.15

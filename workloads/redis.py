@@ -22,6 +22,7 @@ from tare.bench.model import (
     Histogram,
     Measurement,
     Metric,
+    Parameter,
     Service,
 )
 from tare.bench.units import Unit
@@ -63,15 +64,25 @@ def _declare(operation: str) -> tuple[Metric, ...]:
         rate_of(
             f"{operation}.operations_per_second",
             f"{name} requests answered per second, over all connections.",
+            f"{name} requests per second",
         ),
         time_of(
             f"{operation}.latency.mean",
             f"Mean time from sending a {name} request, or its batch, to the answer.",
+            f"{name} latency, mean",
         ),
         *percentiles_of(
-            f"{operation}.latency", ("p50", "p95", "p99"), f"of a {name} request", "buckets of 8 µs or wider"
+            f"{operation}.latency",
+            ("p50", "p95", "p99"),
+            f"of a {name} request",
+            "buckets of 8 µs or wider",
+            f"{name} latency",
         ),
-        time_of(f"{operation}.latency.max", f"Longest time of a {name} request; a single event decides it."),
+        time_of(
+            f"{operation}.latency.max",
+            f"Longest time of a {name} request; a single event decides it.",
+            f"{name} latency, longest",
+        ),
     )
 
 
@@ -83,6 +94,13 @@ class Redis(Workload):
 
     name = "redis"
     summary = "a key-value server: SET and GET over TCP by several connections, with or without pipelining"
+    title = "Key-value server (Redis)"
+    parameters = (
+        Parameter("clients", "Clients"),
+        Parameter("pipeline", "Requests in a batch"),
+        Parameter("requests", "Requests"),
+        Parameter("value_bytes", "Value (B)"),
+    )
     packages = ("redis",)
     licence = "BSD-3-Clause"
     metrics = tuple(metric for operation in OPERATIONS for metric in _declare(operation))

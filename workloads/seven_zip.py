@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric, Parameter
 from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import LINES, one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, WholeSeconds, require_memory
@@ -36,10 +36,12 @@ def _declare(operation: str, verb: str) -> tuple[Metric, ...]:
         bandwidth_of(
             f"{operation}.bandwidth",
             f"Bytes of uncompressed data {verb} per second by all threads, averaged over the dictionary sizes.",
+            f"Bytes {verb} per second (LZMA)",
         ),
         rate_of(
             f"{operation}.rating",
             f"7-Zip's rating of how fast it {verb}: instructions per second of its reference processor.",
+            f"7-Zip rating ({operation})",
         ),
     )
 
@@ -49,6 +51,8 @@ class SevenZip(Workload):
 
     name = "7zip"
     summary = "compression: 7-Zip's LZMA benchmark, one thread per CPU"
+    title = "Compression (7-Zip)"
+    parameters = (Parameter("step_s", "Step (s)"), Parameter("dictionary_bits", "Dictionary (bits)"))
     packages = ("7zip",)
     licence = "LGPL-2.1-or-later"
     category = Category.CPU

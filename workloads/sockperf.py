@@ -23,6 +23,7 @@ from tare.bench.model import (
     Envelope,
     Histogram,
     Measurement,
+    Parameter,
     Service,
 )
 from tare.bench.units import Unit
@@ -94,14 +95,23 @@ class Sockperf(TimedWorkload):
 
     name = "sockperf"
     summary = "network latency: round-trip time of small messages, one at a time"
+    title = "Network latency (sockperf)"
+    parameters = (
+        Parameter("protocol", "Protocol"),
+        Parameter("message_bytes", "Message (B)"),
+        Parameter("runtime_s", "Run time (s)"),
+        Parameter("port", "Port"),
+    )
     packages = ("sockperf",)
     licence = "BSD-3-Clause"
     category = Category.NETWORK
     overhead_s = _SLEEP_S
     metrics = (
-        *percentiles_of("round_trip", _PERCENTILES, "from sending a message to its answer", "of every message"),
-        time_of("round_trip.mean", "Mean time from sending a message to its answer."),
-        rate_of("round_trip.rate", "Messages answered per second, one at a time."),
+        *percentiles_of(
+            "round_trip", _PERCENTILES, "from sending a message to its answer", "of every message", "Round trip"
+        ),
+        time_of("round_trip.mean", "Mean time from sending a message to its answer.", "Round trip, mean"),
+        rate_of("round_trip.rate", "Messages answered per second, one at a time.", "Messages answered per second"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import msgspec
 
 from tare.bench.errors import ParseError
-from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement, Parameter
 from tare.workloads.metrics import rate_of, time_of
 from tare.workloads.output import LINES, excerpt, one_match, positive, read_output, refuse
 from tare.workloads.parameters import TimedWorkload, WholeSeconds, timeout_of
@@ -86,6 +86,8 @@ class StressNg(TimedWorkload):
 
     name = "stress-ng"
     summary = "one stressor of stress-ng by name: bogo operations per second"
+    title = "One stressor (stress-ng)"
+    parameters = (Parameter("stressor", "Stressor"), Parameter("runtime_s", "Run time (s)"))
     packages = ("stress-ng",)
     licence = "GPL-2.0-or-later"
     category = Category.CPU
@@ -93,10 +95,12 @@ class StressNg(TimedWorkload):
         rate_of(
             "bogo.operations_per_second",
             "Bogo operations per second of all instances of the stressor.",
+            "Operations of {stressor} per second",
         ),
         rate_of(
             "bogo.operations_per_cpu_second",
             "Bogo operations per second of CPU time, as the kernel that runs stress-ng accounts for it.",
+            "Operations of {stressor} per CPU second",
         ),
     )
 
@@ -175,15 +179,33 @@ class StressNgProcess(_Stressors):
 
     name = "stress-ng-process"
     summary = "processes: fork, vfork, exec, threads, futexes or context switches, one instance per CPU"
+    title = "Processes (stress-ng)"
+    parameters = (
+        Parameter(
+            "operation",
+            "Operation",
+            {
+                "exec": "programs run",
+                "fork": "processes made by fork",
+                "vfork": "processes made by vfork",
+                "futex": "futex wake-ups",
+                "pthread": "threads made",
+                "switch": "context switches",
+            },
+        ),
+        Parameter("runtime_s", "Run time (s)"),
+    )
     category = Category.KERNEL
     metrics = (
         rate_of(
             "process.operations_per_second",
             "Processes or threads created and ended, programs run, futexes woken or messages passed per second.",
+            "{operation} per second",
         ),
         time_of(
             "process.time_per_operation",
             "Time until a new thread runs (pthread), or of a switch between two processes (switch).",
+            "Time of {operation}",
         ),
     )
     prefix = "process"
@@ -211,15 +233,24 @@ class StressNgMemory(_Stressors):
 
     name = "stress-ng-memory"
     summary = "memory management: page faults or mappings, one instance per CPU"
+    title = "Memory mappings (stress-ng)"
+    parameters = (
+        Parameter(
+            "operation", "Operation", {"fault": "page faults", "mmap": "memory mappings", "mremap": "moved mappings"}
+        ),
+        Parameter("runtime_s", "Run time (s)"),
+    )
     category = Category.MEMORY
     metrics = (
         rate_of(
             "paging.operations_per_second",
             "Rounds of the operation (see stress-ng's manual) per second, over all instances.",
+            "{operation} per second",
         ),
         time_of(
             "paging.time_per_operation",
             "Mean time of a page fault (fault) or of an mremap() call (mremap), as stress-ng measures it.",
+            "Time of {operation}",
         ),
     )
     prefix = "paging"

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric
+from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric, Parameter
 from tare.bench.units import parse_size
 from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, one_match, one_number, positive, read_output, refuse
@@ -54,12 +54,16 @@ Half a hundredth, and half a thousandth for the bucket it is compared with, whic
 """
 
 
-def declare_latencies(name: str, event: str) -> tuple[Metric, ...]:
-    """The metrics of ``event``s that sysbench prints latencies of."""
+def declare_latencies(name: str, event: str, title: str) -> tuple[Metric, ...]:
+    """The metrics of ``event``s that sysbench prints latencies of; people call them ``title``."""
     return (
-        time_of(f"{name}.mean", f"Mean time of {event}."),
-        *percentiles_of(name, ("p95",), f"of {event}", "buckets of sysbench's histogram, 1.8 % wide"),
-        time_of(f"{name}.max", f"Longest time of {event}, rounded to 0.01 ms; a single event decides it."),
+        time_of(f"{name}.mean", f"Mean time of {event}.", f"{title}, mean"),
+        *percentiles_of(name, ("p95",), f"of {event}", "buckets of sysbench's histogram, 1.8 % wide", title),
+        time_of(
+            f"{name}.max",
+            f"Longest time of {event}, rounded to 0.01 ms; a single event decides it.",
+            f"{title}, longest",
+        ),
     )
 
 
@@ -68,6 +72,8 @@ class SysbenchCpu(TimedWorkload):
 
     name = "sysbench-cpu"
     summary = "integer arithmetic: prime numbers up to a bound, one thread per CPU"
+    title = "CPU (sysbench)"
+    parameters = (Parameter("runtime_s", "Run time (s)"), Parameter("max_prime", "Largest number"))
     packages = ("sysbench",)
     licence = "GPL-2.0-or-later"
     category = Category.CPU
@@ -75,8 +81,9 @@ class SysbenchCpu(TimedWorkload):
         rate_of(
             "cpu.events_per_second",
             "Searches for all primes up to a bound finished per second by all threads.",
+            "Prime searches per second",
         ),
-        *declare_latencies("cpu.latency", "a search"),
+        *declare_latencies("cpu.latency", "a search", "Time of a prime search"),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +113,14 @@ class SysbenchMemory(TimedWorkload):
 
     name = "sysbench-memory"
     summary = "memory transfers: one buffer read or written block by block, one thread per CPU"
+    title = "Memory (sysbench)"
+    parameters = (
+        Parameter("runtime_s", "Run time (s)"),
+        Parameter("block_size", "Block size"),
+        Parameter("operation", "Operation", {"read": "read", "write": "written"}),
+        Parameter("access", "Access", {"seq": "sequential", "rnd": "random"}),
+        Parameter("scope", "Scope"),
+    )
     packages = ("sysbench",)
     licence = "GPL-2.0-or-later"
     category = Category.MEMORY
@@ -113,8 +128,13 @@ class SysbenchMemory(TimedWorkload):
         bandwidth_of(
             "memory.bandwidth",
             "Bytes read or written per second by all threads; blocks that fit the caches measure the caches.",
+            "Memory {operation} per second",
         ),
-        rate_of("memory.operations_per_second", "Blocks read or written per second by all threads."),
+        rate_of(
+            "memory.operations_per_second",
+            "Blocks read or written per second by all threads.",
+            "Blocks of memory {operation} per second",
+        ),
     )
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,39 +9,171 @@ from tare.bench.interfaces import Experiment, InstanceRun
 from tare.bench.model import Command, Footprint, Metric, Phase, lower
 from tare.bench.units import Unit
 
-CREATE = lower(Name.CREATE, Unit.SECOND, "From the request until the first process, or QEMU, exists.")
-INIT = lower(Name.INIT, Unit.SECOND, "From then until the first user-space instruction inside: root, kernel, mounts.")
-READY = lower(Name.READY, Unit.SECOND, "From then until the harness knows that the instance can execute a command.")
-TOTAL = lower(Name.TOTAL, Unit.SECOND, "From the request until the instance can execute a command.")
-VCPU = lower(Name.VCPU, Unit.SECOND, "From the hypervisor's process until the guest's processor began to run.")
-FIRMWARE = lower(Name.FIRMWARE, Unit.SECOND, "From then until the guest's kernel began, by its clock: BIOS, loader.")
-LOADER = lower("boot.loader", Unit.SECOND, "The part of boot.firmware from the boot loader's first words on.")
-KERNEL = lower(Name.KERNEL, Unit.SECOND, "From the start of the guest's kernel until its first user-space instruction.")
-AGENT = lower("boot.agent", Unit.SECOND, "From the first user-space instruction until the guest's agent answered.")
-FIRST_COMMAND = lower("boot.first_command", Unit.SECOND, "The first command in the fresh instance, /bin/true.")
-STOP = lower("boot.stop", Unit.SECOND, "From the request to stop until its last process and host resource were gone.")
-STOP_GUEST = lower("boot.stop_guest", Unit.SECOND, "The part of boot.stop until the guest's own kernel had shut down.")
-STOP_PROCESS = lower("boot.stop_process", Unit.SECOND, "The part of boot.stop until its last host process was gone.")
-RELEASE = lower("boot.release", Unit.SECOND, "The rest of boot.stop: until cgroup, mounts and files were gone.")
-PSS = lower(Name.PSS, Unit.BYTE, "Proportional set size of all its host processes once it was ready and idle.")
-CHARGE = lower("boot.charge", Unit.BYTE, "Memory charged to its cgroup once it was ready and idle.")
-PRIVATE = lower("boot.private", Unit.BYTE, "The part of its processes' memory that nobody shares.")
-GUEST_RAM = lower("boot.guest_ram", Unit.BYTE, "The part of boot.pss that is the guest's RAM, as far as touched.")
-TCG_CACHE = lower("boot.tcg_cache", Unit.BYTE, "The part of boot.pss that is code translated for an emulated CPU.")
-HYPERVISOR = lower("boot.hypervisor", Unit.BYTE, "The rest of boot.pss: the hypervisor's devices, heap and program.")
-DISK_OWNED = lower("boot.disk_owned", Unit.BYTE, "Disk blocks of its own: its overlay, or its scratch disk.")
-DISK_SHARED = lower("boot.disk_shared", Unit.BYTE, "Disk blocks of the image, which all its instances share.")
-CPU = lower(Name.CPU, Unit.SECOND, "CPU seconds, user and system, the host spent until it was ready and idle.")
+CREATE = lower(
+    Name.CREATE,
+    Unit.SECOND,
+    "From the request until the first process, or QEMU, exists.",
+    title="Start: until its first process exists",
+)
+INIT = lower(
+    Name.INIT,
+    Unit.SECOND,
+    "From then until the first user-space instruction inside: root, kernel, mounts.",
+    title="Start: until the first instruction inside",
+)
+READY = lower(
+    Name.READY,
+    Unit.SECOND,
+    "From then until the harness knows that the instance can execute a command.",
+    title="Start: until it takes commands",
+)
+TOTAL = lower(
+    Name.TOTAL, Unit.SECOND, "From the request until the instance can execute a command.", title="Time to start"
+)
+VCPU = lower(
+    Name.VCPU,
+    Unit.SECOND,
+    "From the hypervisor's process until the guest's processor began to run.",
+    title="Start: until the guest's processor runs",
+)
+FIRMWARE = lower(
+    Name.FIRMWARE,
+    Unit.SECOND,
+    "From then until the guest's kernel began, by its clock: BIOS, loader.",
+    title="Start: firmware and boot loader",
+)
+LOADER = lower(
+    "boot.loader",
+    Unit.SECOND,
+    "The part of boot.firmware from the boot loader's first words on.",
+    title="Start: boot loader",
+)
+KERNEL = lower(
+    Name.KERNEL,
+    Unit.SECOND,
+    "From the start of the guest's kernel until its first user-space instruction.",
+    title="Start: the guest's kernel",
+)
+AGENT = lower(
+    "boot.agent",
+    Unit.SECOND,
+    "From the first user-space instruction until the guest's agent answered.",
+    title="Start: until the guest's agent answers",
+)
+FIRST_COMMAND = lower(
+    "boot.first_command",
+    Unit.SECOND,
+    "The first command in the fresh instance, /bin/true.",
+    title="First command in a fresh instance",
+)
+STOP = lower(
+    "boot.stop",
+    Unit.SECOND,
+    "From the request to stop until its last process and host resource were gone.",
+    title="Time to stop",
+)
+STOP_GUEST = lower(
+    "boot.stop_guest",
+    Unit.SECOND,
+    "The part of boot.stop until the guest's own kernel had shut down.",
+    title="Stop: until the guest's kernel is down",
+)
+STOP_PROCESS = lower(
+    "boot.stop_process",
+    Unit.SECOND,
+    "The part of boot.stop until its last host process was gone.",
+    title="Stop: until its last process is gone",
+)
+RELEASE = lower(
+    "boot.release",
+    Unit.SECOND,
+    "The rest of boot.stop: until cgroup, mounts and files were gone.",
+    title="Stop: until its resources are released",
+)
+PSS = lower(
+    Name.PSS,
+    Unit.BYTE,
+    "Proportional set size of all its host processes once it was ready and idle.",
+    title="Memory of an idle instance",
+)
+CHARGE = lower(
+    "boot.charge",
+    Unit.BYTE,
+    "Memory charged to its cgroup once it was ready and idle.",
+    title="Memory charged to an idle instance",
+)
+PRIVATE = lower(
+    "boot.private",
+    Unit.BYTE,
+    "The part of its processes' memory that nobody shares.",
+    title="Memory of an idle instance that nobody shares",
+)
+GUEST_RAM = lower(
+    "boot.guest_ram",
+    Unit.BYTE,
+    "The part of boot.pss that is the guest's RAM, as far as touched.",
+    title="Memory touched by the guest",
+)
+TCG_CACHE = lower(
+    "boot.tcg_cache",
+    Unit.BYTE,
+    "The part of boot.pss that is code translated for an emulated CPU.",
+    title="Memory for translated code",
+)
+HYPERVISOR = lower(
+    "boot.hypervisor",
+    Unit.BYTE,
+    "The rest of boot.pss: the hypervisor's devices, heap and program.",
+    title="Memory of the hypervisor itself",
+)
+DISK_OWNED = lower(
+    "boot.disk_owned",
+    Unit.BYTE,
+    "Disk blocks of its own: its overlay, or its scratch disk.",
+    title="Disk space of its own",
+)
+DISK_SHARED = lower(
+    "boot.disk_shared",
+    Unit.BYTE,
+    "Disk blocks of the image, which all its instances share.",
+    title="Disk space of the shared image",
+)
+CPU = lower(
+    Name.CPU,
+    Unit.SECOND,
+    "CPU seconds, user and system, the host spent until it was ready and idle.",
+    title="CPU time to start",
+)
 STARTS = (VCPU, FIRMWARE, LOADER, KERNEL, AGENT)
 STOPS = (STOP_GUEST, STOP_PROCESS, RELEASE)
 FOOTPRINT = (PSS, PRIVATE, GUEST_RAM, TCG_CACHE, HYPERVISOR, CHARGE, DISK_OWNED, DISK_SHARED)
-_SPLITS = {
-    GuestSplit.KERNEL: "From the kernel's start to the first user-space instruction, by the guest's clock.",
-    GuestSplit.INIT: "From the first user-space instruction until its services run, by the guest's clock.",
-    GuestSplit.INITRAMFS: "The part of guest.init before systemd, where that is what boots.",
-    GuestSplit.SYSTEM: "The part of guest.init from systemd's start to multi-user.target.",
-}
-SPLITS: dict[str, Metric] = {name: lower(name, Unit.SECOND, description) for name, description in _SPLITS.items()}
+_SPLITS = (
+    lower(
+        GuestSplit.KERNEL,
+        Unit.SECOND,
+        "From the kernel's start to the first user-space instruction, by the guest's clock.",
+        "The guest's kernel, by its clock",
+    ),
+    lower(
+        GuestSplit.INIT,
+        Unit.SECOND,
+        "From the first user-space instruction until its services run, by the guest's clock.",
+        "The guest's services, by its clock",
+    ),
+    lower(
+        GuestSplit.INITRAMFS,
+        Unit.SECOND,
+        "The part of guest.init before systemd, where that is what boots.",
+        "The guest's initramfs, by its clock",
+    ),
+    lower(
+        GuestSplit.SYSTEM,
+        Unit.SECOND,
+        "The part of guest.init from systemd's start to multi-user.target.",
+        "The guest's systemd, by its clock",
+    ),
+)
+SPLITS: dict[str, Metric] = {metric.name: metric for metric in _SPLITS}
 
 
 class Boot(Experiment):

@@ -26,15 +26,19 @@ from tare.bench.interfaces import Experiment, InstanceRun, Workload
 from tare.bench.model import SCRATCH, Command, Direction, Envelope, Metric, lower
 from tare.bench.units import Duration, Unit
 
-DURATION = lower("duration", Unit.SECOND, "The victim's measured command from start to end.")
+DURATION = lower("duration", Unit.SECOND, "The victim's measured command from start to end.", "Run time of the command")
 AGGRESSOR_CPU = Metric(
-    "interference.aggressor_cpu", Unit.CPU, Direction.HIGHER, "CPUs that all aggressors together used meanwhile."
+    "interference.aggressor_cpu",
+    Unit.CPU,
+    Direction.HIGHER,
+    "CPUs that all aggressors together used meanwhile.",
+    "CPUs the neighbours used",
 )
 
 
 def value_of(metric: Metric) -> Metric:
     """The victim's own metric, as this experiment keeps it."""
-    return Metric(f"{VALUE_PREFIX}{metric.name}", metric.unit, metric.direction, metric.description)
+    return Metric(f"{VALUE_PREFIX}{metric.name}", metric.unit, metric.direction, metric.description, metric.title)
 
 
 def ratio_of(metric: Metric) -> Metric:
@@ -43,6 +47,7 @@ def ratio_of(metric: Metric) -> Metric:
         f"{RATIO_PREFIX}{metric.name}",
         Unit.RATIO,
         f"How many times worse than alone (median to median): {metric.description}",
+        f"{metric.title}, compared with alone" if metric.title else "",
     )
 
 

@@ -22,21 +22,73 @@ from tare.bench.interrupts import sleep
 from tare.bench.model import SCRATCH, Command, Completed, Direction, Envelope, Metric, lower
 from tare.bench.units import Duration, Size, Unit, format_size
 
-START_MEMORY = lower(Name.START_MEMORY, Unit.BYTE, "The least memory with which an instance started each time.")
-WORKLOAD_MEMORY = lower("limits.workload_memory", Unit.BYTE, "The least memory with which the workload always passed.")
-CPUS_SEEN = lower(Name.CPUS_SEEN, Unit.RATIO, "CPUs that a program inside sees, as a share of those given.")
-MEMORY_SEEN = lower(Name.MEMORY_SEEN, Unit.RATIO, "Memory that a program inside sees, as a share of that given.")
-CPU_REACHED = lower(Name.CPU_REACHED, Unit.RATIO, "Share of its CPU limit that twice as many busy processes used.")
+START_MEMORY = lower(
+    Name.START_MEMORY,
+    Unit.BYTE,
+    "The least memory with which an instance started each time.",
+    title="Least memory to start with",
+)
+WORKLOAD_MEMORY = lower(
+    "limits.workload_memory",
+    Unit.BYTE,
+    "The least memory with which the workload always passed.",
+    title="Least memory to do its work with",
+)
+CPUS_SEEN = lower(
+    Name.CPUS_SEEN,
+    Unit.RATIO,
+    "CPUs that a program inside sees, as a share of those given.",
+    title="CPUs it sees, of those given",
+)
+MEMORY_SEEN = lower(
+    Name.MEMORY_SEEN,
+    Unit.RATIO,
+    "Memory that a program inside sees, as a share of that given.",
+    title="Memory it sees, of that given",
+)
+CPU_REACHED = lower(
+    Name.CPU_REACHED,
+    Unit.RATIO,
+    "Share of its CPU limit that twice as many busy processes used.",
+    title="CPU time obtained, of its limit",
+)
 MEMORY_REACHED = lower(
-    Name.MEMORY_REACHED, Unit.RATIO, "Share of its memory limit a process obtained when it asked for twice the limit."
+    Name.MEMORY_REACHED,
+    Unit.RATIO,
+    "Share of its memory limit a process obtained when it asked for twice the limit.",
+    "Memory obtained, of its limit",
 )
-PIDS_REACHED = lower(Name.PIDS_REACHED, Unit.RATIO, "Share of its limit on processes reached when asking for twice it.")
-DISK_REACHED = lower(Name.DISK_REACHED, Unit.RATIO, "Share of its scratch folder's size written when trying twice it.")
-MEMORY_GROWN = lower("limits.memory_grown", Unit.BYTE, "Growth of the host's charge while a process held memory.")
+PIDS_REACHED = lower(
+    Name.PIDS_REACHED,
+    Unit.RATIO,
+    "Share of its limit on processes reached when asking for twice it.",
+    title="Processes obtained, of its limit",
+)
+DISK_REACHED = lower(
+    Name.DISK_REACHED,
+    Unit.RATIO,
+    "Share of its scratch folder's size written when trying twice it.",
+    title="Disk space obtained, of its limit",
+)
+MEMORY_GROWN = lower(
+    "limits.memory_grown",
+    Unit.BYTE,
+    "Growth of the host's charge while a process held memory.",
+    title="Memory taken from the host",
+)
 MEMORY_RETURNED = Metric(
-    "limits.memory_returned", Unit.RATIO, Direction.HIGHER, "Share of that growth the host had back once it settled."
+    "limits.memory_returned",
+    Unit.RATIO,
+    Direction.HIGHER,
+    "Share of that growth the host had back once it settled.",
+    "Memory returned to the host",
 )
-MEMORY_RETURN_TIME = lower("limits.memory_return_time", Unit.SECOND, "From the process's end until that was back.")
+MEMORY_RETURN_TIME = lower(
+    "limits.memory_return_time",
+    Unit.SECOND,
+    "From the process's end until that was back.",
+    title="Time until memory was returned",
+)
 
 _TRUE = Command(("/bin/true",))
 _ALMOST_ALL = 0.9

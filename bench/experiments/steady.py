@@ -14,22 +14,63 @@ from tare.bench.model import Commands, Completed, Metric, Phase, Usage, lower
 from tare.bench.network_path import ServerPlace
 from tare.bench.units import Unit
 
-DURATION = lower(Name.DURATION, Unit.SECOND, "The measured command from start to end, on the host's monotonic clock.")
-GUEST_DURATION = lower(Name.GUEST_DURATION, Unit.SECOND, "The same command by the instance's own clock.")
-CPU = lower(Name.CPU, Unit.SECOND, "CPU seconds, user and system, the host spent on the instance in the iteration.")
+DURATION = lower(
+    Name.DURATION,
+    Unit.SECOND,
+    "The measured command from start to end, on the host's monotonic clock.",
+    title="Run time of the command",
+)
+GUEST_DURATION = lower(
+    Name.GUEST_DURATION,
+    Unit.SECOND,
+    "The same command by the instance's own clock.",
+    title="Run time by the guest's clock",
+)
+CPU = lower(
+    Name.CPU,
+    Unit.SECOND,
+    "CPU seconds, user and system, the host spent on the instance in the iteration.",
+    title="CPU time on the host",
+)
 CPU_OVERHEAD = lower(
-    Name.CPU_OVERHEAD, Unit.SECOND, "The part of host.cpu in which no vCPU ran: QEMU's main loop, I/O threads, helpers."
+    Name.CPU_OVERHEAD,
+    Unit.SECOND,
+    "The part of host.cpu in which no vCPU ran: QEMU's main loop, I/O threads, helpers.",
+    "CPU time of the hypervisor itself",
 )
 STEAL = lower(
     "guest.steal",
     Unit.SECOND,
     "CPU seconds that others had when the guest's vCPUs wanted them, as its kernel counts. Only KVM reports them.",
+    "CPU time stolen from the guest",
 )
-IO_READ = lower(Name.IO_READ, Unit.BYTE, "Bytes the instance read from the host's block devices in the iteration.")
-IO_WRITE = lower(Name.IO_WRITE, Unit.BYTE, "Bytes the instance wrote to the host's block devices in the iteration.")
-MEMORY_PEAK = lower(Name.MEMORY_PEAK, Unit.BYTE, "The most memory charged to the instance's cgroup in its life.")
-START = lower("instance.start", Unit.SECOND, "From the request until it can execute.")
-STOP = lower("instance.stop", Unit.SECOND, "From the request to stop until nothing of it was left on the host.")
+IO_READ = lower(
+    Name.IO_READ,
+    Unit.BYTE,
+    "Bytes the instance read from the host's block devices in the iteration.",
+    title="Bytes read from the host's disk",
+)
+IO_WRITE = lower(
+    Name.IO_WRITE,
+    Unit.BYTE,
+    "Bytes the instance wrote to the host's block devices in the iteration.",
+    title="Bytes written to the host's disk",
+)
+MEMORY_PEAK = lower(
+    Name.MEMORY_PEAK,
+    Unit.BYTE,
+    "The most memory charged to the instance's cgroup in its life.",
+    title="Peak memory on the host",
+)
+START = lower(
+    "instance.start", Unit.SECOND, "From the request until it can execute.", title="Time to start this instance"
+)
+STOP = lower(
+    "instance.stop",
+    Unit.SECOND,
+    "From the request to stop until nothing of it was left on the host.",
+    title="Time to stop this instance",
+)
 
 
 class SteadyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

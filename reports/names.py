@@ -1,0 +1,156 @@
+"""What people call things: metrics, workloads, parameters, backends. The ids stay in tooltips, CSV and JSON.
+
+A run's manifest holds the names that its workloads and experiments declared. For runs from before there were names, the
+plug-ins of this tare are asked, where they still have such a metric; else the id is shown.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+
+from tare.bench.analysis import Analysis, MeasuredBackend, Row, Subject
+from tare.bench.catalogue import RATIO_PREFIX, VALUE_PREFIX
+from tare.bench.model import Category, IsolationKind, Metric, Parameter
+from tare.bench.readable import one_line
+from tare.bench.records import Manifest
+from tare.bench.registry import find_experiments, find_workloads
+
+AREAS: Mapping[str, str] = {
+    "start": "Start",
+    Category.CPU: "CPU",
+    Category.MEMORY: "Memory",
+    Category.KERNEL: "System calls",
+    Category.STORAGE: "Disk",
+    Category.NETWORK: "Network",
+    Category.APPLICATION: "Applications",
+}
+"""What the areas of ``tare.bench.analysis.answer`` are called."""
+
+_PLACE = re.compile(r"\{(\w+)\}")
+
+
+class Names:
+    """The names of one run."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def metric(self, subject: Subject, metric: Metric) -> str:
+        """``Random 4 KiB reads per second``; the id with what it is of where nobody named it."""
+        return self.metric_of(subject.experiment, subject.workload, subject.params, metric)
+
+    def metric_of(self, experiment: str, workload: str, params: Mapping[str, object], metric: Metric) -> str:
+        """The same, by what a comparison of two runs knows of a subject."""
+        name, _, quantile = metric.name.partition(" ")
+        title = metric.title or _declared_titles().get((workload or experiment, name), "")
+        title = title or _declared_titles().get((experiment, name), "")
+        for prefix in (VALUE_PREFIX, RATIO_PREFIX):
+            if not title and name.startswith(prefix):
+                title = _declared_titles().get((workload, name.removeprefix(prefix)), "")
+                title = f"{title}, compared with alone" if title and prefix == RATIO_PREFIX else title
+        if not title:
+            return one_line(" ".join(part for part in (workload, metric.name) if part), 80)
+        words = {one.name: one for one in self._parameters(experiment, workload)}
+
+        def value(match: re.Match[str]) -> str:
+            given = params.get(match[1])
+            known = words.get(match[1])
+            return "" if given is None else one_line(_value(given, known), 40)
+
+        text = " ".join(_PLACE.sub(value, title).split())
+        return f"{text[:1].upper()}{text[1:]}{f' ({quantile})' if quantile else ''}"
+
+    def row(self, subject: Subject, row: Row) -> str:
+        """A metric's name, and the size that is meant of one that grows."""
+        name = self.metric(subject, row.metric)
+        return name if row.size is None else f"{name}, {row.size:,} {one_line(subject.traits.grows_with, 40)}"
+
+    def subject(self, subject: Subject) -> str:
+        """``Disk (fio)``; an experiment's title where there is no workload."""
+        return self.subject_of(subject.experiment, subject.workload)
+
+    def subject_of(self, experiment: str, workload: str) -> str:
+        """The same, by its parts."""
+        of_experiment = one_line(self._manifest.traits_of(experiment).title)
+        if not workload:
+            return of_experiment
+        traits = self._manifest.workloads.get(workload)
+        title = (traits.title if traits is not None else "") or _declared_workloads().get(workload, "")
+        title = one_line(title or workload)
+        return title if self._manifest.traits_of(experiment).of_workload else f"{of_experiment}: {title}"
+
+    def params(self, subject: Subject) -> list[tuple[str, str]]:
+        """Its parameters with their values in words, in the order in which they are declared."""
+        return self.params_of(subject.experiment, subject.workload, subject.params)
+
+    def params_of(self, experiment: str, workload: str, params: Mapping[str, object]) -> list[tuple[str, str]]:
+        """The same, by its parts."""
+        known = {one.name: one for one in self._parameters(experiment, workload)}
+        order = [*(name for name in known if name in params), *(name for name in params if name not in known)]
+        return [
+            (
+                one_line(known[name].title if name in known else name),
+                one_line(_value(params[name], known.get(name)), 60),
+            )
+            for name in order
+        ]
+
+    def told_apart(self, subject: Subject, subjects: list[Subject]) -> str:
+        """The parameters by which a subject differs from others of its kind, in words; empty for the only one."""
+        alike = [one for one in subjects if (one.experiment, one.workload) == (subject.experiment, subject.workload)]
+        varying = {name for name in subject.params if len({str(one.params.get(name)) for one in alike}) > 1}
+        given = {name: value for name, value in subject.params.items() if name in varying}
+        told = self.params_of(subject.experiment, subject.workload, given)
+        return ", ".join(f"{title[:1].lower()}{title[1:]} {value}" for title, value in told)
+
+    def _parameters(self, experiment: str, workload: str) -> tuple[Parameter, ...]:
+        traits = self._manifest.workloads.get(workload)
+        own = traits.parameters if traits is not None else ()
+        return (*(own or _declared_parameters().get(workload, ())), *self._manifest.traits_of(experiment).parameters)
+
+
+def names_of(analysis: Analysis) -> Names:
+    """The names of a run."""
+    return Names(analysis.manifest)
+
+
+def plural_of(backend: MeasuredBackend, analysis: Analysis) -> str:
+    """How a headline calls a backend's instances: by their kind where no other compared backend has it."""
+    described = analysis.manifest.backends.get(backend.name)
+    kinds = [
+        analysis.manifest.backends[one.name].kind
+        for one in analysis.backends
+        if one.name in analysis.manifest.backends and not one.is_baseline and not one.is_fenced
+    ]
+    words = {IsolationKind.CONTAINER: "Containers", IsolationKind.VIRTUAL_MACHINE: "Virtual machines"}
+    if described is not None and described.kind in words and kinds.count(described.kind) == 1:
+        return words[described.kind]
+    return backend.label
+
+
+def _value(value: object, known: Parameter | None) -> str:
+    text = str(value)
+    if known is not None and text in known.values:
+        return known.values[text]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return re.sub(r"^(\d+(?:\.\d+)?)([KMGT]iB|B|ms|s|min|h)$", "\\1 \\2", text)
+
+
+@functools.cache
+def _declared_titles() -> Mapping[tuple[str, str], str]:
+    declared: dict[tuple[str, str], str] = {}
+    for plugins in (find_experiments(), find_workloads()):
+        for name, one in plugins.loaded.items():
+            declared |= {(name, metric.name): metric.title for metric in one.metrics}
+    return declared
+
+
+@functools.cache
+def _declared_workloads() -> Mapping[str, str]:
+    return {name: one.title for name, one in find_workloads().loaded.items()}
+
+
+@functools.cache
+def _declared_parameters() -> Mapping[str, tuple[Parameter, ...]]:
+    return {name: one.parameters for name, one in find_workloads().loaded.items()}
