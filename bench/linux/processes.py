@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import select
 import signal
@@ -21,7 +22,7 @@ class Status:
 
     ``started`` is in clock ticks after boot: with the pid it names a process for as long as the host runs. ``waited_*``
     is CPU time of children that it waited for, ``guest_s`` the part of ``user_s`` that a KVM guest's processors ran.
-    ``cpu`` is the one that it ran on last.
+    ``cpu`` is the one that it ran on last, ``resident_bytes`` what of its memory is there.
     """
 
     def __init__(self, stat: bytes) -> None:
@@ -40,6 +41,7 @@ class Status:
         self.guest_s = int(fields[40]) / hertz
         self.cpu_s = self.user_s + self.system_s
         self.started = int(fields[19])
+        self.resident_bytes = int(fields[21]) * mmap.PAGESIZE
         self.cpu = int(fields[36])
 
 

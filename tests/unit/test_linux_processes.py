@@ -1,6 +1,7 @@
 """Ending processes: all of them, with few descriptors, however they fork; and what /proc says of a process."""
 
 import contextlib
+import mmap
 import os
 import resource
 import signal
@@ -64,12 +65,30 @@ def test_this_process_is_never_signalled():
 
 def test_a_name_can_hold_anything(tmp_path):
     (tmp_path / "7").mkdir()
-    fields = ["S", "1", *["0"] * 9, "250", "50", "100", "25", *["0"] * 4, "4242", *["0"] * 16, "3", "0", "0", "0", "75"]
+    fields = [
+        "S",
+        "1",
+        *["0"] * 9,
+        "250",
+        "50",
+        "100",
+        "25",
+        *["0"] * 4,
+        "4242",
+        "0",
+        "3",
+        *["0"] * 14,
+        "3",
+        "0",
+        "0",
+        "0",
+        "75",
+    ]
     (tmp_path / "7/stat").write_bytes(b"7 (a) b\xff(c) " + " ".join(fields).encode())
     status = find_status(7, HostRoots(tmp_path))
     assert (status.name, status.parent, status.started, status.cpu) == ("a) b\ufffd(c", 1, 4242, 3)
     assert (status.user_s, status.system_s, status.waited_user_s, status.waited_system_s) == (2.5, 0.5, 1.0, 0.25)
-    assert status.cpu_s == 3.0
+    assert (status.cpu_s, status.guest_s, status.resident_bytes) == (3.0, 0.75, 3 * mmap.PAGESIZE)
 
 
 @pytest.mark.parametrize("text", ["", "7 (sh) Z 1 0", "7 (sh) Z " + "0 " * 50])

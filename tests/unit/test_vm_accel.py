@@ -164,27 +164,32 @@ def test_a_guest_that_was_seen_has_no_reason():
 
 
 class Used:
-    def __init__(self, cpu_s, guest_s):
-        self.cpu_s, self.guest_s = cpu_s, guest_s
+    def __init__(self, cpu_s, guest_s, resident_bytes):
+        self.cpu_s, self.guest_s, self.resident_bytes = cpu_s, guest_s, resident_bytes
 
 
-def seconds_until_given_up(cpu, guest, console):
-    """How long a guest is waited for that uses these shares of a CPU and writes ``console`` bytes a second."""
+def seconds_until_given_up(*, cpu, guest=0.0, console=0.0, memory=0.0):
+    """How long a guest is waited for.
+
+    It uses these shares of a CPU, writes ``console`` bytes and touches ``memory`` MiB a second.
+    """
     progress = Progress(0.0)
     for half in range(1, 1000):
         now = half / 2
-        if progress.look(now, Used(cpu * now, guest * now), int(console * now)):
+        if progress.look(now, Used(cpu * now, guest * now, int(memory * now * 2**20)), int(console * now)):
             return now
     return None
 
 
 def test_a_guest_that_gets_somewhere_is_waited_for():
-    assert seconds_until_given_up(cpu=1.0, guest=0.0, console=0) == 5.0, "it spins in the kernel"
-    assert seconds_until_given_up(cpu=0.1, guest=0.0, console=0) == 30.0, "it spins where others have the CPU"
-    assert seconds_until_given_up(cpu=0.0, guest=0.0, console=0) == 30.0, "it does nothing"
-    assert seconds_until_given_up(cpu=1.0, guest=0.5, console=0) is None
-    assert seconds_until_given_up(cpu=0.05, guest=0.04, console=0) is None, "others have the CPU, and it gets on"
-    assert seconds_until_given_up(cpu=1.0, guest=0.0, console=1) is None
+    assert seconds_until_given_up(cpu=1.0) == 8.0, "it spins in the kernel"
+    assert seconds_until_given_up(cpu=0.1) == 32.0, "it spins where others have the CPU"
+    assert seconds_until_given_up(cpu=0.0) == 32.0, "it does nothing"
+    assert seconds_until_given_up(cpu=1.0, guest=0.02) == 8.0
+    assert seconds_until_given_up(cpu=1.0, guest=0.05) is None
+    assert seconds_until_given_up(cpu=0.05, guest=0.04) is None, "others have the CPU, and it gets on"
+    assert seconds_until_given_up(cpu=1.0, console=1) is None
+    assert seconds_until_given_up(cpu=1.0, memory=0.5) is None
 
 
 QEMU = """\
