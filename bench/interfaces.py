@@ -31,6 +31,7 @@ from tare.bench.model import (
     Measurement,
     Metric,
     Parameter,
+    Proved,
     StartTimeline,
     Usage,
 )
@@ -182,6 +183,18 @@ class Backend(ABC):
     def facilities(self) -> tuple[tuple[str, Availability], ...]:
         """What its options can use on this host, by name, for whoever looks at the host. Never raises for absence."""
         return ()
+
+    def prove(self, image: Image | None, *, verbose: bool = False) -> Proved | None:
+        """Try out now what ``prepare`` finds out once a host, whatever is known; None if there is nothing like that.
+
+        ``image`` is what it is tried with, None if there is none yet. ``verbose`` asks for all that can be seen of it.
+        Never raises for absence.
+        """
+        del image, verbose
+        return None
+
+    def forget(self) -> None:  # noqa: B027 - most backends know nothing of the host
+        """Forget what was found out about this host, so that the next ``prepare`` finds it out again."""
 
     @abstractmethod
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:

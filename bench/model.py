@@ -401,6 +401,13 @@ class Availability(Struct, frozen=True):
             raise UnavailableError(f"{name}: {self.reason}", remedy=self.remedy)
 
 
+class Proved(Struct, frozen=True):
+    """What a backend tried out on this host: its outcome, and by name all that was seen, for whoever was not there."""
+
+    outcome: Availability
+    texts: Mapping[str, str] = {}
+
+
 class IsolationKind(StrEnum):
     """What separates an instance from the host.
 

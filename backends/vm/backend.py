@@ -60,6 +60,7 @@ from tare.bench.model import (
     Image,
     InstanceSpec,
     Phase,
+    Proved,
     StartTimeline,
 )
 from tare.bench.network_path import ServerPlace
@@ -119,6 +120,27 @@ class VirtualMachine(Backend):
             ('network = "tap"', probe_network(Network.TAP)),
             ('profile = "firmware"', probe_boot_disk()),
         )
+
+    def prove(self, image: Image | None, *, verbose: bool = False) -> Proved:
+        """Boot a guest under KVM."""
+        found, obstacle = self.probe(), proof.find_obstacle()
+        if not found.available:
+            return Proved(found)
+        if obstacle is not None:
+            return Proved(Availability.no(obstacle, proof.REMEDY))
+        if image is None or image.kernel is None or image.initramfs is None:
+            return Proved(Availability.no("no image with a kernel is in the cache", "tare image build"))
+        qemu = emulator.find_emulator(self._cache)
+        bound_s = self.context.options.proof_timeout_s
+        ledger = self.context.ledger
+        proved = proof.prove(
+            qemu, image.kernel, image.initramfs, cache=self._cache, ledger=ledger, bound_s=bound_s, verbose=verbose
+        )
+        texts = proof.proof_texts(qemu, proved) | {"kernel of the guest": image.kernel_version}
+        return Proved(proof.outcome(proved), texts)
+
+    def forget(self) -> None:
+        proof.forget(self._cache)
 
     @classmethod
     def packages(cls, options: VmOptions) -> tuple[str, ...]:

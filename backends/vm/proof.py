@@ -26,6 +26,7 @@ from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from tare.bench.linux.files import HERE, find_field, find_text, read_boot_id
 from tare.bench.linux.hypervisor import read_kvm_settings
 from tare.bench.linux.processes import Status, find_status
+from tare.bench.model import Availability
 from tare.bench.process import DEVNULL, PIPE, PLAIN_ENVIRONMENT, Popen, run
 
 PATIENCE_S = 8.0
@@ -33,9 +34,15 @@ PATIENCE_S = 8.0
 _IDLE_TIMES = 4
 _LOOK_S = 0.5
 _GREW_BYTES = 1 << 20
+_CONSOLE_BYTES = 1 << 17
+"""Of the console, the last part is kept."""
 _DEVICE = Path("/dev/kvm")
 _FIRST_INSTRUCTION = re.compile(rb"tare: init \d")
 _FILE = "kvm-proof.json"
+REMEDY = (
+    "run on a host with working hardware virtualization, or set accel = auto or tcg; `tare doctor --report FILE` "
+    "writes down what was seen"
+)
 _TRANSIENT = ("Cannot allocate memory", "No space left", "Too many open files", "Resource temporarily unavailable")
 """What QEMU says where this host had no room for a guest just then."""
 _VERBOSE = ("earlyprintk=serial", "ignore_loglevel")
@@ -103,8 +110,7 @@ def decide(
     if wanted == Accelerator.KVM:
         raise UnavailableError(
             f"accel = kvm was asked for, and no guest boots under KVM here: {reason}",
-            remedy="run on a host with working hardware virtualization, or set accel = auto or tcg; "
-            "`tare doctor --report FILE` writes down what was seen",
+            remedy=REMEDY,
         )
     return Acceleration(Accelerator.TCG, reason)
 
@@ -234,7 +240,7 @@ class _Awaited:
     """A guest's first instruction, waited for while it gets somewhere: it writes, or it executes instructions."""
 
     def __init__(self, pid: int, console: int, bound_s: float) -> None:
-        self.said = b""
+        self.said, self.written = b"", 0
         self.begun = self.ended = False
         self._pid, self._console = pid, console
         self._began = time.monotonic()
@@ -252,7 +258,7 @@ class _Awaited:
             if poll.poll(_LOOK_S * 1000):
                 self._read()
             now = time.monotonic()
-            given_up = progress.look(now, find_status(self._pid), len(self.said))
+            given_up = progress.look(now, find_status(self._pid), self.written)
             if not given_up and now >= self._bound:
                 given_up = "the bound on a proof, which the option proof_timeout_s raises"
         self.seconds = time.monotonic() - self._began
@@ -260,7 +266,8 @@ class _Awaited:
 
     def _read(self) -> None:
         data = os.read(self._console, 65536)
-        self.said += data
+        self.written += len(data)
+        self.said = (self.said + data)[-_CONSOLE_BYTES:]
         self.ended = not data
         self.begun = _FIRST_INSTRUCTION.search(self.said) is not None
 
@@ -268,9 +275,9 @@ class _Awaited:
 class Progress:
     """Whether a guest gets somewhere.
 
-    It does while its console or its memory grows, and while some of the CPU time that QEMU uses is spent in the guest:
-    4 % of it at the beginning of a boot whose every new page is a fault for an emulated host, 20 % in all of it. One that
-    spins at its first instruction spends all of it in the kernel.
+    It does while its console or its memory grows, and while some of the CPU time that QEMU uses is spent in the guest.
+    On an emulated host, where each new page is an expensive fault, that was 4 % at the beginning of a boot and 20 % in
+    all of it; a guest that spins at its first instruction spends all of it in the kernel.
     """
 
     def __init__(self, now: float) -> None:
@@ -303,6 +310,14 @@ def _key(emulator: Emulator, kernel: Path) -> dict[str, str]:
         "cpu": find_field(find_text(HERE.proc / "cpuinfo"), "model name") or platform.machine(),
         **read_kvm_settings(),
     }
+
+
+def outcome(proof: Proof) -> Availability:
+    """Whether guests boot under KVM, as the proof says."""
+    attempt = proof.attempt
+    if attempt.reason is not None:
+        return Availability.no(f"no guest boots under KVM here: {attempt.reason}", REMEDY)
+    return Availability(available=True, reason=f"a guest booted under KVM in {attempt.seconds:.2f} s")
 
 
 def proof_texts(emulator: Emulator, proof: Proof) -> dict[str, str]:

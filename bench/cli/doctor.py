@@ -10,10 +10,12 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from tare.bench.cli.host_report import host_report
+from tare.bench.cli.output import STDOUT, whole_file
 from tare.bench.errors import CleanUpError, ExitCode, TareError
 from tare.bench.host import host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore
-from tare.bench.interfaces import BackendContext
+from tare.bench.interfaces import Backend, BackendContext
 from tare.bench.ledger import Ledger
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import (
@@ -25,6 +27,7 @@ from tare.bench.locations import (
     ledger_directory,
     work_directory,
 )
+from tare.bench.model import Image, Proved
 from tare.bench.packages import load_packages, remedy_for
 from tare.bench.readable import as_markup
 from tare.bench.registry import find_backends, find_experiments, find_reporters, find_workload_kinds, find_workloads
@@ -66,6 +69,62 @@ def doctor_command() -> ExitCode:
     failed = [check for check in checks if not check.works and check.needed]
     console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} checks failed")
     return max((check.exit_code for check in failed), default=ExitCode.OK)
+
+
+def forget_command() -> None:
+    """Have every backend forget what it found out about this host."""
+    with _backends() as found:
+        for _name, backend in found:
+            with defects_named("forget"):
+                backend.forget()
+    Console(stderr=True).print("forgotten: the next run proves KVM again")
+
+
+def prove_command(report: Path | None) -> ExitCode:
+    """Prove what can be proved; print it or, with ``report``, write all that was seen. 0 if all of it works, else 1."""
+    console = Console(stderr=True)
+    proofs: dict[str, Proved] = {}
+    with _backends() as found:
+        image = _newest_image()
+        for name, backend in found:
+            with defects_named("prove"):
+                proved = backend.prove(image, verbose=report is not None)
+            if proved is not None:
+                proofs[name] = proved
+                said = proved.outcome
+                console.print(as_markup(f"{name}: {said.reason}"), soft_wrap=True)
+                if not said.available and said.remedy:
+                    console.print(as_markup(f"what to do: {said.remedy}"), soft_wrap=True)
+    if report is not None:
+        checks = [*_check_host(), *_check_backends(), _check_image(), *_check_plugins(), *_check_packages()]
+        listed = {check.name: ("works: " if check.works else "not here: ") + check.detail for check in checks}
+        with whole_file(report, remedy="choose another --report") as part:
+            part.write_text(host_report(listed, proofs), "utf-8", "replace")
+        if report != STDOUT:
+            console.print(as_markup(f"{report} holds what was seen; read it before you send it"), soft_wrap=True)
+    works = all(proved.outcome.available for proved in proofs.values())
+    return ExitCode.OK if works else ExitCode.NOT_READY
+
+
+def _newest_image() -> Image | None:
+    """What guests are proved with."""
+    with _ledger() as ledger:
+        images = ImageStore(cache_directory(), ledger)
+        usable = [entry for entry in images.list() if not entry.problem]
+        return images.get(usable[0].digest) if usable else None
+
+
+@contextlib.contextmanager
+def _backends() -> Iterator[list[tuple[str, Backend]]]:
+    """Every backend that loads, with its default options."""
+    with _ledger() as ledger, tempfile.TemporaryDirectory(prefix="tare-doctor-") as folder:
+        cpus = tuple(sorted(os.sched_getaffinity(0)))
+        found = []
+        for name, kind in sorted(find_backends().loaded.items()):
+            with defects_named("Options"):
+                context = BackendContext(ledger, Path(folder), cache_directory(), kind.Options(), cpus)
+                found.append((name, kind(context)))
+        yield found
 
 
 def _check_host() -> Iterator[Check]:

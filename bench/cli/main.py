@@ -307,20 +307,43 @@ def doctor(
         Path | None, typer.Option("--output", "-o", help="With --noise: folder to keep the run in.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --noise: print one JSON object.")] = False,
+    prove_kvm: Annotated[
+        bool, typer.Option("--prove-kvm", help="Boot a guest under KVM now, whatever was found before.")
+    ] = False,
+    forget_kvm: Annotated[
+        bool, typer.Option("--forget-kvm", help="Forget what was found about KVM; the next run proves it again.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Prove KVM, and write all that helps to understand this host from afar; no secrets, - for standard "
+            "output.",
+        ),
+    ] = None,
 ) -> None:
     """Check what works on this host, and how to get what does not.
 
     The exit code is 1 if anything does not work. With --noise: how noisy this host is, why, and what helps.
     """
     with guard():
+        if noise and (prove_kvm or forget_kvm or report is not None):
+            raise typer.BadParameter("--noise goes with none of --prove-kvm, --forget-kvm and --report")
         if noise:
             from tare.bench.cli.noise import noise_command
 
             raise typer.Exit(noise_command(time, output, as_json=as_json))
         if as_json or output is not None:
             raise typer.BadParameter("--output and --json belong to --noise")
-        from tare.bench.cli.doctor import doctor_command
+        from tare.bench.cli.doctor import doctor_command, forget_command, prove_command
 
+        if forget_kvm:
+            forget_command()
+        if prove_kvm or report is not None:
+            raise typer.Exit(prove_command(report))
+        if forget_kvm:
+            raise typer.Exit
         raise typer.Exit(doctor_command())
 
 
