@@ -68,7 +68,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Everything: style, types, boundaries, and the whole test suite. As root, guests and browser included."""
-    install_host_packages(session, {"image", "vm", "native", "small", "build", "benchmarks", "tests"})
+    install_host_packages(session, {"image", "vm", "native", "small", "build", "benchmarks", "tests", "engines"})
     install_tare(session, "lint", "types", "boundaries", "test")
     check_style(session)
     session.run("mypy")

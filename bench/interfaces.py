@@ -22,6 +22,7 @@ from tare.bench.model import (
     Commands,
     Completed,
     Diagnosis,
+    EngineShare,
     Envelope,
     ExperimentTraits,
     Footprint,
@@ -121,6 +122,10 @@ class Instance(ABC):
     def usage(self) -> Usage:
         """What this instance has cost the host since it started, everything included."""
 
+    def engine_share(self) -> EngineShare | None:
+        """What the engine that made it costs, its helpers' part and its daemons'; None where there is no engine."""
+        return None
+
     def guest_steal_s(self) -> float | None:
         """CPU time that others had when it wanted it, as its own kernel counts since it started; None without one.
 
@@ -144,6 +149,8 @@ class Backend(ABC):
     summary: ClassVar[str]
     Options: ClassVar[type[msgspec.Struct]] = NoOptions
     minimum_memory_bytes: ClassVar[int] = 16 * 2**20
+    optional: ClassVar[bool] = False
+    """Whether a host is complete without it: `tare doctor` names it then, and does not count it as a failure."""
     interactive: ClassVar[bool] = False
     """Whether its instances have ``interact``."""
     concurrent_starts: ClassVar[int] = 1

@@ -262,6 +262,7 @@ static int make_call(const struct call *c)
 	case CALL_BOUND_CAPABILITIES: return bound_capabilities(n[0]);
 	case CALL_KEEP_CAPABILITIES: return keep_capabilities(n[0]);
 	case CALL_FILTER: return install_filter(s[1], c->lengths[1]);
+	case CALL_UNMOUNT: return umount2(s[0], n[0]);
 	case CALL_SYSTEM:
 		marks.first_instruction = now();
 		return become_system(c);

@@ -67,6 +67,7 @@ class Kind(IntEnum):
     KEEP_CAPABILITIES = auto()
     FILTER = auto()
     SYSTEM = auto()
+    UNMOUNT = auto()
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -154,6 +155,11 @@ def mount(kind: str, target: str, flags: int = 0, data: str = "", source: str = 
     """Attach a file system."""
     text = f"mount {kind} on {target}" + (f" ({data})" if data else "")
     return Step(text, (Call(Kind.MOUNT, (target, source or kind, kind, data), (flags,)),))
+
+
+def unmount(path: str) -> Step:
+    """Detach what is mounted last at a path. Nothing mounted there: nothing to do."""
+    return Step(f"unmount {path}", (Call(Kind.UNMOUNT, (path,), (syscalls.MNT_DETACH,), errno.EINVAL),))
 
 
 def require_folder(path: str) -> Step:

@@ -25,6 +25,7 @@ MS_REC = 0x4000
 MS_SLAVE = 0x80000
 MS_STRICTATIME = 0x1000000
 MNT_DETACH = 0x2
+IN_MODIFY = 0x2
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -36,6 +37,8 @@ _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.inotify_init1.argtypes = (ctypes.c_int,)
+_libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 
@@ -68,3 +71,15 @@ def setns(namespace: int, kind: int) -> None:
 def prctl(option: int, argument: int) -> None:
     """Change an attribute of this process. Raises OSError."""
     _check(_libc.prctl(option, argument, 0, 0, 0))
+
+
+def inotify_init1(flags: int) -> int:
+    """A descriptor that is readable when something happens to what is watched. Raises OSError."""
+    descriptor: int = _libc.inotify_init1(flags)
+    _check(descriptor)
+    return descriptor
+
+
+def inotify_add_watch(descriptor: int, path: str, mask: int) -> None:
+    """Have ``descriptor`` tell of the events of ``mask`` at a path. Raises OSError with it."""
+    _check(_libc.inotify_add_watch(descriptor, os.fsencode(path), mask), path)

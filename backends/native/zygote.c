@@ -11,6 +11,8 @@
  * of clone3, the zygote's steps and the last steps of all instances. Each further one is an instance: its first steps
  * and a file to write 1 to if the harness is gone, with the instance's end of its channel and its cgroup's folder.
  *
+ * It is also what an engine of others starts as a container's first process, and what becomes an engine: see engines.c.
+ *
  * The numbers of the steps' calls (CALL_*) are those of steps.py, which compiles this with them.
  */
 #define _GNU_SOURCE
@@ -32,6 +34,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
@@ -125,6 +128,22 @@ static void forward_signals(void)
 #include "steps.c"
 #include "commands.c"
 
+/* Say that it is ready, and run commands for as long as the harness is there. */
+static void answer(void)
+{
+	forward_signals();
+	send_message(-1, 2, (struct field[]){ text("ready"), { (char *)&marks, sizeof marks } });
+	while (1) {
+		struct request r;
+		char **arrays;
+		size_t array_bytes;
+		receive_command(&r, &arrays, &array_bytes);
+		serve(&r);
+		munmap(arrays, array_bytes);
+		drop(&r.message);
+	}
+}
+
 static void live(struct message *start, struct field last)
 {
 	struct message go;
@@ -139,18 +158,10 @@ static void live(struct message *start, struct field last)
 	munmap(start->memory, start->bytes);
 	if (!marks.first_instruction)
 		marks.first_instruction = now();
-	forward_signals();
-	send_message(-1, 2, (struct field[]){ text("ready"), { (char *)&marks, sizeof marks } });
-	while (1) {
-		struct request r;
-		char **arrays;
-		size_t array_bytes;
-		receive_command(&r, &arrays, &array_bytes);
-		serve(&r);
-		munmap(arrays, array_bytes);
-		drop(&r.message);
-	}
+	answer();
 }
+
+#include "engines.c"
 
 static pid_t clone_into(uint64_t flags, int cgroup)
 {
@@ -176,6 +187,10 @@ int main(int argc, char **argv)
 {
 	struct message common, start;
 	uint64_t flags;
+	if (argc == 3 && !strcmp(argv[1], "live"))
+		return live_in_container(argv[2]);
+	if (argc > 3 && !strcmp(argv[1], "become"))
+		return become(atoi(argv[2]), argv + 3);
 	if (argc != 2 || argv[1][strspn(argv[1], "0123456789")] || !*argv[1])
 		return 2;
 	channel = atoi(argv[1]);

@@ -34,7 +34,7 @@ from tare.bench.packages import remedy_for
 from tare.bench.process import DEVNULL, Popen, TimeoutExpired, find_tool, run
 
 _SOURCE = Path(__file__).with_name("zygote.c")
-_PARTS = ("zygote.c", "messages.c", "steps.c", "commands.c")
+_PARTS = ("zygote.c", "messages.c", "steps.c", "commands.c", "engines.c")
 _COMPILERS = {"musl": "musl-gcc", "glibc": "gcc"}
 """By the C library they link with, the best first: with musl an instance holds 12 KiB, with glibc 44 KiB, in larger
 tables."""
@@ -255,14 +255,14 @@ class Zygote:
                 # It may be gone because a step failed, and what it says about that explains more.
                 first = self._receive(channel, deadline)
                 if first is not None and first[0] == b"failed":
-                    raise _step_failed(first) from None
+                    raise step_failed(first) from None
                 raise
         connect_s = None if address is None else time.monotonic() - began
         first = self._receive(channel, deadline)
         if first is None:
             raise BackendError(_INIT_ENDED)
         if first[0] == b"failed":
-            raise _step_failed(first)
+            raise step_failed(first)
         created_s, first_instruction_s = (mark / 1e9 for mark in _READY.unpack(first[1]))
         return Launched(channel, pid, created_s, first_instruction_s, address, connect_s)
 
@@ -288,7 +288,7 @@ class Zygote:
             self._channel.send(_CLONE_FLAGS.pack(setups.clone_flags(self._setup)), encode(once), encode(last))
         answer = self._receive(self._channel, time.monotonic() + _START_DEADLINE_S)
         if answer is not None and answer[0] == b"failed":
-            raise _step_failed(answer, "what all instances share")
+            raise step_failed(answer, "what all instances share")
         if answer != [b"serving"]:
             raise self._died()
 
@@ -361,7 +361,8 @@ def _ending(code: int) -> str:
     return f"ended ({f'signal {-code}' if code < 0 else f'status {code}'})"
 
 
-def _step_failed(fields: list[bytes], what: str = "the instance") -> BackendError:
+def step_failed(fields: list[bytes], what: str = "the instance") -> BackendError:
+    """What to raise for the message ``failed`` of a zygote, an instance, or a program that becomes an engine."""
     _, step, reason, number, path = (field.decode("utf-8", "surrogateescape") for field in fields)
     where = f": {path}" if path and path not in step else ""
     return BackendError(

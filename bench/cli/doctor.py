@@ -174,10 +174,12 @@ def _check_backends() -> Iterator[Check]:
                 with defects_named("facilities"):
                     facilities = list(live.facilities())
             except TareError as error:
-                yield Check(f"backend {name}", works=False, detail=error.message, remedy=error.remedy or "")
+                detail, needed = error.message, not backend.optional
+                yield Check(f"backend {name}", works=False, detail=detail, remedy=error.remedy or "", needed=needed)
                 continue
             more = f"\nfor more: {here.remedy}" if here.available and here.remedy else ""
-            yield Check(f"backend {name}", here.available, here.reason + more, here.remedy or "")
+            needed = not backend.optional
+            yield Check(f"backend {name}", here.available, here.reason + more, here.remedy or "", needed)
             for facility, found in facilities:
                 yield Check(f"{name}: {facility}", found.available, found.reason, found.remedy or "", needed=False)
 

@@ -99,6 +99,7 @@ class _Source(NamedTuple):
 
 _HERTZ = os.sysconf("SC_CLK_TCK")
 _TICKS = "cpuacct.stat"
+_EXACT = _Source("cpu.stat", keyed("usage_usec"))
 _COUNTED = "blkio.throttle.read_bps_device"
 
 
@@ -156,9 +157,9 @@ _SOURCES: Mapping[str, tuple[str, tuple[_Source, ...]]] = {
 class CgroupMeter(Meter):
     """Meters one cgroup: its folder in the v2 tree, its folders in v1's hierarchies, or both (hybrid).
 
-    CPU time is exact to the microsecond in a v2 folder and by v1's ``cpuacct`` (in ticks of 10 ms before Linux 4.7).
-    On v1 the kernel counts I/O only of devices for which the group has a throttling rule. The folders have to exist
-    when it is read.
+    CPU time is exact to the microsecond in a v2 folder. v1's ``cpuacct`` counts it as exactly, but samples by ticks
+    what of it is user and what system time. On v1 the kernel counts I/O only of devices for which the group has a
+    throttling rule. The folders have to exist when it is read.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:
@@ -187,9 +188,19 @@ class CgroupMeter(Meter):
         """What was charged to it since it was made. Raises OSError if it is gone."""
         texts: dict[str, str | None] = {}
         values = {field: self._read(sources, texts) for field, (_, sources) in _SOURCES.items()}
+        self._split_exactly(values, texts)
         missing = {field: self._reason(field) for field, value in values.items() if value is None}
         known: Mapping[str, Any] = values
         return Usage(**known, missing=missing)
+
+    def _split_exactly(self, values: dict[str, Number | None], texts: dict[str, str | None]) -> None:
+        """Share out what v1 counts exactly by what it has sampled, as the kernel does (``cputime_adjust``)."""
+        exact = self._read((_Source("cpuacct.usage", number),), texts)
+        user, system = values["cpu_user_s"], values["cpu_system_s"]
+        if exact is None or user is None or system is None or self._read((_EXACT,), texts) is not None:
+            return
+        share = user / (user + system) if system else 1.0
+        values["cpu_user_s"], values["cpu_system_s"] = exact / 1e9 * share, exact / 1e9 * (1 - share)
 
     def read(self, field: str) -> Number | None:
         """One field of ``usage`` alone. Raises OSError if it is gone."""

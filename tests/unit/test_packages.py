@@ -9,7 +9,7 @@ import pytest
 
 from tare.bench.packages import LIST, HostPackage, load_packages, package_of, remedy_for
 
-USES = {"image", "vm", "native", "small", "build", "benchmarks", "tests", "rootless", "firmware"}
+USES = {"image", "vm", "native", "small", "build", "benchmarks", "tests", "rootless", "firmware", "engines"}
 packages = pytest.mark.parametrize("package", load_packages(), ids=lambda package: package.name)
 
 

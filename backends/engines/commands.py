@@ -1,0 +1,112 @@
+"""Commands of an engine: each runs in its instance's cgroups, on its CPUs, where the root of the instance is mounted.
+
+tare's own small program (``native/zygote.c``) carries out those steps in the new process, which then becomes the
+command: nothing of the host's is changed, and what was mounted goes with the last process that sees it.
+"""
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from socket import socketpair
+
+from tare.backends.native.channel import Channel
+from tare.backends.native.steps import Step, encode
+from tare.backends.native.zygote import step_failed
+from tare.bench.errors import BackendError
+from tare.bench.process import DEVNULL, PLAIN_ENVIRONMENT, Popen, require_tool
+
+_EVIDENCE_BYTES = 4000
+
+
+class EngineCommand:
+    """A running command. Made by ``start_command``.
+
+    ``process.pid`` is the engine's own process. What it prints is in ``log``.
+    """
+
+    def __init__(self, name: str, process: "Popen[bytes]", channel: Channel, log: Path) -> None:
+        self.process = process
+        self._name = name
+        self._channel = channel
+        self._log = log
+        self._pidfd = os.pidfd_open(process.pid)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable once it has ended."""
+        return self._pidfd
+
+    def require_executed(self, deadline: float) -> None:
+        """Wait until the engine's program runs. Raises BackendError if a step before it failed."""
+        with contextlib.suppress(EOFError):
+            fields, _ = self._channel.receive(deadline)
+            raise step_failed(fields, f"what {self._name} needs")
+
+    def have_ended(self, deadline: float) -> bool:
+        """Wait for its end until ``deadline`` (monotonic)."""
+        return bool(select.select([self._pidfd], [], [], max(0.0, deadline - time.monotonic()))[0])
+
+    def finish(self, deadline: float) -> None:
+        """Wait for its end. Raises BackendError, with what it printed, if it failed or did not end in time."""
+        self.require_executed(deadline)
+        if not self.have_ended(deadline):
+            raise BackendError(f"{self._name} did not end in time", evidence=self.printed())
+        if code := self.process.wait():
+            how = f"was killed by signal {-code}" if code < 0 else f"failed with exit status {code}"
+            raise BackendError(f"{self._name} {how}: {_last_line(self.printed())}", evidence=self.printed())
+
+    def printed(self) -> str:
+        """The end of what it has printed so far."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _EVIDENCE_BYTES))
+                return file.read(_EVIDENCE_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """Kill it if it still runs, and let go of it."""
+        self._channel.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._pidfd)
+
+
+def _last_line(printed: str) -> str:
+    lines = [line for line in printed.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "(it printed nothing)"
+
+
+@contextlib.contextmanager
+def start_command(
+    launcher: Path, argv: Sequence[str], steps: Sequence[Step], log: Path, environment: Mapping[str, str]
+) -> Iterator[EngineCommand]:
+    """Start a command of an engine after ``steps``; it is killed, if it still runs, when the block ends.
+
+    Raises BackendError, MissingToolError.
+    """
+    program = str(require_tool(argv[0]))
+    ours, theirs = socketpair()
+    with theirs, log.open("ab") as output:
+        process = Popen(
+            [str(launcher), "become", str(theirs.fileno()), program, *argv[1:]],
+            env={**PLAIN_ENVIRONMENT, "PATH": os.environ.get("PATH", os.defpath), **environment},
+            cwd="/",
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    channel = Channel(ours)
+    with contextlib.suppress(OSError):  # one that is gone is noticed next
+        channel.send(encode(steps))
+    verb = next((word for word in argv[1:] if word[:1] not in "-/"), "")
+    command = EngineCommand(f"{argv[0]} {verb}".strip(), process, channel, log)
+    try:
+        yield command
+    finally:
+        command.close()
