@@ -89,8 +89,9 @@ class Run:
         lines = events.read_text().splitlines() if events.exists() else []
         started = [line for line in lines if '"kind":"run_' in line]
         names = {json.loads(line)["details"].get("identity") for line in started} - {None}
-        found = (Path("/sys/fs/cgroup").rglob(f"tare-{name}-*") for name in names)
-        return sorted(str(path) for paths in found for path in paths if path.is_dir())
+        # Other runs' groups go away meanwhile, which a walk ignores and a glob does not.
+        folders = (folder for folder, _, _ in os.walk("/sys/fs/cgroup"))
+        return sorted(folder for folder in folders if any(f"/tare-{name}-" in folder for name in names))
 
     def left_behind(self) -> list[str]:
         """What is there of this run, and of no other tare on this host: cgroups, processes, mounts, folders, ledger."""

@@ -32,19 +32,13 @@ def cache(image) -> Path:
 
 def send_and_check(run: Run, process: subprocess.Popen[str], how: signal.Signals) -> None:
     """Send the signal and see how the run ends, and that nothing of it is left."""
-    identities = [path.name for path in (run.folder / "work").glob("*")]
     process.send_signal(how)
     out, _ = process.communicate(timeout=ENDING_S)
     code = process.returncode
     if code not in {0, 130}:  # Python itself was still being loaded: docs/exit-codes.md
         assert code in {-how, 1}, out
         assert not (run.folder / "state").exists()
-    assert [left for left in run.left_behind() if is_ours(left, identities)] == [], out
-
-
-def is_ours(left: str, identities: list[str]) -> bool:
-    """Other runs on this host have cgroups too; ours have the name of the work folder in theirs."""
-    return "/cgroup/" not in left or any(identity in left for identity in identities)
+    assert run.left_behind() == [], out
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
@@ -116,4 +110,4 @@ def test_a_start_that_hangs_in_libvirt_has_a_deadline(tmp_path, cache, monkeypat
     assert len(failed) == stopped == loaded.manifest.planned_instances
     assert any("libvirt could not start the guest within 2 s" in event.message for event in failed), failed
     assert not loaded.samples
-    assert [left for left in run.left_behind() if "/cgroup/" not in left] == []
+    assert run.left_behind() == []
