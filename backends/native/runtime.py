@@ -34,7 +34,15 @@ from tare.backends.native.setup import (
     make_folders,
     make_shared_folders,
 )
-from tare.backends.native.zygote import Program, Zygote, Zygotes, find_program, probe_program, start_zygote
+from tare.backends.native.zygote import (
+    Program,
+    Zygote,
+    ZygoteGoneError,
+    Zygotes,
+    find_program,
+    probe_program,
+    start_zygote,
+)
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind
@@ -54,6 +62,9 @@ from tare.bench.trees import remove_tree
 
 if TYPE_CHECKING:
     from tare.backends.network.bridge import BridgeNetwork
+
+
+_PROOFS = 3
 
 
 class _Prepared(msgspec.Struct, frozen=True):
@@ -122,16 +133,15 @@ class HostKernelBackend(Backend):
         self.close()
         raise_descriptor_limit()
         self._privileges = self._find_privileges()
-        layout, program = find_layout(), find_program(self.context.cache_directory)
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         self._stack.enter_context(self._start_folder(folder))
-        setup = self._make_setup(folder, image, envelope, find_missing(image.rootfs))
-        self._prepared = _Prepared(folder, setup, program, layout, find_block_device(folder), image.rootfs_bytes)
         try:
+            layout, program = find_layout(), find_program(self.context.cache_directory, folder)
+            setup = self._make_setup(folder, image, envelope, find_missing(image.rootfs))
+            self._prepared = _Prepared(folder, setup, program, layout, find_block_device(folder), image.rootfs_bytes)
             make_shared_folders(folder, setup)
             self._network = self._stack.enter_context(self._start_network())
-            with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
-                pass
+            self._prove(image, envelope)
             limits = limits_of(envelope, self._prepared.io_device)
             unenforced = try_limits(self.context.ledger, limits, layout)
             unaccounted = self._unaccounted(self._prepared)
@@ -147,6 +157,16 @@ class HostKernelBackend(Backend):
         unlimited = limit_confounds(self.name, limits, unenforced, layout.version)
         confounds = (*own.confounds, *unprivileged, *unaccounted, *unlimited)
         return msgspec.structs.replace(own, facts={**told, **own.facts}, confounds=confounds)
+
+    def _prove(self, image: Image, envelope: Envelope) -> None:
+        """Start one instance. A zygote that is killed meanwhile is replaced. Raises BackendError."""
+        for left in reversed(range(_PROOFS)):
+            try:
+                with self.start(InstanceSpec(f"proof-{secrets.token_hex(4)}", image, envelope)):
+                    return
+            except ZygoteGoneError:
+                if not left:
+                    raise
 
     def explain(self, spec: InstanceSpec) -> list[str]:
         self._privileges = self._find_privileges()

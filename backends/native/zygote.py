@@ -12,7 +12,6 @@ import platform
 import secrets
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,15 +85,18 @@ def probe_program(cache: Path) -> Availability | None:
     )
 
 
-def find_program(cache: Path) -> Program:
-    """The program, by the first compiler that is here or was when it was kept in ``cache``. Raises TareError."""
+def find_program(cache: Path, folder: Path) -> Program:
+    """The program, by the first compiler that is here or was when it was kept in ``cache``. Raises TareError.
+
+    ``folder`` is where it is compiled.
+    """
     failure: TareError = MissingToolError("no C compiler is installed, for the program that starts instances")
     for library, compiler in _COMPILERS.items():
         kept = _kept(cache, compiler)
         with contextlib.suppress(FileNotFoundError):
             return Program(kept.read_bytes(), library)
         try:
-            program = _compile(compiler)
+            program = _compile(compiler, folder)
         except TareError as error:  # not installed, or not whole
             failure = error
             continue
@@ -111,11 +113,13 @@ def _kept(cache: Path, compiler: str) -> Path:
     return cache / f"native-zygote-{platform.machine()}-{key}"
 
 
-def _compile(compiler: str) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="tare-zygote-") as folder:
-        compiled = Path(folder) / "zygote"
-        run([compiler, *_FLAGS, "-o", str(compiled), str(_SOURCE)], timeout_s=60)
+def _compile(compiler: str, folder: Path) -> bytes:
+    compiled = folder / "zygote"
+    run([compiler, *_FLAGS, "-o", str(compiled), str(_SOURCE)], timeout_s=60, env={"TMPDIR": str(folder)})
+    try:
         return compiled.read_bytes()
+    finally:
+        compiled.unlink()
 
 
 def _keep(program: bytes, place: Path) -> None:
@@ -133,11 +137,18 @@ def _keep(program: bytes, place: Path) -> None:
 _START_DEADLINE_S = 20.0
 _SYSTEM_DEADLINE_S = 180.0
 """For containers that boot the whole distribution, which takes 1 to 3 s of a CPU."""
+_NOTICED_S = 0.1
 _CLONE_FLAGS = struct.Struct("=Q")
 _CREATED = struct.Struct("=i")
 """The pid of the first process."""
 _READY = struct.Struct("=qq")
 """When that began, and its first instruction once it is set up, in nanoseconds of CLOCK_MONOTONIC."""
+
+
+class ZygoteGoneError(BackendError):
+    """A zygote ended, or was ended, while it was to make an instance; a new one can be tried."""
+
+
 _INIT_ENDED = "the new instance ended before it was ready, without a word; was it killed for memory?"
 
 
@@ -260,6 +271,9 @@ class Zygote:
         connect_s = None if address is None else time.monotonic() - began
         first = self._receive(channel, deadline)
         if first is None:
+            with contextlib.suppress(TimeoutExpired):  # instances end with their zygote, which may be noticed first
+                self._process.wait(_NOTICED_S)
+                raise self._died()
             raise BackendError(_INIT_ENDED)
         if first[0] == b"failed":
             raise step_failed(first)
@@ -275,7 +289,7 @@ class Zygote:
             return None
         except TimeoutError:
             self._process.kill()  # its answers would be taken for those to the next request
-            raise BackendError(f"no answer to the start of an instance within {self._deadline_s:g} s") from None
+            raise ZygoteGoneError(f"no answer to the start of an instance within {self._deadline_s:g} s") from None
         except KeyboardInterrupt:
             self._process.kill()
             raise
@@ -299,13 +313,13 @@ class Zygote:
             return ""
         return f", because the zygote that made it {_ending(code)}; the next start gets a new one"
 
-    def _died(self) -> BackendError:
+    def _died(self) -> ZygoteGoneError:
         with contextlib.suppress(TimeoutExpired):
             self._process.wait(1.0)
         code = self._process.returncode
         how = "no longer answers" if code is None else _ending(code)
         tail = self._log.read_text("utf-8", "replace")[-2000:] if self._log.exists() else ""
-        return BackendError(
+        return ZygoteGoneError(
             f"the zygote that makes instances {how}; the next start gets a new one",
             remedy="see whether something on this host kills processes (out of memory, another administrator)",
             evidence=tail,

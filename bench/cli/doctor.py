@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from tare.bench.errors import CleanUpError, ExitCode, TareError
 from tare.bench.host import host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore
 from tare.bench.interfaces import Backend, BackendContext
-from tare.bench.ledger import Ledger
+from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import (
     CACHE_VARIABLE,
@@ -164,13 +165,14 @@ def _check_packages() -> Iterator[Check]:
 
 def _check_backends() -> Iterator[Check]:
     plugins = find_backends()
-    with _ledger() as ledger, tempfile.TemporaryDirectory(prefix="tare-doctor-") as folder:
+    folder = Path(tempfile.gettempdir()) / f"tare-doctor-{secrets.token_hex(6)}"
+    with _ledger() as ledger, work_folder(ledger, folder):
         for name, backend in sorted(plugins.loaded.items()):
             cpus = tuple(sorted(os.sched_getaffinity(0)))
             try:
                 with defects_named("Options"):
                     choice = BackendChoice(name, backend, backend.Options())
-                live, here = probe_backend(choice, BackendContext(ledger, Path(folder), cache_directory(), None, cpus))
+                live, here = probe_backend(choice, BackendContext(ledger, folder, cache_directory(), None, cpus))
                 with defects_named("facilities"):
                     facilities = list(live.facilities())
             except TareError as error:

@@ -49,17 +49,18 @@ def whole_file(output: Path, suffix: str = "", *, remedy: str = "choose another 
         target = None if output == STDOUT else Path(os.path.realpath(output))
         before = _find_status(target)
         beside = target if target is not None and (before is None or stat.S_ISREG(before.st_mode)) else None
-        part = _make_part(beside, suffix, before)
-        try:
-            yield part
-            if beside is not None:
+        if beside is not None:
+            with _start_part(beside, suffix, before) as part:
+                yield part
                 _put_in_place(part, beside, before)
-            elif target is not None:
+            return
+        with tempfile.TemporaryFile() as unnamed:
+            part = Path(f"/proc/self/fd/{unnamed.fileno()}")
+            yield part
+            if target is not None:
                 _write_into(target, part.read_bytes())
             else:
                 _print(part.read_bytes())
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise TareError(f"cannot write {error.filename or output}: {error.strerror}", remedy=remedy) from error
 
@@ -71,17 +72,24 @@ def _find_status(target: Path | None) -> os.stat_result | None:
         return None
 
 
-def _make_part(beside: Path | None, suffix: str, before: os.stat_result | None) -> Path:
-    """An empty file next to the one it becomes, private while it takes the place of one; elsewhere if it is copied."""
-    if beside is None:
-        descriptor, name = tempfile.mkstemp(prefix=".tare-", suffix=suffix)
-    else:
-        name = str(beside.with_name(f".tare-{secrets.token_hex(6)}{suffix}"))
-        descriptor = os.open(
-            name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if before is None else 0o600
-        )
-    os.close(descriptor)
-    return Path(name)
+@contextlib.contextmanager
+def _start_part(beside: Path, suffix: str, before: os.stat_result | None) -> Iterator[Path]:
+    """An empty file next to the one it becomes, private while it takes the place of one. In the ledger if there is one.
+
+    Who may only read runs and has nowhere to keep a ledger can write reports too.
+    """
+    from tare.bench.ledger import Ledger, ResourceKind
+    from tare.bench.locations import ledger_directory
+
+    part = beside.with_name(f".tare-{secrets.token_hex(6)}{suffix}").absolute()
+    mode = 0o666 if before is None else 0o600
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(TareError):
+            ledger = stack.enter_context(Ledger(ledger_directory()))
+            stack.callback(ledger.strike, ledger.enter(ResourceKind.FILE, part))
+        stack.callback(part.unlink, missing_ok=True)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+        yield part
 
 
 def _put_in_place(part: Path, target: Path, before: os.stat_result | None) -> None:

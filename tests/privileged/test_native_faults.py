@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tare.backends.native import zygote as program
 from tare.backends.native.options import NativeOptions
 from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
 from tare.bench.ledger import Ledger, ResourceKind, clean
@@ -87,6 +88,42 @@ def test_the_zygote_dies_while_an_instance_lives(backend, image):
             instance.execute(Command(("sleep", "30")))
     with backend.start(spec("next", image)) as instance:
         assert instance.execute(Command(("true",))).returncode == 0
+
+
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_a_zygote_killed_while_it_is_prepared_is_replaced(name, image, tmp_path, monkeypatch):
+    begin, killed = program.Zygote.begin, []
+
+    def begin_and_be_killed(zygote, cpus):
+        if len(killed) < 2:
+            os.kill(zygote.pid, signal.SIGKILL)
+            killed.append(zygote.pid)
+        begin(zygote, cpus)
+
+    monkeypatch.setattr(program.Zygote, "begin", begin_and_be_killed)
+    with Ledger(tmp_path / "ledger") as ledger, start_backend(name, image, tmp_path / "work", ledger) as prepared:
+        assert len(killed) == 2
+        with prepared.start(spec("after", image)) as instance:
+            assert instance.execute(Command(("true",))).returncode == 0
+    assert list((tmp_path / "work").iterdir()) == our_cgroups() == []
+
+
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_a_zygote_killed_at_each_start_is_a_failure_that_says_so(name, image, tmp_path, monkeypatch):
+    request = program.Zygote.request
+
+    def request_and_be_killed(zygote, *rest):
+        os.kill(zygote.pid, signal.SIGKILL)
+        return request(zygote, *rest)
+
+    monkeypatch.setattr(program.Zygote, "request", request_and_be_killed)
+    with (
+        Ledger(tmp_path / "ledger") as ledger,
+        pytest.raises(BackendError, match=r"the zygote that makes instances ended \(signal 9\)"),
+        start_backend(name, image, tmp_path / "work", ledger),
+    ):
+        pass
+    assert list((tmp_path / "work").iterdir()) == our_cgroups() == []
 
 
 def test_starts_that_come_together_have_a_zygote_each(backend, image):

@@ -116,12 +116,13 @@ def test_signals_to_init_reach_the_command_that_runs_and_nothing_afterwards(inst
 def test_what_is_compiled_is_kept_and_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "_COMPILERS", COMPILERS)
     cache = tmp_path / "new" / "cache"
-    found = program.find_program(cache)
+    found = program.find_program(cache, tmp_path)
     (kept,) = cache.iterdir()
     assert (found.library, kept.read_bytes()) == ("musl", found.content)
     assert found.content.startswith(b"\x7fELF")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "new"]
     kept.write_bytes(b"kept")
-    assert program.find_program(cache) == program.Program(b"kept", "musl")
+    assert program.find_program(cache, tmp_path) == program.Program(b"kept", "musl")
 
 
 def test_without_a_compiler_the_remedy_names_one(tmp_path, monkeypatch):
@@ -131,4 +132,4 @@ def test_without_a_compiler_the_remedy_names_one(tmp_path, monkeypatch):
     assert not found.available
     assert "gcc" in found.remedy
     with pytest.raises(MissingToolError):
-        program.find_program(tmp_path)
+        program.find_program(tmp_path, tmp_path)

@@ -74,7 +74,7 @@ def pack(site: Path) -> bytes:
         tar.add(HERE / "in_guest/v2_checks.py", "tests/privileged/test_on_v2.py")
         tar.add(HERE / "in_guest/v2_container_checks.py", "tests/container/test_in_container.py")
         cache = cache_directory()  # the guest has no compiler
-        find_program(cache)
+        find_program(cache, site)
         for kept in cache.glob("native-zygote-*"):
             tar.add(kept, f"cache/{kept.name}")
         tar.add(ship(site, *NEEDED), "site")

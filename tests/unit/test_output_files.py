@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from tare.bench.cli.main import app
 from tare.bench.cli.output import chosen_output, whole_file
 from tare.bench.errors import TareError
+from tare.bench.ledger import clean
 from tests.unit.test_stored_runs import unpacked
 
 COMMANDS = {
@@ -147,3 +149,31 @@ def test_a_name_of_standard_output_is_standard_output(tmp_path: Path) -> None:
     lines = out.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("first", "last")
     assert json.loads("\n".join(lines[1:-1]))["run"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tare.bench.cli.output import whole_file
+with whole_file(Path(sys.argv[1]), ".html") as part:
+    part.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("name", ["report.html", "-"])
+def test_what_a_killed_command_was_writing_is_removed_by_clean(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "TARE_STATE_DIR": str(tmp_path / "state"), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", KILLED, str(tmp_path / name) if name != "-" else name]
+    killed = subprocess.run(command, env=environment, check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert bool(list(tmp_path.glob(".tare-*"))) == (name != "-")
+    clean(tmp_path / "state" / "ledger")
+    assert list(tmp_path.glob(".tare-*")) == list((tmp_path / "state").rglob("*.jsonl")) == []
+
+
+def test_a_report_needs_no_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TARE_STATE_DIR", str(tmp_path / "file"))
+    write(tmp_path / "report")
+    assert (tmp_path / "report").read_text() == "new"
