@@ -272,10 +272,11 @@ class Engine(Backend):
         self.probe().require(self.name)
         self.close()
         raise_descriptor_limit()
-        layout, program = find_layout(), find_program(self.context.cache_directory)
+        layout = find_layout()
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         try:
             self.stack.enter_context(self._start_folder(folder))
+            program = find_program(self.context.cache_directory, folder)
             path = folder / "program"
             path.write_bytes(program.content)
             path.chmod(0o555)
