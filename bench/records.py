@@ -63,7 +63,9 @@ class Sample(Struct, frozen=True, omit_defaults=True):
 
     ``iteration`` counts from 0; ``warmup`` iterations are kept and left out of estimates. ``raw`` names
     the file under the run directory that holds the command's whole output, or is empty where the value
-    came from a mark or a meter. ``host`` is the fingerprint of its host, which the manifest holds and no line.
+    value came from a mark or a meter. ``host`` is the fingerprint of its host, which the manifest holds and no line.
+    ``number`` counts the samples of the instance from 1, so that no line counts twice; it is in the file only, and 0 in
+    runs from before there was one.
     """
 
     instance: str
@@ -79,6 +81,7 @@ class Sample(Struct, frozen=True, omit_defaults=True):
     warmup: bool
     raw: str = ""
     host: str = ""
+    number: int = 0
 
 
 class HistogramRecord(Struct, frozen=True):
@@ -94,6 +97,7 @@ class HistogramRecord(Struct, frozen=True):
     warmup: bool
     histogram: Histogram
     raw: str = ""
+    number: int = 0
 
 
 class EventKind(StrEnum):

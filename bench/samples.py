@@ -110,9 +110,15 @@ class SampleTable(Sequence[Sample]):
         kept = np.array([value not in instances for value in column.kinds], dtype=np.bool_)
         return self.taken(kept[column.codes])
 
+    def count_by(self, name: str) -> dict[Any, int]:
+        """How many samples there are of each thing in a column of ``TEXTS``."""
+        column = self.texts[name]
+        counts = np.bincount(column.codes, minlength=len(column.kinds)).tolist()
+        return {kind: count for kind, count in zip(column.kinds, counts, strict=True) if count}
+
     @classmethod
     def read(cls, path: Path, warnings: list[str], host: str = "") -> Self:
-        """Read ``samples.jsonl`` of ``host``. What cannot be read is left out, with a warning.
+        """Read ``samples.jsonl`` of ``host``. What cannot be read, or is there twice, is left out, with a warning.
 
         Raises RunDirectoryError.
         """
@@ -120,7 +126,22 @@ class SampleTable(Sequence[Sample]):
         read_lines(path, _Line, columns.add, warnings)
         texts, numbers = columns.finished()
         texts["host"] = Texts(np.broadcast_to(np.int32(0), len(numbers["value"])), (host,))
+        once = _first_of_each(texts["instance"].codes, numbers.pop("number"))
+        if repeated := int(np.count_nonzero(~once)):
+            warnings.append(f"{path.name}: {repeated} lines are there twice; the first of each counts")
+            texts = {name: Texts(column.codes[once], column.kinds) for name, column in texts.items()}
+            numbers = {name: column[once] for name, column in numbers.items()}
         return cls(texts, numbers)
+
+
+def _first_of_each(instances: NDArray[np.int32], numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which lines are the first of their instance and number. Those without a number, 0, are all kept."""
+    once = np.ones(len(numbers), dtype=np.bool_)
+    numbered = np.flatnonzero(numbers)
+    order = numbered[np.lexsort((numbers[numbered], instances[numbered]))]
+    before, after = order[:-1], order[1:]
+    once[after[(instances[before] == instances[after]) & (numbers[before] == numbers[after])]] = False
+    return once
 
 
 class _Line(Struct, frozen=True):
@@ -138,9 +159,13 @@ class _Line(Struct, frozen=True):
     iteration: int
     warmup: bool
     raw: str = ""
+    number: int = 0
 
 
 _DECODE_PARAMS = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+_NUMBERS_OF_LINES: Mapping[str, type] = {**NUMBERS, "number": np.int64}
 
 
 class _Codes(dict[Any, int]):
@@ -169,7 +194,7 @@ class _Columns:
         self._params = _Params()
         self._codes = {name: self._params if name == "params" else _Codes() for name in TEXTS}
         self._texts: dict[str, list[NDArray[np.int32]]] = {name: [] for name in TEXTS}
-        self._numbers: dict[str, list[NDArray[Any]]] = {name: [] for name in NUMBERS}
+        self._numbers: dict[str, list[NDArray[Any]]] = {name: [] for name in _NUMBERS_OF_LINES}
 
     def add(self, lines: Sequence[_Line]) -> None:
         params = [self._params[bytes(line.params)] for line in lines]  # first, because it may refuse
@@ -178,7 +203,7 @@ class _Columns:
             if name != "params":
                 codes = map(self._codes[name].__getitem__, map(attrgetter(name), lines))
                 self._texts[name].append(np.fromiter(codes, dtype=np.int32, count=len(lines)))
-        for name, kind in NUMBERS.items():
+        for name, kind in _NUMBERS_OF_LINES.items():
             self._numbers[name].append(np.fromiter(map(attrgetter(name), lines), dtype=kind, count=len(lines)))
 
     def finished(self) -> tuple[dict[str, Texts], dict[str, NDArray[Any]]]:
@@ -186,7 +211,7 @@ class _Columns:
         for name in TEXTS:
             values = tuple(self._params.decoded) if name == "params" else tuple(self._codes[name])
             texts[name] = Texts(_joined(self._texts.pop(name), np.int32), values)
-        return texts, {name: _joined(self._numbers.pop(name), kind) for name, kind in NUMBERS.items()}
+        return texts, {name: _joined(self._numbers.pop(name), kind) for name, kind in _NUMBERS_OF_LINES.items()}
 
 
 def _joined(parts: list[NDArray[Any]], kind: type) -> NDArray[Any]:

@@ -9,7 +9,6 @@ import re
 import secrets
 import sys
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +32,7 @@ from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, RunStatus
 from tare.bench.registry import find_backends, find_workloads, origins_of
 from tare.bench.runner import Display, Outcome, Runner, make_event
-from tare.bench.store import LoadedRun, RunStore, attempt_of, done_instances, load_run
+from tare.bench.store import LoadedRun, Progress, RunStore, find_progress, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
 from tare.bench.tune.journal import journal_file, tuned_facts
@@ -85,7 +84,10 @@ def resume_run(path: Path, display: Display) -> RunResult:
     """Go on with a run where it stopped. Raises RunDirectoryError if this host or image is not the run's."""
     earlier = load_run(path)
     if earlier.manifest.status is RunStatus.COMPLETE:
-        raise RunDirectoryError(f"{path} is complete; there is nothing to resume")
+        missing = earlier.manifest.planned_instances - len(find_progress(earlier).done)
+        if missing <= 0:
+            raise RunDirectoryError(f"{path} is complete; there is nothing to resume")
+        display.step(f"{path} says that it is complete, and {missing} instances are not: they are measured again")
     place = path / "manifest.json"
     suite = bind_suite(resolve_suite(earlier.manifest.suite, place, find_backends(), find_workloads()))
     return _Session(suite, path, display, earlier).run()
@@ -232,17 +234,16 @@ class _Session:
         return msgspec.structs.replace(manifest, **kept)
 
     def _measure(self, image: Image, store: RunStore, identity: str) -> Outcome:
-        suite, events = self.suite, self.earlier.events if self.earlier else []
-        done = done_instances(events)
-        started = (event.instance for event in events if event.kind is EventKind.INSTANCE_STARTED)
-        attempts = Counter(attempt_of(instance)[0] for instance in started)
+        suite = self.suite
+        progress = find_progress(self.earlier) if self.earlier else Progress(frozenset(), {})
+        done, attempts = progress.done, progress.attempts
         plan = [planned for planned in make_design(suite) if planned.identifier not in done]
         kind = EventKind.RUN_RESUMED if self.earlier else EventKind.RUN_STARTED
         begins = {"instances": len(plan), "cpus": suite.envelope.cpus, "identity": identity}
         store.add_event(make_event(kind, details=begins))
         sampler = Sampler(suite, store.manifest.baseline)
         if self.earlier is not None and sampler.is_wanted:
-            sampler.catch_up(self.earlier.samples, events)
+            sampler.catch_up(self.earlier.samples, self.earlier.events)
         runner = Runner(
             suite,
             image,

@@ -1,9 +1,18 @@
 """A run on disk: a directory that is appended to while the run goes on, and read back afterwards.
 
 ``manifest.json`` is replaced atomically; ``samples.jsonl``, ``histograms.jsonl`` and ``events.jsonl`` only ever grow, a
-record a line; ``raw/INSTANCE/`` holds the compressed outputs of each command. All of an instance is on disk before an
-event says that it is done. A half-written last line, as a crash or a full disk leaves it, is dropped with a warning;
-everything before it counts.
+record a line; ``raw/INSTANCE/`` holds the compressed outputs of each command. A half-written last line, as a crash or a
+full disk leaves it, is dropped with a warning; everything before it counts.
+
+What survives a power cut follows from the order in which things are written and synced (decision 0160):
+
+1. the run's folder, the manifest, the empty files, and the names of all these, before the first record;
+2. of an instance its raw outputs, then the names of these and of their folder, then samples, then distributions;
+3. only then the event that says that the instance is done, with the number of its records; and that event is on disk
+   before anybody is told, and before the next instance starts.
+
+No single file is trusted. An instance is done if its event says so and the records that it states are there; attempts
+are counted from events, samples, distributions and raw outputs; a record has a number within its instance.
 """
 
 import contextlib
@@ -12,7 +21,8 @@ import fcntl
 import gzip
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -22,7 +32,7 @@ from tare.bench.errors import RunDirectoryError, StoreError
 from tare.bench.model import Completed
 from tare.bench.records import SCHEMA_VERSION, Event, EventKind, HistogramRecord, Manifest, Sample
 from tare.bench.stored import read_lines, unknown_fields_warning, upgraded, without_unknown
-from tare.bench.trees import replace_file, sync
+from tare.bench.trees import make_folders, replace_file, sync
 
 if TYPE_CHECKING:
     from tare.bench.samples import SampleTable
@@ -33,22 +43,44 @@ EVENTS = "events.jsonl"
 HISTOGRAMS = "histograms.jsonl"
 RAW = "raw"
 _ENDED = (EventKind.INSTANCE_DONE, EventKind.INSTANCE_FAILED)
+_RECORDS = "records"
+"""In the details of the event that says that an instance is done: how many records it has, by ``SAMPLES`` and so on."""
 
 
 class LoadedRun(msgspec.Struct, frozen=True):
-    """A run read back. ``warnings`` say what could not be read and was left out."""
+    """A run read back. ``warnings`` say what could not be read and was left out.
+
+    ``samples`` are those of the attempts that count, one a planned instance, which ``counting`` has by its identifier;
+    ``attempts`` is the last attempt that samples or events name. ``lacking`` are the instances that are said to be done
+    and whose samples are not all there.
+    """
 
     path: Path
     manifest: Manifest
     samples: "SampleTable"
     events: list[Event]
     warnings: list[str]
+    counting: Mapping[str, int] = {}
+    attempts: Mapping[str, int] = {}
+    lacking: frozenset[str] = frozenset()
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a run has come: the planned instances that ended, and how often each was begun."""
+
+    done: frozenset[str]
+    attempts: Mapping[str, int]
 
 
 def attempt_of(instance: str) -> tuple[str, int]:
     """The planned instance and the attempt in an instance's name: ``b00-1f3a~2`` is ``b00-1f3a`` measured again."""
-    planned, separator, attempt = instance.partition("~")
-    return planned, int(attempt) if separator else 1
+    planned, _, attempt = instance.partition("~")
+    if attempt.isascii() and attempt.isdigit() and len(attempt) < _DIGITS:
+        return planned, int(attempt)
+    return planned, 1
+
+
+_DIGITS = 10
 
 
 class RunStore:
@@ -58,9 +90,10 @@ class RunStore:
         """Open ``path`` for writing, making it if needed. Raises RunDirectoryError if another process writes to it."""
         self.path = path
         self.manifest = manifest
-        self._unsynced: set[Path] = set()
+        self._unsynced: dict[Path, None] = {}
+        self._numbers: Counter[tuple[str, str]] = Counter()
         with _named_failures(path):
-            (path / RAW).mkdir(parents=True, exist_ok=True)
+            make_folders(path / RAW)
             self._lock = (path / ".lock").open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,19 +115,29 @@ class RunStore:
         self.manifest = manifest
 
     def add_sample(self, sample: Sample) -> None:
-        """Append a sample, without its host. It is on disk after the next ``sync``."""
-        self._append(self._samples, msgspec.structs.replace(sample, host=""))
+        """Append a sample, without its host and with its number. It is on disk after the next ``sync``."""
+        number = self._numbers[SAMPLES, sample.instance] + 1
+        self._append(self._samples, msgspec.structs.replace(sample, host="", number=number))
+        self._numbers[SAMPLES, sample.instance] = number
 
     def add_event(self, event: Event) -> None:
-        """Append an event. It is on disk after the next ``sync``, the end of an instance only after all else of it."""
+        """Append an event. It is on disk after the next ``sync``, the end of an instance only after all else of it.
+
+        The event of an instance that is done also states how many records it has.
+        """
         if event.kind in _ENDED:
             with _named_failures(self.path):
                 self._sync_data()
+        if event.kind is EventKind.INSTANCE_DONE:
+            records = {name: self._numbers[name, event.instance] for name in (SAMPLES, HISTOGRAMS)}
+            event = msgspec.structs.replace(event, details={**event.details, _RECORDS: records})
         self._append(self._events, event)
 
     def add_histogram(self, record: HistogramRecord) -> None:
-        """Append a distribution. It is on disk after the next ``sync``."""
-        self._append(self._histograms, record)
+        """Append a distribution with its number. It is on disk after the next ``sync``."""
+        number = self._numbers[HISTOGRAMS, record.instance] + 1
+        self._append(self._histograms, msgspec.structs.replace(record, number=number))
+        self._numbers[HISTOGRAMS, record.instance] = number
 
     def add_raw(self, instance: str, name: str, completed: Completed) -> str:
         """Keep a command's whole output, compressed; returns its name relative to the run directory.
@@ -108,7 +151,7 @@ class RunStore:
                 if content or suffix == "stdout":
                     path = folder / f"{name}.{suffix}.gz"
                     path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
-                    self._unsynced |= {path, folder, folder.parent}
+                    self._unsynced[path] = None
             return f"{RAW}/{instance}/{name}.stdout.gz"
 
     def sync(self) -> None:
@@ -126,8 +169,10 @@ class RunStore:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _sync_data(self) -> None:
-        while self._unsynced:
-            sync(self._unsynced.pop())
+        folders = dict.fromkeys(path.parent for path in self._unsynced)
+        for path in (*self._unsynced, *folders, *dict.fromkeys(folder.parent for folder in folders)):
+            sync(path)
+        self._unsynced.clear()
         os.fsync(self._samples)
         os.fsync(self._histograms)
 
@@ -149,34 +194,104 @@ class RunStore:
 def load_run(path: Path) -> LoadedRun:
     """Read a run directory, finished or not.
 
-    Samples of an attempt that a later attempt of the same planned instance replaced are left out. Raises
-    RunDirectoryError if there is no run there, or one of a schema that this version does not know.
+    Of each planned instance only one attempt counts: the last that ended with all its samples, or else the last.
+    Raises RunDirectoryError if there is no run there, or one of a schema that this version does not know.
     """
     from tare.bench.samples import SampleTable
 
     warnings: list[str] = []
     manifest = load_manifest(path, warnings)
     samples = SampleTable.read(path / SAMPLES, warnings, manifest.fingerprint.digest)
-    events: list[Event] = []
-    read_lines(path / EVENTS, Event, events.extend, warnings)
-    replaced = _replaced_attempts(samples.distinct("instance"), events)
+    read: list[Event] = []
+    read_lines(path / EVENTS, Event, read.extend, warnings)
+    events = list(
+        {(event.kind, event.at_s, event.utc, event.instance, event.message): event for event in read}.values()
+    )
+    held = samples.count_by("instance")
+    lacking = _lacking(events, SAMPLES, held)
+    if lacking:
+        warnings.append(
+            f"{len(lacking)} instances are said to be done and their samples are not all there; "
+            "`tare run --resume` measures them again"
+        )
+    begun = [*held, *(event.instance for event in events if event.instance)]
+    counting = _counting(begun, events, lacking)
+    replaced = _replaced(held, counting)
     if replaced:
         warnings.append(f"{len(replaced)} unfinished instances were measured again; their first samples are left out")
-    return LoadedRun(path, manifest, samples.without(replaced), events, warnings)
+    return LoadedRun(
+        path, manifest, samples.without(replaced), events, warnings, counting, _last_attempts(begun), lacking
+    )
 
 
 def load_histograms(run: LoadedRun) -> list[HistogramRecord]:
-    """The distributions of a run, without those of attempts that a later one replaced.
+    """The distributions of a run, of the attempts that count.
 
-    Runs from before there were any have none; what cannot be read is left out with a warning among the run's. Raises
-    RunDirectoryError.
+    Runs from before there were any have none; what cannot be read, or is there twice, is left out with a warning among
+    the run's. Raises RunDirectoryError.
     """
+    records = _read_histograms(run)
+    replaced = _replaced({record.instance for record in records}, run.counting)
+    return [record for record in records if record.instance not in replaced]
+
+
+def find_progress(run: LoadedRun) -> Progress:
+    """How far a run has come, by all its files. Raises RunDirectoryError.
+
+    An instance is done if an event says so and the records that it states are there. An attempt was begun if any file
+    names it, so that none is begun twice under one name.
+    """
+    held = Counter(record.instance for record in _read_histograms(run))
+    lacking = run.lacking | _lacking(run.events, HISTOGRAMS, held)
+    ended = {event.instance for event in run.events if event.kind in _ENDED} - lacking
+    raw = run.path / RAW
+    folders = [folder.name for folder in raw.iterdir()] if raw.is_dir() else []
+    attempts = Counter(run.attempts) | Counter(_last_attempts([*held, *folders]))
+    return Progress(frozenset(attempt_of(instance)[0] for instance in ended), attempts)
+
+
+def _read_histograms(run: LoadedRun) -> list[HistogramRecord]:
     records: list[HistogramRecord] = []
     file = run.path / HISTOGRAMS
     if file.exists():
         read_lines(file, HistogramRecord, records.extend, run.warnings)
-    replaced = _replaced_attempts({record.instance for record in records}, run.events)
-    return [record for record in records if record.instance not in replaced]
+    places = {(one.instance, one.number or -place): one for place, one in reversed([*enumerate(records, start=1)])}
+    if len(places) < len(records):
+        run.warnings.append(
+            f"{HISTOGRAMS}: {len(records) - len(places)} lines are there twice; the first of each counts"
+        )
+    return [msgspec.structs.replace(record, number=0) for record in reversed(places.values())]
+
+
+def _lacking(events: Iterable[Event], name: str, held: Mapping[str, int]) -> frozenset[str]:
+    """The instances that are said to be done and have fewer records in the file ``name`` than stated.
+
+    Runs from before the number was stated have at least one sample an instance.
+    """
+    usual = {_RECORDS: {SAMPLES: 1}}
+    done = (event for event in events if event.kind is EventKind.INSTANCE_DONE)
+    stated = ((event.instance, {**usual, **event.details}[_RECORDS]) for event in done)
+    wanted = ((instance, records.get(name)) for instance, records in stated if isinstance(records, Mapping))
+    return frozenset(one for one, count in wanted if isinstance(count, int) and held.get(one, 0) < count)
+
+
+def _last_attempts(instances: Iterable[str]) -> dict[str, int]:
+    """By planned instance, the highest attempt among these names."""
+    return dict(sorted(map(attempt_of, instances)))
+
+
+def _counting(begun: Iterable[str], events: Iterable[Event], lacking: Collection[str]) -> dict[str, int]:
+    """By planned instance, the attempt that counts."""
+    ended = {event.instance for event in events if event.kind in _ENDED}.difference(lacking)
+    ranked = sorted((planned, one in ended, attempt) for one in begun for planned, attempt in [attempt_of(one)])
+    return {planned: attempt for planned, _, attempt in ranked}
+
+
+def _replaced(instances: Collection[str], counting: Mapping[str, int]) -> set[str]:
+    """Those of other attempts than count; where none is known to, the last does."""
+    counts = {**_last_attempts(instances), **counting}
+    attempts = {instance: attempt_of(instance) for instance in instances}
+    return {instance for instance, (planned, attempt) in attempts.items() if attempt != counts[planned]}
 
 
 def load_manifest(path: Path, warnings: list[str] | None = None) -> Manifest:
@@ -214,24 +329,13 @@ def load_manifest(path: Path, warnings: list[str] | None = None) -> Manifest:
     return manifest
 
 
-def done_instances(events: list[Event]) -> set[str]:
-    """The planned instances that have ended, well or not: a resumed run does not repeat them."""
-    return {attempt_of(event.instance)[0] for event in events if event.kind in _ENDED}
-
-
-def _replaced_attempts(measured: Iterable[str], events: list[Event]) -> set[str]:
-    started = (attempt_of(event.instance) for event in events if event.kind is EventKind.INSTANCE_STARTED)
-    latest = dict(sorted(started))  # of several attempts the last stays
-    attempts = {instance: attempt_of(instance) for instance in measured}
-    return {instance for instance, (planned, attempt) in attempts.items() if attempt < latest.get(planned, 1)}
-
-
 def _open_for_append(path: Path) -> int:
     """Open a file of lines, cutting off a half-written last line so that the next record starts on its own."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         os.ftruncate(descriptor, content.rfind(b"\n") + 1)
+        os.fsync(descriptor)  # before anything is written where that was
     return descriptor
 
 

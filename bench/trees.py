@@ -1,6 +1,6 @@
 """Folders for instances: making one that fills quickly, and removing what they have written to, also without root.
 
-And files that are replaced as a whole, on disk when that returns.
+And files and folders that are on disk when the function that writes them returns.
 """
 
 import contextlib
@@ -65,6 +65,17 @@ def replace_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
     part.replace(path)
     sync(path.parent)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and what is missing above it, if need be; their names are on disk when this returns.
+
+    Raises OSError.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -3,9 +3,13 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from tare.bench.errors import BackendError
+from tare.bench.image import store
 from tare.bench.interfaces import Instance
 from tare.bench.model import (
     Availability,
@@ -20,6 +24,7 @@ from tare.bench.model import (
 )
 from tare.bench.units import Unit
 from tests.unit.fakes import FakeBackend, FakeWorkload
+from tests.unit.test_image_store import tiny_parts
 
 
 class Orders:
@@ -96,3 +101,72 @@ class Counting(FakeWorkload):
 
     def histograms(self, completed: Completed) -> list[Histogram]:
         return [Histogram("answer.latency", Unit.SECOND, (0.5, 1.0), (3, 4))]
+
+
+SUITE = """
+[suite]
+name = "A fine Suite!"
+[envelope]
+memory = "64MiB"
+scratch = "1MiB"
+[sampling]
+seed = 3
+blocks = 3
+iterations = 2
+warmup = 1
+[[backend]]
+type = "fake-box"
+[[backend]]
+type = "fake-metal"
+[[experiment]]
+kind = "steady"
+workload = "answer"
+params = { size = 2 }
+"""
+POINTS = """
+[tare.backends]
+fake-metal = tests.unit.session_fakes:Metal
+fake-box = tests.unit.session_fakes:Box
+fake-other = tests.unit.session_fakes:Other
+[tare.workloads]
+answer = tests.unit.session_fakes:Counting
+"""
+PLANNED = 6
+
+
+class Display:
+    """Takes down whatever it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.told.append((name, args, kwargs))
+
+    @property
+    def steps(self):
+        return [args[0] for name, args, _ in self.told if name == "step"]
+
+    @property
+    def planned(self):
+        """How many instances each plan had."""
+        return [len(args[1]) for name, args, _ in self.told if name == "begin"]
+
+
+def make_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A machine of its own: plug-ins, cache, state, work folder, and an image that takes no time to build."""
+    points = tmp_path / "site" / "fakes-1.0.dist-info"
+    points.mkdir(parents=True)
+    (points / "METADATA").write_text("Metadata-Version: 2.1\nName: fakes\nVersion: 1.0\n")
+    (points / "entry_points.txt").write_text(POINTS)
+    monkeypatch.syspath_prepend(points.parent)
+    for name in ("cache", "state", "work"):
+        monkeypatch.setenv(f"TARE_{name.upper()}_DIR", str(tmp_path / name))
+    monkeypatch.setattr(store, "build_parts", tiny_parts)
+    monkeypatch.setattr(store, "BUILD_TOOLS", ())
+    monkeypatch.setattr(store, "_NEEDED_BYTES", 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    Orders.reset()
+    affinity = os.sched_getaffinity(0)
+    yield tmp_path
+    os.sched_setaffinity(0, affinity)

@@ -13,7 +13,7 @@ from tare.bench.model import Completed
 from tare.bench.records import EventKind, PlannedInstance, Sample
 from tare.bench.runner import Runner
 from tare.bench.stats.precision import FEWEST, Standing
-from tare.bench.store import RunStore, done_instances, load_run
+from tare.bench.store import RunStore, find_progress, load_run
 from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tare.bench.units import Unit
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend
@@ -157,7 +157,7 @@ class Extending(Silent):
 def run(tmp_path: Path, given: Suite, stop_after: int | None = None):
     """A run, or one that goes on, through runner and store; stopped by a signal after some commands."""
     earlier = load_run(tmp_path) if (tmp_path / "manifest.json").exists() else None
-    done = done_instances(earlier.events) if earlier else set()
+    done = find_progress(earlier).done if earlier else frozenset()
     plan = {planned.identifier: planned for planned in make_design(given)}
     backends = {choice.name: FakeBackend() for choice in given.backends}
     commands, seen = 0, Counter()

@@ -9,7 +9,7 @@ from tare.bench.design import make_design
 from tare.bench.model import Command, Completed, Diagnosis, Usage
 from tare.bench.records import EventKind
 from tare.bench.runner import Outcome, Runner
-from tare.bench.store import LoadedRun, RunStore, done_instances, load_run
+from tare.bench.store import LoadedRun, RunStore, find_progress, load_run
 from tare.bench.suite import Suite, bind_suite, resolve_suite
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, BrokenBackend, FakeBackend, FakeInstance, FakeWorkload
 from tests.unit.test_store import MANIFEST
@@ -172,7 +172,7 @@ def test_interrupted_and_resumed_is_as_complete_as_never_interrupted(tmp_path):
     outcome, loaded = run(tmp_path, {"fake": backend})
     assert outcome.interrupted
     assert backend.live == 0
-    done = done_instances(loaded.events)
+    done = find_progress(loaded).done
     begun = [event.instance for event in loaded.events if event.kind is EventKind.INSTANCE_STARTED]
     assert len(begun) == len(done) + 1
 

@@ -23,7 +23,7 @@ def written(path, samples):
 
 
 def test_the_columns_are_the_fields_of_a_sample():
-    assert {*TEXTS, *NUMBERS, "host"} == {field.name for field in msgspec.structs.fields(Sample)}
+    assert {*TEXTS, *NUMBERS, "host"} == {field.name for field in msgspec.structs.fields(Sample)} - {"number"}
 
 
 def test_read_in_pieces_of_any_size_it_is_what_was_written(tmp_path, monkeypatch):

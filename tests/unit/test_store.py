@@ -22,7 +22,7 @@ from tare.bench.records import (
     RunStatus,
     Sample,
 )
-from tare.bench.store import RunStore, attempt_of, done_instances, load_histograms, load_manifest, load_run
+from tare.bench.store import RunStore, attempt_of, find_progress, load_histograms, load_manifest, load_run
 from tare.bench.stored import upgraded
 from tare.bench.units import Unit
 
@@ -65,7 +65,7 @@ def test_what_was_written_is_read_back(tmp_path):
     run = load_run(tmp_path / "run")
     assert run.samples == [sample()]
     assert run.manifest.status is RunStatus.COMPLETE
-    assert done_instances(run.events) == {"b00i00-a"}
+    assert find_progress(run).done == {"b00i00-a"}
     assert run.warnings == []
 
 
@@ -88,10 +88,11 @@ def test_writing_goes_on_after_a_half_written_line(tmp_path):
     with (tmp_path / "samples.jsonl").open("ab") as file:
         file.write(b'{"instance":"b0')
     with RunStore(tmp_path, MANIFEST) as store:
-        store.add_sample(sample(value=3.0))
+        store.add_sample(sample("b00i00-a~2", value=3.0))
+        store.add_sample(sample("b00i00-b", value=4.0))
     run = load_run(tmp_path)
-    assert [one.value for one in run.samples] == [1.0, 3.0]
-    assert run.warnings == []
+    assert [one.value for one in run.samples] == [3.0, 4.0]
+    assert not any("written" in warning for warning in run.warnings)
 
 
 def test_a_damaged_line_in_the_middle_is_left_out_with_its_number(tmp_path):
