@@ -56,22 +56,22 @@ class Packing(msgspec.Struct, frozen=True):
     left: dict[str, int]
 
 
-_Pool = tuple[Resource, bool]
+Pool = tuple[Resource, bool]
 """A resource, and whether by limits."""
 
 
-class _Item(msgspec.Struct, frozen=True):
+class Item(msgspec.Struct, frozen=True):
     """Instances of one demand: what one takes by pool, what all on a host take once, how many there may be at most."""
 
     type: InstanceType
     wanted: int
-    each: dict[_Pool, float]
-    once: dict[_Pool, float]
+    each: dict[Pool, float]
+    once: dict[Pool, float]
     most: int | None
 
-    def shares(self, host: HostType, amounts: dict[_Pool, float]) -> dict[_Pool, float]:
+    def shares(self, host: HostType, amounts: dict[Pool, float]) -> dict[Pool, float]:
         """Amounts as shares of a host's pools."""
-        found: dict[_Pool, float] = {}
+        found: dict[Pool, float] = {}
         for (resource, by_limit), amount in amounts.items():
             usable = host.usable(resource, by_limit=by_limit)
             share = amount / usable if usable else (math.inf if amount > 0 else 0.0)
@@ -86,7 +86,7 @@ class _Item(msgspec.Struct, frozen=True):
 
 def pack(demands: Sequence[Demand], hosts: Sequence[HostType]) -> Packing:
     """Fill hosts in their order, those that are counted up to their count."""
-    items = [item for one in demands if (item := _item(one, "per_instance")) is not None]
+    items = items_of(demands)
     filled, left = _pack(items, hosts)
     ends: list[int | None] = []
     for end in ("low", "high"):
@@ -103,13 +103,18 @@ def pack(demands: Sequence[Demand], hosts: Sequence[HostType]) -> Packing:
     )
 
 
-def _item(demand: Demand, end: str) -> _Item | None:
+def items_of(demands: Sequence[Demand]) -> list[Item]:
+    """The demands with what they cost as it was estimated."""
+    return [item for one in demands if (item := _item(one, "per_instance")) is not None]
+
+
+def _item(demand: Demand, end: str) -> Item | None:
     """With costs as they are (``per_instance``), or at an end of their intervals (``low``, ``high``); None without."""
     needs = [need for need in demand.type.needs if need.binds]
     each = {(one.resource, one.by_limit): getattr(interval_of(one, demand.instances), end) for one in needs}
     if None in each.values():
         return None
-    return _Item(
+    return Item(
         type=demand.type,
         wanted=demand.instances,
         each={pool: max(0.0, amount) for pool, amount in each.items()},
@@ -118,7 +123,7 @@ def _item(demand: Demand, end: str) -> _Item | None:
     )
 
 
-def _pack(items: Sequence[_Item], hosts: Sequence[HostType]) -> tuple[list[Filled], list[int]]:
+def _pack(items: Sequence[Item], hosts: Sequence[HostType]) -> tuple[list[Filled], list[int]]:
     left = [item.wanted for item in items]
     filled: list[Filled] = []
     for host in hosts:
@@ -139,9 +144,9 @@ def _pack(items: Sequence[_Item], hosts: Sequence[HostType]) -> tuple[list[Fille
     return filled, left
 
 
-def _fill(items: Sequence[_Item], left: Sequence[int], host: HostType) -> tuple[list[int], dict[_Pool, float]]:
+def _fill(items: Sequence[Item], left: Sequence[int], host: HostType) -> tuple[list[int], dict[Pool, float]]:
     """As many as fit on one empty host, the largest first; and how full its pools are then."""
-    used: dict[_Pool, float] = {}
+    used: dict[Pool, float] = {}
     counts = [0] * len(items)
     for place in sorted(range(len(items)), key=lambda place: -items[place].largest_share(host)):
         item = items[place]
@@ -159,9 +164,9 @@ def _fill(items: Sequence[_Item], left: Sequence[int], host: HostType) -> tuple[
     return counts, used
 
 
-def _bound(items: Sequence[_Item], host: HostType) -> int | None:
+def _bound(items: Sequence[Item], host: HostType) -> int | None:
     """Hosts that no packing can do without: each pool alone, instances cut where it suits."""
-    total: dict[_Pool, float] = {}
+    total: dict[Pool, float] = {}
     fewest = 1
     for item in items:
         for pool, share in item.shares(host, item.each).items():
