@@ -32,6 +32,7 @@ from tare.backends.vm.domain_xml import BOOT_SERIAL, IMAGE_SERIAL, SCRATCH_SERIA
 from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
 from tare.backends.vm.network import GuestNetwork, GuestPort
 from tare.backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
+from tare.backends.vm.pinning import Placement, place_threads
 from tare.backends.vm.proof import Acceleration
 from tare.backends.vm.watch import Watch, start_watch
 from tare.bench.errors import BackendError
@@ -122,10 +123,12 @@ def start_guest(setup: GuestSetup, spec: InstanceSpec, ledger: Ledger, timeline:
                 adopt = None if embedded else partial(_adopt, watch, cgroup)
                 with concurrent_starts.counted():
                     domain = stack.enter_context(_start_domain(setup, guest, watch, failure, adopt))
+                    _place(watch, guest)
                     if setup.saved is None:
                         await_boot(domain, watch, timeline, failure, spec.envelope, setup.options.profile)
                     else:
                         await_restored(domain, watch, timeline, failure, spec.envelope)
+                    _place(watch, guest)
                 stopping = Stopping(domain, watch, asks=setup.options.stop == "shutdown")
                 address = None if port is None else port.address
                 yield Running(cgroup, domain, watch, scratch, spec.envelope.memory_bytes, failure, stopping, address)
@@ -280,6 +283,14 @@ def _end_marked(marker: str) -> None:
     """Kill QEMU and whatever else carries its mark, also where it has not reported its pid yet."""
     with contextlib.suppress(OSError):  # what is stuck in the kernel is named when the instance is stopped
         REMOVERS[ResourceKind.PROCESS](marker)
+
+
+def _place(watch: Watch, guest: Guest) -> None:
+    """See to it that each thread that QEMU has by now runs where the option ``pinning`` says. Raises BackendError."""
+    watch.wait(lambda: watch.pid is not None, time.monotonic() + _CONSOLE_DEADLINE_S)
+    if watch.pid is not None:
+        others = frozenset(guest.emulator_cpus or guest.cpus)
+        place_threads(watch.pid, Placement(guest.cpus, others, guest.pinned))
 
 
 def _adopt(watch: Watch, cgroup: Cgroup) -> None:

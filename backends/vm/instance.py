@@ -1,7 +1,6 @@
 """A live guest."""
 
 import contextlib
-import re
 import time
 from collections.abc import Iterable
 
@@ -12,6 +11,7 @@ from tare.backends.vm.commands import GUEST_PROGRAM, CommandPort, GuestSilentErr
 from tare.backends.vm.disks import allocated_bytes
 from tare.backends.vm.domain_xml import Accelerator
 from tare.backends.vm.guest import GuestSetup, Running
+from tare.backends.vm.pinning import VCPU
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import Instance
 from tare.bench.linux.files import HERE, HostRoots, read_text
@@ -118,7 +118,6 @@ class VmInstance(Instance):
         return error
 
 
-_VCPU = re.compile(r"CPU \d+/")
 _TRANSLATED = "rwxp"
 
 
@@ -130,7 +129,7 @@ def vcpu_seconds(pid: int, roots: HostRoots = HERE) -> float | None:
     total: int | None = None
     for task in threads_of(pid, roots):
         with contextlib.suppress(OSError):
-            if _VCPU.match(read_text(task / "comm")):
+            if VCPU.match(read_text(task / "comm")):
                 total = (total or 0) + int(read_text(task / "schedstat").split()[0])
     return None if total is None else total / 1e9
 

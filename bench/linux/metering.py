@@ -181,8 +181,11 @@ class CgroupMeter(Meter):
         return cls(own)
 
     def members(self) -> list[int]:
-        """The processes in it and in the groups below."""
-        return members_of(self.folders[0])
+        """The processes in it and in the groups below, without the kernel's threads that work for them.
+
+        What those use is charged to it all the same.
+        """
+        return [pid for pid in members_of(self.folders[0]) if not _is_kernel_thread(pid)]
 
     def usage(self) -> Usage:
         """What was charged to it since it was made. Raises OSError if it is gone."""
@@ -240,6 +243,11 @@ class CgroupMeter(Meter):
         if controller == "io":
             return "blkio counts nothing here: the storage lies on no block device of its own"
         return f"this kernel does not account for it in {' or '.join(source.file for source in sources)}"
+
+
+def _is_kernel_thread(pid: int) -> bool:
+    status = find_status(pid)
+    return status is not None and status.is_kernel_thread
 
 
 def _read_once(file: str, texts: dict[str, str | None]) -> str | None:

@@ -17,11 +17,15 @@ _HELD = 256
 """How many ended processes are waited for at a time: each holds a descriptor, of which a process may have but 1,024."""
 
 
+_PF_KTHREAD = 0x00200000
+
+
 class Status:
     """Fields of ``/proc/PID/stat`` (proc_pid_stat(5)).
 
     ``started`` is in clock ticks after boot: with the pid it names a process for as long as the host runs. ``waited_*``
     is CPU time of children that it waited for, ``guest_s`` the part of ``user_s`` that a KVM guest's processors ran.
+    ``is_kernel_thread``: no process of anybody's, as ``vhost-PID`` and ``kvm-nx-lpage-recovery-PID`` of a guest.
     ``cpu`` is the one that it ran on last, ``resident_bytes`` what of its memory is there.
     """
 
@@ -33,6 +37,7 @@ class Status:
         if len(fields) < 41 or fields[0] in b"ZX":
             raise ValueError("no living process")
         hertz = os.sysconf("SC_CLK_TCK")
+        self.is_kernel_thread = bool(int(fields[6]) & _PF_KTHREAD)
         self.name = before.partition(b"(")[2].decode(errors="replace")
         self.parent = int(fields[1])
         self.user_s, self.system_s, self.waited_user_s, self.waited_system_s = (

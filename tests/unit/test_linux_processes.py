@@ -91,6 +91,14 @@ def test_a_name_can_hold_anything(tmp_path):
     assert (status.cpu_s, status.guest_s, status.resident_bytes) == (3.0, 0.75, 3 * mmap.PAGESIZE)
 
 
+def test_threads_of_the_kernel_are_told_from_processes():
+    statuses = read_statuses()
+    kernels = {pid for pid, status in statuses.items() if status.is_kernel_thread}
+    assert os.getpid() not in kernels
+    assert {pid for pid in kernels if statuses[pid].resident_bytes} == set(), "they have no memory of their own"
+    assert all(statuses[pid].parent in {0, 2} for pid in kernels)
+
+
 @pytest.mark.parametrize("text", ["", "7 (sh) Z 1 0", "7 (sh) Z " + "0 " * 50])
 def test_what_is_gone_or_a_zombie_has_no_status(tmp_path, text):
     (tmp_path / "7").mkdir()
