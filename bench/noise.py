@@ -25,7 +25,8 @@ from tare.bench.linux.pressure import read_stalls
 from tare.bench.linux.processes import Status, read_statuses
 from tare.bench.model import Fact
 from tare.bench.registry import find_backends, find_workloads
-from tare.bench.stats.comparisons import Verdict, control_false_discoveries
+from tare.bench.stats.comparisons import Verdict
+from tare.bench.stats.families import Member, control_false_discoveries
 from tare.bench.stats.noise import NoiseSource
 from tare.bench.store import LoadedRun
 from tare.bench.suite import Suite, bind_suite, resolve_suite
@@ -103,7 +104,9 @@ def find_floors(run: LoadedRun) -> list[MetricFloor]:
         if row.noise_floor is not None and row.noise_floor.source is NoiseSource.TWIN
         if row.is_workload_metric and row.metric.unit is not Unit.BYTE
     ]
-    corrected = control_false_discoveries([floor.comparison for *_, floor in found])
+    corrected = control_false_discoveries(
+        [Member(floor.comparison, row.metric.name, subject, row.is_leading) for subject, row, floor in found]
+    )
     return [
         MetricFloor(
             subject=subject,

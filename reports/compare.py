@@ -1,5 +1,6 @@
 """What is said of a comparison, and how it looks in a terminal. Ratios are the second over the first."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -9,18 +10,28 @@ from rich.table import Table
 from rich.text import Text
 
 from tare.bench.analysis import Analysis
-from tare.bench.analysis.comparison import Line, RunComparison
-from tare.bench.model import Metric
+from tare.bench.analysis.comparison import LEVEL_NOTE, Line, LineKind, RunComparison
+from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line, readable
-from tare.bench.stats.comparisons import Comparison, Verdict
+from tare.bench.stats.comparisons import Comparison, Verdict, judge
+from tare.bench.stats.runs import ENOUGH_RUNS, knows_runs
 from tare.bench.units import format_value
 from tare.reports.findings import caveats
 from tare.reports.wording import format_range, format_ratio, plural, verdict_mark, verdict_word
 
-_UNPAIRED = (
-    "The runs share no block: what changed on the host from one to the other is in the ratios, and intervals hold the "
-    "variation of blocks within each run, not that between runs."
+_ONE_RUN = (
+    "One run of each side does not show how much two runs of the same thing differ: intervals hold the variation of "
+    "blocks within the runs alone. Three runs of each (tare compare A1,A2,A3 B1,B2,B3) show it."
 )
+_FEW_RUNS = (
+    "So few runs do not show how much two runs of the same thing differ: intervals hold the variation of blocks "
+    f"alone. {ENOUGH_RUNS} runs of each side show it."
+)
+_KINDS = {
+    LineKind.ISOLATION: "What isolation costs: ratios to {baseline}, block by block",
+    LineKind.LEVEL: "Levels: what changed on the host is in them",
+}
+_DIFFERENT = (Verdict.FASTER, Verdict.SLOWER)
 _STYLES = {Verdict.FASTER: "bold cyan", Verdict.SLOWER: "bold red", Verdict.EQUIVALENT: "", Verdict.INCONCLUSIVE: "dim"}
 
 
@@ -30,11 +41,12 @@ def verdict_of(line: Line) -> str:
 
 
 def tally(comparison: RunComparison) -> str:
-    """How many comparisons came out how, in words."""
-    counts = Counter(map(verdict_of, comparison.lines))
-    return f"{plural(len(comparison.lines), 'comparison')}: " + ", ".join(
-        f"{count} {word}" for word, count in counts.most_common()
-    )
+    """How many comparisons came out how, in words; levels that can have no verdict are counted apart."""
+    levels = sum(line.found.note == LEVEL_NOTE for line in comparison.lines)
+    counts = Counter(verdict_of(line) for line in comparison.lines if line.found.note != LEVEL_NOTE)
+    words = [f"{count} {word}" for word, count in counts.most_common()]
+    apart = f"; {plural(levels, 'level')} without a verdict" if levels else ""
+    return f"{plural(counts.total(), 'comparison')}: {', '.join(words) or 'none'}{apart}"
 
 
 def notes_of(comparison: RunComparison) -> list[str]:
@@ -43,11 +55,57 @@ def notes_of(comparison: RunComparison) -> list[str]:
         compared = {line.backend for line in comparison.lines} - {""} or {comparison.first, comparison.second}
         return _about(comparison.analyses[0], compared)
     names = (comparison.first, comparison.second)
-    notes = [_UNPAIRED]
+    notes = [note for note in (_about_runs(comparison), _host_change(comparison)) if note]
     for name, left_out in zip(names, comparison.left_out, strict=True):
         if left_out:
             notes.append(f"{plural(left_out, 'value')} of {name} {'is' if left_out == 1 else 'are'} not in the other.")
     return [*notes, *_about_both(comparison)]
+
+
+def how_compared(comparison: RunComparison) -> str:
+    """What the two sides of the lines are, as the end of a sentence."""
+    if comparison.is_paired:
+        return "block by block"
+    if not comparison.baseline:
+        return "of levels, as the runs have no baseline in common"
+    return f"of what isolation costs (the ratio to {comparison.baseline} of the same block), and of levels"
+
+
+def kind_title(comparison: RunComparison, kind: LineKind) -> str:
+    """What heads the lines of a kind; empty for those within a run, which are alone."""
+    return _KINDS.get(kind, "").format(baseline=comparison.baseline)
+
+
+def format_side(line: Line, centre: float) -> str:
+    """One side of a line: a value in the metric's unit, or a ratio to the baseline."""
+    return format_ratio(centre) if line.kind is LineKind.ISOLATION else format_value(centre, line.metric.unit)
+
+
+def _about_runs(comparison: RunComparison) -> str:
+    if knows_runs(*comparison.n_runs):
+        return ""
+    return _ONE_RUN if comparison.n_runs == (1, 1) else _FEW_RUNS
+
+
+def _host_change(comparison: RunComparison) -> str:
+    """What the baseline's own levels say of the host between runs of which there are too few for a verdict."""
+    own = [
+        line for line in comparison.lines
+        if line.kind is LineKind.LEVEL and line.backend == comparison.baseline and line.found.note == LEVEL_NOTE
+    ]  # fmt: skip
+    moved = [line for line in own if _has_moved(line.found)]
+    if not moved:
+        return ""
+    most = max(moved, key=lambda line: abs(math.log(line.found.ratio or 1)))
+    return (
+        f"{comparison.baseline} itself changed in {len(moved)} of {plural(len(own), 'value')} "
+        f"(most: {most.title} {one_line(most.metric.name)}, {format_ratio(most.found.ratio)}). That is a change of the "
+        "host, not of the isolation, and no verdict."
+    )
+
+
+def _has_moved(found: Comparison) -> bool:
+    return judge(found.ratio or 1, found.low, found.high, Direction.LOWER, found.margin) in _DIFFERENT
 
 
 def _about(analysis: Analysis, compared: set[str]) -> list[str]:
@@ -59,7 +117,11 @@ def _about(analysis: Analysis, compared: set[str]) -> list[str]:
 def _about_both(comparison: RunComparison) -> Iterator[str]:
     """The weighty caveats of two runs; one that both have is given once."""
     compared = {line.backend for line in comparison.lines}
-    ours, theirs = (_about(analysis, compared) for analysis in comparison.analyses)
+    split = comparison.n_first
+    ours, theirs = (
+        list(dict.fromkeys(note for analysis in side for note in _about(analysis, compared)))
+        for side in (comparison.analyses[:split], comparison.analyses[split:])
+    )
     yield from (note for note in ours if note in theirs)
     yield from (f"{comparison.first}: {note}" for note in ours if note not in theirs)
     yield from (f"{comparison.second}: {note}" for note in theirs if note not in ours)
@@ -67,10 +129,9 @@ def _about_both(comparison: RunComparison) -> Iterator[str]:
 
 def render_comparison(comparison: RunComparison) -> RenderableType:
     """The comparison as something rich can print."""
-    how = "block by block" if comparison.is_paired else "blocks of either run as independent samples"
     parts: list[RenderableType] = [
         Text(f"{comparison.second} against {comparison.first}", style="bold"),
-        Text(f"Ratios are {comparison.second} over {comparison.first}, {how}.", style="dim"),
+        Text(f"Ratios are {comparison.second} over {comparison.first}, {how_compared(comparison)}.", style="dim"),
         Text(tally(comparison)),
     ]
     if comparison.confounds:
@@ -79,8 +140,11 @@ def render_comparison(comparison: RunComparison) -> RenderableType:
     if notes := notes_of(comparison):
         parts.append(Text("To keep in mind", style="bold"))
         parts.extend(Text(f"- {readable(note)}") for note in notes)
-    for title, lines in groupby(comparison.lines, key=lambda line: line.title):
-        parts += [Text(), Text(title, style="bold"), _table(list(lines), comparison)]
+    for kind, of_kind in groupby(comparison.lines, key=lambda line: line.kind):
+        if heading := kind_title(comparison, kind):
+            parts += [Text(), Text(heading, style="bold underline")]
+        for title, lines in groupby(of_kind, key=lambda line: line.title):
+            parts += [Text(), Text(title, style="bold"), _table(list(lines), comparison)]
     return Group(*parts)
 
 
@@ -93,13 +157,13 @@ def _table(lines: list[Line], comparison: RunComparison) -> Table:
         justify: JustifyMethod = "left" if is_name or name == "verdict" else "right"
         table.add_column(one_line(name, 28), justify=justify, overflow="fold", no_wrap=is_name)
     for line in lines:
-        unit, found = line.metric.unit, line.found
+        found = line.found
         backend = (Text(one_line(line.backend, 24)),) if has_backends else ()
         table.add_row(
             Text(f"  {one_line(line.metric.name, 40)}"),
             *backend,
-            Text(format_value(line.first.centre, unit)),
-            Text(format_value(line.second.centre, unit)),
+            Text(format_side(line, line.first.centre)),
+            Text(format_side(line, line.second.centre)),
             Text(format_ratio(found.ratio)),
             Text(format_range(found.low, found.high)),
             verdict_text(line.metric, found, " (uncorrected)"),
@@ -109,7 +173,7 @@ def _table(lines: list[Line], comparison: RunComparison) -> Table:
 
 def verdict_text(metric: Metric, found: Comparison, uncorrected: str) -> Text:
     """A verdict in its style, or why there is none; ``uncorrected`` follows one that the correction takes away."""
-    if found.low is None:
+    if found.low is None or found.note:
         return Text(found.note, style="dim")
     word = verdict_word(metric, found.verdict)
     text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict])

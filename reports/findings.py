@@ -266,7 +266,7 @@ def _ratio_words(cell: CellResult) -> str:
 
 
 def _work_finding(analysis: Analysis, backend: MeasuredBackend) -> str | None:
-    """How a backend did in the workloads' own metrics of speed, and in the leading one of each."""
+    """How a backend did in the workloads' own metrics of speed, one a reading, and in the leading one of each."""
     own = [
         (subject, row, found)
         for subject, row, cell, found in analysis.comparisons
@@ -275,6 +275,7 @@ def _work_finding(analysis: Analysis, backend: MeasuredBackend) -> str | None:
         and row.is_workload_metric
         and not is_cost(row.metric)
         and found.ratio is not None
+        and not found.restates
     ]
     if not own or analysis.baseline is None:
         return None

@@ -2,7 +2,8 @@
 
 Of a run: a test case for each cell, which is an error if one of its instances failed. A virtual machine that is slower
 than bare metal is a result and no failure. Of a comparison: a test case for each comparison, a failure if the verdict
-is slower (more, for costs) after correction for many comparisons, and skipped if it is inconclusive.
+is slower (more, for costs) after correction for many comparisons, and skipped if it is inconclusive. A
+level between too few runs has no verdict and is never a failure: what changed on the host is in it.
 """
 
 import re
@@ -14,7 +15,7 @@ import msgspec
 from junitparser.junitparser import FinalResult
 
 from tare.bench.analysis import Analysis, RunResults
-from tare.bench.analysis.comparison import Line, RunComparison
+from tare.bench.analysis.comparison import Line, LineKind, RunComparison
 from tare.bench.readable import one_line, readable
 from tare.bench.records import Cell, Event, EventKind, Manifest
 from tare.bench.reporter import Reporter
@@ -104,11 +105,14 @@ def _case_of_line(line: Line) -> _Case:
     )
     sentence = f"{word}: {size}, margin {found.margin * 100:g} %, q {found.q_value or 0:.2g}, {found.method}"
     outcome = None
-    if found.verdict_adjusted is Verdict.SLOWER:
+    if found.low is not None and found.note:
+        outcome = _outcome(junit.Skipped, "no verdict", f"{found.note}: {size}")
+    elif found.verdict_adjusted is Verdict.SLOWER:
         outcome = _outcome(junit.Failure, word, f"{line.metric.name} is {word}: {size}", sentence)
     elif found.verdict_adjusted is Verdict.INCONCLUSIVE:
         outcome = _outcome(junit.Skipped, "inconclusive", f"inconclusive: {size}")
     name = f"{line.metric.name} on {line.backend}" if line.backend else line.metric.name
+    name = f"{line.kind} of {name}" if line.kind is not LineKind.PAIRED else name
     group = "/".join(dict.fromkeys((line.experiment, line.title)))
     return _Case(group, name, 0.0, sentence, outcome)
 

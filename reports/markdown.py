@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tare.bench.analysis import Analysis, RunResults
-from tare.bench.analysis.comparison import Line, RunComparison
+from tare.bench.analysis.comparison import LEVEL_NOTE, Line, LineKind, RunComparison
 from tare.bench.model import Metric
 from tare.bench.readable import one_line
 from tare.bench.reporter import Reporter
@@ -13,7 +13,7 @@ from tare.bench.stats.comparisons import Comparison
 from tare.bench.units import format_value
 from tare.reports import findings
 from tare.reports.claims import judge
-from tare.reports.compare import notes_of, tally, verdict_of
+from tare.reports.compare import format_side, how_compared, notes_of, tally, verdict_of
 from tare.reports.wording import (
     format_range,
     format_ratio,
@@ -30,6 +30,8 @@ _ACTIVE = re.compile(
     r"[\\`*\[\]<>#|~$@&]|(?<![a-z0-9])_|_(?![a-z0-9])|:(?=//)|:(?=[\w+-]+:)|(?<=www)\.|(?<=GH)-", re.IGNORECASE
 )
 _NAME_WIDTH = 100
+_KIND_NAMES = {LineKind.PAIRED: "", LineKind.ISOLATION: ", cost of isolation", LineKind.LEVEL: ", level"}
+_KEPT_LEVELS = "Levels, without a verdict"
 
 
 class MarkdownReporter(Reporter):
@@ -67,7 +69,7 @@ def render_markdown(analysis: Analysis) -> str:
 def render_comparison(comparison: RunComparison) -> str:
     """A comparison: what differs stands open, everything else is folded away."""
     first, second = escape(comparison.first), escape(comparison.second)
-    how = "block by block" if comparison.is_paired else "blocks of either run as independent samples"
+    how = escape(how_compared(comparison), 200)
     lines = [
         f"### tare: {second} against {first}",
         "",
@@ -76,9 +78,11 @@ def render_comparison(comparison: RunComparison) -> str:
     lines += _listed("Confounds: these conditions differ and were allowed to", list(map(str, comparison.confounds)))
     lines += _listed("To keep in mind", notes_of(comparison))
     calm = ("equivalent", "inconclusive")
+    with_verdict = [line for line in comparison.lines if line.found.note != LEVEL_NOTE]
     for title, kept in (
-        ("Differences", [line for line in comparison.lines if verdict_of(line) not in calm]),
-        ("No difference found", [line for line in comparison.lines if verdict_of(line) in calm]),
+        ("Differences", [line for line in with_verdict if verdict_of(line) not in calm]),
+        ("No difference found", [line for line in with_verdict if verdict_of(line) in calm]),
+        (_KEPT_LEVELS, [line for line in comparison.lines if line.found.note == LEVEL_NOTE]),
     ):
         table = _compared_table(kept, first, second)
         lines += ["", *_folded(f"{title} ({len(kept)})", table, is_open=title == "Differences")] if kept else []
@@ -94,10 +98,10 @@ def _compared_table(lines: Sequence[Line], first: str, second: str) -> list[str]
     head = ["metric", *(["backend"] if has_backends else []), first, second, "ratio", "interval", "verdict"]
     rows = []
     for line in lines:
-        unit = line.metric.unit
         name = metric_name(one_line(line.workload or line.experiment), line.given, one_line(line.metric.name))
+        name += _KIND_NAMES[line.kind]
         cells = [escape(name), *([escape(line.backend)] if has_backends else [])]
-        cells += [escape(format_value(side.centre, unit)) for side in (line.first, line.second)]
+        cells += [escape(format_side(line, side.centre)) for side in (line.first, line.second)]
         rows.append([*cells, *_found(line.metric, line.found)])
     return _table(head, rows, words=2 if has_backends else 1)
 
@@ -119,8 +123,8 @@ def _ratios(analysis: Analysis) -> list[str]:
 
 
 def _found(metric: Metric, found: Comparison) -> list[str]:
-    if found.low is None:
-        return [format_ratio(found.ratio), "–", escape(found.note)]
+    if found.low is None or found.note:
+        return [format_ratio(found.ratio), format_range(found.low, found.high), escape(found.note, 200)]
     word = verdict_word(metric, found.verdict_adjusted)
     shown = f"{verdict_mark(word)} **{word}**" if verdict_mark(word) not in ("", "=") else word
     if found.verdict is not found.verdict_adjusted:

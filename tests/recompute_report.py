@@ -12,7 +12,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy import optimize, stats
 
@@ -102,6 +102,47 @@ class Centre:
         if outside and (self.low > 1 or self.high < 1):
             return "slower" if (self.value > 1) == (direction == "lower") else "faster"
         return "inconclusive"
+
+
+class OfFamily(NamedTuple):
+    """A comparison of a family: its p-value, the log ratios of each pair, whether its metric leads the ``reading``."""
+
+    p_value: float
+    pairs: list[list[float]]
+    reading: str
+    leads: bool
+
+
+def family_q_values(family: list[OfFamily]) -> list[float]:
+    """Benjamini and Hochberg in the leading metrics, and in the others, each at half; one of a reading is counted."""
+    stands_for = list(range(len(family)))
+    for place in sorted(stands_for, key=lambda place: not family[place].leads):
+        kept = [other for other in range(len(family)) if other != place and stands_for[other] == other]
+        earlier = [other for other in kept if (not family[other].leads, other) < (not family[place].leads, place)]
+        same = [other for other in earlier if _one_reading(family[other], family[place])]
+        stands_for[place] = min(same, key=lambda other: (not family[other].leads, other), default=place)
+    counted = [place for place in range(len(family)) if stands_for[place] == place]
+    tiers = [[place for place in counted if family[place].leads is leads] for leads in (True, False)]
+    n_tiers = sum(bool(tier) for tier in tiers)
+    found: dict[int, float] = {}
+    for tier in tiers:
+        smallest = 1.0
+        for rank, place in reversed(list(enumerate(sorted(tier, key=lambda place: family[place].p_value), start=1))):
+            smallest = min(smallest, n_tiers * family[place].p_value * len(tier) / rank)
+            found[place] = smallest
+    return [found[stands_for[place]] for place in range(len(family))]
+
+
+def _one_reading(first: OfFamily, second: OfFamily) -> bool:
+    pairs = [(a, b) for a, b in zip(first.pairs, second.pairs, strict=True) if len(a) == len(b) >= 2]
+    if first.reading != second.reading or not pairs:
+        return False
+    shares = []
+    for ours, theirs in pairs:
+        apart = min(max(abs(a - sign * b) for a, b in zip(ours, theirs, strict=True)) for sign in (1, -1))
+        varies = min(max(logs) - min(logs) for logs in (ours, theirs))
+        shares.append(apart / varies if varies else math.inf)
+    return statistics.fmean(shares) <= (0.25 if min(len(a) for a, _ in pairs) >= 4 else 0.05)
 
 
 def subject_of(one: Mapping[str, Any]) -> tuple[str, ...]:

@@ -35,13 +35,15 @@ from tare.bench.settings import DEFAULT_MARGIN, settings_of
 from tare.bench.stats.comparisons import (
     CellBlocks,
     Comparison,
+    Floats,
     Interval,
     Verdict,
     compare,
-    control_false_discoveries,
     least_for_quantile,
+    log_ratios,
     summarise,
 )
+from tare.bench.stats.families import Member, control_false_discoveries
 from tare.bench.stats.noise import NoiseFloor, NoiseSource, noise_floor
 from tare.bench.stats.precision import Precision, precision_of
 from tare.bench.stats.warmup import WarmUp
@@ -430,7 +432,9 @@ def _run_noise(subjects: Sequence[Subject]) -> RunNoise | None:
     ]
     worst = max(leading, default=None, key=lambda entry: entry[0])
     tested = [(title, row, floor) for title, row, floor in floors if floor.comparison.low is not None]
-    adjusted = control_false_discoveries([floor.comparison for *_, floor in tested])
+    adjusted = control_false_discoveries(
+        [Member(floor.comparison, row.metric.name, title, row.is_leading) for title, row, floor in tested]
+    )
     alarms = [
         (title, row.metric.name)
         for (title, row, _), found in zip(tested, adjusted, strict=True)
@@ -479,12 +483,26 @@ def _metric(manifest: Manifest, owner: str, experiment: str, name: str, unit: Un
 
 
 def _adjust_verdicts(subjects: Sequence[Subject]) -> None:
-    """Control false discoveries over all of the run's comparisons, in place: nobody has seen the subjects yet."""
-    rows = [row for subject in subjects for row in subject.rows]
-    given = [cell.comparison for row in rows for cell in row.cells if cell.comparison is not None]
-    adjusted = iter(control_false_discoveries(given))
-    for row in rows:
-        row.cells[:] = [
-            cell if cell.comparison is None else msgspec.structs.replace(cell, comparison=next(adjusted))
-            for cell in row.cells
-        ]
+    """Control false discoveries in each pair of backends, in place: nobody has seen the subjects yet."""
+    families: dict[str, list[tuple[Member, list[CellResult], int]]] = {}
+    for subject in subjects:
+        reading = Cell(subject.experiment, subject.workload, subject.params, "").key
+        for row in subject.rows:
+            evidence = _evidence(row)
+            for place, cell in enumerate(row.cells):
+                if cell.comparison is not None and row.base is not None:
+                    member = Member(cell.comparison, row.metric.name, reading, row.is_leading, evidence)
+                    family = f"{cell.backend.name} over {row.base.backend.name}"
+                    families.setdefault(family, []).append((member, row.cells, place))
+    for family, entries in families.items():
+        adjusted = control_false_discoveries([member for member, *_ in entries], family)
+        for (_, cells, place), found in zip(entries, adjusted, strict=True):
+            cells[place] = msgspec.structs.replace(cells[place], comparison=found)
+
+
+def _evidence(row: Row) -> tuple[Floats, ...]:
+    """The log ratios of each backend to the baseline, without those that have none."""
+    base = row.base
+    if base is None:
+        return ()
+    return tuple(log_ratios(cell.blocks, base.blocks) for cell in row.cells if cell.backend is not base.backend)

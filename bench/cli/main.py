@@ -144,8 +144,11 @@ def report(
 
 @app.command()
 def compare(
-    run: RunFolder,
-    other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="Second run.", show_default=False)] = None,
+    runs: Annotated[str, typer.Argument(metavar="RUN[,RUN...]", help="Run folder, or several of one side.")],
+    others: Annotated[
+        str | None,
+        typer.Argument(metavar="[OTHER[,OTHER...]]", help="Second run, or several.", show_default=False),
+    ] = None,
     *,
     backends: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help="Two backends of RUN, as the suite names them.")
@@ -167,19 +170,23 @@ def compare(
     form: Annotated[str, typer.Option("--format", "-f", help="text, json, markdown or a plug-in.")] = "text",
     output: OutputFile = None,
 ) -> None:
-    """Compare two runs, two backends or two parameter values.
+    """Compare two runs, two sets of runs, two backends or two parameter values.
 
-    Ratios are the second over the first. Runs made under different conditions are refused (exit code 7) with what
-    differs. Examples: tare compare runs/monday runs/tuesday; tare compare runs/monday --backends native vm;
-    tare compare runs/monday --by block_size 4KiB 64KiB.
+    Ratios are the second over the first. Between runs, what isolation costs is compared; levels, which hold the host's
+    part, have a verdict only with three runs a side. Runs made under different conditions are refused (exit code 7).
+    Examples: tare compare runs/mon runs/tue; tare compare a1,a2,a3 b1,b2,b3; tare compare runs/mon --backends native
+    vm; tare compare runs/mon --by block_size 4KiB 64KiB.
     """
     with guard():
         from tare.bench.analysis.comparison import ComparisonRequest
-        from tare.bench.cli.run import compare_command
+        from tare.bench.cli.run import compare_command, run_folders
 
-        if sum(one is not None for one in (other, backends, by)) != 1:
+        if sum(one is not None for one in (others, backends, by)) != 1:
             raise typer.BadParameter("name a second run, or --backends A B, or --by PARAM A B")
-        request = ComparisonRequest(run, other, backends, by, tuple(allow or ()), margin)
+        first, second = run_folders(runs), run_folders(others or "")
+        if not second and len(first) > 1:
+            raise typer.BadParameter("--backends and --by compare within one run: name one RUN")
+        request = ComparisonRequest(first, second, backends, by, tuple(allow or ()), margin)
         compare_command(request, form, output)
 
 

@@ -66,6 +66,13 @@ def report_command(run: Path, form: str, output: Path | None) -> None:
     say_where(output)
 
 
+def run_folders(text: str) -> tuple[Path, ...]:
+    """The run folders of one side, separated by commas; one whose own name has a comma stands alone."""
+    if Path(text).exists():
+        return (Path(text),) if text else ()
+    return tuple(Path(part) for part in text.split(",") if part)
+
+
 def compare_command(request: "ComparisonRequest", form: str, output: Path | None) -> None:
     """Write a comparison to a file, or to standard output for None and ``-``."""
     from tare.bench.analysis.comparison import compare_request

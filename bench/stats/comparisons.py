@@ -12,12 +12,6 @@ The interval for the centre of a few independent values, one a block, was chosen
 
 A block is resampled whole, with its instances and iterations. Resampling these again inside it would count
 their noise twice (Davison and Hinkley 1997, section 3.8): in simulation such intervals cover 100 %.
-
-Blocks of two runs share nothing that the host did, and are taken as two independent samples on the log scale with
-variances of their own. With fewer than ``MANY_BLOCKS`` on a side: the difference of means with Welch's t (Welch 1947).
-From there: the difference of means trimmed by 20 % with Yuen's t (Yuen 1974; Wilcox 2012, section 5.3), as one block
-that went astray moves a mean. The interval holds the variation of blocks within either run, and not that between two
-runs of the same thing, of which one each was made.
 """
 
 import functools
@@ -238,8 +232,9 @@ class Comparison(msgspec.Struct, frozen=True):
     ``ratio`` is backend over baseline; None where a value of 0 allows none. ``low`` and ``high`` bound it at
     ``level``; None where one block alone allows no interval. ``n_blocks`` are those that hold both sides;
     ``n_instances`` and ``n_iterations`` are the backend's own in them. ``p_value`` tests a ratio of 1;
-    ``q_value`` is it after ``control_false_discoveries``, and ``verdict_adjusted`` the verdict that survives.
-    ``note`` says why something is missing.
+    ``q_value`` is it after ``control_false_discoveries``, and ``verdict_adjusted`` the verdict that survives among all
+    that is said of one pair of backends (``family``). ``restates`` names the metric of the same reading that was
+    counted for this one. ``note`` says why something is missing, or stands for the verdict where none is possible.
     """
 
     ratio: float | None
@@ -256,6 +251,23 @@ class Comparison(msgspec.Struct, frozen=True):
     p_value: float | None = None
     q_value: float | None = None
     verdict_adjusted: Verdict = Verdict.INCONCLUSIVE
+    family: str = ""
+    restates: str = ""
+
+
+def relative(backend: CellBlocks, baseline: CellBlocks) -> CellBlocks:
+    """The backend over the baseline of the same block, in the blocks that hold both; 0 where there is no ratio."""
+    shared = np.intersect1d(backend.blocks, baseline.blocks)
+    ours, theirs = backend.at(shared), baseline.at(shared)
+    has_ratio = (ours.values > 0) & (theirs.values > 0)
+    ratios = np.divide(ours.values, theirs.values, out=np.zeros(len(shared)), where=has_ratio)
+    return msgspec.structs.replace(ours, values=ratios)
+
+
+def log_ratios(backend: CellBlocks, baseline: CellBlocks) -> Floats:
+    """The log ratios block by block; empty where a value of 0 or below allows none, or no block holds both."""
+    ratios = relative(backend, baseline).values
+    return np.log(ratios) if ratios.min(initial=math.inf) > 0 else np.empty(0)
 
 
 def compare(
@@ -271,16 +283,16 @@ def compare(
     shared = np.intersect1d(backend.blocks, baseline.blocks)
     ours, theirs = backend.at(shared), baseline.at(shared)
     counts = (len(shared), int(ours.instances.sum()), int(ours.iterations.sum()))
-    if note := "no block holds both: no ratio" if len(shared) == 0 else _why_no_ratio(ours, theirs):
-        return _undecided(counts, note, margin, level)
+    if note := "no block holds both: no ratio" if len(shared) == 0 else why_no_ratio((ours.values, theirs.values)):
+        return undecided(counts, note, margin, level)
     found = centre_interval(np.log(ours.values) - np.log(theirs.values), level=level, seed=seed)
-    return _decided(found, counts, direction, margin, level, found.method)
+    return decided(found, counts, direction, margin, level, found.method)
 
 
 def summarise(cell: CellBlocks, *, level: float = LEVEL, seed: int = 0) -> Interval:
     """The centre of a cell's own values, in the metric's unit, with its interval; on the log scale where it can be."""
     if cell.values.min() > 0:
-        return _exponential(centre_interval(np.log(cell.values), level=level, seed=seed))
+        return exponential(centre_interval(np.log(cell.values), level=level, seed=seed))
     return centre_interval(cell.values, level=level, seed=seed)
 
 
@@ -303,27 +315,9 @@ def judge(ratio: float, low: float | None, high: float | None, direction: Direct
     return Verdict.INCONCLUSIVE
 
 
-def control_false_discoveries(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same comparisons with q-values over all of them, by Benjamini and Hochberg (1995).
+def exponential(interval: Interval) -> Interval:
+    """An interval on the log scale as one of ratios."""
 
-    Of the verdicts faster and slower only those with q up to 1 - level survive in ``verdict_adjusted``. Equivalence
-    needs no adjustment: it claims no difference. What was too large to compute with (no finite p) is left as it is.
-    """
-    from scipy.stats import false_discovery_control
-
-    p_values = [math.nan if one.p_value is None else one.p_value for one in comparisons]
-    tested = [index for index, p_value in enumerate(p_values) if math.isfinite(p_value)]
-    q_values = false_discovery_control([p_values[index] for index in tested])
-    result = list(comparisons)
-    for index, q in zip(tested, q_values.tolist(), strict=True):
-        found = comparisons[index]
-        differs = found.verdict in (Verdict.FASTER, Verdict.SLOWER)
-        kept = found.verdict if not differs or q <= 1 - found.level else Verdict.INCONCLUSIVE
-        result[index] = msgspec.structs.replace(found, q_value=q, verdict_adjusted=kept)
-    return result
-
-
-def _exponential(interval: Interval) -> Interval:
     def back(value: float | None) -> float | None:
         return None if value is None else math.exp(value)
 
@@ -332,54 +326,26 @@ def _exponential(interval: Interval) -> Interval:
     )
 
 
-def _undecided(counts: tuple[int, int, int], note: str, margin: float, level: float) -> Comparison:
+def undecided(counts: tuple[int, int, int], note: str, margin: float, level: float = LEVEL) -> Comparison:
+    """A comparison without a ratio; ``counts`` are of blocks, instances, iterations, and the note says why."""
     return Comparison(None, None, None, Verdict.INCONCLUSIVE, *counts, "none", margin, level, note)
 
 
-def _why_no_ratio(one: CellBlocks, other: CellBlocks) -> str:
-    """Why these values have no ratio; empty if they have one."""
-    if not (one.values.any() or other.values.any()):
+def why_no_ratio(values: Sequence[Floats]) -> str:
+    """Why these values have no ratio; empty if they have one. None of the arrays is empty."""
+    if not any(one.any() for one in values):
         return "0 on both sides"
-    return "a value of 0 or below: no ratio" if min(one.values.min(), other.values.min()) <= 0 else ""
+    return "a value of 0 or below: no ratio" if min(one.min() for one in values) <= 0 else ""
 
 
-def compare_unpaired(
-    second: CellBlocks, first: CellBlocks, *, direction: Direction, margin: float = DEFAULT_MARGIN
-) -> Comparison:
-    """The ratio of a cell in one run to the same cell in another. Never raises for too little data: the note says it.
-
-    ``n_blocks`` of the result are those of the side that has fewer; instances and iterations are the second's.
-    """
-    n_blocks = min(len(first.values), len(second.values))
-    counts = (n_blocks, int(second.instances.sum()), int(second.iterations.sum()))
-    if note := "no block on one side: no ratio" if n_blocks == 0 else _why_no_ratio(first, second):
-        return _undecided(counts, note, margin, LEVEL)
-    found = difference_interval(np.log(second.values), np.log(first.values))
-    return _decided(found, counts, direction, margin, LEVEL, "one block on a side: no interval")
-
-
-def difference_interval(second: Floats, first: Floats) -> Interval:
-    """The difference of two centres, second minus first, with its interval and the p-value of it being 0."""
-    from scipy.stats import ttest_ind
-
-    counts = f"{len(second)} and {len(first)} blocks"
-    trims = min(len(second), len(first)) >= MANY_BLOCKS
-    centre = float(trimmed_mean(second) - trimmed_mean(first)) if trims else float(second.mean() - first.mean())
-    if min(len(second), len(first)) < 2:
-        return Interval(centre, None, None, None, f"{counts}: no interval")
-    method = f"{'Yuen' if trims else 'Welch'}'s t over {counts}"
-    if not trims and max(np.ptp(second), np.ptp(first)) == 0:  # scipy has no answer where nothing varies
-        return Interval(centre, centre, centre, 1.0 if centre == 0 else 0.0, method)
-    found = ttest_ind(second, first, equal_var=False, trim=TRIMMED if trims else 0)
-    low, high = found.confidence_interval(LEVEL)
-    return Interval(centre, float(low), float(high), float(found.pvalue), method)
-
-
-def _decided(
+def decided(
     on_logs: Interval, counts: tuple[int, int, int], direction: Direction, margin: float, level: float, no_interval: str
 ) -> Comparison:
-    """The comparison that an interval on the log scale makes; ``no_interval`` is said where it has no ends."""
-    found = _exponential(on_logs)
+    """The comparison that an interval on the log scale makes; ``no_interval`` is said where it has no ends.
+
+    ``counts`` are of blocks, instances, iterations.
+    """
+    found = exponential(on_logs)
     verdict = judge(found.centre, found.low, found.high, direction, margin)
     return Comparison(
         found.centre,

@@ -1,6 +1,7 @@
 """tare compare: unpaired intervals that cover, verdicts with the known truth, refusals that name what differs."""
 
 import json
+import math
 from dataclasses import replace
 
 import msgspec
@@ -10,19 +11,21 @@ from lxml import etree
 from typer.testing import CliRunner
 
 from tare.bench.analysis import analyse
-from tare.bench.analysis.comparison import ComparisonRequest, compare_request
+from tare.bench.analysis.comparison import ComparisonRequest, LineKind, compare_request
 from tare.bench.cli.main import app
 from tare.bench.comparability import conditions, find_differences
 from tare.bench.errors import ExitCode, NotComparableError, RunDirectoryError, UnknownNameError
 from tare.bench.model import Direction
 from tare.bench.records import Sample
-from tare.bench.stats.comparisons import CellBlocks, Verdict, compare_unpaired, difference_interval
+from tare.bench.stats.comparisons import CellBlocks, Verdict
+from tare.bench.stats.runs import compare_runs, difference_interval
 from tare.bench.store import load_manifest, load_run
 from tare.bench.units import Unit
 from tare.reports.compare import notes_of
 from tare.reports.markdown import MarkdownReporter
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
+ALIKE = "a side with one reading only: no interval"
 SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=3, noise=0.003, blocks=8)
 
 
@@ -64,9 +67,11 @@ def tuesday(tmp_path):
     return named(write_run(tmp_path / "tuesday", recipe), "tuesday")
 
 
-def found_in(comparison, metric, backend):
+def found_in(comparison, metric, backend, kind=None):
     return next(
-        line.found for line in comparison.lines if line.metric.name == metric and line.backend.startswith(backend)
+        line.found
+        for line in comparison.lines
+        if line.metric.name == metric and line.backend.startswith(backend) and kind in (None, line.kind)
     )
 
 
@@ -135,20 +140,23 @@ def test_yuen_is_scipy_s():
 @pytest.mark.parametrize(
     ("second", "first", "note", "verdict"),
     [
-        ([1.0], [2.0, 2.1], "one block on a side: no interval", Verdict.INCONCLUSIVE),
+        ([1.0], [2.0, 2.1], "1 and 2 blocks: no interval", Verdict.INCONCLUSIVE),
         ([0.0, 0.0], [0.0, 0.0], "0 on both sides", Verdict.INCONCLUSIVE),
         ([1.0, 1.0], [0.0, 2.0], "a value of 0 or below: no ratio", Verdict.INCONCLUSIVE),
-        ([2.0, 2.0], [1.0, 1.0], "", Verdict.SLOWER),
-        ([1.0, 1.0], [1.0, 1.0], "", Verdict.EQUIVALENT),
+        ([], [2.0, 2.1], "no block on one side: no ratio", Verdict.INCONCLUSIVE),
+        ([2.0] * 3, [1.0] * 8, f"3 and 8 blocks, {ALIKE}", Verdict.INCONCLUSIVE),
+        ([2.0, 2.1, 2.2], [1.0, 1.0], f"3 and 2 blocks, {ALIKE}", Verdict.INCONCLUSIVE),
+        ([2.0] * 4, [1.0] * 4, "", Verdict.SLOWER),
+        ([1.0] * 4, [1.0] * 4, "", Verdict.EQUIVALENT),
     ],
 )
 def test_what_there_is_too_little_of_is_said(second, first, note, verdict):
-    found = compare_unpaired(cell(second), cell(first), direction=Direction.LOWER)
+    found = compare_runs([cell(second)], [cell(first)], direction=Direction.LOWER)
     assert (found.note, found.verdict) == (note, verdict)
 
 
 def test_two_runs_have_the_known_difference_and_no_other(monday, tuesday):
-    comparison = compare_request(ComparisonRequest(monday, tuesday))
+    comparison = compare_request(ComparisonRequest((monday,), (tuesday,)))
     found = found_in(comparison, "events", "native")
     assert found.low <= 1 / 1.1 <= found.high
     assert found.verdict_adjusted is Verdict.SLOWER
@@ -160,13 +168,13 @@ def test_two_runs_have_the_known_difference_and_no_other(monday, tuesday):
     }
     assert differing == {("events", "native")}
     assert not comparison.is_paired
-    assert any("share no block" in note for note in notes_of(comparison))
+    assert any("One run of each side does not show" in note for note in notes_of(comparison))
     assert any("emulated in software" in note for note in notes_of(comparison))
 
 
 def test_swapping_the_runs_turns_every_ratio(monday, tuesday):
-    there = compare_request(ComparisonRequest(monday, tuesday))
-    back = compare_request(ComparisonRequest(tuesday, monday))
+    there = compare_request(ComparisonRequest((monday,), (tuesday,)))
+    back = compare_request(ComparisonRequest((tuesday,), (monday,)))
     for one, other in zip(there.lines, back.lines, strict=True):
         if one.found.ratio is not None and other.found.ratio is not None:
             assert one.found.ratio * other.found.ratio == pytest.approx(1)
@@ -192,13 +200,13 @@ def test_other_conditions_are_refused_and_can_be_allowed(monday, tuesday, field)
     assert before == after
     edit_manifest(tuesday, DIFFERENCES[field])
     with pytest.raises(NotComparableError) as refused:
-        compare_request(ComparisonRequest(monday, tuesday))
+        compare_request(ComparisonRequest((monday,), (tuesday,)))
     changed = conditions(load_manifest(tuesday))
     assert f"{field}: {before[field]} against {changed[field]}" in refused.value.message
     assert f"--allow {field}" in refused.value.remedy
     assert refused.value.exit_code == ExitCode.NOT_COMPARABLE
     for allowed in (field, field.partition(".")[0]):
-        comparison = compare_request(ComparisonRequest(monday, tuesday, allowed=(allowed,)))
+        comparison = compare_request(ComparisonRequest((monday,), (tuesday,), allowed=(allowed,)))
         assert [one.field for one in comparison.confounds] == [field]
 
 
@@ -208,36 +216,36 @@ def test_every_difference_is_listed_and_each_needs_its_own_permission(monday, tu
     found = [one.field for one in find_differences(load_manifest(monday), load_manifest(tuesday))]
     assert sorted(found) == sorted(DIFFERENCES)
     with pytest.raises(NotComparableError) as refused:
-        compare_request(ComparisonRequest(monday, tuesday, allowed=("host", "tare", "image")))
+        compare_request(ComparisonRequest((monday,), (tuesday,), allowed=("host", "tare", "image")))
     assert "host." not in refused.value.message
     assert "envelope.memory_bytes" in refused.value.message
 
 
 def test_what_only_one_run_has_is_left_out_and_said(tmp_path, monday):
     other = named(write_run(tmp_path / "other", replace(SMALL, seed=3, backends=("bare-metal", "native"))), "other")
-    comparison = compare_request(ComparisonRequest(monday, other))
+    comparison = compare_request(ComparisonRequest((monday,), (other,)))
     assert {line.backend for line in comparison.lines} == {"bare-metal", "native"}
     assert any("of monday are not in the other" in note for note in notes_of(comparison))
 
 
 def test_nonsense_is_refused(tmp_path, monday, tuesday):
     with pytest.raises(UnknownNameError, match="hots"):
-        compare_request(ComparisonRequest(monday, tuesday, allowed=("hots",)))
+        compare_request(ComparisonRequest((monday,), (tuesday,), allowed=("hots",)))
     with pytest.raises(RunDirectoryError, match="same run"):
-        compare_request(ComparisonRequest(monday, monday))
+        compare_request(ComparisonRequest((monday,), (monday,)))
     with pytest.raises(UnknownNameError, match="bare-metal, native, vm"):
-        compare_request(ComparisonRequest(monday, backends=("native", "xen")))
+        compare_request(ComparisonRequest((monday,), backends=("native", "xen")))
     with pytest.raises(UnknownNameError, match="max_prime, threads"):
-        compare_request(ComparisonRequest(monday, parameter=("block_size", "4k", "8k")))
+        compare_request(ComparisonRequest((monday,), parameter=("block_size", "4k", "8k")))
     with pytest.raises(UnknownNameError, match="it was: 1"):
-        compare_request(ComparisonRequest(monday, parameter=("threads", "1", "2")))
+        compare_request(ComparisonRequest((monday,), parameter=("threads", "1", "2")))
     empty = write_run(tmp_path / "empty", replace(SMALL, failing=SMALL.backends))
     with pytest.raises(RunDirectoryError, match="nothing in common"):
-        compare_request(ComparisonRequest(monday, named(empty, "empty")))
+        compare_request(ComparisonRequest((monday,), (named(empty, "empty"),)))
 
 
 def test_two_backends_are_compared_block_by_block_as_the_report_does(monday):
-    comparison = compare_request(ComparisonRequest(monday, backends=("bare-metal", "vm")))
+    comparison = compare_request(ComparisonRequest((monday,), backends=("bare-metal", "vm")))
     analysis = analyse(load_run(monday))
     reported = {
         (subject.workload, row.metric.name): found.ratio
@@ -247,7 +255,7 @@ def test_two_backends_are_compared_block_by_block_as_the_report_does(monday):
     assert {(line.workload, line.metric.name): line.found.ratio for line in comparison.lines} == reported
     assert (comparison.first, comparison.second) == ("bare-metal", "vm (tcg)")
     assert any("emulated in software" in note for note in notes_of(comparison))
-    others = compare_request(ComparisonRequest(monday, backends=("bare-metal", "native")))
+    others = compare_request(ComparisonRequest((monday,), backends=("bare-metal", "native")))
     assert not any("emulated in software" in note for note in notes_of(others))
 
 
@@ -255,7 +263,7 @@ def test_two_values_of_a_parameter(tmp_path):
     fast, slow = (replace(SUBJECTS[0], params={"threads": n, "max_prime": 10000}) for n in (1, 2))
     slow = replace(slow, metrics=tuple((metric, base / 3, power) for metric, base, power in slow.metrics))
     run = write_run(tmp_path / "run", replace(SMALL, subjects=(fast, slow)))
-    comparison = compare_request(ComparisonRequest(run, parameter=("threads", "1", "2")))
+    comparison = compare_request(ComparisonRequest((run,), parameter=("threads", "1", "2")))
     for backend in ("bare-metal", "native", "vm"):
         found = found_in(comparison, "events", backend)
         assert found.low <= 1 / 3 <= found.high
@@ -264,7 +272,7 @@ def test_two_values_of_a_parameter(tmp_path):
 
 
 def test_a_margin_asked_for_replaces_the_run_s(monday, tuesday):
-    comparison = compare_request(ComparisonRequest(monday, tuesday, margin=0.5))
+    comparison = compare_request(ComparisonRequest((monday,), (tuesday,), margin=0.5))
     assert {line.found.margin for line in comparison.lines} == {0.5}
     assert found_in(comparison, "events", "native").verdict is Verdict.EQUIVALENT
 
@@ -283,7 +291,7 @@ def test_a_run_of_an_older_version_is_readable(monday, tuesday):
 
     edit_manifest(tuesday, age)
     edit_manifest(monday, age)
-    assert compare_request(ComparisonRequest(monday, tuesday)).lines
+    assert compare_request(ComparisonRequest((monday,), (tuesday,))).lines
 
 
 def tare(*arguments):
@@ -315,14 +323,15 @@ def test_json_and_junit_hold_the_same_verdicts(monday, tuesday):
     slower = [line for line in content["lines"] if line["found"]["verdict_adjusted"] == "slower"]
     tree = etree.fromstring(tare("compare", monday, tuesday, "--format", "junit").stdout.encode())
     failed = [case.get("name") for case in tree.iter("testcase") if case.find("failure") is not None]
-    assert failed == [f"{line['metric']['name']} on {line['backend']}" for line in slower] == ["events on native"]
+    names = [f"{line['kind']} of {line['metric']['name']} on {line['backend']}" for line in slower]
+    assert failed == names == ["isolation of events on native"]
     assert len(list(tree.iter("testcase"))) == len(content["lines"])
 
 
 def test_hostile_names_are_text_in_a_comparison(tmp_path):
     first = named(write_run(tmp_path / "first", replace(hostile_recipe(), failing=())), HOSTILE[0])
     second = named(write_run(tmp_path / "second", replace(hostile_recipe(), failing=(), seed=2)), HOSTILE[3])
-    MarkdownReporter().write_comparison(compare_request(ComparisonRequest(first, second)), tmp_path / "out.md")
+    MarkdownReporter().write_comparison(compare_request(ComparisonRequest((first,), (second,))), tmp_path / "out.md")
     assert "<script" not in (tmp_path / "out.md").read_text("utf-8")
     assert msgspec.json.decode(tare("compare", first, second, "-f", "json").stdout)["first"] == HOSTILE[0]
 
@@ -353,7 +362,98 @@ def test_ramps_of_different_lengths_compare_at_a_size_that_both_have(monday, tue
         if row.metric.name == "density.pss"
     }
     assert {found.verdict for found in reported.values()} == {Verdict.EQUIVALENT}, "at 10"
-    comparison = compare_request(ComparisonRequest(monday, tuesday))
+    comparison = compare_request(ComparisonRequest((monday,), (tuesday,)))
     for name in counts:
         found = found_in(comparison, "density.pss", name)
         assert (found.ratio, found.note) == (None, "taken at other sizes: no ratio"), "at 10, and at 20"
+
+
+# --- runs as units ----------------------------------------------------------------------------------
+
+
+def test_a_host_that_changed_is_no_change_of_isolation_and_no_failure(tmp_path, monday):
+    """All of tuesday is 1.5 times as fast; that of native over bare metal is what it was."""
+    other = write_run(tmp_path / "other", replace(SMALL, seed=5))
+    lines = [json.loads(line) for line in (other / "samples.jsonl").read_text("utf-8").splitlines()]
+    for line in lines:
+        line["value"] *= {"1/s": 1.5, "s": 1 / 1.5}.get(line["unit"], 1.0)
+    (other / "samples.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    comparison = compare_request(ComparisonRequest((named(other, "other"),), (monday,)))
+    kinds = {line.kind for line in comparison.lines}
+    assert kinds == {LineKind.ISOLATION, LineKind.LEVEL}
+    level = found_in(comparison, "events", "bare-metal", LineKind.LEVEL)
+    assert level.ratio == pytest.approx(1 / 1.5, rel=0.02)
+    assert level.high < 1
+    assert (level.verdict, level.verdict_adjusted, level.p_value) == (Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE, None)
+    assert found_in(comparison, "events", "native", LineKind.ISOLATION).low < 1
+    assert not [one for one in comparison.lines if one.found.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER)]
+    (said,) = [note for note in notes_of(comparison) if "change of the host" in note]
+    assert said.startswith("bare-metal itself changed in ")
+    tree = etree.fromstring(tare("compare", other, monday, "--format", "junit").stdout.encode())
+    assert not list(tree.iter("failure"))
+
+
+def three(tmp_path, name, level, seeds, ratios=None):
+    runs = []
+    for seed, own in zip(seeds, level, strict=True):
+        run = write_run(tmp_path / f"{name}{seed}", replace(SMALL, seed=seed, ratios=ratios or SMALL.ratios))
+        lines = [json.loads(line) for line in (run / "samples.jsonl").read_text("utf-8").splitlines()]
+        for line in lines:
+            line["value"] *= own if line["unit"] == "1/s" else 1.0
+        (run / "samples.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+        runs.append(named(run, f"{name}{seed}"))
+    return runs
+
+
+def test_three_runs_of_each_side_show_what_runs_differ_by(tmp_path):
+    first = three(tmp_path, "a", (1.0, 1.3, 0.8), (1, 2, 3))
+    second = three(tmp_path, "b", (1.2, 0.9, 1.1), (4, 5, 6), {"native": 1.1, "vm": 8.8})
+    sides = [",".join(map(str, side)) for side in (first, second)]
+    content = json.loads(tare("compare", *sides, "--format", "json").stdout)
+    assert content["runs"] == [3, 3]
+    lines = {(one["kind"], one["metric"]["name"], one["backend"]): one["found"] for one in content["lines"]}
+    level = lines["level", "events", "bare-metal"]
+    assert level["method"] == "Welch's t over 3 and 3 runs"
+    assert level["low"] < 0.8
+    assert level["high"] > 1.25
+    assert level["p_value"] > 0.3
+    isolation = lines["isolation", "events", "native"]
+    assert isolation["low"] <= 1 / 1.1 <= isolation["high"]
+    assert isolation["verdict"] == "slower"
+    assert not any("do not show how much" in note or "does not show" in note for note in content["notes"])
+    apart = [",".join(map(str, side)) for side in (first, three(tmp_path, "c", (9.0, 9.4, 8.6), (7, 8, 9)))]
+    tree = etree.fromstring(tare("compare", apart[1], apart[0], "--format", "junit").stdout.encode())
+    failed = {case.get("name") for case in tree.iter("testcase") if case.find("failure") is not None}
+    assert "level of events on bare-metal" in failed, "nine times slower, and three runs a side show it"
+    assert not any(name.startswith("isolation") for name in failed)
+
+
+def test_intervals_between_runs_hold_the_truth_where_runs_differ():
+    random, hits, wide = np.random.default_rng(12), {True: 0, False: 0}, 400
+    for _ in range(wide):
+        for enough in hits:
+            sides = []
+            for truth in (0.05, 0.0):
+                levels = truth + 0.05 * random.standard_normal(3 if enough else 1)
+                sides.append([cell(np.exp(level + 0.01 * random.standard_normal(6))) for level in levels])
+            found = compare_runs(*sides, direction=Direction.LOWER)
+            hits[enough] += found.low <= math.exp(0.05) <= found.high
+    assert hits[True] / wide >= 0.93
+    assert hits[False] / wide < 0.5, "one run a side cannot know"
+
+
+def test_one_night_against_many_uses_what_nights_differ_by():
+    random, hits, nights = np.random.default_rng(13), 0, 500
+    for _ in range(nights):
+        before = [cell(np.exp(0.05 * random.standard_normal() + 0.01 * random.standard_normal(5))) for _ in range(8)]
+        tonight = cell(np.exp(0.05 * random.standard_normal() + 0.01 * random.standard_normal(5)))
+        found = compare_runs([tonight], before, direction=Direction.LOWER)
+        hits += found.low <= 1 <= found.high
+    assert found.method == "pooled t over 1 and 8 runs"
+    assert 0.93 <= hits / nights <= 0.975
+
+
+def test_runs_with_one_reading_give_no_verdict():
+    found = compare_runs([cell([2.0])] * 3, [cell([1.0])] * 3, direction=Direction.LOWER)
+    assert (found.low, found.note) == (None, "3 and 3 runs with one reading only: no interval")
+    assert compare_runs([cell([2.0] * 2)] * 3, [cell([1.0] * 2)] * 3, direction=Direction.LOWER).low == 2.0

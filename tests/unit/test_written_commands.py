@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from tare.bench.cli.main import app
-from tests.recompute_report import Recomputed, subject_of
+from tests.recompute_report import OfFamily, Recomputed, family_q_values, subject_of
 from tests.synthetic import QUICK, SUBJECTS, write_run
 from tests.unit.test_stored_runs import unpacked
 from tests.unit.test_written_numbers import prints
@@ -49,14 +50,23 @@ def logs(run, subject, backend):
     return [math.log(value) for value in run.cells[subject][backend].values()]
 
 
+def sides_of(line, runs):
+    """The logarithms that the line compares, of either run: levels, or ratios to the baseline block by block."""
+    subject = subject_of(line | {"metric": line["metric"]["name"]})
+    backend = next(name for name in runs[0].manifest["backends"] if label_of(runs[0], name) == line["backend"])
+    if line["kind"] == "level":
+        return [logs(run, subject, backend) for run in runs]
+    cells = [run.cells[subject] for run in runs]
+    return [[math.log(one[backend][block] / one["bare-metal"][block]) for block in one[backend]] for one in cells]
+
+
 def test_two_runs_are_compared_by_welch_over_their_blocks(two, compared):
-    first, second = map(Recomputed, two)
+    runs = [Recomputed(run) for run in two]
     lines = [line for line in json.loads(compared("json"))["lines"] if line["found"]["low"] is not None]
     assert len(lines) > 30
+    families = defaultdict(list)
     for line in lines:
-        subject = subject_of(line | {"metric": line["metric"]["name"]})
-        backend = next(name for name in first.manifest["backends"] if label_of(first, name) == line["backend"])
-        before, after = logs(first, subject, backend), logs(second, subject, backend)
+        before, after = sides_of(line, runs)
         found = line["found"]
         ratio = statistics.fmean(after) - statistics.fmean(before)
         assert found["ratio"] == pytest.approx(math.exp(ratio), rel=1e-9)
@@ -65,12 +75,21 @@ def test_two_runs_are_compared_by_welch_over_their_blocks(two, compared):
         assert (found["low"], found["high"]) == pytest.approx(
             (math.exp(interval.low), math.exp(interval.high)), rel=1e-8
         )
-        assert found["p_value"] == pytest.approx(test.pvalue, rel=1e-6)
         assert found["n_blocks"] == min(len(before), len(after))
         assert line["first"]["centre"] == pytest.approx(math.exp(statistics.fmean(before)), rel=1e-9)
         assert line["second"]["centre"] == pytest.approx(math.exp(statistics.fmean(after)), rel=1e-9)
-    adjusted = stats.false_discovery_control([line["found"]["p_value"] for line in lines])
-    assert [line["found"]["q_value"] for line in lines] == pytest.approx(adjusted.tolist(), rel=1e-9)
+        if line["kind"] == "level":
+            assert found["p_value"] is None
+            assert found["verdict"] == found["verdict_adjusted"] == "inconclusive"
+        else:
+            assert found["p_value"] == pytest.approx(test.pvalue, rel=1e-6)
+            reading = "/".join(subject_of(line | {"metric": ""}))
+            tested = OfFamily(found["p_value"], [[*before, *after]], reading, line["is_leading"])
+            families[line["backend"]].append((found, tested))
+    assert len(families) == 2
+    for family in families.values():
+        expected = family_q_values([tested for _, tested in family])
+        assert [found["q_value"] for found, _ in family] == pytest.approx(expected, rel=1e-9)
 
 
 def label_of(run, name):
