@@ -95,9 +95,9 @@ def test_another_plug_in_and_another_commit_are_other_conditions(monday, tuesday
     )
     edit_manifest(tuesday, lambda content: content.update(change))
     with pytest.raises(NotComparableError) as refused:
-        compare_request(ComparisonRequest(monday, tuesday, None, None, (), None))
+        compare_request(ComparisonRequest((monday,), (tuesday,)))
     assert field in str(refused.value)
-    compare_request(ComparisonRequest(monday, tuesday, None, None, (field.split(":")[0],), None))
+    compare_request(ComparisonRequest((monday,), (tuesday,), allowed=(field.split(":")[0],)))
 
 
 @pytest.mark.parametrize(
