@@ -107,7 +107,7 @@ def test_a_virtual_host_is_named(analysed, tmp_path):
 def test_findings_are_three_sentences_from_verdicts(analysed):
     found = findings(analysed())
     assert len(found) == 3
-    assert "vm (tcg) is slower than bare-metal in all 6 speed measures" in found[1]
+    assert "vm (tcg) is slower than bare-metal in all 4 speed measures" in found[1]
     assert found[2].startswith("Ready to execute after")
 
 
