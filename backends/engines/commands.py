@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from socket import socketpair
+from typing import BinaryIO
 
 from tare.backends.native.channel import Channel
 from tare.backends.native.steps import Step, encode
@@ -80,25 +81,38 @@ def _last_line(printed: str) -> str:
     return lines[-1].strip() if lines else "(it printed nothing)"
 
 
+def _memory_file(content: bytes) -> BinaryIO:
+    file = os.fdopen(os.memfd_create("tare-engine", os.MFD_CLOEXEC), "w+b", buffering=0)
+    file.write(content)
+    file.seek(0)
+    return file
+
+
 @contextlib.contextmanager
 def start_command(
-    launcher: Path, argv: Sequence[str], steps: Sequence[Step], log: Path, environment: Mapping[str, str]
+    launcher: Path,
+    argv: Sequence[str],
+    steps: Sequence[Step],
+    log: Path,
+    environment: Mapping[str, str],
+    files: Sequence[bytes] = (),
 ) -> Iterator[EngineCommand]:
     """Start a command of an engine after ``steps``; it is killed, if it still runs, when the block ends.
 
-    Raises BackendError, MissingToolError.
+    ``files`` are contents that it finds open as descriptors 3, 4, ... Raises BackendError, MissingToolError.
     """
     program = str(require_tool(argv[0]))
     ours, theirs = socketpair()
-    with theirs, log.open("ab") as output:
+    with theirs, log.open("ab") as output, contextlib.ExitStack() as stack:
+        given = [stack.enter_context(_memory_file(content)).fileno() for content in files]
         process = Popen(
-            [str(launcher), "become", str(theirs.fileno()), program, *argv[1:]],
+            [str(launcher), "become", str(theirs.fileno()), ",".join(map(str, given)), program, *argv[1:]],
             env={**PLAIN_ENVIRONMENT, "PATH": os.environ.get("PATH", os.defpath), **environment},
             cwd="/",
             stdin=DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=(theirs.fileno(),),
+            pass_fds=(theirs.fileno(), *given),
             start_new_session=True,
         )
     channel = Channel(ours)

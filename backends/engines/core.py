@@ -191,6 +191,10 @@ class Engine(Backend):
     def start_command(self, box: Box) -> Sequence[str]:
         """The command that starts a container whose command is ``LIVE``; files that it needs are written here."""
 
+    def start_files(self) -> Sequence[bytes]:
+        """What the start command finds open as descriptors 3, 4, ...: contents of memory files."""
+        return ()
+
     def exec_command(self, box: Box, argv: Sequence[str]) -> Sequence[str] | None:
         """The command that executes ``argv`` in a container; None if the engine has none."""
         del box, argv
@@ -213,9 +217,14 @@ class Engine(Backend):
         del box_identifier
         return CONTAINER
 
+    def mounts(self, box: Box) -> Sequence[steps.Step]:
+        """What the engine's commands find mounted, beyond the overlay at ``box.root``."""
+        del box
+        return ()
+
     def begin(self, box: Box, stack: contextlib.ExitStack) -> Begun:
         """Ask the engine for the container, and return at once. For an engine without a command: override it."""
-        return stack.enter_context(self.spawn(box, self.start_command(box)))
+        return stack.enter_context(self.spawn(box, self.start_command(box), self.start_files()))
 
     def daemon_share(self) -> tuple[float | None, int | None]:
         """CPU seconds so far and memory (PSS) now of what the engine keeps for all containers."""
@@ -401,10 +410,12 @@ class Engine(Backend):
             with self.spawn(box, argv) as command:
                 command.finish(time.monotonic() + STOP_DEADLINE_S)
 
-    def spawn(self, box: Box, argv: Sequence[str]) -> AbstractContextManager[EngineCommand]:
+    def spawn(
+        self, box: Box, argv: Sequence[str], files: Sequence[bytes] = ()
+    ) -> AbstractContextManager[EngineCommand]:
         """A command of the engine's in the groups of ``box``. Raises BackendError, MissingToolError."""
         environment = {MARKER_VARIABLE: box.identifier}
-        return start_command(self._ready.program, argv, self._steps(box), box.log, environment)
+        return start_command(self._ready.program, argv, self._steps(box), box.log, environment, files)
 
     def _steps(self, box: Box) -> list[steps.Step]:
         """What is done before an engine's command: its own mounts, the root, the groups, the CPUs."""
@@ -413,6 +424,7 @@ class Engine(Backend):
             layers = (str(box.spec.image.rootfs), str(box.folder / "upper"), str(box.folder / "work"))
             data = "lowerdir={},upperdir={},workdir={}".format(*map(steps.escape_option, layers))
             made.append(steps.mount("overlay", str(box.root), 0, data))
+        made += self.mounts(box)
         files = box.groups.engine_files if self.places else box.groups.container.join_files
         made += [steps.join_cgroup(str(file)) for file in files]
         layout = self._ready.layout
@@ -457,7 +469,7 @@ class _Start:
         self._listener = stack.enter_context(_listen(box.given))
         self._watch = stack.enter_context(contextlib.closing(JoinWatch(box.groups.container.folders)))
         self._poll = select.poll()
-        self._connection: socket.socket | None = None
+        self._reported: Launched | None = None
 
     def run(self, stack: contextlib.ExitStack) -> Launched:
         """The container's first process, once it has reported and the engine has returned. Raises BackendError.
@@ -477,7 +489,8 @@ class _Start:
             for descriptor in done:
                 self._poll.unregister(descriptor)
             waited -= done
-        return self._take(begun)
+        assert self._reported is not None
+        return self._reported
 
     def _take_note(self, descriptor: int, begun: Begun) -> bool:
         """Note what a descriptor tells; whether it has told all. Raises BackendError if the engine failed."""
@@ -487,7 +500,7 @@ class _Start:
                 self._timeline.marks.setdefault(Phase.CREATED, now)
             return Phase.CREATED in self._timeline.marks
         if descriptor == self._listener.fileno():
-            self._connection, _ = self._listener.accept()
+            self._reported = self._hear(begun)
             return True
         begun.finish(self._deadline)
         self._timeline.started[StartedBy.RETURNED] = now
@@ -495,33 +508,34 @@ class _Start:
             raise BackendError(f"{self._engine.name} ended before its container was ready", evidence=begun.printed())
         return True
 
-    def _take(self, begun: Begun) -> Launched:
-        """What the first process says."""
-        assert self._connection is not None
-        channel = Channel(self._connection)
+    def _hear(self, begun: Begun) -> Launched:
+        """What the first process says; the marks of the start. Raises BackendError."""
+        connection, _ = self._listener.accept()
+        channel = Channel(connection)
         try:
-            option = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            pid = _CREDENTIALS.unpack(option)[0]
             fields, _ = channel.receive(self._deadline)
-            first_s = _READY.unpack(fields[1])[1] / 1e9
             ready_s = time.monotonic()
+            first_s = _READY.unpack(fields[1])[1] / 1e9
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            pid = _CREDENTIALS.unpack(peer)[0]
             self._box.groups.container.adopt(pid)
         except BaseException as error:
             channel.close()
             if isinstance(error, (EOFError, TimeoutError, struct.error, IndexError)):
-                raise BackendError(
-                    f"the container of {self._engine.name} ended before it was ready", evidence=begun.printed()
-                ) from error
+                ended = f"the container of {self._engine.name} ended before it was ready"
+                raise BackendError(ended, evidence=begun.printed()) from error
             raise
-        marks = self._timeline.marks
-        created_s = min(marks.pop(Phase.CREATED, first_s), first_s)
-        for phase, at_s in ((Phase.CREATED, created_s), (Phase.FIRST_INSTRUCTION, first_s), (Phase.READY, ready_s)):
-            self._timeline.mark(phase, at_s)
+        if self._watch.joined():
+            self._timeline.marks.setdefault(Phase.CREATED, first_s)
+        created_s = min(self._timeline.marks.pop(Phase.CREATED, first_s), first_s)
+        self._timeline.mark(Phase.CREATED, created_s)
+        self._timeline.mark(Phase.FIRST_INSTRUCTION, first_s)
+        self._timeline.mark(Phase.READY, ready_s)
         self._timeline.started[StartedBy.INSTRUCTION] = first_s
         return Launched(channel, pid, created_s, first_s)
 
     def _late(self, begun: Begun) -> BackendError:
-        reported = self._connection is not None
+        reported = self._reported is not None
         what = "has not returned" if reported else "has started nothing that reports"
         return BackendError(
             f"{self._engine.program} {what} within {self._engine.start_deadline_s:g} s, and was killed",

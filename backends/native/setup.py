@@ -238,7 +238,7 @@ def _container(setup: Setup) -> list[Step]:
     root, dev = setup.root, f"{setup.root}/dev"
     null = f"{dev}/null"
     return [
-        *_dev(setup, dev),
+        *dev_steps(setup, dev),
         steps.mount("proc", f"{root}/proc", NOTHING),
         *(steps.mask(root + path, null, setup.empty) for path in MASKED if path.startswith("/proc/")),
         *(steps.make_read_only(root + path) for path in READ_ONLY),
@@ -261,7 +261,8 @@ def _container(setup: Setup) -> list[Step]:
     ]
 
 
-def _dev(setup: Setup, dev: str) -> list[Step]:
+def dev_steps(setup: Setup, dev: str) -> list[Step]:
+    """A container's /dev at ``dev``, with device nodes of its own where the set-up may make some."""
     own = not setup.in_user_namespace
     no_devices = 0 if own else syscalls.MS_NODEV
     # Without an identity for the group tty, terminals are their owner's alone.

@@ -158,14 +158,14 @@ def traces_of(identifier: str, work: Path) -> list[str]:
 
 
 def cgroups_of(identifier: str) -> list[Path]:
-    """The cgroups named by an instance, in every hierarchy."""
+    """The cgroups named by an instance, and those below them, in every hierarchy."""
     roots = {mount.point for mount in read_mounts() if mount.kind in {"cgroup", "cgroup2"}}
     return sorted(
         Path(folder, name)
         for root in roots
         for folder, names, _ in os.walk(root)
         for name in names
-        if identifier in name
+        if identifier in f"{folder}/{name}"
     )
 
 

@@ -8,6 +8,7 @@ NEEDS = {
     "tare.bench.testing.fake:Fake": (),
     "bare-metal": (pytest.mark.root, pytest.mark.image),
     "native": (pytest.mark.root, pytest.mark.image),
+    "bubblewrap": (pytest.mark.root, pytest.mark.image, pytest.mark.tools),
     "runc": (pytest.mark.root, pytest.mark.image, pytest.mark.tools),
     "vm": (pytest.mark.root, pytest.mark.image, pytest.mark.guest, pytest.mark.tools),
 }
