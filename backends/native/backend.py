@@ -19,7 +19,7 @@ from tare.backends.native.identities import (
     probe_without_root,
 )
 from tare.backends.native.options import Capabilities, NativeOptions, Network, Profile, Seccomp, Upper
-from tare.backends.native.runtime import HostKernelBackend, probe_host
+from tare.backends.native.runtime import HostKernelBackend, probe_host, probe_storage
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, INTENT, Filters, compile_filters, probe_seccomp
 from tare.backends.native.setup import Setup
 from tare.backends.native.zygote import probe_program
@@ -97,6 +97,8 @@ class Native(HostKernelBackend):
         found = probe_host(self._chosen_namespaces(), without_root=True)
         if found.available and not is_privileged():
             found = probe_without_root(found, self.options.network)
+        if found.available and self.options.upper is Upper.DISK:
+            found = probe_storage(self.context.work_directory) or found
         if found.available:
             found = probe_program(self.context.cache_directory) or found
         if found.available and self._system:

@@ -46,7 +46,9 @@ from tare.backends.native.zygote import (
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind
-from tare.bench.linux.mounts import find_block_device
+from tare.bench.linux.files import HERE, HostRoots
+from tare.bench.linux.mounts import find_block_device, find_mount, read_mounts
+from tare.bench.locations import WORK_VARIABLE
 from tare.bench.model import (
     Availability,
     BackendDescription,
@@ -125,7 +127,9 @@ class HostKernelBackend(Backend):
     def probe(self) -> Availability:
         """Root, overlay, the namespaces, a cgroup hierarchy, and the zygote's program."""
         found = probe_host(self.namespaces)
-        return found if not found.available else probe_program(self.context.cache_directory) or found
+        if not found.available:
+            return found
+        return probe_storage(self.context.work_directory) or probe_program(self.context.cache_directory) or found
 
     def prepare(self, image: Image, envelope: Envelope) -> BackendDescription:
         """Starts the zygote, and one instance to prove that starting works."""
@@ -315,6 +319,22 @@ def probe_host(namespaces: tuple[str, ...], root: Path = Path("/"), *, without_r
         if not (root / "proc/self/ns" / name).is_symlink():
             return Availability.no(f"this kernel has no {name} namespaces")
     return _probe_cgroups(find_layout(root), privileged=privileged)
+
+
+_NO_UPPER_LAYER = frozenset({"overlay", "aufs", "ecryptfs", "nfs", "nfs4", "cifs", "smb3", "9p", "vfat", "exfat"})
+"""File systems on which the kernel takes no writable layer of an overlay."""
+
+
+def probe_storage(work: Path, roots: HostRoots = HERE) -> Availability | None:
+    """Why no instance's writable layer can lie in ``work``, as in a Docker container without a volume, or None."""
+    mount = find_mount(work.resolve(), read_mounts(roots))
+    if mount is None or mount.kind not in _NO_UPPER_LAYER:
+        return None
+    return Availability.no(
+        f"{mount.point} is {mount.kind}, which cannot hold the writable layer of an instance's root",
+        f"set {WORK_VARIABLE}, or the suite's storage, to a folder on a disk (in a container: a volume) or on a tmpfs "
+        "(then I/O figures are memory figures)",
+    )
 
 
 def _probe_cgroups(layout: Layout, *, privileged: bool) -> Availability:

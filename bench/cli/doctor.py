@@ -118,12 +118,12 @@ def _newest_image() -> Image | None:
 @contextlib.contextmanager
 def _backends() -> Iterator[list[tuple[str, Backend]]]:
     """Every backend that loads, with its default options."""
-    with _ledger() as ledger, tempfile.TemporaryDirectory(prefix="tare-doctor-") as folder:
+    with _ledger() as ledger, _folder(ledger) as folder:
         cpus = tuple(sorted(os.sched_getaffinity(0)))
         found = []
         for name, kind in sorted(find_backends().loaded.items()):
             with defects_named("Options"):
-                context = BackendContext(ledger, Path(folder), cache_directory(), kind.Options(), cpus)
+                context = BackendContext(ledger, folder, cache_directory(), kind.Options(), cpus)
                 found.append((name, kind(context)))
         yield found
 
@@ -165,8 +165,7 @@ def _check_packages() -> Iterator[Check]:
 
 def _check_backends() -> Iterator[Check]:
     plugins = find_backends()
-    folder = Path(tempfile.gettempdir()) / f"tare-doctor-{secrets.token_hex(6)}"
-    with _ledger() as ledger, work_folder(ledger, folder):
+    with _ledger() as ledger, _folder(ledger) as folder:
         for name, backend in sorted(plugins.loaded.items()):
             cpus = tuple(sorted(os.sched_getaffinity(0)))
             try:
@@ -184,6 +183,19 @@ def _check_backends() -> Iterator[Check]:
             yield Check(f"backend {name}", here.available, here.reason + more, here.remedy or "", needed)
             for facility, found in facilities:
                 yield Check(f"{name}: {facility}", found.available, found.reason, found.remedy or "", needed=False)
+
+
+@contextlib.contextmanager
+def _folder(ledger: Ledger) -> Iterator[Path]:
+    """A folder where instances would live; where that cannot be written, which has a check of its own, elsewhere."""
+    work = work_directory()
+    try:
+        free_bytes(work)
+    except OSError:
+        work = Path(tempfile.gettempdir())
+    folder = work / f"tare-doctor-{secrets.token_hex(6)}"
+    with work_folder(ledger, folder):
+        yield folder
 
 
 @contextlib.contextmanager

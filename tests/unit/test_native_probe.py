@@ -1,8 +1,11 @@
 """Whether a host can make instances, told from a copy of its /proc."""
 
+from pathlib import Path
+
 import pytest
 
-from tare.backends.native.runtime import probe_host
+from tare.backends.native.runtime import probe_host, probe_storage
+from tare.bench.linux.files import HostRoots
 
 MOUNTS = "35 24 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 
@@ -34,6 +37,22 @@ def test_a_missing_controller_is_told_and_no_obstacle(host):
     found = probe_host(("mnt",), host)
     assert found.available
     assert "without cpuset, io" in found.reason
+
+
+LAYERS = """22 1 0:40 / / rw - overlay overlay rw,lowerdir=/a
+30 22 254:0 / /volume rw - ext4 /dev/vda rw
+31 22 0:26 / /run rw - tmpfs tmpfs rw
+"""
+
+
+def test_a_folder_that_can_hold_no_layer_is_told_with_what_helps(host):
+    (host / "proc/self/mountinfo").write_text(LAYERS)
+    roots = HostRoots(host / "proc")
+    found = probe_storage(Path("/var/tmp/tare-none"), roots)
+    assert not found.available
+    assert "/ is overlay" in found.reason
+    assert "TARE_WORK_DIR" in found.remedy
+    assert probe_storage(Path("/volume/tare"), roots) is probe_storage(Path("/run/tare"), roots) is None
 
 
 def test_no_root(host):
