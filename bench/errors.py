@@ -29,6 +29,14 @@ class ExitCode(IntEnum):
     """The machine refused something in the middle: full disk, failed build, failed clean-up."""
     NOT_COMPARABLE = 7
     """`tare compare` was given runs whose conditions differ."""
+    REGRESSION = 10
+    """`tare gate` found a regression that nobody acknowledged."""
+    TOO_LITTLE_JUDGED = 11
+    """`tare gate` could judge too little of the night to call it green."""
+    ENVIRONMENT_CHANGED = 12
+    """`tare gate`: the conditions are not those of the nights before."""
+    INCOMPLETE_RUN = 13
+    """`tare gate`: the run was interrupted, or cells of it failed."""
     BUG = 70
     """An error inside tare."""
     INTERRUPTED = 130

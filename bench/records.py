@@ -155,6 +155,8 @@ class Manifest(Struct, frozen=True):
     (``Cell.subject``) that are sampled until they reach it. ``fingerprint`` is the host's; it is empty in runs of
     schema 1. ``tare_commit`` is empty outside a checkout. ``plugins`` says which distributions brought the plug-ins
     that were used (``{"workload mine": "my-plugins 1.2"}``).
+    schema 1. ``labels`` are the user's own; ``revision`` is the git commit of the suite's folder. ``confirms`` names the
+    run whose suspicious cells this one measured again, ``bridges`` the run whose conditions it measured next to new ones.
     """
 
     schema_version: int
@@ -182,6 +184,10 @@ class Manifest(Struct, frozen=True):
     experiments: Mapping[str, ExperimentTraits] = {}
     tare_commit: str = ""
     plugins: Mapping[str, str] = {}
+    labels: Mapping[str, str] = {}
+    revision: str = ""
+    confirms: str = ""
+    bridges: str = ""
 
     def traits_of(self, experiment: str) -> ExperimentTraits:
         """The traits of one of its experiments; of one that it does not have, those of no particular kind."""

@@ -1,0 +1,430 @@
+"""Judges the newest night of a suite against its history: what changed, what could not be judged, what it was blind to.
+
+A finding is told once: ``told.json`` next to the index holds what was told by which run. A level alone never fails a
+gate: only changes of ratios to the bare metal of the same blocks do.
+"""
+
+import contextlib
+import datetime
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tare.bench.errors import ExitCode, RunDirectoryError
+from tare.bench.history.acks import AckFile
+from tare.bench.history.changes import FALSE_DISCOVERIES, LEAST_BEFORE, Scan, scan
+from tare.bench.history.entries import RunEntry
+from tare.bench.history.findings import (
+    Finding,
+    Shift,
+    State,
+    host_findings,
+    make_finding,
+    make_spread_finding,
+    shift_of,
+)
+from tare.bench.history.index import History
+from tare.bench.history.nights import Nights, load_nights
+from tare.bench.history.reruns import Confirmation, choose_suspicious, confirm
+from tare.bench.records import RunStatus
+from tare.bench.stats.comparisons import Floats
+from tare.bench.trees import replace_file
+
+TOLD = "told.json"
+OTHER_FAMILIES = FALSE_DISCOVERIES / 4
+"""Level for bare metal's levels, and for the spread of blocks: they are told, and fail nothing."""
+LEAST_JUDGED = 0.5
+"""Share of the series of a night that have to be judged for the night to be green."""
+LARGEST_UNSEEN = 0.25
+"""A night whose middling series could have lost this much unseen is blind."""
+_SAME_CHANGE_NIGHTS = 3
+
+Mask = NDArray[np.bool_]
+
+
+class Verdict(StrEnum):
+    """What the gate says of a night, the first that applies."""
+
+    REGRESSION = "regression"
+    INCOMPLETE = "incomplete"
+    ENVIRONMENT = "environment-changed"
+    BLIND = "too-little-judged"
+    GREEN = "nothing-to-report"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """How `tare gate` ends."""
+        return {
+            Verdict.REGRESSION: ExitCode.REGRESSION,
+            Verdict.INCOMPLETE: ExitCode.INCOMPLETE_RUN,
+            Verdict.ENVIRONMENT: ExitCode.ENVIRONMENT_CHANGED,
+            Verdict.BLIND: ExitCode.TOO_LITTLE_JUDGED,
+            Verdict.GREEN: ExitCode.OK,
+        }[self]
+
+
+class EpochMark(msgspec.Struct, frozen=True):
+    """A night from which on the conditions of some series were others: its run, what changed, how many series.
+
+    ``steps`` are the changes of their ratios over the mark, by series: what changed at once cannot be separated.
+    """
+
+    run: str
+    fields: Mapping[str, tuple[str, str]]
+    series: int
+    steps: Mapping[str, Shift] = {}
+    bridged: bool = False
+
+
+class Unjudged(msgspec.Struct, frozen=True):
+    """Series that were not judged, and why."""
+
+    reason: str
+    series: tuple[str, ...]
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What the gate says of a run.
+
+    ``detectable`` is the smallest change that would be found within five nights nine times in ten, by the name of the
+    series. ``suspicious`` are series that a rerun could decide.
+    """
+
+    run: RunEntry
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    n_nights: int
+    n_series: int
+    n_judged: int
+    unjudged: tuple[Unjudged, ...]
+    detectable: Mapping[str, float]
+    suspicious: tuple[str, ...]
+    marks: tuple[EpochMark, ...]
+    confirmations: tuple[Confirmation, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def middling(self) -> float | None:
+        """The smallest change that a middling series could have shown."""
+        sizes = list(self.detectable.values())
+        return float(np.median(sizes)) if sizes else None
+
+    def of_state(self, *states: State) -> list[Finding]:
+        """The findings in these states."""
+        return [one for one in self.findings if one.state in states]
+
+
+class Told(msgspec.Struct, frozen=True):
+    """A finding as it was first told: that it is told once, and keeps its name while its place is still refined."""
+
+    identifier: str
+    series: str
+    kind: str
+    up: bool
+    since: str
+    first_told: str
+    resolved: str = ""
+    finding: Finding | None = None
+
+
+class Families(msgspec.Struct, frozen=True):
+    """The values that a night is judged by (NaN where a night does not count for a series) and what was found."""
+
+    ratios: Floats
+    isolation: Scan
+    q: Floats
+    base_levels: Floats
+    host: Scan
+    host_q: Floats
+    spreads: Floats
+    spread: Scan
+    spread_q: Floats
+
+
+def load_judged(history: History, run: RunEntry, acks: AckFile) -> Nights:
+    """The nights up to ``run``. Raises as ``load_nights``."""
+    return load_nights(history, run, renamed=acks.new_names)
+
+
+def judged_families(nights: Nights, acks: AckFile, day: datetime.date) -> Families:
+    """Scan the ratios (or levels without bare metal), bare metal's levels, and the scatter of blocks."""
+    counted = nights.is_tonight_epoch & (nights.failed == 0)
+    has_base = nights.baseline_of >= 0
+    is_base = np.array([one.is_baseline for one in nights.series], dtype=bool)
+    shown = np.where(has_base & ~is_base, nights.ratios, np.where(is_base, np.nan, nights.levels))
+    ratios = np.where(counted, shown, np.nan)
+    _move_baselines(nights, ratios, acks, day)
+    base_levels = np.where(counted & is_base, nights.levels, np.nan)
+    spreads = np.where(np.isnan(ratios) | (nights.blocks < 3), np.nan, nights.spreads)
+    isolation, host, spread = scan(_of_tonight(ratios)), scan(_of_tonight(base_levels)), scan(_of_tonight(spreads))
+    return Families(ratios, isolation, isolation.q, base_levels, host, host.q, spreads, spread, spread.q)
+
+
+def _of_tonight(values: Floats) -> Floats:
+    """Without the series that tonight does not have."""
+    return np.where(np.isnan(values[-1]), np.nan, values)
+
+
+def _move_baselines(nights: Nights, ratios: Floats, acks: AckFile, day: datetime.date) -> None:
+    """Nights before an acknowledged change count no more, in place."""
+    columns = {one.identifier: column for column, one in enumerate(nights.series)}
+    rows = {one.run: row for row, one in enumerate(nights.entries)}
+    for ack in acks.acknowledged:
+        if ack.series in columns and ack.since in rows and ack.is_in_force(day):
+            ratios[: rows[ack.since], columns[ack.series]] = np.nan
+
+
+def judge(history: History, run: RunEntry, acks: AckFile, *, day: datetime.date | None = None) -> Judgement:
+    """Judge a run. ``day`` is the date by which acknowledgements expire, today unless given."""
+    day = day or datetime.datetime.now(datetime.UTC).date()
+    nights = load_judged(history, run, acks)
+    families = judged_families(nights, acks, day)
+    suspicious = choose_suspicious(families.ratios, families.isolation)
+    confirmations = confirm(nights, families.ratios, families.isolation, suspicious)
+    found = _findings(nights, families, confirmations)
+    told = load_told(history)
+    findings = _with_states(nights, found, told, acks, day, {one.column: one for one in confirmations})
+    marks = tuple(_marks(history, nights))
+    unjudged = tuple(_unjudged(nights, families))
+    judged = families.isolation.is_judged
+    sizes = families.isolation.detectable()
+    names = [one.name for one in nights.series]
+    judgement = Judgement(
+        run=run,
+        verdict=Verdict.GREEN,
+        findings=tuple(findings),
+        n_nights=len(nights.entries),
+        n_series=int(judged.sum()) + sum(len(one.series) for one in unjudged),
+        n_judged=int(judged.sum()),
+        unjudged=unjudged,
+        detectable={names[column]: float(np.expm1(sizes[column])) for column in np.flatnonzero(judged)},
+        suspicious=tuple(nights.series[column].identifier for column in suspicious),
+        marks=marks,
+        confirmations=tuple(confirmations),
+        notes=tuple(_notes(history, nights, acks, day)),
+    )
+    return msgspec.structs.replace(judgement, verdict=_verdict(judgement))
+
+
+def _verdict(one: Judgement) -> Verdict:
+    if any(finding.is_regression for finding in one.findings):
+        return Verdict.REGRESSION
+    if one.run.status is not RunStatus.COMPLETE or one.run.failed:
+        return Verdict.INCOMPLETE
+    if any(mark.run == one.run.run for mark in one.marks):
+        return Verdict.ENVIRONMENT
+    middling = one.middling
+    if one.n_judged < LEAST_JUDGED * max(1, one.n_series) or middling is None or middling > LARGEST_UNSEEN:
+        return Verdict.BLIND
+    return Verdict.GREEN
+
+
+def _findings(nights: Nights, families: Families, confirmations: Sequence[Confirmation]) -> list[Finding]:
+    confirmed = {one.column for one in confirmations if one.is_confirmed}
+    refuted = {one.column for one in confirmations if one.is_refuted}
+    columns = (set(np.flatnonzero(families.q <= FALSE_DISCOVERIES).tolist()) | confirmed) - refuted
+    q = {one.column: one.q for one in confirmations if one.is_confirmed}
+    found = [
+        make_finding(
+            nights,
+            families.ratios,
+            column,
+            families.isolation,
+            min(q.get(column, 1.0), float(families.q[column])),
+        )
+        for column in sorted(columns)
+    ]
+    moved = np.flatnonzero(families.host_q <= OTHER_FAMILIES).tolist()
+    found += host_findings(nights, families.base_levels, moved, families.host, families.host_q)
+    scattered = np.flatnonzero(families.spread_q <= OTHER_FAMILIES).tolist()
+    return found + [
+        make_spread_finding(nights, families.spreads, column, families.spread, float(families.spread_q[column]))
+        for column in scattered
+    ]
+
+
+def load_told(history: History) -> list[Told]:
+    """What earlier gates have told. A file that cannot be read is taken for none: findings are then told again."""
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode((history.folder / TOLD).read_bytes(), type=list[Told])
+    return []
+
+
+def save_told(history: History, judgement: Judgement) -> None:
+    """Remember what this judgement told. Raises OSError."""
+    told = {(one.identifier): one for one in load_told(history)}
+    for finding in judgement.findings:
+        known = told.get(finding.identifier)
+        resolved = judgement.run.run if finding.state is State.RESOLVED else ""
+        first = known.first_told if known else judgement.run.run
+        told[finding.identifier] = Told(
+            finding.identifier,
+            finding.series,
+            str(finding.kind),
+            finding.shift.ratio > 1,
+            known.since if known else finding.since,
+            first,
+            (known.resolved if known else "") or resolved,
+            finding,
+        )
+    replace_file(history.folder / TOLD, msgspec.json.encode(list(told.values())))
+
+
+def _with_states(
+    nights: Nights,
+    found: Sequence[Finding],
+    told: Sequence[Told],
+    acks: AckFile,
+    day: datetime.date,
+    confirmations: Mapping[int, Confirmation],
+) -> list[Finding]:
+    rows = {one.run: row for row, one in enumerate(nights.entries)}
+    tonight = nights.entries[-1].run
+    earlier = [one for one in told if one.since in rows and rows.get(one.first_told, len(rows)) < len(rows) - 1]
+    columns = {one.identifier: column for column, one in enumerate(nights.series)}
+    states, seen = [], set()
+    for finding in found:
+        known = _same(finding, earlier, rows)
+        confirmation = confirmations.get(columns.get(finding.series, -1))
+        agreed = confirmation is not None and confirmation.is_confirmed
+        extra = {"reruns": confirmation.reruns} if confirmation is not None and agreed else {}
+        if known is None:
+            state = State.CONFIRMED if agreed else State.NEW
+            states.append(msgspec.structs.replace(finding, state=state, first_told=tonight, **extra))
+            continue
+        seen.add(known.identifier)
+        states.append(
+            msgspec.structs.replace(
+                finding, identifier=known.identifier, state=State.CONFIRMED, first_told=known.first_told, **extra
+            )
+        )
+    acknowledged = {one.finding: one for one in acks.acknowledged if one.is_in_force(day)}
+    for one in earlier:
+        if one.identifier in seen or one.finding is None or not _belongs(one.finding, nights):
+            continue
+        if ack := acknowledged.get(one.identifier):
+            note = f"acknowledged{f' by {ack.who}' if ack.who else ''}: {ack.reason}"
+            states.append(msgspec.structs.replace(one.finding, state=State.ACKNOWLEDGED, note=note))
+        elif one.resolved in ("", tonight) or rows.get(one.resolved, 0) > len(rows) - 1:
+            states.append(msgspec.structs.replace(one.finding, state=State.RESOLVED))
+    return states
+
+
+def _belongs(finding: Finding, nights: Nights) -> bool:
+    """Whether a finding is of this host and suite."""
+    known = {one.identifier for one in nights.series} | {f"host {nights.entries[-1].host}"}
+    return finding.series in known
+
+
+def _same(finding: Finding, earlier: Sequence[Told], rows: Mapping[str, int]) -> Told | None:
+    """The earlier telling of the same change: of the series, the same way, begun within a few nights."""
+    for one in earlier:
+        alike = (one.series, one.kind == "spread", one.up) == (
+            finding.series,
+            finding.kind == "spread",
+            finding.shift.ratio > 1,
+        )
+        if alike and not one.resolved and abs(rows[one.since] - rows[finding.since]) <= _SAME_CHANGE_NIGHTS:
+            return one
+    return None
+
+
+def _unjudged(nights: Nights, families: Families) -> list[Unjudged]:
+    """The series that are in the history and were not judged, by reason."""
+    reasons: dict[str, list[str]] = {}
+    last = max(0, len(nights.entries) - 2)
+    for column, series in enumerate(nights.series):
+        if series.is_baseline or families.isolation.is_judged[column]:
+            continue
+        seen = np.flatnonzero(nights.epochs[:, column] >= 0)
+        if nights.epochs[-1, column] < 0:
+            if seen[-1] < last:
+                continue  # it was not measured last night either: it is no part of the suite any more
+            reason = "not measured in this run, but in the one before"
+        elif nights.failed[-1, column]:
+            reason = "instances failed"
+        elif np.isnan(families.ratios[-1, column]):
+            reason = "a value of 0, or no block that holds bare metal too"
+        else:
+            n = int(families.isolation.counts[column])
+            reason = f"{n} night{'' if n == 1 else 's'} under these conditions; {LEAST_BEFORE + 2} are needed"
+        reasons.setdefault(reason, []).append(series.name)
+    return [Unjudged(reason, tuple(names)) for reason, names in reasons.items()]
+
+
+def _marks(history: History, nights: Nights) -> list[EpochMark]:
+    """The nights at which conditions changed, by what changed."""
+    marks: dict[tuple[int, str, str], list[int]] = {}
+    for column in range(len(nights.series)):
+        rows = np.flatnonzero(nights.epochs[:, column] >= 0)
+        codes = nights.epochs[rows, column]
+        for place in np.flatnonzero(np.diff(codes)):
+            key = (
+                int(rows[place + 1]),
+                nights.epoch_names[codes[place]],
+                nights.epoch_names[codes[place + 1]],
+            )
+            marks.setdefault(key, []).append(column)
+    bridges = {one.run for one in history.entries if one.bridges}
+    found = []
+    for (row, before, after), columns in sorted(marks.items()):
+        fields = history.changed_fields(before, after)
+        found.append(EpochMark(nights.entries[row].run, fields, len(columns), _steps(nights, columns, row), bool(bridges)))
+    return found
+
+
+def _steps(nights: Nights, columns: Sequence[int], row: int) -> dict[str, Shift]:
+    steps = {}
+    for column in columns:
+        codes = nights.epochs[:, column]
+        near = np.isin(codes, [codes[row], codes[:row][codes[:row] >= 0][-1]])
+        values = np.where(near, nights.ratios[:, column], np.nan)
+        if (shift := shift_of(values, row)) is not None:
+            steps[nights.series[column].identifier] = shift
+    return steps
+
+
+def _notes(history: History, nights: Nights, acks: AckFile, day: datetime.date) -> list[str]:
+    """What the reader should know of the history that was judged by."""
+    notes = []
+    others = {one.host for one in history.entries} - {nights.entries[-1].host}
+    if others:
+        notes.append(f"runs of {len(others)} other host{'s' if len(others) > 1 else ''} are in this folder and left out")
+    known = {one.identifier for one in nights.series} | {f"host {nights.entries[-1].host}"}
+    for ack in acks.acknowledged:
+        if ack.series not in known:
+            notes.append(f"the acknowledgement of {ack.finding} is of a series that this history does not have: {ack.series}")
+        elif not ack.is_in_force(day):
+            notes.append(f"the acknowledgement of {ack.finding} expired on {ack.until}")
+    backwards = [
+        (before.run, after.run)
+        for before, after in zip(nights.entries, nights.entries[1:], strict=False)
+        if before.number > after.number
+    ]
+    if backwards:
+        notes.append(
+            f"runs are in the order of their starts; {backwards[0][0]} was entered after {backwards[0][1]}, which began "
+            "later: a clock may have gone backwards, or a folder was copied in"
+        )
+    return notes
+
+
+def find_run(history: History, run: Path | str | None) -> RunEntry:
+    """The entry of a run by its folder or name; the newest night without. Raises RunDirectoryError."""
+    nights = [one for one in history.entries if one.is_night]
+    if not nights:
+        raise RunDirectoryError(f"{history.runs_folder} holds no run that can be judged", remedy="`tare run` makes one")
+    if run is None:
+        return nights[-1]
+    name = Path(run).name
+    for one in history.entries:
+        if name in (one.run, one.folder):
+            return one
+    raise RunDirectoryError(
+        f"{run} is not in the history of {history.runs_folder}",
+        remedy=f"`tare history update {history.runs_folder}`, which says why a run is left out",
+    )

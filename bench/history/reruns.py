@@ -1,0 +1,123 @@
+"""Which cells of a night are measured again, and what the reruns say.
+
+A night's series that look changed, at a level at which many do by chance, are suspicious. Each rerun is a run of its
+own of just their cells and baselines, interleaved. A change is confirmed if the reruns alone differ from the nights
+before it, in the direction that was suspected; the night's own value, which was chosen for being far off, does not
+count. What nights share (their correlation shows it) reruns of one night share too, so that there they weigh little.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from tare.bench.history.changes import LEAST_BEFORE, Scan, adjusted
+from tare.bench.history.nights import Nights
+from tare.bench.stats.comparisons import Floats
+
+MOST_RERUN = 0.10
+"""Share of a night's cells that are measured again at most, baselines included."""
+CONFIRMED = 1 / 60
+"""Level of the false discovery control over the series of a night that were measured again."""
+MOST_RERUNS = 6
+_SUSPICIOUS_ALONE = 0.05
+_SUSPICIOUS = 0.03
+_LEAST_RERUNS = 2
+_SHORTEST = (2, 3, 5, 7, 10)
+
+
+class Confirmation(msgspec.Struct, frozen=True):
+    """What the reruns of one series say. ``size`` is the log of the change that they show; ``q`` its adjusted p-value."""
+
+    column: int
+    reruns: int
+    size: float
+    p: float
+    q: float
+    suspected_up: bool
+    nights_in_favour: int
+    nights_needed: int
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the reruns alone show the change, on as many nights as single nights astray make necessary."""
+        return self.reruns >= _LEAST_RERUNS and self.q <= CONFIRMED and self.nights_in_favour >= self.nights_needed
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether there is no trace of it: what was suspected is the night's own."""
+        return self.reruns >= MOST_RERUNS and self.p > 0.5
+
+
+def choose_suspicious(ratios: Floats, found: Scan) -> list[int]:
+    """The columns to measure again, the most suspicious first; never more than ``MOST_RERUN`` of the night's cells."""
+    judged = found.is_judged
+    tonight = int(np.isfinite(ratios[-1]).sum())
+    looks = judged & ((found.alone <= _SUSPICIOUS_ALONE) | (found.p <= _SUSPICIOUS))
+    rank = np.minimum(found.alone / _SUSPICIOUS_ALONE, found.p / _SUSPICIOUS)
+    order = sorted(np.flatnonzero(looks).tolist(), key=lambda column: rank[column])
+    # A series costs its own cell and, at worst, a baseline nobody else needs; a night has three cells for two series.
+    most = int(MOST_RERUN * 1.5 * tonight / 2)
+    return order[: max(1, most)] if order else []
+
+
+def confirm(nights: Nights, ratios: Floats, found: Scan, suspicious: Sequence[int]) -> list[Confirmation]:
+    """What the reruns of tonight say of tonight's suspicious series, with those of the nights since the change."""
+    tonight = len(nights.entries) - 1
+    if tonight not in nights.reruns:
+        return []
+    drafts = []
+    for column in suspicious:
+        rounds = {
+            night: values[0][:, column][~np.isnan(values[0][:, column])]
+            for night, values in nights.reruns.items()
+            if np.isfinite(values[0][:, column]).any()
+        }
+        if tonight in rounds:
+            drafts.append(judge_reruns(ratios[:, column], column, rounds, found))
+    q = adjusted(np.array([one.p for one in drafts]), np.ones(len(drafts), dtype=bool)) if drafts else []
+    return [msgspec.structs.replace(one, q=float(value)) for one, value in zip(drafts, q, strict=True)]
+
+
+def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: Scan) -> Confirmation:
+    """Compare the reruns of the nights since the suspected change with the nights before it; ``q`` is still the p."""
+    from scipy.special import bdtrc, stdtr
+
+    here = np.flatnonzero(~np.isnan(values))
+    window = int(found.window[column]) if found.p[column] <= _SUSPICIOUS else 1
+    window = min(max(1, window), len(here) - LEAST_BEFORE)
+    first = here[-window]
+    before, after = values[here[:-window]], values[here[-window:]]
+    deviation, rho = float(found.deviation[column]), float(found.noise.correlation[column])
+    middle = float(np.median(before))
+    centre = float(np.clip(before, middle - 3 * deviation, middle + 3 * deviation).mean())
+    counted = [again for night, again in rounds.items() if night >= first]
+    n = np.array([len(again) for again in counted], dtype=float)
+    astray = found.noise.astray
+    left_out = _astray_reruns(int(n.sum()), astray)
+    up = float(after.mean()) > centre
+    apart = np.sort(np.concatenate(counted) - centre)
+    kept = (apart[: len(apart) - left_out] if up else apart[left_out:]) if left_out < len(apart) else apart[:0]
+    size = float(kept.mean()) if len(kept) else 0.0
+    shared = min(1.0, 2 * rho)
+    spread = shared * float((n**2).sum() / n.sum() ** 2) + (1 - shared) / max(1, len(kept))
+    spread += (1 + rho) / (1 - rho) / len(before)
+    t = size / (deviation * math.sqrt(spread)) * (1 if up else -1)
+    p = float(stdtr(float(found.freedom[column]), -t))
+    nights_in_favour = int((((after - centre) > 0) == up).sum())
+    needed = 1
+    series = max(1, int(found.is_judged.sum()))
+    while astray > 0 and series * float(bdtrc(needed - 1, needed, astray)) > 0.01 and needed < 10:
+        needed += 1
+    return Confirmation(column, int(n.sum()), size, p, p, up, nights_in_favour, needed)
+
+
+def _astray_reruns(n: int, astray: float) -> int:
+    """Reruns that may have gone astray by chance, over the series that a night measures again."""
+    from scipy.special import bdtrc
+
+    found = 0
+    while astray > 0 and found < n and 20 * float(bdtrc(found, n, astray)) > 0.01:
+        found += 1
+    return found
