@@ -145,6 +145,21 @@ class Fingerprint(Struct, frozen=True):
     made_from: Mapping[str, str] = {}
 
 
+class Origin(Struct, frozen=True):
+    """What a run was made for.
+
+    ``labels`` are the user's own. ``suite_file`` is where the suite was read, ``revision`` the git commit of its
+    folder, with ``-dirty`` if files differ from it; empty outside a checkout. ``confirms`` names the run whose
+    suspicious cells this one measured again, ``bridges`` the run whose conditions it measured next to new ones.
+    """
+
+    labels: Mapping[str, str] = {}
+    suite_file: str = ""
+    revision: str = ""
+    confirms: str = ""
+    bridges: str = ""
+
+
 class Manifest(Struct, frozen=True):
     """``manifest.json``: everything about a run that is not a sample.
 
@@ -154,9 +169,7 @@ class Manifest(Struct, frozen=True):
     ``workloads`` is empty in runs from before there were traits. ``precision`` is what was asked of the subjects
     (``Cell.subject``) that are sampled until they reach it. ``fingerprint`` is the host's; it is empty in runs of
     schema 1. ``tare_commit`` is empty outside a checkout. ``plugins`` says which distributions brought the plug-ins
-    that were used (``{"workload mine": "my-plugins 1.2"}``).
-    schema 1. ``labels`` are the user's own; ``revision`` is the git commit of the suite's folder. ``confirms`` names the
-    run whose suspicious cells this one measured again, ``bridges`` the run whose conditions it measured next to new ones.
+    that were used (``{"workload mine": "my-plugins 1.2"}``). ``origin`` says what the run was made for.
     """
 
     schema_version: int
@@ -184,10 +197,7 @@ class Manifest(Struct, frozen=True):
     experiments: Mapping[str, ExperimentTraits] = {}
     tare_commit: str = ""
     plugins: Mapping[str, str] = {}
-    labels: Mapping[str, str] = {}
-    revision: str = ""
-    confirms: str = ""
-    bridges: str = ""
+    origin: Origin = Origin()
 
     def traits_of(self, experiment: str) -> ExperimentTraits:
         """The traits of one of its experiments; of one that it does not have, those of no particular kind."""

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from tare.bench.errors import UnavailableError, UnknownNameError
+from tare.bench.history.forms import GateForm, HistorySite
 from tare.bench.interfaces import Backend, Experiment, Workload, WorkloadKind
 from tare.bench.readable import readable
 from tare.bench.reporter import Reporter
@@ -78,6 +79,16 @@ def find_experiments() -> Plugins[Experiment]:
 def find_reporters() -> Plugins[Reporter]:
     """Every registered reporter."""
     return _load("reporter", Reporter)  # type: ignore[type-abstract]  # as above
+
+
+def find_gate_forms() -> Plugins[GateForm]:
+    """Every registered form of a gate's judgement."""
+    return _load("gate_form", GateForm)  # type: ignore[type-abstract]  # as above
+
+
+def find_history_sites() -> Plugins[HistorySite]:
+    """Every registered form of a history's pages."""
+    return _load("history_site", HistorySite)  # type: ignore[type-abstract]  # as above
 
 
 def origins_of(used: Collection[type]) -> dict[str, str]:

@@ -29,21 +29,24 @@ from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, free_bytes, ledger_directory, runs_directory, work_directory
 from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
 from tare.bench.readable import readable
-from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, RunStatus
+from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, Origin, RunStatus
 from tare.bench.registry import find_backends, find_workloads, origins_of
 from tare.bench.runner import Display, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, Progress, RunStore, find_progress, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
 from tare.bench.tune.journal import journal_file, tuned_facts
-from tare.bench.version import tare_commit, tare_version
+from tare.bench.version import commit_of, tare_commit, tare_version
+
+_NO_ORIGIN = Origin()
 
 
 class RunRequest(msgspec.Struct, frozen=True):
     """What the user asked for.
 
     ``output`` is the folder of the run, made if missing; None means ``DATE-SUITE`` in the folder of runs. ``source`` is
-    a suite without a file; ``suite`` is then what its errors name as their place.
+    a suite without a file; ``suite`` is then what its errors name as their place. Of ``origin`` what the suite's file
+    does not say.
     """
 
     suite: Path
@@ -51,6 +54,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     only: tuple[str, ...] = ()
     seed: int | None = None
     source: Mapping[str, Any] | None = None
+    origin: Origin = Origin()
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -68,16 +72,25 @@ def start_run(request: RunRequest, display: Display) -> RunResult:
     suite = bind_suite(resolve_suite(source, request.suite, *plugins, only=request.only, seed=request.seed))
     name = re.sub(r"[^a-z0-9]+", "-", suite.file.suite.name.lower()).strip("-")[:40] or "suite"
     path = request.output or runs_directory() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
-    return run_suite(suite, path, display)
+    return run_suite(suite, path, display, _origin(request))
 
 
-def run_suite(suite: Suite, path: Path, display: Display) -> RunResult:
+def _origin(request: RunRequest) -> Origin:
+    if request.source is not None:
+        return request.origin
+    file = request.suite.absolute()
+    return msgspec.structs.replace(
+        request.origin, suite_file=readable(str(file)), revision=commit_of(file.resolve().parent)
+    )
+
+
+def run_suite(suite: Suite, path: Path, display: Display, origin: Origin = _NO_ORIGIN) -> RunResult:
     """Run a resolved suite from its beginning into the empty or new folder ``path``. Raises as ``start_run``."""
     with contextlib.suppress(NotADirectoryError):  # said below, with what else cannot be written to
         if path.exists() and any(path.iterdir()):
             remedy = "choose another --output, or resume it with --resume"
             raise RunDirectoryError(f"{path} is not empty", remedy=remedy)
-    return _Session(suite, path, display, None).run()
+    return _Session(suite, path, display, None, origin).run()
 
 
 def resume_run(path: Path, display: Display) -> RunResult:
@@ -90,14 +103,17 @@ def resume_run(path: Path, display: Display) -> RunResult:
         display.step(f"{path} says that it is complete, and {missing} instances are not: they are measured again")
     place = path / "manifest.json"
     suite = bind_suite(resolve_suite(earlier.manifest.suite, place, find_backends(), find_workloads()))
-    return _Session(suite, path, display, earlier).run()
+    return _Session(suite, path, display, earlier, earlier.manifest.origin).run()
 
 
 class _Session:
     """One execution of a suite. ``ready`` and ``descriptions`` hold the backends that work, ``missing`` the others."""
 
-    def __init__(self, suite: Suite, path: Path, display: Display, earlier: LoadedRun | None) -> None:
+    def __init__(
+        self, suite: Suite, path: Path, display: Display, earlier: LoadedRun | None, origin: Origin = _NO_ORIGIN
+    ) -> None:
         self.suite = suite
+        self.origin = origin
         self.path = path
         self.display = display
         self.earlier = earlier
@@ -224,6 +240,7 @@ class _Session:
             tare_commit=tare_commit(),
             plugins=origins_of(suite.plugins()),
             precision={one.key: one.sampling.precision for one in suite.scenarios if one.sampling.precision},
+            origin=self.origin,
         )
         _require_storable(manifest, "an experiment or a workload has traits or metrics")
         if self.earlier is None:

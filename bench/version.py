@@ -19,9 +19,12 @@ def tare_commit() -> str:
     An editable installation keeps the version of the day it was installed: the commit is what it is now.
     """
     checkout = Path(tare.__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():
-        return ""
-    describe = ("git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return commit_of(checkout) if (checkout / ".git").exists() else ""
+
+
+def commit_of(folder: Path) -> str:
+    """The commit of the checkout that a folder is in, with ``-dirty`` if files differ from it; empty outside of one."""
+    describe = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     try:
         return run(describe, timeout_s=10).strip()
     except TareError:  # no git, or a repository that it does not trust

@@ -35,10 +35,14 @@ _COMPLETING = "_TARE_COMPLETE"
 
 def run_app() -> None:
     """Run the command that the arguments name, with streams that last as long as it does."""
+    from tare.bench.cli.gate import app as gate_app
+    from tare.bench.cli.history import app as history_app
     from tare.bench.cli.image import app as image_app
     from tare.bench.cli.suite import app as suite_app
     from tare.bench.cli.tune import app as tune_app
 
+    app.add_typer(gate_app)
+    app.add_typer(history_app)
     app.add_typer(image_app)
     app.add_typer(suite_app)
     app.add_typer(tune_app)
@@ -106,17 +110,30 @@ def run(
     backend: OnlyBackends = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random order (the suite's, or drawn).")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Resume this run where it stopped.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Label of the run (commit=abc123). Repeatable.")
+    ] = None,
     as_json: AsJson = False,
     report: WriteReport = True,
 ) -> None:
     """Run a suite and write its report."""
     with guard():
         from tare.bench.cli.run import run_command
+        from tare.bench.cli.values import named_values
 
         if (suite is None) == (resume is None):
             raise typer.BadParameter("name a suite to run, or a run to --resume")
+        if resume is not None and label:
+            raise typer.BadParameter("a run keeps its labels when it is resumed: leave out --label")
         code = run_command(
-            suite, resume, output=output, only=tuple(backend or ()), seed=seed, as_json=as_json, report=report
+            suite,
+            resume,
+            output=output,
+            only=tuple(backend or ()),
+            seed=seed,
+            labels=named_values("--label", label or ()),
+            as_json=as_json,
+            report=report,
         )
         raise typer.Exit(code)
 

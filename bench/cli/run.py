@@ -1,6 +1,7 @@
 """``tare run``, ``tare report`` and ``tare compare``."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from tare.bench.cli.output import STDOUT, chosen_output, say_where, terminal_wid
 from tare.bench.errors import ExitCode, RunDirectoryError, UnknownNameError
 from tare.bench.progress import RunDisplay
 from tare.bench.ready_suites import find_suite
+from tare.bench.records import Origin
 from tare.bench.registry import find_reporters
 from tare.bench.session import RunRequest, RunResult, resume_run, start_run
 from tare.bench.store import load_run
@@ -30,6 +32,7 @@ def run_command(
     output: Path | None,
     only: tuple[str, ...],
     seed: int | None,
+    labels: Mapping[str, str],
     as_json: bool,
     report: bool,
 ) -> ExitCode:
@@ -39,7 +42,7 @@ def run_command(
         if resume is not None:
             result = resume_run(resume, display)
         elif suite is not None:
-            result = start_run(RunRequest(find_suite(suite), output, only, seed), display)
+            result = start_run(RunRequest(find_suite(suite), output, only, seed, origin=Origin(labels=labels)), display)
         else:
             raise RunDirectoryError("neither a suite nor a run was named")
         display.step("writing the report")

@@ -4,7 +4,7 @@ Only an acknowledgement moves the baseline of a series; deleting its lines puts 
 series is called now, so that it goes on. Whatever is wrong in the file is one message with the key.
 """
 
-import datetime
+import datetime as dt
 import json
 from pathlib import Path
 
@@ -31,11 +31,11 @@ class Acknowledgement(Section, frozen=True):
     since: str
     reason: str
     who: str = ""
-    until: datetime.date | None = None
+    until: dt.date | None = None
     what: str = ""
     change: str = ""
 
-    def is_in_force(self, day: datetime.date) -> bool:
+    def is_in_force(self, day: dt.date) -> bool:
         """Whether it still holds on a day."""
         return self.until is None or day <= self.until
 
@@ -85,6 +85,6 @@ def add_acknowledgement(path: Path, new: Acknowledgement) -> None:
 
 def _written(value: object) -> str:
     """A value as TOML has it: its strings are JSON's, but for the escape of DEL."""
-    if isinstance(value, datetime.date):
+    if isinstance(value, dt.date):
         return value.isoformat()
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -9,9 +9,10 @@ measured. For each series the last k nights are compared with all before them, f
 - Nights are not independent. Their lag-one correlation is estimated over all series (and for a series of its own as far
   as series differ in it), with the correction for short series of Marriott and Pope (1954), and the variance of both
   means is that of means of an AR(1) process.
-- Single nights go astray. Before the change, values are drawn in to three robust standard deviations. After it, a change
-  has to stand without the m nights that speak most for it, where m is the largest number of such nights that this
-  history produces by chance. With no night astray, m is 0; a change always needs two nights.
+- Single nights go astray. Before the change, values are drawn in to three robust standard deviations. After it, a
+  change has to stand without the m nights that speak most for it, where m is the largest number of such nights that
+  this history produces by chance. With no night astray yet, m is 0, and half of the change has to stand without one
+  night.
 - The windows overlap and are weighted (Genovese, Roeder and Wasserman 2006): most weight is at four and five nights. By
   simulation (``benchmarks/nightly_alarms.py``) the smallest weighted p of a series without change falls below a small a
   for the first time in about one night of 1 / a.
@@ -30,8 +31,25 @@ from numpy.typing import NDArray
 from tare.bench.stats.comparisons import Floats, Integers
 
 WINDOWS: Mapping[int, float] = {
-    **{2: 0.1, 3: 0.5, 4: 1.0, 5: 1.0, 7: 0.3, 10: 0.3, 14: 0.1, 20: 0.1, 28: 0.1, 40: 0.1, 57: 0.1},
-    **{80: 0.1, 113: 0.1, 160: 0.1, 226: 0.1, 320: 0.1, 453: 0.1, 640: 0.1, 905: 0.1},
+    2: 0.1,
+    3: 0.5,
+    4: 1.0,
+    5: 1.0,
+    7: 0.3,
+    10: 0.3,
+    14: 0.1,
+    20: 0.1,
+    28: 0.1,
+    40: 0.1,
+    57: 0.1,
+    80: 0.1,
+    113: 0.1,
+    160: 0.1,
+    226: 0.1,
+    320: 0.1,
+    453: 0.1,
+    640: 0.1,
+    905: 0.1,
 }
 """Lengths of the newest part in nights, with their weights."""
 LEAST_BEFORE = 8
@@ -59,8 +77,8 @@ class Scan(msgspec.Struct, frozen=True):
 
     ``p`` is the weighted p-value (1 where there are too few nights), ``window`` the length of that part in nights,
     ``size`` the difference of the means (of logs) with its standard ``error``, ``freedom`` of the error, ``counts`` the
-    nights that a series has. ``deviation`` is the standard deviation of one night. ``alone`` is the p-value of the newest
-    night alone, which is no change yet.
+    nights that a series has. ``deviation`` is the standard deviation of one night. ``alone`` is the p-value of the
+    newest night alone, which is no change yet; ``is_astray`` says whether it is five robust deviations off.
     """
 
     p: Floats
@@ -71,6 +89,7 @@ class Scan(msgspec.Struct, frozen=True):
     counts: Integers
     deviation: Floats
     alone: Floats
+    is_astray: Mask
     noise: Noise
 
     @property
@@ -110,7 +129,7 @@ def adjusted(p: Floats, judged: Mask) -> Floats:
 
 def scan(values: Floats) -> Scan:
     """Compare the newest nights of each series with those before them. See the module for the method."""
-    series = _Aligned(values)
+    series = _Aligned(values if len(values) else np.full((1, values.shape[1]), np.nan))
     noise = series.noise()
     found = _nothing_found(series, noise)
     most = int(series.counts.max(initial=0)) - LEAST_BEFORE
@@ -195,8 +214,8 @@ class _Aligned:
         n = before_n + window
         own_freedom = np.maximum(1.0, (n - 2) * (1 - rho) / (1 + rho))
         variance, prior = moderated(squares / np.maximum(n - lost, 1), own_freedom, fits)
-        left_out = _left_out(window, noise.astray, int(fits.sum()))
-        if left_out >= window - (window > 1):
+        left_out = _left_out(window, noise.astray, int(fits.sum())) if window > 1 else 0
+        if left_out >= max(1, window - 1):
             return _Compared(*(np.full(len(n), np.nan) for _ in range(5)))
         size = _standing(after - centre, left_out)
         kept = window - left_out
@@ -205,6 +224,9 @@ class _Aligned:
         freedom = own_freedom + prior
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(error > 0, np.abs(size) / error, np.where(size == 0, 0.0, np.inf))
+        if window > 1 and not left_out:
+            rest = _standing(after - centre, 1)
+            t = np.where(rest * size >= 0.5 * size**2, t, 0.0)
         p = np.where(fits, 2 * stdtr(freedom, -t), np.nan)
         return _Compared(p, size, error, freedom, np.sqrt(variance))
 
@@ -213,7 +235,13 @@ def _nothing_found(series: _Aligned, noise: Noise) -> Scan:
     n = len(series.counts)
     nothing = {name: np.full(n, np.nan) for name in ("size", "error", "freedom", "deviation")}
     return Scan(
-        p=np.ones(n), window=np.zeros(n, dtype=np.int64), counts=series.counts, alone=np.ones(n), noise=noise, **nothing
+        p=np.ones(n),
+        window=np.zeros(n, dtype=np.int64),
+        counts=series.counts,
+        alone=np.ones(n),
+        is_astray=series.is_astray[-1:].any(axis=0) & (series.counts > LEAST_BEFORE),
+        noise=noise,
+        **nothing,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the index holds of a run: one entry for the run, and one row for each metric of each cell with its block medians.
+"""What the index holds of a run: one entry for the run, and one row a metric of each cell with its block medians.
 
 Block medians are those that the run's own report uses (``analysis.cells``). The estimates of a night are made from them
 here, once: the level (log of the metric) and the ratio to the baseline measured in the same blocks.
@@ -52,6 +52,7 @@ class RunEntry(msgspec.Struct, frozen=True):
     tare: str
     conditions: Mapping[str, str]
     labels: Mapping[str, str] = {}
+    suite_file: str = ""
     revision: str = ""
     confirms: str = ""
     bridges: str = ""
@@ -73,8 +74,8 @@ class CellRow(msgspec.Struct, frozen=True):
     """One metric of one cell of one run.
 
     ``series`` names it over all runs; ``subject`` is the same without the backend. ``level`` is the log of its centre
-    over blocks and ``level_sd`` the standard deviation of a block's log; ``ratio`` and ``ratio_sd`` are those of the log
-    ratio to the baseline, over the ``ratio_blocks`` that hold both. None where a value of 0 or below allows none.
+    over blocks and ``level_sd`` the standard deviation of a block's log; ``ratio`` and ``ratio_sd`` are those of the
+    log ratio to the baseline, over the ``ratio_blocks`` that hold both. None where a value of 0 or below allows none.
     ``own``: the workload or experiment measured it, not the harness around it. ``failed`` instances of its cell are not
     in it: what is left may be a selection, so such a night is shown and in no baseline.
     """
@@ -161,9 +162,7 @@ def _require_whole(run: LoadedRun) -> None:
 
 def _indexed(run: LoadedRun, number: int, stamp: str) -> Indexed:
     manifest = run.manifest
-    texts = {
-        name: conditions(manifest, {manifest.baseline, name} & manifest.backends.keys()) for name in manifest.backends
-    }
+    texts = {name: epoch_conditions(manifest, name) for name in manifest.backends}
     digests = {name: digest_of(text) for name, text in texts.items()}
     failed: dict[str, int] = {}
     for event in run.events:
@@ -185,15 +184,29 @@ def _indexed(run: LoadedRun, number: int, stamp: str) -> Indexed:
         planned=manifest.planned_instances,
         tare=manifest.tare_version,
         conditions=digests,
-        labels=manifest.labels,
-        revision=manifest.revision,
-        confirms=manifest.confirms,
-        bridges=manifest.bridges,
+        labels=manifest.origin.labels,
+        suite_file=manifest.origin.suite_file,
+        revision=manifest.origin.revision,
+        confirms=manifest.origin.confirms,
+        bridges=manifest.origin.bridges,
         problems=tuple(run.warnings),
     )
     tables = make_tables(run)
     rows = list(_rows(entry, manifest, tables))
     return Indexed(entry, rows, {digests[name]: text for name, text in texts.items()})
+
+
+def epoch_conditions(manifest: Manifest, backend: str) -> dict[str, str]:
+    """What has to be the same for nights of a backend's series to be one epoch: its own conditions and the baseline's.
+
+    The commit of a checkout of tare is none of them: it changes from day to day, and the version says how tare
+    measures.
+    """
+    fields = conditions(manifest, {manifest.baseline, backend} & manifest.backends.keys())
+    return {name: text for name, text in fields.items() if name not in _NO_CONDITION}
+
+
+_NO_CONDITION = ("tare.commit",)
 
 
 def digest_of(value: Any) -> str:

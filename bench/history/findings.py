@@ -1,7 +1,7 @@
 """What a change is (step, drift, change of spread), since when, how large, and whose it is.
 
-Bare metal was measured in the blocks of every night. What moved it and left the ratios is the host's; what moved a ratio
-is the isolation's, unless bare metal alone moved; what cannot be separated is said to be so.
+Bare metal was measured in the blocks of every night. What moved it and left the ratios is the host's; what moved a
+ratio is the isolation's, unless bare metal alone moved; what cannot be separated is said to be so.
 """
 
 import math
@@ -60,9 +60,9 @@ class Shift(msgspec.Struct, frozen=True):
 class Finding(msgspec.Struct, frozen=True):
     """A change of one series, or of bare metal in several subjects (``subjects``).
 
-    ``since`` is the run of the first changed night, ``first_told`` that in which it was found. ``shift`` is of the ratio
-    to bare metal, or of the level where ``cause`` is the host or there is no bare metal. ``worse`` is None for a change of
-    spread. ``figures`` are the shifts of what it was attributed by. ``q`` is the adjusted p-value.
+    ``since`` is the run of the first changed night, ``first_told`` that in which it was found. ``shift`` is of the
+    ratio to bare metal, or of the level where ``cause`` is the host or there is no bare metal. ``worse`` is None for a
+    change of spread. ``figures`` are the shifts of what it was attributed by. ``q`` is the adjusted p-value.
     """
 
     identifier: str
@@ -231,13 +231,13 @@ def _other_ratios(nights: Nights, values: Floats, column: int, row: int) -> dict
 
 def _moved_alone(ratio: float, bare: Shift | None, own: Shift | None, others: list[Shift]) -> bool:
     """Whether bare metal moved the other way while this backend kept its level and all other ratios moved alike."""
-    if bare is None or own is None or not bare.is_clear or own.is_clear:
+    if bare is None or own is None or not bare.is_clear:
         return False
-    opposite = (bare.ratio > 1) != (ratio > 1)
     alike = all(shift.is_clear and (shift.ratio > 1) == (ratio > 1) for shift in others)
-    # By one interval of 95 % bare metal would seem to move in every twentieth finding.
-    far = max(bare.low - 1, 1 - bare.high) > 0.3 * abs(ratio - 1)
-    return opposite and alike and far
+    moved, kept = math.log(bare.ratio), math.log(own.ratio)
+    # By its interval alone bare metal would seem to move in every twentieth finding.
+    explains = moved * math.log(ratio) < 0 and abs(moved) > 0.5 * abs(math.log(ratio)) > abs(kept)
+    return alike and explains
 
 
 def is_worse(direction: Direction, ratio: float) -> bool:
@@ -320,7 +320,9 @@ def _host_finding(nights: Nights, group: list[tuple[Located, int]], found: Scan,
     series = nights.series[column]
     losses = [is_worse(nights.series[place].direction, math.exp(one.size)) for one, place in group]
     subjects = tuple(nights.series[place].subject_name for _, place in group)
-    reason = f"{series.backend} moved in {len(group)} subject{'s' if len(group) > 1 else ''}; ratios to it are judged apart"
+    reason = (
+        f"{series.backend} moved in {len(group)} subject{'s' if len(group) > 1 else ''}; ratios to it are judged apart"
+    )
     one = _finding(nights, series, located, Cause.HOST, reason, float(q[column]), {}, _half_of(located, found, column))
     host = nights.entries[-1].host
     return msgspec.structs.replace(

@@ -5,7 +5,7 @@ gate: only changes of ratios to the bare metal of the same blocks do.
 """
 
 import contextlib
-import datetime
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -91,7 +91,8 @@ class Judgement(msgspec.Struct, frozen=True):
     """What the gate says of a run.
 
     ``detectable`` is the smallest change that would be found within five nights nine times in ten, by the name of the
-    series. ``suspicious`` are series that a rerun could decide.
+    series. ``suspicious`` are series that a rerun could decide. ``outliers`` are series of which this night alone is
+    far off, with its ratio to the nights before: no change so far.
     """
 
     run: RunEntry
@@ -105,6 +106,7 @@ class Judgement(msgspec.Struct, frozen=True):
     suspicious: tuple[str, ...]
     marks: tuple[EpochMark, ...]
     confirmations: tuple[Confirmation, ...] = ()
+    outliers: Mapping[str, float] = {}
     notes: tuple[str, ...] = ()
 
     @property
@@ -150,7 +152,7 @@ def load_judged(history: History, run: RunEntry, acks: AckFile) -> Nights:
     return load_nights(history, run, renamed=acks.new_names)
 
 
-def judged_families(nights: Nights, acks: AckFile, day: datetime.date) -> Families:
+def judged_families(nights: Nights, acks: AckFile, day: dt.date) -> Families:
     """Scan the ratios (or levels without bare metal), bare metal's levels, and the scatter of blocks."""
     counted = nights.is_tonight_epoch & (nights.failed == 0)
     has_base = nights.baseline_of >= 0
@@ -169,7 +171,7 @@ def _of_tonight(values: Floats) -> Floats:
     return np.where(np.isnan(values[-1]), np.nan, values)
 
 
-def _move_baselines(nights: Nights, ratios: Floats, acks: AckFile, day: datetime.date) -> None:
+def _move_baselines(nights: Nights, ratios: Floats, acks: AckFile, day: dt.date) -> None:
     """Nights before an acknowledged change count no more, in place."""
     columns = {one.identifier: column for column, one in enumerate(nights.series)}
     rows = {one.run: row for row, one in enumerate(nights.entries)}
@@ -178,9 +180,9 @@ def _move_baselines(nights: Nights, ratios: Floats, acks: AckFile, day: datetime
             ratios[: rows[ack.since], columns[ack.series]] = np.nan
 
 
-def judge(history: History, run: RunEntry, acks: AckFile, *, day: datetime.date | None = None) -> Judgement:
+def judge(history: History, run: RunEntry, acks: AckFile, *, day: dt.date | None = None) -> Judgement:
     """Judge a run. ``day`` is the date by which acknowledgements expire, today unless given."""
-    day = day or datetime.datetime.now(datetime.UTC).date()
+    day = day or dt.datetime.now(dt.UTC).date()
     nights = load_judged(history, run, acks)
     families = judged_families(nights, acks, day)
     suspicious = choose_suspicious(families.ratios, families.isolation)
@@ -205,6 +207,7 @@ def judge(history: History, run: RunEntry, acks: AckFile, *, day: datetime.date 
         suspicious=tuple(nights.series[column].identifier for column in suspicious),
         marks=marks,
         confirmations=tuple(confirmations),
+        outliers=_outliers(nights, families, {one.series for one in findings}),
         notes=tuple(_notes(history, nights, acks, day)),
     )
     return msgspec.structs.replace(judgement, verdict=_verdict(judgement))
@@ -221,6 +224,15 @@ def _verdict(one: Judgement) -> Verdict:
     if one.n_judged < LEAST_JUDGED * max(1, one.n_series) or middling is None or middling > LARGEST_UNSEEN:
         return Verdict.BLIND
     return Verdict.GREEN
+
+
+def _outliers(nights: Nights, families: Families, told: set[str]) -> dict[str, float]:
+    found = {}
+    for column in np.flatnonzero(families.isolation.is_astray):
+        if nights.series[column].identifier not in told:
+            before = families.ratios[:-1, column]
+            found[nights.series[column].name] = float(np.exp(families.ratios[-1, column] - np.nanmedian(before)))
+    return found
 
 
 def _findings(nights: Nights, families: Families, confirmations: Sequence[Confirmation]) -> list[Finding]:
@@ -279,12 +291,13 @@ def _with_states(
     found: Sequence[Finding],
     told: Sequence[Told],
     acks: AckFile,
-    day: datetime.date,
+    day: dt.date,
     confirmations: Mapping[int, Confirmation],
 ) -> list[Finding]:
     rows = {one.run: row for row, one in enumerate(nights.entries)}
     tonight = nights.entries[-1].run
-    earlier = [one for one in told if one.since in rows and rows.get(one.first_told, len(rows)) < len(rows) - 1]
+    known_here = [one for one in told if one.since in rows and one.first_told in rows]
+    earlier = [one for one in known_here if one.first_told != tonight]
     columns = {one.identifier: column for column, one in enumerate(nights.series)}
     states, seen = [], set()
     for finding in found:
@@ -303,13 +316,13 @@ def _with_states(
             )
         )
     acknowledged = {one.finding: one for one in acks.acknowledged if one.is_in_force(day)}
-    for one in earlier:
+    for one in known_here:
         if one.identifier in seen or one.finding is None or not _belongs(one.finding, nights):
             continue
         if ack := acknowledged.get(one.identifier):
             note = f"acknowledged{f' by {ack.who}' if ack.who else ''}: {ack.reason}"
             states.append(msgspec.structs.replace(one.finding, state=State.ACKNOWLEDGED, note=note))
-        elif one.resolved in ("", tonight) or rows.get(one.resolved, 0) > len(rows) - 1:
+        elif one in earlier and (one.resolved in ("", tonight) or one.resolved not in rows):
             states.append(msgspec.structs.replace(one.finding, state=State.RESOLVED))
     return states
 
@@ -358,22 +371,19 @@ def _unjudged(nights: Nights, families: Families) -> list[Unjudged]:
 
 def _marks(history: History, nights: Nights) -> list[EpochMark]:
     """The nights at which conditions changed, by what changed."""
-    marks: dict[tuple[int, str, str], list[int]] = {}
+    marks: dict[tuple[int, tuple[tuple[str, tuple[str, str]], ...]], list[int]] = {}
     for column in range(len(nights.series)):
         rows = np.flatnonzero(nights.epochs[:, column] >= 0)
         codes = nights.epochs[rows, column]
         for place in np.flatnonzero(np.diff(codes)):
-            key = (
-                int(rows[place + 1]),
-                nights.epoch_names[codes[place]],
-                nights.epoch_names[codes[place + 1]],
-            )
-            marks.setdefault(key, []).append(column)
+            before, after = (nights.epoch_names[code] for code in codes[place : place + 2])
+            fields = tuple(history.changed_fields(before, after).items())
+            marks.setdefault((int(rows[place + 1]), fields), []).append(column)
     bridges = {one.run for one in history.entries if one.bridges}
     found = []
-    for (row, before, after), columns in sorted(marks.items()):
-        fields = history.changed_fields(before, after)
-        found.append(EpochMark(nights.entries[row].run, fields, len(columns), _steps(nights, columns, row), bool(bridges)))
+    for (row, fields), columns in sorted(marks.items()):
+        steps = _steps(nights, columns, row)
+        found.append(EpochMark(nights.entries[row].run, dict(fields), len(columns), steps, bool(bridges)))
     return found
 
 
@@ -388,16 +398,20 @@ def _steps(nights: Nights, columns: Sequence[int], row: int) -> dict[str, Shift]
     return steps
 
 
-def _notes(history: History, nights: Nights, acks: AckFile, day: datetime.date) -> list[str]:
+def _notes(history: History, nights: Nights, acks: AckFile, day: dt.date) -> list[str]:
     """What the reader should know of the history that was judged by."""
     notes = []
     others = {one.host for one in history.entries} - {nights.entries[-1].host}
     if others:
-        notes.append(f"runs of {len(others)} other host{'s' if len(others) > 1 else ''} are in this folder and left out")
+        notes.append(
+            f"runs of {len(others)} other host{'s' if len(others) > 1 else ''} are in this folder and left out"
+        )
     known = {one.identifier for one in nights.series} | {f"host {nights.entries[-1].host}"}
     for ack in acks.acknowledged:
         if ack.series not in known:
-            notes.append(f"the acknowledgement of {ack.finding} is of a series that this history does not have: {ack.series}")
+            notes.append(
+                f"the acknowledgement of {ack.finding} is of a series that this history does not have: {ack.series}"
+            )
         elif not ack.is_in_force(day):
             notes.append(f"the acknowledgement of {ack.finding} expired on {ack.until}")
     backwards = [
@@ -407,8 +421,8 @@ def _notes(history: History, nights: Nights, acks: AckFile, day: datetime.date) 
     ]
     if backwards:
         notes.append(
-            f"runs are in the order of their starts; {backwards[0][0]} was entered after {backwards[0][1]}, which began "
-            "later: a clock may have gone backwards, or a folder was copied in"
+            f"runs are in the order of their starts; {backwards[0][0]} was entered after {backwards[0][1]}, which "
+            "began later: a clock may have gone backwards, or a folder was copied in"
         )
     return notes
 

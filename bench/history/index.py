@@ -48,7 +48,7 @@ COLUMNS: Mapping[str, str] = {
 
 
 class Catalogue(msgspec.Struct, frozen=True):
-    """``index.json``. ``files`` are the Parquet files with their sizes; ``conditions`` are texts by field, by digest."""
+    """``index.json``. ``files`` are the Parquet files with their sizes, ``conditions`` texts by field, by digest."""
 
     format: int = FORMAT
     next_number: int = 1
@@ -108,12 +108,12 @@ class History:
         paths = [str(self.folder / name) for name in self.catalogue.files]
         if not paths:
             columns = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in COLUMNS.items())
-            connection.execute(f"CREATE VIEW cells AS SELECT {columns} WHERE false")  # noqa: S608 - names of our own
+            connection.execute(f"CREATE VIEW cells AS SELECT {columns} WHERE false")
             return
         connection.execute("CREATE TABLE entered (number INTEGER)")
         numbers = [entry.number for entry in self.catalogue.runs]
         connection.execute("INSERT INTO entered SELECT unnest(?::INTEGER[])", [numbers])
-        listed = ", ".join(_quoted(path) for path in paths)
+        listed = ", ".join(quoted(path) for path in paths)
         connection.execute(
             f"CREATE VIEW cells AS SELECT * FROM read_parquet([{listed}]) "  # noqa: S608 - quoted names
             "WHERE number IN (SELECT number FROM entered)"
@@ -134,7 +134,8 @@ def _open_duckdb() -> Iterator["duckdb.DuckDBPyConnection"]:
         connection.close()
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text as SQL has it."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -201,7 +202,7 @@ class _Update:
         found = [indexed for folder, number in self._changed(known) if (indexed := self._read(folder, number))]
         fresh = self._without_doubles(found, known)
         catalogue = self.before
-        if fresh or rebuilt:
+        if fresh or rebuilt or not (self.folder / INDEX).exists():
             catalogue = self._entered(fresh)
         if len(catalogue.files) > MOST_FILES:
             catalogue = self._merged(catalogue)
@@ -262,12 +263,10 @@ class _Update:
         name = f"cells-{catalogue.next_number:06d}-merged.parquet"
         target = self.folder / name
         with History(self.runs, catalogue).start_query() as connection, _named_failures(self.folder):
-            connection.execute(f"COPY (SELECT * FROM cells ORDER BY number) TO {_quoted(str(target))} (FORMAT parquet)")
+            connection.execute(f"COPY (SELECT * FROM cells ORDER BY number) TO {quoted(str(target))} (FORMAT parquet)")  # noqa: S608 - quoted
             sync(target)
         number = catalogue.next_number + 1
-        return self._saved(
-            msgspec.structs.replace(catalogue, next_number=number, files={name: target.stat().st_size})
-        )
+        return self._saved(msgspec.structs.replace(catalogue, next_number=number, files={name: target.stat().st_size}))
 
     def _saved(self, catalogue: Catalogue) -> Catalogue:
         with _named_failures(self.folder):
@@ -311,8 +310,8 @@ def _write_rows(path: Path, rows: Iterable[CellRow]) -> int:
     with _named_failures(path.parent), _open_duckdb() as connection:
         try:
             lines.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-            source = f"read_json({_quoted(str(lines))}, format = 'newline_delimited', columns = {{{kinds}}})"
-            connection.execute(f"COPY (SELECT * FROM {source}) TO {_quoted(str(path))} (FORMAT parquet)")  # noqa: S608 - names of our own
+            source = f"read_json({quoted(str(lines))}, format = 'newline_delimited', columns = {{{kinds}}})"
+            connection.execute(f"COPY (SELECT * FROM {source}) TO {quoted(str(path))} (FORMAT parquet)")  # noqa: S608 - names of our own
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
             path.unlink(missing_ok=True)
             raise StoreError(f"cannot write the index {path.parent}: {error}", remedy=_SPACE) from error
@@ -352,7 +351,7 @@ def _readable_size(path: Path) -> int | None:
 
     with _open_duckdb() as connection:
         try:
-            connection.execute(f"SELECT count(*) FROM read_parquet({_quoted(str(path))})").fetchall()  # noqa: S608 - quoted
+            connection.execute(f"SELECT count(*) FROM read_parquet({quoted(str(path))})").fetchall()  # noqa: S608 - quoted
             return path.stat().st_size
         except (duckdb.Error, OSError):
             return None
@@ -361,7 +360,7 @@ def _readable_size(path: Path) -> int | None:
 def _numbers_in(folder: Path, files: Mapping[str, int]) -> set[int]:
     if not files:
         return set()
-    listed = ", ".join(_quoted(str(folder / name)) for name in files)
+    listed = ", ".join(quoted(str(folder / name)) for name in files)
     with _open_duckdb() as connection:
         found: list[Any] = connection.execute(f"SELECT DISTINCT number FROM read_parquet([{listed}])").fetchall()  # noqa: S608 - quoted
         return {number for (number,) in found}

@@ -14,6 +14,7 @@ from tare.bench.errors import RunDirectoryError
 from tare.bench.history.entries import RunEntry
 from tare.bench.history.index import History
 from tare.bench.model import Direction
+from tare.bench.readable import one_line
 from tare.bench.stats.comparisons import Floats, Integers
 
 
@@ -38,14 +39,15 @@ class Series(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """What people call it."""
-        return " · ".join(part for part in (self.subject_name, self.backend) if part)
+        return " · ".join(part for part in (self.subject_name, one_line(self.backend)) if part)
 
     @property
     def subject_name(self) -> str:
         """The same without its backend."""
         params = msgspec.json.decode(self.params or "{}")
         given = ", ".join(f"{name} {value}" for name, value in params.items())
-        return " · ".join(part for part in (self.workload or self.experiment, given, self.metric) if part)
+        parts = (self.workload or self.experiment, given, self.metric)
+        return one_line(" · ".join(part for part in parts if part))
 
 
 class Nights(msgspec.Struct, frozen=True):
@@ -74,7 +76,8 @@ class Nights(msgspec.Struct, frozen=True):
     def is_tonight_epoch(self) -> NDArray[np.bool_]:
         """Where a night was made under the conditions of the newest, by series; False for what it does not have."""
         newest = self.epochs[-1]
-        return (self.epochs == newest) & (newest >= 0)
+        alike: NDArray[np.bool_] = (self.epochs == newest) & (newest >= 0)
+        return alike
 
     def upto(self, row: int) -> "Nights":
         """The same as it stood after the night ``row``."""
@@ -84,7 +87,19 @@ class Nights(msgspec.Struct, frozen=True):
 
 
 _MATRICES = ("levels", "ratios", "spreads", "blocks", "failed", "epochs")
-_FACTS = ("subject", "experiment", "workload", "params", "backend", "metric", "unit", "direction", "leads", "own", "margin")
+_FACTS = (
+    "subject",
+    "experiment",
+    "workload",
+    "params",
+    "backend",
+    "metric",
+    "unit",
+    "direction",
+    "leads",
+    "own",
+    "margin",
+)
 
 
 def load_nights(
@@ -121,10 +136,12 @@ def _read(history: History, numbers: Sequence[int], *, own_only: bool) -> dict[s
             f"SELECT series, {columns} FROM mine GROUP BY series ORDER BY min(number), series"  # noqa: S608 - names of our own
         ).fetchall()
         order = {row[0]: place for place, row in enumerate(facts)}
-        values: dict[str, NDArray[Any]] = connection.execute(
-            "SELECT number, series, epoch, level, level_sd, ratio, ratio_sd, ratio_blocks, failed, len(blocks) AS n FROM mine"
+        values: Any = connection.execute(
+            "SELECT number, series, epoch, level, level_sd, ratio, ratio_sd, ratio_blocks, failed, len(blocks) AS n "
+            "FROM mine"
         ).fetchnumpy()
-    return values | {"facts": np.array([None, *facts], dtype=object)[1:], "order": np.array([order], dtype=object)}
+    arrays: dict[str, NDArray[Any]] = values
+    return arrays | {"facts": np.array([None, *facts], dtype=object)[1:], "order": np.array([order], dtype=object)}
 
 
 def _arranged(
@@ -150,7 +167,7 @@ def _arranged(
     at = rows[here], columns[here]
 
     def placed(values: NDArray[Any], nothing: float, kind: type) -> NDArray[Any]:
-        matrix = np.full(shape, nothing, dtype=kind)
+        matrix: NDArray[Any] = np.full(shape, nothing, dtype=kind)
         matrix[at] = values[here]
         return matrix
 
@@ -197,6 +214,4 @@ def _series(row: Sequence[Any], newest: RunEntry) -> Series:
     identifier, *facts = row
     named = dict(zip(_FACTS, facts, strict=True))
     named["direction"] = Direction(named["direction"])
-    return Series(
-        identifier=identifier, suite=newest.suite, is_baseline=named["backend"] == newest.baseline, **named
-    )
+    return Series(identifier=identifier, suite=newest.suite, is_baseline=named["backend"] == newest.baseline, **named)

@@ -18,6 +18,8 @@ from tare.bench.stats.comparisons import Floats
 
 MOST_RERUN = 0.10
 """Share of a night's cells that are measured again at most, baselines included."""
+LEAST_RERUN = 4
+"""Series that may be measured again however small the suite is."""
 CONFIRMED = 1 / 60
 """Level of the false discovery control over the series of a night that were measured again."""
 MOST_RERUNS = 6
@@ -28,7 +30,7 @@ _SHORTEST = (2, 3, 5, 7, 10)
 
 
 class Confirmation(msgspec.Struct, frozen=True):
-    """What the reruns of one series say. ``size`` is the log of the change that they show; ``q`` its adjusted p-value."""
+    """What the reruns of one series say. ``size`` is the log of the change that they show, ``q`` its adjusted p."""
 
     column: int
     reruns: int
@@ -51,7 +53,7 @@ class Confirmation(msgspec.Struct, frozen=True):
 
 
 def choose_suspicious(ratios: Floats, found: Scan) -> list[int]:
-    """The columns to measure again, the most suspicious first; never more than ``MOST_RERUN`` of the night's cells."""
+    """The columns to measure again, the most suspicious first, within ``MOST_RERUN`` or ``LEAST_RERUN``."""
     judged = found.is_judged
     tonight = int(np.isfinite(ratios[-1]).sum())
     looks = judged & ((found.alone <= _SUSPICIOUS_ALONE) | (found.p <= _SUSPICIOUS))
@@ -59,7 +61,7 @@ def choose_suspicious(ratios: Floats, found: Scan) -> list[int]:
     order = sorted(np.flatnonzero(looks).tolist(), key=lambda column: rank[column])
     # A series costs its own cell and, at worst, a baseline nobody else needs; a night has three cells for two series.
     most = int(MOST_RERUN * 1.5 * tonight / 2)
-    return order[: max(1, most)] if order else []
+    return order[: max(LEAST_RERUN, most)]
 
 
 def confirm(nights: Nights, ratios: Floats, found: Scan, suspicious: Sequence[int]) -> list[Confirmation]:
@@ -76,7 +78,9 @@ def confirm(nights: Nights, ratios: Floats, found: Scan, suspicious: Sequence[in
         }
         if tonight in rounds:
             drafts.append(judge_reruns(ratios[:, column], column, rounds, found))
-    q = adjusted(np.array([one.p for one in drafts]), np.ones(len(drafts), dtype=bool)) if drafts else []
+    if not drafts:
+        return []
+    q = adjusted(np.array([one.p for one in drafts]), np.ones(len(drafts), dtype=bool))
     return [msgspec.structs.replace(one, q=float(value)) for one, value in zip(drafts, q, strict=True)]
 
 

@@ -1,0 +1,172 @@
+"""``tare history``: an index of a folder of runs, and what it holds."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tare.bench.cli.guard import complain, guard, make_app
+
+app = make_app("history", "Keep many runs as one history: index, list, show, export, publish, prune.")
+
+RunsFolder = Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder of runs (runs).", show_default=False)]
+Runs = Annotated[Path | None, typer.Option("--runs", help="Folder of runs (runs).")]
+Label = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Only runs with this label. Repeatable.")]
+
+
+def runs_folder(given: Path | None) -> Path:
+    """The folder of runs: the one that is named, or where runs are made."""
+    from tare.bench.locations import runs_directory
+
+    return given if given is not None else runs_directory()
+
+
+@app.command()
+def update(
+    runs: RunsFolder = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Enter the new runs of a folder into its index.
+
+    Runs that cannot be entered (still being written, half copied) are named with the reason and left out.
+    """
+    with guard():
+        import json
+
+        from tare.bench.history.index import update_history
+
+        folder = runs_folder(runs)
+        done = update_history(folder)
+        if as_json:
+            left_out = [str(error.message) for error in done.left_out]
+            typer.echo(json.dumps({"added": done.added, "left_out": left_out, "runs": done.runs}, indent=2))
+            return
+        if done.rebuilt:
+            typer.echo(f"the index was made again: {done.rebuilt}")
+        for error in done.left_out:
+            complain(f"left out: {error.message}", error.remedy)
+        count = f"{len(done.added)} run{'' if len(done.added) == 1 else 's'}"
+        typer.echo(f"{count} entered; the history of {folder} has {done.runs}")
+
+
+@app.command("list")
+def list_(
+    runs: RunsFolder = None,
+    *,
+    series: Annotated[bool, typer.Option("--series", help="List series, not runs.")] = False,
+    label: Label = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
+    """List the runs of a history, or its series."""
+    with guard():
+        from tare.bench.cli.values import named_values
+        from tare.bench.history.index import open_history
+        from tare.bench.history.views import list_series, with_labels
+
+        history = open_history(runs_folder(runs))
+        if series:
+            lines = list_series(history)
+            named = [(one.series, one.name, str(one.n_runs), one.last_run) for one in lines]
+            _print(lines, ("series", "name", "runs", "last run"), named, as_json=as_json)
+            return
+        entries = with_labels(history.entries, named_values("--label", label or ()))
+        rows = [
+            (
+                one.run,
+                one.started_utc[:16].replace("T", " "),
+                one.suite,
+                one.host[:8],
+                _kind(one.confirms, one.bridges, str(one.status)),
+                str(sum(one.failed.values())),
+                " ".join(f"{name}={value}" for name, value in one.labels.items()),
+            )
+            for one in entries
+        ]
+        _print(entries, ("run", "start (UTC)", "suite", "host", "status", "failed", "labels"), rows, as_json=as_json)
+
+
+def _kind(confirms: str, bridges: str, status: str) -> str:
+    if confirms:
+        return f"rerun of {confirms}"
+    return f"bridge to {bridges}" if bridges else status
+
+
+@app.command()
+def show(
+    series: Annotated[str, typer.Argument(help="Series: its identifier, or words of its name.")],
+    *,
+    runs: Runs = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
+    """Show a series night by night: level, ratio to bare metal, changed conditions."""
+    with guard():
+        from tare.bench.history.index import open_history
+        from tare.bench.history.views import find_series, nights_of
+        from tare.bench.units import Unit, format_value
+
+        history = open_history(runs_folder(runs))
+        found = find_series(history, series)
+        lines = nights_of(history, found.series)
+        if not as_json:
+            typer.echo(f"{found.name}  ({found.series})")
+        rows, before = [], ""
+        for one in lines:
+            changed = history.changed_fields(before or one.epoch, one.epoch)
+            before = one.epoch
+            level = "–" if one.level is None else format_value(one.level, Unit(found.unit))
+            ratio = "–" if one.ratio is None else f"{one.ratio:.4g}×"
+            notes = ", ".join(f"{field}: {old} → {new}" for field, (old, new) in changed.items())
+            labels = " ".join(f"{name}={value}" for name, value in one.labels.items())
+            kind = "" if one.is_night else "rerun"
+            note = "; ".join(
+                part for part in (kind, f"{one.failed} failed" if one.failed else "", notes, labels) if part
+            )
+            rows.append((one.started_utc[:16].replace("T", " "), one.run, level, ratio, str(one.blocks), note))
+        _print(lines, ("start (UTC)", "run", "level", "ratio", "blocks", "notes"), rows, as_json=as_json)
+
+
+@app.command()
+def export(
+    runs: RunsFolder = None,
+    *,
+    form: Annotated[str, typer.Option("--format", "-f", help="csv, parquet, json or openmetrics.")] = "csv",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; - for standard output.")] = None,
+    label: Label = None,
+) -> None:
+    """Write the history as one table: a row for each run, series and metric.
+
+    openmetrics holds the newest value of each series.
+    """
+    with guard():
+        from tare.bench.cli.output import chosen_output, say_where, whole_file
+        from tare.bench.cli.values import named_values
+        from tare.bench.history.index import open_history
+        from tare.bench.history.views import export as write
+
+        history, labels = open_history(runs_folder(runs)), named_values("--label", label or ())
+        output = chosen_output(output)
+        with whole_file(output, f".{form}") as part:
+            write(history, form, part, labels)
+        say_where(output)
+
+
+def _print(values: object, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(values), indent=2).decode())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from tare.bench.readable import as_markup
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(as_markup(cell) for cell in row))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
