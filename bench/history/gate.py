@@ -228,7 +228,7 @@ def _verdict(one: Judgement) -> Verdict:
 
 def _outliers(nights: Nights, families: Families, told: set[str]) -> dict[str, float]:
     found = {}
-    for column in np.flatnonzero(families.isolation.is_astray):
+    for column in np.flatnonzero(families.isolation.is_astray).tolist():
         if nights.series[column].identifier not in told:
             before = families.ratios[:-1, column]
             found[nights.series[column].name] = float(np.exp(families.ratios[-1, column] - np.nanmedian(before)))
