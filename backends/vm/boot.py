@@ -53,6 +53,7 @@ service of a slow guest is given up before the guest is."""
 LOADER_ARGUMENTS = (*KERNEL_ARGUMENTS, *SYSTEM_ARGUMENTS, "tare.parameters=smbios")
 """What the boot loader hands to the kernel."""
 
+NO_USER_SPACE = "its kernel did not reach user space"
 RESET = "its machine reset or QEMU ended before the kernel had said anything"
 
 
@@ -221,7 +222,7 @@ def why_not(watch: Watch, allowed_s: float, late: Callable[[Watch], str]) -> str
 def late_boot(watch: Watch) -> str:
     """What of a boot has not come yet."""
     if "init" not in watch.marks:
-        return "its kernel did not reach user space"
+        return NO_USER_SPACE
     if not watch.agent_connected and watch.marks.keys() & {"ready", "system"}:
         return "its guest agent did not open its port"
     if "system" in watch.marks:

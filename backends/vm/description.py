@@ -23,6 +23,10 @@ _PINNED = {
 }
 
 
+_KERNEL_THREADS = (
+    "kvm-nx-lpage-recovery and vhost are charged to the guest's cgroup and counted as no process of it; kvm-pit runs "
+    "in the root group and is charged to nobody"
+)
 _PROFILES = {
     Profile.MINIMAL: "minimal: kernel from QEMU, tare's init",
     Profile.FULL: "full: kernel from QEMU, systemd to multi-user.target",
@@ -60,6 +64,8 @@ def describe(setup: GuestSetup, backend: str) -> BackendDescription:
     if setup.saved is not None:
         saved = allocated_bytes(setup.saved.file)
         facts["saved_memory"] = Fact("saved_memory", f"{saved} bytes", "st_blocks", saved, Unit.BYTE)
+    if accelerator is Accelerator.KVM:
+        facts |= named_facts({"kernel_threads": _KERNEL_THREADS})
     if accelerator is Accelerator.TCG:
         cache = f"{TB_CACHE_MIB} MiB"
         facts["tcg_tb_cache"] = Fact("tcg_tb_cache", cache, "", TB_CACHE_MIB * 2**20, Unit.BYTE)

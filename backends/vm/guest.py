@@ -14,6 +14,7 @@ from tare.backends.cgroups.layout import Layout
 from tare.backends.cgroups.lifecycle import Cgroup, start_cgroup
 from tare.backends.cgroups.limits import Limits, limits_of
 from tare.backends.vm.boot import (
+    NO_USER_SPACE,
     RESET,
     SHUTDOWN_DEADLINE_S,
     Failure,
@@ -331,6 +332,11 @@ def _remedy(message: str, console: str) -> str | None:
     text = f"{message}\n{console}"
     if "Out of memory" in text or "System is deadlocked on memory" in text or "Initramfs unpacking failed" in text:
         return "give the envelope more memory: the guest's kernel lives in it too"
+    if NO_USER_SPACE in message and not console:
+        return (
+            "give the envelope more memory: under KVM a kernel that does not fit spins without a word; if it has "
+            "enough, see whether guests boot here at all (tare doctor --prove-kvm)"
+        )
     if RESET in text:
         return "give the envelope more memory, for a kernel that does not fit ends like this; or build the image again"
     if "unable to map backing store" in message:

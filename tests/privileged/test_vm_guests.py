@@ -23,6 +23,7 @@ from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger, clean
 from tare.bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
 from tare.bench.process import run
+from tests.accelerator import ACCEL
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
 
@@ -31,7 +32,8 @@ ENVELOPE = Envelope(CPUS[-1:], 192 * 2**20, 64 * 2**20, 64)
 
 
 def make_backend(ledger, work, cache, **options):
-    backend = VirtualMachine(BackendContext(ledger, work, cache, VmOptions(**options), ()))
+    chosen = msgspec.convert({"accel": ACCEL, **options}, VmOptions)
+    backend = VirtualMachine(BackendContext(ledger, work, cache, chosen, ()))
     found = backend.probe()
     if not found.available:
         pytest.skip(f"vm is not available here: {found.reason}")

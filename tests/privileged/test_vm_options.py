@@ -13,6 +13,7 @@ from tare.bench.errors import UnavailableError
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
 from tare.bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
+from tests.accelerator import ACCEL
 from tests.privileged.libvirt_daemon import find_daemons, start_daemons
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
@@ -35,7 +36,7 @@ def start(cache, image, tmp_path):
         backends = []
 
         def started(**options):
-            chosen = msgspec.convert({"accel": "tcg", **options}, VmOptions)
+            chosen = msgspec.convert({"accel": ACCEL, **options}, VmOptions)
             backend = VirtualMachine(BackendContext(**{**as_fields(context), "options": chosen}))
             found = backend.probe()
             if not found.available:

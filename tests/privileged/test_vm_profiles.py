@@ -11,6 +11,7 @@ from tare.bench.errors import BackendError
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
 from tare.bench.model import SCRATCH, Command, Envelope, InstanceSpec, Phase
+from tests.accelerator import ACCEL
 
 pytestmark = [pytest.mark.root, pytest.mark.tools, pytest.mark.image, pytest.mark.guest]
 
@@ -41,7 +42,7 @@ def start(cache, tmp_path):
         backends = []
 
         def started(profile, image):
-            options = VmOptions(accel="tcg", profile=profile, stop="shutdown")
+            options = VmOptions(accel=ACCEL, profile=profile, stop="shutdown")
             backend = VirtualMachine(BackendContext(ledger, tmp_path / "work", cache, options, CPUS))
             found = backend.probe()
             if not found.available:

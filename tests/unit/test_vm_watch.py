@@ -77,6 +77,13 @@ def test_a_silent_end_is_named(told):
     assert "more memory" in _remedy(why_not(told, 90.0, late_boot), "")
 
 
+def test_a_kernel_that_spins_without_a_word_may_have_too_little_memory(told):
+    """Under KVM it does, where the emulated machine resets."""
+    late = f"the guest did not start: {why_not(told, 90.0, late_boot)}"
+    assert "more memory" in _remedy(late, "")
+    assert _remedy(late, "[    2.0] Run /init as init process") is None
+
+
 def test_what_did_not_come_is_named(told):
     assert "did not reach user space" in why_not(told, 90.0, late_boot)
     told.on_console(b"tare: init 1.0\n", 1.0)
