@@ -119,6 +119,7 @@ class NoteCode(StrEnum):
     """What a note of a run is about (``code`` among the details of its event)."""
 
     CLOCK = "clock"
+    PRIMED = "primed"
     PRECISION = "precision"
     DENSITY_STOP = "density-stop"
     DENSITY_DEAD = "density-dead"

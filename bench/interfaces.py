@@ -434,6 +434,15 @@ class Experiment(ABC):
         del options
         return ServerPlace.SAME_INSTANCE
 
+    def prime(self, run: InstanceRun) -> None:
+        """Use once what measured instances will use: before the first block, on each backend, for one of its cells.
+
+        What it records is not kept, ``run.start`` may return an instance that was used, and ``run.iterations`` is 1. By
+        default an instance executes one command. Raises as ``run`` does.
+        """
+        with run.start() as instance:
+            run.execute(instance, Command(("/bin/true",)), "prime")
+
     @abstractmethod
     def run(self, run: InstanceRun) -> None:
         """Start the instance, measure, stop it. Raises BackendError or WorkloadError if it could not."""

@@ -28,6 +28,7 @@ from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, free_bytes, ledger_directory, runs_directory, work_directory
 from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
+from tare.bench.priming import prime
 from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, Origin, RunStatus
 from tare.bench.registry import find_backends, find_workloads, origins_of
@@ -258,6 +259,10 @@ class _Session:
         kind = EventKind.RUN_RESUMED if self.earlier else EventKind.RUN_STARTED
         begins = {"instances": len(plan), "cpus": suite.envelope.cpus, "identity": identity}
         store.add_event(make_event(kind, details=begins))
+        try:
+            prime(suite, image, self.ready, store, self.display.step, identity)
+        except KeyboardInterrupt:
+            return Outcome(0, 0, interrupted=True)
         sampler = Sampler(suite, store.manifest.baseline)
         if self.earlier is not None and sampler.is_wanted:
             sampler.catch_up(self.earlier.samples, self.earlier.events)

@@ -76,7 +76,7 @@ class Sampling(Section, frozen=True):
 
     With a ``precision`` (0 or None: without), ``blocks`` is the least, and more follow until the leading metric of each
     cell is known so exactly, ``max_time`` of measuring is spent, or ``max_blocks`` were run. A ``seed`` of None is
-    drawn when the suite is bound to a host.
+    drawn when the suite is bound to a host. ``prime``: each workload runs once on each backend before the first block.
     """
 
     seed: Annotated[int, Meta(ge=0)] | None = None
@@ -87,6 +87,7 @@ class Sampling(Section, frozen=True):
     precision: Precision | None = None
     max_time: Duration = Duration("10m")
     max_blocks: int | None = None
+    prime: bool = True
 
 
 class ReportSection(Section, frozen=True):

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from tare.bench.analysis import Analysis, RunResults
+from tare.bench.catalogue import NoteCode
 from tare.bench.readable import one_line, readable
 from tare.bench.records import Event, EventKind
 from tare.bench.reporter import Reporter
@@ -231,8 +232,18 @@ def _design_line(analysis: Analysis) -> str:
     return (
         f"{plural(blocks, 'block')}, {plural(instances, 'instance')} of "
         f"{analysis.manifest.planned_instances:,} planned, "
-        f"seed {analysis.manifest.seed}"
+        f"seed {analysis.manifest.seed}{_priming(analysis)}"
     )
+
+
+def _priming(analysis: Analysis) -> str:
+    """What was done before the first block, and what of it failed."""
+    notes = [event.details for event in analysis.run.events if event.note_code == NoteCode.PRIMED]
+    if not notes:
+        return ""
+    failed = {f"{key} on {one['backend']}" for one in notes for key in one.get("failed", ())}
+    problems = f" (not: {', '.join(sorted(failed))})" if failed else ""
+    return f"; each backend ran each workload once before the first block, unmeasured{problems}"
 
 
 def _when(started: str, ended: str) -> str:

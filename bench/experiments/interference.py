@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from tare.bench.catalogue import RATIO_PREFIX, TRAITS, VALUE_PREFIX, Builtin
 from tare.bench.errors import BackendError, WorkloadError
-from tare.bench.experiments.work import Background, Work, difference, total
+from tare.bench.experiments.work import Background, Work, difference, prime_work, total
 from tare.bench.interfaces import Experiment, InstanceRun, Workload
 from tare.bench.model import SCRATCH, Command, Direction, Envelope, Metric, lower
 from tare.bench.units import Duration, Unit
@@ -112,6 +112,10 @@ class Interference(Experiment):
     def metrics_with(cls, workload: type[Workload] | None) -> tuple[Metric, ...]:
         victim = (DURATION, *(() if workload is None else workload.metrics))
         return (AGGRESSOR_CPU, *map(value_of, victim), *map(ratio_of, victim))
+
+    def prime(self, run: InstanceRun) -> None:
+        if run.workload is not None:
+            prime_work(run, run.workload)
 
     def run(self, run: InstanceRun) -> None:
         if run.workload is None:

@@ -8,7 +8,7 @@ import msgspec
 from tare.bench.catalogue import TRAITS, Builtin
 from tare.bench.catalogue import SteadyMetric as Name
 from tare.bench.errors import ParseError, WorkloadError
-from tare.bench.experiments.work import Work, difference, total
+from tare.bench.experiments.work import Work, difference, prime_work, total
 from tare.bench.interfaces import Experiment, Instance, InstanceRun, Workload
 from tare.bench.model import Commands, Completed, Metric, Phase, Usage, lower
 from tare.bench.network_path import ServerPlace
@@ -105,6 +105,10 @@ class Steady(Experiment):
     @classmethod
     def server_place(cls, options: SteadyOptions) -> ServerPlace:
         return options.server
+
+    def prime(self, run: InstanceRun) -> None:
+        if run.workload is not None:
+            prime_work(run, run.workload)
 
     def run(self, run: InstanceRun) -> None:
         workload = run.workload

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from tare.bench.errors import BackendError, WorkloadError
-from tare.bench.interfaces import Instance, InstanceRun
+from tare.bench.interfaces import Instance, InstanceRun, Workload
 from tare.bench.interrupts import sleep
 from tare.bench.model import SCRATCH, SERVER, Command, Commands, Completed, Service
 from tare.bench.network_path import LOOPBACK, own_loopback
@@ -142,6 +142,14 @@ class Work:
         argv = tuple(argument.replace(SERVER, self._address) for argument in command.argv)
         env: Mapping[str, str] = {name: value.replace(SERVER, self._address) for name, value in command.env.items()}
         return msgspec.structs.replace(command, argv=argv, env=env)
+
+
+def prime_work(run: InstanceRun, workload: Workload) -> None:
+    """Run a workload once in an instance, with its set-up and services. Raises as ``Work``."""
+    with run.start() as instance:
+        work = Work(run, workload.commands(run.params, run.envelope), instance)
+        work.measure("prime")
+        work.end()
 
 
 def _address_of(serving: Instance, *, is_own: bool) -> str:

@@ -114,6 +114,7 @@ seed = 3
 blocks = 3
 iterations = 2
 warmup = 1
+prime = false
 [[backend]]
 type = "fake-box"
 [[backend]]

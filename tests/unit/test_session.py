@@ -655,3 +655,57 @@ def test_traits_that_no_run_can_keep_are_refused_before_anything_is_measured(pla
     with pytest.raises(BackendError, match="no run can keep"):
         start(place)
     assert not Orders.starts
+
+
+# --- priming ------------------------------------------------------------------------------------------
+
+PRIMING = SUITE.replace("prime = false\n", "")
+
+
+def primed(run):
+    return [one["details"] for one in events(run, "note") if one["details"]["code"] == "primed"]
+
+
+def test_each_backend_is_primed_before_the_first_measured_instance(place):
+    display = Display()
+    result = start_run(RunRequest(suite_file(place, PRIMING), place / "run"), display)
+    assert (result.outcome.done, result.outcome.failed) == (PLANNED, 0)
+    assert manifest(place / "run")["planned_instances"] == PLANNED
+    first, last = Orders.starts[:2], Orders.starts[2:]
+    assert [name for name, _ in first] == ["fake-box", "fake-metal"]
+    assert all("-p0i00" in name or "-p1i00" in name for _, name in first)
+    assert len(last) == PLANNED
+    assert all("-b0" in name for _, name in last)
+    assert [(one["backend"], one["instances"], one["failed"]) for one in primed(place / "run")] == [
+        ("fake-box", 1, {}),
+        ("fake-metal", 1, {}),
+    ]
+    assert all("-p" not in sample["instance"] for sample in samples(place / "run"))
+    assert len({sample["instance"] for sample in samples(place / "run")}) == PLANNED
+    assert [step for step in display.steps if step.startswith("priming")] == [
+        f"priming {name}: each workload once, unmeasured" for name in ("fake-box", "fake-metal")
+    ]
+
+
+def test_a_run_that_is_interrupted_while_it_is_primed_goes_on_and_is_primed_again(place):
+    Orders.interrupt_at = 2
+    result = start(place, PRIMING)
+    assert (result.outcome.done, result.outcome.interrupted) == (0, True)
+    assert manifest(place / "run")["status"] == "interrupted"
+    Orders.reset()
+    result = resume_run(place / "run", Display())
+    assert (result.outcome.done, result.outcome.interrupted) == (PLANNED, False)
+    assert [one["backend"] for one in primed(place / "run")] == ["fake-box", "fake-box", "fake-metal"]
+
+
+def test_a_backend_that_cannot_be_primed_is_measured_all_the_same(place):
+    def refuse(spec):
+        if "-p0" in spec.identifier:
+            raise BackendError("not this one")
+
+    Orders.on_start = refuse
+    result = start(place, PRIMING)
+    assert (result.outcome.done, result.outcome.failed) == (PLANNED, 0)
+    box, metal = primed(place / "run")
+    assert (box["instances"], list(box["failed"].values())) == (0, ["not this one"])
+    assert metal["failed"] == {}

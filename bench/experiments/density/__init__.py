@@ -26,6 +26,7 @@ from tare.bench.experiments.density.population import (
     many_files,
     settle,
 )
+from tare.bench.experiments.work import prime_work
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
 from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.model import Command, Phase
@@ -84,6 +85,12 @@ class Density(Experiment):
     takes_workload = True
     metrics = metrics.ALL
     Options = DensityOptions
+
+    def prime(self, run: InstanceRun) -> None:
+        if run.workload is None:
+            super().prime(run)
+        else:
+            prime_work(run, run.workload)
 
     def run(self, run: InstanceRun) -> None:
         """One ramp. Raises BackendError if not a single instance started."""
