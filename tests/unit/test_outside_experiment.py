@@ -13,7 +13,7 @@ from tare.bench.errors import SuiteError
 from tare.bench.registry import find_experiments, find_reporters
 from tare.bench.session import RunRequest, start_run
 from tare.bench.store import load_run
-from tests.unit import test_session
+from tests.unit import session_fakes, test_session
 
 place = test_session.place
 PLUGIN = Path(__file__).parents[1] / "integration" / "plugin"
@@ -39,7 +39,7 @@ options = {most = 40, step = 10}
 def installed(place, monkeypatch):
     monkeypatch.syspath_prepend(PLUGIN)
     points = place / "site" / "fakes-1.0.dist-info" / "entry_points.txt"
-    points.write_text(test_session.POINTS + "[tare.experiments]\nfiles = tare_files:Files\nempty = tare_files:Empty\n")
+    points.write_text(session_fakes.POINTS + "[tare.experiments]\nfiles = tare_files:Files\nempty = tare_files:Empty\n")
     module = importlib.import_module("tare_files")
     empty = type("Empty", (module.Experiment,), {"run": lambda *_: None})
     monkeypatch.setattr(module, "Empty", empty, raising=False)
