@@ -134,6 +134,14 @@ def quick(session: nox.Session) -> None:
     session.run("pytest", "tests/unit", "--numprocesses=logical", *session.posargs)
 
 
+@nox.session
+def campaign(session: nox.Session) -> None:
+    """Kills, signals, power cuts, fuzzing, hostile images and workloads: `-- KIND... --minutes N --seed N`. As root."""
+    install_host_packages(session, {"image", "native", "small", "build"})
+    install_tare(session, "test")
+    session.run("python", "-m", "tests.campaign", *session.posargs)
+
+
 def check_style(session: nox.Session) -> None:
     """ruff, as linter and as formatter."""
     session.run("ruff", "check", ".")

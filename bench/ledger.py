@@ -293,7 +293,7 @@ def _decode(data: bytes) -> dict[int, Entry]:
     for text in data.split(b"\n"):
         try:
             line = msgspec.json.decode(text, type=Entry)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         if line.kind:
             entries[line.number] = line

@@ -23,6 +23,9 @@ _CHUNK_BYTES = 8 * 2**20
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
+_NO_RECORD = (msgspec.DecodeError, RecursionError)
+"""What decoding a line raises: the second for one that is nested without end."""
+
 _Record = TypeVar("_Record", bound=msgspec.Struct)
 
 
@@ -67,7 +70,7 @@ class _Lines(Generic[_Record]):
     def take_whole(self, content: bytes) -> None:
         try:
             self._take(self._decoder.decode_lines(content))
-        except msgspec.DecodeError:
+        except _NO_RECORD:
             if not self._took_without_unknown(content):
                 self._take_each(content)
         self._number += content.count(b"\n") + 1
@@ -79,7 +82,7 @@ class _Lines(Generic[_Record]):
             rows = _FIELDS.decode_lines(content)
             lines = ({name: row[name] for name in known if name in row} for row in rows)
             self._take(self._decoder.decode_lines(b"\n".join(map(msgspec.json.encode, lines))))
-        except msgspec.DecodeError:
+        except _NO_RECORD:
             return False
         self.unknown |= set().union(*rows).difference(known)
         return True
@@ -88,7 +91,7 @@ class _Lines(Generic[_Record]):
         for number, line in enumerate(content.split(b"\n"), start=self._number + 1):
             try:
                 self._take([self._read(line)])
-            except msgspec.DecodeError as error:
+            except _NO_RECORD as error:
                 self._warnings.append(f"{self._name} line {number} cannot be read and is left out: {error}")
 
     def _read(self, line: bytes) -> _Record:

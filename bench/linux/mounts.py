@@ -32,7 +32,7 @@ def read_mounts(roots: HostRoots = HERE) -> list[Mount]:
 def parse_mountinfo(data: bytes) -> list[Mount]:
     """The mounts in a mountinfo, with the octal escapes of white space undone; ``options`` are the super block's."""
     mounts = []
-    for line in data.splitlines():
+    for line in data.split(b"\n"):
         before, _, after = line.partition(b" - ")
         fields, rest = (
             [os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), field)) for field in part.split(b" ")]

@@ -1,5 +1,6 @@
 """A run survives a power cut at any moment: what it reported as done is there, and going on doubles nothing."""
 
+import json
 import os
 import random
 from pathlib import Path
@@ -88,7 +89,17 @@ def test_a_run_that_lost_any_of_its_files_goes_on_without_doubles(place, lost, h
     _, path = recorded(place, interrupt_at=4)
     whole = Whole.of(path)
     damage(path / lost, how)
+    before, known = names(path), len(load_run(path).events)
     check(path, set(), whole, resume)
+    again = {one.instance for one in load_run(path).events[known:] if one.kind is EventKind.INSTANCE_STARTED}
+    assert not again & before, "a name that was given is not given again"
+
+
+def names(path: Path) -> set[str]:
+    """The instances that any file of the run names."""
+    lines = (line for file in path.glob("*.jsonl") for line in file.read_bytes().splitlines() if line.endswith(b"}"))
+    named = {json.loads(line).get("instance", "") for line in lines}
+    return {*named, *(folder.name for folder in path.glob("raw/*"))} - {""}
 
 
 def damage(path: Path, how: str) -> None:
