@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tare.bench.analysis import Analysis, CellResult, Subject
+from tare.bench.analysis import Analysis, CellResult
 from tare.bench.stats.comparisons import Comparison
 from tare.bench.units import parse_size
 from tare.reports.claim_entries import Kind, kinds_of
@@ -31,8 +31,15 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str
 
 
+Value = str | int | float | bool
+
+
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Values of one metric as printed, in the printed ``unit``; what was not measured is None."""
+    """Values of one metric as printed, in the printed ``unit``; what has no figure is None.
+
+    It is of work with exactly these ``params``, at least these in ``at_least``, and ``jobs`` at once. ``size`` is that
+    of the file that was used.
+    """
 
     study: str
     workload: str
@@ -42,7 +49,10 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bare_metal: float
     source: str
     differs: str
-    params: dict[str, str | int | float | bool] = {}
+    params: dict[str, Value] = {}
+    at_least: dict[str, int] = {}
+    jobs: int | None = None
+    size: str = ""
     container: float | None = None
     vm: float | None = None
 
@@ -60,25 +70,31 @@ class PublishedLine(msgspec.Struct, frozen=True):
     note: str
 
 
+class Published(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of figures. ``defaults`` has, by workload, what a parameter is that a suite does not state."""
+
+    study: tuple[Study, ...]
+    figure: tuple[Figure, ...]
+    defaults: dict[str, dict[str, Value]] = {}
+
+
 @functools.cache
-def load_published(path: Path = PUBLISHED) -> tuple[tuple[Study, ...], tuple[Figure, ...]]:
+def load_published(path: Path = PUBLISHED) -> Published:
     """The studies and figures of a file. Raises ValueError where a figure names a study that is not there."""
-    content = tomllib.loads(path.read_text("utf-8"))
-    studies = msgspec.convert(content["study"], tuple[Study, ...])
-    figures = msgspec.convert(content["figure"], tuple[Figure, ...])
-    known = {study.id for study in studies}
-    for figure in figures:
+    content = msgspec.convert(tomllib.loads(path.read_text("utf-8")), Published)
+    known = {study.id for study in content.study}
+    for figure in content.figure:
         if figure.study not in known:
             raise ValueError(f"{path}: {figure.what}: there is no study {figure.study!r}")
-    return studies, figures
+    return content
 
 
 def published_views(analysis: Analysis) -> list[tuple[Study, list[PublishedLine]]]:
     """The studies with figures for what this run measured against a baseline, in the order of the file."""
-    studies, figures = load_published()
+    content = load_published()
     views = []
-    for study in studies:
-        own = [figure for figure in figures if figure.study == study.id]
+    for study in content.study:
+        own = [figure for figure in content.figure if figure.study == study.id]
         if lines := [line for figure in own for line in _lines(figure, analysis)]:
             views.append((study, lines))
     return views
@@ -89,14 +105,20 @@ def _lines(figure: Figure, analysis: Analysis) -> Iterator[PublishedLine]:
     if baseline is None or Kind.BARE_METAL not in kinds_of(analysis.manifest, baseline.name):
         return
     for subject, row, cell, found in analysis.comparisons:
-        if row.metric.name == figure.metric and row.quantile is None and _is_same(figure, subject):
-            yield _line(figure, cell, found, analysis)
+        if row.metric.name != figure.metric or row.quantile is not None or subject.workload != figure.workload:
+            continue
+        given = load_published().defaults.get(figure.workload, {}) | dict(subject.params)
+        if subject.traits.of_workload and _is_same(figure, given, len(analysis.manifest.envelope.cpus)):
+            yield _line(figure, given, cell, found, analysis)
 
 
-def _is_same(figure: Figure, subject: Subject) -> bool:
-    if not subject.traits.of_workload or subject.workload != figure.workload:
-        return False
-    return all(_same_value(subject.params.get(name), value) for name, value in figure.params.items())
+def _is_same(figure: Figure, given: Mapping[str, Any], jobs: int) -> bool:
+    """Whether work with the parameters ``given`` is that of the figure, in all that its result depends on."""
+    return (
+        figure.jobs in {None, jobs}
+        and all(_same_value(given.get(name), value) for name, value in figure.params.items())
+        and all(given.get(name, 0) >= least for name, least in figure.at_least.items())
+    )
 
 
 def _same_value(given: Any, wanted: str | float) -> bool:
@@ -111,7 +133,9 @@ def _same_value(given: Any, wanted: str | float) -> bool:
         return False
 
 
-def _line(figure: Figure, cell: CellResult, found: Comparison, analysis: Analysis) -> PublishedLine:
+def _line(
+    figure: Figure, given: Mapping[str, Any], cell: CellResult, found: Comparison, analysis: Analysis
+) -> PublishedLine:
     value, note = _there(figure, kinds_of(analysis.manifest, cell.backend.name))
     there = "" if value is None else f"{value / figure.bare_metal:.2f}×"
     values = "" if value is None else f"{value:g} against {figure.bare_metal:g} {figure.unit}"
@@ -123,8 +147,14 @@ def _line(figure: Figure, cell: CellResult, found: Comparison, analysis: Analysi
         there=there,
         there_values=values,
         source=figure.source,
-        note=note or f"There: {figure.differs}.",
+        note=note or f"There: {_differences(figure, given)}.",
     )
+
+
+def _differences(figure: Figure, given: Mapping[str, Any]) -> str:
+    if not figure.size or _same_value(given.get("size"), figure.size):
+        return figure.differs
+    return f"a file of {figure.size}, here {given.get('size')}, which caches hold sooner; {figure.differs}"
 
 
 def _there(figure: Figure, kinds: frozenset[Kind]) -> tuple[float | None, str]:
@@ -132,7 +162,7 @@ def _there(figure: Figure, kinds: frozenset[Kind]) -> tuple[float | None, str]:
     figures: Mapping[Kind, float | None] = {Kind.CONTAINER: figure.container, Kind.HARDWARE_VM: figure.vm}
     for kind, value in figures.items():
         if kind in kinds:
-            return value, "" if value is not None else "Not measured there."
+            return value, "" if value is not None else "No figure of it there."
     if Kind.EMULATED_VM in kinds:
         return None, "Emulated here, under KVM there: not to be compared."
     return None, "Nothing of this kind was measured there."

@@ -18,7 +18,7 @@ from tare.reports.published import PUBLISHED, load_published, published_views
 from tests.synthetic import QUICK, Subject, write_run
 
 READS = Metric("read.iops", Unit.OPERATIONS_PER_SECOND, Direction.HIGHER, "Blocks read in a second")
-RANDOM = {"rw": "randread", "block_size": "4096", "io_depth": 16, "size": "64MiB"}
+RANDOM = {"rw": "randread", "block_size": "4096", "io_depth": 16, "engine": "libaio", "size": "64MiB"}
 
 
 def analysed(folder, params, *, accel="tcg"):
@@ -43,7 +43,18 @@ def test_an_emulated_guest_stands_beside_no_figure(tmp_path):
     assert (guest.there, guest.note) == ("", "Emulated here, under KVM there: not to be compared.")
 
 
-@pytest.mark.parametrize("change", [{"rw": "randwrite"}, {"io_depth": 1}, {"block_size": "8KiB"}, {"block_size": 4}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rw": "randwrite"},
+        {"io_depth": 1},
+        {"block_size": "8KiB"},
+        {"block_size": 4},
+        {"engine": "io_uring"},
+        {"direct": False},
+        {"fsync": 1},
+    ],
+)
 def test_other_work_has_no_figure(tmp_path, change):
     assert published_views(analysed(tmp_path, RANDOM | change)) == []
 
@@ -57,14 +68,52 @@ def test_the_page_shows_them_with_their_source(tmp_path):
 
 def test_every_figure_is_of_a_metric_that_its_workload_has():
     workloads = find_workloads().loaded
-    studies, figures = load_published()
-    for figure in figures:
+    content = load_published()
+    for figure in content.figure:
         workload = workloads[figure.workload]
         assert figure.metric in {metric.name for metric in workload.metrics}, figure.what
-        names = {field.encode_name for field in msgspec.structs.fields(workload.Params)}
-        assert figure.params.keys() <= names, figure.what
+        names = {field.encode_name for field in msgspec.structs.fields(workload.Params)} | {"server"}
+        assert figure.params.keys() | figure.at_least.keys() <= names, figure.what
         assert figure.bare_metal > 0
-    assert {figure.study for figure in figures} == {study.id for study in studies}
+    assert {figure.study for figure in content.figure} == {study.id for study in content.study}
+
+
+def test_defaults_are_those_of_the_workloads_and_cover_what_figures_name():
+    workloads, content = find_workloads().loaded, load_published()
+    for name, defaults in content.defaults.items():
+        fields = {field.encode_name: field.default for field in msgspec.structs.fields(workloads[name].Params)}
+        assert {key: str(fields[key]) for key in defaults} == {key: str(value) for key, value in defaults.items()}
+    for figure in content.figure:
+        stated = figure.params.keys() | figure.at_least.keys()
+        own = (
+            stated
+            - {"server", "rw", "block_size", "read_percent"}
+            - ({"clients"} if figure.workload == "redis" else set())
+        )
+        assert own <= content.defaults.get(figure.workload, {}).keys(), figure.what
+
+
+def test_figures_of_eight_jobs_stand_beside_eight_cpus_only(tmp_path):
+    analysis = analysed(tmp_path, RANDOM, accel="kvm")
+    manifest = analysis.run.manifest
+    for cpus, there in ((1, 24793 / 58729), (8, 42543 / 84044)):
+        envelope = msgspec.structs.replace(manifest.envelope, cpus=tuple(range(cpus)))
+        with_cpus = msgspec.structs.replace(analysis.manifest, envelope=envelope)
+        ((_, lines),) = published_views(replaced_manifest(analysis, with_cpus))
+        assert [line.there for line in lines if line.backend.startswith("vm")] == [f"{there:.2f}×"]
+    envelope = msgspec.structs.replace(manifest.envelope, cpus=(0, 1))
+    assert published_views(replaced_manifest(analysis, msgspec.structs.replace(manifest, envelope=envelope))) == []
+
+
+def replaced_manifest(analysis, manifest):
+    return msgspec.structs.replace(analysis, run=msgspec.structs.replace(analysis.run, manifest=manifest))
+
+
+def test_a_file_of_another_size_is_told(tmp_path):
+    ((_, lines),) = published_views(analysed(tmp_path, RANDOM, accel="kvm"))
+    assert all("a file of 16GiB, here 64MiB" in line.note for line in lines)
+    ((_, lines),) = published_views(analysed(tmp_path / "large", RANDOM | {"size": "16384MiB"}, accel="kvm"))
+    assert all("a file of" not in line.note for line in lines)
 
 
 def test_a_figure_of_no_study_is_refused(tmp_path):
@@ -77,8 +126,12 @@ def test_a_figure_of_no_study_is_refused(tmp_path):
 def test_the_suite_asks_for_every_figure():
     suite = tomllib.loads((Path(__file__).parents[2] / "suites" / "felter2014.toml").read_text("utf-8"))
     steady = [one for one in suite["experiment"] if one["kind"] == "steady"]
-    for figure in load_published()[1]:
+    content = load_published()
+    for figure in content.figure:
         assert any(
-            one["workload"] == figure.workload and figure.params.items() <= one.get("params", {}).items()
+            one["workload"] == figure.workload
+            and figure.params.items()
+            <= (content.defaults.get(figure.workload, {}) | one.get("params", {}) | one.get("options", {})).items()
+            and all(one.get("params", {}).get(name, 0) >= least for name, least in figure.at_least.items())
             for one in steady
         ), figure.what
