@@ -108,6 +108,8 @@ class LimitsMetric(StrEnum):
 
 VALUE_PREFIX = "interference.value."
 """Beginning of the names of a victim's own metrics, next to as many aggressors as ``iteration`` says."""
+SHAM_PREFIX = "interference.sham."
+"""Beginning of the names of metrics that say the same of neighbours that do nothing."""
 RATIO_PREFIX = "interference.ratio."
 """Beginning of the names of metrics that say how many times worse than alone a victim got."""
 

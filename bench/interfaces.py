@@ -370,6 +370,12 @@ class InstanceRun(Protocol):
     def expect_starts(self, at_once: int) -> None:
         """See ``Backend.expect_starts``."""
 
+    def balanced_order(self, count: int) -> tuple[int, ...]:
+        """An order of the numbers below ``count`` for what is measured in turn in one instance.
+
+        Balanced over the blocks as that of backends is, random by the run's seed, and in a block the same on each.
+        """
+
     def start_host_side(self) -> AbstractContextManager[Instance]:
         """The host's side of the cell's backend (``Backend.host_side``); what it costs is not counted.
 

@@ -195,6 +195,9 @@ class _PrimingRun:
     def expect_starts(self, at_once: int) -> None:
         """Nothing: one at a time."""
 
+    def balanced_order(self, count: int) -> tuple[int, ...]:
+        return tuple(range(count))
+
     def note(self, code: str, message: str, details: Mapping[str, Any]) -> None:
         """Nothing is kept."""
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from tare.bench.catalogue import NoteCode
+from tare.bench.design import balanced_order
 from tare.bench.disturbance import DisturbanceMeter
 from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError, lack_of_descriptors
 from tare.bench.interfaces import Backend, Instance, Workload
@@ -179,6 +180,7 @@ class _LiveRun:
         self._backend = runner.backends[planned.cell.backend]
         self._experiment = scenario.experiment
         self._warmup = scenario.sampling.warmup
+        self._instances = scenario.sampling.instances
         self._commands = 0
         self._starts = itertools.count(1)
         cell = planned.cell
@@ -213,6 +215,11 @@ class _LiveRun:
 
     def expect_starts(self, at_once: int) -> None:
         self._backend.expect_starts(at_once)
+
+    def balanced_order(self, count: int) -> tuple[int, ...]:
+        planned, seed = self._planned, self._runner.suite.seed
+        row = planned.block * self._instances + planned.index
+        return balanced_order(count, row, f"{seed}/{planned.cell.subject}/within")
 
     def start_host_side(self) -> AbstractContextManager[Instance]:
         return self._backend.host_side(self._spec(f"-h{next(self._starts)}", None))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from tare.bench.analysis import Analysis, MeasuredBackend, Row, Subject
-from tare.bench.catalogue import RATIO_PREFIX, VALUE_PREFIX
+from tare.bench.catalogue import RATIO_PREFIX, SHAM_PREFIX, VALUE_PREFIX
 from tare.bench.model import Category, IsolationKind, Metric, Parameter
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest
@@ -26,6 +26,11 @@ AREAS: Mapping[str, str] = {
 }
 """What the areas of ``tare.bench.analysis.answer`` are called."""
 
+_OF_VICTIMS = {
+    VALUE_PREFIX: "",
+    RATIO_PREFIX: ", compared with alone",
+    SHAM_PREFIX: ", next to idle neighbours compared with alone",
+}
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -44,10 +49,10 @@ class Names:
         name, _, quantile = metric.name.partition(" ")
         title = metric.title or _declared_titles().get((workload or experiment, name), "")
         title = title or _declared_titles().get((experiment, name), "")
-        for prefix in (VALUE_PREFIX, RATIO_PREFIX):
+        for prefix, compared in _OF_VICTIMS.items():
             if not title and name.startswith(prefix):
                 title = _declared_titles().get((workload, name.removeprefix(prefix)), "")
-                title = f"{title}, compared with alone" if title and prefix == RATIO_PREFIX else title
+                title = f"{title}{compared}" if title else title
         if not title:
             return one_line(" ".join(part for part in (workload, metric.name) if part), 80)
         words = {one.name: one for one in self._parameters(experiment, workload)}

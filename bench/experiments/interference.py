@@ -1,12 +1,16 @@
-"""``interference``: a victim alone, and the same victim next to more and more aggressors in other instances.
+"""``interference``: a victim alone, next to idle neighbours, and next to neighbours of which some are aggressors.
 
-Each number of aggressors is compared with the same live victim alone, minutes before: what differs from boot to boot
-and from hour to hour is on both sides. Each block has a fresh victim. An aggressor is stress-ng in an instance of its
-own, bounded in time.
+The victim is measured alone, then next to all its neighbours, of which each number from none to all are at work, and
+alone again. The numbers come in an order that is balanced over the blocks, and each is compared with the same live
+victim alone at that moment, between its readings before and after: what differs from boot to boot and what changes
+with the time in an instance is no effect of the neighbours. That none of them is at work is a sham: it differs from
+alone by what idle neighbours cost. Each block has a fresh victim. An aggressor is stress-ng in an instance of its own,
+bounded in time.
 
 ``iteration`` of each sample is the number of aggressors; 0 is the victim alone. The victim's own metrics are kept under
-``interference.value.NAME``, one sample a repetition, and compared with the median of the same victim alone under
-``interference.ratio.NAME``, one sample a number of aggressors.
+``interference.value.NAME``, one sample a repetition, and compared with the victim alone under
+``interference.ratio.NAME``, one sample a number of aggressors; of the sham under ``interference.sham.NAME``, where it
+is the number of idle neighbours.
 """
 
 import contextlib
@@ -19,10 +23,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.catalogue import RATIO_PREFIX, TRAITS, VALUE_PREFIX, Builtin
+from tare.bench.catalogue import RATIO_PREFIX, SHAM_PREFIX, TRAITS, VALUE_PREFIX, Builtin
 from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.experiments.work import Background, Work, difference, prime_work, total
-from tare.bench.interfaces import Experiment, InstanceRun, Workload
+from tare.bench.interfaces import Experiment, Instance, InstanceRun, Workload
 from tare.bench.model import SCRATCH, Command, Direction, Envelope, Metric, lower
 from tare.bench.units import Duration, Unit
 
@@ -48,6 +52,16 @@ def ratio_of(metric: Metric) -> Metric:
         Unit.RATIO,
         f"How many times worse than alone (median to median): {metric.description}",
         f"{metric.title}, compared with alone" if metric.title else "",
+    )
+
+
+def sham_of(metric: Metric) -> Metric:
+    """As ``ratio_of``, next to as many neighbours that do nothing."""
+    return lower(
+        f"{SHAM_PREFIX}{metric.name}",
+        Unit.RATIO,
+        f"How many times worse than alone next to idle neighbours (median to median): {metric.description}",
+        f"{metric.title}, next to idle neighbours compared with alone" if metric.title else "",
     )
 
 
@@ -83,7 +97,7 @@ _SPARE_S = 60.0
 class InterferenceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[experiment.options]`` of ``interference``.
 
-    ``aggressor`` is what they do (a list makes a cell of each), ``aggressors`` how many there are at last. ``cpus``:
+    ``aggressor`` is what they do (a list makes a cell of each), ``aggressors`` how many neighbours there are. ``cpus``:
     ``same`` puts them on the victim's own CPUs, ``other`` on those that tare has for itself. ``bound`` ends an
     aggressor that nobody stops; without it, it is what the victim's own time limits add up to.
     """
@@ -99,7 +113,7 @@ class InterferenceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class Interference(Experiment):
-    """Measures a victim next to 0, 1, 2, … aggressors. ``iteration`` is their number."""
+    """Measures a victim alone and next to each number of aggressors. ``iteration`` is their number."""
 
     name = Builtin.INTERFERENCE
     traits = TRAITS[name]
@@ -111,7 +125,7 @@ class Interference(Experiment):
     @classmethod
     def metrics_with(cls, workload: type[Workload] | None) -> tuple[Metric, ...]:
         victim = (DURATION, *(() if workload is None else workload.metrics))
-        return (AGGRESSOR_CPU, *map(value_of, victim), *map(ratio_of, victim))
+        return (AGGRESSOR_CPU, *map(value_of, victim), *map(ratio_of, victim), *map(sham_of, victim))
 
     def prime(self, run: InstanceRun) -> None:
         if run.workload is not None:
@@ -123,6 +137,13 @@ class Interference(Experiment):
         _Victim(run, run.workload).run()
 
 
+class Reading(msgspec.Struct, frozen=True):
+    """The victim's metrics by name, each a median over repetitions, and the middle of the time that they took."""
+
+    at_s: float
+    values: Mapping[str, float]
+
+
 class _Victim:
     def __init__(self, run: InstanceRun, workload: Workload) -> None:
         self._run = run
@@ -131,26 +152,31 @@ class _Victim:
         self._commands = workload.commands(run.params, run.envelope)
         own = () if workload.fixed_time else (DURATION,)
         self._metrics = {metric.name: metric for metric in (*own, *workload.metrics)}
-        self._alone: dict[str, float] = {}
 
     def run(self) -> None:
         envelope = _choose_envelope(self._run.envelope, self._options)
-        with self._run.start() as victim, contextlib.ExitStack() as stack:
+        argv = aggressor_argv(self._options.aggressor, envelope, self._bound_s())
+        beside: dict[int, Reading] = {}
+        with self._run.start() as victim:
             work = Work(self._run, self._commands, victim)
-            self._alone = self._measure(work, 0)
-            aggressors: list[Background] = []
-            kind, argv = self._options.aggressor, aggressor_argv(self._options.aggressor, envelope, self._bound_s())
-            for _ in range(self._options.aggressors):
-                instance = stack.enter_context(self._run.start(envelope))
-                command = Command(argv, cwd=SCRATCH)
-                aggressors.append(Background(instance, f"the aggressor {kind}", "aggressor", command))
-                self._measure_beside(work, aggressors)
+            before = self._measure(work, "alone-before", 0)
+            with contextlib.ExitStack() as stack:
+                starts = (self._run.start(envelope) for _ in range(self._options.aggressors))
+                neighbours = [stack.enter_context(start) for start in starts]
+                for number in self._run.balanced_order(len(neighbours) + 1):
+                    beside[number] = self._measure_beside(work, neighbours[:number], argv)
+            after = self._measure(work, "alone-after", 0)
             work.end()
+        for number, reading in beside.items():
+            self._compare(number, reading, before, after)
 
-    def _measure_beside(self, work: Work, aggressors: list[Background]) -> None:
-        before, began = [one.instance.usage().cpu_s for one in aggressors], time.monotonic()
-        beside = self._measure(work, len(aggressors))
-        after, took = [one.instance.usage().cpu_s for one in aggressors], time.monotonic() - began
+    def _measure_beside(self, work: Work, neighbours: list[Instance], argv: tuple[str, ...]) -> Reading:
+        """A reading next to neighbours of which these are at work."""
+        what, command = f"the aggressor {self._options.aggressor}", Command(argv, cwd=SCRATCH)
+        aggressors = [Background(instance, what, "aggressor", command) for instance in neighbours]
+        before, began = [instance.usage().cpu_s for instance in neighbours], time.monotonic()
+        reading = self._measure(work, f"beside-{len(neighbours)}", len(neighbours) or None)
+        after, took = [instance.usage().cpu_s for instance in neighbours], time.monotonic() - began
         for one in aggressors:
             if not one.is_alive():
                 raise WorkloadError(
@@ -158,35 +184,52 @@ class _Victim:
                     remedy="give the envelope more memory, pids or scratch, or let the victim's command take less time",
                     evidence=one.said(),
                 )
-        for name, value in beside.items():
-            metric = self._metrics[name]
-            ratio = degradation(metric.direction, self._alone.get(name, 0.0), value)
-            self._run.record(ratio_of(metric), ratio, iteration=len(aggressors))
+        for one in aggressors:
+            one.stop()
         used = total(map(difference, before, after))
-        self._run.record(AGGRESSOR_CPU, None if used is None else used / took, iteration=len(aggressors))
+        if neighbours and used is not None:
+            self._run.record(AGGRESSOR_CPU, used / took, iteration=len(neighbours))
+        return reading
 
-    def _measure(self, work: Work, number: int) -> dict[str, float]:
-        """The medians of the victim's metrics next to ``number`` aggressors, without warm-ups."""
+    def _compare(self, number: int, reading: Reading, before: Reading, after: Reading) -> None:
+        """Record how much worse a reading is than the victim alone at that time."""
+        for name in reading.values.keys() & before.values.keys() & after.values.keys():
+            metric = self._metrics[name]
+            ratio = degradation(metric.direction, _between(before, after, name, reading.at_s), reading.values[name])
+            if number:
+                self._run.record(ratio_of(metric), ratio, iteration=number)
+            else:
+                self._run.record(sham_of(metric), ratio, iteration=self._options.aggressors)
+
+    def _measure(self, work: Work, role: str, number: int | None) -> Reading:
+        """The victim without warm-ups; its values are recorded under ``number``, or not at all."""
         values: dict[str, list[float]] = {}
+        times: list[float] = []
         for repetition in range(self._run.iterations):
             warmup = self._run.is_warmup(repetition)
-            role = f"{'warmup-' if warmup else ''}beside-{number}"
-            completed, raw = work.measure(role)
+            completed, raw = work.measure(f"warmup-{role}" if warmup else role)
             if warmup:
                 continue
+            times += [completed.started_s, completed.ended_s]
             read = {DURATION.name: completed.duration_s}
             read |= {one.metric: one.value for one in self._workload.parse(completed)}
             for name, value in read.items():
                 if name in self._metrics:
                     values.setdefault(name, []).append(value)
-                    self._run.record(value_of(self._metrics[name]), value, iteration=number, raw=raw)
-        return {name: statistics.median(own) for name, own in values.items()}
+                    if number is not None:
+                        self._run.record(value_of(self._metrics[name]), value, iteration=number, raw=raw)
+        return Reading(statistics.fmean(times), {name: statistics.median(own) for name, own in values.items()})
 
     def _bound_s(self) -> float:
         if self._options.bound is not None:
             return self._options.bound
-        each = self._run.iterations * self._commands.measured.timeout_s + _SPARE_S
-        return each * self._options.aggressors
+        return self._run.iterations * self._commands.measured.timeout_s + _SPARE_S
+
+
+def _between(before: Reading, after: Reading, name: str, at_s: float) -> float:
+    """What the metric of the victim alone would have been at a time between two readings, on a straight line."""
+    share = (at_s - before.at_s) / (after.at_s - before.at_s) if after.at_s > before.at_s else 0.5
+    return before.values[name] + share * (after.values[name] - before.values[name])
 
 
 def degradation(direction: Direction, alone: float, beside: float) -> float | None:

@@ -39,6 +39,15 @@ class Background:
         """Whether it still runs."""
         return self.instance.execute(Command(("sh", "-c", _ALIVE, "sh", self._pid))).returncode == 0
 
+    def stop(self) -> None:
+        """End it, and wait until it is gone. Raises WorkloadError if it is not."""
+        self.instance.execute(Command(("sh", "-c", 'kill "$1"', "sh", self._pid)))
+        deadline = time.monotonic() + _STOPS_WITHIN_S
+        while self.is_alive():
+            if time.monotonic() >= deadline:
+                raise WorkloadError(f"{self.what} did not end within {_STOPS_WITHIN_S:g} s", evidence=self.said())
+            sleep(_ASKED_EVERY_S)
+
     def said(self) -> str:
         """The last lines of what it printed."""
         return _said(self.instance.execute(Command(("tail", "-n", _TAIL_LINES, self._log))))
@@ -50,6 +59,8 @@ def _said(completed: Completed) -> str:
 
 _ASKED_EVERY_S = 0.05
 """Between two questions to a service that does not answer yet: they take its CPU while it starts."""
+_STOPS_WITHIN_S = 20.0
+"""stress-ng waits for its workers, which an emulated guest may have many of."""
 _ENDS_WITHIN_S = 1.0
 """A service that ends refuses its clients before it has ended."""
 

@@ -154,30 +154,86 @@ def test_worse_is_above_one_whichever_way_a_metric_goes():
     assert degradation(Direction.HIGHER, 3.0, 0.0) is None
 
 
-def test_the_victim_is_compared_with_itself_alone(tmp_path):
-    backend = FakeBackend()
-    measured = []
+class Neighbourhood(FakeBackend):
+    """A victim whose value is that of ``worth`` with the number of aggressors at work and the time on its clock."""
 
-    def answer(command: Command) -> Completed | None:
+    def __init__(self, worth):
+        super().__init__()
+        self.worth = worth
+        self.at_work = 0
+        self.measured = []
+        self.answer = self.take
+
+    def take(self, command: Command) -> Completed | None:
+        script = command.argv[2] if command.argv[0] == "sh" else ""
         if command.argv[0] == "answer":
-            measured.append(backend.live)
-            value = 40 / backend.live  # HIGHER is better: beside one aggressor half of it is left
-            return said(command, f"value {value}\n".encode())
-        if command.argv[:2] == ("sh", "-c"):
+            at_s = next(self.clock)
+            self.measured.append((self.live - 1, self.at_work))
+            value = f"value {self.worth(self.at_work, at_s + 0.25)!r}\n".encode()
+            return Completed(command.argv, 0, None, value, b"", at_s, at_s + 0.5)
+        if "echo $!" in script:
+            self.at_work += 1
+            self.alive = True
             return said(command, b"77\n")
+        if script.startswith("kill"):
+            self.at_work -= 1
+            self.alive = False
+        if "/cmdline" in script:
+            return Completed(command.argv, 0 if self.alive else 1, None, b"", b"", 1.0, 2.0)
         return None
 
-    backend.answer = answer
-    experiment = {"kind": "interference", "workload": "answer", "options": {"aggressor": "cpu", "aggressors": 2}}
-    outcome, run = run_suite(tmp_path, backend, experiment)
+
+INTERFERENCE = {"kind": "interference", "workload": "answer", "options": {"aggressor": "cpu", "aggressors": 2}}
+
+
+def test_the_victim_is_compared_with_itself_alone(tmp_path):
+    # HIGHER is better: next to idle neighbours a tenth is lost, next to one aggressor half, next to two two thirds.
+    backend = Neighbourhood(lambda at_work, _: 0.0)
+    backend.worth = lambda at_work, _: 40 / (1 + at_work) * (1 if at_work or backend.live == 1 else 0.8)
+    outcome, run = run_suite(tmp_path, backend, INTERFERENCE)
     assert outcome.failed == 0
-    assert measured == [1] * 3 + [2] * 3 + [3] * 3
-    assert values(run, "interference.value.answer.value") == [
-        (0, 40.0), (0, 40.0), (1, 20.0), (1, 20.0), (2, 40 / 3), (2, 40 / 3),
-    ]  # fmt: skip
-    assert values(run, "interference.ratio.answer.value") == [(1, 2.0), (2, 3.0)]
+    each = [backend.measured[start] for start in range(0, len(backend.measured), 3)]
+    assert backend.measured == [one for one in each for _ in range(3)]
+    assert each[0] == each[-1] == (0, 0)
+    assert sorted(each[1:-1]) == [(2, 0), (2, 1), (2, 2)]
+    kept = sorted(values(run, "interference.value.answer.value"))
+    assert kept == [(0, 40.0)] * 4 + [(1, 20.0)] * 2 + [(2, 40 / 3)] * 2
+    assert sorted(values(run, "interference.ratio.answer.value")) == [(1, 2.0), (2, 3.0)]
+    assert values(run, "interference.sham.answer.value") == [(2, 1.25)]
     assert not any(sample.warmup for sample in run.samples)
-    assert backend.live == 0
+    assert (backend.live, backend.at_work) == (0, 0)
+
+
+def test_time_in_the_instance_is_no_effect_of_neighbours(tmp_path):
+    backend = Neighbourhood(lambda _, at_s: 500 - at_s)
+    _, run = run_suite(tmp_path, backend, INTERFERENCE)
+    alone = [value for number, value in values(run, "interference.value.answer.value") if number == 0]
+    assert max(alone) > min(alone) + 10
+    ratios = values(run, "interference.ratio.answer.value") + values(run, "interference.sham.answer.value")
+    assert [ratio for _, ratio in ratios] == pytest.approx([1.0] * 3, abs=1e-9)
+
+
+def test_numbers_of_aggressors_come_in_an_order_balanced_over_blocks(tmp_path):
+    backend = Neighbourhood(lambda *_: 1.0)
+    run_suite(tmp_path, backend, INTERFERENCE | {"blocks": 6, "iterations": 1, "warmup": 0})
+    orders = [[at_work for _, at_work in backend.measured[start + 1 : start + 4]] for start in range(0, 30, 5)]
+    assert all(sorted(order) == [0, 1, 2] for order in orders)
+    for number in range(3):
+        assert sorted(order.index(number) for order in orders) == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_aggressor_that_does_not_end_makes_the_cell_fail(tmp_path, monkeypatch):
+    class Stubborn(Neighbourhood):
+        def take(self, command):
+            found = super().take(command)
+            self.alive = True
+            return found
+
+    monkeypatch.setattr("tare.bench.experiments.work._STOPS_WITHIN_S", 0.1)
+    outcome, run = run_suite(tmp_path, Stubborn(lambda *_: 1.0), INTERFERENCE)
+    assert outcome.failed == 1
+    (failed,) = [event for event in run.events if event.kind is EventKind.INSTANCE_FAILED]
+    assert "aggressor cpu did not end" in failed.message
 
 
 def test_an_aggressor_that_ended_early_makes_the_cell_fail(tmp_path):
