@@ -6,7 +6,6 @@ where no axis names the backends: the page sets the rest in text, where it wraps
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from tare.bench.catalogue import BootMetric
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line
 from tare.bench.units import Unit, format_value
+from tare.reports.drawing import still_of
 from tare.reports.wording import says_nothing
 
 if TYPE_CHECKING:
@@ -366,14 +366,12 @@ def rounded(value: float) -> float:
 
 def finished(chart: Any, data: dict[str, Rows], identifier: str, *, width: int = STATIC_WIDTH - 110) -> Chart:
     """Both forms of a chart whose rows are ``data``; ``width`` is the still picture's plot, in pixels."""
-    import vl_convert
-
     # The tests validate each kind of chart against the schema; doing it for every chart would cost 0.3 s a time.
     spec: dict[str, Any] = chart.to_dict(validate=False)
     del spec["$schema"]  # an address: the page names no host
     spec.pop("config", None)
     spec["datasets"] = data
-    still = vl_convert.vegalite_to_svg(json.dumps({**spec, "config": chart_config(), "width": width}))
+    still = still_of({**spec, "config": chart_config(), "width": width})
     return Chart(spec, compact_svg(still, identifier))
 
 

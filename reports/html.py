@@ -5,6 +5,7 @@ and figures.
 """
 
 import base64
+import csv
 import datetime as dt
 import functools
 import gzip
@@ -30,10 +31,11 @@ from tare.reports import claims, findings
 from tare.reports.capacity import capacity_view
 from tare.reports.charts import chart_config, short_label
 from tare.reports.density_costs import costs_view
+from tare.reports.drawing import end_drawing, script
 from tare.reports.flags import flags_of
 from tare.reports.instances import TOLERANCE, heat_view, held_lines, phase_view
 from tare.reports.published import published_views
-from tare.reports.samples import sample_frame
+from tare.reports.samples import sample_rows
 from tare.reports.sections import SectionView, section_views
 from tare.reports.wording import noise_sentence, percent, plural
 
@@ -49,6 +51,7 @@ class HtmlReporter(Reporter):
     suffix = ".html"
 
     def write(self, results: RunResults, output: Path) -> None:
+        packed_engine()  # before anything that takes memory: bundling takes more than all the rest
         output.write_text(render_page(results.analysis, output.parent), "utf-8")
 
 
@@ -67,12 +70,13 @@ def render_page(analysis: Analysis, beside: Path | None = None) -> str:
     environment.filters["breakable"] = _breakable
     environment.filters["oneline"] = lambda text: one_line(text, MOST_IN_OPTION)
     context = page_context(analysis, beside)
+    end_drawing()
     template = environment.get_template("report.html.j2")
     return template.render(
         **context,
         style=(TEMPLATES / "report.css").read_text("utf-8"),
         script=(TEMPLATES / "report.js").read_text("utf-8"),
-        engine=_packed_engine(),
+        engine=packed_engine(),
         charts=_packed(json.dumps(_specs(context), separators=(",", ":"))),
     )
 
@@ -106,11 +110,9 @@ def _specs(context: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _packed_engine() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, packed. Bundling takes seconds: once a process."""
-    import vl_convert
-
-    return _packed(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+def packed_engine() -> str:
+    """What draws the charts in a browser, packed."""
+    return _packed(script())
 
 
 def _packed(text: str) -> str:
@@ -337,6 +339,6 @@ def _packed_samples(analysis: Analysis) -> str:
     if not 0 < len(analysis.run.samples) <= MOST_EMBEDDED_SAMPLES:
         return ""
     text = io.StringIO()
-    sample_frame(analysis.run).to_csv(text, index=False, lineterminator="\r\n")
+    csv.writer(text).writerows(sample_rows(analysis.run))
     packed = _packed(text.getvalue())
     return packed if len(packed) <= MOST_EMBEDDED_BYTES else ""

@@ -3,6 +3,8 @@
 CSV is RFC 4180's but for plain line ends, UTF-8.
 """
 
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,23 @@ if TYPE_CHECKING:
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula."""
+
+
+_COLUMNS = (
+    *("block", "instance", "experiment", "workload", "params", "backend", "metric", "unit", "value"),
+    *("iteration", "warmup", "raw"),
+)
+
+
+def sample_rows(run: LoadedRun, shown: Callable[[str], str] = str) -> Iterator[Sequence[object]]:
+    """The names of the columns and then every sample, as ``sample_frame``; ``shown`` changes texts."""
+    table = run.samples
+    columns: dict[str, Iterable[object]] = {name: column.tolist() for name, column in table.numbers.items()}
+    for name, column in table.texts.items():
+        values, codes = column.written()
+        columns[name] = map([shown(value) for value in values].__getitem__, codes.tolist())
+    yield _COLUMNS
+    yield from zip(*(columns[name] for name in _COLUMNS), strict=True)
 
 
 def sample_frame(run: LoadedRun) -> "pd.DataFrame":
@@ -30,8 +49,7 @@ def sample_frame(run: LoadedRun) -> "pd.DataFrame":
         values, codes = column.written()
         columns[name] = pd.Categorical.from_codes(codes, categories=pd.Index(values, dtype="str"))
     columns |= table.numbers
-    order = ("block", "instance", "experiment", "workload", "params", "backend", "metric", "unit", "value")
-    return pd.DataFrame({name: columns[name] for name in (*order, "iteration", "warmup", "raw")})
+    return pd.DataFrame({name: columns[name] for name in _COLUMNS})
 
 
 class CsvReporter(Reporter):
@@ -45,10 +63,8 @@ class CsvReporter(Reporter):
     suffix = ".csv"
 
     def write(self, results: RunResults, output: Path) -> None:
-        frame = sample_frame(results.run)
-        for name in frame.select_dtypes("category"):
-            frame[name] = frame[name].cat.rename_categories(_inert)
-        frame.to_csv(output, index=False, lineterminator="\n")
+        with output.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(sample_rows(results.run, _inert))
 
 
 def _inert(text: str) -> str:

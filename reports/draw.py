@@ -1,0 +1,15 @@
+"""The process that ``drawing.py`` asks. It imports nothing of tare's, so that there is more room for V8."""
+
+import json
+import sys
+
+import vl_convert
+
+for line in sys.stdin:
+    question = json.loads(line)
+    if "spec" in question:
+        answer = vl_convert.vegalite_to_svg(question["spec"])
+    else:
+        answer = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
