@@ -20,7 +20,9 @@ from tare.bench.linux.processes import kill_all, signal_all, threads_of
 
 PREFIX = "tare-"
 _NEVER_REACHED = 2**64 - 2
-"""The largest rate that blkio takes: bytes of a device are counted only in a group that has a rule for it."""
+"""The largest rate that blkio takes: a device's bytes are counted only in a group that has a rule for it.
+
+Linux 6.1 counts what is read by a rule for reading and what is written by one for writing (``blk_should_throtl``)."""
 
 
 class Cgroup:
@@ -94,8 +96,11 @@ class Cgroup:
         if cpuset := self._of.get("cpuset"):
             for file in ("cpuset.mems", *(() if "cpus" in limits else ("cpuset.cpus",))):
                 write_text(cpuset / file, read_text(self._parents["cpuset"] / file))
-        if (blkio := self._of.get("blkio")) and "io_device" in limits and "io_read_bytes_per_s" not in limits:
-            write_text(blkio / "blkio.throttle.read_bps_device", f"{limits['io_device']} {_NEVER_REACHED}")
+        if (blkio := self._of.get("blkio")) and "io_device" in limits:
+            for way in ("read", "write"):
+                if f"io_{way}_bytes_per_s" not in limits:
+                    rule = f"{limits['io_device']} {_NEVER_REACHED}"
+                    write_text(blkio / f"blkio.throttle.{way}_bps_device", rule)
 
     def adopt(self, pid: int) -> None:
         """Take the host pid of the instance's first process; only a ``ProcessTree`` needs it to know its members."""

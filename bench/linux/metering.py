@@ -100,13 +100,13 @@ class _Source(NamedTuple):
 _HERTZ = os.sysconf("SC_CLK_TCK")
 _TICKS = "cpuacct.stat"
 _EXACT = _Source("cpu.stat", keyed("usage_usec"))
-_COUNTED = "blkio.throttle.read_bps_device"
 
 
 def _io(kind: str, file: str) -> tuple[_Source, _Source]:
     """Read and written, in ``io.stat`` by the beginning of its keys, or in a file of blkio."""
-    key = {"rbytes": "Read", "rios": "Read", "wbytes": "Write", "wios": "Write"}[kind]
-    return _Source("io.stat", nested(kind)), _Source(f"blkio.throttle.{file}_recursive", serviced(key), _COUNTED)
+    key = "Read" if kind.startswith("r") else "Write"
+    rule = f"blkio.throttle.{key.lower()}_bps_device"
+    return _Source("io.stat", nested(kind)), _Source(f"blkio.throttle.{file}_recursive", serviced(key), rule)
 
 
 def _cpu(part: str) -> tuple[_Source, ...]:
@@ -159,7 +159,7 @@ class CgroupMeter(Meter):
 
     CPU time is exact to the microsecond in a v2 folder. v1's ``cpuacct`` counts it as exactly, but samples by ticks
     what of it is user and what system time. On v1 the kernel counts I/O only of devices for which the group has a
-    throttling rule. The folders have to exist when it is read.
+    throttling rule, since Linux 6.1 one for each direction. The folders have to exist when it is read.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:

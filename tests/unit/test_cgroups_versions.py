@@ -61,7 +61,7 @@ def test_v1_limits(tmp_path):
         "cpuset/tare-x": ("cpuset.mems", "cpuset.cpus"),
         "memory/tare-x": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
         "pids/tare-x": ("pids.max",),
-        "blkio/tare-x": ("blkio.throttle.read_bps_device",),
+        "blkio/tare-x": ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device"),
     }.items():
         fill(tmp_path / name, dict.fromkeys(files, ""))
     Cgroup(v1_layout(tmp_path, "cpuset", "memory", "pids", "blkio"), "tare-x").set_limits(LIMITS)
@@ -70,7 +70,8 @@ def test_v1_limits(tmp_path):
     assert (tmp_path / "memory/tare-x/memory.limit_in_bytes").read_text() == str(2**28)
     assert (tmp_path / "memory/tare-x/memory.memsw.limit_in_bytes").read_text() == str(2**28)
     assert (tmp_path / "pids/tare-x/pids.max").read_text() == "99"
-    assert (tmp_path / "blkio/tare-x/blkio.throttle.read_bps_device").read_text().startswith("254:0 ")
+    for way in ("read", "write"):
+        assert (tmp_path / f"blkio/tare-x/blkio.throttle.{way}_bps_device").read_text().startswith("254:0 ")
 
 
 def test_v1_without_swap_accounting(tmp_path):
@@ -89,7 +90,7 @@ def test_v1_limits_on_time_and_io(tmp_path):
     names = ("cpu.shares", "cpu.cfs_quota_us")
     assert [(tmp_path / "cpu/tare-x" / name).read_text() for name in names] == ["4096", "50000"]
     written = [(tmp_path / f"blkio/tare-x/blkio.throttle.{name}_device").read_text() for name in throttles]
-    assert written == ["254:0 1048576", "", "", "254:0 50"]
+    assert written == ["254:0 1048576", f"254:0 {2**64 - 2}", "", "254:0 50"]
 
 
 def test_v1_limits_that_are_not_enforced_are_told(tmp_path):
@@ -173,7 +174,10 @@ def test_v1_io_is_missing_where_no_rule_makes_the_kernel_count(tmp_path):
     fill(tmp_path / "blkio/tare-x", files)
     cgroup = Cgroup(v1_layout(tmp_path, "blkio"), "tare-x")
     assert cgroup.meter.usage().io_read_bytes is None
-    fill(tmp_path / "blkio/tare-x", {"blkio.throttle.read_bps_device": "254:0 18446744073709551614\n"})
+    rule = "254:0 18446744073709551614\n"
+    fill(tmp_path / "blkio/tare-x", {"blkio.throttle.read_bps_device": rule})
+    assert (cgroup.meter.usage().io_read_bytes, cgroup.meter.usage().io_write_bytes) == (10, None)
+    fill(tmp_path / "blkio/tare-x", {"blkio.throttle.write_bps_device": rule})
     assert (cgroup.meter.usage().io_read_bytes, cgroup.meter.usage().io_write_bytes) == (10, 20)
 
 
