@@ -14,7 +14,7 @@ import msgspec
 
 from tare.bench.analysis import Analysis, CellResult
 from tare.bench.stats.comparisons import Comparison
-from tare.bench.units import parse_size
+from tare.bench.units import Size
 from tare.reports.claim_entries import Kind, kinds_of
 from tare.reports.wording import format_range, format_ratio_estimate
 
@@ -125,10 +125,10 @@ def _same_value(given: Any, wanted: str | float) -> bool:
     """Sizes may be written in several ways."""
     if given == wanted:
         return True
-    if not isinstance(given, str) or not isinstance(wanted, str):
+    if not isinstance(given, str | int) or not isinstance(wanted, str):
         return False
     try:
-        return parse_size(given) == parse_size(wanted)
+        return Size(given) == Size(wanted)
     except ValueError:
         return False
 

@@ -13,10 +13,10 @@ from msgspec import Meta
 
 from tare.bench.interfaces import Workload
 from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement, Parameter
-from tare.bench.units import parse_size
+from tare.bench.units import Size
 from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size, require_memory, require_scratch
+from tare.workloads.parameters import START_MARGIN_S, require_memory, require_scratch, require_size
 
 GENERATOR = """
 import random, sys
@@ -54,11 +54,11 @@ class CompressionParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     operation: Literal["compress", "decompress"] = "compress"
     preset: Annotated[int, Meta(ge=0, le=9, description="the level of compression")] = 3
-    size: Size = "4MiB"
+    size: Size = Size("4MiB")
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1, description="of the corpus")] = 1
 
     def __post_init__(self) -> None:
-        bounded_size("size", self.size, 2**20, 2**40)
+        require_size("size", self.size, 2**20, 2**40)
 
 
 class Compression(Workload):
@@ -91,7 +91,7 @@ class Compression(Workload):
 
     def commands(self, params: CompressionParams, envelope: Envelope) -> Commands:
         """The corpus is made once an instance, and packed once. Raises WorkloadError where it does not fit."""
-        threads, size = len(envelope.cpus), parse_size(params.size)
+        threads, size = len(envelope.cpus), int(params.size)
         self._check_fit(params, threads, envelope)
         folder = f"{SCRATCH}/tare-{self.name}"
         pack = self.compressor(params.preset, threads, -(-size // threads), _DICTIONARIES[params.preset])
@@ -128,11 +128,11 @@ class Compression(Workload):
     @classmethod
     def duration_s(cls, params: CompressionParams) -> float:
         """From tenths of a second a MiB and level on one CPU; unpacking hardly depends on the level."""
-        mib = parse_size(params.size) / _MIB
+        mib = params.size / _MIB
         return mib * (0.1 * (1 + params.preset) if params.operation == "compress" else 0.035 * _ROUNDS)
 
     def _check_fit(self, params: CompressionParams, threads: int, envelope: Envelope) -> None:
-        size = parse_size(params.size)
+        size = int(params.size)
         packed = f"{self.name}'s corpus (size = {params.size}), plain and packed"
         require_scratch(envelope, 2 * size, packed, "a smaller size")
         needed = _COMPRESSOR_MEMORY[params.preset] * threads + 3 * size

@@ -29,16 +29,15 @@ from tare.bench.model import (
     Metric,
     Parameter,
 )
-from tare.bench.units import Unit, format_size, parse_size
+from tare.bench.units import Size, Unit, format_size
 from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import excerpt, read_output, refuse
 from tare.workloads.parameters import (
     START_MARGIN_S,
     Seconds,
-    Size,
     TimedWorkload,
-    bounded_size,
     require_scratch,
+    require_size,
     timeout_of,
 )
 
@@ -157,20 +156,20 @@ class Fio(TimedWorkload):
         """
 
         rw: Literal["read", "write", "randread", "randwrite", "rw", "randrw"] = "randread"
-        block_size: Size = "4KiB"
+        block_size: Size = Size("4KiB")
         io_depth: Annotated[int, Meta(ge=1, le=1024)] = 1
         engine: Literal["psync", "libaio", "io_uring"] = "psync"
         direct: bool = True
-        size: Size = "64MiB"
+        size: Size = Size("64MiB")
         runtime_s: Seconds = 1.0
         read_percent: Annotated[int, Meta(ge=1, le=99)] = 50
         fsync: Annotated[int, Meta(ge=0, le=1_000_000, description="writes between two fsyncs, 0 for none")] = 0
 
         def __post_init__(self) -> None:
-            block = bounded_size("block_size", self.block_size, 512, 64 * 2**20)
-            if block % 512:
+            require_size("block_size", self.block_size, 512, 64 * 2**20)
+            if self.block_size % 512:
                 raise ValueError(f"block_size: {self.block_size} is not a multiple of 512 bytes")
-            bounded_size("size", self.size, block, 16 * 2**40)
+            require_size("size", self.size, self.block_size, 16 * 2**40)
             if self.io_depth > 1 and self.engine == "psync":
                 raise ValueError("io_depth: the engine psync has one operation in flight; use 'libaio' or 'io_uring'")
             if self.engine == "libaio" and not self.direct:
@@ -191,7 +190,7 @@ class Fio(TimedWorkload):
             f"--filename={_FILE}",
             f"--rw={params.rw}",
             f"--rwmixread={params.read_percent}",
-            f"--bs={parse_size(params.block_size)}",
+            f"--bs={int(params.block_size)}",
             f"--ioengine={params.engine}",
             f"--iodepth={params.io_depth}",
             f"--direct={int(params.direct)}",
@@ -250,7 +249,7 @@ class Fio(TimedWorkload):
 
 def _region_bytes(params: Fio.Params, envelope: Envelope) -> int:
     """The part of the file that one job works on, in whole blocks."""
-    size, block, jobs = parse_size(params.size), parse_size(params.block_size), len(envelope.cpus)
+    size, block, jobs = int(params.size), int(params.block_size), len(envelope.cpus)
     require_scratch(envelope, size, f"fio's file (size = {params.size})", "a smaller size")
     region = size // jobs // block * block
     if region == 0:

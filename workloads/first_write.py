@@ -26,10 +26,10 @@ from tare.bench.model import (
     Metric,
     Parameter,
 )
-from tare.bench.units import Unit, parse_size
+from tare.bench.units import Size, Unit
 from tare.workloads.metrics import time_of
 from tare.workloads.output import read_json, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size
+from tare.workloads.parameters import START_MARGIN_S, require_size
 
 _TOOL = "first-write"
 _FOLDER = f"{SCRATCH}/tare-first-write"
@@ -145,14 +145,14 @@ class FirstWrite(Workload):
         """Each iteration takes ``files`` files of ``size`` up to twice that, none of them twice in an instance."""
 
         files: Annotated[int, Meta(ge=5, le=100_000)] = 32
-        size: Size = "16KiB"
+        size: Size = Size("16KiB")
 
         def __post_init__(self) -> None:
-            bounded_size("size", self.size, 4096, 64 * 2**20)
+            require_size("size", self.size, 4096, 64 * 2**20)
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         del envelope
-        choose = ("python3", "-c", _CHOOSE, _FOLDER, str(parse_size(params.size)))
+        choose = ("python3", "-c", _CHOOSE, _FOLDER, str(int(params.size)))
         measure = ("python3", "-c", _MEASURE, _FOLDER, str(params.files))
         timeout = START_MARGIN_S + _SLOWEST * params.files * _NOMINAL_FILE_S
         return Commands(

@@ -12,10 +12,10 @@ import msgspec
 
 from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric, Parameter
-from tare.bench.units import Unit, parse_size
+from tare.bench.units import Size, Unit
 from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size, require_memory
+from tare.workloads.parameters import START_MARGIN_S, require_memory, require_size
 
 _TOOL = "the program that touches pages"
 _PROGRAM = r"""
@@ -93,17 +93,17 @@ class HugePages(Workload):
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """``advice`` is what the program asks for; with ``none`` it is the instance's own setting that counts."""
 
-        size: Size = "128MiB"
+        size: Size = Size("128MiB")
         advice: Literal["huge", "none", "small"] = "huge"
 
         def __post_init__(self) -> None:
-            size = bounded_size("size", self.size, 2**22, 2**40)
-            if size % 2**16:
+            require_size("size", self.size, 2**22, 2**40)
+            if self.size % 2**16:
                 raise ValueError(f"size: {self.size} is not a multiple of 64KiB")
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """One thread. Raises WorkloadError if the memory is not there."""
-        size = parse_size(params.size)
+        size = int(params.size)
         require_memory(envelope, size, f"huge-pages (size = {params.size})", "a smaller size", share=1 / 2)
         argv = ("python3", "-I", "-S", "-c", _PROGRAM, str(size), params.advice)
         return Commands(Command(argv, timeout_s=START_MARGIN_S + _SLOWEST * self.duration_s(params)))
@@ -127,4 +127,4 @@ class HugePages(Workload):
     @classmethod
     def duration_s(cls, params: Params) -> float:
         """From 1 ns a byte in small pages, with the start of Python."""
-        return 0.5 + parse_size(params.size) * 1e-9
+        return 0.5 + params.size * 1e-9

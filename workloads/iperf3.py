@@ -23,16 +23,15 @@ from tare.bench.model import (
     Parameter,
     Service,
 )
-from tare.bench.units import Unit, parse_size
+from tare.bench.units import Size, Unit
 from tare.workloads.metrics import bandwidth_of, time_of
 from tare.workloads.output import excerpt, read_json, read_output, refuse
 from tare.workloads.parameters import (
     READY_WITHIN_S,
     Port,
-    Size,
     TimedWorkload,
     WholeSeconds,
-    bounded_size,
+    require_size,
     timeout_of,
 )
 
@@ -158,12 +157,12 @@ class Iperf3(TimedWorkload):
         direction: Literal["send", "receive"] = "send"
         runtime_s: WholeSeconds = 1
         congestion: Literal["reno", "cubic", "bbr"] = "reno"
-        offered_per_s: Size = "16MiB"
+        offered_per_s: Size = Size("16MiB")
         datagram_bytes: Annotated[int, Meta(ge=16, le=65507)] = 1400
         port: Port = 5201
 
         def __post_init__(self) -> None:
-            bounded_size("offered_per_s", self.offered_per_s, 1024, 2**40)
+            require_size("offered_per_s", self.offered_per_s, 1024, 2**40)
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:  # noqa: ARG002 - the path decides, not the size
         port = ("--port", str(params.port))
@@ -216,7 +215,7 @@ def _tcp(params: Iperf3.Params) -> tuple[str, ...]:
 
 
 def _udp(params: Iperf3.Params) -> tuple[str, ...]:
-    each = round(parse_size(params.offered_per_s) * 8 / params.streams)
+    each = round(params.offered_per_s * 8 / params.streams)
     return ("--udp", "--bitrate", str(each), "--length", str(params.datagram_bytes))
 
 

@@ -25,21 +25,21 @@ from tare.bench.model import (
     Parameter,
     Service,
 )
-from tare.bench.units import Unit, parse_size
+from tare.bench.units import Size, Unit
 from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, excerpt, one_match, positive, read_output, refuse
 from tare.workloads.parameters import (
     READY_WITHIN_S,
-    Size,
     TimedWorkload,
     WholeSeconds,
-    bounded_size,
     require_scratch,
+    require_size,
     timeout_of,
 )
 
 _TOOL = "wrk"
 _PORT = "28080"
+_SMALL_PAGE = Size("64B")
 """Not HTTP's own, which a server of the host's may have where an instance shares the host's network."""
 _FOLDER = f"{SCRATCH}/nginx"
 _SCRIPT = f"{SCRATCH}/wrk.lua"
@@ -143,18 +143,18 @@ class Nginx(TimedWorkload):
 
         connections: Annotated[int, Meta(ge=1, le=1000)] = 10
         keep_alive: bool = True
-        page_size: Size = "1KiB"
+        page_size: Size = Size("1KiB")
         runtime_s: WholeSeconds = 1
 
         def __post_init__(self) -> None:
-            bounded_size("page_size", self.page_size, 1, 2**30)
+            require_size("page_size", self.page_size, 1, 2**30)
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """A worker of nginx and, where there are as many connections, a thread of wrk on each CPU.
 
         Raises WorkloadError if the page does not fit the scratch folder of ``envelope``.
         """
-        size, cpus = parse_size(params.page_size), len(envelope.cpus)
+        size, cpus = int(params.page_size), len(envelope.cpus)
         what = f"nginx's page (page_size = {params.page_size})"
         require_scratch(envelope, size, what, "a smaller page_size", share=1 / 2)
         closing = () if params.keep_alive else ("-H", "Connection: close")
@@ -232,7 +232,9 @@ class NginxConnections(TimedWorkload):
         runtime_s: WholeSeconds = 1
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
-        chosen = Nginx.Params(connections=params.clients, keep_alive=False, page_size="64B", runtime_s=params.runtime_s)
+        chosen = Nginx.Params(
+            connections=params.clients, keep_alive=False, page_size=_SMALL_PAGE, runtime_s=params.runtime_s
+        )
         return Nginx().commands(chosen, envelope)
 
     def parse(self, completed: Completed) -> list[Measurement]:

@@ -12,10 +12,10 @@ import msgspec
 
 from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Parameter
-from tare.bench.units import parse_size
+from tare.bench.units import Size
 from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import LINES, one_match, positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, WholeSeconds, bounded_size
+from tare.workloads.parameters import START_MARGIN_S, WholeSeconds, require_size
 
 _TOOL = "openssl speed"
 _WHOLE = re.compile(r"\A(?:(?:Forked child|Got:) [^\n]*\n)+\+F[^\n]*\n*\Z", re.ASCII)
@@ -68,11 +68,11 @@ class OpensslSpeed(Workload):
         algorithm: Literal[
             "aes-128-gcm", "aes-256-gcm", "chacha20-poly1305", "rsa2048", "rsa4096", "sha256", "sha512"
         ] = "aes-256-gcm"
-        block_size: Size = "16KiB"
+        block_size: Size = Size("16KiB")
         runtime_s: WholeSeconds = 1
 
         def __post_init__(self) -> None:
-            bounded_size("block_size", self.block_size, 16, 64 * 2**20)
+            require_size("block_size", self.block_size, 16, 64 * 2**20)
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """One process on each CPU of ``envelope``, each with buffers of its own."""
@@ -80,7 +80,7 @@ class OpensslSpeed(Workload):
         if params.algorithm.startswith(_RSA):
             what: tuple[str, ...] = (params.algorithm,)
         else:
-            what = ("-bytes", str(parse_size(params.block_size)), "-evp", params.algorithm)
+            what = ("-bytes", str(int(params.block_size)), "-evp", params.algorithm)
         timeout_s = 2 * self.duration_s(params) + START_MARGIN_S
         return Commands(Command(("openssl", "speed", *options, *what), timeout_s=timeout_s))
 

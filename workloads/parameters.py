@@ -7,16 +7,7 @@ from msgspec import Meta
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import Envelope
-from tare.bench.units import format_size, parse_size
-
-Size = Annotated[
-    str,
-    Meta(
-        pattern=r"^[1-9][0-9]*(\.[0-9]+)?(([KMGT]i)?B)?$",
-        description="a size in bytes or with an IEC prefix, such as 4KiB or 64MiB",
-    ),
-]
-"""A size as written in a suite; ``tare.bench.units.parse_size`` reads it."""
+from tare.bench.units import Size, format_size
 
 WholeSeconds = Annotated[int, Meta(ge=1, le=3600, description="seconds; the tool takes whole ones only")]
 Seconds = Annotated[float, Meta(ge=0.1, le=3600.0, description="seconds")]
@@ -52,12 +43,10 @@ def timeout_of(run_s: float) -> float:
     return 2 * run_s + START_MARGIN_S
 
 
-def bounded_size(key: str, text: str, least: int, most: int) -> int:
-    """Bytes of the size parameter ``key``. Raises ValueError that names the key if it is out of bounds."""
-    value = parse_size(text)
-    if not least <= value <= most:
-        raise ValueError(f"{key}: {text} is not between {format_size(least)} and {format_size(most)}")
-    return value
+def require_size(key: str, size: Size, least: int, most: int) -> None:
+    """Raise ValueError that names the size parameter ``key`` if it is out of bounds."""
+    if not least <= size <= most:
+        raise ValueError(f"{key}: {size} is not between {format_size(least)} and {format_size(most)}")
 
 
 def require_scratch(

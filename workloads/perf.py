@@ -13,10 +13,10 @@ from msgspec import Meta
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
 from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Parameter
-from tare.bench.units import parse_size
+from tare.bench.units import Size
 from tare.workloads.metrics import bandwidth_of, rate_of, time_of
 from tare.workloads.output import positive, read_output, refuse
-from tare.workloads.parameters import START_MARGIN_S, Size, bounded_size, require_memory
+from tare.workloads.parameters import START_MARGIN_S, require_memory, require_size
 
 _TOOL = "perf bench"
 _NUMBERS = (
@@ -247,18 +247,18 @@ class Memory(_Bench):
         """``size`` is of a buffer, of which memcpy has two; ``loops`` is how often it is gone over."""
 
         operation: Literal["memcpy", "memset"] = "memcpy"
-        size: Size = "64MiB"
+        size: Size = Size("64MiB")
         loops: Annotated[int, Meta(ge=1, le=1_000_000, description="how often the whole buffer is written")] = 100
 
         def __post_init__(self) -> None:
-            bounded_size("size", self.size, 4096, 2**40)
+            require_size("size", self.size, 4096, 2**40)
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """Raises WorkloadError if the buffers do not fit the memory of ``envelope``."""
-        buffers = parse_size(params.size) * (2 if params.operation == "memcpy" else 1)
+        buffers = params.size * (2 if params.operation == "memcpy" else 1)
         what = f"perf-mem (operation = {params.operation!r}, size = {params.size})"
         require_memory(envelope, buffers, what, "a smaller size", share=1 / 2)
-        size = f"{parse_size(params.size)}B"
+        size = f"{int(params.size)}B"
         argv = ("perf", "bench", "mem", params.operation, "-f", "default", "-s", size, "-l", str(params.loops))
         return Commands(Command(argv, timeout_s=self.timeout_s(params)))
 
@@ -270,7 +270,7 @@ class Memory(_Bench):
 
     @classmethod
     def duration_s(cls, params: Params) -> float:
-        return parse_size(params.size) * params.loops * cls.nominal_byte_s
+        return params.size * params.loops * cls.nominal_byte_s
 
 
 def _match(completed: Completed, form: re.Pattern[str]) -> tuple[re.Match[str], str]:

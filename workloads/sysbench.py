@@ -14,15 +14,14 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric, Parameter
-from tare.bench.units import parse_size
+from tare.bench.units import Size
 from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, one_match, one_number, positive, read_output, refuse
 from tare.workloads.parameters import (
-    Size,
     TimedWorkload,
     WholeSeconds,
-    bounded_size,
     require_memory,
+    require_size,
     timeout_of,
 )
 
@@ -141,19 +140,19 @@ class SysbenchMemory(TimedWorkload):
         """``scope`` global is one buffer of a block for all threads, local one for each."""
 
         runtime_s: WholeSeconds = 1
-        block_size: Size = "1MiB"
+        block_size: Size = Size("1MiB")
         operation: Literal["read", "write"] = "write"
         access: Literal["seq", "rnd"] = "seq"
         scope: Literal["global", "local"] = "global"
 
         def __post_init__(self) -> None:
-            size = bounded_size("block_size", self.block_size, 1024, 64 * 2**30)
-            if size & (size - 1):
+            require_size("block_size", self.block_size, 1024, 64 * 2**30)
+            if self.block_size & (self.block_size - 1):
                 raise ValueError(f"block_size: sysbench takes powers of two only, not {self.block_size}")
 
     def commands(self, params: Params, envelope: Envelope) -> Commands:
         """One thread on each CPU. Raises WorkloadError if the buffers do not fit the memory of ``envelope``."""
-        block = parse_size(params.block_size)
+        block = int(params.block_size)
         buffers = block * (len(envelope.cpus) if params.scope == "local" else 1)
         what = f"sysbench-memory (block_size = {params.block_size}, scope = {params.scope!r})"
         require_memory(envelope, buffers, what, "a smaller block_size", share=1 / 2)

@@ -27,6 +27,7 @@ from tare.bench.limits_met import raise_if_failed
 from tare.bench.locations import cache_directory
 from tare.bench.model import Command, Commands, Completed, Envelope, InstanceSpec
 from tare.bench.registry import find_workloads
+from tare.bench.units import decode_quantity
 from tests.privileged.host_kernel import start_backend
 
 HERE = Path(__file__).parent
@@ -447,7 +448,7 @@ def main() -> None:
         version = version_of(rootfs, scratch, package)
         for name, given, cpus in variants:
             envelope = Envelope(tuple(range(cpus)), 512 * 2**20, 256 * 2**20, 512)
-            commands = workload.commands(msgspec.convert(given, workload.Params), envelope)
+            commands = workload.commands(msgspec.convert(given, workload.Params, dec_hook=decode_quantity), envelope)
             if commands.services:
                 done = run_served(rootfs, scratch, commands, envelope)
             else:

@@ -13,6 +13,7 @@ from tare.bench.interfaces import Instance
 from tare.bench.ledger import Ledger
 from tare.bench.limits_met import raise_if_failed
 from tare.bench.model import Command, Commands, Completed, Image
+from tare.bench.units import decode_quantity
 from tare.workloads.mariadb import MariaDB
 from tare.workloads.nginx import Nginx
 from tare.workloads.postgresql import PostgreSQL
@@ -62,7 +63,7 @@ def test_a_server_answers_its_client(backend, catalogue_image, kind, params):
         pytest.skip("databases take their time, and one kind of instance shows that they work")
     workload = kind()
     envelope = msgspec.structs.replace(ENVELOPE, memory_bytes=512 * 2**20)
-    commands = workload.commands(workload.Params(**params), envelope)
+    commands = workload.commands(msgspec.convert(params, workload.Params, dec_hook=decode_quantity), envelope)
     with backend.start(spec(workload.name, catalogue_image, envelope)) as instance:
         work = prepare(instance, commands)
         completed, _ = work.measure()

@@ -1,5 +1,6 @@
 """The workloads of the network between two real containers, and a server that dies under its client."""
 
+import msgspec
 import pytest
 
 from tare.backends.native.options import NativeOptions, Network
@@ -8,6 +9,7 @@ from tare.bench.experiments.work import Work
 from tare.bench.ledger import Ledger
 from tare.bench.model import Command, Commands
 from tare.bench.registry import find_workloads
+from tare.bench.units import decode_quantity
 from tare.workloads.iperf3 import Iperf3
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 from tests.privileged.test_applications import Run, prepare
@@ -41,7 +43,7 @@ def veth(catalogue_image, tmp_path_factory):
 )
 def test_a_client_measures_a_server_in_another_container(veth, catalogue_image, name, params, metrics):
     workload = find_workloads().get(name)()
-    commands = workload.commands(workload.Params(**params), ENVELOPE)
+    commands = workload.commands(msgspec.convert(params, workload.Params, dec_hook=decode_quantity), ENVELOPE)
     with veth.start(spec("server", catalogue_image)) as server, veth.start(spec("client", catalogue_image)) as client:
         work = Work(Run(), commands, client, serving=server)
         completed, _ = work.measure()

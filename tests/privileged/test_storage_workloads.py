@@ -9,6 +9,7 @@ import pytest
 from tare.bench.errors import WorkloadError
 from tare.bench.ledger import Ledger
 from tare.bench.limits_met import have_failed, raise_if_failed
+from tare.bench.units import decode_quantity
 from tests.privileged.host_kernel import BACKENDS, ENVELOPE, spec, start_backend
 from tests.unit.workload_captures import WORKLOADS
 
@@ -30,7 +31,7 @@ def measure(backend, catalogue_image):
 
     def measure(name, **params):
         workload = WORKLOADS[name]
-        commands = workload.commands(msgspec.convert(params, workload.Params), ENVELOPE)
+        commands = workload.commands(msgspec.convert(params, workload.Params, dec_hook=decode_quantity), ENVELOPE)
         with backend.start(spec(name, catalogue_image)) as instance:
             for command in (*commands.setup, commands.measured):
                 done = instance.execute(command)

@@ -18,7 +18,7 @@ from tare.reports.published import PUBLISHED, load_published, published_views
 from tests.synthetic import QUICK, Subject, write_run
 
 READS = Metric("read.iops", Unit.OPERATIONS_PER_SECOND, Direction.HIGHER, "Blocks read in a second")
-RANDOM = {"rw": "randread", "block_size": "4096", "io_depth": 16, "engine": "libaio", "size": "64MiB"}
+RANDOM = {"rw": "randread", "block_size": 4096, "io_depth": 16, "engine": "libaio", "size": "64MiB"}
 
 
 def analysed(folder, params, *, accel="tcg"):
@@ -50,6 +50,7 @@ def test_an_emulated_guest_stands_beside_no_figure(tmp_path):
         {"io_depth": 1},
         {"block_size": "8KiB"},
         {"block_size": 4},
+        {"block_size": "some"},
         {"engine": "io_uring"},
         {"direct": False},
         {"fsync": 1},

@@ -10,7 +10,7 @@ import pytest
 from tare.bench.errors import ParseError
 from tare.bench.interfaces import Workload
 from tare.bench.model import SCRATCH
-from tare.bench.units import Unit
+from tare.bench.units import Unit, decode_quantity
 from tests.unit.workload_captures import (
     MAY_BE_ZERO,
     WORKLOADS,
@@ -70,7 +70,7 @@ def test_a_real_output_gives_declared_finite_positive_values(capture: Capture) -
 @pytest.mark.parametrize("capture", [c for c in captures() if "workload" in c.header], ids=identify)
 def test_captures_were_made_by_the_commands_that_the_workloads_build_today(capture: Capture) -> None:
     workload = WORKLOADS[capture.header["workload"]]
-    params = msgspec.convert(capture.header.get("params", {}), workload.Params)
+    params = msgspec.convert(capture.header.get("params", {}), workload.Params, dec_hook=decode_quantity)
     assert list(workload.commands(params, capture.envelope).measured.argv) == capture.header["argv"]
 
 

@@ -9,12 +9,18 @@ import msgspec
 import pytest
 
 from tare.bench.interfaces import Workload
+from tare.bench.units import Size
 from tests.unit.workload_captures import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GENERATED = re.compile(r"(<!-- generated: [^\n]* -->\n).*?(<!-- end -->)", re.DOTALL)
 INCLUDED = re.compile(r"(<!-- file: (?P<path>\S+) -->\n```\w+\n)(?P<text>.*?)(```\n)", re.DOTALL)
+
+
+def describe_quantity(kind: type) -> dict[str, Any]:
+    assert kind is Size
+    return {"type": "string", "description": "a size in bytes or with an IEC prefix, such as 4KiB or 64MiB"}
 
 
 def render_values(field: dict[str, Any]) -> str:
@@ -28,8 +34,7 @@ def render_values(field: dict[str, Any]) -> str:
     return str(field.get("description", "a name"))
 
 
-def render_default(field: dict[str, Any]) -> str:
-    default = field["default"]
+def render_default(default: Any) -> str:
     return json.dumps(default) if isinstance(default, bool) else str(default)
 
 
@@ -43,9 +48,9 @@ def render_workload(workload: Workload) -> str:
         "| parameter | values | default |",
         "| --- | --- | --- |",
     ]
-    _, schemas = msgspec.json.schema_components([workload.Params])
-    for name, field in schemas[workload.Params.__name__]["properties"].items():
-        lines.append(f"| `{name}` | {render_values(field)} | `{render_default(field)}` |")
+    for field in msgspec.structs.fields(workload.Params):
+        values = render_values(msgspec.json.schema(field.type, schema_hook=describe_quantity))
+        lines.append(f"| `{field.encode_name}` | {values} | `{render_default(field.default)}` |")
     lines += ["", "| metric | unit | better | meaning |", "| --- | --- | --- | --- |"]
     lines += [f"| `{m.name}` | {m.unit} | {m.direction} | {m.description} |" for m in workload.metrics]
     return "\n".join(lines)

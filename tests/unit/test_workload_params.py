@@ -14,7 +14,7 @@ from tare.bench.errors import SuiteError, WorkloadError
 from tare.bench.model import SERVER, Commands
 from tare.bench.registry import Plugins, find_backends
 from tare.bench.suite import resolve_suite
-from tare.bench.units import parse_size
+from tare.bench.units import decode_quantity, parse_size
 from tare.workloads.compression import GENERATOR
 from tare.workloads.stress_ng import STRESSORS, UNSAFE_STRESSORS
 from tests.unit.workload_captures import WORKLOADS, envelope
@@ -28,7 +28,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("sysbench-memory", {"block_size": "1MB"}, "block_size"),
     ("sysbench-memory", {"block_size": "3KiB"}, "block_size"),
     ("sysbench-memory", {"block_size": "512B"}, "block_size"),
-    ("sysbench-memory", {"block_size": 4096}, "block_size"),
+    ("sysbench-memory", {"block_size": True}, "block_size"),
     ("sysbench-memory", {"operation": "none"}, "operation"),
     ("sysbench-memory", {"access": "random"}, "access"),
     ("sysbench-memory", {"scope": "thread"}, "scope"),
@@ -111,13 +111,15 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 def build(name: str, params: dict[str, Any] | None = None, **resources: int) -> Commands:
     workload = WORKLOADS[name]
-    return workload.commands(msgspec.convert(params or {}, workload.Params), envelope(**resources))
+    return workload.commands(
+        msgspec.convert(params or {}, workload.Params, dec_hook=decode_quantity), envelope(**resources)
+    )
 
 
 @pytest.mark.parametrize(("name", "params", "key"), WRONG, ids=str)
 def test_a_wrong_value_is_refused_by_its_key(name: str, params: dict[str, Any], key: str) -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
-        msgspec.convert(params, WORKLOADS[name].Params)
+        msgspec.convert(params, WORKLOADS[name].Params, dec_hook=decode_quantity)
     assert key in str(caught.value)
 
 
@@ -163,7 +165,7 @@ def test_defaults_are_short_and_bounded(name: str) -> None:
 @pytest.mark.parametrize("name", ["sysbench-cpu", "sysbench-memory", "fio", "openssl-speed", "stress-ng", "iperf3"])
 def test_duration_and_timeout_follow_the_run_time(name: str) -> None:
     workload = WORKLOADS[name]
-    params = msgspec.convert({"runtime_s": 300}, workload.Params)
+    params = msgspec.convert({"runtime_s": 300}, workload.Params, dec_hook=decode_quantity)
     assert workload.duration_s(params) == pytest.approx(300, rel=0.01)
     assert workload.commands(params, envelope()).measured.timeout_s > 400
 
@@ -171,7 +173,9 @@ def test_duration_and_timeout_follow_the_run_time(name: str) -> None:
 @pytest.mark.parametrize("name", ["perf-sched-pipe", "perf-syscall"])
 def test_duration_and_timeout_follow_the_loops(name: str) -> None:
     workload = WORKLOADS[name]
-    few, many = (msgspec.convert({"loops": loops}, workload.Params) for loops in (1000, 1_000_000))
+    few, many = (
+        msgspec.convert({"loops": loops}, workload.Params, dec_hook=decode_quantity) for loops in (1000, 1_000_000)
+    )
     assert workload.duration_s(many) == pytest.approx(1000 * workload.duration_s(few))
     assert workload.commands(many, envelope()).measured.timeout_s > 60 + 10 * workload.duration_s(many)
 
@@ -297,7 +301,7 @@ def test_iperf3_shares_what_udp_offers_among_its_streams() -> None:
 
 def test_an_unknown_stressor_is_answered_with_the_nearest() -> None:
     with pytest.raises(msgspec.ValidationError, match=r"did you mean .*matrix"):
-        msgspec.convert({"stressor": "matrixx"}, WORKLOADS["stress-ng"].Params)
+        msgspec.convert({"stressor": "matrixx"}, WORKLOADS["stress-ng"].Params, dec_hook=decode_quantity)
     assert difflib.get_close_matches("matrixx", STRESSORS)
     assert not STRESSORS & UNSAFE_STRESSORS
     assert len(STRESSORS | UNSAFE_STRESSORS) == 303, "stress-ng --stressors of 0.15.06 lists 303"
