@@ -40,26 +40,35 @@ class Held(msgspec.Struct, frozen=True):
     most: float | None
 
 
+class Projection(msgspec.Struct, frozen=True):
+    """Demand to come: possible paths, a row each, a column a month from the next one on. ``model`` says from what."""
+
+    model: str
+    paths: _Values
+
+    @property
+    def expected(self) -> tuple[tuple[float, float, float], ...]:
+        """Of each month the middle and the ends of the 95 % interval."""
+        ends = np.quantile(self.paths, (0.5, 0.025, 0.975), axis=0).T
+        return tuple((float(middle), float(low), float(high)) for middle, low, high in ends)
+
+
 class Exhaustion(msgspec.Struct, frozen=True):
     """When demand exceeds what the hosts hold, in months from the last known one: 1 is the next.
 
     None for ``months`` and ``latest`` where it does not within the horizon, in the middle and at the upper end of the
-    95 % interval; ``earliest`` is None where not even its lower end does. ``expected`` is the demand of each month to
-    the horizon: (middle, low, high).
+    95 % interval; ``earliest`` is None where not even its lower end does.
     """
 
     months: int | None
     earliest: int | None
     latest: int | None
-    expected: tuple[tuple[float, float, float], ...]
-    model: str
 
-    def first_of(self, last: date | None) -> date | None:
-        """The month it happens, as its first day, where ``last`` is the last known one."""
-        if self.months is None or last is None:
-            return None
-        months = last.year * 12 + last.month - 1 + self.months
-        return date(months // 12, months % 12 + 1, 1)
+
+def month_after(last: date, months: int) -> date:
+    """The first day of the month that is so many after ``last``."""
+    number = last.year * 12 + last.month - 1 + months
+    return date(number // 12, number % 12 + 1, 1)
 
 
 def parse_rate(text: str) -> float:
@@ -110,30 +119,26 @@ def read_demand(path: Path) -> tuple[date, _Values]:
     return date(months[-1] // 12, months[-1] % 12 + 1, 1), np.array(values)
 
 
-def exhaustion_by_rate(now: float, rate: float, held: Held) -> Exhaustion:
+def project_rate(now: float, rate: float) -> Projection:
     """Demand ``now`` that grows by the share ``rate`` each month."""
-    months = np.arange(1, HORIZON_MONTHS + 1)
-    expected = now * (1 + rate) ** months
-    paths = np.broadcast_to(expected, (PATHS, HORIZON_MONTHS))
-    return _exhaustion(paths, held, f"{100 * rate:.3g} % a month, as stated", seed=0)
+    growing = now * (1 + rate) ** np.arange(1, HORIZON_MONTHS + 1)
+    return Projection(f"{100 * rate:.3g} % a month, as stated", growing[None, :])
 
 
-def exhaustion_by_history(history: _Values, held: Held, *, seed: int = 1) -> Exhaustion:
-    """Demand that goes on as ``history`` (one value a month, above 0) did. Raises UnavailableError without statsmodels."""
+def project_history(history: _Values, *, seed: int = 1) -> Projection:
+    """Demand that goes on as ``history`` (a value a month) did. Raises UnavailableError without statsmodels."""
     model, paths = _forecast(history, seed)
-    return _exhaustion(paths, held, model, seed)
+    return Projection(model, paths)
 
 
-def _exhaustion(paths: _Values, held: Held, model: str, seed: int) -> Exhaustion:
-    capacities = _drawn(held, len(paths), np.random.default_rng([seed, 7]))
-    exceeded = paths > capacities[:, None]
+def find_exhaustion(projection: Projection, held: Held, *, seed: int = 1) -> Exhaustion:
+    """When the projected demand exceeds what is held; both as uncertain as they are."""
+    capacities = _drawn(held, PATHS, np.random.default_rng([seed, 7]))
+    exceeded = np.broadcast_to(projection.paths, (PATHS, HORIZON_MONTHS)) > capacities[:, None]
     # Once it is full it is full: what comes back below does not make the month undone.
     first = np.where(exceeded.any(axis=1), exceeded.argmax(axis=1) + 1, HORIZON_MONTHS + 1)
-    low, middle, high = (int(found) for found in np.quantile(first, (0.025, 0.5, 0.975), method="nearest"))
-    ends = np.quantile(paths, (0.5, 0.025, 0.975), axis=0).T
-    expected = tuple((float(one[0]), float(one[1]), float(one[2])) for one in ends)
-    within = [None if month > HORIZON_MONTHS else month for month in (middle, low, high)]
-    return Exhaustion(within[0], within[1], within[2], expected, model)
+    ends = (int(found) for found in np.quantile(first, (0.5, 0.025, 0.975), method="nearest"))
+    return Exhaustion(*(None if month > HORIZON_MONTHS else month for month in ends))
 
 
 def _drawn(held: Held, number: int, random: np.random.Generator) -> _Values:

@@ -1,7 +1,6 @@
 """A plan in the files that schedulers read: Kubernetes, Nomad, systemd. Behind each number stands where it comes from.
 
-What was not measured is not written, or is a default that says so. Overhead is the upper end of its interval: a scheduler
-that promises too little room fails at night.
+What was not measured is not written, or is a default that says so. Overhead is the upper end of its interval.
 """
 
 import math
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from tare.bench.capacity.hosts import HostType, Resource
+from tare.bench.capacity.hosts import Resource
 from tare.bench.capacity.instances import InstanceType
 from tare.bench.capacity.plan import HostPlan
 from tare.bench.catalogue import DensityMetric
