@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from tare.bench.capacity.growth import Projection, parse_rate, project_history, project_rate, read_demand
 from tare.bench.capacity.hosts import OVERCOMMITTED, HostType
 from tare.bench.capacity.instances import Basis
+from tare.bench.capacity.reserves import Reserve
 from tare.bench.errors import SuiteError
 from tare.bench.suite_file import Count, Section, convert, read_toml
 from tare.bench.units import Size
@@ -44,10 +46,25 @@ class HostSection(Section, frozen=True):
     reserve: ReserveSection = ReserveSection()
 
 
+class SpareSection(Section, frozen=True):
+    """``[spare]``: losses to survive: hosts, or one of ``domains`` failure domains; and hosts in maintenance."""
+
+    hosts: Annotated[int, Meta(ge=0, le=1000)] = 0
+    domain: str = "domain"
+    domains: Annotated[int, Meta(ge=2, le=1000)] | None = None
+    maintenance: Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.05")] = 0.0
+
+    @property
+    def reserve(self) -> Reserve:
+        """The same, as it is planned for."""
+        return Reserve(self.hosts, self.domains, self.domain, self.maintenance)
+
+
 class DemandSection(Section, frozen=True):
     """``[[demand]]``: ``run`` is a folder of a density run, in the file relative to it.
 
-    ``cpus``, ``memory`` and ``disk`` are limits of its instances, where those are others than when they were measured.
+    It grows by the rate ``growth``, or as the CSV file ``history`` says, which is relative to the file too. ``cpus``,
+    ``memory`` and ``disk`` are limits of its instances, where those are others than when they were measured.
     """
 
     name: str
@@ -60,6 +77,8 @@ class DemandSection(Section, frozen=True):
     disk: Size | None = None
     basis: Basis = Basis.AUTO
     raised: tuple[str, ...] = ()
+    growth: str = ""
+    history: str = ""
 
     @property
     def limits(self) -> dict[str, float]:
@@ -71,13 +90,16 @@ class DemandSection(Section, frozen=True):
 class _FleetFile(Section, frozen=True):
     host: Annotated[tuple[HostSection, ...], Meta(min_length=1)]
     demand: Annotated[tuple[DemandSection, ...], Meta(min_length=1)]
+    spare: SpareSection | None = None
 
 
 class Fleet(msgspec.Struct, frozen=True):
-    """A fleet file, checked."""
+    """A fleet file, checked. ``projections`` go with the demands; None where one does not grow."""
 
     hosts: tuple[HostType, ...]
     demands: tuple[DemandSection, ...]
+    projections: tuple[Projection | None, ...]
+    reserve: Reserve | None
 
 
 def load_fleet(path: Path) -> Fleet:
@@ -90,7 +112,25 @@ def load_fleet(path: Path) -> Fleet:
     return Fleet(
         tuple(_host(section, f"{path}: host[{number}]") for number, section in enumerate(file.host)),
         tuple(msgspec.structs.replace(one, run=str(path.parent / one.run)) for one in file.demand),
+        tuple(_projection(one, path, f"{path}: demand[{number}]") for number, one in enumerate(file.demand)),
+        None if file.spare is None else file.spare.reserve,
     )
+
+
+def _projection(demand: DemandSection, path: Path, place: str) -> Projection | None:
+    if demand.growth and demand.history:
+        raise SuiteError(f"{place}.growth", "and history exclude each other")
+    if demand.history:
+        return project_history(read_demand(path.parent / demand.history)[1])
+    return project_growth(demand.instances, demand.growth, f"{place}.growth") if demand.growth else None
+
+
+def project_growth(now: float, rate: str, place: str) -> Projection:
+    """Demand ``now`` that grows by a rate as it is written. Raises SuiteError at ``place``."""
+    try:
+        return project_rate(now, parse_rate(rate))
+    except ValueError as error:
+        raise SuiteError(place, str(error)) from None
 
 
 def read_host(given: Mapping[str, Any], place: Path) -> HostType:

@@ -1,10 +1,11 @@
 """When a fleet is full: demand that grows by a rate, or as its past says, against what the hosts hold.
 
 A rate is what the user states, and is taken as exact. The logarithm of past demand is fitted as a structural time
-series (Harvey, *Forecasting, Structural Time Series Models and the Kalman Filter*, 1989) by statsmodels: a level that
-wanders, growth that is constant or wanders too (the better by AICc), and the season of a year where at least two are
-known. Paths are drawn from the fit with what is uncertain about its level and growth, and with errors as wide as so few
-months leave them; they are compared with the capacity, itself drawn from its interval.
+series (Harvey, *Forecasting, Structural Time Series Models and the Kalman Filter*, 1989) by statsmodels: steady growth
+with noise, a level that wanders with steady growth, or growth that changes; and the season of a year where at least two
+are known. Paths are drawn from each model in proportion to its Akaike weight (AICc), with what is uncertain about its
+level and growth, and with errors as wide as so few months leave them; they are compared with the capacity, itself drawn
+from its interval.
 """
 
 import csv
@@ -87,7 +88,8 @@ def read_demand(path: Path) -> tuple[date, _Values]:
 
     Raises SuiteError with the line: for a month that is missing or there twice, a number that is none, too few months.
     """
-    months, values = [], []
+    months: list[int] = []
+    values: list[float] = []
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -121,7 +123,7 @@ def read_demand(path: Path) -> tuple[date, _Values]:
 
 def project_rate(now: float, rate: float) -> Projection:
     """Demand ``now`` that grows by the share ``rate`` each month."""
-    growing = now * (1 + rate) ** np.arange(1, HORIZON_MONTHS + 1)
+    growing: _Values = now * (1 + rate) ** np.arange(1.0, HORIZON_MONTHS + 1)
     return Projection(f"{100 * rate:.3g} % a month, as stated", growing[None, :])
 
 
@@ -163,36 +165,45 @@ def _forecast(history: _Values, seed: int) -> tuple[str, _Values]:
         ) from None
     season = _SEASON if len(history) >= 2 * _SEASON else None
     options = {"seasonal": season, "stochastic_seasonal": False} if season else {}
-    fits = {
-        growth: UnobservedComponents(np.log(history), level, **options).fit(disp=False, method="powell", maxiter=300)
-        for growth, level in _LEVELS.items()
-    }
-    growth = min(fits, key=lambda name: float(fits[name].aicc))
-    named = f"{growth} growth{', with the season of a year' if season else ''}, from {len(history)} months"
-    return named, np.exp(_paths(fits[growth], len(history), np.random.default_rng(seed)))
+    fits = [
+        UnobservedComponents(np.log(history), level, **options).fit(disp=False, method="powell", maxiter=300)
+        for level in _LEVELS
+    ]
+    criteria = np.array([float(fit.aicc) for fit in fits])
+    weights = np.exp((criteria.min() - criteria) / 2)
+    random = np.random.default_rng(seed)
+    shares = random.multinomial(PATHS, weights / weights.sum())
+    found = [_paths(fit, len(history), int(share), random) for fit, share in zip(fits, shares, strict=True) if share]
+    best = list(_LEVELS.values())[int(criteria.argmin())]
+    named = f"{best}{', with the season of a year' if season else ''}, from {len(history)} months"
+    return named, np.exp(random.permutation(np.concatenate(found)))
 
 
-_LEVELS = {"constant": "lldtrend", "changing": "lltrend"}
-"""statsmodels' names of the models: local linear deterministic trend, local linear trend."""
+_LEVELS = {
+    "dtrend": "steady growth",
+    "rwdrift": "a level that wanders, with steady growth",
+    "lltrend": "growth that changes",
+}
+"""statsmodels' names of the models: deterministic trend, random walk with drift, local linear trend."""
 
 
-def _paths(fit: Any, months: int, random: np.random.Generator) -> _Values:
+def _paths(fit: Any, months: int, number: int, random: np.random.Generator) -> _Values:
     """Paths of a fitted linear Gaussian state space model, from the states that the end of the history leaves open."""
     ssm = fit.model.ssm
     transition, design = ssm["transition"], ssm["design"][0]
     states = random.multivariate_normal(
-        fit.filtered_state[:, -1], fit.filtered_state_cov[:, :, -1], PATHS, method="svd"
+        fit.filtered_state[:, -1], fit.filtered_state_cov[:, :, -1], number, method="svd"
     )
     # The variances are estimates from few months: each path has its own, as the sum of squares leaves them.
     degrees = max(2, months - len(states[0]) - len(fit.params))
-    wider = np.sqrt(degrees / random.chisquare(degrees, PATHS))[:, None]
+    wider = np.sqrt(degrees / random.chisquare(degrees, number))[:, None]
     states = fit.filtered_state[:, -1] + (states - fit.filtered_state[:, -1]) * wider
     shocks = np.linalg.cholesky(ssm["state_cov"] + 1e-300 * np.eye(len(ssm["state_cov"])))
-    found = np.empty((PATHS, HORIZON_MONTHS))
+    found = np.empty((number, HORIZON_MONTHS))
     for month in range(HORIZON_MONTHS):
-        moved = random.standard_normal((PATHS, len(shocks))) @ shocks.T @ ssm["selection"].T
+        moved = random.standard_normal((number, len(shocks))) @ shocks.T @ ssm["selection"].T
         states = states @ transition.T + moved * wider
         found[:, month] = (
-            states @ design + random.standard_normal(PATHS) * math.sqrt(ssm["obs_cov"][0, 0]) * wider[:, 0]
+            states @ design + random.standard_normal(number) * math.sqrt(ssm["obs_cov"][0, 0]) * wider[:, 0]
         )
     return found

@@ -12,9 +12,10 @@ import numpy as np
 
 from tare.bench.capacity.hosts import Resource
 from tare.bench.capacity.instances import InstanceType
-from tare.bench.capacity.plan import HostPlan
+from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan
 from tare.bench.catalogue import DensityMetric
 from tare.bench.errors import UnknownNameError
+from tare.bench.model import IsolationKind
 
 EVICTION_INTERVAL_S = 10.0
 """The kubelet looks at ``memory.available`` every 10 s (``housekeeping-interval``; Kubernetes documentation)."""
@@ -34,7 +35,11 @@ def export(plans: Sequence[HostPlan], form: str) -> str:
     """The plans in a scheduler's form. Raises UnknownNameError with the forms there are."""
     if form not in _FORMS:
         raise UnknownNameError(f"there is no export {form!r}; there are: {', '.join(_FORMS)}")
-    return "\n".join(line for plan in plans for line in _FORMS[form](plan)) + "\n"
+    shown = [plan for plan in plans if plan.type.backend.kind is not IsolationKind.BARE_METAL]
+    if not shown:
+        raise UnknownNameError("no ramp of a container or a guest is in what was named: bare metal needs no overhead")
+    divider = "\n---\n" if form == "kubernetes" else "\n"
+    return divider.join("\n".join(_FORMS[form](plan)) for plan in shown) + "\n"
 
 
 def overhead_of(kind: InstanceType) -> Overhead:
@@ -76,15 +81,17 @@ def _kubernetes(plan: HostPlan) -> Iterator[str]:
         yield f"    cpu: {_millis(found.cpu)}m"
     else:
         yield from _comments(f"cpu is left out: {found.cpu_source}", "  ")
-    yield from ("---", *_kubelet(plan), "---")
+    yield from ("---", *_kubelet(plan))
 
 
 def _kubelet(plan: HostPlan) -> Iterator[str]:
     kind, host = plan.type, plan.host
     yield from ("apiVersion: kubelet.config.k8s.io/v1beta1", "kind: KubeletConfiguration")
-    if (least := plan.instances if plan.fewest is None else plan.fewest) is not None:
-        yield from _comments(f"lower end of the interval of how many fit; {plan.binds or 'nothing'} runs out first")
-        yield f"maxPods: {least}"
+    if (most := _most(plan)) is None:
+        yield from _comments(f"maxPods is left out: {_not_supported(plan)}")
+    else:
+        yield from _comments(f"lower end of the interval of how many fit; {plan.binds} runs out first")
+        yield f"maxPods: {most}"
     yield from _comments(
         "kept for the host, as the plan states it (--reserve); what system daemons take was not measured"
     )
@@ -125,9 +132,11 @@ def _nomad(plan: HostPlan) -> Iterator[str]:
     if host.disk is not None:
         yield f"    disk   = {_mib(host.reserved(Resource.DISK))}"
     yield "  }"
-    if plan.instances is not None:
+    if (most := _most(plan)) is None:
+        yield from _comments(f"max_allocations is left out: {_not_supported(plan)}", "  ")
+    else:
         yield from _comments("lower end of the interval of how many fit", "  ")
-        yield f"  max_allocations = {plan.instances if plan.fewest is None else plan.fewest}"
+        yield f"  max_allocations = {most}"
     yield "}"
     if found.memory is not None:
         yield from _comments(
@@ -144,8 +153,8 @@ def _systemd(plan: HostPlan) -> Iterator[str]:
     yield from ("[Slice]", "# all of the host but what is kept for it, as the plan states it (--reserve)")
     yield f"MemoryMax={_mib(host.usable(Resource.MEMORY, by_limit=False))}M"
     yield f"CPUQuota={math.floor(100 * host.usable(Resource.CPU, by_limit=False))}%"
-    if plan.instances is not None:
-        yield f"# {_number(plan)} instances fit: the lower end is what to count on"
+    most = _most(plan)
+    yield from _comments(_not_supported(plan) if most is None else f"{_number(plan)} instances fit: count on {most:,}")
     yield ""
 
 
@@ -154,6 +163,21 @@ _FORMS: Mapping[str, Callable[[HostPlan], Iterator[str]]] = {
     "nomad": _nomad,
     "systemd": _systemd,
 }
+
+
+def _most(plan: HostPlan) -> int | None:
+    """How many instances a host can be promised for; None where nothing bounds them or it is an extrapolation."""
+    return None if plan.is_extrapolated else plan.instances if plan.fewest is None else plan.fewest
+
+
+def _not_supported(plan: HostPlan) -> str:
+    if plan.instances is None:
+        return "nothing that is known bounds the instances"
+    cell, ramp = plan.type.result.cell, math.ceil(plan.instances / EXTRAPOLATED)
+    return (
+        f"{plan.instances:,} is an extrapolation from {cell.population} instances; "
+        f"measure a ramp of at least {ramp:,}: tare density {cell.backend} --count {ramp}"
+    )
 
 
 def _number(plan: HostPlan) -> str:

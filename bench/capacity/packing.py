@@ -103,6 +103,15 @@ def pack(demands: Sequence[Demand], hosts: Sequence[HostType]) -> Packing:
     )
 
 
+def fits(demands: Sequence[Demand], hosts: Sequence[HostType], end: str = "per_instance") -> bool:
+    """Whether all finds a place, with costs as estimated or at an ``end`` of their intervals (``low``, ``high``).
+
+    A cost without an interval counts with its value.
+    """
+    items = [_item(one, end) or _item(one, "per_instance") for one in demands]
+    return not any(_pack([item for item in items if item is not None], hosts)[1])
+
+
 def items_of(demands: Sequence[Demand]) -> list[Item]:
     """The demands with what they cost as it was estimated."""
     return [item for one in demands if (item := _item(one, "per_instance")) is not None]

@@ -41,6 +41,8 @@ class Capacity(msgspec.Struct, frozen=True):
     instances: int | None
     fewest: int | None
     most: int | None
+    each_low: float | None = None
+    each_high: float | None = None
 
     @property
     def name(self) -> str:
@@ -159,6 +161,8 @@ def _capacity(need: Need, host: HostType) -> Capacity:
         instances=instances,
         fewest=None if each.high is None else _fit(free, each.high),
         most=None if each.low is None else _fit(free, each.low),
+        each_low=each.low,
+        each_high=each.high,
     )
 
 

@@ -65,12 +65,17 @@ def reserve_table(
 ) -> tuple[Reserved, ...]:
     """A row for each number of lost hosts from 0 on, to ``reserve.lost`` and at least ``rows`` of them.
 
-    Empty if not everything finds a place with all hosts there. Raises SuiteError if all hosts are counted and too few
-    are left after a loss that ``reserve`` asks for; further rows end there.
+    Raises SuiteError if not everything finds a place with all hosts there, or if all hosts are counted and too few are
+    left after a loss that ``reserve`` asks for; further rows end there.
     """
     found: list[Reserved] = []
     if packing.left:
-        return ()
+        rest = ", ".join(f"{count:,} of {name}" for name, count in packing.left.items())
+        raise SuiteError(
+            "reserve",
+            f"without any loss, {rest} find no place",
+            remedy="raise the count of a host type, or place fewer instances",
+        )
     for lost in range(max(reserve.lost + 1, rows)):
         try:
             found.append(_survive(demands, hosts, packing, reserve, lost))

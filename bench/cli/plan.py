@@ -1,42 +1,42 @@
-"""``tare plan``: how many instances fit on a host, what runs out first, how many hosts a demand needs.
+"""``tare plan``: how many instances fit on a host, what runs out first, how many hosts a demand needs."""
 
-A plan as tables for a terminal, as Markdown, and as JSON.
-"""
-
-import io
+import itertools
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tare.bench.analysis.density import DensityResult, analyse_density
-from tare.bench.capacity.fleet import DemandSection, Fleet, load_fleet, read_host
-from tare.bench.capacity.hosts import OVERCOMMITTED, HostType, Resource, find_measured_host
+from tare.bench.capacity.audit import Audit, audit_plan, keep_audit, kept_audits, track_record
+from tare.bench.capacity.fleet import DemandSection, Fleet, load_fleet, project_growth, read_host
+from tare.bench.capacity.growth import Projection, project_history, read_demand
+from tare.bench.capacity.hosts import HostType, Resource, find_measured_host
 from tare.bench.capacity.instances import Basis, InstanceType, make_type
-from tare.bench.capacity.packing import Demand, Packing, pack
-from tare.bench.capacity.plan import HostPlan, Use, plan_host
-from tare.bench.capacity.words import host_sentence, instances_words, interval_words, notes_of, plan_notes
+from tare.bench.capacity.orchestrators import export
+from tare.bench.capacity.overhead import sized_overheads
+from tare.bench.capacity.packing import Demand, pack
+from tare.bench.capacity.plan import HostPlan, plan_host
+from tare.bench.capacity.planned import Plan, outlook_of_mix, outlook_of_type
+from tare.bench.capacity.prices import BreakEven, Prices, break_even, cost_of, load_prices
+from tare.bench.capacity.reserves import Reserve
 from tare.bench.cli.output import chosen_output, say_where, whole_file
+from tare.bench.cli.plan_forms import audit_text, plan_document, plan_markdown, plan_text, print_plan, what_if_text
 from tare.bench.cli.values import suite_of_options, typed_values
 from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, UnknownNameError
-from tare.bench.readable import one_line, readable
+from tare.bench.locations import state_directory
+from tare.bench.readable import readable
 from tare.bench.records import Manifest
 from tare.bench.store import LoadedRun, load_run
-from tare.bench.units import format_size
+from tare.bench.suite_file import Count, Section, convert, read_toml
+from tare.bench.units import parse_size
 
 PLACE = Path("tare plan")
 FORMS = ("table", "json", "markdown")
-_RIGHT = ("per host", "fits", "hosts")
-_CAPACITY_HEAD = ("resource", "by", "one takes", "there is", "fits", "95 % interval", "binds")
-_PACKING_HEAD = ("hosts", "type of host", "holds", "used then")
-_TOGETHER = "All of them together"
 
 
 class PlanRequest(msgspec.Struct, frozen=True):
@@ -53,24 +53,33 @@ class PlanRequest(msgspec.Struct, frozen=True):
     backends: tuple[str, ...] = ()
     basis: str = Basis.AUTO.value
     raised: tuple[str, ...] = ()
+    hosts: int | None = None
+    spare: int | None = None
+    domain: str = ""
+    maintenance: float | None = None
+    growth: str = ""
+    demand: Path | None = None
+    prices: Path | None = None
+    export: str = ""
+    size: str = ""
+    what_if: Path | None = None
+    audit: Path | None = None
     form: str = "table"
     output: Path | None = None
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """Each type on each host, and the packing of a fleet's mix."""
-
-    hosts: tuple[HostType, ...]
-    plans: tuple[HostPlan, ...]
-    packing: Packing | None = None
 
 
 def plan_command(request: PlanRequest) -> ExitCode:
     """Plan, and print it or write it to a file."""
     if request.form not in FORMS:
         raise UnknownNameError(f"a plan has no form {request.form!r}; there are: {', '.join(FORMS)}")
-    plan = make_plan(request)
     output = chosen_output(request.output)
+    if request.what_if is not None:
+        return _write(output, what_if_text(_cases(request, request.what_if), request.form))
+    if request.audit is not None:
+        return _write(output, audit_text(_audit(request, request.audit), request.form))
+    plan = make_plan(request)
+    if request.export:
+        return _write(output, export(plan.plans, request.export))
     if request.form == "table" and request.output is None:
         print_plan(Console(soft_wrap=not sys.stdout.isatty()), plan)
         return ExitCode.OK
@@ -81,13 +90,114 @@ def plan_command(request: PlanRequest) -> ExitCode:
             text = plan_markdown(plan)
         case _:
             text = plan_text(plan)
+    return _write(output, text)
+
+
+def _write(output: Path, text: str) -> ExitCode:
     with whole_file(output) as part:
         part.write_text(text, "utf-8")
     say_where(output)
     return ExitCode.OK
 
 
+class WhatIfCase(Section, frozen=True):
+    """``[[case]]`` of a what-if file: options of ``tare plan`` by their names, instead of those of the command line."""
+
+    name: str
+    fleet: str = ""
+    cpus: float | None = None
+    memory: str = ""
+    disk: str = ""
+    overcommit: tuple[str, ...] = ()
+    reserve: tuple[str, ...] = ()
+    instances: Count | None = None
+    backend: tuple[str, ...] = ()
+    basis: str = ""
+    prices: str = ""
+
+
+class _WhatIfFile(Section, frozen=True):
+    case: Annotated[tuple[WhatIfCase, ...], Meta(min_length=1)]
+
+
+def _cases(request: PlanRequest, path: Path) -> list[tuple[str, Plan]]:
+    """The plan of each case. Raises SuiteError with the file and the case."""
+    found = []
+    for number, case in enumerate(convert(read_toml(path), _WhatIfFile, path, "").case):
+        given = {name: getattr(case, name) for name in case.__struct_fields__ if name != "name" and getattr(case, name)}
+        given |= {name: path.parent / given[name] for name in ("fleet", "prices") if name in given}
+        if "backend" in given:
+            given["backends"] = given.pop("backend")
+        if "fleet" in given:
+            given |= {"runs": ()}
+        try:
+            found.append((case.name, make_plan(msgspec.structs.replace(request, **given))))
+        except SuiteError as error:
+            raise SuiteError(f"{path}: case[{number}]", error.message, remedy=error.remedy) from None
+    return found
+
+
+def _audit(request: PlanRequest, plan: Path) -> Audit:
+    """Compare a kept plan with the ramp of the one run that is named, and keep the outcome."""
+    if len(request.runs) != 1:
+        raise SuiteError("--audit", "needs one run: the later ramp", remedy="tare plan RUN --audit PLAN.json")
+    run, results = _load(request.runs[0])
+    types = [make_type(result, run.manifest, str(run.path)) for result in results]
+    found = audit_plan(plan, types, str(run.path), find_measured_host(run.manifest))
+    keep_audit(found, _audits_file())
+    return found
+
+
+def _size(given: str) -> int:
+    try:
+        return parse_size(given)
+    except ValueError as error:
+        raise SuiteError("--size", str(error)) from None
+
+
+def _audits_file() -> Path:
+    return state_directory() / "audits.jsonl"
+
+
 def make_plan(request: PlanRequest) -> Plan:
+    """The plan, with what it costs if there are prices. Raises as ``_plan`` does."""
+    plan = _plan(request)
+    size = None if not request.size else _size(request.size)
+    overheads = sized_overheads([one.type for one in plan.plans if one.host is plan.hosts[0]])
+    if size is not None and not overheads:
+        problem = "needs ramps of one backend with two sizes or more"
+        raise SuiteError("--size", problem, remedy="tare density BACKEND --memory SIZE, once a size; name all the runs")
+    for one in overheads if size is not None else ():
+        one.at(size or 0)  # raises for a size outside of what was measured
+    record = track_record(kept_audits(_audits_file()))
+    plan = msgspec.structs.replace(plan, overheads=overheads, size=size, track_record=record)
+    if request.prices is None:
+        return plan
+    prices = load_prices(request.prices)
+    costs = tuple(cost_of(one, prices) for one in plan.plans)
+    if not any(costs):
+        known = ", ".join(one.name for one in prices.host)
+        raise SuiteError(
+            f"{request.prices}: host",
+            f"none of the plan's hosts has a price, or nothing bounds the instances; there are prices of: {known}",
+            remedy="name host types in a --fleet file as the prices do, or give a file with the price of one host",
+        )
+    source = f"{readable(str(request.prices))}: {prices.source}, {prices.date}"
+    return msgspec.structs.replace(
+        plan, costs=costs, price_source=source, break_evens=tuple(_break_evens(plan.plans, prices, request.instances))
+    )
+
+
+def _break_evens(plans: Sequence[HostPlan], prices: Prices, instances: int | None) -> Iterator[BreakEven]:
+    """Of each two types on the same host."""
+    for first, second in itertools.combinations(plans, 2):
+        if first.host is second.host:
+            most = max(instances or 0, 10 * max(first.instances or 0, second.instances or 0))
+            if most and (found := break_even((first, second), prices, most=most)):
+                yield found
+
+
+def _plan(request: PlanRequest) -> Plan:
     """The plan. Raises RunDirectoryError, UnknownNameError or SuiteError with what cannot be used."""
     if request.fleet is not None:
         return _fleet_plan(load_fleet(request.fleet), request)
@@ -121,17 +231,52 @@ def make_plan(request: PlanRequest) -> Plan:
         for result in results
         if not request.backends or result.cell.backend in request.backends
     ]
-    return Plan((host,), tuple(plan_host(kind, host, demand=request.instances) for kind in types))
+    reserve, projection = _reserve(request), _projection(request)
+    plans = tuple(plan_host(kind, host, demand=request.instances) for kind in types)
+    outlooks = (outlook_of_type(one, reserve, projection) for one in plans)
+    return Plan((host,), plans, outlooks=tuple(one for one in outlooks if one is not None))
+
+
+def _reserve(request: PlanRequest) -> Reserve | None:
+    """The losses to survive, if any are stated."""
+    if request.spare is None and not request.domain and request.maintenance is None:
+        return None
+    if request.instances is None:
+        raise SuiteError("--spare", "needs --instances: what must survive the loss of hosts")
+    if request.maintenance is not None and not 0 <= request.maintenance < 1:
+        raise SuiteError("--maintenance", f"must be a share below 1 such as 0.05, not {request.maintenance:g}")
+    name, _, number = request.domain.partition("=")
+    if request.domain and not (name and number.isdecimal() and 2 <= int(number) <= 1000):
+        raise SuiteError("--domain", f"must be a name and a number from 2 on, such as rack=4, not {request.domain!r}")
+    domains = int(number) if request.domain else None
+    return Reserve(request.spare or 0, domains, name, request.maintenance or 0.0)
+
+
+def _projection(request: PlanRequest) -> Projection | None:
+    """The demand to come, if it is stated how it grows."""
+    if request.growth and request.demand is not None:
+        raise SuiteError("--growth", "and --demand exclude each other")
+    if request.hosts is None and (request.growth or request.demand is not None):
+        raise SuiteError("--growth" if request.growth else "--demand", "needs --hosts: how many hosts there are")
+    if request.demand is not None:
+        return project_history(read_demand(request.demand)[1])
+    if not request.growth:
+        return None
+    if request.instances is None:
+        raise SuiteError("--growth", "needs --instances: how many there are now")
+    return project_growth(request.instances, request.growth, "--growth")
 
 
 def _fleet_plan(fleet: Fleet, request: PlanRequest) -> Plan:
     given = {
         "RUN": request.runs, "--cpus": request.cpus, "--memory": request.memory, "--disk": request.disk,
         "--overcommit": request.overcommit, "--reserve": request.reserve, "--instances": request.instances,
-        "--backend": request.backends, "--raised": request.raised,
+        "--backend": request.backends, "--raised": request.raised, "--hosts": request.hosts, "--spare": request.spare,
+        "--domain": request.domain, "--maintenance": request.maintenance, "--growth": request.growth,
+        "--demand": request.demand,
     }  # fmt: skip
     for name, value in given.items():
-        if value:
+        if value not in (None, "", ()):
             raise SuiteError("--fleet", f"cannot be combined with {name}: the file states it")
     cpu_by_limit = any(Resource.CPU in host.overcommit for host in fleet.hosts)
     loaded = {run: _load(Path(run)) for run in dict.fromkeys(one.run for one in fleet.demands)}
@@ -139,7 +284,11 @@ def _fleet_plan(fleet: Fleet, request: PlanRequest) -> Plan:
         Demand(_wanted(one, *loaded[one.run], cpu_by_limit=cpu_by_limit), one.instances) for one in fleet.demands
     ]
     plans = tuple(plan_host(one.type, host, demand=one.instances) for host in fleet.hosts for one in demands)
-    return Plan(fleet.hosts, plans, pack(demands, fleet.hosts))
+    packing = pack(demands, fleet.hosts)
+    named = zip(demands, fleet.projections, strict=True)
+    projections = {demand.type.name: one for demand, one in named if one is not None}
+    outlook = outlook_of_mix(demands, fleet.hosts, packing, fleet.reserve, projections)
+    return Plan(fleet.hosts, plans, packing, () if outlook is None else (outlook,))
 
 
 def _wanted(
@@ -198,6 +347,8 @@ def _host(request: PlanRequest, manifest: Manifest) -> HostType:
     if not {"cpus", "memory"} <= given.keys():
         problem = "the run does not say its host's CPUs and memory"
         raise SuiteError(str(PLACE), problem, remedy="state --cpus and --memory")
+    if request.hosts is not None:
+        given["count"] = request.hosts
     given["overcommit"] = typed_values("--overcommit", _parts(request.overcommit))
     given["reserve"] = typed_values("--reserve", _parts(request.reserve))
     with suite_of_options(PLACE):
@@ -206,201 +357,3 @@ def _host(request: PlanRequest, manifest: Manifest) -> HostType:
 
 def _parts(given: Sequence[str]) -> list[str]:
     return [part for one in given for part in one.split(",")]
-
-
-def print_plan(console: Console, plan: Plan) -> None:
-    """Tables, a host type each, and what has to be known about them."""
-    for host in plan.hosts:
-        own = [one for one in plan.plans if one.host is host]
-        console.print()
-        console.print(Text(readable(host_sentence(host)), style="bold"))
-        console.print(_table(_summary_head(own), _summary_rows(own)))
-        for one in own:
-            console.print(Text(readable(f"\n{one.type.name}"), style="bold"))
-            console.print(_table(_CAPACITY_HEAD, _capacity_rows(one)))
-    if plan.packing is not None:
-        console.print()
-        console.print(Text(_TOGETHER, style="bold"))
-        console.print(_table(_PACKING_HEAD, _packing_rows(plan.packing)))
-        for line in _packing_sentences(plan.packing):
-            console.print(Text(readable(line)))
-    console.print()
-    for line in notes_of(plan.plans):
-        console.print(Text(readable(f"- {line}")))
-
-
-def plan_text(plan: Plan) -> str:
-    """The tables as text without colours."""
-    console = Console(width=120, record=True, file=io.StringIO(), color_system=None)
-    print_plan(console, plan)
-    return console.export_text()
-
-
-def plan_markdown(plan: Plan) -> str:
-    """The same as Markdown."""
-    lines = ["# Capacity plan"]
-    for host in plan.hosts:
-        own = [one for one in plan.plans if one.host is host]
-        lines += ["", f"## {_escaped(host.name)}", "", _escaped(host_sentence(host)), ""]
-        lines += _markdown(_summary_head(own), _summary_rows(own))
-        for one in own:
-            lines += ["", f"**{_escaped(one.type.name)}**", "", *_markdown(_CAPACITY_HEAD, _capacity_rows(one))]
-    if plan.packing is not None:
-        lines += ["", f"## {_TOGETHER}", "", *_markdown(_PACKING_HEAD, _packing_rows(plan.packing)), ""]
-        lines += [f"{_escaped(line)}\n" for line in _packing_sentences(plan.packing)]
-    return "\n".join([*lines, "", *(f"- {_escaped(line)}" for line in notes_of(plan.plans)), ""])
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """The same as JSON, in base units."""
-    return {
-        "hosts": [_host_document(host) for host in plan.hosts],
-        "plans": [_one_document(one) for one in plan.plans],
-        "packing": None if plan.packing is None else _packing_document(plan.packing),
-    }
-
-
-def _one_document(plan: HostPlan) -> dict[str, Any]:
-    kind, cell = plan.type, plan.type.result.cell
-    return {
-        "type": kind.name,
-        "backend": cell.backend,
-        "workload": cell.workload,
-        "run": kind.run,
-        "emulated": kind.is_emulated,
-        "bound": kind.basis.value,
-        "measured_population": cell.population,
-        "host": plan.host.name,
-        "instances": plan.instances,
-        "instances_interval": None if plan.fewest is None else [plan.fewest, plan.most],
-        "binds": plan.binds,
-        "remedy": plan.remedy,
-        "extrapolated": plan.is_extrapolated,
-        "rooms": msgspec.to_builtins(plan.capacities),
-        "headroom": [_use_document(use) for use in plan.headroom],
-        "demand": plan.demand,
-        "hosts_needed": plan.hosts,
-        "hosts_interval": None if plan.hosts_fewest is None else [plan.hosts_fewest, plan.hosts_most],
-        "scaling": msgspec.to_builtins(kind.result.scaling),
-        "notes": plan_notes(plan),
-    }
-
-
-def _packing_document(packing: Packing) -> dict[str, Any]:
-    filled = [
-        {
-            **msgspec.to_builtins(one),
-            "shares": {
-                f"{resource} promised" if by_limit else resource: share for resource, by_limit, share in one.shares
-            },
-            "headroom": [_use_document(use) for use in one.headroom],
-        }
-        for one in packing.filled
-    ]
-    return {**msgspec.to_builtins(packing), "filled": filled}
-
-
-def _host_document(host: HostType) -> dict[str, Any]:
-    reserve = {resource.value: host.reserved(resource) for resource in OVERCOMMITTED}
-    return {**msgspec.to_builtins(host), "reserve": reserve}
-
-
-def _use_document(use: Use) -> dict[str, Any]:
-    return {**msgspec.to_builtins(use), "share": use.share if use.usable else None, "left": use.left}
-
-
-def _summary_head(plans: Sequence[HostPlan]) -> list[str]:
-    demand = ["wanted", "hosts"] if any(plan.demand is not None for plan in plans) else []
-    return ["instances", "per host", "95 % interval", "runs out first", "used then", *demand]
-
-
-def _summary_rows(plans: Sequence[HostPlan]) -> Iterator[list[str]]:
-    """A line a type: how many fit, what runs out, how full the host is then, hosts for the demand."""
-    for plan in plans:
-        interval = interval_words(plan.fewest, plan.most)
-        row = [plan.type.name, instances_words(plan), interval, plan.binds or "–", _shares(plan)]
-        if plan.demand is not None:
-            hosts = "–" if plan.hosts is None else f"{plan.hosts:,}"
-            if plan.hosts_most is not None:
-                fewest = "?" if plan.hosts_fewest is None else f"{plan.hosts_fewest:,}"
-                hosts += f" ({fewest} to {plan.hosts_most:,})"
-            row += [f"{plan.demand:,}", hosts]
-        yield row
-
-
-def _shares(plan: HostPlan) -> str:
-    """How full the host is, by the needs that fill it."""
-    binding = {(one.resource, one.by_limit) for one in plan.capacities if one.binds}
-    shown = [use for use in plan.headroom if use.resource in OVERCOMMITTED and (use.resource, use.by_limit) in binding]
-    named = ((f"{use.resource} {'limits' if use.by_limit else 'measured'}", use) for use in shown)
-    return ", ".join(f"{name} {100 * use.share:.0f} %" if use.usable else f"{name}: none there" for name, use in named)
-
-
-def _capacity_rows(plan: HostPlan) -> list[list[str]]:
-    """A line a resource: what one takes, and how many that is enough for."""
-    rows = [
-        [
-            one.name,
-            one.source,
-            _amount(one.resource, one.each),
-            "not stated" if math.isinf(one.usable) else _amount(one.resource, one.usable),
-            "no end" if one.instances is None else f"{one.instances:,}",
-            "–" if one.instances is None or one.fewest == one.most else interval_words(one.fewest, one.most),
-            "yes" if one.binds else "no",
-        ]
-        for one in plan.capacities
-        if one.resource in OVERCOMMITTED
-    ]
-    limits = plan.type.host_limits
-    return rows + [[one.resource, "the ramp ended there", "", "", f"{one.population:,}", "–", "yes"] for one in limits]
-
-
-def _amount(resource: Resource, value: float) -> str:
-    return f"{value:.3g}" if resource is Resource.CPU else format_size(value)
-
-
-def _packing_rows(packing: Packing) -> list[list[str]]:
-    """A line a kind of filled host."""
-    return [
-        [
-            f"{one.hosts:,}",
-            one.host,
-            ", ".join(f"{count:,} {name}" for name, count in one.instances.items()),
-            ", ".join(
-                f"{resource}{' limits' if by_limit else ''} {100 * share:.0f} %"
-                for resource, by_limit, share in one.shares
-                if resource is not Resource.CGROUPS
-            ),
-        ]
-        for one in packing.filled
-    ]
-
-
-def _packing_sentences(packing: Packing) -> Iterator[str]:
-    """How good the packing is, and what found no place."""
-    interval = ""
-    if packing.hosts_fewest is not None and packing.hosts_most is not None:
-        interval = f" ({packing.hosts_fewest:,} to {packing.hosts_most:,} by the intervals of the costs)"
-    yield f"{packing.hosts:,} hosts{interval}, packed by first fit decreasing, a heuristic: an upper bound."
-    if packing.bound is not None:
-        yield f"No packing needs fewer than {packing.bound:,}: each resource alone, as if instances could be cut."
-    for name, count in packing.left.items():
-        yield f"{count:,} of {name} find no place."
-
-
-def _table(head: Sequence[str], rows: Iterator[list[str]] | list[list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(name, overflow="fold", justify="right" if name in _RIGHT else "left")
-    for row in rows:
-        table.add_row(*(Text(readable(cell)) for cell in row))
-    return table
-
-
-def _markdown(head: Sequence[str], rows: Iterator[list[str]] | list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines]
-
-
-def _escaped(text: str) -> str:
-    return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

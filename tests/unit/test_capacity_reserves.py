@@ -72,8 +72,9 @@ def test_counted_hosts_end_and_the_message_says_so():
         table([wanted("web", 1, 100)], counted, Reserve(lost=1))
 
 
-def test_what_fits_nowhere_has_no_table():
-    assert table([wanted("huge", 20, 1)], [host(10)]) == ()
+def test_what_fits_nowhere_is_named():
+    with pytest.raises(SuiteError, match="without any loss, 1 of huge find no place"):
+        table([wanted("huge", 20, 1)], [host(10)])
 
 
 @pytest.mark.parametrize("seed", range(40))
