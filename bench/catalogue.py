@@ -121,6 +121,7 @@ class NoteCode(StrEnum):
     """What a note of a run is about (``code`` among the details of its event)."""
 
     CLOCK = "clock"
+    LONG_OUTPUT = "long-output"
     PRIMED = "primed"
     PRECISION = "precision"
     DENSITY_STOP = "density-stop"

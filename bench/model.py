@@ -7,6 +7,7 @@ All times called ``*_s`` that are points in time are readings of the host's CLOC
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -22,7 +23,9 @@ BASE_ENVIRONMENT: Mapping[str, str] = {
 }
 """The environment of every command, whatever the backend; ``Command.env`` adds to it."""
 MAX_OUTPUT_BYTES = 2**30
-"""The most a command may print, standard output and error together: output is kept whole, in memory until it ended."""
+"""The most a command may print, standard output and error together."""
+KEPT_BYTES = 16 * 2**20
+"""The most of each stream that is in memory and that parsers get: the end of it. All of it is kept on the disk."""
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -197,6 +200,9 @@ class Completed(Struct, frozen=True):
 
     ``oom_kills`` processes of the instance were killed by its memory limit while the command ran, and its limit on
     processes refused one ``pids_refused`` times, as far as the backend can tell.
+
+    ``whole`` has the stream (``stdout``, ``stderr``) that is longer than ``KEPT_BYTES``, as a file at its beginning;
+    the field of that name then holds its last ``KEPT_BYTES``.
     """
 
     argv: tuple[str, ...]
@@ -210,6 +216,7 @@ class Completed(Struct, frozen=True):
     guest_duration_s: float | None = None
     oom_kills: int = 0
     pids_refused: int = 0
+    whole: Mapping[str, BinaryIO] = {}
 
     @property
     def duration_s(self) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,12 @@ from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
 from tare.bench.interfaces import Backend, Instance, Workload
 from tare.bench.interrupts import check
 from tare.bench.limits_met import add_usage, have_failed, raise_if_failed
-from tare.bench.model import Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric
+from tare.bench.model import KEPT_BYTES, Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric
 from tare.bench.readable import readable
 from tare.bench.records import Event, EventKind, HistogramRecord, PlannedInstance, Sample
 from tare.bench.store import RunStore
 from tare.bench.suite import Scenario, Suite
+from tare.bench.units import format_size
 
 CLOCK_TOLERANCE = 0.05
 """A guest's own duration may differ from the host's by this share, or by CLOCK_TOLERANCE_S, before it is flagged."""
@@ -238,6 +240,11 @@ class _LiveRun:
         kept = ("argv", "returncode", "signal", "duration_s", "guest_duration_s")
         details = {"role": role, **{name: getattr(completed, name) for name in kept}, "raw": raw}
         self._runner._event(EventKind.COMMAND, self._name, self._planned, details=details)  # noqa: SLF001 - its own part
+        for stream, whole in completed.whole.items():
+            size = whole.seek(0, os.SEEK_END)
+            said = f"{command.argv[0]} printed {format_size(size)} to {stream}"
+            message = f"{said}; only the last {format_size(KEPT_BYTES)} were parsed, all of it is in {raw}"
+            self.note(NoteCode.LONG_OUTPUT, message, {"stream": stream, "bytes": size, "raw": raw})
         known = self.workload.diagnose(completed) if self.workload is not None and have_failed(completed) else None
         raise_if_failed(command, completed, self._given, known)
         self._check_clock(completed, raw)

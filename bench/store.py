@@ -21,10 +21,11 @@ import fcntl
 import gzip
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import msgspec
 
@@ -150,7 +151,10 @@ class RunStore:
             for suffix, content in (("stdout", completed.stdout), ("stderr", completed.stderr)):
                 if content or suffix == "stdout":
                     path = folder / f"{name}.{suffix}.gz"
-                    path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
+                    if (whole := completed.whole.get(suffix)) is None:
+                        path.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
+                    else:
+                        _compress(whole, path)
                     self._unsynced[path] = None
             return f"{RAW}/{instance}/{name}.stdout.gz"
 
@@ -327,6 +331,12 @@ def load_manifest(path: Path, warnings: list[str] | None = None) -> Manifest:
     if unknown and warnings is not None:
         warnings.append(unknown_fields_warning(MANIFEST, unknown))
     return manifest
+
+
+def _compress(whole: BinaryIO, path: Path) -> None:
+    with path.open("wb") as file, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
+        shutil.copyfileobj(whole, packed, 1 << 20)
+    whole.seek(0)
 
 
 def _open_for_append(path: Path) -> int:

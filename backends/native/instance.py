@@ -5,19 +5,21 @@ import os
 import select
 import struct
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from tare.backends.cgroups.lifecycle import Cgroup
 from tare.backends.native.channel import DEADLINE_S, Channel, join_list, malformed
 from tare.backends.native.zygote import Launched
-from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
+from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interfaces import Instance, Terminal
 from tare.bench.interrupts import interruptible
 from tare.bench.linux.memory import tree_bytes
-from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed, Footprint, StartTimeline, Usage
+from tare.bench.model import BASE_ENVIRONMENT, Command, Completed, Footprint, StartTimeline, Usage
+from tare.bench.spool import Spool
 
 _CHUNK_BYTES = 1 << 20
 _KILLED_DEADLINE_S = 10.0
@@ -76,7 +78,7 @@ class ProcessInstance(Instance):
             finally:
                 for descriptor in given:
                     os.close(descriptor)
-            collector = _Collector(command.argv[0], self._channel, out, err)
+            collector = _Collector(Spool(command.argv[0], self._folder), self._channel, {out: "stdout", err: "stderr"})
             timed_out = self._wait(collector, command.timeout_s, keep)
             answer = collector.answer
         if answer is None:
@@ -86,15 +88,14 @@ class ProcessInstance(Instance):
             argv=command.argv,
             returncode=None if number else code,
             signal=number or None,
-            stdout=collector.output(out),
-            stderr=collector.output(err),
             started_s=started / 1e9,
             ended_s=ended / 1e9,
             timed_out=timed_out,
+            **collector.spool.fields(),
             **self._limits_met(),
         )
 
-    def _limits_met(self) -> dict[str, int]:
+    def _limits_met(self) -> dict[str, Any]:
         """What the instance's limits have done since this was last asked."""
         now = {name: int(self.cgroup.meter.read(name) or 0) for name in ("oom_kills", "pids_refused")}
         since = {name: count - self._met.get(name, 0) for name, count in now.items()}
@@ -204,12 +205,11 @@ def _text(field: bytes) -> str:
 class _Collector:
     """Waits for init's answer and empties the command's pipes meanwhile, in one thread."""
 
-    def __init__(self, program: str, channel: Channel, *pipes: int) -> None:
+    def __init__(self, spool: Spool, channel: Channel, pipes: Mapping[int, str]) -> None:
         self.answer: list[bytes] | None = None
-        self._program = program
-        self._bytes = 0
+        self.spool = spool
         self._channel = channel
-        self._parts: dict[int, list[bytes]] = {pipe: [] for pipe in pipes}
+        self._pipes = pipes
         self._poll = select.poll()
         for descriptor in (channel.fileno(), *pipes):
             self._poll.register(descriptor, select.POLLIN)
@@ -222,7 +222,7 @@ class _Collector:
                     with contextlib.suppress(EOFError, OSError):
                         self.answer = self._channel.receive()[0]
                     # What the command wrote is in the pipes by now; its leftover children may hold them open for ever.
-                    for pipe in self._parts:
+                    for pipe in self._pipes:
                         while self._read(pipe):
                             pass
                     return True
@@ -235,19 +235,12 @@ class _Collector:
         if not self.run(deadline):
             raise BackendError("the instance does not answer after its command was killed for its timeout")
 
-    def output(self, pipe: int) -> bytes:
-        """All that came through a pipe."""
-        return b"".join(self._parts[pipe])
-
     def _read(self, pipe: int) -> bool:
         try:
             part = os.read(pipe, _CHUNK_BYTES)
         except BlockingIOError:
             return False
-        self._parts[pipe].append(part)
-        self._bytes += len(part)
-        if self._bytes > MAX_OUTPUT_BYTES:
-            raise OutputTooLargeError(self._program, MAX_OUTPUT_BYTES)
+        self.spool.add(self._pipes[pipe], part)
         return bool(part)
 
 

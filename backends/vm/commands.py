@@ -11,10 +11,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
+from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interrupts import interruptible
-from tare.bench.model import BASE_ENVIRONMENT, MAX_OUTPUT_BYTES, Command, Completed
+from tare.bench.model import BASE_ENVIRONMENT, Command, Completed
+from tare.bench.spool import Spool
 
 _HEADER = struct.Struct("<cI")
 _COUNTS = struct.Struct("<3I")
@@ -26,6 +28,7 @@ _READ_BYTES = 1 << 18
 _MAX_FRAME_BYTES = 1 << 17
 """Twice what the guest's half sends at once."""
 _MOST_STATUS, _MOST_SIGNAL = 255, 64
+_STREAMS = {b"O": "stdout", b"E": "stderr"}
 
 GUEST_PROGRAM = "/run/tare/guest"
 """Where a guest has its own program (bench/image/guest, where a test compares it)."""
@@ -73,15 +76,15 @@ class Decoder:
 class Conversation:
     """What has been said about one command; ``on_frame`` is given the guest's frames as they come."""
 
-    def __init__(self, command: Command, send: Callable[[bytes], None]) -> None:
+    def __init__(self, command: Command, send: Callable[[bytes], None], folder: Path | None = None) -> None:
+        """``folder`` is where much output is kept."""
         self.command = command
         self.started_s: float | None = None
         self.ended_s: float | None = None
         self.done = False
         self._send = send
         self._stdin = memoryview(command.stdin)
-        self._output: dict[bytes, list[bytes]] = {b"O": [], b"E": []}
-        self._bytes = 0
+        self._spool = Spool(command.argv[0], folder)
         self._failure: tuple[bytes, int] | None = None
         self._guest_started_ns = 0
         self._end = (-1, 0, 0)
@@ -99,10 +102,7 @@ class Conversation:
                 self.started_s = at_s
                 (self._guest_started_ns,) = _TIME.unpack(payload)
             case b"O" | b"E":
-                self._output[kind].append(payload)
-                self._bytes += len(payload)
-                if self._bytes > MAX_OUTPUT_BYTES:
-                    raise OutputTooLargeError(self.command.argv[0], MAX_OUTPUT_BYTES)
+                self._spool.add(_STREAMS[kind], payload)
             case b"W":
                 self._feed(*_WELCOME.unpack(payload))
             case b"F":
@@ -133,12 +133,11 @@ class Conversation:
             argv=self.command.argv,
             returncode=None if ended_by else status,
             signal=ended_by or None,
-            stdout=b"".join(self._output[b"O"]),
-            stderr=b"".join(self._output[b"E"]),
             started_s=self.started_s,
             ended_s=self.ended_s,
             timed_out=timed_out,
             guest_duration_s=(guest_ended_ns - self._guest_started_ns) / 1e9,
+            **self._spool.fields(),
         )
 
 
@@ -156,7 +155,8 @@ class GuestSilentError(Exception):
 class CommandPort:
     """The host's end of the port. ``failed`` is a descriptor that becomes readable when the guest is of no use."""
 
-    def __init__(self, connection: socket.socket, failed: int) -> None:
+    def __init__(self, connection: socket.socket, failed: int, folder: Path | None = None) -> None:
+        self._folder = folder
         self._connection = connection
         self._connection.settimeout(SEND_DEADLINE_S)
         self._decoder = Decoder()
@@ -166,7 +166,7 @@ class CommandPort:
 
     def run(self, command: Command) -> Completed:
         """Run a command whose guest half was started already. Raises GuestSilentError, WorkloadError, BackendError."""
-        conversation = Conversation(command, self._send)
+        conversation = Conversation(command, self._send, self._folder)
         self._send(encode_request(command, {**BASE_ENVIRONMENT, **command.env}))
         started = self._listen(
             conversation,

@@ -38,7 +38,7 @@ class VmInstance(Instance):
         self._setup = setup
         self._tells_steal = True
         assert running.watch.command_port is not None
-        self._port = CommandPort(running.watch.command_port, running.watch.failed)
+        self._port = CommandPort(running.watch.command_port, running.watch.failed, running.scratch.parent)
 
     @property
     def pid(self) -> int:

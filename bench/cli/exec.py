@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -122,10 +123,12 @@ def _find_image(images: ImageStore, wanted: str) -> Image:
 
 
 def _pass_on(command: Command, completed: Completed, envelope: Envelope) -> int:
-    sys.stdout.buffer.write(completed.stdout)
-    sys.stdout.flush()
-    sys.stderr.buffer.write(completed.stderr)
-    sys.stderr.flush()
+    for stream, name, printed in ((sys.stdout, "stdout", completed.stdout), (sys.stderr, "stderr", completed.stderr)):
+        if name in completed.whole:
+            shutil.copyfileobj(completed.whole[name], stream.buffer)
+        else:
+            stream.buffer.write(printed)
+        stream.flush()
     met = completed.oom_kills or completed.pids_refused
     if completed.returncode in {None, 126, 127} or completed.timed_out or (completed.returncode and met):
         complain(why_failed(command, completed, envelope))

@@ -266,7 +266,7 @@ def test_nothing_survives_a_killed_harness(name, image, tmp_path):
 
 
 def test_a_command_that_prints_without_end_is_ended(backend, image, monkeypatch):
-    monkeypatch.setattr("tare.backends.native.instance.MAX_OUTPUT_BYTES", 8 * 2**20)
+    monkeypatch.setattr("tare.bench.spool.MAX_OUTPUT_BYTES", 8 * 2**20)
     with (
         pytest.raises(OutputTooLargeError, match="cat printed more than 8 MiB"),
         backend.start(spec("endless", image)) as instance,

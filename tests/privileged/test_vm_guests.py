@@ -453,6 +453,6 @@ def test_a_killed_tare_leaves_nothing_after_cleaning(child, tmp_path, moment):
 
 
 def test_a_command_that_prints_without_end_is_ended(guests, monkeypatch):
-    monkeypatch.setattr("tare.backends.vm.commands.MAX_OUTPUT_BYTES", 8 * 2**20)
+    monkeypatch.setattr("tare.bench.spool.MAX_OUTPUT_BYTES", 8 * 2**20)
     with pytest.raises(OutputTooLargeError, match="cat printed more than 8 MiB"), guests.start() as instance:
         instance.execute(Command(("cat", "/dev/zero")))
