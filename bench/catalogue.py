@@ -154,6 +154,7 @@ class ConfoundCode(StrEnum):
     NESTED = "nested-virtualization"
     OTHER_KERNEL = "other-kernel"
     OWN_NETWORK = "own-network"
+    OUTER_MEMORY_LIMIT = "outer-memory-limit"
 
 
 CONFOUND_WEIGHTS: Mapping[str, int] = {
@@ -162,6 +163,7 @@ CONFOUND_WEIGHTS: Mapping[str, int] = {
     ConfoundCode.NESTED: 2,
     ConfoundCode.HOST_VIRTUAL: 2,
     ConfoundCode.OTHER_KERNEL: 2,
+    ConfoundCode.OUTER_MEMORY_LIMIT: 2,
 }
 """How much a confound matters, from 1 (all others) to 3: from 2 on it belongs on the first screen of a report."""
 

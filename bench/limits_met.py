@@ -37,7 +37,7 @@ def raise_if_failed(
         if content.strip():
             shown.append(f"{name} ends with:\n{content[-_TAIL:].decode(errors='replace').strip()}")
     reason = why_failed(command, completed, envelope)
-    remedy = "give the envelope more memory" if completed.oom_kills else None
+    remedy = _memory_remedy(completed) if completed.oom_kills else None
     if diagnosis is not None:
         reason, remedy = f"{reason}: {diagnosis.reason}", diagnosis.remedy
     raise WorkloadError(reason, remedy=remedy, evidence="\n".join(shown))
@@ -53,7 +53,7 @@ def _reason(command: Command, completed: Completed, envelope: Envelope) -> str:
     if completed.timed_out:
         return f"{program} did not finish within {command.timeout_s:g} s and was killed"
     if _killed_for_memory(completed):
-        return f"{program} was killed by the {_memory(envelope)} memory limit"
+        return f"{program} was killed by the {_memory(completed, envelope)}"
     if completed.signal is not None:
         return f"{program} was killed by signal {completed.signal}"
     if completed.returncode == 127:
@@ -68,7 +68,7 @@ def _limits(completed: Completed, envelope: Envelope) -> str:
     told = ""
     if completed.oom_kills and not _killed_for_memory(completed):
         processes = "one of its processes" if completed.oom_kills == 1 else f"{completed.oom_kills} of its processes"
-        told += f"; {processes} had been killed by the {_memory(envelope)} memory limit"
+        told += f"; {processes} had been killed by the {_memory(completed, envelope)}"
     if completed.pids_refused:
         times = "once" if completed.pids_refused == 1 else f"{completed.pids_refused} times"
         told += f"; the limit of {envelope.pids_max} processes was reached {times}"
@@ -79,9 +79,18 @@ def _killed_for_memory(completed: Completed) -> bool:
     return bool(completed.oom_kills) and completed.signal == signal.SIGKILL and not completed.timed_out
 
 
-def _memory(envelope: Envelope) -> str:
+def _memory(completed: Completed, envelope: Envelope) -> str:
     size = _as_stated(envelope.memory_bytes)
-    return f"{size} (and {_as_stated(envelope.swap_bytes)} of swap)" if envelope.swap_bytes else size
+    if completed.outer_limit:
+        return f"{completed.outer_limit}, not by the envelope's {size}"
+    swap = f" (and {_as_stated(envelope.swap_bytes)} of swap)" if envelope.swap_bytes else ""
+    return f"{size}{swap} memory limit"
+
+
+def _memory_remedy(completed: Completed) -> str:
+    if completed.outer_limit:
+        return "raise that limit, or give the envelope less memory than it leaves"
+    return "give the envelope more memory"
 
 
 def _as_stated(size: int) -> str:

@@ -199,7 +199,8 @@ class Completed(Struct, frozen=True):
     it; ``guest_duration_s`` is the instance's own idea of the duration where it has a clock of its own.
 
     ``oom_kills`` processes of the instance were killed by its memory limit while the command ran, and its limit on
-    processes refused one ``pids_refused`` times, as far as the backend can tell.
+    processes refused one ``pids_refused`` times, as far as the backend can tell. ``outer_limit`` names the limit that
+    killed where it was not the instance's own (``400 MiB memory limit of the cgroup ...``).
 
     ``whole`` has the stream (``stdout``, ``stderr``) that is longer than ``KEPT_BYTES``, as a file at its beginning;
     the field of that name then holds its last ``KEPT_BYTES``.
@@ -216,6 +217,7 @@ class Completed(Struct, frozen=True):
     guest_duration_s: float | None = None
     oom_kills: int = 0
     pids_refused: int = 0
+    outer_limit: str = ""
     whole: Mapping[str, BinaryIO] = {}
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tare.bench.linux.cgroups import find_folders
+from tare.bench.linux.cgroups import MemoryLimit, find_folders, find_memory_limit
 from tare.bench.linux.files import read_text, write_text
 from tare.bench.model import Confound
 
@@ -65,6 +65,13 @@ class Layout(msgspec.Struct, frozen=True):
         if self.version is not Version.V2 or self.unified is None or self.unified_root is None:
             return frozenset(self.controllers)
         return find_handed_on(find_parent(self.unified, self.unified_root)[0])
+
+    def outer_memory_limit(self) -> MemoryLimit | None:
+        """The smallest limit on memory around an instance's own; None where there is none."""
+        folder = self.controllers.get("memory")
+        if folder is None and self.unified is not None and self.unified_root is not None:
+            folder = find_parent(self.unified, self.unified_root)[0]
+        return None if folder is None else find_memory_limit(folder)
 
     def missing(self, given: frozenset[str] | None = None) -> tuple[str, ...]:
         """The controllers that an envelope needs and are not among ``given`` (by default, ``available``)."""

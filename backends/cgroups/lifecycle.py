@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from tare.backends.cgroups.layout import Layout, Version, find_layout, prepare_parent
-from tare.backends.cgroups.limits import NO_DEVICE, RULES, Limits
+from tare.backends.cgroups.limits import NO_DEVICE, RULES, Limits, describe_limit
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.ledger import Ledger, ResourceKind
-from tare.bench.linux.cgroups import begin_kill, kill_members, remove_cgroup
+from tare.bench.linux.cgroups import begin_kill, find_memory_limit, has_met_memory_limit, kill_members, remove_cgroup
 from tare.bench.linux.files import read_text, write_text
 from tare.bench.linux.metering import NO_CGROUP, CgroupMeter, Meter, ProcessTreeMeter
 from tare.bench.linux.processes import kill_all, signal_all, threads_of
@@ -116,6 +116,14 @@ class Cgroup:
         for thread, affinity in affinities.items():
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(thread, affinity)
+
+    def outer_memory_limit(self) -> str:
+        """What killed for memory, if it was not the group's own limit: that was never met."""
+        folder = next((folder for folder in self.folders if (folder / "memory.stat").exists()), None)
+        if folder is None or has_met_memory_limit(folder):
+            return ""
+        limit = find_memory_limit(folder.parent)
+        return "host's lack of memory" if limit is None else describe_limit(limit)
 
     def members(self) -> list[int]:
         """The host pids of its processes, those in groups that it has made itself too. Empty once it is gone."""

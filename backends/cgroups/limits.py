@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tare.backends.cgroups.layout import Version
+from tare.backends.cgroups.layout import Layout, Version
+from tare.bench.catalogue import ConfoundCode
+from tare.bench.linux.cgroups import MemoryLimit
 from tare.bench.linux.files import HostRoots
 from tare.bench.linux.memory import have_swap
 from tare.bench.model import Confound, Envelope
+from tare.bench.units import format_size
 
 _PERIOD_US = 100_000
 """The span over which a CPU quota holds, as the kernel has it for a new group and every container engine by default."""
@@ -83,6 +86,24 @@ def limits_of(envelope: Envelope, io_device: str | None) -> Limits:
     """All that an envelope limits, for processes of the host's own kernel."""
     asked = {name: value for name, value in msgspec.structs.asdict(envelope).items() if name in RULES}
     return {name: value for name, value in {**asked, "io_device": io_device}.items() if value is not None}
+
+
+def outer_confounds(backend: str, memory_bytes: int, layout: Layout) -> Iterator[Confound]:
+    """The limit on memory that holds instead of the envelope's ``memory_bytes``: a smaller one around the instance."""
+    outer = layout.outer_memory_limit()
+    if outer is not None and outer.size_bytes < memory_bytes:
+        yield Confound(
+            ConfoundCode.OUTER_MEMORY_LIMIT,
+            f"the {describe_limit(outer)} holds, and not the envelope's {format_size(memory_bytes)}; an "
+            "instance shares it with tare",
+            backend,
+        )
+
+
+def describe_limit(limit: MemoryLimit) -> str:
+    """``400 MiB memory limit of the cgroup PATH around tare``."""
+    where = "a cgroup" if limit.folder is None else f"the cgroup {limit.folder}"
+    return f"{format_size(limit.size_bytes)} memory limit of {where} around tare"
 
 
 def limit_confounds(

@@ -25,7 +25,7 @@ import msgspec
 
 from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
-from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of
+from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
 from tare.backends.engines.commands import EngineCommand, start_command
 from tare.backends.engines.groups import CONTAINER, Groups, JoinWatch, start_groups
 from tare.backends.native import steps
@@ -328,6 +328,7 @@ class Engine(Backend):
         confounds = [
             *layout.confounds(self.name, layout.granted()),
             *limit_confounds(self.name, limits, unenforced, layout.version),
+            *outer_confounds(self.name, limits["memory_bytes"], layout),
             *([] if host_network else [Confound(ConfoundCode.OWN_NETWORK, own_network, self.name)]),
             *self.confounds(),
         ]

@@ -98,9 +98,9 @@ class ProcessInstance(Instance):
     def _limits_met(self) -> dict[str, Any]:
         """What the instance's limits have done since this was last asked."""
         now = {name: int(self.cgroup.meter.read(name) or 0) for name in ("oom_kills", "pids_refused")}
-        since = {name: count - self._met.get(name, 0) for name, count in now.items()}
+        since: dict[str, Any] = {name: count - self._met.get(name, 0) for name, count in now.items()}
         self._met = now
-        return since
+        return since | ({"outer_limit": self.cgroup.outer_memory_limit()} if since["oom_kills"] else {})
 
     def _wait(self, collector: "_Collector", timeout_s: float, keep: Collection[int]) -> bool:
         """Wait for the end of a command, and see to it that there is one. Whether all but ``keep`` had to be killed."""
@@ -164,7 +164,8 @@ class ProcessInstance(Instance):
 
     def _dead(self) -> BackendError:
         kills = self.cgroup.meter.read("oom_kills")
-        why = f"; its memory limit has killed {kills} processes" if kills else self._why_gone()
+        limit = (self.cgroup.outer_memory_limit() or "memory limit of its own") if kills else ""
+        why = f"; the {limit} has killed {kills} processes" if kills else self._why_gone()
         return BackendError(
             f"the instance is gone: its init (pid {self.pid}) ended{why}",
             remedy="give the envelope more memory" if kills else None,

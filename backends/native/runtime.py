@@ -14,7 +14,7 @@ import msgspec
 
 from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import begin_cgroup, complete_cgroup, try_limits
-from tare.backends.cgroups.limits import limit_confounds, limits_of
+from tare.backends.cgroups.limits import limit_confounds, limits_of, outer_confounds
 from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
 from tare.backends.native.identities import (
     AS_ROOT,
@@ -159,7 +159,8 @@ class HostKernelBackend(Backend):
         )
         unprivileged = confounds_of(self._privileges, image.rootfs, self.name)
         unlimited = limit_confounds(self.name, limits, unenforced, layout.version)
-        confounds = (*own.confounds, *unprivileged, *unaccounted, *unlimited)
+        outer = outer_confounds(self.name, envelope.memory_bytes, layout)
+        confounds = (*own.confounds, *unprivileged, *unaccounted, *unlimited, *outer)
         return msgspec.structs.replace(own, facts={**told, **own.facts}, confounds=confounds)
 
     def _prove(self, image: Image, envelope: Envelope) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from tare.backends import distribution
 from tare.backends.cgroups.layout import Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
-from tare.backends.cgroups.limits import limit_confounds
+from tare.backends.cgroups.limits import limit_confounds, outer_confounds
 from tare.backends.vm import connection, emulator, proof
 from tare.backends.vm.boot import LOADER_ARGUMENTS
 from tare.backends.vm.description import describe
@@ -184,8 +184,9 @@ class VirtualMachine(Backend):
             self.close()
             raise
         own = describe(setup, self.name)
-        confounds = limit_confounds(self.name, limits, unenforced, setup.layout.version)
-        return msgspec.structs.replace(own, confounds=(*own.confounds, *confounds))
+        unlimited = limit_confounds(self.name, limits, unenforced, setup.layout.version)
+        outer = outer_confounds(self.name, envelope.memory_bytes, setup.layout)
+        return msgspec.structs.replace(own, confounds=(*own.confounds, *unlimited, *outer))
 
     def _set_up(self, image: Image, envelope: Envelope) -> GuestSetup:
         ledger, options = self.context.ledger, self.context.options

@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import os
+import re
 import select
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from tare.bench.linux.files import HostRoots, read_bytes, read_text, write_text
+from tare.bench.linux.files import HostRoots, find_text, read_bytes, read_text, write_text
 from tare.bench.linux.mounts import read_mounts
 from tare.bench.linux.processes import KILL_DEADLINE_S, kill_all
 
@@ -44,6 +46,44 @@ def _below(point: Path, mounted_root: str, path: str) -> Path:
     if mounted_root != "/" and path.startswith(mounted_root):
         path = path[len(mounted_root) :]
     return point / path.strip("/")
+
+
+class MemoryLimit(NamedTuple):
+    """A limit on memory, and whose it is: a cgroup's folder, None for one of a cgroup that cannot be seen from here."""
+
+    size_bytes: int
+    folder: Path | None
+
+
+_UNLIMITED = 2**62
+"""v1 says 2**63 less a page where there is no limit."""
+
+
+def find_memory_limit(folder: Path) -> MemoryLimit | None:
+    """The smallest limit on memory of a cgroup and of all above it; None where there is none.
+
+    ``folder`` is in v1's hierarchy of the memory controller, or in that of v2.
+    """
+    found: list[MemoryLimit] = []
+    for group in (folder, *folder.parents):
+        if not (group / "cgroup.procs").exists():
+            break
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = find_text(group / name) or ""
+            if text.isdecimal() and int(text) < _UNLIMITED:
+                found.append(MemoryLimit(int(text), group))
+    # In a cgroup namespace, or a container that mounts a part of the hierarchy, v1 tells of those above all the same.
+    told = re.search(r"^hierarchical_memory_limit (\d+)$", find_text(folder / "memory.stat") or "", re.MULTILINE)
+    if told is not None and int(told[1]) < min([_UNLIMITED, *(limit.size_bytes for limit in found)]):
+        found.append(MemoryLimit(int(told[1]), None))
+    return min(found, key=lambda limit: limit.size_bytes, default=None)
+
+
+def has_met_memory_limit(folder: Path) -> bool:
+    """Whether a cgroup has ever wanted more memory than its own limit."""
+    met = re.search(r"^max (\d+)$", find_text(folder / "memory.events") or "", re.MULTILINE)
+    count = find_text(folder / "memory.failcnt") if met is None else met[1]
+    return count not in {None, "0"}
 
 
 def members_of(folder: Path) -> list[int]:

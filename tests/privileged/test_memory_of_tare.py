@@ -54,3 +54,21 @@ def test_output_without_end_kills_the_command_and_not_tare(backend, mib, tmp_pat
     assert ended.returncode == 6, ended.stderr[-2000:]
     assert b"head printed more than 1024 MiB and was ended" in ended.stderr
     assert list((tmp_path / "TARE_WORK_DIR").iterdir()) == []
+
+
+HUNGRY = "x = bytearray(300 << 20); print(len(x))"
+
+
+@pytest.mark.image
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize(
+    ("outer", "memory", "named"),
+    [(250, "512MiB", "by the 250 MiB memory limit of the cgroup"), (1000, "128MiB", "by the 128 MiB memory limit")],
+)
+def test_the_limit_that_killed_is_named(outer, memory, named, tmp_path, monkeypatch):
+    for variable in ("TARE_STATE_DIR", "TARE_WORK_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    command = [sys.executable, "-m", "tare", "exec", "native", "--memory", memory, "--", "python3", "-c", HUNGRY]
+    ended = limited(command, outer, tmp_path)
+    assert ended.returncode == 137, ended.stderr
+    assert f"python3 was killed {named}".encode() in ended.stderr

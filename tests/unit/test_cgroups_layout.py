@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from tare.backends.cgroups.layout import Version, find_layout
+from tare.backends.cgroups.layout import Layout, Version, find_layout
+from tare.backends.cgroups.limits import outer_confounds
+from tare.bench.linux.cgroups import find_memory_limit
 from tare.bench.linux.files import HostRoots
 from tare.bench.linux.mounts import find_block_device
 
@@ -119,3 +121,50 @@ def test_block_device_of_a_partition_is_its_disk(tmp_path):
 
 def test_no_block_device(tmp_path):
     assert find_block_device(tmp_path, below(make_host(tmp_path, "", "", []))) is None
+
+
+GIB = 2**30
+V1_NONE = str(2**63 - 4096)
+
+
+def limited(top, file, texts, stat=""):
+    """A hierarchy below ``top`` whose groups, one in the other, have ``file`` with these texts; the last folder."""
+    folder = top
+    for number, text in enumerate(texts):
+        folder = folder / f"g{number}" if number else top
+        folder.mkdir(parents=True)
+        (folder / "cgroup.procs").touch()
+        if text:
+            (folder / file).write_text(text)
+    (folder / "memory.stat").write_text(stat)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "texts", "stat", "smallest"),
+    [
+        ("memory.max", ["", "max", "max"], "anon 0", None),
+        ("memory.max", ["", str(GIB), "max"], "", ("g1", GIB)),
+        ("memory.max", ["", str(GIB), str(GIB // 2)], "", ("g1/g2", GIB // 2)),
+        ("memory.limit_in_bytes", [V1_NONE, V1_NONE], f"hierarchical_memory_limit {V1_NONE}", None),
+        ("memory.limit_in_bytes", [V1_NONE, str(GIB)], f"cache 0\nhierarchical_memory_limit {GIB}\n", ("g1", GIB)),
+        ("memory.limit_in_bytes", [V1_NONE, str(GIB)], f"hierarchical_memory_limit {GIB // 4}\n", (None, GIB // 4)),
+    ],
+)
+def test_the_smallest_memory_limit_on_the_way_up(tmp_path, file, texts, stat, smallest):
+    found = find_memory_limit(limited(tmp_path / "top", file, texts, stat))
+    if smallest is None:
+        assert found is None
+    else:
+        where, size = smallest
+        assert found == (size, None if where is None else tmp_path / "top" / where)
+
+
+def test_a_smaller_limit_around_the_instance_is_a_confound(tmp_path):
+    own = limited(tmp_path / "memory", "memory.limit_in_bytes", [V1_NONE, str(400 << 20)])
+    layout = Layout(Version.V1, {"memory": own}, None)
+    assert list(outer_confounds("native", 400 << 20, layout)) == []
+    (found,) = outer_confounds("native", 512 << 20, layout)
+    assert (found.code, found.backend) == ("outer-memory-limit", "native")
+    assert f"the 400 MiB memory limit of the cgroup {own} around tare holds" in found.detail
+    assert "the envelope's 512 MiB" in found.detail

@@ -102,6 +102,10 @@ def end(command: Command, **change) -> Completed:
         ({"returncode": 127}, "is not in the image"),
         ({"returncode": 126}, "cannot be executed"),
         ({"returncode": None, "signal": 9, "oom_kills": 1}, "answer was killed by the 512 MiB memory limit"),
+        (
+            {"returncode": None, "signal": 9, "oom_kills": 1, "outer_limit": "400 MiB memory limit of the cgroup /a"},
+            "answer was killed by the 400 MiB memory limit of the cgroup /a, not by the envelope's 512 MiB",
+        ),
         ({"returncode": 137, "oom_kills": 1}, "137; one of its processes had been killed by the 512 MiB memory limit"),
         ({"returncode": 1, "pids_refused": 7}, "exit status 1; the limit of 512 processes was reached 7 times"),
         ({"returncode": None, "signal": 9}, "killed by signal 9"),
