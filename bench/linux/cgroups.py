@@ -27,7 +27,7 @@ def find_folders(pid: int | str = "self", root: Path = Path("/")) -> tuple[dict[
     except OSError:
         return {}, {}
     paths: dict[str, str] = {}
-    for line in membership.split("\n"):
+    for line in filter(None, membership.split("\n")):
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         paths.update(dict.fromkeys(names.split(","), path))
