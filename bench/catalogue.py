@@ -155,6 +155,8 @@ class ConfoundCode(StrEnum):
     OTHER_KERNEL = "other-kernel"
     OWN_NETWORK = "own-network"
     OUTER_MEMORY_LIMIT = "outer-memory-limit"
+    IO_UNACCOUNTED = "io-unaccounted"
+    IO_WRITES_PARTLY = "io-writes-partly"
 
 
 CONFOUND_WEIGHTS: Mapping[str, int] = {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.linux.cgroups import MemoryLimit, find_folders, find_memory_limit
 from tare.bench.linux.files import read_text, write_text
 from tare.bench.model import Confound
@@ -29,6 +30,10 @@ _NEEDED_FOR = {
     "blkio": "I/O bytes",
     "io": "I/O bytes",
 }
+_PARTLY = (
+    "cgroups v1 count what a process writes to the device itself; what the kernel writes back of the page cache is "
+    "counted for nobody, so host.io_write is the least that was written"
+)
 
 
 class Version(StrEnum):
@@ -79,12 +84,21 @@ class Layout(msgspec.Struct, frozen=True):
         have = self.available() if given is None else given
         return tuple(name for name in (*WANTED, io) if name not in have)
 
-    def confounds(self, backend: str, given: frozenset[str] | None = None) -> tuple[Confound, ...]:
-        """What ``backend`` cannot enforce or account for here; ``given`` as in ``missing``."""
-        return tuple(
+    def confounds(
+        self, backend: str, given: frozenset[str] | None = None, *, waits_for_all: bool = False
+    ) -> tuple[Confound, ...]:
+        """What ``backend`` cannot enforce or account for here.
+
+        ``given`` as in ``missing``; ``waits_for_all`` is that of its meters.
+        """
+        missing = self.missing(given)
+        found = [
             Confound(f"no-{name}-controller", f"no {name} cgroup controller, so not {_NEEDED_FOR[name]}", backend)
-            for name in self.missing(given)
-        )
+            for name in missing
+        ]
+        if self.version in {Version.V1, Version.HYBRID} and "blkio" not in missing and not waits_for_all:
+            found.append(Confound(ConfoundCode.IO_WRITES_PARTLY, _PARTLY, backend))
+        return tuple(found)
 
 
 def find_layout(root: Path = Path("/")) -> Layout:

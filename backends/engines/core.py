@@ -333,7 +333,9 @@ class Engine(Backend):
             *self.confounds(),
         ]
         if limits.get("io_device") is None and layout.version is not Version.V2:
-            confounds.append(Confound("io-unaccounted", "the work folder lies on no block device", self.name))
+            confounds.append(
+                Confound(ConfoundCode.IO_UNACCOUNTED, "the work folder lies on no block device", self.name)
+            )
         return BackendDescription(self.name, self.kind, "", named_facts(facts), tuple(confounds))
 
     def version(self) -> str:

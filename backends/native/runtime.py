@@ -43,6 +43,7 @@ from tare.backends.native.zygote import (
     probe_program,
     start_zygote,
 )
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import ResourceKind
@@ -183,10 +184,10 @@ class HostKernelBackend(Backend):
 
     def _unaccounted(self, prepared: _Prepared) -> tuple[Confound, ...]:
         # Asked after the proof instance, which has made the kernel hand on what it will.
-        confounds = prepared.layout.confounds(self.name, prepared.layout.granted())
+        confounds = prepared.layout.confounds(self.name, prepared.layout.granted(), waits_for_all=True)
         if prepared.io_device is None and prepared.layout.version is not Version.V2:
             text = f"{prepared.folder} lies on no block device, so I/O bytes are not accounted"
-            confounds = (*confounds, Confound("io-unaccounted", text, self.name))
+            confounds = (*confounds, Confound(ConfoundCode.IO_UNACCOUNTED, text, self.name))
         return confounds
 
     @contextlib.contextmanager
@@ -220,6 +221,7 @@ class HostKernelBackend(Backend):
                         raise
                     launched = zygote.launch(channel, connect, identify)
                 cgroup.adopt(launched.pid)
+                cgroup.meter.waits_for_all = True  # the first process is the parent of orphans
                 timeline.mark(Phase.CREATED, launched.created_s)
                 timeline.mark(Phase.FIRST_INSTRUCTION, launched.first_instruction_s)
                 timeline.mark(Phase.READY, time.monotonic())

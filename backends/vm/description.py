@@ -83,7 +83,7 @@ def _confounds(setup: GuestSetup, backend: str) -> Iterator[Confound]:
         yield msgspec.structs.replace(found, backend=backend)
     if setup.network is not None:
         yield from setup.network.confounds(backend)
-    yield from setup.layout.confounds(backend)
+    yield from setup.layout.confounds(backend, waits_for_all=True)
 
 
 def _of_what_runs(setup: GuestSetup) -> Iterator[Confound]:

@@ -112,6 +112,7 @@ def start_guest(setup: GuestSetup, spec: InstanceSpec, ledger: Ledger, timeline:
         marker = f"vm-{name}"
         with _entered(ledger, marker, watch), contextlib.ExitStack() as live:
             cgroup = live.enter_context(start_cgroup(ledger, name, limits, setup.layout))
+            cgroup.meter.waits_for_all = True  # QEMU and its helpers live as long as the guest
             port = stack.enter_context(_start_port(setup.network, timeline))
             guest = _connected(_describe(setup, spec, scratch, watch, cgroup, marker), port)
             failure = _failure_of(setup, watch, guest)

@@ -53,7 +53,7 @@ IO_READ = lower(
 IO_WRITE = lower(
     Name.IO_WRITE,
     Unit.BYTE,
-    "Bytes the instance wrote to the host's block devices in the iteration.",
+    "Bytes the instance wrote to the host's block devices in the iteration, also through the page cache.",
     title="Bytes written to the host's disk",
 )
 MEMORY_PEAK = lower(

@@ -18,7 +18,7 @@ from tare.bench.linux.cgroups import find_folders, members_of
 from tare.bench.linux.files import HERE, HostRoots, read_text
 from tare.bench.linux.memory import process_footprint
 from tare.bench.linux.pressure import parse_stall_s
-from tare.bench.linux.processes import find_status, read_statuses
+from tare.bench.linux.processes import find_status, read_statuses, written_bytes
 from tare.bench.model import Footprint, Usage
 
 NO_CGROUP = "no cgroup that this user may write to"
@@ -30,7 +30,13 @@ Parser = Callable[[str], Number | None]
 
 
 class Meter(ABC):
-    """Reads what some processes cost. It makes nothing and removes nothing."""
+    """Reads what some processes cost. It makes nothing and removes nothing.
+
+    ``waits_for_all`` is for whoever knows that a process of theirs waits for each that ends: then their own accounts
+    are complete, and count for cgroup v1 what they wrote through the page cache.
+    """
+
+    waits_for_all = False
 
     @abstractmethod
     def members(self) -> list[int]:
@@ -192,6 +198,7 @@ class CgroupMeter(Meter):
         texts: dict[str, str | None] = {}
         values = {field: self._read(sources, texts) for field, (_, sources) in _SOURCES.items()}
         self._split_exactly(values, texts)
+        values["io_write_bytes"] = self._written(values["io_write_bytes"])
         missing = {field: self._reason(field) for field, value in values.items() if value is None}
         known: Mapping[str, Any] = values
         return Usage(**known, missing=missing)
@@ -205,9 +212,21 @@ class CgroupMeter(Meter):
         share = user / (user + system) if system else 1.0
         values["cpu_user_s"], values["cpu_system_s"] = exact / 1e9 * share, exact / 1e9 * (1 - share)
 
+    def _written(self, counted: Number | None) -> Number | None:
+        """Bytes written. v1 counts what a process hands to the device itself.
+
+        What the kernel writes back of the page cache, also between a write and its fsync, it counts for nobody. The
+        processes' own accounts have it.
+        """
+        if counted is None or not self.waits_for_all or "io.stat" in self._files:
+            return counted
+        written = written_bytes(self.members())
+        return counted if written is None else written
+
     def read(self, field: str) -> Number | None:
         """One field of ``usage`` alone. Raises OSError if it is gone."""
-        return self._read(_SOURCES[field][1], {})
+        value = self._read(_SOURCES[field][1], {})
+        return self._written(value) if field == "io_write_bytes" else value
 
     def _read(self, sources: Iterable[_Source], texts: dict[str, str | None]) -> Number | None:
         for source in sources:

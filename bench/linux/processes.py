@@ -66,6 +66,21 @@ def read_statuses(roots: HostRoots = HERE) -> dict[int, Status]:
     return {pid: status for pid in pids if (status := find_status(pid, roots)) is not None}
 
 
+def written_bytes(pids: Iterable[int], roots: HostRoots = HERE) -> int | None:
+    """Bytes of files on block devices that processes, and those they have waited for, wrote or made dirty.
+
+    By ``/proc/PID/io`` (proc_pid_io(5)); None where the kernel keeps no such accounts.
+    """
+    total, known = 0, False
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            fields = dict(line.split(b": ") for line in read_bytes(roots.proc / str(pid) / "io").splitlines())
+            # Cancelled is what was removed before it was written.
+            total += int(fields[b"write_bytes"]) - int(fields[b"cancelled_write_bytes"])
+            known = True
+    return total if known else None
+
+
 def threads_of(pid: int, roots: HostRoots = HERE) -> list[Path]:
     """The folders of a process's threads, named by their ids; none if it is gone."""
     try:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tare.backends.cgroups.layout import Layout, Version, find_layout
+from tare.backends.cgroups.layout import WANTED, Layout, Version, find_layout
 from tare.backends.cgroups.limits import outer_confounds
 from tare.bench.linux.cgroups import find_memory_limit
 from tare.bench.linux.files import HostRoots
@@ -53,6 +53,14 @@ def test_hybrid(tmp_path):
     assert layout.unified == tmp_path / "sys/fs/cgroup/unified"
     assert layout.missing() == ("blkio",)
     assert [confound.code for confound in layout.confounds("native")] == ["no-blkio-controller"]
+
+
+def test_what_v1_does_not_count_is_a_confound_unless_processes_are_asked(tmp_path):
+    layout = Layout(Version.HYBRID, dict.fromkeys((*WANTED, "blkio"), tmp_path), tmp_path)
+    assert [found.code for found in layout.confounds("engine")] == ["io-writes-partly"]
+    assert layout.confounds("native", waits_for_all=True) == ()
+    unified = Layout(Version.V2, {}, tmp_path, tmp_path)
+    assert "io-writes-partly" not in [found.code for found in unified.confounds("engine")]
 
 
 def test_v1_only(tmp_path):

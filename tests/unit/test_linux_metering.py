@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from tare.bench.linux import metering
 from tare.bench.linux.cgroups import find_folders
+from tare.bench.linux.files import HostRoots
 from tare.bench.linux.metering import CgroupMeter, total
+from tare.bench.linux.processes import written_bytes
 from tare.bench.model import Footprint, Usage
 
 HYBRID = Path(__file__).parents[1] / "data/linux-6.18/cgroup-hybrid"
@@ -50,6 +53,31 @@ def test_v1_alone_counts_cpu_time_in_nanoseconds_where_the_kernel_does(tmp_path)
     (tmp_path / "cpuacct.usage_sys").write_text("765433\n")
     usage = CgroupMeter([tmp_path]).usage()
     assert (usage.cpu_user_s, usage.cpu_system_s) == (0.001234567, 0.000765433)
+
+
+def test_what_v1_does_not_see_written_is_in_the_processes_own_accounts(tmp_path, monkeypatch):
+    folder, proc = tmp_path / "blkio", tmp_path / "proc"
+    folder.mkdir()
+    files = {
+        "blkio.throttle.io_service_bytes_recursive": "254:0 Read 0\n254:0 Write 13631488\n",
+        "cgroup.procs": "4194301\n4194302\n4194303\n",
+    }
+    for name, text in (files | {"blkio.throttle.write_bps_device": "254:0 1\n"}).items():
+        (folder / name).write_text(text)
+    accounts = {"4194301": (67108864, 0), "4194302": (5000, 1000)}
+    for pid, (written, cancelled) in accounts.items():
+        (proc / pid).mkdir(parents=True)
+        text = f"rchar: 1\nwchar: 2\nwrite_bytes: {written}\ncancelled_write_bytes: {cancelled}\n"
+        (proc / pid / "io").write_text(text)
+    roots = HostRoots(proc, tmp_path)
+    monkeypatch.setattr(metering, "written_bytes", lambda pids: written_bytes(pids, roots))
+    meter = CgroupMeter([folder])
+    assert meter.usage().io_write_bytes == meter.read("io_write_bytes") == 13 * 2**20
+    meter.waits_for_all = True
+    assert meter.usage().io_write_bytes == meter.read("io_write_bytes") == 64 * 2**20 + 4000
+    (folder / "io.stat").write_text("254:0 rbytes=0 wbytes=99 rios=0 wios=1")
+    assert CgroupMeter([folder]).usage().io_write_bytes == 99
+    assert written_bytes([4194303], roots) is None
 
 
 def test_the_v2_tree_alone_has_neither_memory_nor_io():
