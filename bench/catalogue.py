@@ -124,6 +124,8 @@ class NoteCode(StrEnum):
     LONG_OUTPUT = "long-output"
     PRIMED = "primed"
     PRECISION = "precision"
+    BLOCKS_DEPENDENT = "blocks-dependent"
+    BLOCKS_UNTESTED = "blocks-untested"
     DENSITY_STOP = "density-stop"
     DENSITY_DEAD = "density-dead"
     DENSITY_UNSETTLED = "density-unsettled"

@@ -102,8 +102,8 @@ def medians(values: Floats) -> Floats:
 
 def comparisons(blocks: Floats) -> Iterator[Comparison]:
     """Each run's comparison, from both sides' block values."""
-    for run, (ours, theirs) in enumerate(zip(*blocks, strict=True)):
-        yield compare(cell(ours), cell(theirs), direction=Direction.LOWER, seed=run)
+    for ours, theirs in zip(*blocks, strict=True):
+        yield compare(cell(ours), cell(theirs), direction=Direction.LOWER)
 
 
 def cell(values: Floats) -> CellBlocks:
@@ -141,8 +141,7 @@ def quantile_coverage(world: World, quantile: float, *, ratio: float = 1.3, **de
         return CellBlocks.from_quantiles(samples.ravel(), instance_of, block_of, quantile)
 
     found = (
-        compare(by_block(values[0, run]), by_block(values[1, run]), direction=Direction.LOWER, seed=run)
-        for run in range(runs)
+        compare(by_block(values[0, run]), by_block(values[1, run]), direction=Direction.LOWER) for run in range(runs)
     )
     return share(one.low is not None and one.high is not None and one.low <= ratio <= one.high for one in found)
 
@@ -166,7 +165,7 @@ def sample_until_precise(
     covered, different, equivalent, reached, blocks = [], [], [], [], []
     for run in range(runs):
         for n in range(FEWEST, most + 1):
-            one = compare(cell(values[0, run, :n]), cell(values[1, run, :n]), direction=Direction.LOWER, seed=1)
+            one = compare(cell(values[0, run, :n]), cell(values[1, run, :n]), direction=Direction.LOWER)
             standing = precision_of(one, n, wanted).standing
             if standing is Standing.REACHED:
                 break
@@ -234,7 +233,7 @@ def warm_up_coverage(world: World, *, ratio: float = 1.3, **design: int) -> tupl
             warm_up = samples.find_warm_up(TRAITS["steady"])
             found.append(warm_up.iterations > 0)
             sides.append(samples.after(warm_up).by_block())
-        one = compare(*sides, direction=Direction.LOWER, seed=run)
+        one = compare(*sides, direction=Direction.LOWER)
         covered.append(one.low is not None and one.high is not None and one.low <= ratio <= one.high)
     return float(np.mean(covered)), float(np.mean(found))
 

@@ -151,7 +151,7 @@ def _value_entry(rule: "Rule", analysis: Analysis, subject: Subject, row: Row, c
                 return _exactly(float(analysis.manifest.envelope.memory_bytes))
             case _:
                 blocks = _each(cell) if rule.quantity == "each" else cell.blocks
-                return summarise(blocks, level=level, seed=analysis.manifest.seed)
+                return summarise(blocks, level=level)
 
     unit = Unit.BYTE if rule.quantity == "memory" else row.metric.unit
     name = _name(subject, row, cell.backend) + (", for each" if rule.quantity == "each" else "")
@@ -175,7 +175,7 @@ def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult
 
     def at(level: float) -> Interval:
         pair = (theirs, ours) if turned else (ours, theirs)
-        found = compare(*pair, direction=Direction.LOWER, level=level, seed=analysis.manifest.seed)
+        found = compare(*pair, direction=Direction.LOWER, level=level)
         ratio = float("nan") if found.ratio is None else found.ratio
         return Interval(ratio, found.low, found.high, found.p_value, found.method)
 

@@ -7,7 +7,15 @@ import msgspec
 
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.analysis.density import DensityResult
-from tare.bench.catalogue import CONFOUND_WEIGHTS, RATIO_PREFIX, BootMetric, ConfoundCode, LimitsMetric, SteadyMetric
+from tare.bench.catalogue import (
+    CONFOUND_WEIGHTS,
+    RATIO_PREFIX,
+    BootMetric,
+    ConfoundCode,
+    LimitsMetric,
+    NoteCode,
+    SteadyMetric,
+)
 from tare.bench.readable import one_line
 from tare.bench.records import RunStatus
 from tare.bench.stats.comparisons import Comparison, Verdict
@@ -196,6 +204,7 @@ def caveats(analysis: Analysis) -> list[Caveat]:
     if virtual is not None and all(caveat.code != ConfoundCode.HOST_VIRTUAL for caveat in found):
         text = f"The host is itself a virtual machine ({virtual}): its bare metal is not a machine's bare metal."
         found.append(Caveat(ConfoundCode.HOST_VIRTUAL, text, 2))
+    found.extend(_about_dependence(analysis))
     return sorted(found, key=lambda caveat: -caveat.weight)
 
 
@@ -375,6 +384,29 @@ def _about_blocks(analysis: Analysis) -> Iterator[Caveat]:
     if any(1 < count < FEW_BLOCKS for count in counts):
         text = f"Some intervals rest on fewer than {FEW_BLOCKS} blocks and are therefore wide; more blocks narrow them."
         yield Caveat("few-blocks", text, 2)
+
+
+def _about_dependence(analysis: Analysis) -> Iterator[Caveat]:
+    """Whose neighbouring blocks depend on one another, and where there are too few blocks to show it."""
+    labels = {backend.name: backend.label for backend in analysis.backends}
+    for backend, found in analysis.dependence.items():
+        if found.lag1 > 0:
+            text = (
+                f"{labels[backend]}: ratios of neighbouring blocks resemble each other (correlation {found.lag1:.1f}); "
+                "its intervals are wider for it."
+            )
+            yield Caveat(NoteCode.BLOCKS_DEPENDENT, text, 2)
+    untested = [
+        found
+        for *_, found in analysis.comparisons
+        if found.low is not None and not found.dependence.is_tested and found.dependence.lag1 == 0
+    ]
+    if untested:
+        text = (
+            "There are too few blocks to show whether neighbouring blocks resemble each other. On a host where they do "
+            "intervals are too narrow."
+        )
+        yield Caveat(NoteCode.BLOCKS_UNTESTED, text, 1)
 
 
 def _about_precision(analysis: Analysis) -> Iterator[Caveat]:

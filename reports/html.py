@@ -25,7 +25,6 @@ from tare.bench.catalogue import NoteCode
 from tare.bench.readable import one_line, readable
 from tare.bench.records import Event, EventKind
 from tare.bench.reporter import Reporter
-from tare.bench.stats.comparisons import MANY_BLOCKS
 from tare.bench.units import format_duration, format_size
 from tare.reports import claims, findings
 from tare.reports.capacity import capacity_view
@@ -183,7 +182,6 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "margin": percent(analysis.margin),
         "comparisons": len([one for *_, one in analysis.comparisons if one.p_value is not None]),
         "downgraded": sum(one.verdict is not one.verdict_adjusted for *_, one in analysis.comparisons),
-        "many_blocks": MANY_BLOCKS,
         "sample_count": len(analysis.run.samples),
     }
 

@@ -253,15 +253,14 @@ def _between(
     everywhere = [*sides[0], *sides[1]]
     if any(not _same_sizes(subject, old, cell) for *_, cell in everywhere):
         found = without_ratio(found)
-    seed = analyses[0].manifest.seed
     line = Line(
         subject.experiment,
         subject.workload,
         subject.params,
         old.backend.label,
         row.metric,
-        summarise_runs(first, seed),
-        summarise_runs(second, seed),
+        summarise_runs(first),
+        summarise_runs(second),
         found,
         kind,
         row.is_leading,
@@ -338,7 +337,6 @@ def _paired(
         old.blocks,
         direction=row.metric.direction,
         margin=_margin(analysis, row, request),
-        seed=analysis.manifest.seed,
     )
     if not _same_sizes(subject, old, new):
         found = without_ratio(found)

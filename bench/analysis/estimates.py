@@ -43,6 +43,7 @@ from tare.bench.stats.comparisons import (
     log_ratios,
     summarise,
 )
+from tare.bench.stats.dependence import Dependence, find_dependence
 from tare.bench.stats.families import Member, control_false_discoveries
 from tare.bench.stats.noise import NoiseFloor, NoiseSource, noise_floor
 from tare.bench.stats.precision import Precision, precision_of
@@ -189,7 +190,8 @@ class Analysis(msgspec.Struct, frozen=True, dict=True):
 
     ``margin`` holds for metrics without a margin of their own: each comparison has the one that was used. ``notes``
     say what was asked for and could not be estimated. ``warmup_samples`` the suite states to be warm-up,
-    ``warmup_found`` are those found beyond.
+    ``warmup_found`` are those found beyond. ``dependence`` is that of neighbouring blocks, by backend, as the leading
+    metrics show it together.
     """
 
     run: LoadedRun
@@ -202,6 +204,7 @@ class Analysis(msgspec.Struct, frozen=True, dict=True):
     warmup_found: int = 0
     noise: RunNoise | None = None
     notes: tuple[str, ...] = ()
+    dependence: Mapping[str, Dependence] = {}
 
     @cached_property
     def density(self) -> tuple[DensityResult, ...]:
@@ -277,7 +280,7 @@ def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
     terms = Terms(backends, run.manifest.seed, _twin(run.manifest))
     estimated = [_estimate_subject(run.manifest, terms, tables, key, margin) for key in tables.metrics]
     subjects = [subject for subject, _ in estimated]
-    _adjust_verdicts(subjects)
+    dependence = _adjust_verdicts(subjects)
     return Analysis(
         run=run,
         backends=backends,
@@ -285,6 +288,7 @@ def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
         subjects=subjects,
         failures=[event for event in run.events if event.kind is EventKind.INSTANCE_FAILED],
         margin=settings_of(run.manifest.suite, "", "", margin=margin).margin,
+        dependence=dependence,
         warmup_samples=int(run.samples.numbers["warmup"].sum()),
         warmup_found=sum(table.n_warm_up for cells in tables.tables.values() for table in cells.values()),
         noise=_run_noise(subjects),
@@ -380,10 +384,10 @@ def _row(
         table, own = tables[backend.name], blocks[backend.name]
         comparison = precision = None
         if base is not None and not backend.is_baseline:
-            comparison = compare(own, base, direction=metric.direction, margin=margin, seed=terms.seed)
+            comparison = compare(own, base, direction=metric.direction, margin=margin)
             if size is None and not have_same_sizes(traits, table.points, tables[terms.baseline].points):
                 comparison = without_ratio(comparison)
-        estimate = summarise(own, seed=terms.seed)
+        estimate = summarise(own)
         if wanted is not None and comparison is not None:
             precision = precision_of(comparison, comparison.n_blocks, wanted)
         elif wanted is not None and (base is None or len(blocks) == 1):  # a baseline goes on for its partners
@@ -482,22 +486,62 @@ def _metric(manifest: Manifest, owner: str, experiment: str, name: str, unit: Un
     return Metric(name, unit, Direction.LOWER, "Not described in this run's manifest; lower is taken as better")
 
 
-def _adjust_verdicts(subjects: Sequence[Subject]) -> None:
-    """Control false discoveries in each pair of backends, in place: nobody has seen the subjects yet."""
-    families: dict[str, list[tuple[Member, list[CellResult], int]]] = {}
+class _Place(msgspec.Struct, frozen=True):
+    """Where a comparison stands: its subject's key, its row, and the cell's place in it."""
+
+    subject: str
+    row: Row
+    place: int
+    base: CellResult
+
+    @property
+    def cell(self) -> CellResult:
+        return self.row.cells[self.place]
+
+    def put(self, found: Comparison) -> None:
+        self.row.cells[self.place] = msgspec.structs.replace(self.cell, comparison=found)
+
+
+def _adjust_verdicts(subjects: Sequence[Subject]) -> dict[str, Dependence]:
+    """Widen for blocks that depend on one another and control false discoveries, in each pair of backends.
+
+    In place: nobody has seen the subjects yet. Returns what was found of each backend's blocks.
+    """
+    families: dict[str, list[_Place]] = {}
     for subject in subjects:
-        reading = Cell(subject.experiment, subject.workload, subject.params, "").key
+        key = Cell(subject.experiment, subject.workload, subject.params, "").key
         for row in subject.rows:
-            evidence = _evidence(row)
             for place, cell in enumerate(row.cells):
                 if cell.comparison is not None and row.base is not None:
-                    member = Member(cell.comparison, row.metric.name, reading, row.is_leading, evidence)
-                    family = f"{cell.backend.name} over {row.base.backend.name}"
-                    families.setdefault(family, []).append((member, row.cells, place))
-    for family, entries in families.items():
-        adjusted = control_false_discoveries([member for member, *_ in entries], family)
-        for (_, cells, place), found in zip(entries, adjusted, strict=True):
-            cells[place] = msgspec.structs.replace(cells[place], comparison=found)
+                    families.setdefault(cell.backend.name, []).append(_Place(key, row, place, row.base))
+    dependence = {backend: _widen(places) for backend, places in families.items()}
+    for backend, places in families.items():
+        members = [
+            Member(found, one.row.metric.name, one.subject, one.row.is_leading, _evidence(one.row))
+            for one in places
+            if (found := one.cell.comparison) is not None
+        ]
+        adjusted = control_false_discoveries(members, f"{backend} over {places[0].base.backend.name}")
+        for one, found in zip(places, adjusted, strict=True):
+            one.put(found)
+    return dependence
+
+
+def _widen(places: Sequence[_Place]) -> Dependence:
+    """What the leading metrics of a pair of backends say together of its blocks, for all of its comparisons."""
+    leading = [log_ratios(one.cell.blocks, one.base.blocks) for one in places if one.row.is_leading]
+    together = find_dependence(leading)
+    for one in places:
+        found = one.cell.comparison
+        if found is None or found.low is None:
+            continue
+        if together.lag1 > found.dependence.lag1:
+            direction, margin = one.row.metric.direction, found.margin
+            one.put(compare(one.cell.blocks, one.base.blocks, direction=direction, margin=margin, together=together))
+        elif together.is_tested and not found.dependence.is_tested:
+            tested = msgspec.structs.replace(found.dependence, is_tested=True)
+            one.put(msgspec.structs.replace(found, dependence=tested))
+    return together
 
 
 def _evidence(row: Row) -> tuple[Floats, ...]:

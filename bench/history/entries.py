@@ -21,7 +21,7 @@ from tare.bench.errors import RunDirectoryError
 from tare.bench.model import Direction, Metric
 from tare.bench.records import Cell, EventKind, Manifest, RunStatus
 from tare.bench.settings import settings_of
-from tare.bench.stats.comparisons import MANY_BLOCKS, CellBlocks, Floats, trimmed_mean
+from tare.bench.stats.comparisons import CellBlocks, Floats
 from tare.bench.store import EVENTS, MANIFEST, SAMPLES, LoadedRun, load_run
 
 FOREIGN = "foreign"
@@ -271,7 +271,7 @@ def _rows_of(
 
 def night_estimate(logs: Floats) -> tuple[float, float | None]:
     """The centre of a night's blocks, as a run's own comparison has it, and the standard deviation of one block."""
-    centre = float(trimmed_mean(logs) if len(logs) >= MANY_BLOCKS else logs.mean())
+    centre = float(logs.mean())
     return centre, float(logs.std(ddof=1)) if len(logs) > 1 else None
 
 

@@ -1,20 +1,17 @@
 """From values to blocks, from blocks to intervals, from intervals to verdicts.
 
-The interval for the centre of a few independent values, one a block, was chosen by simulation with known truth
-(``docs/decisions/0050-intervals.md``):
+What is estimated is the mean of one log value a block, whatever their number: an estimator that changed with it would
+change what is estimated where noise is skewed (decision 0167). The interval is Student's t, which a few independent
+values need: a bootstrap of four or five cannot know the tails of what they came from, and covers 85 to 93 % where it
+says 95. Two things widen it. Towards the side on which values are skewed, t is too narrow by the first term of its
+Edgeworth expansion (Johnson 1978, J. Am. Stat. Assoc. 73:536), of which half is added: the skewness of a few values is
+mostly noise. And where neighbouring blocks are found to depend on one another, the standard error and the degrees of
+freedom are those of such values (``dependence``).
 
-- up to 15 blocks, the mean with Student's t. A bootstrap of four or five values cannot know the tails of what they
-  came from: its percentile interval covers 85 to 93 % where it says 95, even expanded.
-- from 16 blocks, the mean trimmed by 20 % on each side with a percentile bootstrap over blocks (Wilcox 2012, ch. 4),
-  its quantiles expanded for the narrowness of small samples (Hesterberg 2015, section 3.2), which scipy's bootstrap
-  does not do. One block in ten that went astray does not move it, and skewness does not spoil its coverage as it does
-  that of t.
-
-A block is resampled whole, with its instances and iterations. Resampling these again inside it would count
-their noise twice (Davison and Hinkley 1997, section 3.8): in simulation such intervals cover 100 %.
+A block counts whole, with its instances and iterations. Resampling these again inside it would count their noise twice
+(Davison and Hinkley 1997, section 3.8): in simulation such intervals cover 100 %.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -26,6 +23,7 @@ from numpy.typing import NDArray
 
 from tare.bench.model import Direction
 from tare.bench.settings import DEFAULT_MARGIN
+from tare.bench.stats.dependence import UNTESTED, Dependence, find_dependence, widening
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -107,18 +105,18 @@ class CellBlocks(msgspec.Struct, frozen=True):
 
 
 LEVEL = 0.95
-MANY_BLOCKS = 16
 ALIKE_BLOCKS = 4
 """From this many equal blocks on, the reading counts as steady; with fewer, the tool's steps may just be coarse."""
-TRIMMED = 0.2
-RESAMPLES = 4000
-_CHUNK = 4_000_000
+SKEWED_BLOCKS = 5
+"""Of fewer values the skewness says nothing."""
+_SKEWNESS = 0.5
 
 
 class Interval(msgspec.Struct, frozen=True):
     """A centre with its interval, and the two-sided p-value of the centre being 0.
 
     ``low``, ``high`` and ``p_value`` are None where one value alone, or a few that are alike, do not allow them.
+    ``dependence`` is that of neighbouring values, for which the interval is wider where it was found.
     """
 
     centre: float
@@ -126,89 +124,56 @@ class Interval(msgspec.Struct, frozen=True):
     high: float | None
     p_value: float | None
     method: str
+    dependence: Dependence = UNTESTED
 
 
-def centre_interval(values: Floats, *, level: float = LEVEL, seed: int = 0) -> Interval:
-    """The centre of independent values and its interval. Raises ValueError if there are none."""
-    n = len(values)
-    if n == 0:
-        raise ValueError("there is no value to estimate from")
-    if n == 1:
-        return Interval(float(values[0]), None, None, None, "one block: no interval")
-    if n < MANY_BLOCKS:
-        return _student(values, level)
-    return _trimmed_bootstrap(values, level, seed)
+def centre_interval(values: Floats, *, level: float = LEVEL, together: Dependence = UNTESTED) -> Interval:
+    """The mean of values in the order of time and its interval. Raises ValueError if there are none.
 
-
-def trimmed_mean(values: Floats) -> Floats:
-    """The mean without the lowest and highest fifth, along the last axis."""
-    from scipy.stats import trim_mean
-
-    middle: Floats = trim_mean(values, TRIMMED, axis=-1)
-    return middle
-
-
-def winsorised_deviation(values: Floats) -> float:
-    """The standard deviation of one value whose trimmed mean is as spread as the mean of a sample with it."""
-    cut = int(TRIMMED * len(values))
-    ordered = np.sort(values)
-    winsorised = np.clip(values, ordered[cut], ordered[len(values) - cut - 1])
-    return float(winsorised.std(ddof=1)) / (1 - 2 * cut / len(values))
-
-
-def expanded_tail(n: int, level: float) -> float:
-    """The tail probability of a percentile interval over ``n`` values that reaches as far as Student's t.
-
-    Hesterberg 2015: the bootstrap's standard error is too small by sqrt((n-1)/n), and its quantiles are normal ones.
+    ``together`` is the dependence found in several series of which this is one; the stronger one counts.
     """
-    from scipy.special import ndtr, stdtrit
-
-    return float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))
-
-
-def bootstrap_centres(values: Floats, *, seed: int, resamples: int = RESAMPLES) -> Floats:
-    """Trimmed means of resamples with replacement. The same seed gives the same resamples for the same length."""
-    n = len(values)
-    rows = max(1, _CHUNK // n)
-    if resamples <= rows:
-        return trimmed_mean(values[_choices(n, resamples, seed)])
-    random = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, resamples, rows):
-        chosen = random.integers(0, n, (min(rows, resamples - start), n))
-        parts.append(trimmed_mean(values[chosen]))
-    return np.concatenate(parts)
-
-
-@functools.lru_cache(maxsize=4)
-def _choices(n: int, resamples: int, seed: int) -> Integers:
-    return np.random.default_rng(seed).integers(0, n, (resamples, n))
-
-
-def _student(values: Floats, level: float) -> Interval:
     from scipy.special import stdtr, stdtrit
 
     n = len(values)
+    if n == 0:
+        raise ValueError("there is no value to estimate from")
     centre = float(values.mean())
+    if n == 1:
+        return Interval(centre, None, None, None, "one block: no interval")
     error = float(values.std(ddof=1)) / math.sqrt(n)
     if error == 0 and n < ALIKE_BLOCKS:
         return Interval(centre, None, None, None, f"{n} blocks with the same reading: no interval")
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
-    p = _p_of_ratio(centre, error, lambda t: 2 * float(stdtr(n - 1, -t)))
-    return Interval(centre, centre - half, centre + half, p, f"t over {n} blocks")
+    dependence = max(find_dependence([values]), together, key=lambda one: (one.lag1, one.is_tested))
+    wider, freedom = widening(n, dependence.lag1)
+    error *= wider
+    quantile = float(stdtrit(freedom, (1 + level) / 2))
+    skewness = _skewness(values)
+    below, above = (quantile + skewed_by(skewness, n, quantile, side) for side in (-1, 1))
+    p = _p_of_ratio(centre, error, lambda t: 2 * float(stdtr(freedom, -_unskewed(t, skewness, n, centre))))
+    method = f"t over {n} blocks" + (f", neighbours correlated ({dependence.lag1:.2g})" if wider > 1 else "")
+    return Interval(centre, centre - below * error, centre + above * error, p, method, dependence)
 
 
-def _trimmed_bootstrap(values: Floats, level: float, seed: int) -> Interval:
-    from scipy.special import stdtr
+def _skewness(values: Floats) -> float:
+    """Fisher's, corrected for the size of the sample; 0 of too few values, and where nothing varies."""
+    n, apart = len(values), values - values.mean()
+    spread = float((apart**2).mean())
+    if n < SKEWED_BLOCKS or spread == 0:
+        return 0.0
+    return float((apart**3).mean() / spread**1.5) * math.sqrt(n * (n - 1)) / (n - 2)
 
-    n = len(values)
-    cut = int(TRIMMED * n)
-    centre = float(trimmed_mean(values))
-    tail = expanded_tail(n, level)
-    low, high = np.quantile(bootstrap_centres(values, seed=seed), (tail, 1 - tail))
-    error = winsorised_deviation(values) / math.sqrt(n)  # as in Yuen's test
-    p = _p_of_ratio(centre, error, lambda t: 2 * float(stdtr(n - 2 * cut - 1, -t)))
-    return Interval(centre, float(low), float(high), p, f"bootstrap of the trimmed mean over {n} blocks")
+
+def skewed_by(skewness: float, n: int, quantile: float, side: int) -> float:
+    """What is added to the quantile of t on a side (1 above, -1 below); the other side is left as it is."""
+    return max(0.0, side * skewness) * _SKEWNESS * (1 + 2 * quantile**2) / (6 * math.sqrt(n))
+
+
+def _unskewed(t: float, skewness: float, n: int, centre: float) -> float:
+    """The quantile that reaches as far as ``t`` standard errors towards 0 once skewness is added to it."""
+    share = max(0.0, -skewness if centre > 0 else skewness) * _SKEWNESS / (6 * math.sqrt(n))
+    if share == 0:
+        return t
+    return max(0.0, (math.sqrt(max(0.0, 1 - 8 * share * (share - t))) - 1) / (4 * share))
 
 
 def _p_of_ratio(centre: float, error: float, tail: Callable[[float], float]) -> float:
@@ -234,7 +199,8 @@ class Comparison(msgspec.Struct, frozen=True):
     ``n_instances`` and ``n_iterations`` are the backend's own in them. ``p_value`` tests a ratio of 1;
     ``q_value`` is it after ``control_false_discoveries``, and ``verdict_adjusted`` the verdict that survives among all
     that is said of one pair of backends (``family``). ``restates`` names the metric of the same reading that was
-    counted for this one. ``note`` says why something is missing, or stands for the verdict where none is possible.
+    counted for this one. ``dependence`` is that of neighbouring blocks. ``note`` says why something is missing, or
+    stands for the verdict where none is possible.
     """
 
     ratio: float | None
@@ -253,6 +219,7 @@ class Comparison(msgspec.Struct, frozen=True):
     verdict_adjusted: Verdict = Verdict.INCONCLUSIVE
     family: str = ""
     restates: str = ""
+    dependence: Dependence = UNTESTED
 
 
 def relative(backend: CellBlocks, baseline: CellBlocks) -> CellBlocks:
@@ -277,23 +244,26 @@ def compare(
     direction: Direction,
     margin: float = DEFAULT_MARGIN,
     level: float = LEVEL,
-    seed: int = 0,
+    together: Dependence = UNTESTED,
 ) -> Comparison:
-    """Compare a cell with the baseline's, paired by block. Never raises for too little data: the note says it."""
+    """Compare a cell with the baseline's, paired by block. Never raises for too little data: the note says it.
+
+    ``together`` is the dependence of neighbouring blocks that was found in several comparisons, this one included.
+    """
     shared = np.intersect1d(backend.blocks, baseline.blocks)
     ours, theirs = backend.at(shared), baseline.at(shared)
     counts = (len(shared), int(ours.instances.sum()), int(ours.iterations.sum()))
     if note := "no block holds both: no ratio" if len(shared) == 0 else why_no_ratio((ours.values, theirs.values)):
         return undecided(counts, note, margin, level)
-    found = centre_interval(np.log(ours.values) - np.log(theirs.values), level=level, seed=seed)
+    found = centre_interval(np.log(ours.values) - np.log(theirs.values), level=level, together=together)
     return decided(found, counts, direction, margin, level, found.method)
 
 
-def summarise(cell: CellBlocks, *, level: float = LEVEL, seed: int = 0) -> Interval:
+def summarise(cell: CellBlocks, *, level: float = LEVEL) -> Interval:
     """The centre of a cell's own values, in the metric's unit, with its interval; on the log scale where it can be."""
     if cell.values.min() > 0:
-        return exponential(centre_interval(np.log(cell.values), level=level, seed=seed))
-    return centre_interval(cell.values, level=level, seed=seed)
+        return exponential(centre_interval(np.log(cell.values), level=level))
+    return centre_interval(cell.values, level=level)
 
 
 def judge(ratio: float, low: float | None, high: float | None, direction: Direction, margin: float) -> Verdict:
@@ -360,4 +330,5 @@ def decided(
         p_value=found.p_value,
         q_value=found.p_value,
         verdict_adjusted=verdict,
+        dependence=on_logs.dependence,
     )

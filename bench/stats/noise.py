@@ -18,15 +18,19 @@ from tare.bench.model import Direction
 from tare.bench.settings import DEFAULT_MARGIN
 from tare.bench.stats.comparisons import (
     LEVEL,
-    MANY_BLOCKS,
+    SKEWED_BLOCKS,
     CellBlocks,
     Comparison,
     Floats,
     compare,
-    winsorised_deviation,
+    skewed_by,
 )
+from tare.bench.stats.dependence import LEAST as TESTED_BLOCKS
+from tare.bench.stats.dependence import LEVEL as DEPENDENT_BY_CHANCE
 
 POWER = 0.9
+_POINTS = 400
+_DRAWS = 20_000
 
 
 class NoiseSource(StrEnum):
@@ -40,9 +44,9 @@ class NoiseFloor(msgspec.Struct, frozen=True):
     """One metric's A/A comparison.
 
     ``comparison`` is A against B; a verdict of faster or slower is a false alarm. ``noise`` is the standard deviation
-    of the log ratio of two blocks that measured the same (with many blocks, without those that went astray, as the
-    estimate is). ``detectable`` is the smallest ratio above 1 that this run, with its ``n_blocks``, would have called a
-    difference with probability ``POWER``. None: too few blocks to say.
+    of the log ratio of two blocks that measured the same. ``detectable`` is the smallest ratio above 1 that a run with
+    as many blocks calls a difference with probability ``POWER``, with all that is not known of the noise. None: too few
+    blocks to say.
     """
 
     source: NoiseSource
@@ -64,12 +68,12 @@ def noise_floor(
     if twin is not None:
         source, (a, b) = NoiseSource.TWIN, (twin, baseline)
         shared = np.intersect1d(twin.blocks, baseline.blocks)
-        n_blocks, noise = len(shared), _spread(_logs(twin.at(shared), baseline.at(shared)), len(shared))
+        n_blocks, noise = len(shared), _of_twins(_logs(twin.at(shared), baseline.at(shared)))
     else:
         source, (a, b) = NoiseSource.SPLIT, split_blocks(baseline, seed=seed)
-        n_blocks, noise = len(baseline.blocks), _neighbours(baseline)
-    found = compare(a, b, direction=direction, margin=margin, seed=seed)
-    detectable = None if noise is None else detectable_ratio(noise, n_blocks, margin=margin)
+        n_blocks, noise = len(baseline.blocks), _of_neighbours(baseline)
+    found = compare(a, b, direction=direction, margin=margin)
+    detectable = None if noise is None else detectable_ratio(noise, n_blocks, source, margin=margin)
     return NoiseFloor(source, found, n_blocks, noise, detectable)
 
 
@@ -91,37 +95,72 @@ def split_blocks(cell: CellBlocks, *, seed: int = 0) -> tuple[CellBlocks, CellBl
     return a, b
 
 
-def detectable_ratio(noise: float, n_blocks: int, *, margin: float = DEFAULT_MARGIN) -> float | None:
-    """The smallest ratio that ``n_blocks`` blocks with this ``noise`` call a difference with probability ``POWER``.
+def detectable_ratio(
+    noise: float, n_blocks: int, source: NoiseSource, *, margin: float = DEFAULT_MARGIN
+) -> float | None:
+    """The smallest ratio that ``n_blocks`` blocks call a difference with probability ``POWER``.
 
-    Both conditions of ``judge`` count: the interval must lie beyond 1 (power of the t test, by the noncentral t), and
-    the ratio beyond the margin. None below 2 blocks.
+    The ``noise`` was itself estimated, from as many blocks of this ``source``: the probability is over what it may be,
+    not at its estimate. Both conditions of ``judge`` count: the interval must lie beyond 1, and the ratio beyond the
+    margin. None below 2 blocks.
     """
-    from scipy.special import ndtri
-
     if n_blocks < 2:
         return None
+    significant, relevant = _distances(n_blocks, source)
     error = noise / math.sqrt(n_blocks)
-    significant = _noncentrality(n_blocks - 1) * error
-    relevant = math.log(1 + margin) + float(ndtri(POWER)) * error
-    return math.exp(min(max(significant, relevant), 700.0))
+    return math.exp(min(max(significant * error, math.log(1 + margin) + relevant * error), 700.0))
 
 
 @functools.lru_cache(maxsize=256)
-def _noncentrality(df: int) -> float:
-    """By how many standard errors a mean must differ for a t test to see it with probability ``POWER``."""
-    from scipy.special import nctdtrinc, stdtrit
+def _distances(n_blocks: int, source: NoiseSource) -> tuple[float, float]:
+    """By how many *estimated* standard errors a mean must differ, to lie beyond 1 and beyond the margin.
 
-    return float(nctdtrinc(df, 1 - POWER, float(stdtrit(df, (1 + LEVEL) / 2))))
+    The first by the noncentral t, with what skewness and dependence found by chance take from the power.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr, ndtr, stdtrit
+
+    sizes = _sizes(n_blocks, source)
+    critical = float(stdtrit(n_blocks - 1, (1 + LEVEL) / 2))
+    critical += skewed_by(_skewness_by_chance(n_blocks), n_blocks, critical, 1)
+    wanted = min(0.999, POWER / (1 - DEPENDENT_BY_CHANCE)) if n_blocks >= TESTED_BLOCKS else POWER
+
+    def certain(distance: float) -> float:
+        missed = nctdtr(n_blocks - 1, distance * sizes, critical)  # no number where it is next to 0
+        return 1 - float(np.nan_to_num(missed, nan=0.0).mean()) - wanted
+
+    def beyond(distance: float) -> float:
+        return float(ndtr(distance * sizes).mean()) - POWER
+
+    first, second = (float(brentq(missing, 0.0, 1e6, xtol=1e-9)) for missing in (certain, beyond))
+    return first, second
 
 
-def _neighbours(cell: CellBlocks) -> float | None:
+def _skewness_by_chance(n: int) -> float:
+    """What is seen of it on one side on average in ``n`` values without any (0.4 of its standard deviation)."""
+    if n < SKEWED_BLOCKS:
+        return 0.0
+    return math.sqrt(6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3)) / (2 * math.pi))
+
+
+def _sizes(n_blocks: int, source: NoiseSource) -> Floats:
+    """Quantiles of what is estimated for a noise of 1."""
+    random = np.random.default_rng(n_blocks)
+    values = random.standard_normal((_DRAWS, n_blocks))
+    if source is NoiseSource.TWIN:
+        found = values.std(axis=1, ddof=1)
+    else:
+        found = np.sqrt((np.diff(values, axis=1) ** 2).mean(axis=1) / 2)
+    sizes: Floats = np.quantile(found, (np.arange(_POINTS) + 0.5) / _POINTS)
+    return sizes
+
+
+def _of_neighbours(cell: CellBlocks) -> float | None:
     """The spread of log ratios of neighbouring blocks, from all neighbours: their mean is 0 without drift."""
     if len(cell.values) < 3 or cell.values.min() <= 0:
         return None
     steps: Floats = np.diff(np.log(cell.values[np.argsort(cell.blocks)]))
-    # Of either sign alike, as it is chance which of two neighbours comes first.
-    return _spread(np.concatenate((steps, -steps)), len(cell.values))
+    return math.sqrt(float((steps**2).mean()))
 
 
 def _logs(one: CellBlocks, other: CellBlocks) -> Floats | None:
@@ -130,10 +169,5 @@ def _logs(one: CellBlocks, other: CellBlocks) -> Floats | None:
     return np.log(one.values) - np.log(other.values)
 
 
-def _spread(values: Floats | None, n_blocks: int) -> float | None:
-    """What the standard error of a centre is the root of ``n_blocks`` of: with many blocks that of a trimmed mean."""
-    if values is None or len(values) < 2:
-        return None
-    if n_blocks < MANY_BLOCKS:
-        return float(values.std(ddof=1))
-    return winsorised_deviation(values)
+def _of_twins(values: Floats | None) -> float | None:
+    return float(values.std(ddof=1)) if values is not None and len(values) > 1 else None

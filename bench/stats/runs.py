@@ -14,6 +14,7 @@ ratio says nothing of what two runs of the same thing differ by.
 import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from tare.bench.model import Direction
@@ -21,8 +22,6 @@ from tare.bench.settings import DEFAULT_MARGIN
 from tare.bench.stats.comparisons import (
     ALIKE_BLOCKS,
     LEVEL,
-    MANY_BLOCKS,
-    TRIMMED,
     CellBlocks,
     Comparison,
     Floats,
@@ -30,17 +29,15 @@ from tare.bench.stats.comparisons import (
     centre_interval,
     decided,
     exponential,
-    trimmed_mean,
     undecided,
     why_no_ratio,
 )
+from tare.bench.stats.dependence import find_dependence, widening
 
 ENOUGH_RUNS = 3
 """Runs on a side from which its variance between runs is its own."""
 LEAST_FREEDOM = 4
 """Degrees of freedom (runs of both sides less two) below which the variance between runs is not estimated."""
-
-WELCH, YUEN = "Welch's", "Yuen's"
 
 
 def knows_runs(second: int, first: int) -> bool:
@@ -77,60 +74,65 @@ def compare_runs(
     return decided(found, counts, direction, margin, LEVEL, found.method)
 
 
-def summarise_runs(runs: Sequence[CellBlocks], seed: int = 0) -> Interval:
+def summarise_runs(runs: Sequence[CellBlocks]) -> Interval:
     """The centre of a cell over runs with its interval: over blocks of one run, over the centres of several."""
     values = [run.values for run in runs]
     logs = min(one.min(initial=math.inf) for one in values) > 0
     kept = [np.log(one) if logs else one for one in values if len(one)]
     if not kept:
         return Interval(math.nan, None, None, None, "no block")
-    centres = kept[0] if len(kept) == 1 else np.array([_centre(one) for one in kept])
-    found = centre_interval(centres, seed=seed)
+    centres = kept[0] if len(kept) == 1 else np.array([one.mean() for one in kept])
+    found = centre_interval(centres)
     return exponential(found) if logs else found
 
 
 def difference_interval(second: Floats, first: Floats) -> Interval:
-    """The difference of two centres, second minus first, with its interval and the p-value of it being 0.
+    """The difference of two means, second minus first, with its interval and the p-value of it being 0.
 
-    Welch's t; with many on both sides Yuen's over trimmed means (Yuen 1974; Wilcox 2012, section 5.3).
+    Welch's t; a side whose neighbouring blocks depend on one another has the larger error and the fewer degrees of
+    freedom of such values.
     """
-    from scipy.stats import ttest_ind
-
-    fewest = min(len(second), len(first))
     counts = f"{len(second)} and {len(first)} blocks"
-    trims = fewest >= MANY_BLOCKS
-    centre = _centre(second) - _centre(first)
-    if fewest < 2:
+    centre = float(second.mean() - first.mean())
+    if min(len(second), len(first)) < 2:
         return Interval(centre, None, None, None, f"{counts}: no interval")
     if any(_is_coarse(side) for side in (second, first)):
         return Interval(centre, None, None, None, f"{counts}, a side with one reading only: no interval")
-    method = f"{YUEN if trims else WELCH} t over {counts}"
-    if not trims and max(np.ptp(second), np.ptp(first)) == 0:  # scipy has no answer where nothing varies
-        return Interval(centre, centre, centre, 1.0 if centre == 0 else 0.0, method)
-    found = ttest_ind(second, first, equal_var=False, trim=TRIMMED if trims else 0)
-    low, high = found.confidence_interval(LEVEL)
-    return Interval(centre, float(low), float(high), float(found.pvalue), method)
+    found = [find_dependence([side]) for side in (second, first)]
+    sides = [(side, *widening(len(side), one.lag1)) for side, one in zip((second, first), found, strict=True)]
+    variances = [(float(side.var(ddof=1)) / len(side) * wider**2, freedom) for side, wider, freedom in sides]
+    strongest = max(found, key=lambda one: one.lag1)
+    method = f"Welch's t over {counts}"
+    if strongest.lag1 > 0:
+        method += f", neighbours correlated ({strongest.lag1:.2g})"
+    return msgspec.structs.replace(_welch(centre, variances, method), dependence=strongest)
 
 
 def _between_runs(second: Sequence[Floats], first: Sequence[Floats]) -> Interval:
-    from scipy.stats import ttest_ind
-
-    ours, theirs = (np.array([_centre(run) for run in side]) for side in (second, first))
-    centre = float(ours.mean() - theirs.mean())
+    ours, theirs = (np.array([run.mean() for run in side]) for side in (second, first))
+    centre, freedom = float(ours.mean() - theirs.mean()), len(ours) + len(theirs) - 2
     counts = f"{len(ours)} and {len(theirs)} runs"
     if all(_is_coarse(np.concatenate(side)) for side in (second, first)):
         return Interval(centre, None, None, None, f"{counts} with one reading only: no interval")
-    pooled = min(len(ours), len(theirs)) < ENOUGH_RUNS
-    method = f"{'pooled' if pooled else WELCH} t over {counts}"
-    if max(np.ptp(ours), np.ptp(theirs)) == 0:
+    if min(len(ours), len(theirs)) >= ENOUGH_RUNS:
+        variances = [(float(side.var(ddof=1)) / len(side), len(side) - 1.0) for side in (ours, theirs)]
+        return _welch(centre, variances, f"Welch's t over {counts}")
+    pooled = sum(float(((side - side.mean()) ** 2).sum()) for side in (ours, theirs)) / freedom
+    variance = pooled * (1 / len(ours) + 1 / len(theirs))
+    return _welch(centre, [(variance, float(freedom))], f"pooled t over {counts}")
+
+
+def _welch(centre: float, variances: Sequence[tuple[float, float]], method: str) -> Interval:
+    """Of a difference whose variance is the sum of these, each with its degrees of freedom (Satterthwaite 1946)."""
+    from scipy.special import stdtr, stdtrit
+
+    error = math.sqrt(sum(variance for variance, _ in variances))
+    if error == 0:
         return Interval(centre, centre, centre, 1.0 if centre == 0 else 0.0, method)
-    found = ttest_ind(ours, theirs, equal_var=pooled)
-    low, high = found.confidence_interval(LEVEL)
-    return Interval(centre, float(low), float(high), float(found.pvalue), method)
-
-
-def _centre(logs: Floats) -> float:
-    return float(trimmed_mean(logs) if len(logs) >= MANY_BLOCKS else logs.mean())
+    freedom = error**4 / sum(variance**2 / freedom for variance, freedom in variances)
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    p_value = 2 * float(stdtr(freedom, -abs(centre) / error))
+    return Interval(centre, centre - half, centre + half, p_value, method)
 
 
 def _is_coarse(values: Floats) -> bool:

@@ -23,7 +23,9 @@ INTERRUPTS = """           CPU0       CPU1
 LOC:    {disk}    900000   Local timer interrupts
 ERR:          0
 """
-PROCESS = "{pid} (some (odd) name) S 1 1 1 0 -1 0 0 0 0 0 {ticks} 50 0 0 20 0 1 0 777 " + 15 * "1 " + "17 {cpu} 0 0"
+PROCESS = (
+    "{pid} (some (odd) name) S 1 1 1 0 -1 0 0 0 0 0 {ticks} 50 0 0 20 0 1 0 777 " + 15 * "1 " + "17 {cpu} 0 0 0 0 0"
+)
 
 
 def twins(tmp_path, **change):

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from tare.bench.analysis import analyse
-from tare.bench.stats.comparisons import expanded_tail
 from tare.bench.store import load_run
+from tests.recompute_report import Centre
 from tests.synthetic import QUICK, write_run
 
 
@@ -33,33 +33,15 @@ def compared(path, metric: str, backend: str):
 
 
 @pytest.mark.parametrize("metric", ["read.iops", "boot.total", "events"])
-def test_few_blocks(tmp_path, metric):
-    path = write_run(tmp_path / "run", replace(QUICK, blocks=7, instances=2, seed=2))
+@pytest.mark.parametrize("blocks", [4, 7, 24])
+def test_intervals(tmp_path, metric, blocks):
+    path = write_run(tmp_path / "run", replace(QUICK, blocks=blocks, instances=2, seed=3))
     logs = logs_of_ratios(path, metric, "vm")
-    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    found = compared(path, metric, "vm")
-    assert (found.ratio, found.low, found.high) == pytest.approx(
-        (stats.gmean(np.exp(logs)), np.exp(low), np.exp(high)), rel=1e-9
-    )
-    assert found.p_value == pytest.approx(stats.ttest_1samp(logs, 0).pvalue, rel=1e-6)
-
-
-@pytest.mark.parametrize("metric", ["read.iops", "events"])
-def test_many_blocks(tmp_path, metric):
-    path = write_run(tmp_path / "run", replace(QUICK, blocks=24, seed=2))
-    logs = logs_of_ratios(path, metric, "native")
-    found = compared(path, metric, "native")
-    theirs = stats.bootstrap(
-        (logs,),
-        lambda sample, axis: stats.trim_mean(sample, 0.2, axis=axis),
-        confidence_level=1 - 2 * expanded_tail(len(logs), 0.95),
-        method="percentile",
-        n_resamples=20_000,
-        rng=np.random.default_rng(9),
-    ).confidence_interval
-    assert found.ratio == pytest.approx(np.exp(stats.trim_mean(logs, 0.2)), rel=1e-9)
-    assert (found.low, found.high) == pytest.approx((np.exp(theirs.low), np.exp(theirs.high)), rel=0.01)
-    assert found.high - found.low == pytest.approx(np.exp(theirs.high) - np.exp(theirs.low), rel=0.06)
+    theirs, found = Centre.of(logs.tolist()), compared(path, metric, "vm")
+    assert found.dependence.lag1 == 0
+    assert found.ratio == pytest.approx(stats.gmean(np.exp(logs)), rel=1e-9)
+    assert (found.ratio, found.low, found.high) == pytest.approx((theirs.value, theirs.low, theirs.high), rel=1e-9)
+    assert found.p_value == pytest.approx(theirs.p_value, rel=1e-6)
 
 
 def test_a_bootstrap_over_all_levels_has_the_same_estimate_and_holds_ours(tmp_path):
@@ -112,8 +94,8 @@ def test_a_quantile(tmp_path):
     (row,) = [row for row in rows if row.quantile is not None]
     assert (row.metric.name, row.quantile) == ("command.duration p90", 0.9)
     found = row.cells[2].comparison
-    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    assert (found.ratio, found.low, found.high) == pytest.approx((np.exp(logs.mean()), np.exp(low), np.exp(high)))
+    theirs = Centre.of(logs.tolist())
+    assert (found.ratio, found.low, found.high) == pytest.approx((theirs.value, theirs.low, theirs.high))
     assert {row.cells[1].comparison.margin for row in rows} == {0.1, 0.03}
     assert analysis.margin == 0.03
     # 12 iterations a block are far too few for p99: said, and not estimated.
