@@ -23,6 +23,7 @@ from tare.bench.records import Cell, Event, EventKind, PlannedInstance, Sample
 from tare.bench.runner import Outcome, Runner, make_event
 from tare.bench.settings import leading_metric
 from tare.bench.stats.precision import Precision, Standing
+from tare.bench.stats.warmup import shared_warm_up
 from tare.bench.store import RunStore, attempt_of
 from tare.bench.suite import Scenario, Suite
 
@@ -160,15 +161,21 @@ class Sampler:
         leading = leading_metric(traits, list(metrics))
         if leading is None:
             return "", {}
-        tables = {}
+        measured_by = {}
         for backend in self._backends:
             own = self._samples.get((key, leading, backend.name))
             samples, names = own.samples(block) if own is not None else (None, [])
             if samples is not None and len(samples.values):
-                warm_up = samples.find_warm_up(traits, seed=seed)
-                tables[backend.name] = make_table(samples, names, metrics[leading].unit, warm_up)
-        if not tables:
+                measured_by[backend.name] = samples, names
+        if not measured_by:
             return leading, {}
+        warm_ups = shared_warm_up(
+            {name: samples.find_warm_up(traits, seed=seed) for name, (samples, _) in measured_by.items()}
+        )
+        tables = {
+            name: make_table(samples, names, metrics[leading].unit, warm_ups[name])
+            for name, (samples, names) in measured_by.items()
+        }
         terms = Terms(self._backends, seed)
         row = estimate_row(terms, traits, metrics[leading], tables, wanted=scenario.sampling.precision)
         return leading, {cell.backend.name: cell.precision for cell in row.cells}

@@ -429,17 +429,20 @@ def _about_precision(analysis: Analysis) -> Iterator[Caveat]:
 
 def _about_warm_up(analysis: Analysis) -> Iterator[Caveat]:
     """Where iterations beyond the suite's own count were found to be warm-up, and where cells never settled."""
-    for subject, row, cell in analysis.cells:
+    for subject, row in analysis.rows:
         if not row.is_leading:
             continue
-        name, taken = f"{subject.name} on {cell.backend.label}", cell.warm_up.iterations
-        if not cell.warm_up.settled:
-            text = f"{name} has not settled: its iterations still change beyond the first half; state more of them, "
-            yield Caveat("not-settled", f"{text}or more warm-up.", 2)
-        elif taken:
+        for cell in row.cells:
+            if not cell.warm_up.settled:
+                text = (
+                    f"{subject.name} on {cell.backend.label} has not settled: its iterations still change beyond the "
+                )
+                yield Caveat("not-settled", f"{text}first half; state more of them, or more warm-up.", 2)
+        taken = max((cell.warm_up.iterations for cell in row.cells), default=0)
+        if taken:
             which = "first iteration" if taken == 1 else f"first {taken} iterations"
-            text = f"{name}: the {which} of each instance turned out to be warm-up, and does not count."
-            yield Caveat("warm-up", text)
+            text = f"{subject.name}: the {which} of each instance turned out to be warm-up, and does not count on any"
+            yield Caveat("warm-up", f"{text} backend.")
 
 
 def _confounds(analysis: Analysis) -> Iterator[Caveat]:

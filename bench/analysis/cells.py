@@ -22,7 +22,7 @@ from tare.bench.model import ExperimentTraits
 from tare.bench.samples import SampleTable, params_text
 from tare.bench.settings import leading_metric
 from tare.bench.stats.comparisons import CellBlocks, Comparison, Floats, Integers, Verdict, grouped_medians
-from tare.bench.stats.warmup import NOTHING_FOUND, WarmUp, find_warm_up
+from tare.bench.stats.warmup import NOTHING_FOUND, WarmUp, find_warm_up, shared_warm_up
 from tare.bench.store import LoadedRun
 from tare.bench.units import Unit
 
@@ -113,15 +113,16 @@ def make_tables(run: LoadedRun) -> CellTables:
         for subject in in_suite_order(run.manifest.suite, found)
     }
     leading = {subject: leading_metric(run.manifest.traits_of(subject[0]), names) for subject, names in metrics.items()}
-    warm_ups = {
-        (subject, backend): samples.find_warm_up(run.manifest.traits_of(subject[0]), seed=run.manifest.seed)
-        for (subject, metric, backend), (samples, _) in raw.items()
-        if metric == leading[subject]
-    }
+    warm_ups: dict[SubjectKey, dict[str, WarmUp]] = {}
+    for (subject, metric, backend), (samples, _) in raw.items():
+        if metric == leading[subject]:
+            own = samples.find_warm_up(run.manifest.traits_of(subject[0]), seed=run.manifest.seed)
+            warm_ups.setdefault(subject, {})[backend] = own
+    shared = {subject: shared_warm_up(found) for subject, found in warm_ups.items()}
     names = run.samples.texts["instance"].kinds * len(run.samples.texts["host"].kinds)
     tables: dict[tuple[SubjectKey, str], dict[str, CellTable]] = {}
     for (subject, metric, backend), (samples, unit) in raw.items():
-        warm_up = warm_ups.get((subject, backend), NOTHING_FOUND)
+        warm_up = shared.get(subject, {}).get(backend, NOTHING_FOUND)
         tables.setdefault((subject, metric), {})[backend] = make_table(samples, names, unit, warm_up)
     return CellTables(tables, metrics, leading)
 

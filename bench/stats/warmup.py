@@ -12,6 +12,7 @@ settled (the rule of MSER-5, White 1997, Simulation 69:323).
 
 import functools
 import math
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
@@ -26,7 +27,7 @@ _LONGEST = 2000
 
 
 class WarmUp(msgspec.Struct, frozen=True):
-    """What was found in a cell.
+    """What was found in a cell, or in those of the same subject on other backends (``shared_warm_up``).
 
     ``iterations`` from the first are warm-up, beyond those that the suite states; the iteration with the number
     ``first_settled`` is the first that counts. ``settled`` is False where what is left still changes. ``p_value`` is
@@ -40,6 +41,19 @@ class WarmUp(msgspec.Struct, frozen=True):
 
 
 NOTHING_FOUND = WarmUp()
+
+
+def shared_warm_up(found: Mapping[str, WarmUp]) -> dict[str, WarmUp]:
+    """The same cut for all backends of a subject, the longest that any of them needs; otherwise each keeps its own.
+
+    Both sides of a ratio lose the same iterations: the same transient on both, found on one alone, would be a
+    difference.
+    """
+    longest = max(found.values(), key=lambda one: one.iterations, default=NOTHING_FOUND)
+    if longest.iterations == 0:
+        return dict(found)
+    cut = {"iterations": longest.iterations, "first_settled": longest.first_settled}
+    return {backend: msgspec.structs.replace(one, **cut) for backend, one in found.items()}
 
 
 def find_warm_up(values: Floats, instances: Integers, positions: Integers, *, seed: int = 0) -> WarmUp:

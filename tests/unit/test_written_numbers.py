@@ -504,7 +504,7 @@ def test_the_report_is_of_this_run(report, computed):
 
 
 def test_what_is_found_to_be_warm_up_is_left_out_of_every_metric_of_its_cell(tmp_path):
-    """The leading metric decides, for each backend by itself: here the first eight iterations of the guest's."""
+    """The leading metric decides, for all backends of the subject: here the first eight iterations of the guest's."""
     late, found = 8, 0
     run = write_run(tmp_path / "run", replace(RECIPE, iterations=30, subjects=SUBJECTS[:1], noise=0.004))
     lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
@@ -516,16 +516,14 @@ def test_what_is_found_to_be_warm_up_is_left_out_of_every_metric_of_its_cell(tmp
     (run / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     report_to(tmp_path / "json", run, "json")
     for one in lines:
-        one["warmup"] |= (
-            one["backend"] == "vm" and one["workload"] != "" and one["iteration"] < late and is_of_iteration(one)
-        )
+        one["warmup"] |= one["workload"] != "" and one["iteration"] < late and is_of_iteration(one)
     (run / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     computed = Recomputed(run)
     for one in json.loads((tmp_path / "json").read_text("utf-8"))["results"]:
         subject = subject_of(one)
         if one["experiment"] == "steady" and one["metric"] in ("events", "command.duration", "host.cpu"):
             found += 1
-            assert one["backend"] != "vm" or one["warm_up"]["first_settled"] == late
+            assert one["warm_up"]["first_settled"] == late
             assert one["iterations"] == computed.counts[subject, one["backend"]][2]
             assert one["value"] == pytest.approx(computed.value(subject, one["backend"]).value, rel=1e-9)
     assert found == 9
