@@ -8,6 +8,7 @@ import msgspec
 from tare.backends.vm.disks import OPTIONS as SHARE_OPTIONS
 from tare.backends.vm.disks import SHARED_MODE, allocated_bytes
 from tare.backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator
+from tare.backends.vm.emulator import choose_identity
 from tare.backends.vm.guest import GuestSetup
 from tare.backends.vm.network import no_network_facts
 from tare.backends.vm.options import AUTO, EMBEDDED, PAST_THE_PAGE_CACHE, Cache, Pinning, Profile, Scratch
@@ -44,6 +45,7 @@ def describe(setup: GuestSetup, backend: str) -> BackendDescription:
         "qemu": setup.emulator.version,
         "libvirt": setup.connection.version,
         "connection": options.connection,
+        "qemu_user": _qemu_user(options.connection),
         "machine": MACHINE,
         "profile": _PROFILES[options.profile],
         "cpu_model": CPU_MODE[accelerator] if options.cpu_model == AUTO else options.cpu_model,
@@ -76,6 +78,12 @@ def describe(setup: GuestSetup, backend: str) -> BackendDescription:
         facts,
         tuple(_confounds(setup, backend)),
     )
+
+
+def _qemu_user(connection: str) -> str:
+    if connection != EMBEDDED:
+        return "root, in the daemon's sandbox"
+    return "root" if choose_identity() is None else "an identity of its own, without capabilities, once all is open"
 
 
 def _confounds(setup: GuestSetup, backend: str) -> Iterator[Confound]:

@@ -99,8 +99,9 @@ class Guest(msgspec.Struct, frozen=True):
     ``cpus`` are the host CPUs, one for each vCPU, each on its own if ``pinned``, else all on all; QEMU's other threads
     run on ``emulator_cpus``, or on those of the vCPUs if there are none. The sockets are Unix sockets: QEMU connects to
     those of the console and of the command port, and listens on the agent's, to which libvirt connects. ``environment``
-    is QEMU's. ``cpu_model`` is one of ``CPU_MODES`` or QEMU's name; empty is that of ``CPU_MODE``. Where a disk boots,
-    ``kernel_arguments`` are the machine's OEM strings instead, and kernel and initramfs its own.
+    is QEMU's, and so are ``arguments``, beyond those that libvirt gives it. ``cpu_model`` is one of ``CPU_MODES`` or
+    QEMU's name; empty is that of ``CPU_MODE``. Where a disk boots, ``kernel_arguments`` are the machine's OEM strings
+    instead, and kernel and initramfs its own.
     ``free_page_reporting`` is a property of the balloon. ``share_socket`` is where the virtiofsd of a folder listens.
     ``security_models`` are those that a libvirt daemon applies; none of them is to change how QEMU runs. ``saved`` says
     that it is saved or goes on from what was, which KVM allows only with features that it can save.
@@ -119,6 +120,7 @@ class Guest(msgspec.Struct, frozen=True):
     command_socket: Path
     agent_socket: Path
     environment: Mapping[str, str] = {}
+    arguments: tuple[str, ...] = ()
     cpu_model: str = ""
     emulator_cpus: tuple[int, ...] = ()
     pinned: bool = True
@@ -330,8 +332,9 @@ def _label(model: str) -> ET.Element:
 
 
 def _qemu_extensions(guest: Guest) -> Iterator[ET.Element]:
-    variables = guest.environment.items()
-    yield _qemu("commandline", *(_qemu("env", name=name, value=value) for name, value in variables))
+    arguments = (_qemu("arg", value=value) for value in guest.arguments)
+    variables = (_qemu("env", name=name, value=value) for name, value in guest.environment.items())
+    yield _qemu("commandline", *arguments, *variables)
     yield _qemu("capabilities", _qemu("del", capability=SLOW_QUERY))
 
 

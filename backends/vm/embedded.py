@@ -42,7 +42,11 @@ dynamic_ownership = 0
 security_driver = "none"
 cgroup_controllers = []
 namespaces = []
+seccomp_sandbox = 0
 """
+
+
+# The sandbox is a guest's own (``emulator.confinement``).
 
 
 class EmbeddedConnection(Connection):

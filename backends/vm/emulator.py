@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.ledger import MARKER_VARIABLE
+from tare.bench.linux.files import HERE, HostRoots, find_text
 from tare.bench.process import require_tool, run
 
 PROGRAM = "qemu-system-x86_64"
@@ -70,6 +71,41 @@ def parse_version(printed: str) -> str:
     """``7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`` of what ``qemu-system-x86_64 --version`` prints."""
     match = re.search(r"version (\S+(?: \([^)]*\))?)", printed)
     return match[1] if match else printed.strip().partition("\n")[0]
+
+
+_IDENTITIES = ((2_000_000_000, 1 << 16), (61184, 4336))
+"""First and number. systemd's table of ids leaves the first to nobody; the second, of its dynamic users, is mapped in
+most containers too."""
+
+
+def choose_identity(roots: HostRoots = HERE) -> int | None:
+    """A user and group for one QEMU alone, with no entry in any table; None where no such id is mapped here."""
+    text = find_text(roots.proc / "self/uid_map") or ""
+    mapped = [tuple(map(int, line.split())) for line in text.splitlines()]
+    for first, number in _IDENTITIES:
+        if any(begin <= first and first + number <= begin + count for begin, _, count in mapped):
+            return first + secrets.randbelow(number)
+    return None
+
+
+def confinement(identity: int | None, version: str) -> tuple[str, ...]:
+    """Arguments that make QEMU give up what it does not need: calls of the kernel, and root with its capabilities.
+
+    The latter once all it needs is open and before the guest runs. Its sandbox may not forbid that step; afterwards
+    there is nothing left to elevate, and no program can be executed. Without an ``identity`` it stays root.
+    """
+    elevate = "deny" if identity is None else "allow"
+    sandbox = ("-sandbox", f"on,obsolete=deny,elevateprivileges={elevate},spawn=deny,resourcecontrol=deny")
+    if identity is None:
+        return sandbox
+    found = re.match(r"\d+", version)
+    has_run_with = found is not None and int(found[0]) >= _RUN_WITH_SINCE
+    ids = f"{identity}:{identity}"
+    return (*sandbox, *(("-run-with", f"user={ids}") if has_run_with else ("-runas", ids)))
+
+
+_RUN_WITH_SINCE = 9
+"""The version of QEMU that has the new name of the option."""
 
 
 def _publish(path: Path, text: str) -> None:

@@ -30,7 +30,7 @@ from tare.backends.vm.boot import (
 from tare.backends.vm.connection import Connection, Domain
 from tare.backends.vm.disks import SHARED_MODE, DiskMode, copy_sparse, start_virtiofsd
 from tare.backends.vm.domain_xml import BOOT_SERIAL, IMAGE_SERIAL, SCRATCH_SERIAL, Disk, Guest, domain_xml
-from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator
+from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, Emulator, choose_identity, confinement
 from tare.backends.vm.network import GuestNetwork, GuestPort
 from tare.backends.vm.options import AUTO, EMBEDDED, Balloon, DiskBus, Pinning, Scratch, VmOptions
 from tare.backends.vm.pinning import Placement, place_threads
@@ -191,6 +191,7 @@ def _describe(setup: GuestSetup, spec: InstanceSpec, scratch: Path, watch: Watch
             JOIN_VARIABLE: "\n".join(map(str, cgroup.join_files)),
             BORN_VARIABLE: str(watch.born_fifo),
         },
+        arguments=confinement(choose_identity(), setup.emulator.version) if options.connection == EMBEDDED else (),
         cpu_model="" if options.cpu_model == AUTO else options.cpu_model,
         emulator_cpus=setup.emulator_cpus,
         pinned=options.pinning is not Pinning.NONE,

@@ -456,3 +456,18 @@ def test_a_command_that_prints_without_end_is_ended(guests, monkeypatch):
     monkeypatch.setattr("tare.bench.spool.MAX_OUTPUT_BYTES", 8 * 2**20)
     with pytest.raises(OutputTooLargeError, match="cat printed more than 8 MiB"), guests.start() as instance:
         instance.execute(Command(("cat", "/dev/zero")))
+
+
+def test_qemu_has_given_up_root_in_every_thread(live):
+    """Neither an id nor a capability of root's, nothing to get them back with, and an id of no other guest."""
+    statuses = [path.read_text() for path in Path(f"/proc/{live.pid}/task").glob("*/status")]
+    assert len(statuses) > 2
+    ids = set()
+    for status in statuses:
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        ids |= {*fields["Uid"].split(), *fields["Gid"].split(), *fields["Groups"].split()}
+        assert [fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == ["0" * 16] * 4
+        assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    (own,) = ids
+    assert int(own) >= 61184
+    assert own not in {line.split(":")[2] for line in Path("/etc/passwd").read_text().splitlines()}

@@ -10,11 +10,19 @@ import pytest
 from tare.backends.distribution import MASKED_UNITS
 from tare.backends.vm import boot, domain_xml, guest
 from tare.backends.vm.disks import allocated_bytes, copy_sparse, make_scratch_template
-from tare.backends.vm.emulator import BORN_VARIABLE, JOIN_VARIABLE, find_emulator, parse_version
+from tare.backends.vm.emulator import (
+    BORN_VARIABLE,
+    JOIN_VARIABLE,
+    choose_identity,
+    confinement,
+    find_emulator,
+    parse_version,
+)
 from tare.backends.vm.options import Profile, VmOptions
 from tare.bench.errors import BackendError
 from tare.bench.image import guest as guest_side
 from tare.bench.ledger import MARKER_VARIABLE
+from tare.bench.linux.files import HostRoots
 from tare.bench.model import Envelope
 from tare.bench.process import find_tool
 
@@ -160,3 +168,41 @@ def test_a_scratch_disk_that_is_too_small_is_refused(tmp_path):
         pytest.skip("mkfs.ext4 (e2fsprogs) is not installed")
     with pytest.raises(BackendError, match="could not make a scratch disk of 65536 bytes"):
         make_scratch_template(tmp_path / "template", 65536)
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "first", "last"),
+    [
+        ("         0          0 4294967295\n", 2_000_000_000, 2_000_065_535),
+        ("         0     100000      65536\n", 61184, 65519),
+        ("         0          0          1\n         1     100000      65536\n", 61184, 65519),
+        ("         0       1000          1\n", None, None),
+        ("", None, None),
+    ],
+)
+def test_qemu_gets_an_id_that_is_mapped_here_and_nobody_s(tmp_path, uid_map, first, last):
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/uid_map").write_text(uid_map)
+    chosen = {choose_identity(HostRoots(tmp_path)) for _ in range(20)}
+    if first is None:
+        assert chosen == {None}
+    else:
+        assert len(chosen) > 10
+        assert all(first <= one <= last for one in chosen)
+
+
+@pytest.mark.parametrize(
+    ("identity", "version", "given"),
+    [
+        (2_000_000_001, "7.2.22 (Debian 1:7.2+dfsg-7)", ("-runas", "2000000001:2000000001")),
+        (5, "8.2.2", ("-runas", "5:5")),
+        (5, "10.0.2", ("-run-with", "user=5:5")),
+        (None, "7.2.22", ()),
+    ],
+)
+def test_qemu_is_told_to_give_up_root_and_what_its_sandbox_denies(identity, version, given):
+    option, sandbox, *rest = confinement(identity, version)
+    assert option == "-sandbox"
+    elevate = "deny" if identity is None else "allow"
+    assert sandbox == f"on,obsolete=deny,elevateprivileges={elevate},spawn=deny,resourcecontrol=deny"
+    assert tuple(rest) == given
