@@ -142,13 +142,18 @@ def coins(row: int, seed: str) -> tuple[int, ...]:
     return tuple(random.Random(f"{seed}/{row}").sample(range(2), 2))
 
 
-def false_verdicts(order, blocks: int, noise: float) -> float:
-    """The share of runs that call two equal backends different, where the first of a pair is 5 % slower."""
+def false_verdicts(order, blocks: int, noise: float, *, first: float = FIRST_IS_SLOWER, drift: float = 0.0) -> float:
+    """The share of runs that call two equal backends different.
+
+    The ``first`` of a pair is slower by this log ratio, and all get slower by ``drift`` over the run.
+    """
     chance, wrong = np.random.default_rng(blocks), 0
     for run in range(RUNS):
         sides = chance.normal(0, noise, (2, blocks))
         for block in range(blocks):
-            sides[order(block, f"{run}/boot")[0], block] += FIRST_IS_SLOWER
+            begins, follows = order(block, f"{run}/boot")
+            sides[begins, block] += first + drift * 2 * block / (2 * blocks - 1)
+            sides[follows, block] += drift * (2 * block + 1) / (2 * blocks - 1)
         cells = [CellBlocks(np.arange(blocks), np.exp(side), *2 * [np.ones(blocks, dtype=np.int64)]) for side in sides]
         wrong += compare(*cells, direction=Direction.LOWER, seed=run).verdict in (Verdict.FASTER, Verdict.SLOWER)
     return wrong / RUNS
@@ -163,3 +168,15 @@ def test_being_first_makes_no_difference_of_equal_backends(blocks, noise):
     assert false_verdicts(order, blocks, noise) <= 0.05
     if (blocks, noise) == (3, 0.002):
         assert false_verdicts(coins, blocks, noise) > 0.15
+
+
+@pytest.mark.parametrize("blocks", [3, 4, 8])
+@pytest.mark.parametrize("noise", [0.002, 0.01])
+def test_a_drift_of_the_host_makes_no_difference_of_equal_backends(blocks, noise):
+    def order(row: int, seed: str) -> tuple[int, ...]:
+        return balanced_order(2, row, seed)
+
+    drift = {"first": 0.0, "drift": np.log(1.3)}
+    assert false_verdicts(order, blocks, noise, **drift) <= 0.05
+    if (blocks, noise) == (3, 0.002):
+        assert false_verdicts(coins, blocks, noise, **drift) > 0.15

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from tare.bench.design import make_design
 from tare.bench.errors import BackendError, RunDirectoryError, StoreError, TareError, UnavailableError, UnknownNameError
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.model import BackendDescription, Completed
 from tare.bench.records import EventKind
+from tare.bench.registry import find_backends, find_workloads
 from tare.bench.runner import make_event
 from tare.bench.session import RunRequest, resume_run, start_run
 from tare.bench.store import RunStore, load_run
+from tare.bench.suite import bind_suite, resolve_suite
 from tests.unit.session_fakes import PLANNED, SUITE, Box, Counting, Display, Metal, Orders, make_place
 
 
@@ -709,3 +712,25 @@ def test_a_backend_that_cannot_be_primed_is_measured_all_the_same(place):
     box, metal = primed(place / "run")
     assert (box["instances"], list(box["failed"].values())) == (0, ["not this one"])
     assert metal["failed"] == {}
+
+
+# --- order --------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_goes_on_in_the_order_of_the_seed_that_was_drawn(place):
+    unseeded = SUITE.replace("seed = 3\n", "")
+    Orders.interrupt_at = 3
+    assert start(place, unseeded).outcome.interrupted
+    first = [identifier.split("-", 2)[2] for _, identifier in Orders.starts[:2]]
+    seed = manifest(place / "run")["seed"]
+    assert manifest(place / "run")["suite"]["sampling"]["seed"] == seed
+    Orders.reset()
+    resume_run(place / "run", Display())
+    rest = [identifier.split("-", 2)[2].removesuffix("r2") for _, identifier in Orders.starts]
+    assert manifest(place / "run")["seed"] == seed
+    stated = resolve_suite(manifest(place / "run")["suite"], Path("manifest.json"), find_backends(), find_workloads())
+    assert first + rest == [planned.identifier for planned in make_design(bind_suite(stated))]
+    Orders.reset()
+    again = place / "again"
+    assert not start_run(RunRequest(suite_file(place, unseeded), again), Display()).outcome.interrupted
+    assert manifest(again)["seed"] != seed
