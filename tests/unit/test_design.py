@@ -155,7 +155,7 @@ def false_verdicts(order, blocks: int, noise: float, *, first: float = FIRST_IS_
             sides[begins, block] += first + drift * 2 * block / (2 * blocks - 1)
             sides[follows, block] += drift * (2 * block + 1) / (2 * blocks - 1)
         cells = [CellBlocks(np.arange(blocks), np.exp(side), *2 * [np.ones(blocks, dtype=np.int64)]) for side in sides]
-        wrong += compare(*cells, direction=Direction.LOWER, seed=run).verdict in (Verdict.FASTER, Verdict.SLOWER)
+        wrong += compare(*cells, direction=Direction.LOWER).verdict in (Verdict.FASTER, Verdict.SLOWER)
     return wrong / RUNS
 
 
