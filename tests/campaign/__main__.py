@@ -14,13 +14,17 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.locations import cache_directory
+from tests.campaign.hostile_runs import HostileCommands, HostileImages
 from tests.campaign.kills import Figures, Kills
 from tests.campaign.machine import Place, read_host
+
+HOSTILE = ("images", "commands")
+KINDS = ("kills", "guests", *HOSTILE)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
-    parser.add_argument("kinds", nargs="*", default=["kills"], choices=["kills", "guests"], metavar="KIND")
+    parser.add_argument("kinds", nargs="*", default=["kills"], choices=KINDS, metavar="KIND")
     parser.add_argument("--minutes", type=float, default=10.0, help="of each kind (default 10)")
     parser.add_argument("--count", type=int, default=10**9, help="most of each kind")
     parser.add_argument("--seed", type=int, default=18)
@@ -30,7 +34,7 @@ def main() -> int:
     host = read_host()
     found: dict[str, Figures] = {}
     for kind in arguments.kinds:
-        found[kind] = _kills(arguments, guests=kind == "guests")
+        found[kind] = _hostile(arguments, kind) if kind in HOSTILE else _kills(arguments, guests=kind == "guests")
     changes = read_host().changes(host)
     failed = sum(figures.failures for figures in found.values()) + len(changes)
     if arguments.json:
@@ -52,6 +56,22 @@ def _kills(arguments: argparse.Namespace, *, guests: bool) -> Figures:
                 break
             kills.one()
     return kills.figures
+
+
+def _hostile(arguments: argparse.Namespace, kind: str) -> Figures:
+    end = time.monotonic() + arguments.minutes * 60
+    folder = Path(tempfile.gettempdir()) / f"tare-campaign-{kind}-{arguments.seed}-{time.monotonic_ns()}"
+    with Place(folder, cache_directory()) as place:
+        if kind == "images":
+            hostile: HostileImages | HostileCommands = HostileImages(place, arguments.seed, cache_directory())
+        else:
+            hostile = HostileCommands(place, arguments.seed)
+            hostile.prepare()
+        for _ in range(arguments.count):
+            if time.monotonic() >= end:
+                break
+            hostile.one()
+    return hostile.figures
 
 
 def _import_what_commands_need() -> None:

@@ -23,3 +23,11 @@ def test_kills_and_signals_lose_double_and_leave_nothing():
     kills = campaign("kills", "--count", "5", "--seed", "5")["kills"]
     assert kills["problems"] == []
     assert sum(kills["tried"].values()) + kills["ended_before"] == 5
+
+
+@pytest.mark.usefixtures("image")
+@pytest.mark.parametrize(("kind", "count"), [("images", "8"), ("commands", "6")])
+def test_hostile_images_and_commands_change_nothing_hang_nothing_and_are_no_bug(kind, count):
+    hostile = campaign(kind, "--count", count, "--seed", "7")[kind]
+    assert hostile["problems"] == []
+    assert hostile["tried"][kind.removesuffix("s")] == int(count)
