@@ -87,7 +87,8 @@ class Instance(ABC):
     def execute(self, command: Command) -> Completed:
         """Run ``command`` to its end and return how it ended.
 
-        stdin, stdout and stderr are binary and of any size. A program that does not exist ends with
+        stdin, stdout and stderr are binary; of a stream beyond ``KEPT_BYTES``, ``Completed.whole`` has all
+        (``tare.bench.spool``). A program that does not exist ends with
         returncode 127, one that is not executable with 126. On timeout the whole process tree of the
         command is killed and the instance stays usable. Raises BackendError if the instance itself failed, and
         WorkloadError if the command printed more than ``MAX_OUTPUT_BYTES``; the instance is of no use then.

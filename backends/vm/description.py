@@ -11,7 +11,7 @@ from tare.backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Acceler
 from tare.backends.vm.emulator import choose_identity
 from tare.backends.vm.guest import GuestSetup
 from tare.backends.vm.network import no_network_facts
-from tare.backends.vm.options import AUTO, EMBEDDED, PAST_THE_PAGE_CACHE, Cache, Pinning, Profile, Scratch
+from tare.backends.vm.options import AUTO, EMBEDDED, PAST_THE_PAGE_CACHE, Cache, Pinning, Profile, Scratch, VmOptions
 from tare.bench.catalogue import ConfoundCode
 from tare.bench.linux.hypervisor import find_hypervisor
 from tare.bench.model import BackendDescription, Confound, Fact, IsolationKind, named_facts
@@ -45,7 +45,7 @@ def describe(setup: GuestSetup, backend: str) -> BackendDescription:
         "qemu": setup.emulator.version,
         "libvirt": setup.connection.version,
         "connection": options.connection,
-        "qemu_user": _qemu_user(options.connection),
+        "qemu_user": _qemu_user(options),
         "machine": MACHINE,
         "profile": _PROFILES[options.profile],
         "cpu_model": CPU_MODE[accelerator] if options.cpu_model == AUTO else options.cpu_model,
@@ -80,9 +80,11 @@ def describe(setup: GuestSetup, backend: str) -> BackendDescription:
     )
 
 
-def _qemu_user(connection: str) -> str:
-    if connection != EMBEDDED:
+def _qemu_user(options: VmOptions) -> str:
+    if options.connection != EMBEDDED:
         return "root, in the daemon's sandbox"
+    if options.start == "restore":
+        return "root, to open the disks of a restored guest again"
     return "root" if choose_identity() is None else "an identity of its own, without capabilities, once all is open"
 
 

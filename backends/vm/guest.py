@@ -191,7 +191,7 @@ def _describe(setup: GuestSetup, spec: InstanceSpec, scratch: Path, watch: Watch
             JOIN_VARIABLE: "\n".join(map(str, cgroup.join_files)),
             BORN_VARIABLE: str(watch.born_fifo),
         },
-        arguments=confinement(choose_identity(), setup.emulator.version) if options.connection == EMBEDDED else (),
+        arguments=_confinement(setup),
         cpu_model="" if options.cpu_model == AUTO else options.cpu_model,
         emulator_cpus=setup.emulator_cpus,
         pinned=options.pinning is not Pinning.NONE,
@@ -201,6 +201,14 @@ def _describe(setup: GuestSetup, spec: InstanceSpec, scratch: Path, watch: Watch
         share_socket=watch.console_socket.with_name(_SHARE_SOCKET) if shared else None,
         security_models=setup.connection.security_models,
     )
+
+
+def _confinement(setup: GuestSetup) -> tuple[str, ...]:
+    """None for a daemon, which has its own. A saved guest's QEMU opens its disks again, by name, so it stays root."""
+    if setup.options.connection != EMBEDDED:
+        return ()
+    identity = None if setup.options.start == "restore" else choose_identity()
+    return confinement(identity, setup.emulator.version)
 
 
 def _disks(setup: GuestSetup, image: Path, scratch: Path) -> tuple[Disk, ...]:
