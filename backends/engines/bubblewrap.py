@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tare.backends.engines.core import INSIDE, LIVE, Box, Engine, Network, Seccomp
+from tare.backends.engines.core import Box, Engine, Network, Seccomp
+from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.backend import find_thermal
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, compile_filters
 from tare.backends.native.setup import MASKED, READ_ONLY, Setup, dev_steps

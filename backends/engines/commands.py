@@ -13,6 +13,7 @@ from pathlib import Path
 from socket import socketpair
 from typing import BinaryIO
 
+from tare.backends.engines.start import last_line
 from tare.backends.native.channel import Channel
 from tare.backends.native.steps import Step, encode
 from tare.backends.native.zygote import step_failed
@@ -56,7 +57,7 @@ class EngineCommand:
             raise BackendError(f"{self._name} did not end in time", evidence=self.printed())
         if code := self.process.wait():
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit status {code}"
-            raise BackendError(f"{self._name} {how}: {_last_line(self.printed())}", evidence=self.printed())
+            raise BackendError(f"{self._name} {how}: {last_line(self.printed())}", evidence=self.printed())
 
     def printed(self) -> str:
         """The end of what it has printed so far."""
@@ -76,11 +77,6 @@ class EngineCommand:
         os.close(self._pidfd)
 
 
-def _last_line(printed: str) -> str:
-    lines = [line for line in printed.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "(it printed nothing)"
-
-
 def _memory_file(content: bytes) -> BinaryIO:
     file = os.fdopen(os.memfd_create("tare-engine", os.MFD_CLOEXEC), "w+b", buffering=0)
     file.write(content)
@@ -96,10 +92,12 @@ def start_command(
     log: Path,
     environment: Mapping[str, str],
     files: Sequence[bytes] = (),
+    streams: Sequence[int] = (),
 ) -> Iterator[EngineCommand]:
     """Start a command of an engine after ``steps``; it is killed, if it still runs, when the block ends.
 
-    ``files`` are contents that it finds open as descriptors 3, 4, ... Raises BackendError, MissingToolError.
+    ``files`` are contents that it finds open as descriptors 3, 4, ...; ``streams`` its standard streams, of which those
+    that are left out are /dev/null, and ``log``. Raises BackendError, MissingToolError.
     """
     program = str(require_tool(argv[0]))
     ours, theirs = socketpair()
@@ -109,9 +107,9 @@ def start_command(
             [str(launcher), "become", str(theirs.fileno()), ",".join(map(str, given)), program, *argv[1:]],
             env={**PLAIN_ENVIRONMENT, "PATH": os.environ.get("PATH", os.defpath), **environment},
             cwd="/",
-            stdin=DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdin=streams[0] if streams else DEVNULL,
+            stdout=streams[1] if len(streams) > 1 else output,
+            stderr=streams[2] if len(streams) > 2 else output,
             pass_fds=(theirs.fileno(), *given),
             start_new_session=True,
         )

@@ -11,15 +11,13 @@ import contextlib
 import os
 import secrets
 import select
-import socket
-import struct
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import msgspec
 
@@ -28,8 +26,18 @@ from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
 from tare.backends.engines.commands import EngineCommand, start_command
 from tare.backends.engines.groups import CONTAINER, Groups, JoinWatch, start_groups
+from tare.backends.engines.start import (
+    INSIDE,
+    LIVE,
+    START_DEADLINE_S,
+    Begun,
+    Report,
+    SocketReport,
+    Start,
+    Started,
+    StreamReport,
+)
 from tare.backends.native import steps
-from tare.backends.native.channel import Channel
 from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
 from tare.backends.native.instance import ProcessInstance
 from tare.backends.native.runtime import probe_host
@@ -50,7 +58,6 @@ from tare.bench.model import (
     InstanceSpec,
     IsolationKind,
     Phase,
-    StartedBy,
     StartTimeline,
     Usage,
     named_facts,
@@ -60,15 +67,8 @@ from tare.bench.packages import remedy_for
 from tare.bench.process import find_tool, run
 from tare.bench.trees import remove_tree
 
-INSIDE = "/.tare"
-"""Where tare's own folder appears in a container, read-only: its program, and the socket by which that reports."""
-LIVE = (f"{INSIDE}/program", "live", f"{INSIDE}/socket")
-"""The command of a container: its first process."""
-START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 30.0
 EXEC_DEADLINE_S = 30.0
-_READY = struct.Struct("=qq")
-_CREDENTIALS = struct.Struct("=3i")
 _MODE = 0o755
 _MOUNT_POINTS = ("proc", "sys", "dev")
 _VERSION_DEADLINE_S = 20.0
@@ -100,13 +100,15 @@ class Box(msgspec.Struct, frozen=True):
 
     ``folder`` is its own and removed with it. ``root`` is where the engine's commands see the overlay of the image.
     ``given`` has to appear inside at ``INSIDE``, read-only, and ``scratch`` at ``SCRATCH``. ``limits`` are those of the
-    envelope that this host can enforce. ``log`` is what the engine's commands print.
+    envelope that this host can enforce. ``log`` is what the engine's commands print. ``streams`` are what the start
+    command has for its standard input and output, which become the container's; None for neither.
     """
 
     spec: InstanceSpec
     folder: Path
     groups: Groups
     limits: Limits
+    streams: tuple[int, int] | None = None
 
     @property
     def identifier(self) -> str:
@@ -130,19 +132,6 @@ class Box(msgspec.Struct, frozen=True):
         return self.folder / "engine.log"
 
 
-class Begun(Protocol):
-    """A start that was asked for: ``EngineCommand``, or what an engine with an interface of its own returns."""
-
-    def fileno(self) -> int:
-        """A descriptor that is readable once the engine has returned."""
-
-    def finish(self, deadline: float) -> None:
-        """Raises BackendError if it failed, or has not returned by ``deadline`` (monotonic)."""
-
-    def printed(self) -> str:
-        """What the engine said, as evidence."""
-
-
 class _Prepared(msgspec.Struct, frozen=True):
     """What ``prepare`` found and made: the run's folder with the program in it, and what this host enforces."""
 
@@ -161,7 +150,9 @@ class Engine(Backend):
     are the fields of the envelope that it sets itself; tare writes the others into the container's cgroup. ``returns``:
     its start command returns once the container runs; otherwise it lives as long as the container. ``places``: it puts
     the container into a cgroup of its own; otherwise the command runs in the container's. ``groups_at_top``: it takes
-    one path of a cgroup for all hierarchies. ``hides_unified``: it works next to no empty v2 tree (hybrid).
+    one path of a cgroup for all hierarchies. ``tells_by_stream``: nothing inside reaches a socket of the host's, so the
+    first process (``HOLD``) reports by its standard output, and commands are executed by the engine's exec.
+    ``hides_unified``: it works next to no empty v2 tree (hybrid).
     ``overlay``: it is given an overlay of tare's as the root; otherwise it has the image in its own store.
     """
 
@@ -177,6 +168,7 @@ class Engine(Backend):
     places: ClassVar[bool] = True
     groups_at_top: ClassVar[bool] = False
     hides_unified: ClassVar[bool] = False
+    tells_by_stream: ClassVar[bool] = False
     overlay: ClassVar[bool] = True
     start_deadline_s: ClassVar[float] = START_DEADLINE_S
 
@@ -224,7 +216,7 @@ class Engine(Backend):
 
     def begin(self, box: Box, stack: contextlib.ExitStack) -> Begun:
         """Ask the engine for the container, and return at once. For an engine without a command: override it."""
-        return stack.enter_context(self.spawn(box, self.start_command(box), self.start_files()))
+        return stack.enter_context(self.spawn(box, self.start_command(box), self.start_files(), box.streams))
 
     def daemon_share(self) -> tuple[float | None, int | None]:
         """CPU seconds so far and memory (PSS) now of what the engine keeps for all containers."""
@@ -376,33 +368,69 @@ class Engine(Backend):
             with start_groups(self.context.ledger, groups), contextlib.ExitStack() as stack:
                 groups.make(asked, self.engine_limits)
                 _make_folders(box, prepared.program)
-                with contextlib.ExitStack() as starting:
-                    launched = _Start(self, box, timeline, starting).run(stack)
-                instance = EngineInstance(self, box, launched, timeline, prepared.shared_bytes)
+                started = self._await(box, timeline, stack)
+                instance = self.make_instance(box, started, timeline)
                 instance.address = LOOPBACK if self.options.network is Network.HOST else None
                 try:
                     yield instance
                 finally:
                     timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
-                    self._stop(box, launched, timeline)
+                    self._stop(box, started, timeline)
         finally:
             _remove_folder(folder)
         timeline.mark(Phase.STOPPED, time.monotonic())
 
-    def _stop(self, box: Box, launched: Launched, timeline: StartTimeline) -> None:
+    def _await(self, box: Box, timeline: StartTimeline, stack: contextlib.ExitStack) -> Started:
+        """Have the engine begin, and wait until its container is ready and it has returned."""
+        with contextlib.ExitStack() as starting:
+            report: Report
+            if self.tells_by_stream:
+                report = StreamReport(starting, stack, box.groups.container.find_members)
+                box = msgspec.structs.replace(box, streams=report.streams)
+            else:
+                report = SocketReport(starting, box.given)
+            watch = starting.enter_context(contextlib.closing(JoinWatch(box.groups.container.folders)))
+            start = Start(self.name, report, watch, timeline, time.monotonic() + self.start_deadline_s)
+            begun = self.begin(box, stack)
+            report.begun()
+            started = start.run(begun, returns=self.returns)
+        try:
+            box.groups.container.adopt(started.pid)
+        except BaseException:
+            started.close()
+            raise
+        return started
+
+    def make_instance(self, box: Box, started: Started, timeline: StartTimeline) -> Instance:
+        """The instance whose first process has reported."""
+        assert started.channel is not None
+        launched = Launched(started.channel, started.pid, started.first_s, started.first_s)
+        return EngineInstance(self, box, launched, timeline)
+
+    @property
+    def layout(self) -> Layout:
+        """The hierarchies of cgroups here. Raises BackendError before ``prepare``."""
+        return self._ready.layout
+
+    @property
+    def shared_bytes(self) -> int:
+        """What all instances share on the disk."""
+        return self._ready.shared_bytes
+
+    def _stop(self, box: Box, launched: Started, timeline: StartTimeline) -> None:
         """End it by the engine's own means; what that leaves is killed with the groups."""
         gone = None
         with contextlib.suppress(ProcessLookupError):
             gone = os.pidfd_open(launched.pid)
         try:
             self.remove(box)
-            launched.channel.close()
+            launched.close()
             if gone is not None:
                 box.groups.container.kill()
                 select.select([gone], [], [], STOP_DEADLINE_S)
             timeline.mark(Phase.PROCESS_GONE, time.monotonic())
         finally:
-            launched.channel.close()
+            launched.close()
             if gone is not None:
                 os.close(gone)
 
@@ -413,12 +441,46 @@ class Engine(Backend):
             with self.spawn(box, argv) as command:
                 command.finish(time.monotonic() + STOP_DEADLINE_S)
 
+    def usage_of(self, box: Box) -> Usage:
+        """CPU time and memory with the engine's processes for this instance; the rest is the container's."""
+        own = box.groups.container.meter.usage()
+        if not self.places:
+            return own
+        whole = box.groups.meter.usage()
+        return msgspec.structs.replace(
+            own,
+            cpu_user_s=whole.cpu_user_s,
+            cpu_system_s=whole.cpu_system_s,
+            memory_current_bytes=whole.memory_current_bytes,
+        )
+
+    def share_of(self, box: Box) -> EngineShare:
+        """What the engine costs next to a container."""
+        return EngineShare(*box.groups.share(), *self.daemon_share())
+
+    def answer_exec(self, box: Box) -> float | None:
+        """Execute a program by the engine's own means; when it had answered (host monotonic), None if it has none."""
+        argv = self.exec_command(box, ("/bin/true",))
+        if argv is None:
+            return None
+        with self.spawn(box, argv) as command:
+            command.finish(time.monotonic() + EXEC_DEADLINE_S)
+            return time.monotonic()
+
     def spawn(
-        self, box: Box, argv: Sequence[str], files: Sequence[bytes] = ()
+        self,
+        box: Box,
+        argv: Sequence[str],
+        files: Sequence[bytes] = (),
+        streams: Sequence[int] | None = None,
     ) -> AbstractContextManager[EngineCommand]:
-        """A command of the engine's in the groups of ``box``. Raises BackendError, MissingToolError."""
+        """A command of the engine's in the groups of ``box``. Raises BackendError, MissingToolError.
+
+        ``files`` are contents that it finds open as descriptors 3, 4, ..., ``streams`` its standard streams, of which
+        those that are left out are /dev/null and ``box.log``.
+        """
         environment = {MARKER_VARIABLE: box.identifier}
-        return start_command(self._ready.program, argv, self._steps(box), box.log, environment, files)
+        return start_command(self._ready.program, argv, self._steps(box), box.log, environment, files, streams or ())
 
     def _steps(self, box: Box) -> list[steps.Step]:
         """What is done before an engine's command: its own mounts, the root, the groups, the CPUs."""
@@ -461,129 +523,22 @@ class Engine(Backend):
         self.stack.close()
 
 
-class _Start:
-    """One start: what the engine was asked, and what is waited for until the instance is ready."""
-
-    def __init__(self, engine: Engine, box: Box, timeline: StartTimeline, stack: contextlib.ExitStack) -> None:
-        self._engine = engine
-        self._box = box
-        self._timeline = timeline
-        self._deadline = time.monotonic() + engine.start_deadline_s
-        self._listener = stack.enter_context(_listen(box.given))
-        self._watch = stack.enter_context(contextlib.closing(JoinWatch(box.groups.container.folders)))
-        self._poll = select.poll()
-        self._reported: Launched | None = None
-
-    def run(self, stack: contextlib.ExitStack) -> Launched:
-        """The container's first process, once it has reported and the engine has returned. Raises BackendError.
-
-        ``stack`` lives as long as the instance.
-        """
-        begun = self._engine.begin(self._box, stack)
-        waited = {self._listener.fileno(), *([begun.fileno()] if self._engine.returns else [])}
-        for descriptor in (begun.fileno(), self._listener.fileno(), self._watch.fileno()):
-            self._poll.register(descriptor, select.POLLIN)
-        while waited:
-            left = max(0.0, self._deadline - time.monotonic())
-            ready = {descriptor for descriptor, _ in self._poll.poll(1000 * left)}
-            if not ready:
-                raise self._late(begun)
-            done = {descriptor for descriptor in ready if self._take_note(descriptor, begun)}
-            for descriptor in done:
-                self._poll.unregister(descriptor)
-            waited -= done
-        assert self._reported is not None
-        return self._reported
-
-    def _take_note(self, descriptor: int, begun: Begun) -> bool:
-        """Note what a descriptor tells; whether it has told all. Raises BackendError if the engine failed."""
-        now = time.monotonic()
-        if descriptor == self._watch.fileno():
-            if self._watch.joined():
-                self._timeline.marks.setdefault(Phase.CREATED, now)
-            return Phase.CREATED in self._timeline.marks
-        if descriptor == self._listener.fileno():
-            self._reported = self._hear(begun)
-            return True
-        begun.finish(self._deadline)
-        self._timeline.started[StartedBy.RETURNED] = now
-        if not self._engine.returns:
-            raise BackendError(f"{self._engine.name} ended before its container was ready", evidence=begun.printed())
-        return True
-
-    def _hear(self, begun: Begun) -> Launched:
-        """What the first process says; the marks of the start. Raises BackendError."""
-        connection, _ = self._listener.accept()
-        channel = Channel(connection)
-        try:
-            fields, _ = channel.receive(self._deadline)
-            ready_s = time.monotonic()
-            first_s = _READY.unpack(fields[1])[1] / 1e9
-            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            pid = _CREDENTIALS.unpack(peer)[0]
-            self._box.groups.container.adopt(pid)
-        except BaseException as error:
-            channel.close()
-            if isinstance(error, (EOFError, TimeoutError, struct.error, IndexError)):
-                ended = f"the container of {self._engine.name} ended before it was ready"
-                raise BackendError(ended, evidence=begun.printed()) from error
-            raise
-        if self._watch.joined():
-            self._timeline.marks.setdefault(Phase.CREATED, first_s)
-        created_s = min(self._timeline.marks.pop(Phase.CREATED, first_s), first_s)
-        self._timeline.mark(Phase.CREATED, created_s)
-        self._timeline.mark(Phase.FIRST_INSTRUCTION, first_s)
-        self._timeline.mark(Phase.READY, ready_s)
-        self._timeline.started[StartedBy.INSTRUCTION] = first_s
-        return Launched(channel, pid, created_s, first_s)
-
-    def _late(self, begun: Begun) -> BackendError:
-        reported = self._reported is not None
-        what = "has not returned" if reported else "has started nothing that reports"
-        return BackendError(
-            f"{self._engine.program} {what} within {self._engine.start_deadline_s:g} s, and was killed",
-            remedy="see what it printed; `tare doctor` shows whether it works here at all",
-            evidence=begun.printed(),
-        )
-
-
 class EngineInstance(ProcessInstance):
     """A container of an engine, whose commands are run by tare's program inside."""
 
-    def __init__(
-        self, engine: Engine, box: Box, launched: Launched, timeline: StartTimeline, shared_bytes: int
-    ) -> None:
-        super().__init__(launched, box.groups.container, box.folder, timeline, shared_bytes, lambda: "")
+    def __init__(self, engine: Engine, box: Box, launched: Launched, timeline: StartTimeline) -> None:
+        super().__init__(launched, box.groups.container, box.folder, timeline, engine.shared_bytes, lambda: "")
         self._engine = engine
         self._box = box
 
     def usage(self) -> Usage:
-        """CPU time and memory with the engine's processes for this instance; the rest is the container's."""
-        own = self.cgroup.meter.usage()
-        if not self._engine.places:
-            return own
-        whole = self._box.groups.meter.usage()
-        return msgspec.structs.replace(
-            own,
-            cpu_user_s=whole.cpu_user_s,
-            cpu_system_s=whole.cpu_system_s,
-            memory_current_bytes=whole.memory_current_bytes,
-        )
+        return self._engine.usage_of(self._box)
 
     def engine_share(self) -> EngineShare:
-        return EngineShare(*self._box.groups.share(), *self._engine.daemon_share())
+        return self._engine.share_of(self._box)
 
     def answer_exec(self) -> float | None:
-        """Execute a program by the engine's own means, and return when it had answered; None if it has none.
-
-        On the host's monotonic clock. Raises BackendError.
-        """
-        argv = self._engine.exec_command(self._box, ("/bin/true",))
-        if argv is None:
-            return None
-        with self._engine.spawn(self._box, argv) as command:
-            command.finish(time.monotonic() + EXEC_DEADLINE_S)
-            return time.monotonic()
+        return self._engine.answer_exec(self._box)
 
     def end(self) -> None:
         self._box.groups.begin_kill()
@@ -604,22 +559,6 @@ def _make_folders(box: Box, program: Path) -> None:
             f"could not make the instance's folders: {error.strerror}: {error.filename}",
             remedy=f"see that {box.folder.parent} is writable and has space left",
         ) from error
-
-
-@contextlib.contextmanager
-def _listen(folder: Path) -> Iterator[socket.socket]:
-    """A socket that listens at ``folder``'s ``socket``, however long the path is."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        above = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            listener.bind(f"/proc/self/fd/{above}/socket")
-        finally:
-            os.close(above)
-        listener.listen(1)
-        yield listener
-    finally:
-        listener.close()
 
 
 def _remove_folder(folder: Path) -> None:

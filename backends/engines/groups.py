@@ -17,7 +17,7 @@ from tare.backends.cgroups.limits import Limits
 from tare.backends.native import syscalls
 from tare.bench.errors import BackendError
 from tare.bench.ledger import Ledger, ResourceKind
-from tare.bench.linux.cgroups import begin_kill, find_folders, kill_members, remove_cgroup
+from tare.bench.linux.cgroups import begin_kill, find_folders, kill_members, members_of, remove_cgroup
 from tare.bench.linux.files import read_text, write_text
 from tare.bench.linux.memory import process_footprint
 from tare.bench.linux.metering import CgroupMeter
@@ -43,6 +43,10 @@ class ContainerGroup(Cgroup):
         self.join_files_after_clone = ()
         self.join_files = tuple(folder / ("cgroup.procs" if key == "" else "tasks") for key, folder in of.items())
         self.meter = CgroupMeter(self.folders)
+
+    def find_members(self) -> list[int]:
+        """The processes in it before it is known in which hierarchies the engine has put them there."""
+        return next((found for folder in self.folders if (found := members_of(folder))), [])
 
     def adopt(self, pid: int) -> None:
         """Take the groups that a process is in, below those of the instance. Raises BackendError if there are none."""

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import msgspec
 
-from tare.backends.engines.core import INSIDE, LIVE, Box, Engine, Network, Seccomp
+from tare.backends.engines.core import Box, Engine, Network, Seccomp
 from tare.backends.engines.oci_config import Bind, Plan, make_config
+from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.backend import find_thermal
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES
 from tare.bench.model import SCRATCH

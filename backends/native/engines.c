@@ -20,6 +20,56 @@ static int live_in_container(const char *path)
 	return 0;
 }
 
+/* ``hold``: the first process where no socket of the host's can be reached. It says so by a byte, and ends with its
+ * standard input.
+ */
+static int hold(void)
+{
+	char byte = 'r';
+	signal(SIGCHLD, SIG_IGN); /* orphans are reaped by the kernel */
+	if (write(1, &byte, 1) != 1)
+		return NOT_EXECUTABLE;
+	while (1) {
+		ssize_t got = read(0, &byte, 1);
+		if (got == 0 || (got < 0 && errno != EINTR))
+			return 0;
+	}
+}
+
+/* ``run MARK CWD COUNT VARIABLE... PROGRAM ARGUMENT...``: run one command with these standard streams.
+ *
+ * On standard error, lines that begin with the mark say when it begins, and how it ended.
+ */
+static int run_command(int count, char **argv)
+{
+	static struct request r;
+	static char *env[1024];
+	int variables = count > 3 ? atoi(argv[2]) : -1;
+	if (variables < 0 || variables >= (int)(sizeof env / sizeof *env) || count < 4 + variables)
+		return 2;
+	memcpy(env, argv + 3, variables * sizeof *env);
+	r.cwd = argv[1];
+	r.argv = argv + 3 + variables;
+	r.env = env;
+	r.message.descriptor_count = 3;
+	for (int i = 0; i < 3; i++)
+		r.message.descriptors[i] = i;
+	if (chdir(r.cwd)) {
+		dprintf(2, "%s no-cwd %s\n", argv[0], strerror(errno));
+		return NOT_EXECUTABLE;
+	}
+	dprintf(2, "%s begin\n", argv[0]);
+	struct outcome o = run(&r, "", 2);
+	dprintf(2, "%s end %d %d %lld\n", argv[0], o.status, o.number, (long long)(o.ended - o.started));
+	return 0;
+}
+
+/* ``sweep``: end every process of the container but the first, and this one. */
+static int sweep(void)
+{
+	return kill(-1, SIGKILL) && errno != ESRCH;
+}
+
 /* Have the descriptors of a list (7,9) as 3, 4, ...; those are given away by nobody else by then. */
 static int place_descriptors(const char *list)
 {

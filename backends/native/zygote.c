@@ -189,6 +189,12 @@ int main(int argc, char **argv)
 	uint64_t flags;
 	if (argc == 3 && !strcmp(argv[1], "live"))
 		return live_in_container(argv[2]);
+	if (argc == 2 && !strcmp(argv[1], "hold"))
+		return hold();
+	if (argc == 2 && !strcmp(argv[1], "sweep"))
+		return sweep();
+	if (argc > 2 && !strcmp(argv[1], "run"))
+		return run_command(argc - 2, argv + 2);
 	if (argc > 4 && !strcmp(argv[1], "become"))
 		return become(atoi(argv[2]), argv[3], argv + 4);
 	if (argc != 2 || argv[1][strspn(argv[1], "0123456789")] || !*argv[1])

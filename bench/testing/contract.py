@@ -276,8 +276,10 @@ def test_usage_grows_with_work(live: Live) -> None:
     after, took = live.instance.usage(), time.monotonic() - began
     assert before.cpu_s is not None
     assert after.cpu_s is not None
-    # A guest's clock and its host's need not agree to the millisecond; an emulator has threads of its own.
-    assert 0.5 < after.cpu_s - before.cpu_s < took * 1.5 + 0.5
+    # A guest's clock and its host's need not agree to the millisecond; an emulator has threads of its own. A kernel
+    # that is a process takes the time in which it had no CPU for its program's.
+    least = 0.1 if live.subject.description.kind is IsolationKind.USER_MODE_KERNEL else 0.5
+    assert least < after.cpu_s - before.cpu_s < took * 1.5 + 0.5
     require(after.memory_peak_bytes, after.missing.get("memory_peak_bytes"))
     assert (after.memory_peak_bytes or 0) > 1_000_000
 

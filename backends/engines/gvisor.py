@@ -1,0 +1,85 @@
+"""gVisor: a kernel in user space, by its OCI runtime runsc."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import ClassVar
+
+import msgspec
+
+from tare.backends.cgroups.layout import Version
+from tare.backends.engines.core import Box, EngineOptions, Network, Seccomp
+from tare.backends.engines.exec_instance import ExecInstance
+from tare.backends.engines.oci import OciRuntime
+from tare.backends.engines.oci_config import Plan
+from tare.backends.engines.start import HOLD, Started
+from tare.bench.model import Confound, IsolationKind, StartTimeline, Usage
+
+_UNCOUNTED = "gVisor writes files through the host's page cache, whose write-back cgroups v1 count for nobody"
+_WHOLE = "the memory limit is the whole sandbox's: a program that exceeds it ends the instance, not itself"
+_OWN_SECCOMP = "the system-call filter is not applied inside: gVisor's kernel has the calls it has, and filters its own"
+
+
+class Platform(StrEnum):
+    """What intercepts the system calls: ``ptrace``, seccomp traps (``systrap``, runsc of 2023 and later), or KVM."""
+
+    PTRACE = "ptrace"
+    SYSTRAP = "systrap"
+    KVM = "kvm"
+
+
+class GvisorOptions(EngineOptions, frozen=True, forbid_unknown_fields=True):
+    """``[backend.options]`` of ``gvisor``."""
+
+    platform: Platform = Platform.PTRACE
+
+
+class Gvisor(OciRuntime):
+    """runsc, in one sandbox an instance."""
+
+    name = "gvisor"
+    summary = "containers on gVisor, a kernel in user space (runsc)"
+    program = "runsc"
+    package = "runsc"
+    kind = IsolationKind.USER_MODE_KERNEL
+    Options = GvisorOptions
+    interactive = False
+    tells_by_stream = True
+    concurrent_starts: ClassVar[int] = 4
+    start_deadline_s = 30.0
+
+    @property
+    def options(self) -> GvisorOptions:
+        assert isinstance(self.context.options, GvisorOptions)
+        return self.context.options
+
+    def _call(self, *arguments: str) -> list[str]:
+        network = "host" if self.options.network is Network.HOST else "none"
+        flags = [f"--platform={self.options.platform}", f"--network={network}"]
+        return [self.program, *flags, "--root", str(self.folder / "state"), *arguments]
+
+    def plan(self, box: Box) -> Plan:
+        return msgspec.structs.replace(super().plan(box), argv=HOLD)
+
+    def make_instance(self, box: Box, started: Started, timeline: StartTimeline) -> ExecInstance:
+        return ExecInstance(self, box, started, timeline)
+
+    def usage_of(self, box: Box) -> Usage:
+        """Without what it writes on v1: it does so through the page cache, whose write-back v1 counts for nobody."""
+        found = super().usage_of(box)
+        if self.layout.version is Version.V2:
+            return found
+        missing = dict.fromkeys(("io_write_bytes", "io_write_operations"), _UNCOUNTED)
+        return msgspec.structs.replace(
+            found, io_write_bytes=None, io_write_operations=None, missing={**found.missing, **missing}
+        )
+
+    def confounds(self) -> Sequence[Confound]:
+        return (
+            Confound("no-limit-memory", _WHOLE, self.name),
+            *(() if self.options.seccomp is Seccomp.NONE else (Confound("other-seccomp", _OWN_SECCOMP, self.name),)),
+            *([] if self.layout.version is Version.V2 else [Confound("io-unaccounted", _UNCOUNTED, self.name)]),
+        )
+
+    def facts(self) -> dict[str, str]:
+        given = {**super().facts(), "platform": self.options.platform.value}
+        return {**given, "seccomp": "gVisor's own", "no_new_privs": "gVisor's own"}
