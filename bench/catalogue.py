@@ -37,6 +37,20 @@ class BootMetric(StrEnum):
     CPU = "boot.cpu"
 
 
+class EngineMetric(StrEnum):
+    """Metrics of what an engine does and costs, in ``boot`` and ``steady``."""
+
+    BY_RETURN = "boot.by_return"
+    BY_INSTRUCTION = "boot.by_instruction"
+    BY_EVENT = "boot.by_event"
+    BY_EXEC = "boot.by_exec"
+    EXEC = "boot.exec"
+    CPU = "host.cpu_engine"
+    MEMORY = "host.memory_engine"
+    DAEMON_CPU = "host.cpu_daemon"
+    DAEMON_MEMORY = "host.memory_daemon"
+
+
 class GuestSplit(StrEnum):
     """Parts of a guest's start by its own clock (``StartTimeline.splits``); metrics of ``boot`` of the same names."""
 

@@ -127,6 +127,13 @@ class Instance(ABC):
         """What the engine that made it costs, its helpers' part and its daemons'; None where there is no engine."""
         return None
 
+    def time_exec(self) -> float | None:
+        """Seconds of one ``/bin/true`` by the engine's own exec; None where there is no engine, or it has none.
+
+        Raises BackendError.
+        """
+        return None
+
     def guest_steal_s(self) -> float | None:
         """CPU time that others had when it wanted it, as its own kernel counts since it started; None without one.
 

@@ -46,6 +46,7 @@ from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import BackendError, TareError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import MARKER_VARIABLE, ResourceKind
+from tare.bench.linux.memory import tree_bytes
 from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import (
     SCRATCH,
@@ -54,6 +55,7 @@ from tare.bench.model import (
     Confound,
     EngineShare,
     Envelope,
+    Footprint,
     Image,
     InstanceSpec,
     IsolationKind,
@@ -458,14 +460,15 @@ class Engine(Backend):
         """What the engine costs next to a container."""
         return EngineShare(*box.groups.share(), *self.daemon_share())
 
-    def answer_exec(self, box: Box) -> float | None:
-        """Execute a program by the engine's own means; when it had answered (host monotonic), None if it has none."""
+    def time_exec(self, box: Box) -> float | None:
+        """Seconds of one ``/bin/true`` by the engine's own exec; None if it has none. Raises BackendError."""
+        asked_s = time.monotonic()
         argv = self.exec_command(box, ("/bin/true",))
         if argv is None:
             return None
         with self.spawn(box, argv) as command:
-            command.finish(time.monotonic() + EXEC_DEADLINE_S)
-            return time.monotonic()
+            command.finish(asked_s + EXEC_DEADLINE_S)
+            return time.monotonic() - asked_s
 
     def spawn(
         self,
@@ -537,8 +540,14 @@ class EngineInstance(ProcessInstance):
     def engine_share(self) -> EngineShare:
         return self._engine.share_of(self._box)
 
-    def answer_exec(self) -> float | None:
-        return self._engine.answer_exec(self._box)
+    def time_exec(self) -> float | None:
+        return self._engine.time_exec(self._box)
+
+    def footprint(self) -> Footprint:
+        """With the engine's processes for this instance."""
+        held = self._box.groups.meter.footprint()
+        owned = tree_bytes(self._box.folder)
+        return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._engine.shared_bytes)
 
     def end(self) -> None:
         self._box.groups.begin_kill()

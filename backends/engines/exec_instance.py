@@ -6,23 +6,22 @@ executable", a signal and an exit code are told apart whatever the engine makes 
 
 import contextlib
 import os
-import re
 import secrets
 import select
 import signal
 import time
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tare.backends.engines.start import INSIDE, Started
-from tare.bench.errors import BackendError, OutputTooLargeError, WorkloadError
+from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interfaces import Instance
 from tare.bench.linux.memory import tree_bytes
 from tare.bench.model import (
     BASE_ENVIRONMENT,
-    MAX_OUTPUT_BYTES,
     Command,
     Completed,
     EngineShare,
@@ -30,6 +29,7 @@ from tare.bench.model import (
     StartTimeline,
     Usage,
 )
+from tare.bench.spool import Spool
 
 if TYPE_CHECKING:
     from tare.backends.engines.commands import EngineCommand
@@ -62,7 +62,7 @@ class ExecInstance(Instance):
         mark = f"\x01tare-{secrets.token_hex(8)}"
         argv = (_PROGRAM, "run", mark, command.cwd, str(len(variables)), *variables, *command.argv)
         with contextlib.ExitStack() as stack:
-            streams = _Streams(stack, command, mark.encode())
+            streams = _Streams(stack, command, mark.encode(), self._box.folder)
             asked_s = time.monotonic()
             running = stack.enter_context(self._spawn(argv, streams.given))
             streams.passed_on()
@@ -82,7 +82,7 @@ class ExecInstance(Instance):
         if streams.began_s is None or not ended:
             raise BackendError(
                 f"{self._engine.name} did not execute a command: is the instance gone?",
-                evidence=streams.text("err") + running.printed(),
+                evidence=running.printed(),
             )
         # Without an outcome it was killed: for its timeout, or with the whole instance for memory.
         code, number, took_ns = streams.outcome or (-1, signal.SIGKILL, None)
@@ -90,12 +90,11 @@ class ExecInstance(Instance):
             argv=command.argv,
             returncode=None if number else code,
             signal=number or None,
-            stdout=streams.output("out"),
-            stderr=streams.output("err"),
             started_s=streams.began_s,
             ended_s=streams.ended_s or time.monotonic(),
             timed_out=timed_out,
             guest_duration_s=None if took_ns is None else took_ns / 1e9,
+            **streams.spool.fields(),
             **met,
         )
 
@@ -109,12 +108,12 @@ class ExecInstance(Instance):
         with self._spawn((_PROGRAM, "sweep"), ()) as running:
             running.finish(time.monotonic() + _KILLED_DEADLINE_S)
 
-    def _limits_met(self) -> dict[str, int]:
-        meter = self._box.groups.container.meter
-        now = {name: int(meter.read(name) or 0) for name in ("oom_kills", "pids_refused")}
-        since = {name: count - self._met.get(name, 0) for name, count in now.items()}
+    def _limits_met(self) -> dict[str, Any]:
+        group = self._box.groups.container
+        now = {name: int(group.meter.read(name) or 0) for name in ("oom_kills", "pids_refused")}
+        since: dict[str, Any] = {name: count - self._met.get(name, 0) for name, count in now.items()}
         self._met = now
-        return since
+        return since | ({"outer_limit": group.outer_memory_limit()} if since["oom_kills"] else {})
 
     def usage(self) -> Usage:
         return self._engine.usage_of(self._box)
@@ -122,8 +121,8 @@ class ExecInstance(Instance):
     def engine_share(self) -> EngineShare:
         return self._engine.share_of(self._box)
 
-    def answer_exec(self) -> float | None:
-        return self._engine.answer_exec(self._box)
+    def time_exec(self) -> float | None:
+        return self._engine.time_exec(self._box)
 
     def footprint(self) -> Footprint:
         held = self._box.groups.meter.footprint()
@@ -145,17 +144,18 @@ class ExecInstance(Instance):
 class _Streams:
     """The streams of one command, and what its lines with the mark say."""
 
-    def __init__(self, stack: contextlib.ExitStack, command: Command, mark: bytes) -> None:
-        self._program = command.argv[0]
-        self._line = re.compile(rb"%s (begin|end|no-cwd)([^\n]*)\n" % re.escape(mark))
-        self._parts: dict[str, bytearray] = {"out": bytearray(), "err": bytearray()}
+    def __init__(self, stack: contextlib.ExitStack, command: Command, mark: bytes, folder: Path) -> None:
+        """``folder`` is for output that is too long for memory."""
+        self.spool = Spool(command.argv[0], folder)
+        self._mark = mark
+        self._pending = b""
         self._readers: dict[int, str] = {}
         self._passed = stack.enter_context(contextlib.ExitStack())
         given = os.memfd_create("stdin", os.MFD_CLOEXEC)
         self._passed.callback(os.close, given)
         _fill(given, command.stdin)
         writers = []
-        for name in self._parts:
+        for name in ("stdout", "stderr"):
             reader, writer = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(reader, False)
             stack.callback(os.close, reader)
@@ -192,6 +192,9 @@ class _Streams:
         for reader in self._readers:
             while self._read(reader):
                 pass
+        if self.outcome is None and not self.refused:
+            self.spool.add("stderr", self._pending)
+        self._pending = b""
 
     def _read(self, reader: int) -> bool | None:
         """Whether there was something; False at the end, None for nothing yet."""
@@ -199,35 +202,36 @@ class _Streams:
             part = os.read(reader, _CHUNK_BYTES)
         except BlockingIOError:
             return None
-        held = self._parts[self._readers[reader]]
-        held += part
-        if self._readers[reader] == "err":
+        if self._readers[reader] == "stdout":
+            self.spool.add("stdout", part)
+        elif self.outcome is None and not self.refused:  # what comes later is of processes that it has left behind
+            self._pending += part
             self._look()
-        if sum(map(len, self._parts.values())) > MAX_OUTPUT_BYTES:
-            raise OutputTooLargeError(self._program, MAX_OUTPUT_BYTES)
         return bool(part)
 
     def _look(self) -> None:
+        """Take the lines with the mark out of standard error, and keep the rest."""
         now = time.monotonic()
-        held = self._parts["err"]
-        while (found := self._line.search(held)) is not None:
-            kind, said = bytes(found[1]), bytes(found[2]).decode(errors="replace").split()
-            del held[found.start() : found.end() if kind == b"begin" else len(held)]
-            if kind == b"begin":
+        while (at := self._pending.find(self._mark)) >= 0:
+            line, newline, rest = self._pending[at:].partition(b"\n")
+            self.spool.add("stderr", self._pending[:at])
+            self._pending = self._pending[at:]
+            if not newline:
+                return
+            self._pending = rest
+            kind, *said = line[len(self._mark) :].decode(errors="replace").split()
+            if kind == "begin":
                 self.began_s = self.began_s or now
-            elif kind == b"end":
+            elif kind == "end":
                 self.outcome = int(said[0]), int(said[1]), int(said[2])
                 self.ended_s = now
+                return
             else:
                 self.refused = " ".join(said)
-
-    def output(self, name: str) -> bytes:
-        """All that came through one."""
-        return bytes(self._parts[name])
-
-    def text(self, name: str) -> str:
-        """The same as text, for evidence."""
-        return self.output(name)[-2000:].decode(errors="replace")
+                return
+        kept = min(len(self._pending), len(self._mark) - 1)  # a mark may have begun
+        self.spool.add("stderr", self._pending[: len(self._pending) - kept])
+        self._pending = self._pending[len(self._pending) - kept :]
 
 
 def _fill(file: int, content: bytes) -> None:

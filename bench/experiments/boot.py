@@ -5,6 +5,8 @@ Every mark is on the host's monotonic clock. What a guest reports of itself (fir
 
 from tare.bench.catalogue import TRAITS, Builtin, GuestSplit
 from tare.bench.catalogue import BootMetric as Name
+from tare.bench.experiments.engines import BOOT_METRICS as ENGINE
+from tare.bench.experiments.engines import record_started
 from tare.bench.interfaces import Experiment, InstanceRun
 from tare.bench.model import Command, Footprint, Metric, Phase, lower
 from tare.bench.units import Unit
@@ -183,12 +185,16 @@ class Boot(Experiment):
     traits = TRAITS[name]
     summary = "start and stop of an instance by phase, and what it holds when idle"
     needs_workload = False
-    metrics = (CREATE, INIT, READY, TOTAL, *STARTS, FIRST_COMMAND, STOP, *STOPS, *FOOTPRINT, CPU, *SPLITS.values())
+    metrics = (
+        *(CREATE, INIT, READY, TOTAL, *STARTS, FIRST_COMMAND, STOP, *STOPS, *FOOTPRINT, CPU, *SPLITS.values()),
+        *ENGINE,
+    )
 
     def run(self, run: InstanceRun) -> None:
         with run.start() as instance:
             timeline = instance.timeline
             usage, footprint = instance.usage(), instance.footprint()
+            record_started(run, instance)
             completed, raw = run.execute(instance, Command(("/bin/true",)), "first")
         run.record(CREATE, timeline.between(Phase.REQUESTED, Phase.CREATED))
         run.record(INIT, timeline.between(Phase.CREATED, Phase.FIRST_INSTRUCTION))

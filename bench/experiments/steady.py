@@ -8,6 +8,8 @@ import msgspec
 from tare.bench.catalogue import TRAITS, Builtin
 from tare.bench.catalogue import SteadyMetric as Name
 from tare.bench.errors import ParseError, WorkloadError
+from tare.bench.experiments.engines import STEADY_METRICS as ENGINE
+from tare.bench.experiments.engines import record_share
 from tare.bench.experiments.work import Work, difference, prime_work, total
 from tare.bench.interfaces import Experiment, Instance, InstanceRun, Workload
 from tare.bench.model import Commands, Completed, Metric, Phase, Usage, lower
@@ -93,7 +95,7 @@ class Steady(Experiment):
     traits = TRAITS[name]
     summary = "iterations of a workload in fresh instances, with what each cost the host"
     needs_workload = True
-    metrics = (DURATION, GUEST_DURATION, CPU, CPU_OVERHEAD, STEAL, IO_READ, IO_WRITE, MEMORY_PEAK, START, STOP)
+    metrics = (DURATION, GUEST_DURATION, CPU, CPU_OVERHEAD, STEAL, IO_READ, IO_WRITE, MEMORY_PEAK, START, STOP, *ENGINE)
     Options = SteadyOptions
 
     @classmethod
@@ -123,9 +125,11 @@ class Steady(Experiment):
                 counted = [instance] if serving is None or is_host else [instance, serving]
                 for iteration in range(run.iterations):
                     stolen = total(one.guest_steal_s() for one in counted)
+                    share = instance.engine_share()
                     before = [one.usage() for one in counted]
                     completed, raw = work.measure()
                     _record_cost(run, before, [one.usage() for one in counted], iteration)
+                    record_share(run, share, instance.engine_share(), iteration)
                     if stolen is not None:
                         now = total(one.guest_steal_s() for one in counted)
                         run.record(STEAL, difference(stolen, now), iteration=iteration)
