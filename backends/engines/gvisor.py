@@ -12,6 +12,7 @@ from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.oci import OciRuntime
 from tare.backends.engines.oci_config import Plan
 from tare.backends.engines.start import HOLD, Started
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.model import Confound, IsolationKind, StartTimeline, Usage
 
 _UNCOUNTED = "gVisor writes files through the host's page cache, whose write-back cgroups v1 count for nobody"
@@ -77,7 +78,11 @@ class Gvisor(OciRuntime):
         return (
             Confound("no-limit-memory", _WHOLE, self.name),
             *(() if self.options.seccomp is Seccomp.NONE else (Confound("other-seccomp", _OWN_SECCOMP, self.name),)),
-            *([] if self.layout.version is Version.V2 else [Confound("io-unaccounted", _UNCOUNTED, self.name)]),
+            *(
+                []
+                if self.layout.version is Version.V2
+                else [Confound(ConfoundCode.IO_UNACCOUNTED, _UNCOUNTED, self.name)]
+            ),
         )
 
     def facts(self) -> dict[str, str]:
