@@ -14,6 +14,7 @@ class Builtin(StrEnum):
     """The built-in experiments."""
 
     BOOT = "boot"
+    CHURN = "churn"
     DENSITY = "density"
     INTERFERENCE = "interference"
     LIMITS = "limits"
@@ -108,6 +109,17 @@ class DensityMetric(StrEnum):
     POPULATION = "density.population"
 
 
+class ChurnMetric(StrEnum):
+    """Metrics of ``churn``; ``iteration`` of their samples is the number of replacements so far."""
+
+    SUSTAINED = "churn.sustained"
+    START = "churn.start"
+    STOP = "churn.stop"
+    START_P99 = "churn.start_p99"
+    STOP_P99 = "churn.stop_p99"
+    MEMORY_KEPT = "churn.memory_kept"
+
+
 class LimitsMetric(StrEnum):
     """Metrics of ``limits``."""
 
@@ -140,6 +152,7 @@ class NoteCode(StrEnum):
     PRECISION = "precision"
     BLOCKS_DEPENDENT = "blocks-dependent"
     BLOCKS_UNTESTED = "blocks-untested"
+    CHURN_END = "churn-end"
     DENSITY_STOP = "density-stop"
     DENSITY_DEAD = "density-dead"
     DENSITY_UNSETTLED = "density-unsettled"
@@ -191,6 +204,21 @@ CONFOUND_WEIGHTS: Mapping[str, int] = {
 TRAITS: Mapping[str, ExperimentTraits] = {
     Builtin.BOOT: ExperimentTraits(
         title="Start and stop", known_by=BootMetric.TOTAL, leading=(BootMetric.TOTAL, BootMetric.PSS), warms_up=False
+    ),
+    Builtin.CHURN: ExperimentTraits(
+        title="Churn",
+        leading=(ChurnMetric.SUSTAINED, ChurnMetric.START_P99, ChurnMetric.MEMORY_KEPT),
+        details=(ChurnMetric.START, ChurnMetric.STOP),
+        warms_up=False,
+        grows_with="replacements",
+        of_each_step=(ChurnMetric.START, ChurnMetric.STOP),
+        parameters=(
+            Parameter("population", "Instances alive"),
+            Parameter("rate", "First rate"),
+            Parameter("faster", "Factor of each step"),
+            Parameter("most", "Largest rate"),
+            Parameter("objective", "p99 of a start at most"),
+        ),
     ),
     Builtin.DENSITY: ExperimentTraits(
         title="Density",
