@@ -55,7 +55,7 @@ def measure_again(history: History, judgement: Judgement, acks: AckFile, limit: 
 def _undecided(history: History, judgement: Judgement, acks: AckFile) -> list[Series]:
     """The suspicious series that no rerun has decided yet."""
     nights = load_judged(history, judgement.run, acks)
-    done = {one.column for one in judgement.confirmations if one.is_confirmed or one.is_refuted}
+    done = {one.column for one in judgement.confirmations if one.is_decided}
     columns = {one.identifier: column for column, one in enumerate(nights.series)}
     return [nights.series[columns[name]] for name in judgement.suspicious if columns[name] not in done]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tare.bench.errors import ExitCode, RunDirectoryError
 from tare.bench.history.acks import AckFile
-from tare.bench.history.changes import FALSE_DISCOVERIES, LEAST_BEFORE, Scan, scan
+from tare.bench.history.changes import FALSE_DISCOVERIES, LEAST_BEFORE, Scan, scan, scan_ratios
 from tare.bench.history.entries import RunEntry
 from tare.bench.history.findings import (
     Finding,
@@ -138,6 +138,7 @@ class Families(msgspec.Struct, frozen=True):
 
     ratios: Floats
     isolation: Scan
+    plain: Scan
     q: Floats
     base_levels: Floats
     host: Scan
@@ -162,8 +163,11 @@ def judged_families(nights: Nights, acks: AckFile, day: dt.date) -> Families:
     _move_baselines(nights, ratios, acks, day)
     base_levels = np.where(counted & is_base, nights.levels, np.nan)
     spreads = np.where(np.isnan(ratios) | (nights.blocks < 3), np.nan, nights.spreads)
-    isolation, host, spread = scan(_of_tonight(ratios)), scan(_of_tonight(base_levels)), scan(_of_tonight(spreads))
-    return Families(ratios, isolation, isolation.q, base_levels, host, host.q, spreads, spread, spread.q)
+    # Subjects by their baseline's column; a series without one is its own.
+    subjects = np.where(has_base, nights.baseline_of, len(has_base) + np.arange(len(has_base)))
+    isolation, plain = scan_ratios(_of_tonight(ratios), subjects)
+    host, spread = scan(_of_tonight(base_levels)), scan(_of_tonight(spreads))
+    return Families(ratios, isolation, plain, isolation.q, base_levels, host, host.q, spreads, spread, spread.q)
 
 
 def _of_tonight(values: Floats) -> Floats:
@@ -185,10 +189,11 @@ def judge(history: History, run: RunEntry, acks: AckFile, *, day: dt.date | None
     day = day or dt.datetime.now(dt.UTC).date()
     nights = load_judged(history, run, acks)
     families = judged_families(nights, acks, day)
-    suspicious = choose_suspicious(families.ratios, families.isolation)
-    confirmations = confirm(nights, families.ratios, families.isolation, suspicious)
-    found = _findings(nights, families, confirmations)
     told = load_told(history)
+    suspicious = choose_suspicious(families.ratios, families.isolation, _known_columns(nights, told))
+    again = {night: ratios for night, (ratios, _) in nights.reruns.items()}
+    confirmations = confirm(again, families.ratios, families.plain, suspicious)
+    found = _findings(nights, families, confirmations)
     findings = _with_states(nights, found, told, acks, day, {one.column: one for one in confirmations})
     marks = tuple(_marks(history, nights))
     unjudged = tuple(_unjudged(nights, families))
@@ -226,6 +231,15 @@ def _verdict(one: Judgement) -> Verdict:
     return Verdict.GREEN
 
 
+def _known_columns(nights: Nights, told: Sequence[Told]) -> list[int]:
+    """The series of which an earlier run told a change that was not resolved."""
+    columns = {one.identifier: column for column, one in enumerate(nights.series)}
+    runs = {one.run for one in nights.entries[:-1]}
+    return [
+        columns[one.series] for one in told if one.first_told in runs and not one.resolved and one.series in columns
+    ]
+
+
 def _outliers(nights: Nights, families: Families, told: set[str]) -> dict[str, float]:
     found = {}
     for column in np.flatnonzero(families.isolation.is_astray).tolist():
@@ -237,8 +251,8 @@ def _outliers(nights: Nights, families: Families, told: set[str]) -> dict[str, f
 
 def _findings(nights: Nights, families: Families, confirmations: Sequence[Confirmation]) -> list[Finding]:
     confirmed = {one.column for one in confirmations if one.is_confirmed}
-    refuted = {one.column for one in confirmations if one.is_refuted}
-    columns = (set(np.flatnonzero(families.q <= FALSE_DISCOVERIES).tolist()) | confirmed) - refuted
+    withheld = {one.column for one in confirmations if one.withholds}
+    columns = (set(np.flatnonzero(families.q <= FALSE_DISCOVERIES).tolist()) | confirmed) - withheld
     q = {one.column: one.q for one in confirmations if one.is_confirmed}
     found = [
         make_finding(

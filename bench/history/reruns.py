@@ -7,13 +7,12 @@ count. What nights share (their correlation shows it) reruns of one night share 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from tare.bench.history.changes import LEAST_BEFORE, Scan, adjusted
-from tare.bench.history.nights import Nights
 from tare.bench.stats.comparisons import Floats
 
 MOST_RERUN = 0.10
@@ -26,6 +25,8 @@ MOST_RERUNS = 6
 _SUSPICIOUS_ALONE = 0.05
 _SUSPICIOUS = 0.03
 _LEAST_RERUNS = 2
+_ENOUGH_TO_DISMISS = 3
+_DISMISSED = 0.2
 _SHORTEST = (2, 3, 5, 7, 10)
 
 
@@ -47,15 +48,24 @@ class Confirmation(msgspec.Struct, frozen=True):
         return self.reruns >= _LEAST_RERUNS and self.q <= CONFIRMED and self.nights_in_favour >= self.nights_needed
 
     @property
-    def is_refuted(self) -> bool:
-        """Whether there is no trace of it: what was suspected is the night's own."""
-        return self.reruns >= MOST_RERUNS and self.p > 0.5
+    def is_decided(self) -> bool:
+        """Whether more reruns are not worth their time: confirmed, or the reruns show next to nothing of it."""
+        return self.is_confirmed or (self.reruns >= _ENOUGH_TO_DISMISS and self.p > _DISMISSED)
+
+    @property
+    def withholds(self) -> bool:
+        """Whether the change is not told tonight although its nights alone would speak for it."""
+        return self.reruns >= _LEAST_RERUNS and not self.is_confirmed
 
 
-def choose_suspicious(ratios: Floats, found: Scan) -> list[int]:
-    """The columns to measure again, the most suspicious first, within ``MOST_RERUN`` or ``LEAST_RERUN``."""
-    judged = found.is_judged
+def choose_suspicious(ratios: Floats, found: Scan, known: Collection[int] = ()) -> list[int]:
+    """The columns to measure again, the most suspicious first, within ``MOST_RERUN`` or ``LEAST_RERUN``.
+
+    ``known`` are columns of which a change was told before: measuring again what everybody knows is a waste.
+    """
+    judged = found.is_judged.copy()
     tonight = int(np.isfinite(ratios[-1]).sum())
+    judged[list(known)] = False
     looks = judged & ((found.alone <= _SUSPICIOUS_ALONE) | (found.p <= _SUSPICIOUS))
     rank = np.minimum(found.alone / _SUSPICIOUS_ALONE, found.p / _SUSPICIOUS)
     order = sorted(np.flatnonzero(looks).tolist(), key=lambda column: rank[column])
@@ -64,17 +74,20 @@ def choose_suspicious(ratios: Floats, found: Scan) -> list[int]:
     return order[: max(LEAST_RERUN, most)]
 
 
-def confirm(nights: Nights, ratios: Floats, found: Scan, suspicious: Sequence[int]) -> list[Confirmation]:
-    """What the reruns of tonight say of tonight's suspicious series, with those of the nights since the change."""
-    tonight = len(nights.entries) - 1
-    if tonight not in nights.reruns:
+def confirm(again: Mapping[int, Floats], ratios: Floats, found: Scan, suspicious: Sequence[int]) -> list[Confirmation]:
+    """What the reruns of tonight say of tonight's suspicious series, with those of the nights since the change.
+
+    ``again`` has the ratios of the reruns of each night, a row a rerun; ``found`` is the plain scan of ``ratios``.
+    """
+    tonight = len(ratios) - 1
+    if tonight not in again:
         return []
     drafts = []
     for column in suspicious:
         rounds = {
-            night: values[0][:, column][~np.isnan(values[0][:, column])]
-            for night, values in nights.reruns.items()
-            if np.isfinite(values[0][:, column]).any()
+            night: values[:, column][~np.isnan(values[:, column])]
+            for night, values in again.items()
+            if np.isfinite(values[:, column]).any()
         }
         if tonight in rounds:
             drafts.append(judge_reruns(ratios[:, column], column, rounds, found))
