@@ -13,10 +13,11 @@ import io
 import json
 import re
 import shlex
+import urllib.parse
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -37,6 +38,9 @@ from tare.reports.published import published_views
 from tare.reports.samples import sample_rows
 from tare.reports.sections import SectionView, section_views
 from tare.reports.wording import noise_sentence, percent, plural
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_IN_OPTION = 60
@@ -78,6 +82,24 @@ def render_page(analysis: Analysis, beside: Path | None = None) -> str:
         engine=packed_engine(),
         charts=_packed(json.dumps(_specs(context), separators=(",", ":"))),
     )
+
+
+def page_environment() -> "jinja2.Environment":
+    """The templates, in which every text is escaped and no missing value passes."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    environment.filters["oneline"] = lambda text: one_line(text, MOST_IN_OPTION)
+    environment.filters["urlpath"] = urllib.parse.quote
+    return environment
 
 
 def _finalize(value: object) -> object:

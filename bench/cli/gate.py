@@ -148,11 +148,9 @@ def _folder(run: Path | None, runs: Path | None) -> Path:
 
 
 def _acks_file(given: Path | None, entry: "RunEntry") -> Path | None:
-    from tare.bench.history.acks import file_next_to
+    from tare.bench.history.acks import next_to_suite_of
 
-    if given is not None:
-        return given
-    return file_next_to(Path(entry.suite_file)) if entry.suite_file else None
+    return given if given is not None else next_to_suite_of(entry.suite_file)
 
 
 def _day(text: str) -> Any:

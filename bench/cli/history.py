@@ -153,6 +153,38 @@ def export(
         say_where(output)
 
 
+@app.command()
+def publish(
+    runs: RunsFolder = None,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pages, made if missing.")],
+    title: Annotated[str, typer.Option(help="Title of the pages (the suite's name).")] = "",
+    address: Annotated[str, typer.Option(help="Address at which the pages will be, for the feed.")] = "",
+    form: Annotated[str, typer.Option("--format", "-f", help="html or a plug-in.")] = "html",
+) -> None:
+    """Write the history as static pages: what changed and whose it is, each subject over time, the runs, a feed.
+
+    The pages need no network and no server. Links to reports lead to the runs' folders, relative to the pages.
+    """
+    with guard():
+        from tare.bench.errors import StoreError
+        from tare.bench.history.acks import load_acks, next_to_suite_of
+        from tare.bench.history.index import open_history
+        from tare.bench.history.story import tell
+        from tare.bench.registry import find_history_sites
+
+        site = find_history_sites().get(form)()
+        story = tell(open_history(runs_folder(runs)), lambda entry: load_acks(next_to_suite_of(entry.suite_file)))
+        named = title or ", ".join(dict.fromkeys(one.suite for one in story.chapters)) or "History"
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            site.write(story, output, title=named, address=address)
+        except OSError as error:
+            problem = f"cannot write the pages to {output}: {error.strerror}"
+            raise StoreError(problem, remedy="choose another --output; the history itself is kept") from error
+        typer.echo(str(output / "index.html"))
+
+
 def _print(values: object, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, as_json: bool) -> None:
     import msgspec
 

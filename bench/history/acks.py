@@ -64,6 +64,11 @@ def file_next_to(suite: Path) -> Path:
     return suite.with_name(suite.name.removesuffix(".toml") + SUFFIX)
 
 
+def next_to_suite_of(suite_file: str) -> Path | None:
+    """The file of the suite that a run says it was read from; None for a run that does not say."""
+    return file_next_to(Path(suite_file)) if suite_file else None
+
+
 def load_acks(path: Path | None) -> AckFile:
     """The file, or an empty one where there is none. Raises SuiteError with the key at fault."""
     if path is None or not path.exists():

@@ -3,7 +3,7 @@
 A night's series that look changed, at a level at which many do by chance, are suspicious. Each rerun is a run of its
 own of just their cells and baselines, interleaved. A change is confirmed if the reruns alone differ from the nights
 before it, in the direction that was suspected; the night's own value, which was chosen for being far off, does not
-count. What nights share (their correlation shows it) reruns of one night share too, so that there they weigh little.
+count. Where nights are correlated they have a state that reruns of a night share: there the nights have to speak too.
 """
 
 import math
@@ -27,6 +27,9 @@ _SUSPICIOUS = 0.03
 _LEAST_RERUNS = 2
 _ENOUGH_TO_DISMISS = 3
 _DISMISSED = 0.2
+_LOOKS = 3.0
+"""The reruns are looked at after each from the second on: five looks, which share most of what they see."""
+_STATE = 0.1
 _SHORTEST = (2, 3, 5, 7, 10)
 
 
@@ -93,8 +96,19 @@ def confirm(again: Mapping[int, Floats], ratios: Floats, found: Scan, suspicious
             drafts.append(judge_reruns(ratios[:, column], column, rounds, found))
     if not drafts:
         return []
-    q = adjusted(np.array([one.p for one in drafts]), np.ones(len(drafts), dtype=bool))
-    return [msgspec.structs.replace(one, q=float(value)) for one, value in zip(drafts, q, strict=True)]
+    q = adjusted(np.array([one.p for one in drafts]) * _LOOKS, np.ones(len(drafts), dtype=bool))
+    by_nights = found.q
+    return [
+        msgspec.structs.replace(
+            one, q=max(float(value), float(by_nights[one.column]) if _is_shared(found, one.column) else 0.0)
+        )
+        for one, value in zip(drafts, q, strict=True)
+    ]
+
+
+def _is_shared(found: Scan, column: int) -> bool:
+    """Whether nights of a series have a state that reruns of a night share: then its nights have to speak too."""
+    return float(found.noise.correlation[column]) > _STATE
 
 
 def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: Scan) -> Confirmation:
@@ -118,7 +132,7 @@ def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: 
     kept = (apart[: len(apart) - left_out] if up else apart[left_out:]) if left_out < len(apart) else apart[:0]
     size = float(kept.mean()) if len(kept) else 0.0
     shared = min(1.0, 2 * rho)
-    spread = shared * float((n**2).sum() / n.sum() ** 2) + (1 - shared) / max(1, len(kept))
+    spread = shared / len(n) * (1 + rho) / (1 - rho) + (1 - shared) / max(1, len(kept))
     spread += (1 + rho) / (1 - rho) / len(before)
     t = size / (deviation * math.sqrt(spread)) * (1 if up else -1)
     p = float(stdtr(float(found.freedom[column]), -t))

@@ -1,11 +1,12 @@
 """A whole history as its pages need it: the nights of each suite and host, with what their gates told."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
 from tare.bench.history.acks import AckFile
-from tare.bench.history.entries import RunEntry
+from tare.bench.history.entries import RunEntry, digest_of
 from tare.bench.history.gate import Judgement, Told, judge, load_judged, load_told
 from tare.bench.history.index import History
 from tare.bench.history.nights import Nights
@@ -18,6 +19,12 @@ class Chapter(msgspec.Struct, frozen=True):
     host: str
     nights: Nights
     judgement: Judgement
+    runs_folder: Path
+
+    @property
+    def key(self) -> str:
+        """Four characters that name it in the names of files."""
+        return digest_of([self.suite, self.host])[:4]
 
 
 class Story(msgspec.Struct, frozen=True):
@@ -26,15 +33,18 @@ class Story(msgspec.Struct, frozen=True):
     chapters: Sequence[Chapter]
     entries: Sequence[RunEntry]
     told: Sequence[Told]
+    runs_folder: Path
 
 
-def tell(history: History, acks: AckFile) -> Story:
-    """Judge the newest night of each suite on each host."""
+def tell(history: History, acks_of: Callable[[RunEntry], AckFile]) -> Story:
+    """Judge the newest night of each suite on each host; ``acks_of`` has what is known of a run's suite."""
     newest: dict[tuple[str, str], RunEntry] = {}
     for entry in history.entries:
         if entry.is_night:
             newest[entry.suite, entry.host] = entry
     chapters = []
     for (suite, host), entry in newest.items():
-        chapters.append(Chapter(suite, host, load_judged(history, entry, acks), judge(history, entry, acks)))
-    return Story(chapters, history.entries, load_told(history))
+        acks = acks_of(entry)
+        nights = load_judged(history, entry, acks)
+        chapters.append(Chapter(suite, host, nights, judge(history, entry, acks), history.runs_folder))
+    return Story(chapters, history.entries, load_told(history), history.runs_folder)
