@@ -68,12 +68,19 @@ def explanation(finding: Finding) -> str:
     ]
     if finding.reruns:
         parts.append(f"Measured again {finding.reruns} times: confirmed.")
-    parts.append(f"{one_line(finding.reason).capitalize()}.")
+    parts.append(f"{_sentence(finding.reason)}.")
     if finding.figures:
-        parts.append("; ".join(f"{one_line(name)} {change(one.ratio)}" for name, one in finding.figures.items()) + ".")
+        said = "; ".join(f"{one_line(name)} {change(one.ratio)}" for name, one in finding.figures.items())
+        parts.append(f"Figures: {said}.")
     if finding.note:
-        parts.append(f"{one_line(finding.note).capitalize()}.")
+        parts.append(f"{_sentence(finding.note)}.")
     return " ".join(parts)
+
+
+def _sentence(text: str) -> str:
+    """With a capital first letter, and all others as they are: names have theirs."""
+    line = one_line(text)
+    return line[:1].upper() + line[1:]
 
 
 def headline(judgement: Judgement) -> str:

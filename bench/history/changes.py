@@ -172,31 +172,31 @@ def steadied(values: Floats, subjects: Integers, changed: Mask) -> Floats:
     scale = 1.4826 * np.nan_to_num(_median(np.abs(apart)))
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = np.clip(np.nan_to_num(np.where(scale > 0, apart / scale, 0.0)), -_DRAWN_IN, _DRAWN_IN)
-    members = [np.flatnonzero(subjects == subject) for subject in np.unique(subjects)]
-    shares = _common_shares([inside[:, columns] for columns in members])
+    _, group = np.unique(subjects, return_inverse=True)
+    member = (group[:, None] == np.arange(group.max() + 1)).astype(np.float64)
+    share = _common_shares(inside, member)[group]
     inside[:, changed] = 0.0
-    found = values.copy()
-    for columns, share in zip(members, shares, strict=True):
-        others = len(columns) - 1
-        if others and share > 0:
-            sums = inside[:, columns].sum(axis=1, keepdims=True) - inside[:, columns]
-            found[:, columns] -= share / (1 + (others - 1) * share) * sums * scale[columns]
-    return found
+    others = member.sum(axis=0)[group] - 1
+    sums = (inside @ member)[:, group] - inside
+    steady: Floats = values - share / (1 + np.maximum(others - 1, 0) * share) * sums * scale
+    return steady
 
 
-def _common_shares(groups: "list[Floats]") -> Floats:
-    """The correlation among the series of each group, drawn towards that of all groups as far as groups are alike."""
-    own = np.zeros(len(groups))
-    nights = np.zeros(len(groups))
-    for place, group in enumerate(groups):
-        here = (group != 0).sum(axis=1) > 1
-        if here.sum() >= LEAST_BEFORE and group.shape[1] > 1:
-            sums, squares = group[here].sum(axis=1), (group[here] ** 2).sum(axis=1)
-            own[place] = float(((sums**2 - squares) / (group.shape[1] - 1)).sum() / squares.sum())
-            nights[place] = here.sum()
-    known = nights > 0
+def _common_shares(inside: Floats, member: Floats) -> Floats:
+    """The correlation among the series of each subject, drawn towards that of all as far as subjects are alike.
+
+    ``member`` has a row a series and a column a subject: 1 where the series is of the subject.
+    """
+    here = ((inside != 0) @ member) > 1
+    nights = here.sum(axis=0)
+    sums = (inside @ member) ** 2
+    squares = (inside**2) @ member
+    known = (nights >= LEAST_BEFORE) & ((squares * here).sum(axis=0) > 0)
     if not known.any():
-        return own
+        return np.zeros(member.shape[1])
+    own = np.zeros(member.shape[1])
+    size = np.maximum(1, member.sum(axis=0) - 1)
+    own[known] = (((sums - squares) * here).sum(axis=0) / size)[known] / (squares * here).sum(axis=0)[known]
     together = float(np.average(own[known], weights=nights[known]))
     chance = float(((1 - together**2) ** 2 / nights[known]).mean())
     differing = max(0.0, 1 - chance / float(own[known].var())) if known.sum() >= LEAST_BEFORE else 0.0

@@ -112,7 +112,11 @@ def _is_shared(found: Scan, column: int) -> bool:
 
 
 def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: Scan) -> Confirmation:
-    """Compare the reruns of the nights since the suspected change with the nights before it; ``q`` is still the p."""
+    """Compare the reruns of the nights since the suspected change with all nights; ``q`` is still the p.
+
+    With all, as a series is suspicious in part because the nights before happened to lie on the other side. Without a
+    change the mean of all nights is independent of the difference that made it suspicious.
+    """
     from scipy.special import bdtrc, stdtr
 
     here = np.flatnonzero(~np.isnan(values))
@@ -128,12 +132,13 @@ def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: 
     astray = found.noise.astray
     left_out = _astray_reruns(int(n.sum()), astray)
     up = float(after.mean()) > centre
-    apart = np.sort(np.concatenate(counted) - centre)
+    everything = (len(before) * centre + window * float(after.mean())) / len(here)
+    apart = np.sort(np.concatenate(counted) - everything)
     kept = (apart[: len(apart) - left_out] if up else apart[left_out:]) if left_out < len(apart) else apart[:0]
     size = float(kept.mean()) if len(kept) else 0.0
     shared = min(1.0, 2 * rho)
     spread = shared / len(n) * (1 + rho) / (1 - rho) + (1 - shared) / max(1, len(kept))
-    spread += (1 + rho) / (1 - rho) / len(before)
+    spread += (1 + rho) / (1 - rho) / len(here)
     t = size / (deviation * math.sqrt(spread)) * (1 if up else -1)
     p = float(stdtr(float(found.freedom[column]), -t))
     nights_in_favour = int((((after - centre) > 0) == up).sum())

@@ -49,7 +49,13 @@
     for (let n = Math.ceil(first / step); n * step <= last; n += 1) if (n > 0) found.push(n * step);
     return found;
   };
-  const number = (value) => Number(value.toPrecision(4)).toLocaleString("en");
+  const number = (value) => Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
+  const scaled = (value) => {
+    const steps = past.unit === "s" ? [[1, "s"], [1e-3, "ms"], [1e-6, "µs"], [1e-9, "ns"]]
+      : past.unit === "B" ? [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"], [1, "B"]] : [[1, past.unit]];
+    const [size, unit] = steps.find(([one]) => value >= one) || steps[steps.length - 1];
+    return unit.startsWith("1/") ? `${number(value / size)}${unit.slice(1)}` : `${number(value / size)} ${unit}`;
+  };
 
   const panel = (svg, key, top, height) => {
     const shown = past.lines.map((line) => line[key].slice(begin, end));
@@ -60,7 +66,7 @@
     for (const tick of ticks(low, high)) {
       const place = y(Math.log(tick));
       svg.append(make("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: place, y2: place }));
-      const label = key === "ratio" ? `${number(tick)}×` : `${number(tick)} ${past.unit}`;
+      const label = key === "ratio" ? `${number(tick)}×` : scaled(tick);
       svg.append(make("text", { class: "tick", x: LEFT - 6, y: place + 3.5, "text-anchor": "end" }, label));
     }
     svg.append(make("text", { class: "panel", x: LEFT, y: key === "ratio" ? top - 10 : top + 11 },
@@ -121,7 +127,7 @@
     name.textContent = past.runs[at];
     const values = past.lines.filter((line) => line.level[at] !== null).map((line) => {
       const ratio = line.ratio[at] === null ? "" : ` (${number(Math.exp(line.ratio[at]))}×)`;
-      return `${line.name} ${number(Math.exp(line.level[at]))} ${past.unit}${ratio}`;
+      return `${line.name} ${scaled(Math.exp(line.level[at]))}${ratio}`;
     });
     told.append(`${past.nights[at]}, `, name, `: ${values.join("; ") || "not measured"}`);
   };
