@@ -32,11 +32,11 @@ from tare.bench.stats.comparisons import Floats, Integers
 
 WINDOWS: Mapping[int, float] = {
     2: 0.1,
-    3: 0.5,
-    4: 1.0,
-    5: 1.0,
-    7: 0.3,
-    10: 0.3,
+    3: 0.4,
+    4: 0.8,
+    5: 0.8,
+    7: 0.2,
+    10: 0.2,
     14: 0.1,
     20: 0.1,
     28: 0.1,
@@ -110,7 +110,7 @@ class Scan(msgspec.Struct, frozen=True):
         from scipy.special import ndtri, stdtrit
 
         judged = self.is_judged
-        level = FALSE_DISCOVERIES / max(1, int(judged.sum())) * WINDOWS.get(nights, 1.0)
+        level = FALSE_DISCOVERIES / max(1, int(judged.sum())) * WINDOWS.get(nights, 0.8)
         before = np.maximum(self.counts, 1)
         factor = _variance_of_mean(nights, self.noise.correlation) + _variance_of_mean(before, self.noise.correlation)
         size = (-stdtrit(np.maximum(self.freedom, 1), level / 2) + ndtri(power)) * self.deviation * np.sqrt(factor)
