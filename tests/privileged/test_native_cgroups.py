@@ -14,9 +14,9 @@ from tare.backends.native import runtime
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.linux.mounts import find_block_device
-from tare.bench.model import Command
+from tare.bench.model import SCRATCH, Command
 from tare.bench.process import DEVNULL, PIPE, Popen
-from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
+from tests.privileged.host_kernel import BACKENDS, ENVELOPE, spec, start_backend
 
 pytestmark = pytest.mark.root
 
@@ -205,3 +205,22 @@ def test_instances_on_a_host_with_v1_only(name, image, layout, tmp_path, monkeyp
             assert instance.cgroup.members() == [instance.pid]
             assert instance.execute(Command(("echo", "alive"))).stdout == b"alive\n"
         assert ledger.entries() == ()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_what_goes_through_the_page_cache_is_accounted_too(name, image, ledger, tmp_path):
+    with (
+        start_backend(name, image, tmp_path / "work", ledger) as backend,
+        backend.start(spec("written", image)) as instance,
+    ):
+        before = instance.usage()
+        if before.io_write_bytes is None:
+            pytest.skip(before.missing["io_write_bytes"])
+        # Four processes that end, a fifth in the background, and who makes it durable wrote none of it.
+        script = (
+            f"cd {SCRATCH}; for i in 1 2 3 4; do dd if=/dev/zero of=f$i bs=64k count=64; done; "
+            "(dd if=/dev/zero of=f5 bs=64k count=64 &); sleep 1; sync f1 f2 f3 f4 f5"
+        )
+        assert instance.execute(Command(("sh", "-c", script))).returncode == 0
+        written = instance.usage().io_write_bytes - before.io_write_bytes
+        assert 20 * 2**20 <= written < 21 * 2**20
