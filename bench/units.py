@@ -222,7 +222,8 @@ def format_value(value: float, unit: Unit) -> str:
         case Unit.BYTES_PER_SECOND:
             return f"{format_size(value)}/s"
         case Unit.OPERATIONS_PER_SECOND:
-            return f"{_thousands(value)}/s"
+            millions = abs(value) >= 999_500
+            return f"{_significant(value / 1e6)} million/s" if millions else f"{_thousands(value)}/s"
         case Unit.COUNT:
             return f"{value:,.0f}" if value == round(value) else _thousands(value)
         case Unit.RATIO:

@@ -1,6 +1,7 @@
 """How many instances the measured host holds, and the curves that say so: memory, start latency, throughput."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -11,8 +12,8 @@ from tare.bench.analysis.density import DensityCell, DensityResult
 from tare.bench.analysis.scaling import Refusal
 from tare.bench.capacity.hosts import find_measured_host
 from tare.bench.capacity.instances import make_type
-from tare.bench.capacity.plan import HostPlan, plan_host
-from tare.bench.capacity.words import host_sentence, instances_words, interval_words, notes_of, scaling_sentence
+from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan, plan_host
+from tare.bench.capacity.words import host_sentence, interval_words, notes_of, scaling_sentence
 from tare.bench.catalogue import DensityMetric
 from tare.bench.units import Unit, format_duration, format_size, format_value
 from tare.reports.charts import MOST_POINTS, SHAPES, Chart, accent, display_scale, finished, named, rounded, short_label
@@ -46,19 +47,22 @@ class CapacityLine(msgspec.Struct, frozen=True):
     backend: MeasuredBackend
     what: str
     instances: str
+    by_limit: str
     interval: str
     binds: str
-    memory: str
-    limit: str
-    cpu: str
+    is_beyond: bool
     found: list[int | None]
 
 
 class CapacityView(msgspec.Struct, frozen=True):
-    """The capacity of the measured host. ``lines`` is empty if the run does not tell its host's size."""
+    """The capacity of the measured host. ``lines`` is empty if the run does not tell its host's size.
+
+    ``beyond`` says what would answer where the ramps were too short.
+    """
 
     sentence: str
     lines: list[CapacityLine]
+    beyond: str
     curves: list[tuple[MeasuredBackend, str, list[CurveView]]]
     notes: list[str]
 
@@ -72,7 +76,7 @@ def capacity_view(analysis: Analysis) -> CapacityView | None:
         return None
     host = find_measured_host(manifest)
     plans = [] if host is None else [plan_host(make_type(result, manifest, manifest.run), host) for result in results]
-    pairs = zip(results, plans, strict=False)
+    pairs = list(zip(results, plans, strict=False))
     curves = []
     for number, result in enumerate(results):
         backend = backends[result.cell.backend]
@@ -81,26 +85,41 @@ def capacity_view(analysis: Analysis) -> CapacityView | None:
     return CapacityView(
         sentence="" if host is None else f"By what one more instance cost here, on {host_sentence(host)}.",
         lines=[_line(plan, result.cell, backends[result.cell.backend]) for result, plan in pairs],
+        beyond=_beyond_sentence(pairs),
         curves=curves,
         notes=notes_of(plans),
     )
 
 
 def _line(plan: HostPlan, cell: DensityCell, backend: MeasuredBackend) -> CapacityLine:
-    unplanned = "; its CPU is emulated and not planned" if plan.type.is_emulated else ""
-    each = {(one.resource.value, one.by_limit): one.each for one in plan.capacities}
-    memory, limit = each.get(("memory", False)), each.get(("memory", True))
-    cpu = each.get(("cpu", False))
+    """Measured and by limits side by side. What is far beyond the ramp is no answer, and is shown as what it is."""
+    measured = [one.instances for one in plan.capacities if not one.by_limit and one.instances is not None]
+    by_limit = [one.instances for one in plan.capacities if one.by_limit and one.instances is not None]
+    found = min(measured, default=None)
+    is_beyond = found is not None and found > EXTRAPOLATED * cell.population
+    instances = "–" if found is None else f"{found:,}"
     return CapacityLine(
         backend=backend,
         what=words_of(cell),
-        instances=instances_words(plan),
-        interval=interval_words(plan.fewest, plan.most),
-        binds=f"{plan.binds or '–'}{unplanned}",
-        memory="–" if memory is None else format_size(memory),
-        limit="–" if limit is None else format_size(limit),
-        cpu="–" if cpu is None else f"{cpu:.2g}",
-        found=[plan.instances, plan.fewest, plan.most],
+        instances=f"not answered (extrapolated: {instances})" if is_beyond else instances,
+        by_limit="–" if not by_limit else f"{min(by_limit):,}",
+        interval="" if is_beyond else interval_words(plan.fewest, plan.most),
+        binds=f"{plan.binds or '–'}{'; its CPU is emulated and not planned' if plan.type.is_emulated else ''}",
+        is_beyond=is_beyond,
+        found=[found, plan.fewest, plan.most],
+    )
+
+
+def _beyond_sentence(pairs: Sequence[tuple[DensityResult, HostPlan]]) -> str:
+    """What would answer where the ramps were too short; empty where they were not."""
+    short = [(result.cell.population, plan.instances) for result, plan in pairs if plan.is_extrapolated]
+    if not short:
+        return ""
+    most = max(population for population, _ in short)
+    wanted = max(math.ceil((instances or 0) / EXTRAPOLATED) for _, instances in short)
+    return (
+        f"More than {EXTRAPOLATED} times the {most:,} instances that ran is no answer: limits that show only beyond "
+        f"them are not in it. A ramp to {wanted:,} (count = {wanted} under [experiment.options]) would support it."
     )
 
 
@@ -122,16 +141,18 @@ def _memory(result: DensityResult) -> tuple[str, str, Curve] | None:
         before = ramp.values[ramp.population == 0]
         start = float(before.mean()) if len(before) else float(ramp.values[0])
         points += [(float(n), start - float(value)) for n, value in zip(ramp.population, ramp.values, strict=True)]
-    line = [(n, fit.per_instance * n) for n in (0.0, float(cell.population))]
+    says = not cost.host_noise_dominates and fit.half_width is not None and fit.half_width < abs(fit.per_instance)
+    line = [(n, fit.per_instance * n) for n in (0.0, float(cell.population))] if says else []
     band = None
-    words = f"{format_size(fit.per_instance)} an instance"
-    if fit.low is not None and fit.high is not None:
-        band = [(n, fit.low * n, fit.high * n) for n, _ in line]
+    words = f"{format_size(fit.per_instance)} an instance" if says else "the points lie on no line"
+    if says and fit.low is not None and fit.high is not None:
+        low, high = fit.low, fit.high
+        band = [(n, low * n, high * n) for n, _ in line]
         words += f", 95 % interval {format_size(fit.low)} to {format_size(fit.high)} (band)"
     if fit.steps:
         words += "; jumps of the host are in the points and not in the line"
     if cost.host_noise_dominates:
-        words += "; the host did more meanwhile than the instances, so this line says nothing"
+        words += ": the host did more meanwhile than the instances"
     return "Memory that the host no longer had", f"{words}.", Curve(points, line, band, Unit.BYTE)
 
 

@@ -1,20 +1,18 @@
-"""The charts of a report as Vega-Lite, once for the browser and once as SVG for paper and for no script.
+"""The curves of a report: Vega-Lite drawn as SVG, which needs no script and follows light and dark by itself.
 
-Colours are CSS variables of the page, so both forms follow light and dark by themselves. Every chart is points with
-intervals; bars only show parts of a whole. Charts have no title of their own, and a legend only
-where no axis names the backends: the page sets the rest in text, where it wraps, prints and can be read aloud.
+Colours are CSS variables of the page. Intervals and points in rows are ``picture``'s; bars only show parts of a whole.
+Charts have no title of their own, and a legend only where no axis names the backends: the page sets the rest in text,
+where it wraps, prints and can be read aloud.
 """
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tare.bench.analysis import CellResult, MeasuredBackend, Row
-from tare.bench.catalogue import BootMetric
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line
 from tare.bench.units import Unit, format_value
@@ -75,24 +73,12 @@ def _merge_texts(match: re.Match[str]) -> str:
     return "".join(parts)
 
 
-PHASES = ((BootMetric.CREATE, "create", 1.0), (BootMetric.INIT, "init", 0.58), (BootMetric.READY, "ready", 0.26))
-"""The parts of a start, in order, with the strength in which they are drawn."""
-PARTS = {
-    BootMetric.INIT: (
-        (BootMetric.VCPU, "processor", 0.8),
-        (BootMetric.FIRMWARE, "firmware", 0.64),
-        (BootMetric.KERNEL, "kernel", 0.46),
-    )
-}
-"""Phases that are drawn in parts on backends that report these, in the same form."""
-
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 MOST_POINTS = 150
 """Iterations drawn for one cell; of more, evenly spaced quantiles stand for all."""
 MOST_INSTANCES = 100
 STATIC_WIDTH = 460
 STATIC_PHASE_WIDTH = 900
-LOG_SPREAD = 8.0
 LEVEL = "Level"
 """The caption of a picture of the values themselves, where there is a second picture."""
 
@@ -141,35 +127,6 @@ def display_scale(unit: Unit, typical: float) -> Scale:
     steps, size = _STEPS[unit], abs(typical)
     factor, name = next((step for step in steps if size >= step[0]), steps[-1] if size > 0 else steps[0])
     return Scale(factor, name)
-
-
-def distribution_charts(row: Row, new_name: Callable[[], str]) -> list[tuple[str, str, Chart]]:
-    """Where the values of a metric lie, by backend: the interval, below it instances strong and iterations light.
-
-    Where backends lie so far apart that one axis shows no spread, a second picture shows each around its own typical
-    value. Each comes with the words that say which it is (empty for the only one) and its name, from ``new_name``.
-    """
-    values = [float(value) for cell in row.cells for value in cell.points.instance_medians]
-    least = min(float(cell.points.iterations.min()) for cell in row.cells)
-    far_apart = least > 0 and max(values) / min(values) > LOG_SPREAD
-    centres = [cell.estimate.centre for cell in row.cells]
-
-    def drawn(words: str, axis: "alt.X", divisors: list[float], unit: str) -> tuple[str, str, Chart]:
-        name = new_name()
-        return words, name, _distribution(row, axis, divisors, unit, name)
-
-    if not far_apart:
-        scale = display_scale(row.metric.unit, max(values, key=abs))
-        axis = _value_axis(f"{scale.unit}  ({_better(row.metric)})")
-        return [drawn("", axis, [scale.factor] * len(row.cells), scale.unit)]
-    scale = display_scale(row.metric.unit, math.sqrt(min(values) * max(values)))
-    level = drawn(LEVEL, _log_axis(row, scale), [scale.factor] * len(row.cells), scale.unit)
-    if all(cell.points.iterations.min() == cell.points.iterations.max() for cell in row.cells):
-        return [level]
-    spread = drawn(
-        "Spread of each around its own typical value", _value_axis("of its own typical value"), centres, "of typical"
-    )
-    return [level, spread]
 
 
 def _distribution(row: Row, x: "alt.X", divisors: list[float], unit: str, identifier: str) -> Chart:
@@ -311,31 +268,6 @@ def named(dataset: str) -> "alt.Chart":
 
 def _better(metric: Metric) -> str:
     return "← better" if metric.direction is Direction.LOWER else "better →"
-
-
-def _value_axis(title: str) -> "alt.X":
-    import altair as alt
-
-    share = title.startswith("of ")
-    form: dict[str, Any] = {"format": "~%"} if share else {}
-    axis = alt.Axis(tickCount=5, labelOverlap="greedy", labelSeparation=6, **form)
-    return alt.X("v:Q", title=title, scale=alt.Scale(zero=False, nice=True, padding=12), axis=axis)
-
-
-def _log_axis(row: Row, scale: Scale) -> "alt.X":
-    """A log axis that is named at powers of ten, and between them only where there are few."""
-    import altair as alt
-
-    ends = [value for cell in row.cells for value in _shown_ends(cell) or () if value]
-    for cell in row.cells:
-        ends += [float(cell.points.iterations.min()), float(cell.points.iterations.max())]
-    low, high = min(ends) / scale.factor / 1.3, max(ends) / scale.factor * 1.3
-    decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-    steps = (1, 2, 5) if high / low < 300 else (1,)
-    ticks = [decade * step for decade in decades for step in steps if low <= decade * step <= high]
-    axis = alt.Axis(values=ticks, format=",~g" if max(ticks, default=1) < 1e6 else "~s", labelOverlap="greedy")
-    title = f"{scale.unit}, log scale  ({_better(row.metric)})"
-    return alt.X("v:Q", title=title, scale=alt.Scale(type="log", domain=[low, high]), axis=axis)
 
 
 def _thinned(cell: CellResult, divisor: float) -> tuple[list[float], list[tuple[str, float]]]:

@@ -9,15 +9,24 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tare.bench.analysis import Analysis
+from tare.bench.analysis import Analysis, GradeLevel
 from tare.bench.analysis.comparison import LEVEL_NOTE, Line, LineKind, RunComparison
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line, readable
 from tare.bench.stats.comparisons import Comparison, Verdict, judge
 from tare.bench.stats.runs import ENOUGH_RUNS, knows_runs
 from tare.bench.units import format_value
-from tare.reports.findings import caveats
-from tare.reports.wording import format_range, format_ratio, plural, verdict_mark, verdict_word
+from tare.reports.caveats import caveats
+from tare.reports.headline import grade_sentence
+from tare.reports.names import names_of
+from tare.reports.wording import (
+    format_change,
+    format_change_range,
+    format_ratio,
+    plural,
+    verdict_mark,
+    verdict_word,
+)
 
 _ONE_RUN = (
     "One run of each side does not show how much two runs of the same thing differ: intervals hold the variation of "
@@ -60,6 +69,23 @@ def notes_of(comparison: RunComparison) -> list[str]:
         if left_out:
             notes.append(f"{plural(left_out, 'value')} of {name} {'is' if left_out == 1 else 'are'} not in the other.")
     return [*notes, *_about_both(comparison)]
+
+
+def grade_of_comparison(comparison: RunComparison) -> str:
+    """How far a comparison can be relied on: as far as the worse of its sides, which is named."""
+    graded = [(analysis.grade, analysis.manifest.run) for analysis in comparison.analyses]
+    grade, run = max(graded, key=lambda entry: entry[0].level.rank)
+    return grade_sentence(grade) if len(graded) == 1 else f"{grade_sentence(grade)} (Of {one_line(run, 60)}.)"
+
+
+def line_name(comparison: RunComparison, line: Line) -> str:
+    """What people call the metric of a line, with what it is of."""
+    names = names_of(comparison.analyses[0])
+    given = ", ".join(
+        f"{title} {value}" for title, value in names.params_of(line.experiment, line.workload, line.params)
+    )
+    name = names.metric_of(line.experiment, line.workload, line.params, line.metric)
+    return f"{names.subject_of(line.experiment, line.workload)}: {name}{f' ({given})' if given else ''}"
 
 
 def how_compared(comparison: RunComparison) -> str:
@@ -131,6 +157,7 @@ def render_comparison(comparison: RunComparison) -> RenderableType:
     """The comparison as something rich can print."""
     parts: list[RenderableType] = [
         Text(f"{comparison.second} against {comparison.first}", style="bold"),
+        Text(grade_of_comparison(comparison), style=_grade_style(comparison)),
         Text(f"Ratios are {comparison.second} over {comparison.first}, {how_compared(comparison)}.", style="dim"),
         Text(tally(comparison)),
     ]
@@ -143,38 +170,56 @@ def render_comparison(comparison: RunComparison) -> RenderableType:
     for kind, of_kind in groupby(comparison.lines, key=lambda line: line.kind):
         if heading := kind_title(comparison, kind):
             parts += [Text(), Text(heading, style="bold underline")]
-        for title, lines in groupby(of_kind, key=lambda line: line.title):
-            parts += [Text(), Text(title, style="bold"), _table(list(lines), comparison)]
+        for _, group in groupby(of_kind, key=lambda line: line.title):
+            lines = list(group)
+            parts += [Text(), Text(_title(comparison, lines[0]), style="bold"), _table(lines, comparison)]
     return Group(*parts)
+
+
+def _title(comparison: RunComparison, line: Line) -> str:
+    names = names_of(comparison.analyses[0])
+    given = ", ".join(
+        f"{title} {value}" for title, value in names.params_of(line.experiment, line.workload, line.params)
+    )
+    return f"{names.subject_of(line.experiment, line.workload)}  {given}".strip()
+
+
+def _grade_style(comparison: RunComparison) -> str:
+    unusable = any(analysis.grade.level is GradeLevel.NOT_USABLE for analysis in comparison.analyses)
+    return "bold red" if unusable else ""
 
 
 def _table(lines: list[Line], comparison: RunComparison) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    known = names_of(comparison.analyses[0])
     has_backends = any(line.backend for line in lines)
     names = ("", *(("backend",) if has_backends else ()), comparison.first, comparison.second)
-    for name in (*names, "ratio", "95 % interval", "verdict"):
+    for name in (*names, "difference", "95 % interval", "verdict"):
         is_name = name in ("", "backend")
         justify: JustifyMethod = "left" if is_name or name == "verdict" else "right"
-        table.add_column(one_line(name, 28), justify=justify, overflow="fold", no_wrap=is_name)
+        table.add_column(one_line(name, 28), justify=justify, overflow="fold", no_wrap=name == "backend")
     for line in lines:
         found = line.found
         backend = (Text(one_line(line.backend, 24)),) if has_backends else ()
         table.add_row(
-            Text(f"  {one_line(line.metric.name, 40)}"),
+            Text(f"  {known.metric_of(line.experiment, line.workload, line.params, line.metric)}"),
             *backend,
             Text(format_side(line, line.first.centre)),
             Text(format_side(line, line.second.centre)),
-            Text(format_ratio(found.ratio)),
-            Text(format_range(found.low, found.high)),
-            verdict_text(line.metric, found, " (uncorrected)"),
+            Text(format_change(found)),
+            Text(format_change_range(found) or "–"),
+            verdict_text(line.metric, found, " (differs alone)"),
         )
     return table
 
 
 def verdict_text(metric: Metric, found: Comparison, uncorrected: str) -> Text:
-    """A verdict in its style, or why there is none; ``uncorrected`` follows one that the correction takes away."""
+    """The verdict that survives the correction, in its style, or why there is none.
+
+    ``uncorrected`` follows where the correction took a difference away.
+    """
     if found.low is None or found.note:
         return Text(found.note, style="dim")
-    word = verdict_word(metric, found.verdict)
-    text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict])
+    word = verdict_word(metric, found.verdict_adjusted)
+    text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict_adjusted])
     return text if found.verdict is found.verdict_adjusted else text.append(uncorrected, style="dim")

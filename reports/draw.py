@@ -7,9 +7,6 @@ import vl_convert
 
 for line in sys.stdin:
     question = json.loads(line)
-    if "spec" in question:
-        answer = vl_convert.vegalite_to_svg(question["spec"])
-    else:
-        answer = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    answer = vl_convert.vegalite_to_svg(question["spec"])
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()

@@ -1,10 +1,9 @@
-"""vl-convert in a process of its own: what draws still charts and bundles Vega's scripts is V8.
+"""vl-convert in a process of its own: what draws charts is V8.
 
 It takes 40 to 110 MB, which are given back when that process ends. It is asked by lines of JSON and answers by them.
 """
 
 import contextlib
-import functools
 import json
 import os
 import sys
@@ -59,16 +58,6 @@ _drawer = _Drawer()
 def still_of(spec: dict[str, Any]) -> str:
     """A Vega-Lite specification as SVG."""
     return _drawer.ask({"spec": spec})
-
-
-@functools.cache
-def script() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script. Bundling takes seconds: once a process."""
-    _drawer.end()
-    try:
-        return _drawer.ask({})
-    finally:
-        _drawer.end()
 
 
 def end_drawing() -> None:

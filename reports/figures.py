@@ -1,4 +1,4 @@
-"""The figures of a subject: intervals on one log axis, values over size or blocks, distributions of operations.
+"""What a subject has beside its intervals: values over size, and distributions of operations.
 
 Distributions are those that tools counted themselves. The counts of all measured iterations are added up, bucket by
 bucket, so that percentiles come out that no single iteration has enough operations for. They have no interval and no
@@ -8,23 +8,19 @@ verdict: those are of the metrics.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from tare.bench.analysis import CellResult, MeasuredBackend, Row, Subject
+from tare.bench.analysis import MeasuredBackend, Row, Subject
 from tare.bench.analysis.cells import SubjectKey
-from tare.bench.model import Direction
 from tare.bench.readable import one_line
 from tare.bench.samples import params_text
-from tare.bench.stats.comparisons import Comparison, Verdict
 from tare.bench.store import LoadedRun, load_histograms
 from tare.bench.units import Unit, format_value
 from tare.reports.charts import (
-    MOST_POINTS,
     Chart,
-    Rows,
     display_scale,
     finished,
     look_of,
@@ -34,111 +30,7 @@ from tare.reports.charts import (
 )
 
 if TYPE_CHECKING:
-    import altair as alt
-
-WIDTH, HEIGHT = 190, 20
-_PADDING = 12
-_LETTER = 6.4
-_GAP = 7.0
-_NICE = (0.5, 0.8, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 5.0)
-
-
-class Forest(msgspec.Struct, frozen=True):
-    """A log axis of ratios from ``low`` to ``high`` with the margin around 1 shaded."""
-
-    low: float
-    high: float
-    margin: float
-
-    def axis(self) -> str:
-        """The axis with its labels, as SVG: the head of the column."""
-        labels = "".join(
-            f'<text x="{_inside(self._x(tick), tick):.1f}" y="12">{_tick_label(tick)}</text>' for tick in self._ticks()
-        )
-        return f"{_open()}<g class='ticks'>{labels}</g></svg>"
-
-    def line(self, found: Comparison | None, place: int) -> str:
-        """One interval as SVG. Inconclusive ones have a hollow mark and no colour."""
-        band = (self._x(1 / (1 + self.margin)), self._x(1 + self.margin))
-        one, middle = self._x(1), HEIGHT / 2
-        parts = [
-            _open(),
-            f"<rect class='band' x='{band[0]:.1f}' y='0' width='{max(1.0, band[1] - band[0]):.1f}' height='{HEIGHT}'/>",
-            f"<path class='one' d='M{one:.1f},0V{HEIGHT}'/>",
-        ]
-        if found is not None and found.ratio is not None:
-            decided = found.low is not None and found.verdict is not Verdict.INCONCLUSIVE
-            kind = f"b{place % 6}" if decided else "undecided"
-            if found.low is not None and found.high is not None:
-                start, end = self._x(found.low), self._x(found.high)
-                parts.append(f"<path class='span {kind}' d='M{start:.1f},{middle}H{max(end, start + 1):.1f}'/>")
-            parts.append(self._dot(found.ratio, kind))
-        return "".join((*parts, "</svg>"))
-
-    def _dot(self, ratio: float, kind: str) -> str:
-        x, y = self._x(ratio), HEIGHT / 2
-        if self.low <= ratio <= self.high:
-            return f"<circle class='dot {kind}' cx='{x:.1f}' cy='{y}' r='3.4'/>"
-        tip = 7 if ratio > 1 else -7
-        return f"<path class='dot {kind}' d='M{x:.1f},{y - 4}v8l{tip},-4z'/>"
-
-    def _x(self, ratio: float) -> float:
-        share = (math.log(ratio) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
-        return _PADDING + (WIDTH - 2 * _PADDING) * min(1.0, max(0.0, share))
-
-    def _ticks(self) -> list[float]:
-        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        wanted = [1.0, *sorted((10.0**power for power in decades if power), key=lambda tick: -abs(math.log(tick)))]
-        wanted += [*(factor for factor in _NICE)]
-        chosen: list[float] = []
-        for tick in wanted:
-            if self.low <= tick <= self.high and all(self._apart(tick, other) for other in chosen):
-                chosen.append(tick)
-        return sorted(chosen)
-
-    def _apart(self, one: float, other: float) -> bool:
-        """Whether the labels of two ticks stand side by side with a gap."""
-        letters = len(_tick_label(one)) + len(_tick_label(other))
-        return abs(self._x(one) - self._x(other)) >= _LETTER * letters / 2 + _GAP
-
-
-def forest_of(rows: list[Row], margin: float) -> Forest:
-    """The axis that holds the ratios and intervals of these rows; what lies beyond is drawn at its edge as an arrow."""
-    values = [1 / 1.1, 1.1]
-    for row in rows:
-        for cell in row.cells:
-            found = cell.comparison
-            if found is None:
-                continue
-            # An interval of two blocks can be absurdly wide: the axis follows the ratios and clips such ends.
-            ratio = found.ratio
-            if ratio is not None:
-                values += [ratio, *(min(max(end, ratio / 8), ratio * 8) for end in (found.low, found.high) if end)]
-    spread = (max(values) / min(values)) ** 0.04
-    return Forest(min(values) / spread, max(values) * spread, margin)
-
-
-def _open() -> str:
-    box = f"width='{WIDTH}' height='{HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'"
-    return f"<svg class='forest' {box} aria-hidden='true' focusable='false'>"
-
-
-def _inside(x: float, tick: float) -> float:
-    """Where the middle of a tick's label lies, so that all of it is in the picture."""
-    half = _LETTER * len(_tick_label(tick)) / 2
-    return min(max(x, half), WIDTH - half)
-
-
-def _tick_label(tick: float) -> str:
-    return f"{tick:,.0f}×" if tick >= 100 else f"{tick:.4g}×"
-
-
-_HEIGHT = 200
-_FAR_APART = 8.0
-_MANY_STEPS = 40
-_FEW_STEPS = 16
-_FEWEST_BLOCKS = 3
-_CLOSE = 1.5
+    pass
 
 
 _MOST_ROWS = 16
@@ -163,158 +55,6 @@ def growth_view(row: Row, what: str) -> GrowthView:
     chosen = [every[place] for place in places]
     lines = [(size, [shown(cell.median_at(size)) for cell in row.cells]) for size in chosen]
     return GrowthView(what, [cell.backend for cell in row.cells], lines)
-
-
-def growth_sentence(row: Row, what: str, compared: str) -> str:
-    """What a growing metric was at the largest size that all reached, and what is compared of it."""
-    size = max(set.intersection(*(set(cell.sizes) for cell in row.cells)), default=None)
-    if size is None:
-        return f"No number of {what} was measured on every backend."
-    at = [(cell.backend.label, cell.median_at(size)) for cell in row.cells]
-    values = ", ".join(f"{label} {format_value(value, row.metric.unit)}" for label, value in at if value is not None)
-    most = all(cell.sizes[-1] == size for cell in row.cells)
-    sentence = f"With {size:,} {what} ({'the most measured' if most else 'the most that all reached'}): {values}."
-    if not compared:
-        return sentence
-    return f"{sentence} {compared}" if row.size is not None else f"{sentence} Over all sizes: {compared}"
-
-
-def growth_chart(row: Row, what: str, identifier: str) -> Chart:
-    """A metric over the number of ``what``: each value as a point, the medians as a line a backend."""
-    import altair as alt
-
-    values = np.concatenate([cell.points.iterations for cell in row.cells])
-    steps = np.concatenate([cell.points.iteration_numbers for cell in row.cells])
-    positive = values[values > 0]
-    typical = float(np.median(positive)) if len(positive) else 0.0
-    scale = display_scale(row.metric.unit, typical)
-    log = len(positive) == len(values) > 0 and values.max() / values.min() > _FAR_APART
-    better = "lower" if row.metric.direction is Direction.LOWER else "higher"
-    title = f"{scale.unit}{', log scale' if log else ''} ({better} is better)"
-    y_scale = alt.Scale(type="log") if log else alt.Scale(zero=True, nice=True)
-    y = alt.Y("v:Q", title=title, scale=y_scale, axis=alt.Axis(tickCount=5, format=",~f"))
-    wide = steps.min() > 0 and steps.max() > _MANY_STEPS
-    x_title = f"{what}{', log scale' if wide else ''}"
-    x = alt.X(
-        "x:Q",
-        title=x_title,
-        scale=alt.Scale(type="log" if wide else "linear", nice=False),
-        axis=_whole_axis(np.unique(steps)),
-    )
-    data: dict[str, Rows] = {"points": [], "medians": []}
-    for cell in row.cells:
-        data["points"].extend(_thinned_steps(cell, scale.factor))
-        numbers, value = cell.points.iteration_numbers, cell.points.iterations
-        data["medians"].extend(
-            {
-                "b": short_label(cell.backend),
-                "x": int(step),
-                "v": rounded(float(np.median(value[numbers == step])) / scale.factor),
-            }
-            for step in _some(np.unique(numbers))
-        )
-    return _drawn(row.cells, x, y, data, scale.unit, identifier)
-
-
-def block_chart(row: Row, margin: float, identifier: str) -> tuple[str, str, Chart] | None:
-    """The ratio of each block in the order of time, with the words above and instead; None if there are too few."""
-    import altair as alt
-
-    ratios = _block_ratios(row)
-    if not ratios:
-        return None
-    all_values = [value for _, by_block in ratios for value in by_block.values()]
-    close = max(all_values) / min(all_values) <= _CLOSE
-    rows: Rows = []
-    for cell, by_block in ratios:
-        whole = 1.0 if close or cell.comparison is None or not cell.comparison.ratio else cell.comparison.ratio
-        label = short_label(cell.backend)
-        rows += [{"b": label, "x": block + 1, "v": rounded(ratio / whole)} for block, ratio in by_block.items()]
-    values = [row["v"] for row in rows]
-    ends = [min([*values, 1 / (1 + margin)]) / 1.005, max([*values, 1 + margin]) * 1.005]
-    title = "ratio" if close else "of its own ratio"
-    form = ".3~f" if close else "~%"
-    y = alt.Y("v:Q", title=title, scale=alt.Scale(domain=ends, zero=False), axis=alt.Axis(tickCount=5, format=form))
-    x = alt.X(
-        "x:Q",
-        title="block",
-        scale=alt.Scale(nice=False, padding=12),
-        axis=_whole_axis(sorted({row["x"] for row in rows})),
-    )
-    words = "Ratio of each block, in the order of time" if close else "Ratio of each block around the ratio of all"
-    line: dict[str, Any] = {"color": "var(--rule)", "aria": False}
-    data: dict[str, Rows] = {"points": rows, "medians": rows, "one": [{"v": 1.0}]}
-    one = named("one").mark_rule(**line).encode(y=alt.Y("v:Q", scale=alt.Scale(domain=ends)))
-    told = []
-    for cell, found in ratios:
-        low, high = (format_value(end(found.values()), Unit.RATIO) for end in (min, max))
-        told.append(f"{cell.backend.label} from {low} to {high}")
-    chart = _drawn([cell for cell, _ in ratios], x, y, data, "ratio", identifier, below=one)
-    return words, f"{words}. {'; '.join(told)}.", chart
-
-
-def _block_ratios(row: Row) -> list[tuple[CellResult, dict[int, float]]]:
-    base = row.base.blocks if row.base is not None else None
-    if base is None or len(base.blocks) < _FEWEST_BLOCKS or base.values.min() <= 0:
-        return []
-    baseline = dict(zip(base.blocks.tolist(), base.values.tolist(), strict=True))
-    found = []
-    for cell in row.cells:
-        own = cell.blocks
-        if cell.backend.is_baseline or cell.comparison is None or cell.comparison.ratio is None:
-            continue
-        ratios = {
-            block: value / baseline[block]
-            for block, value in zip(own.blocks.tolist(), own.values.tolist(), strict=True)
-            if block in baseline
-        }
-        if len(ratios) >= _FEWEST_BLOCKS:
-            found.append((cell, ratios))
-    return found
-
-
-def _drawn(
-    cells: list[CellResult],
-    x: "alt.X",
-    y: "alt.Y",
-    data: dict[str, Rows],
-    unit: str,
-    identifier: str,
-    *,
-    below: Any = None,
-) -> Chart:
-    import altair as alt
-
-    look = look_of([cell.backend for cell in cells], named_above=True)
-    tooltip = [alt.Tooltip("b:N", title="backend"), alt.Tooltip("x:Q", title="at"), alt.Tooltip("v:Q", title=unit)]
-    lines = named("medians").mark_line(strokeWidth=1.5, aria=False).encode(x=x, y=y, color=look["color"])
-    mark: dict[str, Any] = {"filled": True, "size": 36, "opacity": 0.75, "aria": False}
-    points = named("points").mark_point(**mark).encode(x=x, y=y, **look, tooltip=tooltip)
-    layers = [lines, points] if below is None else [below, lines, points]
-    chart = alt.layer(*layers).properties(width="container", height=_HEIGHT)
-    return finished(chart, data, identifier)
-
-
-def _whole_axis(steps: Any) -> "alt.Axis":
-    """An axis of whole numbers: named at each of them if they are few."""
-    import altair as alt
-
-    values: Any = [int(step) for step in steps] if len(steps) <= _FEW_STEPS else alt.Undefined
-    return alt.Axis(format=",d", grid=False, labelOverlap="greedy", values=values)
-
-
-def _thinned_steps(cell: CellResult, factor: float) -> Rows:
-    every = max(1, math.ceil(len(cell.points.iterations) / MOST_POINTS))
-    numbers, values = cell.points.iteration_numbers[::every].tolist(), cell.points.iterations[::every].tolist()
-    label = short_label(cell.backend)
-    return [{"b": label, "x": x, "v": rounded(value / factor)} for x, value in zip(numbers, values, strict=True)]
-
-
-def _some(steps: Any) -> Any:
-    """At most as many steps as can be told apart, the first and the last among them."""
-    if len(steps) <= MOST_POINTS:
-        return steps
-    return steps[np.unique(np.linspace(0, len(steps) - 1, MOST_POINTS).round().astype(int))]
 
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -429,7 +169,12 @@ def _chart(found: list[tuple[MeasuredBackend, list[float | None]]], unit: Unit, 
     ]
     look = look_of([backend for backend, _ in found], named_above=True)
     position = {
-        "x": alt.X("p:O", title="of all that was counted", sort=[_percent(one) for one in QUANTILES]),
+        "x": alt.X(
+            "p:O",
+            title="of all operations",
+            sort=[_percent(one) for one in QUANTILES],
+            axis=alt.Axis(labelAngle=0),
+        ),
         "y": alt.Y("v:Q", title=f"{scale.unit}, log scale  (↓ better)", scale=alt.Scale(type="log")),
         **look,
     }

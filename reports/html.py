@@ -6,8 +6,6 @@ and figures.
 
 import base64
 import csv
-import datetime as dt
-import functools
 import gzip
 import io
 import json
@@ -23,27 +21,27 @@ import msgspec
 
 from tare.bench.analysis import Analysis, RunResults
 from tare.bench.catalogue import NoteCode
-from tare.bench.readable import one_line, readable
+from tare.bench.readable import readable
 from tare.bench.records import Event, EventKind
 from tare.bench.reporter import Reporter
 from tare.bench.units import format_duration, format_size
-from tare.reports import claims, findings
-from tare.reports.capacity import capacity_view
-from tare.reports.charts import chart_config, short_label
-from tare.reports.density_costs import costs_view
-from tare.reports.drawing import end_drawing, script
-from tare.reports.flags import flags_of
-from tare.reports.instances import TOLERANCE, heat_view, held_lines, phase_view
+from tare.bench.version import tare_version
+from tare.reports import claims, headline
+from tare.reports.blocks import block_views, emulated_tables, instances_view
+from tare.reports.caveats import suite_title
+from tare.reports.doubts import doubts
+from tare.reports.drawing import end_drawing
+from tare.reports.instances import TOLERANCE
+from tare.reports.picture import panel_views
 from tare.reports.published import published_views
+from tare.reports.requirements import requirement_views
 from tare.reports.samples import sample_rows
-from tare.reports.sections import SectionView, section_views
-from tare.reports.wording import noise_sentence, percent, plural
+from tare.reports.wording import percent
 
 if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = Path(__file__).with_name("templates")
-MOST_IN_OPTION = 60
 
 
 class HtmlReporter(Reporter):
@@ -54,33 +52,27 @@ class HtmlReporter(Reporter):
     suffix = ".html"
 
     def write(self, results: RunResults, output: Path) -> None:
-        packed_engine()  # before anything that takes memory: bundling takes more than all the rest
         output.write_text(render_page(results.analysis, output.parent), "utf-8")
 
 
 def render_page(analysis: Analysis, beside: Path | None = None) -> str:
     """The page, to lie in the folder ``beside``: it links to samples that are there."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = _breakable
-    environment.filters["oneline"] = lambda text: one_line(text, MOST_IN_OPTION)
     context = page_context(analysis, beside)
     end_drawing()
-    template = environment.get_template("report.html.j2")
-    return template.render(
-        **context,
-        style=(TEMPLATES / "report.css").read_text("utf-8"),
-        script=(TEMPLATES / "report.js").read_text("utf-8"),
-        engine=packed_engine(),
-        charts=_packed(json.dumps(_specs(context), separators=(",", ":"))),
+    return render_template("report.html.j2", context)
+
+
+def render_template(name: str, context: dict[str, Any]) -> str:
+    """A page from its template, with the style and the script that all pages of runs have."""
+    return (
+        page_environment()
+        .get_template(name)
+        .render(
+            **context,
+            tare_version=tare_version(),
+            style=(TEMPLATES / "report.css").read_text("utf-8"),
+            script=(TEMPLATES / "report.js").read_text("utf-8"),
+        )
     )
 
 
@@ -97,7 +89,6 @@ def page_environment() -> "jinja2.Environment":
         lstrip_blocks=True,
     )
     environment.filters["breakable"] = _breakable
-    environment.filters["oneline"] = lambda text: one_line(text, MOST_IN_OPTION)
     environment.filters["urlpath"] = urllib.parse.quote
     return environment
 
@@ -118,110 +109,50 @@ def _breakable(name: str) -> object:
     return Markup(re.sub(r"([._])", r"\1<wbr>", escaped))  # noqa: S704 - escaped, then only <wbr> added
 
 
-def _specs(context: dict[str, Any]) -> dict[str, Any]:
-    subjects = [subject for section in context["sections"] for subject in section.subjects]
-    named = [panel for subject in subjects for row in subject.rows for panel in row.panels]
-    named += [bar for view in (context["phases"], context["costs"]) if view is not None for bar in view.bars]
-    if context["capacity"] is not None:
-        named += [curve for *_, curves in context["capacity"].curves for curve in curves]
-    charts = {one.name: one.chart.spec for one in named}
-    charts |= {tail.chart_name: tail.chart.spec for subject in subjects for tail in subject.tails}
-    places = {short_label(backend): backend.place for backend in context["analysis"].backends}
-    return {"config": chart_config(), "backends": places, "charts": charts}
-
-
-@functools.cache
-def packed_engine() -> str:
-    """What draws the charts in a browser, packed."""
-    return _packed(script())
-
-
 def _packed(text: str) -> str:
     """Compressed, in letters that are safe inside a script element. The browser unpacks it (DecompressionStream)."""
     return base64.b64encode(gzip.compress(text.encode(), compresslevel=9, mtime=0)).decode("ascii")
 
 
-LONGEST_QUESTION = 200
-MOST_FLAGS = 200
-
-
-class FilterView(msgspec.Struct, frozen=True):
-    """What a reader can narrow the page to: backends by place, workloads and parameters by a short key."""
-
-    workloads: dict[str, str]
-    params: dict[str, str]
-    subjects: dict[str, str]
-
-
 def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, Any]:
     """Everything the template needs. ``beside`` is the folder that the page will lie in, if it is known."""
-    sections = section_views(analysis)
-    found = findings.caveats(analysis)
-    flags = flags_of(analysis)
     manifest = analysis.manifest
-    title, description = findings.suite_title(analysis), findings.suite_text(analysis, "description")
-    asks = 0 < len(description) <= LONGEST_QUESTION
+    judged = claims.judge(analysis) if analysis.subjects else []
     return {
-        "title": title,
-        "heading": description if asks else title,
-        "kicker": title if asks else "What isolation costs",
-        "description": "" if asks else description,
-        "question": findings.question(analysis),
-        "findings": findings.findings(analysis),
-        "caveats": [caveat for caveat in found if caveat.weight > 1],
-        "details": [caveat for caveat in found if caveat.weight <= 1],
+        "title": suite_title(analysis),
+        "question": headline.question(analysis),
+        "answer": headline.answer(analysis),
+        "grade": analysis.grade,
+        "fences": headline.fences(analysis),
+        "caveats": headline.top_caveats(analysis),
+        "where": headline.where(analysis),
+        "panels": panel_views(analysis),
+        "requirements": requirement_views(analysis),
+        "blocks": block_views(analysis),
+        "instances": instances_view(analysis),
+        "doubts": doubts(analysis),
+        "emulated": emulated_tables(analysis),
         "analysis": analysis,
         "manifest": manifest,
+        "real": [one for one in analysis.backends if not one.is_fenced],
         "backend_facts": {name: backend.texts for name, backend in manifest.backends.items()},
-        "virtualization": findings.host_virtualization(analysis),
-        "sections": sections,
-        "compared": bool(analysis.comparisons),
-        "leading_rows": [row for section in sections for _, row in section.leading],
-        "noise": noise_sentence(analysis),
-        "own_margins": any(one.margin != analysis.margin for *_, one in analysis.comparisons),
-        "filters": _filters(sections),
-        "phases": phase_view(analysis),
-        "capacity": capacity_view(analysis),
-        "costs": costs_view(analysis),
-        "heat": heat_view(analysis),
-        "held": held_lines(analysis),
-        "tolerance": f"{TOLERANCE:.0%}",
-        "claims": claims.judge(analysis) if analysis.subjects else [],
+        "tolerance": percent(TOLERANCE),
+        "claims": [one for one in judged if any(part.answer is not claims.Answer.ABSENT for part in one.parts)],
+        "claims_absent": [one for one in judged if all(part.answer is claims.Answer.ABSENT for part in one.parts)],
         "published": published_views(analysis),
-        "flags": flags[:MOST_FLAGS],
-        "labels": {backend.name: backend.label for backend in analysis.backends},
-        "flag_count": len(flags),
         "failures": failure_views(analysis),
         "commands": command_views(analysis.run.events),
         "files_beside": _files_beside(analysis, beside),
         "packed_samples": _packed_samples(analysis),
+        "priming": _priming(analysis),
         "envelope": _envelope_lines(analysis),
-        "design": _design_line(analysis),
-        "when": _when(manifest.started_utc, manifest.ended_utc),
         "suite_text": json.dumps(msgspec.to_builtins(manifest.suite), indent=2, ensure_ascii=False),
         "image": _flat(manifest.image),
         "packages": manifest.image.get("packages") or {},
         "margin": percent(analysis.margin),
         "comparisons": len([one for *_, one in analysis.comparisons if one.p_value is not None]),
-        "downgraded": sum(one.verdict is not one.verdict_adjusted for *_, one in analysis.comparisons),
         "sample_count": len(analysis.run.samples),
     }
-
-
-def _filters(sections: list[SectionView]) -> FilterView:
-    """Short keys for what is filtered by: ``subjects`` maps a subject's identifier to all of its keys."""
-    workloads: dict[str, str] = {}
-    params: dict[str, str] = {}
-    subjects = {}
-    for section in sections:
-        for subject in section.subjects:
-            name = section.title if subject.title == "Every metric" else subject.title
-            own = workloads.setdefault(name, f"w{len(workloads)}")
-            given = [params.setdefault(text, f"v{len(params)}") for text in subject.filters]
-            subjects[subject.identifier] = " ".join((own, *given))
-    return FilterView(
-        {key: name for name, key in workloads.items()}, {key: name for name, key in params.items()}, subjects
-    )
 
 
 def _envelope_lines(analysis: Analysis) -> list[tuple[str, str]]:
@@ -248,35 +179,14 @@ def _rates(bytes_per_s: int | None, ops_per_s: int | None) -> str | None:
     return ", ".join(filter(None, (size, count))) or None
 
 
-def _design_line(analysis: Analysis) -> str:
-    samples = analysis.run.samples
-    blocks, instances = len(samples.distinct("block")), len(samples.distinct("instance"))
-    return (
-        f"{plural(blocks, 'block')}, {plural(instances, 'instance')} of "
-        f"{analysis.manifest.planned_instances:,} planned, "
-        f"seed {analysis.manifest.seed}{_priming(analysis)}"
-    )
-
-
 def _priming(analysis: Analysis) -> str:
-    """What was done before the first block, and what of it failed."""
+    """What was done before the first block, and what of it failed; empty where nothing was."""
     notes = [event.details for event in analysis.run.events if event.note_code == NoteCode.PRIMED]
     if not notes:
         return ""
     failed = {f"{key} on {one['backend']}" for one in notes for key in one.get("failed", ())}
     problems = f" (not: {', '.join(sorted(failed))})" if failed else ""
-    return f"; each backend ran each workload once before the first block, unmeasured{problems}"
-
-
-def _when(started: str, ended: str) -> str:
-    """When a run was, and how long it took; as written where that is not a time."""
-    try:
-        first = dt.datetime.fromisoformat(started)
-        text = f"{first:%d %B %Y, %H:%M:%S} UTC".lstrip("0")
-        took = (dt.datetime.fromisoformat(ended) - first).total_seconds() if ended else None
-    except (ValueError, TypeError):
-        return f"{started} {ended}".strip()
-    return text if took is None else f"{text}, {format_duration(took)}"
+    return f"Each backend ran each workload once before the first block, unmeasured{problems}."
 
 
 def _flat(image: Mapping[str, Any]) -> list[tuple[str, str]]:

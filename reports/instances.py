@@ -1,89 +1,15 @@
-"""What experiments about instances show on the page: a start in its parts, limits that held, a victim's slowdown."""
+"""What experiments about instances show on the page: limits that held, a victim's slowdown."""
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
-from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
+from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Subject
 from tare.bench.catalogue import RATIO_PREFIX, Builtin, LimitsMetric
 from tare.bench.model import Envelope
 from tare.bench.stats.comparisons import Interval
-from tare.bench.units import Unit, format_duration, format_value
-from tare.reports.charts import PARTS, PHASES, PartsBar, parts_bar
-from tare.reports.wording import describe, format_estimate, format_value_range
-
-
-class PhaseView(msgspec.Struct, frozen=True):
-    """The start of an instance, backend by backend, and the times behind it.
-
-    ``legend`` holds for each part its name, its strength and its description; ``times`` for each metric its name, its
-    description, and for each bar's backend a value, its interval, and the exact seconds (None if not measured).
-    """
-
-    bars: list[PartsBar]
-    sentence: str
-    legend: list[tuple[str, float, str]]
-    times: list[tuple[str, str, list[tuple[str, str, float | None]]]]
-
-
-def phase_view(analysis: Analysis) -> PhaseView | None:
-    """The start phases of every backend that has all three, or None."""
-    for subject in analysis.subjects:
-        rows = {row.metric.name: row for row in subject.rows}
-        if bars := list(_phase_bars(rows)):
-            drawn = {name for bar in bars for name, *_ in bar.parts}
-            legend = [
-                (name, strength, _lowered(describe(rows[metric].metric)))
-                for metric, name, strength in itertools.chain(*((phase, *PARTS.get(phase[0], ())) for phase in PHASES))
-                if name in drawn
-            ]
-            sentence = "; ".join(f"{bar.backend.label}: {bar.words}" for bar in bars) + "."
-            times = [_phase_times(row, bars) for row in subject.rows if row.metric.unit is Unit.SECOND]
-            return PhaseView(bars, sentence, legend, times)
-    return None
-
-
-def _phase_bars(rows: Mapping[str, Row]) -> Iterator[PartsBar]:
-    strengths = {name: strength for _, name, strength in itertools.chain(PHASES, *PARTS.values())}
-    by_backend: dict[MeasuredBackend, dict[str, float]] = {}
-    for metric, row in rows.items():
-        for cell in row.cells:
-            by_backend.setdefault(cell.backend, {})[metric] = cell.estimate.centre
-    for backend, centres in by_backend.items():
-        if not _are_known(PHASES, centres):
-            continue
-        # A phase gives way to its parts on backends that report all of them.
-        drawn = [PARTS.get(one[0], ()) if _are_known(PARTS.get(one[0], ()), centres) else (one,) for one in PHASES]
-        phases = [(name, centres[metric]) for metric, name, _ in itertools.chain(*drawn)]
-        total = sum(seconds for _, seconds in phases)
-        longest = max(phases, key=lambda phase: phase[1])
-        share = "most of it" if longest[1] > total / 2 else "the longest part"
-        words = f"{format_duration(total)}, {share} {longest[0]} ({format_duration(longest[1])})"
-        yield parts_bar(backend, phases, Unit.SECOND, strengths, f"p{backend.place}", words=words)
-
-
-def _are_known(phases: Sequence[tuple[str, str, float]], centres: Mapping[str, float]) -> bool:
-    """Whether there are such phases, and a time for each: noise can make one negative, and such a bar means nothing."""
-    return bool(phases) and all(centres.get(metric, -1.0) >= 0 for metric, *_ in phases)
-
-
-def _lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _phase_times(row: Row, bars: list[PartsBar]) -> tuple[str, str, list[tuple[str, str, float | None]]]:
-    cells = {cell.backend: cell.estimate for cell in row.cells}
-    times: list[tuple[str, str, float | None]] = []
-    for found in (cells.get(bar.backend) for bar in bars):
-        if found is None:
-            times.append(("–", "", None))
-            continue
-        text = format_estimate(found.centre, found.low, found.high, row.metric.unit)
-        times.append((text, format_value_range(found.low, found.high, row.metric.unit), found.centre))
-    return row.metric.name, describe(row.metric), times
-
+from tare.bench.units import Unit, format_value
 
 TOLERANCE = 0.05
 """A limit that let this share more through still held: kernels count CPU time by periods and memory by batches."""

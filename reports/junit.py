@@ -1,27 +1,30 @@
 """JUnit XML for continuous integration, as Jenkins, GitLab and GitHub's actions read it; Ant's schema, the strictest.
 
-Of a run: a test case for each cell, which is an error if one of its instances failed. A virtual machine that is slower
-than bare metal is a result and no failure. Of a comparison: a test case for each comparison, a failure if the verdict
-is slower (more, for costs) after correction for many comparisons, and skipped if it is inconclusive. A
-level between too few runs has no verdict and is never a failure: what changed on the host is in it.
+The grade is a test case of its own, an error if the run cannot be used. Of a run: a test case for each cell, which is
+an error if one of its instances failed. A virtual machine that is slower than bare metal is a result and no failure. Of
+a comparison: a test case for each comparison that has a ratio, a failure if the verdict is slower (more, for costs)
+after correction for many comparisons, and skipped if this could not be told. A level between too few runs has no
+verdict and is never a failure: what changed on the host is in it.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import junitparser as junit
 import msgspec
 from junitparser.junitparser import FinalResult
 
-from tare.bench.analysis import Analysis, RunResults
+from tare.bench.analysis import Analysis, GradeLevel, RunResults
 from tare.bench.analysis.comparison import Line, LineKind, RunComparison
 from tare.bench.readable import one_line, readable
 from tare.bench.records import Cell, Event, EventKind, Manifest
 from tare.bench.reporter import Reporter
 from tare.bench.stats.comparisons import Verdict
-from tare.reports.compare import notes_of, tally, verdict_of
-from tare.reports.wording import figure_sentence, format_range, format_ratio
+from tare.reports.compare import line_name, notes_of, tally, verdict_of
+from tare.reports.headline import answer, grade_sentence
+from tare.reports.names import names_of
+from tare.reports.wording import figure_sentence, format_change, format_change_range
 
 _NO_TIME = "1970-01-01T00:00:00"
 
@@ -35,13 +38,15 @@ class JUnitReporter(Reporter):
     compares = True
 
     def write(self, results: RunResults, output: Path) -> None:
-        cases = _cases_of_run(results.analysis)
-        _suites(cases, results.run.manifest).write(str(output), pretty=True)
+        cases = [_case_of_grade([results.analysis]), *_cases_of_run(results.analysis)]
+        said = [" ".join(answer(results.analysis))]
+        _suites(cases, results.run.manifest, said).write(str(output), pretty=True)
 
     def write_comparison(self, comparison: RunComparison, output: Path) -> None:
         said = [*(f"confound: {one}" for one in comparison.confounds), *notes_of(comparison)]
         said.insert(0, f"{comparison.second} against {comparison.first}. {tally(comparison)}")
-        cases = map(_case_of_line, comparison.lines)
+        told = [line for line in comparison.lines if line.found.ratio is not None]
+        cases = [_case_of_grade(comparison.analyses), *(_case_of_line(comparison, line) for line in told)]
         _suites(cases, comparison.analyses[0].manifest, said).write(str(output), pretty=True)
 
 
@@ -55,11 +60,23 @@ class _Case(msgspec.Struct, frozen=True):
     outcome: FinalResult | None = None
 
 
+def _case_of_grade(analyses: Sequence[Analysis]) -> _Case:
+    """The grade as a test case: an error where a run cannot be used, as then no other case means anything."""
+    grade = max((analysis.grade for analysis in analyses), key=lambda one: one.level.rank)
+    sentence = grade_sentence(grade)
+    outcome = None
+    if grade.level is GradeLevel.NOT_USABLE:
+        outcome = _outcome(junit.Error, grade.level.value, sentence)
+    return _Case("grade", grade.level.value, 0.0, sentence, outcome)
+
+
 def _cases_of_run(analysis: Analysis) -> list[_Case]:
     failed: dict[str, list[Event]] = {}
     for event in analysis.failures:
         failed.setdefault(event.cell, []).append(event)
     baseline = analysis.baseline.label if analysis.baseline is not None else None
+    names = names_of(analysis)
+    labels = {backend.name: backend.label for backend in analysis.backends}
     cell_of = {event.instance: event.cell for event in analysis.run.events if event.cell}
     seconds = _seconds_by_cell(analysis.run.events)
     said: dict[str, list[str]] = {cell: [] for cell in seconds}
@@ -67,14 +84,18 @@ def _cases_of_run(analysis: Analysis) -> list[_Case]:
         kept = msgspec.structs.replace(row, cells=[cell])
         own = Cell(subject.experiment, subject.workload, subject.params, cell.backend.name).key
         key = cell_of.get(cell.points.instance_names[0], own)
-        said.setdefault(key, []).append(f"{row.metric.name}: {figure_sentence(kept, baseline)}")
+        said.setdefault(key, []).append(
+            f"{names.row(subject, row)} ({row.metric.name}): {figure_sentence(kept, baseline)}"
+        )
     cases = []
     for key in (*said, *(key for key in failed if key not in said)):
         group, _, backend = key.rpartition("/")
         outcome = _failure_of(failed[key]) if key in failed else None
         if outcome is None and not said.get(key):
             outcome = _outcome(junit.Skipped, "no values", "nothing was measured in this cell")
-        cases.append(_Case(group, backend, seconds.get(key, 0.0), "\n".join(said.get(key, [])), outcome))
+        cases.append(
+            _Case(group, labels.get(backend, backend), seconds.get(key, 0.0), "\n".join(said.get(key, [])), outcome)
+        )
     return cases
 
 
@@ -98,19 +119,17 @@ def _seconds_by_cell(events: Iterable[Event]) -> dict[str, float]:
     return seconds
 
 
-def _case_of_line(line: Line) -> _Case:
+def _case_of_line(comparison: RunComparison, line: Line) -> _Case:
     found, word = line.found, verdict_of(line)
-    size = (
-        f"{format_ratio(found.ratio)} ({format_range(found.low, found.high)})" if found.low is not None else found.note
-    )
+    size = f"{format_change(found)} ({format_change_range(found)})" if found.low is not None else found.note
     sentence = f"{word}: {size}, margin {found.margin * 100:g} %, q {found.q_value or 0:.2g}, {found.method}"
     outcome = None
     if found.low is not None and found.note:
         outcome = _outcome(junit.Skipped, "no verdict", f"{found.note}: {size}")
     elif found.verdict_adjusted is Verdict.SLOWER:
-        outcome = _outcome(junit.Failure, word, f"{line.metric.name} is {word}: {size}", sentence)
+        outcome = _outcome(junit.Failure, word, f"{line_name(comparison, line)}: {word}, {size}", sentence)
     elif found.verdict_adjusted is Verdict.INCONCLUSIVE:
-        outcome = _outcome(junit.Skipped, "inconclusive", f"inconclusive: {size}")
+        outcome = _outcome(junit.Skipped, word, f"{word}: {size}")
     name = f"{line.metric.name} on {line.backend}" if line.backend else line.metric.name
     name = f"{line.kind} of {name}" if line.kind is not LineKind.PAIRED else name
     group = "/".join(dict.fromkeys((line.experiment, line.title)))

@@ -1,25 +1,40 @@
-"""Markdown for a pull request: a run's findings, ratios, caveats and claims, or a comparison. GitHub's dialect."""
+"""Markdown for a pull request: a run's answer, grade, measurements and doubts, or a comparison. GitHub's dialect."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tare.bench.analysis import Analysis, RunResults
+from tare.bench.analysis import Analysis, CellResult, GradeLevel, RunResults
 from tare.bench.analysis.comparison import LEVEL_NOTE, Line, LineKind, RunComparison
 from tare.bench.model import Metric
 from tare.bench.readable import one_line
 from tare.bench.reporter import Reporter
-from tare.bench.stats.comparisons import Comparison
-from tare.bench.units import format_value
-from tare.reports import findings
+from tare.bench.stats.comparisons import Comparison, Verdict
+from tare.bench.units import Unit
+from tare.reports.blocks import emulated_tables
+from tare.reports.caveats import suite_title
 from tare.reports.claims import judge
-from tare.reports.compare import format_side, how_compared, notes_of, tally, verdict_of
+from tare.reports.compare import (
+    format_side,
+    grade_of_comparison,
+    how_compared,
+    line_name,
+    notes_of,
+    tally,
+    verdict_of,
+)
+from tare.reports.doubts import doubts
+from tare.reports.headline import answer, fences, grade_sentence, question, top_caveats
+from tare.reports.names import names_of
+from tare.reports.picture import panel_views
+from tare.reports.requirements import AnswerView, requirement_views
 from tare.reports.wording import (
-    format_range,
-    format_ratio,
-    metric_name,
-    noise_sentence,
+    VERDICTS,
+    format_change,
+    format_change_range,
+    format_estimate,
     path_sentence,
+    plural,
     verdict_mark,
     verdict_word,
 )
@@ -35,10 +50,10 @@ _KEPT_LEVELS = "Levels, without a verdict"
 
 
 class MarkdownReporter(Reporter):
-    """Findings, caveats, a table of ratios and the claims as Markdown."""
+    """The answer with its grade and leading measurements, everything else folded."""
 
     name = "markdown"
-    summary = "findings, ratios and caveats for a pull request (Markdown)"
+    summary = "the answer, its grade and all measurements for a pull request (Markdown)"
     suffix = ".md"
     compares = True
 
@@ -58,12 +73,64 @@ def escape(text: str, most: int = _NAME_WIDTH) -> str:
 
 
 def render_markdown(analysis: Analysis) -> str:
-    """The report of a run."""
-    lines = [f"### tare: {escape(findings.suite_title(analysis))}", "", escape(findings.question(analysis), 400), ""]
-    lines += [f"{number}. {escape(text, 600)}" for number, text in enumerate(findings.findings(analysis), start=1)]
-    lines += _listed("To keep in mind", [caveat.text for caveat in findings.caveats(analysis) if caveat.weight > 1])
-    lines += ["", *_ratios(analysis), *_claims(analysis), *_environment(analysis)]
+    """The report of a run: the answer, the leading measurements, and everything else folded."""
+    grade = escape(grade_sentence(analysis.grade), 400)
+    usable = analysis.grade.level is not GradeLevel.NOT_USABLE
+    lines = [f"### tare: {escape(suite_title(analysis))}", "", escape(question(analysis), 400), ""]
+    lines += [f"**{escape(' '.join(answer(analysis)), 800)}**", "", grade if usable else f"**{grade}**"]
+    lines += ["", *_leading(analysis)]
+    lines += [f"> {escape(fence, 400)}" for fence in fences(analysis)]
+    lines += _listed("To keep in mind", top_caveats(analysis))
+    lines += _requirements(analysis)
+    lines += ["", *_ratios(analysis), *_doubts(analysis), *_emulated(analysis)]
+    lines += [*_claims(analysis), *_environment(analysis)]
     return "\n".join(lines) + "\n"
+
+
+def _leading(analysis: Analysis) -> list[str]:
+    """The rows of the first picture."""
+    lines: list[str] = []
+    for panel in panel_views(analysis):
+        rows = [
+            [escape(row.name), escape(row.backend.label), escape(row.said), escape(row.more)]
+            for _, strips in panel.groups
+            for row in strips
+        ]
+        lines += [*_table([escape(panel.title), "backend", "", ""], rows), ""]
+    return lines
+
+
+def _requirements(analysis: Analysis) -> list[str]:
+    rows = [
+        [*map(escape, (one.name, found.backend.label)), f"**{found.standing}**", escape(_likely(found), 400)]
+        for one in requirement_views(analysis)
+        for found in one.answers
+    ]
+    head = ["requirement", "backend", "", ""]
+    return ["", *_folded("What this means for you", _table(head, rows, words=4), is_open=True)] if rows else []
+
+
+def _likely(found: AnswerView) -> str:
+    return f"{found.likely}. {found.more}" if found.likely else found.more
+
+
+def _doubts(analysis: Analysis) -> list[str]:
+    found = [f"- {escape(f'{one.where}: ' if one.where else '')}{escape(one.text, 600)}" for one in doubts(analysis)]
+    return ["", *_folded(f"What could be wrong ({len(found)})", found)] if found else []
+
+
+def _emulated(analysis: Analysis) -> list[str]:
+    """The emulator's figures, folded away and without a verdict."""
+    lines = []
+    base = escape(analysis.baseline.label) if analysis.baseline is not None else "baseline"
+    for backend, found in emulated_tables(analysis):
+        rows = [list(map(escape, (f"{one.subject}: {one.name}", one.value, one.base, one.ratio))) for one in found]
+        table = _table(["measurement", "under emulation", base, "ratio"], rows, words=1)
+        lines += [
+            "",
+            *_folded(f"The emulator's figures: {escape(backend.label)}; no verdict on a virtual machine", table),
+        ]
+    return lines
 
 
 def render_comparison(comparison: RunComparison) -> str:
@@ -73,18 +140,20 @@ def render_comparison(comparison: RunComparison) -> str:
     lines = [
         f"### tare: {second} against {first}",
         "",
+        f"**{escape(grade_of_comparison(comparison), 600)}**",
+        "",
         f"{escape(tally(comparison))}. Ratios are {second} over {first}, {how}; intervals are at 95 %.",
     ]
     lines += _listed("Confounds: these conditions differ and were allowed to", list(map(str, comparison.confounds)))
     lines += _listed("To keep in mind", notes_of(comparison))
-    calm = ("equivalent", "inconclusive")
+    calm = (VERDICTS[Verdict.EQUIVALENT], VERDICTS[Verdict.INCONCLUSIVE])
     with_verdict = [line for line in comparison.lines if line.found.note != LEVEL_NOTE]
     for title, kept in (
         ("Differences", [line for line in with_verdict if verdict_of(line) not in calm]),
         ("No difference found", [line for line in with_verdict if verdict_of(line) in calm]),
         (_KEPT_LEVELS, [line for line in comparison.lines if line.found.note == LEVEL_NOTE]),
     ):
-        table = _compared_table(kept, first, second)
+        table = _compared_table(comparison, kept, first, second)
         lines += ["", *_folded(f"{title} ({len(kept)})", table, is_open=title == "Differences")] if kept else []
     return "\n".join(lines) + "\n"
 
@@ -93,13 +162,12 @@ def _listed(title: str, texts: list[str]) -> list[str]:
     return ["", f"**{title}**", "", *(f"- {escape(text, 600)}" for text in texts)] if texts else []
 
 
-def _compared_table(lines: Sequence[Line], first: str, second: str) -> list[str]:
+def _compared_table(comparison: RunComparison, lines: Sequence[Line], first: str, second: str) -> list[str]:
     has_backends = any(line.backend for line in lines)
-    head = ["metric", *(["backend"] if has_backends else []), first, second, "ratio", "interval", "verdict"]
+    head = ["metric", *(["backend"] if has_backends else []), first, second, "difference", "interval", "verdict"]
     rows = []
     for line in lines:
-        name = metric_name(one_line(line.workload or line.experiment), line.given, one_line(line.metric.name))
-        name += _KIND_NAMES[line.kind]
+        name = f"{line_name(comparison, line)}{_KIND_NAMES[line.kind]}"
         cells = [escape(name), *([escape(line.backend)] if has_backends else [])]
         cells += [escape(format_side(line, side.centre)) for side in (line.first, line.second)]
         rows.append([*cells, *_found(line.metric, line.found)])
@@ -107,29 +175,41 @@ def _compared_table(lines: Sequence[Line], first: str, second: str) -> list[str]
 
 
 def _ratios(analysis: Analysis) -> list[str]:
-    """The workloads' own metrics openly, what the harness measured around them folded away."""
+    """Every measurement, a folded table a subject."""
     if analysis.baseline is None:
         return []
-    own: list[list[str]] = []
-    around: list[list[str]] = []
+    names = names_of(analysis)
+    rows: dict[str, list[list[str]]] = {}
     for subject, row, cell, found in analysis.comparisons:
-        name, unit = metric_name(subject.title, subject.params_line, row.name), row.metric.unit
-        base, value = ("–" if one is None else format_value(one.estimate.centre, unit) for one in (row.base, cell))
-        cells = map(escape, (name, cell.backend.label, base, value))
-        (own if row.is_workload_metric else around).append([*cells, *_found(row.metric, found)])
-    head = ["metric", "backend", escape(analysis.baseline.label), "value", "ratio", "interval", "verdict"]
-    lines = _table(head, own) if own else []
-    return lines + (["", *_folded(f"Around them ({len(around)})", _table(head, around))] if around else [])
+        if cell.backend.is_fenced:
+            continue
+        title = names.subject(subject)
+        if apart := names.told_apart(subject, analysis.subjects):
+            title = f"{title}, {apart}"
+        base, value = ("–" if one is None else format_cell(one, row.metric.unit) for one in (row.base, cell))
+        cells = map(escape, (names.row(subject, row), cell.backend.label, base, value))
+        rows.setdefault(title, []).append([*cells, *_found(row.metric, found)])
+    head = ["measurement", "backend", escape(analysis.baseline.label), "value", "difference", "interval", "verdict"]
+    return [
+        line
+        for title, own in rows.items()
+        for line in ("", *_folded(f"{escape(title)}: {plural(len(own), 'measurement')}", _table(head, own)))
+    ]
+
+
+def format_cell(cell: CellResult, unit: Unit) -> str:
+    """A cell's value in as many digits as its interval supports."""
+    return format_estimate(cell.estimate.centre, cell.estimate.low, cell.estimate.high, unit)
 
 
 def _found(metric: Metric, found: Comparison) -> list[str]:
     if found.low is None or found.note:
-        return [format_ratio(found.ratio), format_range(found.low, found.high), escape(found.note, 200)]
+        return [format_change(found), format_change_range(found) or "–", escape(found.note, 200)]
     word = verdict_word(metric, found.verdict_adjusted)
     shown = f"{verdict_mark(word)} **{word}**" if verdict_mark(word) not in ("", "=") else word
     if found.verdict is not found.verdict_adjusted:
-        shown += f" ({verdict_word(metric, found.verdict)} before correction)"
-    return [format_ratio(found.ratio), format_range(found.low, found.high), shown]
+        shown += f" ({verdict_word(metric, found.verdict)} alone)"
+    return [format_change(found), format_change_range(found), shown]
 
 
 def _claims(analysis: Analysis) -> list[str]:
@@ -145,8 +225,7 @@ def _environment(analysis: Analysis) -> list[str]:
     paths = dict.fromkeys(path_sentence(subject, manifest, analysis.backends) for subject in analysis.subjects)
     about += [escape(path.removesuffix("."), 600) for path in paths if path]
     about += [f"image {escape(str(manifest.image.get('digest', '?'))[:19])}", f"tare {escape(manifest.tare_version)}"]
-    noise = escape(noise_sentence(analysis), 400)
-    shown = f"{'; '.join(about)}{f'; margin {margin}' if margin else ''}; 95 % intervals. {noise}".strip()
+    shown = f"{'; '.join(about)}{f'; margin {margin}' if margin else ''}; 95 % intervals."
     return ["", f"<sub>{shown}</sub>"]
 
 

@@ -100,6 +100,10 @@ class Names:
             for name in order
         ]
 
+    def params_line(self, experiment: str, workload: str, params: Mapping[str, object]) -> str:
+        """The same on one line."""
+        return ", ".join(f"{title} {value}" for title, value in self.params_of(experiment, workload, params))
+
     def told_apart(self, subject: Subject, subjects: list[Subject]) -> str:
         """The parameters by which a subject differs from others of its kind, in words; empty for the only one."""
         alike = [one for one in subjects if (one.experiment, one.workload) == (subject.experiment, subject.workload)]

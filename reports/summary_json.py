@@ -8,13 +8,21 @@ import msgspec
 
 from tare.bench.analysis import Analysis, CellResult, Row, RunResults, Subject
 from tare.bench.analysis.comparison import RunComparison
+from tare.bench.analysis.estimates import host_virtualization
+from tare.bench.analysis.requirements import Judged, judge_requirements
 from tare.bench.reporter import Reporter
-from tare.reports import findings
+from tare.reports import headline
+from tare.reports.caveats import caveats, suite_title
 from tare.reports.claims import judge
-from tare.reports.compare import notes_of, tally
+from tare.reports.compare import grade_of_comparison, notes_of, tally
+from tare.reports.doubts import doubts
 from tare.reports.flags import flags_of
+from tare.reports.names import Names, names_of
+from tare.reports.picture import key_of
+from tare.reports.requirements import requirement_name
 
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2
+"""Rises when something in the form changes its meaning or goes; ``docs/json-report.schema.json`` describes this one."""
 
 
 class JsonReporter(Reporter):
@@ -39,6 +47,8 @@ class JsonReporter(Reporter):
             "confounds": msgspec.to_builtins(comparison.confounds),
             "notes": notes_of(comparison),
             "tally": tally(comparison),
+            "grade": grade_of_comparison(comparison),
+            "grades": {one.manifest.run: msgspec.to_builtins(one.grade) for one in comparison.analyses},
         }
         _dump(output, {"summary_version": SUMMARY_VERSION, **said})
 
@@ -49,31 +59,36 @@ def _dump(output: Path, content: dict[str, Any]) -> None:
 
 def summary_of(analysis: Analysis) -> dict[str, Any]:
     """The object: values in base units, ratios as backend over baseline, None for what does not exist."""
-    run, manifest = analysis.run, analysis.manifest
+    run, manifest, names = analysis.run, analysis.manifest, names_of(analysis)
     return {
         "summary_version": SUMMARY_VERSION,
         "run": manifest.run,
         "directory": str(run.path),
-        "suite": findings.suite_title(analysis),
+        "suite": suite_title(analysis),
         "status": str(manifest.status),
         "seed": manifest.seed,
         "started_utc": manifest.started_utc,
         "ended_utc": manifest.ended_utc,
         "host": {fact.name: fact.text for fact in manifest.host},
-        "host_virtualization": findings.host_virtualization(analysis),
+        "host_virtualization": host_virtualization(manifest),
         "baseline": analysis.baseline.name if analysis.baseline is not None else None,
         "margin": analysis.margin,
         "backends": {
             backend.name: {
                 "label": backend.label,
+                "emulated_apart": backend.is_fenced,
                 "facts": manifest.backends[backend.name].texts if backend.name in manifest.backends else {},
                 "available": backend.name not in manifest.unavailable,
             }
             for backend in analysis.backends
         },
-        "findings": findings.findings(analysis),
-        "caveats": msgspec.to_builtins(findings.caveats(analysis)),
-        "results": [_result(*place) for place in analysis.cells],
+        "headline": headline.headline(analysis),
+        "grade": msgspec.to_builtins(analysis.grade),
+        "not_measured": headline.fences(analysis),
+        "requirements": [_requirement(names, one) for one in judge_requirements(analysis)],
+        "caveats": msgspec.to_builtins(caveats(analysis)),
+        "doubts": msgspec.to_builtins(doubts(analysis)),
+        "results": [_result(names, *place) for place in analysis.cells],
         "noise": msgspec.to_builtins(analysis.noise),
         "claims": msgspec.to_builtins(judge(analysis)),
         "flags": msgspec.to_builtins(flags_of(analysis)),
@@ -85,12 +100,14 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _result(subject: Subject, row: Row, cell: CellResult) -> dict[str, Any]:
+def _result(names: Names, subject: Subject, row: Row, cell: CellResult) -> dict[str, Any]:
     return {
         "experiment": subject.experiment,
         "workload": subject.workload,
         "params": dict(subject.params),
+        "key": key_of(subject, row, cell),
         "metric": row.metric.name,
+        "name": names.row(subject, row),
         "size": row.size,
         "unit": str(row.metric.unit),
         "direction": str(row.metric.direction),
@@ -108,4 +125,25 @@ def _result(subject: Subject, row: Row, cell: CellResult) -> dict[str, Any]:
         "precision": msgspec.to_builtins(cell.precision),
         "noise_floor": msgspec.to_builtins(row.noise_floor),
         "comparison": msgspec.to_builtins(cell.comparison),
+    }
+
+
+def _requirement(names: Names, judged: Judged) -> dict[str, Any]:
+    """A requirement with its answers; ``value``, ``low`` and ``high`` are in the requirement's unit."""
+    return {
+        **msgspec.to_builtins(judged.requirement),
+        "name": requirement_name(names, judged),
+        "answers": [
+            {
+                "backend": one.backend.name,
+                "standing": one.standing.value,
+                "probability": one.probability,
+                "value": one.value,
+                "low": one.low,
+                "high": one.high,
+                "settling": msgspec.to_builtins(one.settling),
+                "why": one.why,
+            }
+            for one in judged.judgements
+        ],
     }

@@ -1,4 +1,4 @@
-"""The report for a terminal: the same ratios, intervals, verdicts and caveats as the page."""
+"""The report for a terminal: the answer in one screen, and the whole report in text."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,100 +8,157 @@ from rich.console import Console, ConsoleOptions, Group, JustifyMethod, Renderab
 from rich.table import Table
 from rich.text import Text
 
-from tare.bench.analysis import Analysis, CellResult, Row, RunResults
+from tare.bench.analysis import Analysis, CellResult, GradeLevel, Row, RunResults, Subject
 from tare.bench.analysis.comparison import RunComparison
 from tare.bench.readable import one_line, readable
 from tare.bench.reporter import Reporter
-from tare.bench.units import format_value
-from tare.reports import findings
+from tare.bench.units import Unit
+from tare.reports.blocks import emulated_tables
 from tare.reports.claims import Answer, judge
 from tare.reports.compare import render_comparison, verdict_text
-from tare.reports.flags import flags_of
+from tare.reports.doubts import doubts
+from tare.reports.headline import answer, fences, grade_sentence, question, top_caveats, where
 from tare.reports.html import failure_views
+from tare.reports.names import Names, names_of
+from tare.reports.picture import PanelView, panel_views
+from tare.reports.requirements import requirement_views
 from tare.reports.wording import (
-    format_range,
-    format_ratio,
+    format_change,
+    format_change_range,
+    format_estimate,
     format_value_range,
-    noise_sentence,
     path_sentence,
 )
 
 FILE_WIDTH = 120
 _WEIGHTS = {3: "bold", 2: "", 1: "dim"}
-"""Styles of caveats by weight."""
-MOST_FLAGS = 8
+"""Styles of doubts by weight."""
+MOST_DOUBTS = 16
 UNCORRECTED = "†"
-NARROW = 14
+NARROW = 15
 NOTED = frozenset({"95 % interval", "verdict"})
 """Columns with notes in them: so wide that an interval or a verdict is on one line, not every note."""
+SCREEN_WIDTH = 80
+SCREEN_LINES = 22
+"""A terminal has 24: the path of the report and the prompt follow."""
 
 
 class TextReporter(Reporter):
-    """Findings, caveats and the table of ratios as plain text."""
+    """The whole report as plain text."""
 
     name = "text"
-    summary = "findings, caveats and ratios as plain text"
+    summary = "the answer, every measurement and every doubt as plain text"
     suffix = ".txt"
     compares = True
 
     def write(self, results: RunResults, output: Path) -> None:
-        self._print_to(output, render_text(results.analysis))
+        _print_to(output, render_text(results.analysis), self.width)
 
     def write_comparison(self, comparison: RunComparison, output: Path) -> None:
-        self._print_to(output, render_comparison(comparison))
+        _print_to(output, render_comparison(comparison), self.width)
 
-    def _print_to(self, output: Path, content: RenderableType) -> None:
-        with output.open("w", encoding="utf-8") as file:
-            Console(file=file, width=self.width or FILE_WIDTH, color_system=None).print(content)
+
+class AnswerReporter(Reporter):
+    """What fits on one screen: what a run shows when it has ended."""
+
+    name = "answer"
+    summary = "the answer in one screen: headline, grade, leading measurements"
+    suffix = ".txt"
+
+    def write(self, results: RunResults, output: Path) -> None:
+        _print_to(output, render_answer(results.analysis), self.width)
+
+
+def _print_to(output: Path, content: RenderableType, width: int | None) -> None:
+    with output.open("w", encoding="utf-8") as file:
+        Console(file=file, width=width or FILE_WIDTH, color_system=None).print(content)
+
+
+def render_answer(analysis: Analysis) -> RenderableType:
+    """The answer as something rich can print, in at most ``SCREEN_LINES`` lines of 80 columns."""
+    style = "bold red" if analysis.grade.level is GradeLevel.NOT_USABLE else ""
+    parts: list[RenderableType] = [
+        Text(" ".join(answer(analysis)), style="bold"),
+        Text(grade_sentence(analysis.grade), style=style),
+        Text(),
+        *(_panel(panel) for panel in panel_views(analysis)),
+        *(Text(fence, style="dim") for fence in fences(analysis)),
+    ]
+    return Group(*parts)
+
+
+def _panel(panel: PanelView) -> Table:
+    """The rows of a picture as a table."""
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="dim", padding=(0, 1), title_justify="left")
+    for name in (f"{panel.title} ({panel.note})", "", ""):
+        table.add_column(name, overflow="fold", justify="left")
+    rows = [(backend, row) for backend, strips in panel.groups for row in strips]
+    most = max(3, SCREEN_LINES // 2 - 3)
+    for backend, row in rows[:most]:
+        several = backend is not None and len(panel.groups) > 1
+        name = f"{row.name}, {row.backend.label}" if several else row.name
+        table.add_row(one_line(name, 60), Text(row.said, style="dim" if row.is_open else "bold"), row.more)
+    if len(rows) > most:
+        table.add_row(f"and {len(rows) - most} more, in the report", "", "")
+    return table
 
 
 def render_text(analysis: Analysis) -> RenderableType:
     """The report of a run as something rich can print."""
-    tables = _ratio_tables(analysis) if analysis.subjects else ()
-    return Group(*_opening(analysis), *tables, *_failures(analysis), *_flags(analysis), *_claims(analysis))
+    tables = _tables(analysis) if analysis.subjects else ()
+    parts: list[RenderableType] = [Text(question(analysis), style="dim"), render_answer(analysis), Text()]
+    parts += [Text(f"- {text}") for text in top_caveats(analysis)]
+    parts += [Text(where(analysis), style="dim"), Text()]
+    return Group(
+        *parts,
+        *_requirements(analysis),
+        *tables,
+        *_doubts(analysis),
+        *_failures(analysis),
+        *_emulated(analysis),
+        *_claims(analysis),
+    )
 
 
-def _opening(analysis: Analysis) -> list[RenderableType]:
-    manifest = analysis.manifest
-    virtual = findings.host_virtualization(analysis)
-    host = readable(manifest.host_summary) + (f", itself a virtual machine ({readable(virtual)})" if virtual else "")
-    parts: list[RenderableType] = [
-        Text(one_line(findings.suite_title(analysis), 100), style="bold"),
-        Text(findings.question(analysis)),
-        Text(host, style="dim"),
-        Text(),
-    ]
-    parts.extend(Text(f"{number}. {text}") for number, text in enumerate(findings.findings(analysis), start=1))
-    if caveats := findings.caveats(analysis):
-        parts += [Text(), Text("To keep in mind", style="bold")]
-        parts.extend(Text(f"- {readable(one.text)}", style=_WEIGHTS[one.weight]) for one in caveats)
-    if noise := noise_sentence(analysis):
-        parts += [Text(), Text("Noise floor", style="bold"), Text(readable(noise))]
-    return [*parts, Text()]
+def _requirements(analysis: Analysis) -> Iterator[RenderableType]:
+    views = [one for one in requirement_views(analysis) if one.answers]
+    if not views:
+        return
+    yield Text("What this means for you", style="bold")
+    for one in views:
+        for found in one.answers:
+            likely = f" ({found.likely})" if found.likely else ""
+            words = f"- {one.name}: {one_line(found.backend.label)} {found.standing}{likely}. {found.more}"
+            yield Text(words.strip())
+    yield Text()
 
 
-def _ratio_tables(analysis: Analysis) -> Iterator[RenderableType]:
+def _tables(analysis: Analysis) -> Iterator[RenderableType]:
     """A table a subject, all with the same columns, so that the eye can go down them."""
+    names = names_of(analysis)
     baseline = analysis.baseline if analysis.comparisons else None
     make = _values if baseline is None else _compared
-    subjects = [(subject, [line for row in subject.rows for line in make(row)]) for subject in analysis.subjects]
-    names = (
+    shown = [
+        (subject, [line for row in subject.rows for line in make(names, subject, row)]) for subject in analysis.subjects
+    ]
+    columns = (
         ("", "backend", "value", "95 % interval")
         if baseline is None
-        else ("", one_line(baseline.label, 24), "backend", "value", "ratio", "95 % interval", "verdict")
+        else ("", one_line(baseline.label, 24), "backend", "value", "difference", "95 % interval", "verdict")
     )
     widths = [
-        max([len(name), *(cell_len(line[place].plain) for _, lines in subjects for line in lines if place < len(line))])
-        for place, name in enumerate(names)
+        max([len(name), *(cell_len(line[place].plain) for _, lines in shown for line in lines if place < len(line))])
+        for place, name in enumerate(columns)
     ]
-    for subject, lines in subjects:
-        yield Text.assemble((subject.title, "bold"), f"  {subject.params_line}" if subject.params else "")
+    for subject, lines in shown:
+        params = ", ".join(f"{name} {value}" for name, value in names.params(subject))
+        yield Text.assemble((names.subject(subject), "bold"), f"  {params}" if params else "")
         if path := path_sentence(subject, analysis.manifest, analysis.backends):
             yield Text(path, style="dim")
-        yield _Lines(names, widths, lines)
+        yield _Lines(columns, widths, lines)
         yield Text()
-    if any(UNCORRECTED in line[-1].plain for _, lines in subjects for line in lines):
-        yield Text(f"{UNCORRECTED} not after correction for many comparisons", style="dim")
+    if any(UNCORRECTED in line[-1].plain for _, lines in shown for line in lines):
+        yield Text(f"{UNCORRECTED} differs alone, not among so many comparisons", style="dim")
         yield Text()
 
 
@@ -116,16 +173,17 @@ class _Lines:
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         """What rich asks for, once it knows the width."""
         names, lines = self._names, self._lines
-        widths = [min(width, NARROW if name in NOTED else 40) for name, width in zip(names, self._widths, strict=True)]
+        widths = [min(width, NARROW if name in NOTED else 44) for name, width in zip(names, self._widths, strict=True)]
         if sum(widths) + 2 * len(widths) > options.max_width:
             backend = names.index("backend")
             names = (names[0], *names[backend + 1 :])
-            widths = [0, *widths[backend + 1 :]]
+            widths = [0, *(widths[backend + 1 :] if options.max_width >= SCREEN_WIDTH else [0, 0, 0, 0])]
             lines = [line for given in lines for line in _stack(given, backend)]
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
         for name, width in zip(names, widths, strict=True):
             justify: JustifyMethod = "left" if name in ("", "verdict", "backend") else "right"
-            table.add_column(name, justify=justify, min_width=width, overflow="fold")
+            keeps = name == "verdict" and options.max_width < SCREEN_WIDTH
+            table.add_column(name, justify=justify, min_width=width, overflow="fold", no_wrap=keeps)
         for line in lines:
             table.add_row(*line)
         yield table
@@ -139,11 +197,11 @@ def _stack(line: list[Text], backend: int) -> Iterator[list[Text]]:
         yield [Text.assemble("   ", line[backend]), *line[backend + 1 :]]
 
 
-def _compared(row: Row) -> list[list[Text]]:
-    name, value = _name(row), "–" if row.base is None else format_value(row.base.estimate.centre, row.metric.unit)
+def _compared(names: Names, subject: Subject, row: Row) -> list[list[Text]]:
+    name, value = names.row(subject, row), "–" if row.base is None else _value(row.base, row.metric.unit)
     lines = []
     for cell in row.cells:
-        if cell.backend.is_baseline:
+        if cell.backend.is_baseline or cell.backend.is_fenced:
             continue
         found = cell.comparison
         lines.append(
@@ -151,51 +209,50 @@ def _compared(row: Row) -> list[list[Text]]:
                 Text(f"  {name}"),
                 Text(value),
                 *_own(row, cell),
-                Text(format_ratio(found.ratio) if found is not None else "–"),
-                Text(format_range(found.low, found.high) if found is not None else "–"),
+                Text(format_change(found)),
+                Text(format_change_range(found) or "–"),
                 Text("nothing to compare with", style="dim")
                 if found is None
                 else verdict_text(row.metric, found, UNCORRECTED),
             ]
         )
         name = value = ""
-    return lines or [[Text(f"  {name}"), Text(value)]]
+    return lines or ([[Text(f"  {name}"), Text(value)]] if row.base is not None else [])
 
 
-def _values(row: Row) -> list[list[Text]]:
+def _values(names: Names, subject: Subject, row: Row) -> list[list[Text]]:
+    cells = [cell for cell in row.cells if not cell.backend.is_fenced]
     return [
         [
-            Text(f"  {_name(row)}" if place == 0 else ""),
+            Text(f"  {names.row(subject, row)}" if place == 0 else ""),
             *_own(row, cell),
             Text(format_value_range(cell.estimate.low, cell.estimate.high, row.metric.unit)),
         ]
-        for place, cell in enumerate(row.cells)
+        for place, cell in enumerate(cells)
     ]
 
 
-def _name(row: Row) -> str:
-    """Shortened, if at all, before the size that is meant."""
-    return one_line(row.metric.name, 40) + row.name.removeprefix(row.metric.name)
+def _value(cell: CellResult, unit: Unit) -> str:
+    return format_estimate(cell.estimate.centre, cell.estimate.low, cell.estimate.high, unit)
 
 
 def _own(row: Row, cell: CellResult) -> tuple[Text, Text]:
     """The backend, and what was measured on it."""
-    return Text(one_line(cell.backend.label, 24)), Text(format_value(cell.estimate.centre, row.metric.unit))
+    return Text(one_line(cell.backend.label, 24)), Text(_value(cell, row.metric.unit))
 
 
-def _flags(analysis: Analysis) -> list[RenderableType]:
-    """What stood out while cells were measured; the page has them all."""
-    flags = flags_of(analysis)
-    if not flags:
-        return []
-    labels = {backend.name: backend.label for backend in analysis.backends}
-    parts: list[RenderableType] = [Text("What may have disturbed cells", style="bold")]
-    for flag in flags[:MOST_FLAGS]:
-        label = one_line(labels.get(flag.backend, flag.backend), 24)
-        parts.append(Text(f"- {one_line(flag.workload or flag.experiment)} on {label}: {flag.sentence}"))
-    if len(flags) > MOST_FLAGS:
-        parts.append(Text(f"- and {len(flags) - MOST_FLAGS} more, in the page and in the json form"))
-    return [*parts, Text()]
+def _doubts(analysis: Analysis) -> Iterator[RenderableType]:
+    """What could be wrong, the weightiest first; the page has them all."""
+    found = doubts(analysis)
+    if not found:
+        return
+    yield Text("What could be wrong", style="bold")
+    for one in found[:MOST_DOUBTS]:
+        place = f"{one.where}: " if one.where else ""
+        yield Text(f"- {place}{readable(one.text)}", style=_WEIGHTS[one.weight])
+    if len(found) > MOST_DOUBTS:
+        yield Text(f"- and {len(found) - MOST_DOUBTS} more, in the page")
+    yield Text()
 
 
 def _failures(analysis: Analysis) -> list[RenderableType]:
@@ -207,7 +264,21 @@ def _failures(analysis: Analysis) -> list[RenderableType]:
         parts.append(Text(f"- {one_line(view.cell)} ({view.count}×): {readable(view.message)}"))
         evidence = [line for line in readable(view.evidence).strip().splitlines() if line.strip()]
         parts.extend(Text(f"    {line}", style="dim") for line in evidence[-3:])
-    return parts
+    return [*parts, Text()]
+
+
+def _emulated(analysis: Analysis) -> Iterator[RenderableType]:
+    """The emulator's figures, without a verdict."""
+    for backend, lines in emulated_tables(analysis):
+        yield Text(f"The emulator's figures: {backend.label}. They say nothing about a virtual machine.", style="bold")
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        base = analysis.baseline.label if analysis.baseline is not None else "baseline"
+        for name in ("", "under emulation", base, "ratio"):
+            table.add_column(name, justify="left" if not name else "right", overflow="fold")
+        for line in lines:
+            table.add_row(f"  {line.subject}: {line.name}", line.value, line.base, line.ratio)
+        yield table
+        yield Text()
 
 
 _CLAIM_STYLES = {"held": "bold cyan", "did not hold": "bold red"}

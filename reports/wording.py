@@ -3,14 +3,13 @@
 import math
 import re
 
-from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
+from tare.bench.analysis import CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import BootMetric, SteadyMetric
 from tare.bench.model import Category, Direction, Metric
 from tare.bench.network_path import ServerPlace, find_path
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest
 from tare.bench.stats.comparisons import Comparison, Verdict
-from tare.bench.stats.noise import NoiseSource
 from tare.bench.units import Unit, format_value
 
 _WIDE = 0.1
@@ -19,7 +18,16 @@ _NOTHING = 10_000.0
 _TOO_WIDE = "too wide to state"
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
 _COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO, Unit.SHARE, Unit.CPU)
-_MARKS = {"faster": "↑", "slower": "↓", "more": "↑", "less": "↓", "better": "↑", "worse": "↓", "equivalent": "="}
+_MARKS = {"faster": "↑", "slower": "↓", "more": "↑", "less": "↓", "better": "↑", "worse": "↓", "same": "="}
+
+
+VERDICTS = {
+    Verdict.FASTER: "faster",
+    Verdict.SLOWER: "slower",
+    Verdict.EQUIVALENT: "same",
+    Verdict.INCONCLUSIVE: "could not tell",
+}
+"""What people read for a verdict. *Same*: the whole interval lies within the margin."""
 
 
 def format_estimate(centre: float, low: float | None, high: float | None, unit: Unit) -> str:
@@ -64,6 +72,78 @@ def says_nothing(low: float, high: float) -> bool:
     return low > 0 and high > low * _NOTHING
 
 
+def format_change(found: Comparison | None) -> str:
+    """A ratio as a difference: ``−21 %``, ``+1.3 %``, from a factor of two on ``×3.2`` or ``÷6.3``; a dash without."""
+    if found is None or found.ratio is None:
+        return "–"
+    return _change(found.ratio, _decimals(found))
+
+
+def format_change_range(found: Comparison | None) -> str:
+    """The interval of a difference: ``−24 to −19 %``; empty where there is none."""
+    if found is None or found.low is None or found.high is None:
+        return ""
+    if says_nothing(found.low, found.high):
+        return _TOO_WIDE
+    low, high = (_change(end, _decimals(found)) for end in (found.low, found.high))
+    return f"{low.removesuffix(' %') if high.endswith(' %') else low} to {high}"
+
+
+def change_words(metric: Metric, ratio: float, found: Comparison | None = None) -> str:
+    """How a value differs, with its direction: ``21 % slower``, ``3.2 times as much``."""
+    size = max(ratio, 1 / ratio) if ratio > 0 else math.inf
+    worse = (ratio > 1) == (metric.direction is Direction.LOWER)
+    if size >= 2:
+        number = _two_digits(size)
+        if is_cost(metric):
+            return f"{number} times as much" if ratio > 1 else f"{number} times less"
+        return f"{number} times {'slower' if worse else 'faster'}"
+    number = _change(ratio, 0 if found is None else _decimals(found)).lstrip("+−")
+    words = ("more", "less") if is_cost(metric) else ("slower", "faster")
+    return f"{number} {words[ratio < 1 if is_cost(metric) else not worse]}"
+
+
+def longer_words(ratio: float) -> str:
+    """How long something takes, compared with alone: ``3.2 times as long``, ``17 % longer``."""
+    if ratio >= 2:
+        return f"{_two_digits(ratio)} times as long"
+    text = _change(ratio, 0).lstrip("+−")
+    return "as long" if ratio == 1 or text == "0 %" else f"{text} {'longer' if ratio > 1 else 'shorter'}"
+
+
+def format_probability(probability: float) -> str:
+    """A probability for people: ``93 %``, ``over 99 %``, ``under 1 %``."""
+    if probability > 0.99:
+        return "over 99 %"
+    return "under 1 %" if probability < 0.01 else f"{100 * probability:.0f} %"
+
+
+def _decimals(found: Comparison) -> int:
+    """As many decimals of a per cent as the interval supports."""
+    if found.ratio is None or found.low is None or found.high is None:
+        return 0 if found.ratio is None or abs(found.ratio - 1) >= 0.1 else 1
+    half = 50 * (found.high - found.low)
+    return 0 if half >= 1 else 1 if half >= 0.1 else 2
+
+
+def _change(ratio: float, decimals: int) -> str:
+    if ratio >= 2:
+        return f"×{_two_digits(ratio)}"
+    if 0 < ratio <= 0.5:
+        return f"÷{_two_digits(1 / ratio)}"
+    text = f"{100 * abs(ratio - 1):.{decimals}f}"
+    if float(text) == 0:
+        return "0 %"
+    return f"{'+' if ratio > 1 else '−'}{text} %"
+
+
+def _two_digits(value: float) -> str:
+    if not math.isfinite(value):
+        return "∞"
+    rounded = float(f"{value:.1e}")
+    return f"{rounded:,.1f}" if rounded < 10 else f"{rounded:,.0f}"
+
+
 def percent(margin: float) -> str:
     """A margin for people: ``2 %``."""
     return f"{margin * 100:g} %"
@@ -76,9 +156,9 @@ def metric_name(title: str, params: str, metric: str) -> str:
 
 
 def verdict_word(metric: Metric, verdict: Verdict) -> str:
-    """The word for a verdict on this metric: what is a cost is less or more, not faster or slower."""
+    """The word for a verdict on this metric, the same in every form: a cost is less or more, not faster or slower."""
     if verdict not in (Verdict.FASTER, Verdict.SLOWER) or not is_cost(metric):
-        return str(verdict)
+        return VERDICTS[verdict]
     words = ("less", "more") if metric.direction is Direction.LOWER else ("better", "worse")
     return words[verdict is Verdict.SLOWER]
 
@@ -98,42 +178,56 @@ def direction_words(metric: Metric) -> str:
     return "lower is better" if metric.direction is Direction.LOWER else "higher is better"
 
 
-def as_large(metric: Metric) -> str:
-    """The words that follow a ratio of this metric: 8.8× *as long*."""
-    if is_cost(metric):
-        return "as much"
-    return "as long" if metric.unit is Unit.SECOND else "the rate"
-
-
 def describe(metric: Metric) -> str:
     """The metric's description without its full stop."""
     return metric.description.rstrip(". ")
 
 
 def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
-    """What one comparison says, in one sentence without its full stop."""
+    """What one comparison says, in one sentence without its full stop: the same in every form."""
     found = cell.comparison
     label = cell.backend.label
     if found is None:
         return f"{label} is what the others are compared with"
     if found.ratio is None:
         return f"{label}: no ratio to {baseline} ({found.note.removesuffix(': no ratio')})"
-    size = f"{format_ratio_estimate(found)} {as_large(row.metric)} as {baseline}".replace("rate as", "rate of")
-    if found.low is None:
+    if found.low is None or found.high is None:
         which = "in the only block" if found.n_blocks == 1 else f"in {found.n_blocks} blocks with the same reading"
-        return f"{label}: {size} {which} (no interval, no verdict)"
-    interval = f"{percent(found.level)} interval {format_range(found.low, found.high)}"
-    match found.verdict:
+        return f"{label} is {change_words(row.metric, found.ratio)} than {baseline} {which}: no interval, no verdict"
+    match found.verdict_adjusted:
         case Verdict.EQUIVALENT:
-            return f"{label} is equivalent to {baseline} within {percent(found.margin)} ({interval})"
+            return f"{label} does the same as {baseline}, within {percent(found.margin)}"
         case Verdict.INCONCLUSIVE:
-            return f"{label}: inconclusive, {size} ({interval})"
+            return f"{label}: could not tell, {_between(row.metric, found)}"
         case _:
-            return f"{label}: {size} ({interval}), {verdict_word(row.metric, found.verdict)}"
+            verb = "takes" if is_cost(row.metric) else "is"
+            words = change_words(row.metric, found.ratio, found)
+            than = "as" if words.endswith("as much") else "than"
+            return f"{label} {verb} {words} {than} {baseline} ({format_change_range(found)})"
+
+
+def _between(metric: Metric, found: Comparison) -> str:
+    """An interval in words: ``between 18 % slower and 8 % faster``."""
+    low, high = found.low or 0.0, found.high or 0.0
+    if says_nothing(low, high):
+        return "as the interval is too wide to state"
+    ends = (change_words(metric, end, found) for end in (low, high))
+    return " and ".join(ends).join(("between ", ""))
+
+
+def result_sentence(name: str, row: Row, baseline: str | None) -> list[str]:
+    """What one metric says of each backend that is not fenced, a sentence each."""
+    cells = [cell for cell in row.cells if not cell.backend.is_fenced]
+    compared = [cell for cell in cells if cell.comparison is not None]
+    if all(cell.estimate.centre == 0 for cell in cells):
+        return [f"{name}: 0 everywhere."]
+    if baseline is None or not compared:
+        return [f"{name}: {'; '.join(_value_words(cell, row) for cell in cells)}."]
+    return [f"{name}: {comparison_sentence(row, cell, baseline)}." for cell in compared]
 
 
 def figure_sentence(row: Row, baseline: str | None) -> str:
-    """The sentence that a chart supports, and its text alternative."""
+    """What a metric says of all backends, in one line."""
     if all(cell.estimate.centre == 0 for cell in row.cells):
         return "0 on every backend." if len(row.cells) > 1 else f"0 on {row.cells[0].backend.label}."
     compared = [cell for cell in row.cells if cell.comparison is not None]
@@ -147,35 +241,6 @@ def _value_words(cell: CellResult, row: Row) -> str:
     found, unit = cell.estimate, row.metric.unit
     interval = f" (95 % interval {format_value_range(found.low, found.high, unit)})" if found.low is not None else ""
     return f"{cell.backend.label}: {format_estimate(found.centre, found.low, found.high, unit)}{interval}"
-
-
-def noise_sentence(analysis: Analysis) -> str:
-    """What the baseline against itself says of this run; empty where there is nothing to say."""
-    noise = analysis.noise
-    if noise is None or analysis.baseline is None:
-        return ""
-    how = "a second set of instances" if noise.source is NoiseSource.TWIN else "its own blocks, split at random"
-    opening = f"This run compared {analysis.baseline.label} with {how}"
-    if noise.detectable is None:
-        return f"{opening}: too few blocks to say how small a difference this run could have shown."
-    where = one_line(" ".join(part for part in noise.worst or () if part), 80)
-    smallest = f"{opening}: the smallest difference it could show is {_excess(noise.detectable)}"
-    if noise.leading == 1:
-        sentence = f"{smallest} in {where}, the only leading metric with enough blocks"
-    else:
-        sentence = f"{smallest} in a typical leading metric"
-        if noise.detectable_worst is not None:
-            sentence += f", {_excess(noise.detectable_worst)} in the noisiest ({where})"
-    if noise.tested == 0:
-        return f"{sentence}."
-    alarms = len(noise.false_alarms)
-    said = "none of" if alarms == 0 else f"{alarms} of"
-    return f"{sentence}; {said} {plural(noise.tested, 'metric')} came out as different from itself."
-
-
-def _excess(ratio: float) -> str:
-    """How far a ratio above 1 is from it, for people: ``3.1 %``, and as a factor from 2."""
-    return format_ratio(ratio) if ratio >= 2 else f"{float(f'{(ratio - 1) * 100:.2g}'):g} %"
 
 
 def plural(count: int, one: str) -> str:

@@ -28,6 +28,24 @@ def quantities(text: str) -> Counter[str]:
     return found
 
 
+CHANGE = re.compile(r"(?:(?P<sign>[+−]?)(?P<share>\d+(?:\.\d+)?)(?: %)?|(?P<way>[×÷])(?P<factor>[\d,]+(?:\.\d+)?))$")
+
+
+def says_change(text: str, ratio: float) -> bool:
+    """Whether a printed difference (``−21 %``, ``+1.3``, ``×3.2``, ``÷6.3``) is this ratio, rounded."""
+    match = CHANGE.match(text.strip())
+    if match is None:
+        return False
+    if match["share"]:
+        half = 0.5 * 10.0 ** -len(match["share"].partition(".")[2])
+        value = float(match["share"]) * (-1 if match["sign"] == "−" else 1)
+        return abs(100 * (ratio - 1) - value) <= half * 1.01 and 0.5 < ratio < 2
+    digits = match["factor"].replace(",", "")
+    factor = ratio if match["way"] == "×" else 1 / ratio
+    half = 0.05 if "." in digits else 0.5 * 10.0 ** max(len(digits) - 2, 0)
+    return abs(factor - float(digits)) <= half * 1.01 and factor >= 1.95
+
+
 def numbers(text: str) -> tuple[str, ...]:
     """Every number in ``text``, in order."""
     return tuple(_NUMBER.findall(text))
@@ -42,6 +60,9 @@ class Page(HTMLParser):
         self.exact: list[tuple[str, ...]] = []
         """The ``data-csv`` of each row's cells: what the page's tables are downloaded as, in full precision."""
         self.facts: list[tuple[str, str]] = []
+        self.data: list[tuple[str, str, str]] = []
+        """Of each number that the page names: its key in the JSON form, its exact value, and how it is shown."""
+        self._shown: list[str] | None = None
         self.words: list[str] = []
         self.scripts: dict[str, str] = {}
         self._open: list[tuple[str, dict[str, str | None]]] = []
@@ -60,6 +81,8 @@ class Page(HTMLParser):
             self.exact[-1] += (attributes.get("data-csv") or "",)
         if tag in ("td", "th", "dt", "dd"):
             self._cell = []
+        if tag == "data":
+            self._shown = []
         if tag in ("br", "small", "li"):
             self._say(" ")
         if tag not in _VOID:
@@ -68,7 +91,10 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag in _VOID:
             return
-        self._open.pop()
+        _, attributes = self._open.pop()
+        if tag == "data" and self._shown is not None:
+            self.data.append((attributes["data-key"] or "", attributes["value"] or "", "".join(self._shown)))
+            self._shown = None
         if tag in ("td", "th", "dt", "dd") and self._cell is not None:
             text = " ".join("".join(self._cell).split())
             if tag in ("td", "th"):
@@ -91,6 +117,8 @@ class Page(HTMLParser):
 
     def _say(self, text: str) -> None:
         self.words.append(text)
+        if self._shown is not None:
+            self._shown.append(text)
         if self._cell is not None:
             self._cell.append(text)
 

@@ -185,7 +185,7 @@ def _value(cell: CellResult) -> Mark:
 
 
 def _memory_lines(analysis: Analysis) -> Iterator[PanelLine]:
-    """What one more instance takes of the host's memory, of the largest ramp of each kind."""
+    """What one more instance takes of the host's memory, of the largest ramp of each kind; of idle ones first."""
     by_work: dict[str, dict[str, Mark]] = {}
     backends = {one.name: one for one in analysis.backends if not one.is_fenced}
     for result in sorted(analysis.density, key=lambda one: one.cell.population):
@@ -193,7 +193,7 @@ def _memory_lines(analysis: Analysis) -> Iterator[PanelLine]:
         if memory is not None and result.cell.backend in backends:
             mark = Mark(backends[result.cell.backend], memory.per_instance, memory.low, memory.high)
             by_work.setdefault(result.cell.workload, {})[result.cell.backend] = mark
-    for work, marks in by_work.items():
+    for work, marks in sorted(by_work.items(), key=lambda entry: bool(entry[0])):
         subject = next(
             (one for one in analysis.subjects if (one.experiment, one.workload) == (Builtin.DENSITY, work)), None
         )

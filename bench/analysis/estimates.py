@@ -307,13 +307,30 @@ def _backends(run: LoadedRun) -> list[MeasuredBackend]:
     return [
         MeasuredBackend(
             name=name,
-            label=one_line(manifest.backends[name].label if name in manifest.backends else name),
+            label=_label(manifest, name),
             place=first + index,
             is_baseline=name == manifest.baseline,
             is_fenced=name in emulated and not is_the_question,
         )
         for index, name in enumerate(names)
     ]
+
+
+def _label(manifest: Manifest, name: str) -> str:
+    """What people take a backend's label for what it is: no bare metal where the host is itself a virtual machine."""
+    described = manifest.backends.get(name)
+    if described is None:
+        return one_line(name)
+    label = described.label
+    if described.kind is IsolationKind.BARE_METAL:
+        label = label.replace("bare-metal", "bare metal" if host_virtualization(manifest) is None else "host (a VM)")
+    return one_line(label.replace("native (container)", "container (tare)"))
+
+
+def host_virtualization(manifest: Manifest) -> str | None:
+    """What the host itself runs in, or None if it is not known to be a virtual machine."""
+    value = next((fact.text.strip() for fact in manifest.host if fact.name == "virtualization"), "")
+    return None if value.lower().startswith(("none", "unknown")) else value or None
 
 
 def _estimate_subject(

@@ -3,7 +3,8 @@
 A run begins as decision-grade; each concern lowers it to what the concern allows. The rules, all over what was really
 measured (an emulated guest counts only where the suite asks about emulation):
 
-- *not usable*: nothing was measured; the baseline was not; only emulated guests were compared with it; one block of
+- *not usable*: nothing was measured; the baseline was not; only emulated guests were compared with it, or the
+  host itself is emulated; one block of
   everything; other work or steal took more than ``BUSY`` of the envelope's CPU time in a third of the instances, or in
   all of them together; a fifth of the instances failed.
 - *first look*: fewer than ``FEW_BLOCKS`` blocks; fewer than half of the leading metrics answered.
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.disturbance import Disturbance, disturbance_of
 from tare.bench.records import EventKind, RunStatus
 from tare.bench.stats.comparisons import Comparison, Interval, Verdict
@@ -159,20 +161,20 @@ def _concerns(analysis: "Analysis") -> Iterator[Concern]:
         remedy = "see what failed, and run it again"
         yield Concern(GradeLevel.NOT_USABLE, "nothing-measured", "nothing was measured", remedy)
         return
-    yield from _of_load(analysis)
+    load = other_load(analysis)
+    if load is not None:
+        yield from _of_load(load)
     yield from _of_failures(analysis)
     yield from _of_comparison(analysis)
     yield from _of_blocks(analysis)
     yield from _of_answers(analysis)
-
-
-def _of_load(analysis: "Analysis") -> Iterator[Concern]:
-    load = other_load(analysis)
     if load is None:
         reason = "tare could not tell how busy other work kept the CPUs"
         remedy = "add a workload of a second or more to the suite"
         yield Concern(GradeLevel.INDICATIVE, "load-unknown", reason, remedy)
-        return
+
+
+def _of_load(load: Load) -> Iterator[Concern]:
     where = f"other work took {100 * load.share:.0f} % of the measured CPUs' time"
     if load.n_busy:
         where += f", and more than {100 * BUSY:.0f} % during {load.n_busy} of {load.n_instances} instances"
@@ -194,6 +196,9 @@ def _of_failures(analysis: "Analysis") -> Iterator[Concern]:
 
 
 def _of_comparison(analysis: "Analysis") -> Iterator[Concern]:
+    if any(one.code == ConfoundCode.HOST_EMULATED for one in analysis.manifest.confounds):
+        reason = "the host's own processor is emulated: nothing was measured on hardware"
+        yield Concern(GradeLevel.NOT_USABLE, "host-emulated", reason, "run it on a host with a real processor")
     others = [one for one in analysis.backends if not one.is_baseline]
     if analysis.baseline is None:
         reason = f"the baseline, {analysis.manifest.baseline}, was not measured: there is nothing to compare with"
@@ -222,8 +227,9 @@ def _of_blocks(analysis: "Analysis") -> Iterator[Concern]:
         reason = "one block allows no interval and so no verdict"
         yield Concern(GradeLevel.NOT_USABLE, "one-block", reason, remedy)
     elif fewest < FEW_BLOCKS:
-        of_some = " of some measurements" if max(counts) >= FEW_BLOCKS else ""
-        reason = f"only {fewest} {'block' if fewest == 1 else 'blocks'}{of_some}"
+        most = max(counts)
+        reason = f"only {fewest} {'block' if fewest == 1 else 'blocks'}"
+        reason += f" of some measurements, {most} of others" if most > fewest else ""
         yield Concern(GradeLevel.FIRST_LOOK, "few-blocks", reason, remedy)
     elif fewest < ENOUGH_BLOCKS:
         yield Concern(GradeLevel.INDICATIVE, "blocks", f"{fewest} blocks leave wide intervals", remedy)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tare.bench.analysis import RunResults
     from tare.bench.analysis.comparison import ComparisonRequest
 
-_TO_STDOUT = ("text", "json", "markdown")
+_TO_STDOUT = ("answer", "text", "json", "markdown")
 _SAMPLES = ("csv", "parquet")
 """Forms that are tables of samples and no reports."""
 
@@ -51,7 +51,7 @@ def run_command(
     html = result.path / "report.html"
     if report:
         write_report(results, "html", html)
-    write_report(results, "json" if as_json else "text", STDOUT)
+    write_report(results, "json" if as_json else "answer", STDOUT)
     if not as_json:
         _print_ending(console, result, html if report else None)
     return exit_code(result)

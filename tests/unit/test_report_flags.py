@@ -198,7 +198,7 @@ def test_the_text_and_the_json_show_them(run, tmp_path):
     loud = disturbed(run, {2: {"steal_s": 1.0}})
     file = io.StringIO()
     Console(file=file, width=400).print(render_text(analyse(loud)))
-    assert "- sysbench-cpu on native: In 1 of 8 instances the hypervisor above took up to 50.0%" in file.getvalue()
+    assert "- CPU (sysbench), native: In 1 of 8 instances the hypervisor above took up to 50.0%" in file.getvalue()
     (flag,) = json.loads(json.dumps(summary_of(analyse(loud))))["flags"]
     assert (flag["kind"], flag["backend"]) == ("steal", "native")
     assert "disturbed" not in file.getvalue().replace("What may have disturbed cells", "")

@@ -1,7 +1,5 @@
 """Each form of report on each kind of run: it is made, it is complete, and nothing in it acts."""
 
-import base64
-import gzip
 import io
 import itertools
 import json
@@ -21,13 +19,14 @@ from tare.bench.records import RunStatus
 from tare.bench.registry import find_reporters
 from tare.bench.store import load_run
 from tare.bench.units import Unit
-from tare.reports.charts import distribution_charts, parts_bar
-from tare.reports.html import BESIDE, HtmlReporter
+from tare.reports.charts import parts_bar
+from tare.reports.headline import grade_sentence
+from tare.reports.html import BESIDE, HtmlReporter, render_page
 from tare.reports.pyperf_json import PyperfReporter
 from tare.reports.samples import ParquetReporter
 from tare.reports.summary_json import JsonReporter
-from tare.reports.text import TextReporter, render_text
-from tare.reports.wording import format_ratio, verdict_word
+from tare.reports.text import SCREEN_LINES, TextReporter, render_answer, render_text
+from tare.reports.wording import format_change, verdict_word
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=3)
@@ -70,11 +69,6 @@ class Page(HTMLParser):
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
-
-
-def new_name():
-    numbers = itertools.count()
-    return lambda: f"c{next(numbers)}"
 
 
 @pytest.fixture(scope="module")
@@ -132,21 +126,30 @@ def test_page_says_what_matters_first(pages):
     page = Page(pages["normal"])
     text = " ".join(" ".join(page.text).split())
     order = [
-        "What does isolation cost on this host?", "itself a virtual machine (firecracker)", "with its own blocks",
-        "Findings", "To keep in mind", "At a glance", "Start and stop", "Phases of a start", "CPU", "sysbench-cpu",
-        "Harness detail", "Claims", "Method", "Environment", "Confounds", "Flags", "Failures", "Commands", "Raw data",
+        "What does isolation cost on this host?", "Indicative", "5 blocks", "Compared with host (a VM)",
+        "Time to start",
+        "Virtual machine: not measured here", "What this means for you", "What was measured", "What could be wrong",
+        "Appendix", "The emulator", "Claims of the field", "Method", "Environment", "Commands", "Raw data",
     ]  # fmt: skip
-    place = text.index("quickstart", text.index("Skip to the report"))
+    place = text.index("Skip to the report")
     for part in order:
         place = text.index(part, place)
     assert "vm (tcg)" in text
     assert "Kalibera" in text
 
 
-def test_no_colour_and_no_arrow_for_what_is_inconclusive(pages):
+def test_no_colour_and_no_arrow_for_what_could_not_be_told(pages):
     html = pages["normal"]
-    assert '<span class="verdict inconclusive">inconclusive</span>' in html
-    assert "class='dot undecided'" in html
+    assert '<span class="verdict inconclusive">could not tell</span>' in html
+    assert "class='dot open'" in pages["interrupted"]
+
+
+def test_an_emulated_guest_is_in_the_appendix_alone(pages):
+    before, _, after = pages["normal"].partition('id="appendix"')
+    shown = before.replace("vm (tcg): ", "")  # what could be wrong names it
+    assert "vm (tcg)" not in shown.partition('id="doubts"')[0]
+    assert 'id="emulated"' in after
+    assert "verdict" not in after.partition('id="emulated"')[2].partition("</table>")[0].partition("<table")[2]
 
 
 def test_failures_are_on_the_page_with_their_evidence(pages):
@@ -157,61 +160,47 @@ def test_failures_are_on_the_page_with_their_evidence(pages):
 
 def test_interrupted_and_one_block_are_said(pages):
     assert "The run was interrupted" in pages["interrupted"]
-    assert "one block: no interval" in pages["one-block"]
-    assert "there are values, but no ratios and no verdicts" in pages["no-baseline"]
-    assert "Nothing was measured" in pages["empty"]
+    assert "This run cannot be used: one block allows no interval" in pages["one-block"]
+    assert "bare-metal, was not measured" in pages["no-baseline"]
+    assert "This run cannot be used: nothing was measured" in pages["empty"]
 
 
 def test_hostile_names_are_text(pages):
     html = pages["hostile"]
     page = Page(html)
-    # Ours: the three packed texts and the one that draws.
-    assert len(page.all("script")) == 4
+    # Ours: the packed samples and the one that saves.
+    assert len(page.all("script")) == 2
     text = "".join(page.text)
     for name in HOSTILE:
         assert name.replace("\r\n", "\n") in text or " ".join(name.split()) in text
     assert "{{ 7*7 }}" in text
 
 
-def test_embedded_charts_can_be_unpacked(pages):
-    html = pages["hostile"]
-    packed = html.split('id="charts">', 1)[1].split("</script>", 1)[0]
-    specs = json.loads(gzip.decompress(base64.b64decode(packed)))
-    drawn = {attributes["data-chart"] for _, attributes in Page(html).elements if "data-chart" in attributes}
-    assert set(specs["charts"]) == drawn
-
-
 def test_charts_follow_the_schema(runs):
-    analysis = analyse(load_run(runs["normal"]))
-    charts = [chart for row in analysis.subjects[1].rows[:4] for *_, chart in distribution_charts(row, new_name())]
+    backend = analyse(load_run(runs["normal"])).backends[1]
     strengths, phases = {"create": 1.0, "init": 0.5, "ready": 0.2}, [("create", 0.1), ("init", 2.0), ("ready", 0.3)]
-    charts.append(parts_bar(analysis.backends[1], phases, Unit.SECOND, strengths, "y").chart)
-    assert len(charts) > 4  # one of them far enough apart for a second picture
-    for chart in charts:
-        alt.Chart.from_dict({"$schema": alt.SCHEMA_URL, **chart.spec})
-        assert chart.svg.startswith("<svg ")
-        assert "var(--" in chart.svg
+    chart = parts_bar(backend, phases, Unit.SECOND, strengths, "y").chart
+    alt.Chart.from_dict({"$schema": alt.SCHEMA_URL, **chart.spec})
+    assert chart.svg.startswith("<svg ")
+    assert "var(--" in chart.svg
 
 
 def test_many_values_are_thinned_to_what_can_be_seen(tmp_path):
-    run = write_run(tmp_path / "run", replace(SMALL, blocks=2, iterations=2000))
-    row = analyse(load_run(run)).subjects[1].rows[0]
-    for *_, chart in distribution_charts(row, new_name()):
-        assert len(json.dumps(chart.spec)) < 60_000
-        assert len(chart.svg) < 60_000
+    run = write_run(tmp_path / "run", replace(SMALL, blocks=200, iterations=2))
+    assert len(render_page(analyse(load_run(run))).split("<circle")) < 2000
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_text_holds_the_same_ratios_and_caveats(runs, name, tmp_path):
+def test_text_holds_the_same_answer(runs, name, tmp_path):
     TextReporter().write(RunResults(load_run(runs[name])), tmp_path / "report.txt")
     text = (tmp_path / "report.txt").read_text("utf-8")
     assert "\x1b" not in text
-    assert "To keep in mind" in text
+    analysis = analyse(load_run(runs[name]))
+    assert analysis.grade.level.capitalize() in text
+    assert "What could be wrong" in text
     if name == "normal":
-        analysis = analyse(load_run(runs[name]))
         found = next(one for *_, cell, one in analysis.comparisons if cell.backend.name == "vm")
-        assert f"{found.ratio:,.0f}×" in text
-        assert "vm (tcg)" in text
+        assert f"{found.ratio:,.0f}×" in text.partition("The emulator's figures")[2]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
@@ -220,11 +209,25 @@ def test_every_ratio_has_its_whole_verdict_on_any_terminal(runs, width):
     file = io.StringIO()
     Console(file=file, width=width).print(render_text(analyse(run)))
     lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
     for _, row, cell, found in analyse(run).comparisons:
-        if found.low is None:
+        if found.low is None or cell.backend.is_fenced:
             continue
-        ratio, word = format_ratio(found.ratio), verdict_word(row.metric, found.verdict)
-        assert any(ratio in line and word in line for line in lines), (row.metric.name, cell.backend.name)
+        change, word = format_change(found), verdict_word(row.metric, found.verdict_adjusted)
+        assert any(change in line and word in line for line in lines), (row.metric.name, cell.backend.name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_last_screen_is_the_answer_at_80_by_24(runs, name):
+    analysis = analyse(load_run(runs[name]))
+    file = io.StringIO()
+    Console(file=file, width=80).print(render_answer(analysis))
+    lines = file.getvalue().splitlines()
+    assert len(lines) <= SCREEN_LINES
+    text = " ".join(file.getvalue().split())
+    assert " ".join(grade_sentence(analysis.grade).split()) in text
+    if name == "normal":
+        assert "Time to start" in text
 
 
 @pytest.mark.parametrize("name", RECIPES)

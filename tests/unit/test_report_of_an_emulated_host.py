@@ -33,12 +33,12 @@ def reported(run, form):
 
 def test_its_first_screen_names_kvm_nested_on_an_emulated_host(run):
     text = " ".join(reported(run, "text").split())
-    first, _, _ = text.partition("Noise floor")
+    first, _, _ = text.partition("What this means for you")
     assert "vm (kvm)" in first
-    _, _, caveats = first.partition("To keep in mind")
-    assert caveats.startswith(" - This host's own processor is emulated in software (QEMU without KVM (TCG)")
-    assert "the guest is nested: it ran under KVM on a host that is itself a virtual machine" in caveats
-    assert "nothing here was measured on hardware" in caveats
+    assert "Not usable: the host's own processor is emulated" in first
+    assert " - This host's own processor is emulated in software (QEMU without KVM (TCG)" in first
+    assert "the guest is nested: it ran under KVM on a host that is itself a virtual machine" in first
+    assert "nothing here was measured on hardware" in first
 
 
 def test_it_decides_no_claim(run):

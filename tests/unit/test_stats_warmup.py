@@ -13,7 +13,7 @@ from tare.bench.model import Direction
 from tare.bench.stats.comparisons import compare
 from tare.bench.stats.warmup import LEVEL, WarmUp, find_warm_up, shared_warm_up
 from tare.bench.store import load_run
-from tare.reports.findings import caveats
+from tare.reports.caveats import caveats
 from tests.synthetic import QUICK, write_run
 
 NORMAL, HEAVY = np.random.Generator.standard_normal, lambda random, shape: random.standard_t(2, shape)

@@ -15,7 +15,7 @@ from tests.recompute_report import Centre, OfFamily, Recomputed, family_q_values
 from tests.synthetic import QUICK, SUBJECTS, write_run
 from tests.unit.test_stored_runs import unpacked
 from tests.unit.test_written_numbers import prints
-from tests.written import markdown_rows, text_rows
+from tests.written import markdown_rows, says_change, text_rows
 
 RECIPE = replace(QUICK, blocks=6, instances=2, iterations=3, noise=0.01, seed=11)
 SUFFIX = {"json": "json", "markdown": "md", "text": "txt", "table": "txt"}
@@ -93,7 +93,8 @@ def test_two_runs_are_compared_by_welch_over_their_blocks(two, compared):
 
 
 def label_of(run, name):
-    return run.manifest["backends"][name]["label"]
+    """As reports have it: the synthetic host is itself a virtual machine."""
+    return "host (a VM)" if name == "bare-metal" else run.manifest["backends"][name]["label"]
 
 
 @pytest.mark.parametrize("form", ["text", "markdown"])
@@ -107,11 +108,14 @@ def test_every_comparison_is_printed_as_it_rounds(compared, form):
 
 
 def stands_in(cells, expected):
-    texts = [part for cell in cells for part in cell.split("–")]
-    for start in range(len(texts) - len(expected) + 1):
-        chosen = texts[start : start + len(expected)]
-        if all(text.strip()[:1].isdigit() for text in chosen):
-            return all(prints(text, value) for text, value in zip(chosen, expected, strict=True))
+    """Both sides, the difference and its interval, in neighbouring cells."""
+    for start in range(len(cells) - 3):
+        first, second, difference, interval = (cell.strip() for cell in cells[start : start + 4])
+        if not (first[:1].isdigit() and second[:1].isdigit() and " to " in interval):
+            continue
+        changes = [difference, *interval.split(" to ")]
+        told = all(map(says_change, changes, expected[2:]))
+        return told and prints(first, expected[0]) and prints(second, expected[1])
     return False
 
 

@@ -1,0 +1,227 @@
+"""The first screen in words: the answer made from verdicts, the grade, what was not measured, what to keep in mind."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from tare.bench.analysis import Analysis, Grade, GradeLevel, MeasuredBackend
+from tare.bench.analysis.answer import START, AreaAnswer, Outcome, PanelKind, area_answers, panels
+from tare.bench.analysis.estimates import host_virtualization
+from tare.bench.catalogue import ConfoundCode
+from tare.bench.model import Category
+from tare.bench.readable import one_line, readable
+from tare.bench.units import Unit, format_value
+from tare.reports.caveats import caveats, suite_text, suite_title
+from tare.reports.names import plural_of
+from tare.reports.wording import change_words, format_estimate, listed, longer_words
+
+_AREAS = {
+    Category.CPU: "CPU work",
+    Category.MEMORY: "memory access",
+    Category.KERNEL: "system calls",
+    Category.STORAGE: "disk access",
+    Category.NETWORK: "network traffic",
+    Category.APPLICATION: "applications",
+    START: "start",
+}
+_MOST_TOLD_APART = 2
+MOST_CAVEATS = 3
+_SAID_ELSEWHERE = frozenset(
+    {ConfoundCode.EMULATED, "one-block", "few-blocks", "no-baseline", "run-incomplete", "failures"}
+)
+"""Caveats that the grade or the fence says already."""
+
+
+def question(analysis: Analysis) -> str:
+    """What the suite asks, or its name where it asks nothing."""
+    return one_line(suite_text(analysis, "description"), 200) or suite_title(analysis)
+
+
+def headline(analysis: Analysis) -> str:
+    """The answer, from the verdicts that survived the correction for many comparisons."""
+    return " ".join(answer(analysis))
+
+
+def answer(analysis: Analysis) -> list[str]:
+    """The sentences of the answer, the first of them first."""
+    grade = analysis.grade
+    if grade.level is GradeLevel.NOT_USABLE:
+        return [f"This run cannot be used: {grade.reason}."]
+    found = area_answers(analysis)
+    backends = list(dict.fromkeys(one.backend for one in found))
+    if 0 < len(backends) <= _MOST_TOLD_APART:
+        sentences = [_of_backend(analysis, one, [each for each in found if each.backend == one]) for one in backends]
+    else:
+        sentences = list(_by_area(found))
+    sentences += _of_instances(analysis)
+    return sentences or [f"{_measured_alone(analysis)} was measured, with nothing to compare it with."]
+
+
+def grade_sentence(grade: Grade) -> str:
+    """The grade with its reason and what to do, in one line."""
+    return f"{grade.level.value.capitalize()}: {grade.reason}. Remedy: {grade.remedy}."
+
+
+def fences(analysis: Analysis) -> list[str]:
+    """What was not measured though it was asked for, each in one sentence."""
+    emulated = [one for one in analysis.backends if one.is_fenced and one.name in analysis.measured]
+    missing = analysis.manifest.unavailable.items()
+    return [
+        *(["Virtual machine: not measured here; the emulator's figures are in the appendix."] if emulated else []),
+        *(f"{one_line(name)}: not measured here ({one_line(why.reason, 160).rstrip('.')})." for name, why in missing),
+    ]
+
+
+def top_caveats(analysis: Analysis) -> list[str]:
+    """The weightiest caveats that nothing else on the first screen says."""
+    fenced = tuple(f"{backend.label}: " for backend in analysis.backends if backend.is_fenced)
+    found = [one for one in caveats(analysis) if one.weight > 1 and one.code not in _SAID_ELSEWHERE]
+    kept = [one for one in found if not one.text.startswith(fenced)] if fenced else found
+    return [readable(one.text) for one in kept[:MOST_CAVEATS]]
+
+
+def where(analysis: Analysis) -> str:
+    """Host and run in one line."""
+    manifest = analysis.manifest
+    samples = analysis.run.samples
+    blocks, instances = len(samples.distinct("block")), len(samples.distinct("instance"))
+    host = readable(manifest.host_summary)
+    virtual = ", itself a virtual machine" if host_virtualization(manifest) is not None else ""
+    day = one_line(manifest.started_utc[:16].replace("T", " "), 20)
+    return f"{host}{virtual}. Run {one_line(manifest.run, 60)}, {day} UTC: {blocks} blocks, {instances} instances."
+
+
+def _of_backend(analysis: Analysis, backend: MeasuredBackend, found: Sequence[AreaAnswer]) -> str:
+    """One backend in two sentences: what it costs, and what this run could not tell."""
+    name = plural_of(backend, analysis)
+    is_plural = name != backend.label
+    by_outcome: dict[Outcome, list[AreaAnswer]] = {}
+    for one in found:
+        by_outcome.setdefault(one.outcome, []).append(one)
+    clauses = []
+    if same := _names(by_outcome.get(Outcome.SAME, [])):
+        clauses.append(f"{'cost' if is_plural else 'costs'} nothing measurable in {same}")
+    told = [*by_outcome.get(Outcome.WORSE, []), *by_outcome.get(Outcome.BETTER, [])]
+    differing = [_difference(one) for one in told if one.area != START]
+    if differing:
+        clauses.append(f"{'are' if is_plural else 'is'} {listed(differing)}")
+    if starts := [_start(one, is_plural=is_plural) for one in told if one.area == START]:
+        clauses.append(starts[0])
+    unknown = by_outcome.get(Outcome.UNKNOWN, [])
+    doubt = f"{_names(unknown)}: this run could not tell." if unknown else ""
+    doubt = doubt[:1].upper() + doubt[1:]
+    if not clauses:
+        return f"{name}: this run could not tell what {'they cost' if is_plural else 'it costs'}."
+    said = f"{name} {'; they '.join(clauses) if is_plural else ', and '.join(clauses)}."
+    return f"{said} {doubt}".strip()
+
+
+def _names(found: Sequence[AreaAnswer]) -> str:
+    return listed([_area(one) for one in found])
+
+
+def _area(answer: AreaAnswer) -> str:
+    """An area; of an own workload without a category its name."""
+    if answer.area == Category.APPLICATION:
+        return listed(list(dict.fromkeys(told.subject.title for told in answer.told))[:3])
+    return _AREAS.get(answer.area, answer.area)
+
+
+def _difference(answer: AreaAnswer) -> str:
+    """``21 % slower in system calls``; of several measurements the largest that differs, and how many do."""
+    told = answer.first
+    found = told.cell.comparison
+    if found is None or found.ratio is None:
+        raise ValueError("an area that differs has a ratio")
+    words = change_words(told.row.metric, found.ratio, found)
+    if len(answer.told) == 1:
+        return f"{words} in {_area(answer)}"
+    return f"up to {words} in {_area(answer)} ({answer.n_deciding} of {len(answer.told)} measurements)"
+
+
+def _start(answer: AreaAnswer, *, is_plural: bool) -> str:
+    """``start 2.1 ms later``: the difference of the typical starts."""
+    told = answer.first
+    base = told.row.base
+    if base is None:
+        raise ValueError("a start that differs is compared with the baseline's")
+    difference = told.cell.estimate.centre - base.estimate.centre
+    size = format_value(abs(difference), Unit.SECOND)
+    return f"{'start' if is_plural else 'starts'} {size} {'later' if difference > 0 else 'sooner'}"
+
+
+def _by_area(found: Sequence[AreaAnswer]) -> Iterator[str]:
+    """Many backends, area by area: the least and the largest cost."""
+    areas = list(dict.fromkeys(one.area for one in found))
+    unknown = []
+    for area in areas:
+        own = [one for one in found if one.area == area]
+        same = [one for one in own if one.outcome is Outcome.SAME]
+        told = [one for one in own if one.outcome in (Outcome.WORSE, Outcome.BETTER)]
+        title = _area(own[0])
+        title = title[:1].upper() + title[1:]
+        if len(same) == len(own):
+            yield f"{title}: no measurable cost on any of the {len(own)}."
+        elif told:
+            parts = [f"{_area_words(one)} on {one.backend.label}" for one in (_least(told), _largest(told))]
+            yield f"{title}: {' to '.join(dict.fromkeys(parts))}."
+        else:
+            unknown.append(title)
+    if unknown:
+        yield f"{listed(unknown)}: this run could not tell."
+
+
+def _area_words(answer: AreaAnswer) -> str:
+    if answer.area == START:
+        return _start(answer, is_plural=True).removeprefix("start ")
+    told = answer.first
+    found = told.cell.comparison
+    return "" if found is None or found.ratio is None else change_words(told.row.metric, found.ratio, found)
+
+
+def _least(found: Sequence[AreaAnswer]) -> AreaAnswer:
+    return min(found, key=_cost)
+
+
+def _largest(found: Sequence[AreaAnswer]) -> AreaAnswer:
+    return max(found, key=_cost)
+
+
+def _cost(answer: AreaAnswer) -> float:
+    found = answer.first.cell.comparison
+    ratio = 1.0 if found is None or not found.ratio else found.ratio
+    return max(ratio, 1 / ratio) * (1 if answer.outcome is Outcome.WORSE else -1)
+
+
+def _of_instances(analysis: Analysis) -> Iterator[str]:
+    """What one more instance takes, whether it was found how many fit, and what neighbours take."""
+    by_kind = {panel.kind: panel for panel in panels(analysis)}
+    if (memory := by_kind.get(PanelKind.MEMORY)) is not None:
+        marks = [mark for mark in memory.lines[0].marks if not mark.backend.is_baseline] or memory.lines[0].marks
+        sizes = {mark.backend.label: format_estimate(mark.centre, mark.low, mark.high, Unit.BYTE) for mark in marks}
+        yield f"One more instance takes {_told_together(sizes)} of the host's memory."
+        results = [one for one in analysis.density if not _is_fenced(analysis, one.cell.backend)]
+        asked = [one for one in results if any(ending.was_asked_for for ending in one.cell.endings)]
+        if len(asked) == len(results):
+            most = max(one.cell.population for one in results)
+            yield f"How many fit was not measured: {most:,} ran, as many as were asked for, and nothing ran out."
+    if (neighbours := by_kind.get(PanelKind.NEIGHBOURS)) is not None:
+        worst: dict[str, float] = {}
+        for mark in (mark for line in neighbours.lines for mark in line.marks):
+            worst[mark.backend.label] = max(mark.centre, worst.get(mark.backend.label, 0.0))
+        shown = {label: longer_words(1 + share) for label, share in worst.items()}
+        yield f"Next to noisy neighbours, work takes at worst {_told_together(shown)}."
+
+
+def _told_together(shown: Mapping[str, str]) -> str:
+    """Values by backend, equal ones said once: ``390 KiB on a, 20 MiB on b and c``."""
+    by_value: dict[str, list[str]] = {}
+    for label, text in shown.items():
+        by_value.setdefault(text, []).append(label)
+    return listed([f"{text} on {listed(labels)}" for text, labels in by_value.items()])
+
+
+def _is_fenced(analysis: Analysis, name: str) -> bool:
+    return any(one.name == name and one.is_fenced for one in analysis.backends)
+
+
+def _measured_alone(analysis: Analysis) -> str:
+    return listed([one.label for one in analysis.backends if one.name in analysis.measured]) or "Nothing"

@@ -1,0 +1,363 @@
+"""The page's own pictures: intervals and points in rows on one axis, as HTML with a strip of SVG in each row.
+
+Names and values are text beside the strip, so that nothing is cut off or shrinks on a narrow screen; positions in the
+strip are per cent of its width. A change against the baseline has 0 in the middle, what is better to the right; values
+have an axis of their own, which is log where the largest is more than ``LOG_FROM`` times the smallest.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
+from tare.bench.analysis.answer import Mark, Panel, PanelKind, panels
+from tare.bench.catalogue import BootMetric
+from tare.bench.model import Direction
+from tare.bench.stats.comparisons import Verdict
+from tare.bench.units import Unit, format_value
+from tare.reports.names import Names, names_of
+from tare.reports.wording import (
+    change_words,
+    format_change_range,
+    format_estimate,
+    format_value_range,
+    longer_words,
+    percent,
+    verdict_word,
+)
+
+LOG_FROM = 20.0
+MOST_POINTS = 60
+_FROM_ZERO = 0.4
+_REACHES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+_HEIGHT = 24
+
+
+class Axis(msgspec.Struct, frozen=True):
+    """Where a value lies, in per cent of the strip's width. ``ticks`` are (per cent, words); ``margin`` is shaded."""
+
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...] = ()
+    margin: tuple[float, float] | None = None
+    zero: float | None = None
+    is_log: bool = False
+
+    def place(self, value: float) -> float:
+        """The place of a value, not beyond the ends."""
+        if self.is_log:
+            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(1.0, max(0.0, share)), 2)
+
+
+class Strip(msgspec.Struct, frozen=True):
+    """A row: what it is called, the backend, the picture, and what it says; ``key`` names the exact values in JSON."""
+
+    name: str
+    backend: MeasuredBackend
+    svg: str
+    said: str
+    more: str
+    hint: str
+    key: str
+    exact: float
+    is_open: bool = False
+
+
+class PanelView(msgspec.Struct, frozen=True):
+    """An axis with its rows, in groups of a backend each (``None`` where the rows need no group)."""
+
+    title: str
+    note: str
+    groups: tuple[tuple[MeasuredBackend | None, tuple[Strip, ...]], ...]
+    ticks: tuple[tuple[float, str], ...]
+    ends: tuple[str, str]
+    kind: str
+
+
+def panel_views(analysis: Analysis) -> list[PanelView]:
+    """The first picture."""
+    maker = _Maker(analysis)
+    return [maker.panel(panel) for panel in panels(analysis)]
+
+
+def value_panel(analysis: Analysis, subject: Subject, row: Row) -> PanelView:
+    """One metric's values on all backends but the fenced, each with its instances as points."""
+    maker = _Maker(analysis)
+    marks = [_instances_of(cell) for cell in row.cells if not cell.backend.is_fenced]
+    axis = value_axis(marks, row.metric.unit)
+    strips = tuple(maker.value(subject, row, mark, axis) for mark in marks)
+    better = "lower is better" if row.metric.direction is Direction.LOWER else "higher is better"
+    note = f"{better}{', log scale' if axis.is_log else ''}"
+    return PanelView(maker.names.row(subject, row), note, ((None, strips),), axis.ticks, ("", ""), "value")
+
+
+_PHASES = (BootMetric.CREATE, BootMetric.INIT, BootMetric.READY)
+
+
+def phase_panel(subject: Subject) -> PanelView | None:
+    """A start on one axis of time since the request, log where it has to hold milliseconds and seconds.
+
+    Each phase ends at the sum of the typical phases so far, the last one at the typical total.
+    """
+    rows = {row.metric.name: row for row in subject.rows}
+    if not {*_PHASES, BootMetric.TOTAL} <= rows.keys():
+        return None
+    marks: list[tuple[CellResult, list[float]]] = []
+    for cell in rows[BootMetric.TOTAL].cells:
+        found = [one for name in _PHASES[:2] for one in rows[name].cells if one.backend == cell.backend]
+        if len(found) == len(_PHASES) - 1 and not cell.backend.is_fenced:
+            total = cell.estimate.centre
+            ends = np.minimum(np.cumsum([one.estimate.centre for one in found]), total)
+            marks.append((cell, [*ends.tolist(), total]))
+    if not marks:
+        return None
+    axis = value_axis([Mark(cell.backend, end, None, None) for cell, ends in marks for end in ends], Unit.SECOND)
+    strips = tuple(
+        Strip(
+            cell.backend.label,
+            cell.backend,
+            _segments(ends, axis),
+            format_estimate(cell.estimate.centre, cell.estimate.low, cell.estimate.high, Unit.SECOND),
+            "",
+            BootMetric.TOTAL,
+            f"{key_of(subject, rows[BootMetric.TOTAL], cell)}#value",
+            cell.estimate.centre,
+        )
+        for cell, ends in marks
+    )
+    note = "until its first process exists (strong), the first instruction inside (middle), it takes commands (light)"
+    return PanelView("Time since the request", note, ((None, strips),), axis.ticks, ("", ""), "phases")
+
+
+def _segments(ends: Sequence[float], axis: Axis) -> str:
+    """The phases of a start, end to end."""
+    parts, start = [], 0.0
+    for strength, end in zip((1.0, 0.55, 0.25), (axis.place(end) for end in ends), strict=True):
+        width = max(end - start, 0.0)
+        parts.append(f"<rect class='phase' x='{start}%' y='6' width='{width:.2f}%' height='12' opacity='{strength}'/>")
+        start = end
+    return "".join(("<svg class='strip' width='100%' height='24' aria-hidden='true'>", *parts, "</svg>"))
+
+
+def _instances_of(cell: CellResult) -> Mark:
+    own, found = cell.estimate, cell.comparison
+    verdict = None if found is None else found.verdict_adjusted
+    points = tuple(float(value) for value in cell.points.instance_medians)
+    return Mark(cell.backend, own.centre, own.low, own.high, points, verdict, cell)
+
+
+class _Maker:
+    """Makes the panels of one run."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.names: Names = names_of(analysis)
+        self.baseline = analysis.baseline.label if analysis.baseline is not None else "the baseline"
+
+    def panel(self, panel: Panel) -> PanelView:
+        marks = [mark for line in panel.lines for mark in line.marks]
+        if panel.kind is PanelKind.CHANGE:
+            return self._changes(panel, marks)
+        if panel.kind is PanelKind.NEIGHBOURS:
+            return self._neighbours(panel, marks)
+        axis = value_axis(marks, panel.unit)
+        lines = panel.lines[:1] if panel.kind is PanelKind.MEMORY else panel.lines
+        strips = [self.value(line.subject, line.row, mark, axis, panel.kind) for line in lines for mark in line.marks]
+        titles = {PanelKind.START: "Time to start", PanelKind.MEMORY: "Memory that one more instance takes"}
+        title = titles[panel.kind]
+        note = f"lower is better{', log scale' if axis.is_log else ''}"
+        return PanelView(title, note, ((None, tuple(strips)),), axis.ticks, ("", ""), panel.kind)
+
+    def _changes(self, panel: Panel, marks: Sequence[Mark]) -> PanelView:
+        margins = {mark.cell.comparison.margin for mark in marks if mark.cell is not None and mark.cell.comparison}
+        axis = change_axis([_oriented(line.row, mark) for line in panel.lines for mark in line.marks], max(margins))
+        by_backend: dict[MeasuredBackend, list[Strip]] = {}
+        for line in panel.lines:
+            for mark in line.marks:
+                by_backend.setdefault(mark.backend, []).append(self._change(line.subject, line.row, mark, axis))
+        groups = tuple((backend, tuple(strips)) for backend, strips in by_backend.items())
+        note = f"within {percent(max(margins))}, the shaded part, counts as the same"
+        return PanelView(f"Compared with {self.baseline}", note, groups, axis.ticks, ("worse", "better"), panel.kind)
+
+    def _change(self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis) -> Strip:
+        if subject is None or row is None or mark.cell is None or mark.verdict is None:
+            raise ValueError("a change is of a metric that was compared")
+        found = mark.cell.comparison
+        drawn = _oriented(row, mark)
+        is_open = mark.verdict is Verdict.INCONCLUSIVE
+        said = verdict_word(row.metric, mark.verdict)
+        if found is not None and found.ratio is not None and mark.verdict in (Verdict.FASTER, Verdict.SLOWER):
+            said = change_words(row.metric, found.ratio, found)
+        name = self.names.row(subject, row)
+        if apart := self.names.told_apart(subject, self.analysis.subjects):
+            name = f"{name}, {apart}"
+        key = f"{key_of(subject, row, mark.cell)}#ratio"
+        more = format_change_range(found)
+        svg = _svg(drawn, axis)
+        return Strip(name, mark.backend, svg, said, more, row.metric.name, key, mark.centre + 1, is_open)
+
+    def value(
+        self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis, kind: PanelKind | None = None
+    ) -> Strip:
+        """A row of an axis of values."""
+        unit = Unit.BYTE if row is None else row.metric.unit
+        said = format_estimate(mark.centre, mark.low, mark.high, unit)
+        name = mark.backend.label
+        if kind is PanelKind.MEMORY and subject is not None and subject.workload:
+            name = f"{name}, with {self.names.subject(subject)}"
+        more = _beside(row, mark)
+        key = "" if row is None or mark.cell is None or subject is None else f"{key_of(subject, row, mark.cell)}#value"
+        hint = row.metric.name if row is not None else "density"
+        svg, is_open = _svg(mark, axis), mark.verdict is Verdict.INCONCLUSIVE
+        return Strip(name, mark.backend, svg, said, more, hint, key, mark.centre, is_open)
+
+    def _neighbours(self, panel: Panel, marks: Sequence[Mark]) -> PanelView:
+        """The worst neighbours of each backend; the blocks have all of them."""
+        axis = value_axis([_ratio(mark) for mark in marks], Unit.RATIO)
+        worst: dict[MeasuredBackend, tuple[Mark, Strip]] = {}
+        for line in panel.lines:
+            if line.subject is None or line.row is None:
+                continue
+            kind = self.names.told_apart(line.subject, self.analysis.subjects)
+            for mark in line.marks:
+                name = f"{mark.backend.label}{f', {kind}' if kind else ''}"
+                key = "" if mark.cell is None else f"{key_of(line.subject, line.row, mark.cell)}#value"
+                svg, hint = _svg(_ratio(mark), axis), line.row.metric.name
+                strip = Strip(name, mark.backend, svg, longer_words(1 + mark.centre), "", hint, key, 1 + mark.centre)
+                if mark.backend not in worst or mark.centre > worst[mark.backend][0].centre:
+                    worst[mark.backend] = mark, strip
+        strips = tuple(strip for _, strip in worst.values())
+        title = "At worst, next to noisy neighbours"
+        return PanelView(title, "1×: as long as alone", ((None, strips),), axis.ticks, ("", ""), panel.kind)
+
+
+def key_of(subject: Subject, row: Row, cell: CellResult) -> str:
+    """What names a cell's metric in the JSON form: ``subject/metric/backend``."""
+    return f"{subject.name}/{row.metric.name}/{cell.backend.name}"
+
+
+def change_axis(marks: Iterable[Mark], margin: float) -> Axis:
+    """The axis of changes: 0 in the middle, and as far as the results go, intervals up to three times as far."""
+    marks = list(marks)
+    wanted = max((abs(mark.centre) for mark in marks), default=0.0) * 1.1
+    for mark in marks:
+        ends = [abs(end) for end in (mark.low, mark.high) if end is not None]
+        wanted = max([wanted, *(min(end, 3 * max(abs(mark.centre), 0.03)) for end in ends)])
+    reach = next((one for one in _REACHES if one >= wanted), _REACHES[-1])
+    ticks = tuple((50 + 50 * place / reach, _share(place)) for place in (-reach, 0.0, reach))
+    return Axis(-reach, reach, ticks, (-margin, margin), 0.0)
+
+
+def value_axis(marks: Sequence[Mark], unit: Unit) -> Axis:
+    """The axis of values: from 0 unless all are far from it; log where they lie far apart."""
+    values = [mark.centre for mark in marks] + [point for mark in marks for point in mark.points]
+    largest = max((abs(value) for value in values), default=1.0) or 1.0
+    ends = [min(end, 1.6 * largest) for mark in marks for end in (mark.high,) if end is not None]
+    high = max([largest, *ends])
+    positive = [value for value in values if value > 0]
+    if positive and len(positive) == len(values) and max(positive) > LOG_FROM * min(positive):
+        low, high = 10 ** math.floor(math.log10(min(positive))), 10 ** math.ceil(math.log10(max(positive)))
+        powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
+        shown = [10.0**power for power in powers][:: max(1, len(powers) // 4)]
+        axis = Axis(low, high, is_log=True)
+        return msgspec.structs.replace(axis, ticks=tuple((axis.place(tick), _tick(tick, unit)) for tick in shown))
+    lowest = min([*values, *(mark.low for mark in marks if mark.low is not None)])
+    base = 0.0
+    if lowest > _FROM_ZERO * high:  # points need no zero where they would all crowd at one end
+        step = _nice((high - lowest) / 2 or high, unit)
+        base = max(0.0, math.floor(lowest / step) * step)
+    step = _nice((high - base) / 3 or abs(high) or 1.0, unit)
+    base = math.floor(base / step) * step
+    count = max(1, math.ceil((high - base) / step * 0.9999))
+    ticks = tuple((100 * n / count, _tick(base + n * step, unit)) for n in range(count + 1))
+    return Axis(base, base + count * step, ticks)
+
+
+def _nice(value: float, unit: Unit) -> float:
+    """1, 2 or 5 times a power of ten, for bytes in a binary unit."""
+    binary = unit in (Unit.BYTE, Unit.BYTES_PER_SECOND) and value >= 1
+    base = 1024.0 ** math.floor(math.log(value, 1024)) if binary else 1.0
+    power = 10.0 ** math.floor(math.log10(value / base))
+    return base * next(step * power for step in (1, 2, 5, 10) if step * power >= value / base * 0.999)
+
+
+def _tick(value: float, unit: Unit) -> str:
+    if value == 0:
+        return "0"
+    text = format_value(value, unit)
+    number, space, rest = text.partition(" ")
+    if "." in number and "×" not in number:
+        number = number.rstrip("0").rstrip(".")
+    return f"{number}{space}{rest.replace('million', 'M')}"
+
+
+def _share(value: float) -> str:
+    return "0" if value == 0 else f"{100 * abs(value):g} %"
+
+
+def _oriented(row: Row | None, mark: Mark) -> Mark:
+    """The mark with what is better to the right."""
+    if row is None or row.metric.direction is Direction.HIGHER:
+        return mark
+    low, high = (None if end is None else -end for end in (mark.high, mark.low))
+    points = tuple(-point for point in mark.points)
+    return msgspec.structs.replace(mark, centre=-mark.centre, low=low, high=high, points=points)
+
+
+def _ratio(mark: Mark) -> Mark:
+    low, high = (None if end is None else 1 + end for end in (mark.low, mark.high))
+    points = tuple(1 + point for point in mark.points)
+    return msgspec.structs.replace(mark, centre=1 + mark.centre, low=low, high=high, points=points)
+
+
+def _beside(row: Row | None, mark: Mark) -> str:
+    """What stands beside a value: how it differs if that is known, else the interval."""
+    unit = Unit.BYTE if row is None else row.metric.unit
+    interval = format_value_range(mark.low, mark.high, unit)
+    found = None if mark.cell is None else mark.cell.comparison
+    if row is None or found is None or mark.verdict is None or found.ratio is None:
+        return interval
+    if mark.verdict in (Verdict.FASTER, Verdict.SLOWER):
+        return change_words(row.metric, found.ratio, found)
+    return verdict_word(row.metric, mark.verdict)
+
+
+def _svg(mark: Mark, axis: Axis) -> str:
+    """One strip. Hollow where the verdict is open; an arrow where the value lies beyond the axis."""
+    return "".join(("<svg class='strip' width='100%' height='24' aria-hidden='true'>", *_parts(mark, axis), "</svg>"))
+
+
+def _parts(mark: Mark, axis: Axis) -> Iterator[str]:
+    middle = _HEIGHT / 2
+    if axis.margin is not None:
+        low, high = (axis.place(end) for end in axis.margin)
+        yield f"<rect class='band' x='{low}%' y='0' width='{max(high - low, 0.6):.2f}%' height='{_HEIGHT}'/>"
+    if axis.zero is not None:
+        zero = axis.place(axis.zero)
+        yield f"<line class='zero' x1='{zero}%' x2='{zero}%' y1='0' y2='{_HEIGHT}'/>"
+    kind = "open" if mark.verdict is Verdict.INCONCLUSIVE else "told"
+    for place, point in enumerate(_thinned(mark.points)):
+        lane = middle + ((place * 0.618034) % 1 - 0.5) * 10
+        yield f"<circle class='point' cx='{axis.place(point)}%' cy='{lane:.1f}' r='2.2'/>"
+    if mark.low is not None and mark.high is not None:
+        start, end = axis.place(mark.low), axis.place(mark.high)
+        yield f"<line class='span {kind}' x1='{start}%' x2='{max(end, start + 0.4):.2f}%' y1='{middle}' y2='{middle}'/>"
+    centre = axis.place(mark.centre)
+    if axis.low <= mark.centre <= axis.high:
+        yield f"<circle class='dot {kind}' cx='{centre}%' cy='{middle}' r='5'/>"
+    else:
+        tip = 9 if mark.centre > axis.high else -9
+        arrow = f"<path class='dot {kind}' d='M{-tip},{middle - 5}v10l{tip},-5z'/>"
+        yield f"<svg x='{centre}%' overflow='visible'>{arrow}</svg>"
+
+
+def _thinned(points: Sequence[float]) -> Sequence[float]:
+    if len(points) <= MOST_POINTS:
+        return points
+    ordered = sorted(points)
+    return [ordered[round(place * (len(ordered) - 1) / (MOST_POINTS - 1))] for place in range(MOST_POINTS)]
