@@ -9,21 +9,16 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.hard_worlds import HARD, HARD_BLOCKS, UNBALANCED, fixed, workloads_together
 from benchmarks.interval_coverage import (
-    DIFFERENT,
-    WORLDS,
-    World,
-    comparisons,
     coverage,
-    medians,
     noise_floor_alarms,
     quantile_coverage,
     resample_all_levels,
     sample_until_precise,
-    simulate,
-    verdict_share,
     warm_up_coverage,
 )
+from benchmarks.worlds import DIFFERENT, WORLDS, World, comparisons, medians, simulate, verdict_share
 from tare.bench.stats.comparisons import Verdict
 
 
@@ -100,3 +95,37 @@ def test_resampling_iterations_again_counts_their_noise_twice():
     found = resample_all_levels(World("normal", 0.005, 0.05), runs=200, blocks=20, instances=2)
     assert found.all_levels > 0.985
     assert found.wider > 1.4
+
+
+SKEWED, WANDERING = "skewed, one side three times", "autoregressive ratio, 0.6"
+
+
+@pytest.mark.parametrize("blocks", [4, 8, 30])
+@pytest.mark.parametrize("name", [name for name in HARD if name not in (SKEWED, WANDERING)])
+def test_hard_worlds_are_held(name, blocks):
+    runs = 300
+    kept = fixed(*HARD[name], runs=runs, blocks=blocks)
+    assert kept.coverage >= 0.93 - slack(0.95, runs)
+    assert max(kept.false, kept.equivalent) <= 0.05 + slack(0.05, runs)
+
+
+@pytest.mark.parametrize("blocks", HARD_BLOCKS)
+def test_where_one_side_is_skewed_three_times_as_much_a_little_is_missing(blocks):
+    kept = fixed(*HARD[SKEWED], runs=300, blocks=blocks)
+    assert kept.coverage >= 0.92 - slack(0.92, 300)
+
+
+def test_blocks_that_depend_on_one_another_are_held_or_flagged():
+    for blocks in (4, 8, 30):
+        kept = fixed(*HARD[WANDERING], runs=300, blocks=blocks)
+        assert kept.missed <= 0.07 + slack(0.07, 300)
+    assert kept.flagged >= 0.75, "of 30 blocks"
+    together = workloads_together(runs=100, blocks=16)
+    assert together.coverage >= 0.93 - slack(0.95, 100)
+    assert together.flagged >= 0.95
+
+
+def test_a_balanced_order_is_worth_what_it_promises():
+    (balanced, plain), runs = (HARD["drift of 30 %"], UNBALANCED["drift of 30 %, order by a coin"]), 600
+    assert fixed(*balanced, runs=runs, blocks=3).false <= 0.02
+    assert fixed(*plain, runs=runs, blocks=3).false >= 0.06
