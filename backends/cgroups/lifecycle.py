@@ -19,7 +19,7 @@ from tare.bench.linux.metering import NO_CGROUP, CgroupMeter, Meter, ProcessTree
 from tare.bench.linux.processes import kill_all, signal_all, threads_of
 
 PREFIX = "tare-"
-_NEVER_REACHED = 2**64 - 2
+NEVER_REACHED = 2**64 - 2
 """The largest rate that blkio takes: a device's bytes are counted only in a group that has a rule for it.
 
 Linux 6.1 counts what is read by a rule for reading and what is written by one for writing (``blk_should_throtl``)."""
@@ -99,7 +99,7 @@ class Cgroup:
         if (blkio := self._of.get("blkio")) and "io_device" in limits:
             for way in ("read", "write"):
                 if f"io_{way}_bytes_per_s" not in limits:
-                    rule = f"{limits['io_device']} {_NEVER_REACHED}"
+                    rule = f"{limits['io_device']} {NEVER_REACHED}"
                     write_text(blkio / f"blkio.throttle.{way}_bps_device", rule)
 
     def adopt(self, pid: int) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tare.backends.engines.core import Box, Engine, Network, Seccomp
+from tare.backends.engines.profile import Protection, find_protection
 from tare.backends.engines.start import INSIDE, LIVE
-from tare.backends.native.backend import find_thermal
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, compile_filters
-from tare.backends.native.setup import MASKED, READ_ONLY, Setup, dev_steps
+from tare.backends.native.setup import Setup, dev_steps
 from tare.backends.native.steps import Step, make_folders
 from tare.bench.model import BASE_ENVIRONMENT, SCRATCH, Confound, Envelope, Image, IsolationKind
 
@@ -19,19 +19,15 @@ def _dev(box: Box) -> Path:
     return box.folder / "dev"
 
 
-def protect(root: Path = Path("/")) -> tuple[str, ...]:
-    """The arguments that hide or make read-only what tare's own containers do, as this host has it below ``root``.
+def protect(found: Protection) -> tuple[str, ...]:
+    """The arguments that protect what was found.
 
     Root inside can write to bubblewrap's /proc/sys, where /proc/sys/kernel/core_pattern is a command of the host's.
     """
-    here = [path for path in READ_ONLY if (root / path[1:]).exists()]
-    hidden = [path for path in (*MASKED, *find_thermal(root)) if (root / path[1:]).exists()]
-    folders = [path for path in hidden if (root / path[1:]).is_dir()]
-    files = [path for path in hidden if path not in folders]
     return (
-        *(word for path in here for word in ("--ro-bind", path, path)),
-        *(word for path in folders for word in ("--tmpfs", path, "--remount-ro", path)),
-        *(word for path in files for word in ("--ro-bind", "/dev/null", path)),
+        *(word for path in found.read_only for word in ("--ro-bind", path, path)),
+        *(word for path in found.folders for word in ("--tmpfs", path, "--remount-ro", path)),
+        *(word for path in found.files for word in ("--ro-bind", "/dev/null", path)),
     )
 
 
@@ -50,7 +46,7 @@ class Bubblewrap(Engine):
 
     def prepare_engine(self, image: Image, envelope: Envelope) -> None:
         del image, envelope
-        self._protection = protect()
+        self._protection = protect(find_protection())
         if self.options.seccomp is Seccomp.DEFAULT:
             filters = compile_filters(tuple(dict(DEFAULT_CAPABILITIES).values()))
             self._filters = (filters.inherited, filters.own)

@@ -25,7 +25,7 @@ from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
 from tare.backends.engines.commands import EngineCommand, start_command
-from tare.backends.engines.groups import CONTAINER, Groups, JoinWatch, start_groups
+from tare.backends.engines.groups import CONTAINER, Groups, start_groups
 from tare.backends.engines.start import (
     INSIDE,
     LIVE,
@@ -152,7 +152,8 @@ class Engine(Backend):
     are the fields of the envelope that it sets itself; tare writes the others into the container's cgroup. ``returns``:
     its start command returns once the container runs; otherwise it lives as long as the container. ``places``: it puts
     the container into a cgroup of its own; otherwise the command runs in the container's. ``groups_at_top``: it takes
-    one path of a cgroup for all hierarchies. ``tells_by_stream``: nothing inside reaches a socket of the host's, so the
+    one path of a cgroup for all hierarchies. ``premade``: it takes a group that is there already; otherwise it makes
+    the container's, and sets every limit. ``tells_by_stream``: nothing inside reaches a socket of the host's, so the
     first process (``HOLD``) reports by its standard output, and commands are executed by the engine's exec.
     ``hides_unified``: it works next to no empty v2 tree (hybrid).
     ``overlay``: it is given an overlay of tare's as the root; otherwise it has the image in its own store.
@@ -169,6 +170,7 @@ class Engine(Backend):
     returns: ClassVar[bool] = True
     places: ClassVar[bool] = True
     groups_at_top: ClassVar[bool] = False
+    premade: ClassVar[bool] = True
     hides_unified: ClassVar[bool] = False
     tells_by_stream: ClassVar[bool] = False
     overlay: ClassVar[bool] = True
@@ -368,7 +370,7 @@ class Engine(Backend):
         box = Box(spec, folder, groups, limits)
         try:
             with start_groups(self.context.ledger, groups), contextlib.ExitStack() as stack:
-                groups.make(asked, self.engine_limits)
+                groups.make(asked, self.engine_limits, premade=self.premade)
                 _make_folders(box, prepared.program)
                 started = self._await(box, timeline, stack)
                 instance = self.make_instance(box, started, timeline)
@@ -391,7 +393,7 @@ class Engine(Backend):
                 box = msgspec.structs.replace(box, streams=report.streams)
             else:
                 report = SocketReport(starting, box.given)
-            watch = starting.enter_context(contextlib.closing(JoinWatch(box.groups.container.folders)))
+            watch = starting.enter_context(contextlib.closing(box.groups.watch(premade=self.premade)))
             start = Start(self.name, report, watch, timeline, time.monotonic() + self.start_deadline_s)
             begun = self.begin(box, stack)
             report.begun()

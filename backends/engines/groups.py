@@ -26,6 +26,7 @@ ENGINE, CONTAINER = "engine", "container"
 """The groups below an instance's own: of the engine's processes on v2, where the upper one can have none; and the
 container's, where the engine takes a name."""
 _JOINED = ("cgroup.procs", "tasks")
+"""Files by which a process is put into a group."""
 _EVENT = struct.Struct("=iIII")
 
 
@@ -90,15 +91,24 @@ class Groups:
             return (self.of[""] / ENGINE / "cgroup.procs",)
         return tuple(folder / ("cgroup.procs" if key == "" else "tasks") for key, folder in self.of.items())
 
-    def make(self, limits: Limits, engine_limits: Collection[str]) -> dict[str, str]:
+    def watch(self, *, premade: bool) -> "JoinWatch":
+        """Tells when the engine puts a process into the container's group, or makes that group."""
+        if premade:
+            return JoinWatch(self.container.folders, _JOINED, syscalls.IN_MODIFY)
+        return JoinWatch(self.folders, (self.container.folders[0].name,), syscalls.IN_CREATE)
+
+    def make(self, limits: Limits, engine_limits: Collection[str], *, premade: bool = True) -> dict[str, str]:
         """Make all of them, with those ``limits`` on the container's that the engine does not set by itself.
 
-        Returns those that are not enforced, and why, as ``Cgroup.set_limits`` does. Raises BackendError.
+        Not ``premade``: the engine makes the container's, and sets all limits. Returns those that are not enforced, and
+        why, as ``Cgroup.set_limits`` does. Raises BackendError.
         """
         try:
             for folder in self.folders:
                 os.mkdir(folder)  # noqa: PTH102 - on the measured start path
             self._open(limits)
+            if not premade:
+                return {}
             for folder in self.container.folders:
                 os.mkdir(folder)  # noqa: PTH102
             rest = {name: value for name, value in limits.items() if name not in engine_limits}
@@ -169,25 +179,27 @@ def start_groups(ledger: Ledger, groups: Groups) -> Iterator[Groups]:
 
 
 class JoinWatch:
-    """Tells when a process is first put into a cgroup: by inotify, as the engine writes it into the group's file."""
+    """Tells of the first event in cgroups' folders, by inotify: nothing is polled for."""
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Path], names: Collection[str], mask: int) -> None:
+        """``names`` are the files or folders that events of ``mask`` are waited for."""
+        self._names = names
         self._descriptor = syscalls.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         for folder in folders:
-            syscalls.inotify_add_watch(self._descriptor, str(folder), syscalls.IN_MODIFY)
+            syscalls.inotify_add_watch(self._descriptor, str(folder), mask)
 
     def fileno(self) -> int:
         """The descriptor, for ``poll``."""
         return self._descriptor
 
     def joined(self) -> bool:
-        """Whether one of the events that wait tells of a process."""
+        """Whether one of the events that wait is it."""
         with contextlib.suppress(BlockingIOError):
             events = os.read(self._descriptor, 1 << 14)
             while events:
                 _, _, _, length = _EVENT.unpack_from(events)
                 name = events[_EVENT.size : _EVENT.size + length].rstrip(b"\0")
-                if os.fsdecode(name) in _JOINED:
+                if os.fsdecode(name) in self._names:
                     return True
                 events = events[_EVENT.size + length :]
         return False

@@ -42,7 +42,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones(monkeypatch):
 
 def test_the_built_ins_are_registered_like_any_plug_in():
     for find, expected in (
-        (registry.find_backends, {"bare-metal", "native", "vm", "runc", "crun", "bubblewrap", "gvisor"}),
+        (
+            registry.find_backends,
+            {"bare-metal", "native", "vm", "runc", "crun", "bubblewrap", "gvisor", "lxc", "nspawn"},
+        ),
         (
             registry.find_workloads,
             {"fio", "sysbench-cpu", "sysbench-memory", "perf-syscall", "perf-sched-pipe", "stress-ng"},

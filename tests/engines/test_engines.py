@@ -1,0 +1,175 @@
+"""Engines on this machine: many starts and stops, kills at any moment, and their own figures against the meter's.
+
+The ordinary run takes a short slice of two engines; ``nox -s engines`` takes all that are installed, a hundred starts
+and thirty kills of each.
+"""
+
+import json
+import os
+import random
+import secrets
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tare.bench.ledger import Ledger, clean, work_folder
+from tare.bench.locations import work_directory
+from tare.bench.model import Command, Phase, StartedBy
+from tare.bench.process import DEVNULL, PIPE, Popen, TimeoutExpired, run
+from tare.bench.registry import find_backends
+from tare.bench.testing.subject import load_backend, start_subject, traces_of
+
+ALL = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor")
+WHOLE = os.environ.get("TARE_TEST_ENGINES") == "all"
+ENGINES = ALL if WHOLE else ("bubblewrap", "runc")
+STARTS, KILLS = (100, 30) if WHOLE else (4, 3)
+LATEST_KILL_S = 1.5
+"""An owner needs some 0.6 s until it has imported and prepared, and a start up to half a second."""
+
+pytestmark = [pytest.mark.root, pytest.mark.image, pytest.mark.tools]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def subject(request, image, tmp_path_factory):
+    kind = load_backend(request.param)
+    work = work_directory() / secrets.token_hex(4)
+    with Ledger(tmp_path_factory.mktemp("ledger")) as ledger, work_folder(ledger, work):
+        found = kind(context_of(kind, ledger, work)).probe()
+        if not found.available:
+            pytest.skip(found.reason)
+        with start_subject(kind, ledger, work, image) as made:
+            yield made
+
+
+def context_of(kind, ledger, work):
+    from tare.bench.interfaces import BackendContext
+    from tare.bench.locations import cache_directory
+
+    return BackendContext(ledger, work, cache_directory(), kind.Options(), ())
+
+
+def test_starts_and_stops_leave_nothing(subject):
+    before = subject.ledger.entries()
+    for _ in range(STARTS):
+        identifier, starting = subject.start()
+        with starting as instance:
+            assert instance.execute(Command(("true",))).returncode == 0
+        assert traces_of(identifier, subject.backend.context.work_directory) == []
+    assert subject.ledger.entries() == before
+    assert sorted(path.name for path in subject.backend.folder.glob("tare-*")) == []
+
+
+def test_what_people_call_started_is_told_apart(subject):
+    _, starting = subject.start()
+    with starting as instance:
+        seconds = instance.time_exec()
+        share = instance.engine_share()
+        usage = instance.usage()
+    marks, started = instance.timeline.marks, instance.timeline.started
+    assert started[StartedBy.INSTRUCTION] == marks[Phase.FIRST_INSTRUCTION]
+    if subject.backend.returns:
+        assert marks[Phase.CREATED] < started[StartedBy.RETURNED] < marks[Phase.STOP_REQUESTED]
+        assert seconds is not None
+        assert seconds > 0
+        assert 0 < share.cpu_s < usage.cpu_s, "the engine's commands are part of what the instance costs"
+    else:
+        assert StartedBy.RETURNED not in started
+        assert seconds is None
+
+
+def test_an_engine_that_fails_says_why_and_leaves_nothing(subject, monkeypatch):
+    """A start command that cannot work fails the instance with what the engine printed."""
+    backend, asked = subject.backend, []
+
+    def refused(box):
+        asked.append(box)
+        return [type(backend).program, "--no-such-option-of-any-engine"]
+
+    monkeypatch.setattr(backend, "start_command", refused)
+    identifier, starting = subject.start()
+    with pytest.raises(Exception, match=r"no-such-option|ended|failed") as caught, starting:
+        pass
+    assert caught.value.evidence
+    assert traces_of(identifier, backend.context.work_directory) == []
+    assert not asked[0].folder.exists()
+
+
+def test_an_engine_that_hangs_is_killed_at_its_deadline(subject, monkeypatch):
+    backend = subject.backend
+    monkeypatch.setattr(type(backend), "start_deadline_s", 1.0)
+    monkeypatch.setattr(backend, "start_command", lambda _: ["sleep", "3600"])
+    identifier, starting = subject.start()
+    began = time.monotonic()
+    with pytest.raises(Exception, match="within its deadline"), starting:
+        pass
+    assert time.monotonic() - began < 10
+    assert traces_of(identifier, backend.context.work_directory) == []
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_owner_killed_at_any_moment_leaves_what_clean_removes(name, image, tmp_path):
+    """Also in the middle of the engine's start: everything in its ledger is gone afterwards."""
+    if (
+        not find_backends()
+        .get(name)(context_of(load_backend(name), Ledger(tmp_path / "probe"), tmp_path))
+        .probe()
+        .available
+    ):
+        pytest.skip("the engine does not work here")
+    chance, ledger = random.Random(name), tmp_path / "ledger"
+    given = msgspec.json.encode(image, enc_hook=str).decode()
+    work = work_directory() / f"tare-kill-{secrets.token_hex(4)}"
+    work.mkdir(parents=True)
+    seen = 0
+    for _ in range(KILLS):
+        argv = [sys.executable, "-m", "tare.bench.testing.subject", name, str(ledger), str(work), given]
+        with Popen(argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL) as owner:
+            try:
+                owner.wait(chance.uniform(0.4, LATEST_KILL_S))
+            except TimeoutExpired:
+                owner.kill()
+        entered = [
+            entry["target"]
+            for file in ledger.glob("*.jsonl")
+            for entry in map(json.loads, file.read_text().splitlines())
+            if entry.get("kind")
+        ]
+        seen += bool(entered)
+        assert clean(ledger, lambda kind: find_backends().get(kind).reclaim).failure() is None
+        assert [target for target in entered if target.startswith("/") and Path(target).exists()] == []
+        assert list(work.iterdir()) == []
+        assert processes_with(str(work)) == []
+    work.rmdir()
+    assert seen, "no kill was late enough to prove anything"
+
+
+def processes_with(text):
+    """Processes that have a text in their command line, environment or cgroup."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            said = b"".join((folder / name).read_bytes() for name in ("cmdline", "environ", "cgroup"))
+        except OSError:
+            continue
+        if text.encode() in said and int(folder.name) != os.getpid():
+            found.append(folder.name)
+    return found
+
+
+@pytest.mark.parametrize("subject", [name for name in ENGINES if name == "runc"], indirect=True)
+def test_the_meter_agrees_with_runc_events(subject):
+    _, starting = subject.start()
+    with starting as instance:
+        busy = "import time\nheld = bytearray(b'x') * 60_000_000\nwhile time.process_time() < 1.0: pass"
+        instance.execute(Command(("python3", "-c", busy)))
+        instance.execute(Command(("sh", "-c", "head -c 40000000 /dev/zero > /dev/shm/held")))
+        root = str(subject.backend.folder / "state")
+        said = json.loads(
+            run(["runc", "--root", root, "events", "--stats", instance.cgroup.folders[0].parent.name], timeout_s=20)
+        )
+        usage = instance.cgroup.meter.usage()
+    assert usage.cpu_s == pytest.approx(said["data"]["cpu"]["usage"]["total"] / 1e9, rel=0.02)
+    assert usage.memory_current_bytes == pytest.approx(said["data"]["memory"]["usage"]["usage"], rel=0.05)
