@@ -107,6 +107,18 @@ def pythons(session: nox.Session) -> None:
 
 
 @nox.session
+def engines(session: nox.Session) -> None:
+    """Every engine: the contract, a hundred starts and thirty kills of each, and what tare adds to them. As root."""
+    install_host_packages(session, {"image", "native", "build", "engines"})
+    install_tare(session, "test")
+    backends = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor")
+    chosen = [word for name in backends for word in ("--tare-backend", name)]
+    session.run("pytest", "--pyargs", "tare.bench.testing.contract", *chosen, "-p", "no:cacheprovider")
+    session.run("pytest", "tests/engines", "--durations=15", *session.posargs, env={"TARE_TEST_ENGINES": "all"})
+    session.run("python", "benchmarks/engine_overhead.py")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style."""
     session.install(*GROUPS["lint"], silent=True)

@@ -448,8 +448,6 @@ class Engine(Backend):
     def usage_of(self, box: Box) -> Usage:
         """CPU time and memory with the engine's processes for this instance; the rest is the container's."""
         own = box.groups.container.meter.usage()
-        if not self.places:
-            return own
         whole = box.groups.meter.usage()
         return msgspec.structs.replace(
             own,
