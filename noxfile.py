@@ -119,6 +119,14 @@ def engines(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, in site/: searchable from file:// too."""
+    install_tare(session, "docs", extra="")
+    session.run("mkdocs", "build", "--strict", "--quiet", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+    session.log("open site/index.html")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style."""
     session.install(*GROUPS["lint"], silent=True)

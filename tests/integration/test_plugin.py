@@ -13,10 +13,11 @@ import pytest
 
 from tare.bench.model import Image
 from tare.bench.registry import find_workloads
+from tests.synthetic import QUICK, write_run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PLUGIN = HERE / "plugin"
+PLUGIN = ROOT / "docs/plugin-template"
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="instances of the unshare backend need root")
 
@@ -27,6 +28,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plugin")
     source = folder / "source"
     shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build"))
+    # A plug-in that cannot be loaded, next to those of the documents.
+    shutil.copy(HERE / "tare_broken.py", source)
+    project = (source / "pyproject.toml").read_text()
+    project = project.replace("redis-socket =", 'broken-example = "tare_broken:Broken"\nredis-socket =')
+    (source / "pyproject.toml").write_text(project.replace("py-modules = [", 'py-modules = ["tare_broken", '))
     options = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--quiet", "--no-input"]
     subprocess.run(
         [sys.executable, "-m", "pip", "install", *options, "--target", str(folder / "site"), str(source)],
@@ -87,6 +93,31 @@ def test_a_suite_that_names_the_broken_plugin_gets_its_reason(installed: Path, t
     assert done.returncode == 4, done.stdout + done.stderr
     assert "a_library_that_nobody_installed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_template_passes_lint_and_types_as_it_is(installed: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "mine"
+    shutil.copytree(PLUGIN, copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build"))
+    files = sorted(str(path) for path in copy.glob("*.py"))
+    for argv in (
+        ("ruff", "check", "--no-cache", str(copy)),
+        ("mypy", "--config-file", str(copy / "pyproject.toml"), *files),
+    ):
+        done = python(installed, "-m", *argv, MYPYPATH=str(ROOT))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_reporter_writes_what_the_analysis_says(installed: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", QUICK)
+    done = python(installed, "-m", "tare", "report", str(run), "--format", "lines", "--output", str(tmp_path / "lines"))
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in (tmp_path / "lines").read_text().splitlines()]
+    found = json.loads(python(installed, "-m", "tare", "report", str(run), "--format", "json").stdout)["results"]
+    compared = [one["comparison"] for one in found if one["comparison"] and one["comparison"]["ratio"] is not None]
+    assert compared
+    assert sorted((line[3], line[4]) for line in lines) == sorted(
+        (one["verdict_adjusted"], f"{one['ratio']:.4g}") for one in compared
+    )
 
 
 def test_without_the_package_neither_is_known() -> None:

@@ -71,7 +71,9 @@ def test_the_table_of_workloads_is_that_of_the_code() -> None:
     assert text == with_table(text), "run: python -m tests.unit.test_workload_docs"
 
 
-@pytest.mark.parametrize("name", ["adding-a-workload.md", "adding-a-backend.md", "adding-an-experiment.md"])
+@pytest.mark.parametrize(
+    "name", ["adding-a-workload.md", "adding-a-backend.md", "adding-an-experiment.md", "adding-a-reporter.md"]
+)
 def test_the_files_shown_are_the_files_tested(name: str) -> None:
     text = (DOCS / name).read_text("utf-8")
     assert INCLUDED.search(text)
@@ -79,7 +81,7 @@ def test_the_files_shown_are_the_files_tested(name: str) -> None:
 
 
 def test_the_example_workload_stays_small() -> None:
-    assert len((ROOT / "tests/integration/plugin/tare_redis.py").read_text("utf-8").splitlines()) < 80
+    assert len((ROOT / "docs/plugin-template/tare_redis.py").read_text("utf-8").splitlines()) < 80
 
 
 def main() -> None:
@@ -88,6 +90,7 @@ def main() -> None:
         ("adding-a-workload.md", with_files),
         ("adding-a-backend.md", with_files),
         ("adding-an-experiment.md", with_files),
+        ("adding-a-reporter.md", with_files),
     ):
         (DOCS / name).write_text(change((DOCS / name).read_text("utf-8")), "utf-8")
 

@@ -4,7 +4,6 @@ import csv
 from typing import Annotated
 
 import msgspec
-
 from tare.bench.errors import ParseError
 from tare.bench.interfaces import Workload
 from tare.bench.model import Command, Commands, Completed, Direction, Envelope, Measurement, Metric

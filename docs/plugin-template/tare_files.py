@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import msgspec
-
 from tare.bench.interfaces import Experiment, InstanceRun
 from tare.bench.model import Command, ExperimentTraits, lower
 from tare.bench.units import Unit

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-
 from tare.backends.cgroups.layout import find_layout
 from tare.backends.cgroups.lifecycle import Cgroup, start_cgroup
 from tare.backends.cgroups.limits import limits_of
@@ -167,6 +166,7 @@ class Unshare(Backend):
             holder = stack.enter_context(Popen(argv, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE))
             timeline.mark(Phase.CREATED, time.monotonic())
             try:
+                assert holder.stdout is not None and holder.stderr is not None
                 init = holder.stdout.readline().strip()
                 if not init:
                     said = holder.stderr.read().decode(errors="replace")
