@@ -80,10 +80,10 @@ def find_memory_limit(folder: Path) -> MemoryLimit | None:
 
 
 def has_met_memory_limit(folder: Path) -> bool:
-    """Whether a cgroup has ever wanted more memory than its own limit."""
+    """Whether a cgroup has ever wanted more memory than its own limit: on v1 of memory, or of memory and swap."""
     met = re.search(r"^max (\d+)$", find_text(folder / "memory.events") or "", re.MULTILINE)
-    count = find_text(folder / "memory.failcnt") if met is None else met[1]
-    return count not in {None, "0"}
+    counts = [find_text(folder / f"memory.{name}failcnt") for name in ("", "memsw.")] if met is None else [met[1]]
+    return any(count not in {None, "0"} for count in counts)
 
 
 def members_of(folder: Path) -> list[int]:

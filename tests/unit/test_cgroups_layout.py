@@ -6,7 +6,7 @@ import pytest
 
 from tare.backends.cgroups.layout import WANTED, Layout, Version, find_layout
 from tare.backends.cgroups.limits import outer_confounds
-from tare.bench.linux.cgroups import find_memory_limit
+from tare.bench.linux.cgroups import find_memory_limit, has_met_memory_limit
 from tare.bench.linux.files import HostRoots
 from tare.bench.linux.mounts import find_block_device
 
@@ -176,3 +176,20 @@ def test_a_smaller_limit_around_the_instance_is_a_confound(tmp_path):
     assert (found.code, found.backend) == ("outer-memory-limit", "native")
     assert f"the 400 MiB memory limit of the cgroup {own} around tare holds" in found.detail
     assert "the envelope's 512 MiB" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("files", "met"),
+    [
+        ({"memory.events": "low 0\nhigh 0\nmax 3\noom 1\n"}, True),
+        ({"memory.events": "low 0\nhigh 9\nmax 0\noom_kill 1\n"}, False),
+        ({"memory.failcnt": "0\n", "memory.memsw.failcnt": "17\n"}, True),
+        ({"memory.failcnt": "2\n"}, True),
+        ({"memory.failcnt": "0\n", "memory.memsw.failcnt": "0\n"}, False),
+        ({}, False),
+    ],
+)
+def test_whether_the_own_limit_was_met(tmp_path, files, met):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert has_met_memory_limit(tmp_path) is met
