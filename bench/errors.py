@@ -80,6 +80,12 @@ class ImageError(TareError):
     exit_code = ExitCode.BAD_INPUT
 
 
+class NoTerminalError(TareError):
+    """A command that needs a terminal was started without one."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
 class RunDirectoryError(TareError):
     """A run directory that cannot be read or continued."""
 

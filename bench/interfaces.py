@@ -438,8 +438,11 @@ class Experiment(ABC):
         return cls.metrics
 
     @classmethod
-    def check(cls, options: Any, commands: Commands) -> None:
-        """Called when the suite is read: raises ValueError, with the option's name, for what does not fit."""
+    def check(cls, options: Any, commands: Commands | None) -> None:
+        """Called when the suite is read: raises ValueError, with the option's name, for what does not fit.
+
+        ``commands`` are the workload's; None without one.
+        """
         del options, commands
 
     @classmethod

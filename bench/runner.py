@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -288,11 +289,19 @@ class _LiveRun:
             self.note(NoteCode.CLOCK, message, {"host_s": host, "guest_s": guest, "allowed_s": allowed, "raw": raw})
 
 
+_OWN = tuple(Path(__file__).resolve().parents[1] / name for name in ("bench", "backends", "workloads"))
+
+
 def _failure_of(raised: Exception) -> tuple[str, dict[str, Any]]:
     """The reason of a failure, and the details of its event."""
     if not isinstance(raised, (TareError, OSError)):
         evidence = readable(traceback.format_exc())
-        return readable(f"{type(raised).__name__}: {raised}"), {"evidence": evidence, "remedy": None, "kind": "bug"}
+        place = traceback.extract_tb(raised.__traceback__)[-1]
+        message = f"{type(raised).__name__}: {raised} ({place.filename}:{place.lineno})"
+        raised_in = Path(place.filename).resolve()
+        owner = "tare" if any(raised_in.is_relative_to(folder) for folder in _OWN) else "that plug-in or library"
+        remedy = f"tell the authors of {owner}; the event has the whole traceback"
+        return readable(message), {"evidence": evidence, "remedy": remedy, "kind": "bug"}
     error = lack_of_descriptors(raised) or raised
     if not isinstance(error, TareError):
         error = TareError(f"{type(error).__name__}: {error}")

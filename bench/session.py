@@ -166,7 +166,8 @@ class _Session:
         """The image of the suite: the one it names, or the one of its packages, built if it is not in the cache."""
         if self.suite.file.image.use:
             return images.get(self.suite.file.image.use)
-        recipe = Recipe.of(self.suite.packages())
+        with defects_named("packages"):
+            recipe = Recipe.of(self.suite.packages())
         if (found := images.find(recipe)) is not None:
             self.display.step(f"image {found.digest[:12]} is in the cache")
             return found

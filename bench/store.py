@@ -306,7 +306,9 @@ def load_manifest(path: Path, warnings: list[str] | None = None) -> Manifest:
     file = path / MANIFEST
     try:
         raw = json.loads(file.read_text("utf-8"))
-        version = int(raw["schema_version"])
+        version = raw["schema_version"]
+        if type(version) is not int or version < 1:  # JSON's true is an int of Python's
+            raise TypeError  # noqa: TRY301 - as what is damaged otherwise
     except FileNotFoundError:
         raise RunDirectoryError(
             f"{path} is not a run directory: it has no {MANIFEST}", remedy="name a folder that `tare run` made"

@@ -337,12 +337,13 @@ class _Resolver:
         ]
         for given in _each_combination(section.params):
             params = convert(given, workload.Params, self.path, f"{key}.params") if workload else None
+            commands = None
             if workload is not None:
                 with self.refused_at(f"{key}.params"):  # workloads are pure: what they refuse is known already
                     commands = workload().commands(params, self.envelope)
-                for _, options in choices:
-                    with self.refused_at(f"{key}.options"):
-                        experiment.check(options, commands)
+            for _, options in choices:
+                with self.refused_at(f"{key}.options"):
+                    experiment.check(options, commands)
             for chosen, options in choices:
                 yield Scenario(experiment, workload, params, {**given, **chosen}, sampling, options)
 

@@ -83,7 +83,7 @@ def explain_command(request: InstanceRequest) -> int:
     if not lines:
         raise UnsupportedError(f"{choice.name} does not explain how it starts instances")
     for line in lines:
-        typer.echo(line)
+        typer.echo(line, sys.stdout)  # the stream as it is: typer writes UTF-8 where a terminal has ASCII
     return ExitCode.OK
 
 
@@ -99,7 +99,7 @@ def start_instance(suite: Suite, image: str) -> Iterator[tuple[Instance, Image]]
         stack.enter_context(closing(backend))
         description = describe_backend(backend, root, suite.envelope)
         if sys.stderr.isatty():
-            typer.echo(f"{description.label}, image {root.digest[:12]}", err=True)
+            typer.echo(f"{description.label}, image {root.digest[:12]}", sys.stderr)
         try:
             spec = InstanceSpec(f"tare-{context.work_directory.name}-exec", root, suite.envelope)
             with contextlib.ExitStack() as started:
@@ -108,7 +108,7 @@ def start_instance(suite: Suite, image: str) -> Iterator[tuple[Instance, Image]]
                 yield instance, root
         except BackendError as error:
             if error.evidence:
-                typer.echo(error.evidence, err=True)
+                typer.echo(error.evidence, sys.stderr)
             raise
 
 

@@ -36,11 +36,14 @@ def build(
         from tare.bench.image import Recipe
         from tare.bench.ready_suites import find_suite
         from tare.bench.registry import find_backends, find_workloads
+        from tare.bench.session import defects_named
         from tare.bench.suite import read_suite
 
         workloads = find_workloads()
         if suite is not None:
-            wanted = set(read_suite(find_suite(suite), find_backends(), workloads).packages())
+            spec = read_suite(find_suite(suite), find_backends(), workloads)
+            with defects_named("packages"):
+                wanted = set(spec.packages())
         else:
             wanted = {package for workload in workloads.loaded.values() for package in workload.packages}
         recipe = Recipe.of({*wanted, *(package or ())}, suite=debian)

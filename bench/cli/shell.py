@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from tare.bench.cli.exec import InstanceRequest, start_instance
 from tare.bench.cli.guard import complain
-from tare.bench.errors import ExitCode, TareError, UnsupportedError
+from tare.bench.errors import ExitCode, NoTerminalError, UnsupportedError
 from tare.bench.model import Command
 
 _SHELLS = ("/bin/bash", "/bin/sh")
@@ -34,7 +34,9 @@ def shell_command(request: InstanceRequest, argv: tuple[str, ...]) -> int:
             remedy=f"use `tare exec {name} -- COMMAND`, or `tare shell` with bare-metal or native",
         )
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise TareError("a shell needs a terminal, and standard input or output is not one", remedy="use `tare exec`")
+        raise NoTerminalError(
+            "a shell needs a terminal, and standard input or output is not one", remedy="use `tare exec`"
+        )
     with start_instance(suite, request.image) as (instance, root):
         # The first shell that the image has. One that has none is told so by the instance.
         shells = (shell for shell in _SHELLS if (root.rootfs / shell[1:]).exists())

@@ -99,9 +99,9 @@ class Steady(Experiment):
     Options = SteadyOptions
 
     @classmethod
-    def check(cls, options: SteadyOptions, commands: Commands) -> None:
+    def check(cls, options: SteadyOptions, commands: Commands | None) -> None:
         """Only what serves can be elsewhere."""
-        if options.server is not ServerPlace.SAME_INSTANCE and not commands.services:
+        if options.server is not ServerPlace.SAME_INSTANCE and (commands is None or not commands.services):
             raise ValueError(f"server: the workload has no service that could run in {options.server.value!r}")
 
     @classmethod

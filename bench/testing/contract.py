@@ -7,6 +7,7 @@ of tare do not disturb it.
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import secrets
@@ -327,6 +328,43 @@ def test_memory_limit_holds_and_the_instance_survives(live: Live) -> None:
     assert b"got it" not in done.stdout
     assert done.signal == signal.SIGKILL or done.returncode not in {0, None}
     assert live.execute("true").returncode == 0
+
+
+def test_the_limit_on_processes_holds_and_the_instance_survives(live: Live) -> None:
+    reason = live.subject.not_limited("pids")
+    require(reason is None, reason)
+    most = live.subject.envelope.pids_max
+    script = (
+        "import os, signal, time\nchildren = []\ntry:\n"
+        f" while len(children) < {2 * most}:\n  pid = os.fork()\n  if not pid: time.sleep(60)\n  children.append(pid)\n"
+        "except OSError as error: print(error.errno)\n"
+        "print(len(children))\nfor pid in children: os.kill(pid, signal.SIGKILL)"
+    )
+    done = live.execute("python3", "-c", script, timeout_s=60)
+    said = done.stdout.split()
+    assert len(said) == 2, done
+    assert int(said[0]) == errno.EAGAIN
+    assert 0 < int(said[1]) <= most
+    assert live.execute("true").returncode == 0
+
+
+def test_a_cpu_quota_holds(subject: BackendUnderTest) -> None:
+    """Of a CPU that a loop wants whole, it gets the share that the envelope states."""
+    quota, wall_s = 0.3, 2.0
+    envelope = msgspec.structs.replace(subject.envelope, cpu_quota=quota)
+    spec = msgspec.structs.replace(subject.spec(f"tare-{secrets.token_hex(4)}-quota"), envelope=envelope)
+    loop = f"import time\nend = time.monotonic() + {wall_s}\nwhile time.monotonic() < end: pass"
+    with subject.backend.start(spec) as instance:
+        before, began = instance.usage(), time.monotonic()
+        if before.cpu_throttled_s is not None:
+            instance.execute(Command(("python3", "-c", loop), timeout_s=60))
+        after, took_s = instance.usage(), time.monotonic() - began
+    # Not before the exit: what an instance is left with by an exception stays in the ledger.
+    require(before.cpu_throttled_s, before.missing.get("cpu_throttled_s", "no quota on CPU time is enforced"))
+    assert before.cpu_s is not None
+    assert after.cpu_s is not None
+    assert after.cpu_s - before.cpu_s <= quota * (took_s + 0.2) + 0.1
+    assert (after.cpu_throttled_s or 0) > (before.cpu_throttled_s or 0)
 
 
 # --- the network -----------------------------------------------------------------------------------------------------

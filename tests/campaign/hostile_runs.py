@@ -37,7 +37,7 @@ class _Hostile:
         said = self.place.said()
         if code == HUNG or took_s > allowed_s:
             self.figures.note("hung", f"{what}: {took_s:.1f} s of {allowed_s:.1f} s")
-        elif code == BUG or "bug in tare" in said or "Traceback" in said:
+        elif code == BUG or "bug in tare" in said:
             self.figures.note("wrong_codes", f"{what} ended with {code}: {said[-2000:]}")
 
 

@@ -442,6 +442,13 @@ def test_a_defect_in_a_backend_is_named_with_its_place(place, monkeypatch):
     assert f"ZeroDivisionError: integer division or modulo by zero ({__file__}:{line})" in reason
 
 
+def test_a_defect_in_a_backend_s_packages_is_named_with_its_place(place, monkeypatch):
+    monkeypatch.setattr(Metal, "packages", classmethod(lambda *_: fall_over()))
+    with pytest.raises(BackendError, match=r"packages\(\) raised ZeroDivisionError: .*test_session.py") as raised:
+        start(place)
+    assert "authors of that plug-in" in raised.value.remedy
+
+
 def fall_over():
     return 1 // 0
 

@@ -144,6 +144,12 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (('kind = "boot"', 'kind = "boot"\nworkload = "answer"'), "experiment[0].workload", "runs no workload"),
         (('workload = "answer"', ""), "experiment[1].workload", "needs a workload"),
         (('workload = "answer"', 'workload = "foo"'), "experiment[1].workload", "there are: answer"),
+        (
+            ('kind = "boot"', 'kind = "density"\noptions = { objective = "5ms" }'),
+            "experiment[0].options",
+            "objective: needs a workload",
+        ),
+        (('kind = "boot"', 'kind = "density"\noptions = { rate = inf }'), "experiment[0].options", "rate: must be"),
         (("size = [1, 2]", "sizes = [1, 2]"), "experiment[1].params", "sizes"),
         (("size = [1, 2]", 'size = ["x"]'), "experiment[1].params.size", "int"),
         (("size = [1, 2]", "size = 101"), "experiment[1].params", "at most 100"),

@@ -5,6 +5,7 @@ reason, and the resource that ran out where the error shows it, is a note of the
 """
 
 import contextlib
+import math
 import time
 from typing import Annotated
 
@@ -29,7 +30,7 @@ from tare.bench.experiments.density.population import (
 from tare.bench.experiments.work import prime_work
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
 from tare.bench.linux.host_memory import HostMemory, read_memory
-from tare.bench.model import Command, Phase
+from tare.bench.model import Command, Commands, Phase
 from tare.bench.units import Duration, Size, format_duration, format_size
 
 SLOW_STARTS = 3
@@ -66,6 +67,8 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settle_deadline: Duration = Duration("30s")
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.rate):
+            raise ValueError(f"rate: must be a number of starts a second, not {self.rate}")
         if self.batch > self.count:
             raise ValueError(f"batch: must be from 1 to the count, {self.count}, not {self.batch}")
 
@@ -85,6 +88,12 @@ class Density(Experiment):
     takes_workload = True
     metrics = metrics.ALL
     Options = DensityOptions
+
+    @classmethod
+    def check(cls, options: DensityOptions, commands: Commands | None) -> None:
+        for name in ("objective", "latency", "throughput"):
+            if commands is None and getattr(options, name):
+                raise ValueError(f"{name}: needs a workload, whose metrics it is about")
 
     def prime(self, run: InstanceRun) -> None:
         if run.workload is None:
