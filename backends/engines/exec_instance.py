@@ -19,6 +19,7 @@ import msgspec
 from tare.backends.engines.start import INSIDE, Started
 from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interfaces import Instance
+from tare.bench.interrupts import interruptible
 from tare.bench.linux.memory import tree_bytes
 from tare.bench.model import (
     BASE_ENVIRONMENT,
@@ -178,7 +179,9 @@ class _Streams:
         for descriptor in (*self._readers, running.fileno()):
             poll.register(descriptor, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(left * 1000):
+            with interruptible():
+                ready = poll.poll(left * 1000)
+            for descriptor, _ in ready:
                 if descriptor != running.fileno() and self._read(descriptor) is False:
                     poll.unregister(descriptor)
                 if descriptor == running.fileno() or self.outcome is not None or self.refused:

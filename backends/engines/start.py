@@ -15,6 +15,7 @@ import msgspec
 from tare.backends.engines.groups import JoinWatch
 from tare.backends.native.channel import Channel
 from tare.bench.errors import BackendError
+from tare.bench.interrupts import interruptible
 from tare.bench.model import Phase, StartedBy, StartTimeline
 
 INSIDE = "/.tare"
@@ -180,7 +181,8 @@ class Start:
 
     def _wait(self, poll: "select.poll", begun: Begun) -> set[int]:
         """The descriptors that tell something. Raises BackendError at the deadline."""
-        ready = {descriptor for descriptor, _ in poll.poll(1000 * max(0.0, self._deadline - time.monotonic()))}
+        with interruptible():
+            ready = {descriptor for descriptor, _ in poll.poll(1000 * max(0.0, self._deadline - time.monotonic()))}
         if not ready:
             what = "has started nothing that reports" if self._started is None else "has not returned"
             raise BackendError(
