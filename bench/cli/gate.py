@@ -11,7 +11,6 @@ from tare.bench.cli.guard import complain, guard, make_app
 from tare.bench.errors import RunDirectoryError, SuiteError
 
 if TYPE_CHECKING:
-    from tare.bench.history.entries import RunEntry
     from tare.bench.history.index import History
 
 
@@ -56,7 +55,7 @@ def judge(
     """
     with guard():
         from tare.bench.cli.output import chosen_output, say_where, whole_file
-        from tare.bench.history.acks import load_acks
+        from tare.bench.history.acks import acks_file_of, load_acks
         from tare.bench.history.gate import find_run, save_told
         from tare.bench.history.gate import judge as judge_run
         from tare.bench.registry import find_gate_forms
@@ -64,7 +63,7 @@ def judge(
         writer = find_gate_forms().get("json" if as_json else form)()
         history = _updated(run, runs)
         entry = find_run(history, run)
-        known = load_acks(_acks_file(acks, entry))
+        known = load_acks(acks or acks_file_of(entry.suite_file, history.runs_folder))
         judgement = judge_run(history, entry, known)
         if again:
             from tare.bench.cli.confirm import measure_again
@@ -94,7 +93,7 @@ def ack(
     The entry is added to a text file next to the suite, to be kept under version control; deleting it undoes it.
     """
     with guard():
-        from tare.bench.history.acks import Acknowledgement, add_acknowledgement
+        from tare.bench.history.acks import Acknowledgement, acks_file_of, add_acknowledgement
         from tare.bench.history.gate import find_run, load_told
         from tare.bench.history.index import open_history
 
@@ -104,11 +103,7 @@ def ack(
             raise SuiteError(
                 finding, "no finding of that name was reported", remedy=f"findings are: {', '.join(told) or 'none'}"
             )
-        path = _acks_file(acks, find_run(history, run))
-        if path is None:
-            raise SuiteError(
-                "--acks", "the run does not say where its suite was read", remedy="name the file with --acks"
-            )
+        path = acks or acks_file_of(find_run(history, run).suite_file, history.runs_folder)
         known = told[finding]
         about = known.finding
         entry = Acknowledgement(
@@ -145,12 +140,6 @@ def _folder(run: Path | None, runs: Path | None) -> Path:
     if not run.parent.is_dir():
         raise RunDirectoryError(f"{run}: there is no folder {run.parent}", remedy="name a folder that `tare run` made")
     return run.parent
-
-
-def _acks_file(given: Path | None, entry: "RunEntry") -> Path | None:
-    from tare.bench.history.acks import next_to_suite_of
-
-    return given if given is not None else next_to_suite_of(entry.suite_file)
 
 
 def _day(text: str) -> Any:

@@ -168,13 +168,14 @@ def publish(
     """
     with guard():
         from tare.bench.errors import StoreError
-        from tare.bench.history.acks import load_acks, next_to_suite_of
+        from tare.bench.history.acks import acks_file_of, load_acks
         from tare.bench.history.index import open_history
         from tare.bench.history.story import tell
         from tare.bench.registry import find_history_sites
 
         site = find_history_sites().get(form)()
-        story = tell(open_history(runs_folder(runs)), lambda entry: load_acks(next_to_suite_of(entry.suite_file)))
+        history = open_history(runs_folder(runs))
+        story = tell(history, lambda entry: load_acks(acks_file_of(entry.suite_file, history.runs_folder)))
         named = title or ", ".join(dict.fromkeys(one.suite for one in story.chapters)) or "History"
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -183,6 +184,72 @@ def publish(
             problem = f"cannot write the pages to {output}: {error.strerror}"
             raise StoreError(problem, remedy="choose another --output; the history itself is kept") from error
         typer.echo(str(output / "index.html"))
+
+
+@app.command()
+def prune(
+    runs: RunsFolder = None,
+    *,
+    keep: Annotated[
+        list[str], typer.Option(metavar="STAGE=AGE", help="raw=30d, samples=2y. Repeatable; block medians stay.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+) -> None:
+    """Make room: remove raw outputs, and samples, of runs that are older than this.
+
+    Only runs that are in the index are pruned. Their block medians stay, in the index and in the runs' folders.
+    """
+    with guard():
+        from tare.bench.cli.values import named_values
+        from tare.bench.history.index import open_history, update_history
+        from tare.bench.history.prune import prune as make_room
+        from tare.bench.history.prune import read_keep
+        from tare.bench.units import format_size
+
+        stages = read_keep(named_values("--keep", keep))
+        folder = runs_folder(runs)
+        update_history(folder)
+        gone = make_room(open_history(folder), stages, only_say=dry_run)
+        for one in gone:
+            typer.echo(f"{'would remove' if dry_run else 'removed'} {one.stage} of {one.run} ({format_size(one.size)})")
+        typer.echo(f"{format_size(sum(one.size for one in gone))} in all")
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="JSON of pyperf, of hyperfine, or of Google Benchmark.")],
+    *,
+    runs: Runs = None,
+    suite: Annotated[str, typer.Option(help="Suite that the series belong to.")] = "imported",
+    host: Annotated[str, typer.Option(help="Host that they were measured on.")] = "",
+    started: Annotated[str, typer.Option(metavar="TIME", help="Start in ISO 8601 (the file's own).")] = "",
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Label. Repeatable.")] = None,
+) -> None:
+    """Enter what other tools measured: each file is a run.
+
+    No bare metal was measured next to it: the gate judges the levels, and cannot tell a change from one of the host.
+    """
+    with guard():
+        from tare.bench.cli.values import named_values
+        from tare.bench.history.foreign import import_file
+        from tare.bench.history.index import update_history
+
+        folder, labels = runs_folder(runs), named_values("--label", label or ())
+        begun = _instant(started)
+        for file in files:
+            typer.echo(str(import_file(file, folder, suite=suite, host=host, started=begun, labels=labels)))
+        update_history(folder)
+
+
+def _instant(text: str) -> str:
+    import datetime as dt
+
+    from tare.bench.errors import SuiteError
+
+    try:
+        return dt.datetime.fromisoformat(text).astimezone(dt.UTC).isoformat(timespec="seconds") if text else ""
+    except ValueError:
+        raise SuiteError("--started", f"{text!r} is not a time such as 2026-12-01T02:00:00+00:00") from None
 
 
 def _print(values: object, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+import tare
 from tare.bench.errors import StoreError
 from tare.bench.suite_file import Section, convert, read_toml
 from tare.bench.trees import replace_file
@@ -64,9 +65,11 @@ def file_next_to(suite: Path) -> Path:
     return suite.with_name(suite.name.removesuffix(".toml") + SUFFIX)
 
 
-def next_to_suite_of(suite_file: str) -> Path | None:
-    """The file of the suite that a run says it was read from; None for a run that does not say."""
-    return file_next_to(Path(suite_file)) if suite_file else None
+def acks_file_of(suite_file: str, runs: Path) -> Path:
+    """The file of the suite that a run was read from; for a suite that comes with tare, in the folder of runs."""
+    suite = Path(suite_file or "history.toml")
+    own = suite.is_absolute() and suite.resolve().parent != (Path(tare.__file__).parent / "suites").resolve()
+    return file_next_to(suite if own else runs / suite.name)
 
 
 def load_acks(path: Path | None) -> AckFile:

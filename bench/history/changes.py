@@ -61,6 +61,8 @@ _DRAWN_IN = 3.0
 _BY_CHANCE = 0.01
 """Of a night's series, how many may be expected to have more nights astray in a window than are left out."""
 _MOST_CORRELATION = 0.95
+_LEAST_SQUARES = 1e-12
+"""Below this, nights differ by rounding alone."""
 
 Mask = NDArray[np.bool_]
 
@@ -199,7 +201,7 @@ def _common_shares(inside: Floats, member: Floats) -> Floats:
     own[known] = (((sums - squares) * here).sum(axis=0) / size)[known] / (squares * here).sum(axis=0)[known]
     together = float(np.average(own[known], weights=nights[known]))
     chance = float(((1 - together**2) ** 2 / nights[known]).mean())
-    differing = max(0.0, 1 - chance / float(own[known].var())) if known.sum() >= LEAST_BEFORE else 0.0
+    differing = max(0.0, 1 - chance / max(float(own[known].var()), 1e-12)) if known.sum() >= LEAST_BEFORE else 0.0
     return np.where(known, np.clip(together + differing * (own - together), 0, _MOST_CORRELATION), 0.0)
 
 
@@ -253,7 +255,7 @@ class _Aligned:
         chance = float((1 / n[enough]).mean())
         if together < 2 / math.sqrt(n[enough].sum()):
             together = 0.0
-        differing = max(0.0, 1 - chance / float(own[enough].var())) if enough.sum() >= LEAST_BEFORE else 0.0
+        differing = max(0.0, 1 - chance / max(float(own[enough].var()), 1e-12)) if enough.sum() >= LEAST_BEFORE else 0.0
         correlation = np.where(enough, together + differing * (own - together), together)
         return Noise(np.clip(correlation, 0, _MOST_CORRELATION), astray)
 
@@ -270,6 +272,7 @@ class _Aligned:
         middle = after.mean(axis=0)
         inside = np.clip(after, middle - self.reach, middle + self.reach)
         squares = (((before - centre) * here) ** 2).sum(axis=0) + ((inside - middle) ** 2).sum(axis=0)
+        squares = np.maximum(squares, _LEAST_SQUARES)
         rho = noise.correlation
         lost = window * _variance_of_mean(window, rho) + before_n * _variance_of_mean(before_n, rho)
         n = before_n + window

@@ -28,6 +28,10 @@ FOREIGN = "foreign"
 """The host of what other tools measured, unless the import names one."""
 
 
+MEDIANS = "medians.json"
+"""What is left of the samples of a run that was pruned."""
+
+
 class RunEntry(msgspec.Struct, frozen=True):
     """A run in the index. ``number`` is that of its rows; ``stamp`` changes if its files do.
 
@@ -126,6 +130,8 @@ def stamp_of(folder: Path) -> str:
 
 def read_entry(folder: Path, number: int) -> Indexed:
     """A finished run with its rows. Raises RunDirectoryError if it cannot be read, is running, or is half copied."""
+    if (folder / MEDIANS).exists() and not (folder / SAMPLES).exists():
+        return _kept_medians(folder, number)
     try:
         stamp = stamp_of(folder)
     except FileNotFoundError as error:
@@ -138,6 +144,17 @@ def read_entry(folder: Path, number: int) -> Indexed:
     run = load_run(folder)
     _require_whole(run)
     return _indexed(run, number, stamp)
+
+
+def _kept_medians(folder: Path, number: int) -> Indexed:
+    """The rows of a run whose samples were pruned."""
+    try:
+        kept = msgspec.json.decode((folder / MEDIANS).read_bytes(), type=Indexed)
+    except (OSError, msgspec.DecodeError) as error:
+        raise RunDirectoryError(f"{folder / MEDIANS}: {error}", remedy="restore the folder from a copy") from None
+    entry = msgspec.structs.replace(kept.entry, number=number, folder=folder.name, pruned=("raw", "samples"))
+    rows = [msgspec.structs.replace(row, number=number) for row in kept.rows]
+    return Indexed(entry, rows, kept.texts)
 
 
 def _require_whole(run: LoadedRun) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from tare.bench.errors import RunDirectoryError, StoreError, TareError
 from tare.bench.history.entries import CellRow, Indexed, RunEntry, read_entry, stamp_of
+from tare.bench.history.foreign import FOREIGN_FILE, read_foreign
 from tare.bench.store import MANIFEST
 from tare.bench.trees import replace_file, sync
 
@@ -213,11 +214,11 @@ class _Update:
     def _changed(self, known: Mapping[str, RunEntry]) -> Iterator[tuple[Path, int]]:
         """The folders of runs that are not in the index as they are now, with the number of their rows."""
         number = self.before.next_number
-        for manifest in sorted(self.runs.glob(f"*/{MANIFEST}")):
-            folder = manifest.parent
+        found = (*self.runs.glob(f"*/{MANIFEST}"), *self.runs.glob(f"*/{FOREIGN_FILE}"))
+        for folder in sorted({path.parent for path in found}):
             entry = known.get(folder.name)
             with contextlib.suppress(OSError):  # said when it is read
-                if entry is not None and ("samples" in entry.pruned or entry.stamp == stamp_of(folder)):
+                if entry is not None and ("samples" in entry.pruned or entry.stamp == _stamp(folder)):
                     continue
             yield folder, number
             number += 1
@@ -225,6 +226,8 @@ class _Update:
     def _read(self, folder: Path, number: int) -> Indexed | None:
         self.say(f"reading {folder.name}")
         try:
+            if (folder / FOREIGN_FILE).exists():
+                return read_foreign(folder, number, _stamp(folder))
             return read_entry(folder, number)
         except TareError as error:
             self.left_out.append(error)
@@ -277,6 +280,11 @@ class _Update:
         for path in self.folder.glob("cells-*"):
             if path.name not in catalogue.files:
                 path.unlink(missing_ok=True)
+
+
+def _stamp(folder: Path) -> str:
+    file = folder / FOREIGN_FILE
+    return f"{file.stat().st_size}.{file.stat().st_mtime_ns}" if file.exists() else stamp_of(folder)
 
 
 def save_entries(runs: Path, change: Callable[[RunEntry], RunEntry]) -> History:
@@ -334,7 +342,8 @@ def _salvaged(folder: Path) -> Catalogue:
     if old.format != FORMAT:
         return Catalogue(next_number=_unused_number(folder))
     files = {name: size for name in old.files if (size := _readable_size(folder / name)) is not None}
-    gone = [entry for entry in old.runs if "samples" in entry.pruned or not (runs / entry.folder / MANIFEST).exists()]
+    here = {path.parent.name for name in (MANIFEST, FOREIGN_FILE) for path in runs.glob(f"*/{name}")}
+    gone = [entry for entry in old.runs if entry.folder not in here]
     numbers = _numbers_in(folder, files)
     kept = tuple(entry for entry in gone if entry.number in numbers)
     return Catalogue(FORMAT, old.next_number, kept, old.conditions, files)

@@ -151,3 +151,8 @@ def test_the_detectable_change_is_found_nine_times_in_ten() -> None:
         seen += len(hits & {0, 1})
         total += 2
     assert 0.75 <= seen / total <= 1
+
+
+def test_series_that_are_all_the_same_are_judged() -> None:
+    same = np.repeat(quiet(series=1), 20, axis=1)
+    assert scan(same).q.min() == 1 or found(same) == []
