@@ -16,7 +16,7 @@ import msgspec
 
 from tare.bench.catalogue import NoteCode
 from tare.bench.errors import StoreError, TareError
-from tare.bench.interfaces import Backend, Instance, Workload
+from tare.bench.interfaces import Backend, Experiment, Instance, Workload
 from tare.bench.interrupts import check
 from tare.bench.limits_met import raise_if_failed
 from tare.bench.model import Command, Completed, Envelope, Histogram, Image, InstanceSpec, Metric
@@ -65,12 +65,13 @@ def prime(
 
 
 def choose_scenarios(suite: Suite) -> list[Scenario]:
-    """One scenario a workload, the shortest of them, and one of those without a workload if there are any."""
-    chosen: dict[type[Workload] | None, Scenario] = {}
+    """One scenario, the shortest, of each experiment with each of its workloads."""
+    chosen: dict[tuple[type[Experiment], type[Workload] | None], Scenario] = {}
     for scenario in suite.scenarios:
-        known = chosen.get(scenario.workload)
+        kind = scenario.experiment, scenario.workload
+        known = chosen.get(kind)
         if known is None or _duration_s(scenario) < _duration_s(known):
-            chosen[scenario.workload] = scenario
+            chosen[kind] = scenario
     return list(chosen.values())
 
 

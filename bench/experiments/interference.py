@@ -90,6 +90,7 @@ def aggressor_argv(kind: str, envelope: Envelope, bound_s: float) -> tuple[str, 
     return ("stress-ng", *arguments, "--timeout", f"{bound_s:.0f}s", "--temp-path", SCRATCH)
 
 
+_PRIMING_S = 1.0
 _SPARE_S = 60.0
 """An aggressor outlives the commands of all repetitions by this much, should nobody stop it."""
 
@@ -128,8 +129,12 @@ class Interference(Experiment):
         return (AGGRESSOR_CPU, *map(value_of, victim), *map(ratio_of, victim), *map(sham_of, victim))
 
     def prime(self, run: InstanceRun) -> None:
-        if run.workload is not None:
-            prime_work(run, run.workload)
+        if run.workload is None:
+            return
+        prime_work(run, run.workload)
+        with run.start() as instance:
+            argv = aggressor_argv(run.options.aggressor, run.envelope, _PRIMING_S)
+            run.execute(instance, Command(argv, cwd=SCRATCH), "prime")
 
     def run(self, run: InstanceRun) -> None:
         if run.workload is None:
