@@ -120,10 +120,11 @@ def engines(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation site, in site/: searchable from file:// too."""
+    """The documentation site and the man pages, in site/: searchable from file:// too."""
     install_tare(session, "docs", extra="")
     session.run("mkdocs", "build", "--strict", "--quiet", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
-    session.log("open site/index.html")
+    session.run("python", "docs/man_pages.py", "site/man")
+    session.log("open site/index.html, or: man -l site/man/tare.1")
 
 
 @nox.session

@@ -35,15 +35,10 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 def commands_page() -> str:
     """Every command with its arguments and options, as its help has them."""
-    from tare.bench.cli.image import app as image_app
-    from tare.bench.cli.main import app
-    from tare.bench.cli.suite import app as suite_app
-    from tare.bench.cli.tune import app as tune_app
+    from tare.bench.cli.main import every_command
 
-    for group in (image_app, suite_app, tune_app):
-        app.add_typer(group)
     lines = ["# Commands", "", "Each command with `--help` says the same in the terminal.", ""]
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(every_command())
     lines += _command_lines(command, click.Context(command, info_name="tare"), 2)
     return "\n".join(lines)
 

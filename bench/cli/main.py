@@ -33,19 +33,22 @@ _COMPLETING = "_TARE_COMPLETE"
 """The variable by which a shell's completion asks ``tare`` what could follow."""
 
 
-def run_app() -> None:
-    """Run the command that the arguments name, with streams that last as long as it does."""
+def every_command() -> typer.Typer:
+    """All commands, those of the groups too. To be called once."""
     from tare.bench.cli.gate import app as gate_app
     from tare.bench.cli.history import app as history_app
     from tare.bench.cli.image import app as image_app
     from tare.bench.cli.suite import app as suite_app
     from tare.bench.cli.tune import app as tune_app
 
-    app.add_typer(gate_app)
-    app.add_typer(history_app)
-    app.add_typer(image_app)
-    app.add_typer(suite_app)
-    app.add_typer(tune_app)
+    for group in (gate_app, history_app, image_app, suite_app, tune_app):
+        app.add_typer(group)
+    return app
+
+
+def run_app() -> None:
+    """Run the command that the arguments name, with streams that last as long as it does."""
+    every_command()
     if _COMPLETING in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]  # typer re-exports it
 
