@@ -5,12 +5,13 @@ OpenMetrics specification 1.0: units as suffixes of names, label values escaped,
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from tare.bench.analysis import Analysis, CellResult, Row, RunResults, Subject
+from tare.bench.analysis import Analysis, CellResult, GradeLevel, Row, RunResults, Subject
 from tare.bench.readable import one_line
 from tare.bench.reporter import Reporter
 from tare.bench.samples import params_text
@@ -28,7 +29,7 @@ _UNITS = {
     Unit.SHARE: "ratio",
     Unit.CPU: "cpus",
 }
-_OWN = ("tare_run", "tare_failed_instances", "tare_claim", "tare_comparison", "tare_verdict")
+_OWN = ("tare_run", "tare_grade", "tare_failed_instances", "tare_claim", "tare_comparison", "tare_verdict")
 _RESERVED = ("_total", "_created", "_count", "_sum", "_bucket", "_info", "_gcount", "_gsum")
 """Suffixes that the format gives to samples of other types."""
 
@@ -74,7 +75,10 @@ class _Family(msgspec.Struct):
 
 def render_openmetrics(analysis: Analysis) -> str:
     """The exposition of a run."""
-    families = {family.name: family for family in (_about_the_run(analysis), _failed(analysis), _claims(analysis))}
+    families = {
+        family.name: family
+        for family in (_about_the_run(analysis), _grade(analysis), _failed(analysis), _claims(analysis))
+    }
     ratio = _Family("tare_comparison_ratio", "gauge", "ratio", "Backend over baseline, with its 95 % interval", {})
     verdict = _Family("tare_verdict", "stateset", "", "The verdict after correction for many comparisons", {})
     for subject, row, cell in analysis.cells:
@@ -99,6 +103,7 @@ def _family_of(row: Row, families: dict[str, _Family]) -> _Family:
 
 def _labels(analysis: Analysis, subject: Subject, row: Row, cell: CellResult) -> _Labels:
     """The metric's own name is a label too, since different names may become one name of a family."""
+    described = analysis.manifest.backends.get(cell.backend.name)
     labels = {
         "run": analysis.manifest.run,
         "experiment": subject.experiment,
@@ -107,9 +112,23 @@ def _labels(analysis: Analysis, subject: Subject, row: Row, cell: CellResult) ->
         "metric": row.metric.name,
         "backend": cell.backend.name,
         "label": cell.backend.label,
+        "acceleration": described.accelerator if described is not None else "",
         **({"size": str(row.size)} if row.size is not None else {}),
+        **_parameters(subject.params),
     }
     return tuple((name, one_line(text)) for name, text in labels.items())
+
+
+def _parameters(params: Mapping[str, Any]) -> dict[str, str]:
+    """Each parameter as a label of its own; ``params`` has them all, also where two names become one label."""
+    return {f"param_{re.sub(r'[^a-zA-Z0-9_]', '_', name)}": str(value) for name, value in params.items()}
+
+
+def _grade(analysis: Analysis) -> _Family:
+    run = ("run", one_line(analysis.manifest.run))
+    found = analysis.grade.level
+    samples: dict[_Labels, float] = {(run, ("tare_grade", one.value)): float(one is found) for one in GradeLevel}
+    return _Family("tare_grade", "stateset", "", "How far the run can be relied on", samples)
 
 
 def _about_the_run(analysis: Analysis) -> _Family:

@@ -20,7 +20,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 _COLUMNS = (
-    *("block", "instance", "experiment", "workload", "params", "backend", "metric", "unit", "value"),
+    *("block", "instance", "experiment", "workload", "params", "backend", "acceleration", "metric", "unit", "value"),
     *("iteration", "warmup", "raw"),
 )
 
@@ -32,6 +32,9 @@ def sample_rows(run: LoadedRun, shown: Callable[[str], str] = str) -> Iterator[S
     for name, column in table.texts.items():
         values, codes = column.written()
         columns[name] = map([shown(value) for value in values].__getitem__, codes.tolist())
+        if name == "backend":
+            told = [shown(_acceleration(run, value)) for value in values]
+            columns["acceleration"] = map(told.__getitem__, codes.tolist())
     yield _COLUMNS
     yield from zip(*(columns[name] for name in _COLUMNS), strict=True)
 
@@ -48,8 +51,17 @@ def sample_frame(run: LoadedRun) -> "pd.DataFrame":
     for name, column in table.texts.items():
         values, codes = column.written()
         columns[name] = pd.Categorical.from_codes(codes, categories=pd.Index(values, dtype="str"))
+        if name == "backend":
+            told = [_acceleration(run, value) for value in values]
+            columns["acceleration"] = pd.Categorical([told[code] for code in codes], categories=sorted({*told, ""}))
     columns |= table.numbers
     return pd.DataFrame({name: columns[name] for name in _COLUMNS})
+
+
+def _acceleration(run: LoadedRun, backend: str) -> str:
+    """What executed a guest's instructions (``kvm``, ``tcg``); empty where there is no guest."""
+    described = run.manifest.backends.get(backend)
+    return described.accelerator if described is not None else ""
 
 
 class CsvReporter(Reporter):

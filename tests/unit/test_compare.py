@@ -1,5 +1,6 @@
 """tare compare: unpaired intervals that cover, verdicts with the known truth, refusals that name what differs."""
 
+import html
 import json
 import math
 from dataclasses import replace
@@ -322,6 +323,24 @@ def test_json_and_junit_hold_the_same_verdicts(monday, tuesday):
     assert failed == names == ["isolation of events on native"]
     told = [line for line in content["lines"] if line["found"]["ratio"] is not None]
     assert len(list(tree.iter("testcase"))) == len(told) + 1, "and one for the grade"
+
+
+@pytest.mark.parametrize("form", ["text", "json", "markdown", "junit"])
+def test_a_comparison_leads_with_the_side_that_cannot_be_used(monday, tuesday, form):
+    quiet = tare("compare", monday, tuesday, "--format", form).stdout
+    assert "not usable" not in quiet.lower()
+    lines = (tuesday / "events.jsonl").read_text("utf-8").splitlines()
+    told = {"disturbance": {"span_s": 2.0, "cpus": 1, "busy_s": 2.0, "steal_s": 0.0, "other_s": 1.4}}
+    busy = [json.loads(line) for line in lines]
+    for one in busy:
+        if one["kind"] == "instance_done":
+            one["details"] = told
+    (tuesday / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in busy), "utf-8")
+    text = tare("compare", monday, tuesday, "--format", form).stdout
+    assert "Not usable: the host was busy" in html.unescape(text)
+    assert "tuesday" in text
+    if form in ("text", "markdown"):
+        assert text.index("Not usable") < text.index("slower")
 
 
 def test_hostile_names_are_text_in_a_comparison(tmp_path):

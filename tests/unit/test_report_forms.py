@@ -1,12 +1,17 @@
 """Each form of report on each kind of run: it is made, it is complete, and nothing in it acts."""
 
+import html
 import io
 import itertools
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import altair as alt
+import jsonschema
+import msgspec
 import pandas as pd
 import pyperf
 import pytest
@@ -14,8 +19,9 @@ from rich.console import Console
 
 from tare.bench.analysis import RunResults, analyse
 from tare.bench.cli.run import report_command
+from tare.bench.disturbance import Disturbance
 from tare.bench.errors import RunDirectoryError, TareError
-from tare.bench.records import RunStatus
+from tare.bench.records import EventKind, RunStatus
 from tare.bench.registry import find_reporters
 from tare.bench.store import load_run
 from tare.bench.units import Unit
@@ -24,7 +30,7 @@ from tare.reports.headline import grade_sentence
 from tare.reports.html import BESIDE, HtmlReporter, render_page
 from tare.reports.pyperf_json import PyperfReporter
 from tare.reports.samples import ParquetReporter
-from tare.reports.summary_json import JsonReporter
+from tare.reports.summary_json import SUMMARY_VERSION, JsonReporter, summary_of
 from tare.reports.text import SCREEN_LINES, TextReporter, render_answer, render_text
 from tare.reports.wording import format_change, verdict_word
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
@@ -239,6 +245,49 @@ def test_summary_holds_the_same_results(runs, name, tmp_path):
     assert [one["ratio"] for one in compared] == [one.ratio for *_, one in analysis.comparisons]
     assert {one["verdict"] for one in compared} <= {"faster", "slower", "equivalent", "inconclusive"}
     assert summary["status"] == str(analysis.manifest.status)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_json_form_follows_its_published_schema(runs, name):
+    schema = json.loads((Path(__file__).parents[2] / "docs/json-report.schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    summary = json.loads(json.dumps(summary_of(analyse(load_run(runs[name])))))
+    jsonschema.validate(summary, schema)
+    assert schema["properties"]["summary_version"]["const"] == SUMMARY_VERSION
+    assert set(summary) == set(schema["properties"])
+
+
+BUSY = 0.7
+"""A share of the envelope's CPU time that others take."""
+
+
+def loaded(run, share):
+    """The run with other work of ``share`` of the envelope's CPU time in every instance."""
+    disturbance = Disturbance(span_s=2.0, cpus=1, busy_s=2.0, steal_s=0.0, other_s=2.0 * share)
+    told = {"disturbance": msgspec.to_builtins(disturbance)}
+    events = [
+        msgspec.structs.replace(one, details=told) if one.kind is EventKind.INSTANCE_DONE else one for one in run.events
+    ]
+    return msgspec.structs.replace(run, events=events)
+
+
+@pytest.mark.parametrize("form", ["html", "text", "answer", "markdown", "json", "junit", "openmetrics"])
+def test_every_form_says_that_a_run_on_a_busy_host_is_not_usable(runs, form, tmp_path):
+    texts = {}
+    for share in (BUSY, 0.01):
+        output = tmp_path / f"{share}"
+        find_reporters().get(form)().write(RunResults(loaded(load_run(runs["normal"]), share)), output)
+        texts[share] = html.unescape(output.read_text("utf-8")).lower()
+    if form == "openmetrics":
+        assert re.search(r'tare_grade="not usable"} 1', texts[BUSY])
+        assert re.search(r'tare_grade="not usable"} 0', texts[0.01])
+        return
+    busy = texts[BUSY].split("<details")[0] if form == "html" else texts[BUSY]
+    assert "not usable" in busy
+    assert "other work took 70 % of the measured cpus' time" in busy
+    quiet = texts[0.01].partition('id="appendix"')[0]
+    assert "not usable" not in quiet
+    assert "other work took 1 %" not in quiet
 
 
 def test_parquet_is_every_sample(runs, tmp_path):

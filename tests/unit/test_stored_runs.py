@@ -197,7 +197,8 @@ def test_junit_has_every_case(written, name):
 def test_openmetrics_has_every_sample(written, name):
     def samples(text):
         lines = [line for line in text.splitlines() if line and not line.startswith(("#", "tare_run_info"))]
-        return Counter(re.sub(r'(reason|label)="(?:[^"\\]|\\.)*"', "", line) for line in lines)
+        newer = r',(?:acceleration|param_\w+)="(?:[^"\\]|\\.)*"'
+        return Counter(re.sub(rf'(reason|label)="(?:[^"\\]|\\.)*"|{newer}', "", line) for line in lines)
 
     assert_kept(samples(expected(name, "report.om")), samples(written(name, "openmetrics")), "samples")
 
@@ -214,6 +215,7 @@ def test_csv_and_parquet_are_every_sample(runs, name, tmp_path):
     for sample, row, record in zip(stored, rows, frame, strict=True):
         params = sample.pop("params")
         assert json.loads(row["params"]) == json.loads(record["params"]) == params
+        assert row["acceleration"] == record["acceleration"] == ("tcg" if sample["backend"] == "vm" else "")
         for column, value in sample.items():
             assert record[column] == value
             assert float(row[column]) == value if column == "value" else row[column] == str(value)
