@@ -10,6 +10,7 @@ from tare.bench.analysis import Analysis, CellResult, Row, RunResults, Subject
 from tare.bench.analysis.comparison import RunComparison
 from tare.bench.analysis.estimates import host_virtualization
 from tare.bench.analysis.requirements import Judged, judge_requirements
+from tare.bench.catalogue import NoteCode
 from tare.bench.reporter import Reporter
 from tare.reports import headline
 from tare.reports.caveats import caveats, suite_title
@@ -67,6 +68,7 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
         "suite": suite_title(analysis),
         "status": str(manifest.status),
         "seed": manifest.seed,
+        "primed": [dict(event.details) for event in run.events if event.note_code == NoteCode.PRIMED],
         "started_utc": manifest.started_utc,
         "ended_utc": manifest.ended_utc,
         "host": {fact.name: fact.text for fact in manifest.host},

@@ -1,15 +1,25 @@
 """Priming uses each workload once on each backend, in one instance as long as that is of use, and keeps nothing."""
 
+import json
 from pathlib import Path
 
+import jsonschema
+import msgspec
 import pytest
 
+from tare.bench.analysis import analyse
 from tare.bench.errors import StoreError
 from tare.bench.model import Command, Commands, Completed, Service
 from tare.bench.priming import choose_scenarios, prime
 from tare.bench.registry import Plugins
+from tare.bench.store import load_run
 from tare.bench.suite import Suite, bind_suite, resolve_suite
+from tare.reports.html import render_page
+from tare.reports.summary_json import summary_of
+from tests.synthetic import write_run
 from tests.unit.fakes import BACKENDS, IMAGE, WORKLOADS, FakeBackend, FakeWorkload
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/json-report.schema.json").read_text("utf-8"))
 
 
 class Other(FakeWorkload):
@@ -147,3 +157,20 @@ def test_a_suite_may_ask_for_the_first_touch():
     backend, store = Recording(), Store()
     prime(suite("answer", prime=False), IMAGE, {"fake": backend}, store, lambda _: None, "name")
     assert (backend.started, store.events) == ([], [])
+
+
+def test_reports_say_what_was_primed_and_what_could_not_be(tmp_path):
+    path = write_run(tmp_path / "run")
+    said = "Each backend ran each workload once before the first block, unmeasured"
+    assert said not in render_page(analyse(load_run(path)))
+    program = FakeWorkload().commands(FakeWorkload.Params(), None).measured.argv[0]
+    for failing in (set(), {(program, 1)}):
+        event = primed(suite("answer"), Recording(failing))
+        with (path / "events.jsonl").open("ab") as file:
+            file.write(msgspec.json.encode(event) + b"\n")
+        analysis = analyse(load_run(path))
+        page = render_page(analysis)
+        assert (f"{said} (not: steady/answer on fake)." if failing else f"{said}.") in page
+        summary = json.loads(json.dumps(summary_of(analysis)))
+        jsonschema.validate(summary, SCHEMA)
+        assert summary["primed"][-1]["failed"].keys() == ({"steady/answer"} if failing else set())
