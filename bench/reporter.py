@@ -33,3 +33,7 @@ class Reporter(ABC):
     def write_comparison(self, comparison: "RunComparison", output: Path) -> None:
         """Write a comparison to the file ``output``, if this form ``compares``."""
         raise NotImplementedError(f"{self.name} writes no comparison of {comparison.first} to {output}")
+
+    def write_index(self, folder: Path, output: Path) -> None:
+        """Write a page over the runs in ``folder`` to the file ``output``, if this form has one."""
+        raise NotImplementedError(f"{self.name} writes no index of {folder} to {output}")

@@ -41,6 +41,8 @@ from tare.reports.wording import percent
 if TYPE_CHECKING:
     import jinja2
 
+    from tare.bench.analysis.comparison import RunComparison
+
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -50,9 +52,20 @@ class HtmlReporter(Reporter):
     name = "html"
     summary = "one HTML file to read and to mail, which needs no network"
     suffix = ".html"
+    compares = True
 
     def write(self, results: RunResults, output: Path) -> None:
         output.write_text(render_page(results.analysis, output.parent), "utf-8")
+
+    def write_comparison(self, comparison: "RunComparison", output: Path) -> None:
+        from tare.reports.pages import render_comparison  # its page is built on this one's
+
+        output.write_text(render_comparison(comparison), "utf-8")
+
+    def write_index(self, folder: Path, output: Path) -> None:
+        from tare.reports.pages import render_index  # its page is built on this one's
+
+        output.write_text(render_index(folder), "utf-8")
 
 
 def render_page(analysis: Analysis, beside: Path | None = None) -> str:

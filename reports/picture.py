@@ -198,7 +198,7 @@ class _Maker:
             name = f"{name}, {apart}"
         key = f"{key_of(subject, row, mark.cell)}#ratio"
         more = format_change_range(found)
-        svg = _svg(drawn, axis)
+        svg = strip_svg(drawn, axis)
         return Strip(name, mark.backend, svg, said, more, row.metric.name, key, mark.centre + 1, is_open)
 
     def value(
@@ -213,7 +213,7 @@ class _Maker:
         more = _beside(row, mark)
         key = "" if row is None or mark.cell is None or subject is None else f"{key_of(subject, row, mark.cell)}#value"
         hint = row.metric.name if row is not None else "density"
-        svg, is_open = _svg(mark, axis), mark.verdict is Verdict.INCONCLUSIVE
+        svg, is_open = strip_svg(mark, axis), mark.verdict is Verdict.INCONCLUSIVE
         return Strip(name, mark.backend, svg, said, more, hint, key, mark.centre, is_open)
 
     def _neighbours(self, panel: Panel, marks: Sequence[Mark]) -> PanelView:
@@ -227,7 +227,7 @@ class _Maker:
             for mark in line.marks:
                 name = f"{mark.backend.label}{f', {kind}' if kind else ''}"
                 key = "" if mark.cell is None else f"{key_of(line.subject, line.row, mark.cell)}#value"
-                svg, hint = _svg(_ratio(mark), axis), line.row.metric.name
+                svg, hint = strip_svg(_ratio(mark), axis), line.row.metric.name
                 strip = Strip(name, mark.backend, svg, longer_words(1 + mark.centre), "", hint, key, 1 + mark.centre)
                 if mark.backend not in worst or mark.centre > worst[mark.backend][0].centre:
                     worst[mark.backend] = mark, strip
@@ -327,7 +327,7 @@ def _beside(row: Row | None, mark: Mark) -> str:
     return verdict_word(row.metric, mark.verdict)
 
 
-def _svg(mark: Mark, axis: Axis) -> str:
+def strip_svg(mark: Mark, axis: Axis) -> str:
     """One strip. Hollow where the verdict is open; an arrow where the value lies beyond the axis."""
     return "".join(("<svg class='strip' width='100%' height='24' aria-hidden='true'>", *_parts(mark, axis), "</svg>"))
 

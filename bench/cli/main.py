@@ -150,16 +150,20 @@ def report(
         typer.Option(
             "--format",
             "-f",
-            help="html, text, json, markdown, junit, csv, parquet, pyperf, openmetrics or a plug-in.",
+            help="html, answer, text, json, markdown, junit, csv, parquet, pyperf, openmetrics or a plug-in.",
         ),
     ] = "html",
     output: OutputFile = None,
+    index: Annotated[bool, typer.Option("--index", help="Page over all runs in the folder RUN.")] = False,
 ) -> None:
     """Write a report of a run, complete or not."""
     with guard():
-        from tare.bench.cli.run import report_command
+        from tare.bench.cli.run import index_command, report_command
 
-        report_command(run, form, output)
+        if index:
+            index_command(run, output)
+        else:
+            report_command(run, form, output)
 
 
 @app.command()

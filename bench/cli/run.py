@@ -76,6 +76,14 @@ def run_folders(text: str) -> tuple[Path, ...]:
     return tuple(Path(part) for part in text.split(",") if part)
 
 
+def index_command(folder: Path, output: Path | None) -> None:
+    """Write the page over the runs in a folder, into it unless an output is named."""
+    output = folder / "index.html" if output is None else chosen_output(output)
+    with whole_file(output, ".html") as part:
+        find_reporters().get("html")().write_index(folder, part)
+    say_where(output)
+
+
 def compare_command(request: "ComparisonRequest", form: str, output: Path | None) -> None:
     """Write a comparison to a file, or to standard output for None and ``-``."""
     from tare.bench.analysis.comparison import compare_request

@@ -1,0 +1,228 @@
+"""Pages beside a run's report: a comparison, and an index of a folder of runs; with the same grades and fences."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tare.bench.analysis import Grade, GradeLevel, MeasuredBackend, analyse
+from tare.bench.analysis.answer import Mark
+from tare.bench.analysis.comparison import LEVEL_NOTE, Line, LineKind, RunComparison
+from tare.bench.errors import RunDirectoryError, TareError
+from tare.bench.model import Direction
+from tare.bench.readable import one_line
+from tare.bench.stats.comparisons import Verdict
+from tare.bench.store import load_run
+from tare.reports.compare import (
+    format_side,
+    grade_of_comparison,
+    how_compared,
+    kind_title,
+    line_name,
+    notes_of,
+    tally,
+    verdict_of,
+)
+from tare.reports.headline import answer, where
+from tare.reports.html import render_template
+from tare.reports.names import names_of
+from tare.reports.picture import PanelView, Strip, change_axis, strip_svg
+from tare.reports.wording import change_words, format_change, format_change_range, listed, percent, plural
+
+_DIFFERENT = (Verdict.FASTER, Verdict.SLOWER)
+MOST_DRAWN = 24
+MANIFEST = "manifest.json"
+
+
+class LineView(msgspec.Struct, frozen=True):
+    """A line of a comparison in words; ``exact`` has ratio, low and high."""
+
+    name: str
+    hint: str
+    backend: str
+    first: str
+    second: str
+    change: str
+    change_range: str
+    word: str
+    style: str
+    note: str
+    exact: list[float | None]
+
+
+class RunLine(msgspec.Struct, frozen=True):
+    """A run in the index; ``problem`` stands in the place of everything else where it cannot be read."""
+
+    name: str
+    page: str
+    headline: str
+    grade: Grade | None
+    about: str
+    started: str = ""
+    problem: str = ""
+
+
+def render_comparison(comparison: RunComparison) -> str:
+    """The page of a comparison."""
+    kinds = {line.kind: kind_title(comparison, line.kind) for line in comparison.lines}
+    context = {
+        "title": f"{comparison.second} against {comparison.first}",
+        "answer": comparison_answer(comparison),
+        "grade": worst_grade(comparison),
+        "grade_words": grade_of_comparison(comparison),
+        "how": how_compared(comparison),
+        "tally": tally(comparison),
+        "notes": notes_of(comparison),
+        "confounds": [one_line(str(one), 300) for one in comparison.confounds],
+        "panel": _panel(comparison),
+        "tables": [
+            (title, [_line(comparison, line) for line in comparison.lines if line.kind is kind])
+            for kind, title in kinds.items()
+        ],
+        "first": comparison.first,
+        "second": comparison.second,
+        "wheres": [where(analysis) for analysis in comparison.analyses],
+    }
+    return render_template("compare.html.j2", context)
+
+
+def worst_grade(comparison: RunComparison) -> Grade:
+    """A comparison can be relied on as far as the worse of its sides."""
+    return max((analysis.grade for analysis in comparison.analyses), key=lambda grade: grade.level.rank)
+
+
+def comparison_answer(comparison: RunComparison) -> str:
+    """What changed from the first side to the second, by the verdicts that survive the correction."""
+    if worst_grade(comparison).level is GradeLevel.NOT_USABLE:
+        return "This comparison cannot be used: one of its sides cannot."
+    if is_with_emulated(comparison):
+        return "This compares with an emulated guest: it says nothing about a virtual machine."
+    told = [
+        line for line in comparison.lines if line.found.note != LEVEL_NOTE and line.backend not in _fenced(comparison)
+    ]
+    found = [line for line in told if line.found.verdict_adjusted in _DIFFERENT]
+    leading = [line for line in found if line.is_leading] or found
+    if not leading:
+        same = sum(line.found.verdict_adjusted is Verdict.EQUIVALENT for line in told if line.is_leading)
+        every = sum(line.is_leading for line in told)
+        return f"No difference found: {same} of {plural(every, 'leading measurement')} are the same, the others open."
+    worst = sorted(leading, key=lambda line: -abs((line.found.ratio or 1) - 1))[:3]
+    parts = [
+        f"{_short_name(comparison, line, leading)}{f' on {line.backend}' if line.backend else ''} is "
+        f"{change_words(line.metric, line.found.ratio or 1, line.found)}"
+        for line in worst
+    ]
+    more = f", and {len(leading) - len(worst)} more" if len(leading) > len(worst) else ""
+    return f"{plural(len(leading), 'difference')}: {listed(parts)}{more}."
+
+
+def _fenced(comparison: RunComparison) -> set[str]:
+    """The labels of emulated guests, which are in no picture and no answer."""
+    return {one.label for analysis in comparison.analyses for one in analysis.backends if one.is_fenced}
+
+
+def is_with_emulated(comparison: RunComparison) -> bool:
+    """Whether one side is an emulated guest and the other is not."""
+    return comparison.is_paired and len({comparison.first, comparison.second} & _fenced(comparison)) == 1
+
+
+def _panel(comparison: RunComparison) -> PanelView | None:
+    """The leading lines as changes, those that are about isolation where there are any."""
+    leading = [line for line in comparison.lines if line.is_leading and line.found.ratio is not None]
+    real = [line for line in leading if line.backend not in _fenced(comparison)]
+    kept = [line for line in real if line.kind is not LineKind.LEVEL][:MOST_DRAWN]
+    if not kept or is_with_emulated(comparison):
+        return None
+    backends = {backend.label: backend for analysis in comparison.analyses for backend in analysis.backends}
+    nobody = MeasuredBackend("", comparison.second, 1, is_baseline=False)
+    marks = [_mark(line, backends.get(line.backend, nobody)) for line in kept]
+    margin = max(line.found.margin for line in kept)
+    axis = change_axis(marks, margin)
+    strips = tuple(
+        Strip(
+            _short_name(comparison, line, kept) + (f", {line.backend}" if line.backend else ""),
+            mark.backend,
+            strip_svg(mark, axis),
+            _said(line),
+            format_change_range(line.found),
+            line.metric.name,
+            "",
+            line.found.ratio or 1.0,
+            line.found.verdict_adjusted is Verdict.INCONCLUSIVE,
+        )
+        for line, mark in zip(kept, marks, strict=True)
+    )
+    note = f"within {percent(margin)}, the shaded part, counts as the same"
+    title = f"{comparison.second} against {comparison.first}"
+    return PanelView(title, note, ((None, strips),), axis.ticks, ("worse", "better"), "change")
+
+
+def _short_name(comparison: RunComparison, line: Line, among: Sequence[Line]) -> str:
+    """The metric alone where no other of these has its name."""
+    names = names_of(comparison.analyses[0])
+
+    def name(one: Line) -> str:
+        return names.metric_of(one.experiment, one.workload, one.params, one.metric)
+
+    alike = {(one.workload, str(one.params)) for one in among if name(one) == name(line)}
+    return name(line) if len(alike) == 1 else line_name(comparison, line)
+
+
+def _mark(line: Line, backend: MeasuredBackend) -> Mark:
+    """The change with what is better to the right."""
+    found = line.found
+    sign = 1 if line.metric.direction is Direction.HIGHER else -1
+    ends = [None if end is None else sign * (end - 1) for end in (found.low, found.high)]
+    low, high = ends if sign > 0 else reversed(ends)
+    return Mark(backend, sign * ((found.ratio or 1) - 1), low, high, verdict=found.verdict_adjusted)
+
+
+def _said(line: Line) -> str:
+    if line.found.verdict_adjusted in _DIFFERENT:
+        return change_words(line.metric, line.found.ratio or 1, line.found)
+    return verdict_of(line)
+
+
+def _line(comparison: RunComparison, line: Line) -> LineView:
+    found = line.found
+    has_verdict = found.low is not None and not found.note
+    return LineView(
+        name=line_name(comparison, line),
+        hint=line.metric.name,
+        backend=line.backend,
+        first=format_side(line, line.first.centre),
+        second=format_side(line, line.second.centre),
+        change=format_change(found),
+        change_range=format_change_range(found),
+        word=verdict_of(line) if has_verdict else "",
+        style=str(found.verdict_adjusted),
+        note="" if has_verdict else found.note,
+        exact=[found.ratio, found.low, found.high],
+    )
+
+
+def render_index(folder: Path) -> str:
+    """The page over the runs in a folder, the newest first. Raises RunDirectoryError if there is none."""
+    runs = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    if not runs:
+        raise RunDirectoryError(f"{folder} holds no run", remedy="name the folder in which the runs' folders lie")
+    lines = sorted(map(_run, runs), key=lambda one: one.started, reverse=True)
+    context: dict[str, Any] = {"title": f"Runs in {folder.name}", "runs": lines}
+    return render_template("index.html.j2", context)
+
+
+def _run(path: Path) -> RunLine:
+    """A run that cannot be read is in the index too."""
+    try:
+        analysis = analyse(load_run(path))
+    except TareError as error:
+        return RunLine(path.name, "", "", None, "", problem=error.message)
+    page = f"{path.name}/report.html" if (path / "report.html").is_file() else ""
+    return RunLine(
+        path.name, page, _first(answer(analysis)), analysis.grade, where(analysis), analysis.manifest.started_utc
+    )
+
+
+def _first(sentences: Sequence[str]) -> str:
+    return " ".join(sentences[:2])
