@@ -43,7 +43,7 @@ _OF_MEMORY = (
 )
 _LEAST: Mapping[str, int] = {"private": 2}
 """A single instance shares pages with nobody: all of its memory is private, which is off the line."""
-GROUPS = 10
+GROUPS = 6
 """Neighbouring starts resemble each other, and outliers occur: a ramp is cut into this many parts, and the line goes
 through their medians (batch means)."""
 VAGUE = 0.2
@@ -237,7 +237,10 @@ def fit_cell(cell: DensityCell) -> DensityResult:
     """All that is fitted to the ramps of a cell."""
     cost = fit_instance_cost(cell)
     metric = next((name for name in THROUGHPUT if cell.points(name)), "")
-    scaling = fit_scaling(*np.array(cell.points(metric), dtype=np.float64).T) if metric else None
+    scaling = None
+    if metric:
+        ramps = np.repeat(*np.array([(place, len(own)) for place, own in enumerate(cell.readings(metric))]).T)
+        scaling = fit_scaling(*np.array(cell.points(metric), dtype=np.float64).T, ramps=ramps)
     return DensityResult(cell, cost, _late_memory(cell, cost.best_memory), scaling, THROUGHPUT.get(metric))
 
 

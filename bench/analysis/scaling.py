@@ -5,7 +5,8 @@
 (N. J. Gunther, Guerrilla Capacity Planning, Springer 2007.) ``N / X(N)`` is linear in 1 / rate, contention / rate and
 coherency / rate, none of which is negative: it is fitted by non-negative least squares, weighted so that relative
 errors of the throughput count the same everywhere. Intervals are percentiles of a bootstrap of the relative residuals,
-enlarged by what a fit to so few points makes them too small (degrees of freedom, and Student's t for the normal).
+enlarged by what a fit to so few points makes them too small (degrees of freedom, and Student's t for the normal). From
+two ramps on, what all residuals of a ramp have in common is drawn for each ramp, and the rest for each reading.
 """
 
 import math
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis.cost import Floats
+from tare.bench.stats.comparisons import Integers
 
 PARAMETERS = 3
 LEAST_POPULATIONS = 5
@@ -39,7 +41,7 @@ class Scaling(msgspec.Struct, frozen=True):
 
     ``rate`` is the throughput of one instance. ``peak`` is the population with the largest throughput; None if
     throughput never falls. ``error`` is the root mean square of the relative residuals, ``r_squared`` of the
-    throughput, and None where that does not change. ``points`` are (population, throughput).
+    throughput, and None where that does not change. ``points`` are (population, throughput), of ``ramps`` ramps.
     """
 
     rate: Parameter
@@ -52,6 +54,7 @@ class Scaling(msgspec.Struct, frozen=True):
     error: float
     r_squared: float | None
     points: tuple[tuple[float, float], ...]
+    ramps: int = 1
 
     def at(self, population: float) -> float:
         """The throughput at a population by the fit."""
@@ -77,8 +80,14 @@ def throughput(population: _N, law: _Law) -> _N:
     return rate * population / (1 + contention * others + coherency * population * others)
 
 
-def fit_scaling(population: Floats, values: Floats, *, seed: int = _SEED) -> Scaling | Refusal:
-    """Fit throughput ``values`` at these populations (each may stand several times)."""
+def fit_scaling(
+    population: Floats, values: Floats, *, ramps: Integers | None = None, seed: int = _SEED
+) -> Scaling | Refusal:
+    """Fit throughput ``values`` at these populations (each may stand several times).
+
+    ``ramps`` are the numbers of the ramps that the readings belong to, from 0: what a ramp's readings have in common is
+    in the intervals from two ramps on. Of one ramp nobody can know it.
+    """
     points = tuple(zip(population.tolist(), values.tolist(), strict=True))
     different = len(np.unique(population))
     if different < LEAST_POPULATIONS:
@@ -106,7 +115,8 @@ def fit_scaling(population: Floats, values: Floats, *, seed: int = _SEED) -> Sca
         )
     spread = float(((values - values.mean()) ** 2).sum())
     flat = spread <= 1e-12 * float((values**2).sum())
-    draws = np.array([_parameters(one) for one in _bootstrap(population, fitted, relative, seed)])
+    of_ramp = np.zeros(len(population), dtype=np.int64) if ramps is None else ramps
+    draws = np.array([_parameters(one) for one in _bootstrap(population, fitted, relative, of_ramp, seed)])
     peak, peaks = _peak(best), [_peak(draw) for draw in draws]
     ends = [math.inf if one is None else one for one in peaks]
     low, high = (float(np.quantile(ends, level, method="nearest")) for level in (0.025, 0.975))
@@ -121,6 +131,7 @@ def fit_scaling(population: Floats, values: Floats, *, seed: int = _SEED) -> Sca
         error=error,
         r_squared=None if flat else 1 - float(((values - fitted) ** 2).sum()) / spread,
         points=points,
+        ramps=int(of_ramp.max()) + 1,
     )
 
 
@@ -136,20 +147,29 @@ def _solve(population: Floats, values: Floats) -> Floats:
     return np.asarray(solution / sizes, dtype=np.float64)
 
 
-def _bootstrap(population: Floats, fitted: Floats, relative: Floats, seed: int) -> list[Floats]:
-    from scipy.special import ndtri, stdtrit
-
+def _bootstrap(population: Floats, fitted: Floats, relative: Floats, ramps: Integers, seed: int) -> list[Floats]:
     freedom = len(population) - PARAMETERS
-    larger = math.sqrt(len(population) / freedom) * float(stdtrit(freedom, 0.975)) / float(ndtri(0.975))
-    centred = (relative - relative.mean()) * larger
+    count = int(ramps.max()) + 1
+    centred = relative - relative.mean()
+    common = np.array([centred[ramps == ramp].mean() for ramp in range(count)]) if count > 1 else np.zeros(1)
+    own = (centred - common[ramps]) * _larger(len(population), freedom)
+    common = common * _larger(count, count - 1) if count > 1 else common
     random = np.random.default_rng(seed)
     found = []
     for _ in range(RESAMPLES):
-        drawn = np.maximum(1 + random.choice(centred, len(centred)), 0.05)
+        shared = random.choice(common, count) if count > 1 else common
+        drawn = np.maximum(1 + shared[ramps] + random.choice(own, len(own)), 0.05)
         coefficients = _solve(population, fitted * drawn)
         if coefficients[0] > 0:
             found.append(coefficients)
     return found
+
+
+def _larger(count: int, freedom: int) -> float:
+    """By what residuals of ``count`` values are too small, and Student's t is wider than the normal."""
+    from scipy.special import ndtri, stdtrit
+
+    return math.sqrt(count / freedom) * float(stdtrit(freedom, 0.975)) / float(ndtri(0.975))
 
 
 def _parameters(coefficients: Floats) -> _Law:

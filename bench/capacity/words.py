@@ -119,6 +119,11 @@ def _host_notes(plan: HostPlan) -> Iterator[str]:
         )
 
 
+_ONE_RAMP = (
+    "; one ramp: an error that its readings share is in no interval, which then hold the rate in 23 to 77 % only"
+)
+
+
 def scaling_sentence(scaling: Scaling | Refusal) -> str:
     """The fit of the Universal Scalability Law, or why there is none."""
     if isinstance(scaling, Refusal):
@@ -135,7 +140,7 @@ def scaling_sentence(scaling: Scaling | Refusal) -> str:
     return (
         f"throughput by the Universal Scalability Law ({fit}, {len(scaling.points)} points): one instance "
         f"{_parameter(scaling.rate)}, contention {_parameter(scaling.contention)}, "
-        f"coherency {_parameter(scaling.coherency)}; {peak}"
+        f"coherency {_parameter(scaling.coherency)}; {peak}{_ONE_RAMP if scaling.ramps == 1 else ''}"
     )
 
 

@@ -31,6 +31,8 @@ PLACE = Path("tare density")
 _NO_CPU = 1e-7
 """A CPU that is busy for three seconds a year: less is the arithmetic's, not the instance's."""
 
+_COST_TITLE = "Cost of one more instance (95 % interval; 84 to 91 % where a few instances cost far more than most)"
+
 
 class DensityRequest(msgspec.Struct, frozen=True):
     """What was asked for on the command line: a suite's file, or backends with options."""
@@ -134,7 +136,7 @@ def print_failures(console: Console, events: Sequence[Event]) -> None:
 
 def print_costs(console: Console, manifest: Manifest, results: Sequence[DensityResult]) -> None:
     """One table: a column a cell, a row a meter; below it, why each ramp ended."""
-    table = Table(title="Cost of one more instance (95 % interval)", title_justify="left", title_style="bold", box=None)
+    table = Table(title=_COST_TITLE, title_justify="left", title_style="bold", box=None)
     table.add_column("by", no_wrap=True)
     labels = [_label(manifest, result.cell) for result in results]
     for label in labels:
