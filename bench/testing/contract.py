@@ -415,6 +415,20 @@ def test_instances_leave_nothing_and_tell_when_it_happened(subject: BackendUnder
     assert subject.ledger.entries() == entries
 
 
+def test_the_hosts_devices_stay_as_they_are(subject: BackendUnderTest) -> None:
+    """An engine may give what it is handed as a standard stream to the user inside: never a node of the host's."""
+    nodes = [Path("/dev", name) for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx")]
+
+    def states() -> dict[Path, tuple[int, int, int]]:
+        found = {path: path.stat() for path in nodes if path.exists()}
+        return {path: (status.st_mode, status.st_uid, status.st_gid) for path, status in found.items()}
+
+    before = states()
+    with subject.start()[1] as instance:
+        instance.execute(Command(("true",)))
+    assert states() == before
+
+
 def test_instances_are_private(subject: BackendUnderTest, isolated: None, live: Live) -> None:
     live.shell(f"echo mine > {SCRATCH}/mine; echo mine > /root/mine")
     _, starting = subject.start()

@@ -5,26 +5,78 @@ seed the same things are tried, at the same moments as far as the machine's pace
 """
 
 import argparse
+import itertools
 import json
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from tare.bench.locations import cache_directory
+from tare.bench.process import PIPE, STDOUT, Popen
 from tests.campaign.hostile_runs import HostileCommands, HostileImages
 from tests.campaign.kills import Figures, Kills
 from tests.campaign.machine import Place, read_host
+from tests.campaign.power_cuts import PowerCuts
 
-HOSTILE = ("images", "commands")
-KINDS = ("kills", "guests", *HOSTILE)
+
+class Kind(Protocol):
+    """One kind of trial in a place."""
+
+    figures: Figures
+
+    def prepare(self) -> None: ...
+    def one(self) -> None: ...
+
+
+_UNIT_TESTS = "simulated power cuts, and every reader of foreign bytes"
+
+
+class Fuzz:
+    """The unit tests of power cuts and of readers of foreign bytes, with hundreds of examples each time."""
+
+    def __init__(self, place: Place, seed: int) -> None:
+        self.figures = Figures()
+        self._seeds = itertools.count(seed)
+        self._place = place
+
+    def prepare(self) -> None: ...
+
+    def one(self) -> None:
+        """One pass with a seed of its own."""
+        folder = str(self._place.folder / "pytest")
+        argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", folder]
+        argv += ["tests/unit/test_power_cuts.py", "tests/unit/test_foreign_bytes.py", "tests/unit/test_image_damage.py"]
+        seed = str(next(self._seeds))
+        argv += ["--hypothesis-seed", seed, "--tb=short"]
+        more = {"TARE_POWER_CUTS": "200", "TARE_POWER_CUTS_SEED": seed, "TARE_FUZZ_EXAMPLES": "400"}
+        env = {**os.environ, **more}
+        with Popen(argv, stdout=PIPE, stderr=STDOUT, text=True, env=env) as process:
+            said, _ = process.communicate()
+        self.figures.tried[_UNIT_TESTS] += 1
+        if process.returncode != 0:
+            self.figures.note("lost", said[-4000:])
+
+
+KINDS: Mapping[str, Callable[[Place, int], Kind]] = {
+    "kills": Kills,
+    "guests": partial(Kills, guests=True),
+    "power-cuts": PowerCuts,
+    "fuzz": Fuzz,
+    "images": HostileImages,
+    "commands": HostileCommands,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
-    parser.add_argument("kinds", nargs="*", default=["kills"], choices=KINDS, metavar="KIND")
+    parser.add_argument("kinds", nargs="*", default=[*KINDS], choices=[*KINDS], metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--minutes", type=float, default=10.0, help="of each kind (default 10)")
     parser.add_argument("--count", type=int, default=10**9, help="most of each kind")
     parser.add_argument("--seed", type=int, default=18)
@@ -32,9 +84,7 @@ def main() -> int:
     arguments = parser.parse_args()
     _import_what_commands_need()
     host = read_host()
-    found: dict[str, Figures] = {}
-    for kind in arguments.kinds:
-        found[kind] = _hostile(arguments, kind) if kind in HOSTILE else _kills(arguments, guests=kind == "guests")
+    found = {kind: _run(KINDS[kind], arguments) for kind in arguments.kinds}
     changes = read_host().changes(host)
     failed = sum(figures.failures for figures in found.values()) + len(changes)
     if arguments.json:
@@ -45,33 +95,17 @@ def main() -> int:
     return int(failed > 0)
 
 
-def _kills(arguments: argparse.Namespace, *, guests: bool) -> Figures:
+def _run(make: Callable[[Place, int], Kind], arguments: argparse.Namespace) -> Figures:
     end = time.monotonic() + arguments.minutes * 60
     folder = Path(tempfile.gettempdir()) / f"tare-campaign-{arguments.seed}-{time.monotonic_ns()}"
     with Place(folder, cache_directory()) as place:
-        kills = Kills(place, arguments.seed, guests=guests)
-        kills.prepare()
+        kind = make(place, arguments.seed)
+        kind.prepare()
         for _ in range(arguments.count):
             if time.monotonic() >= end:
                 break
-            kills.one()
-    return kills.figures
-
-
-def _hostile(arguments: argparse.Namespace, kind: str) -> Figures:
-    end = time.monotonic() + arguments.minutes * 60
-    folder = Path(tempfile.gettempdir()) / f"tare-campaign-{kind}-{arguments.seed}-{time.monotonic_ns()}"
-    with Place(folder, cache_directory()) as place:
-        if kind == "images":
-            hostile: HostileImages | HostileCommands = HostileImages(place, arguments.seed, cache_directory())
-        else:
-            hostile = HostileCommands(place, arguments.seed)
-            hostile.prepare()
-        for _ in range(arguments.count):
-            if time.monotonic() >= end:
-                break
-            hostile.one()
-    return hostile.figures
+            kind.one()
+    return kind.figures
 
 
 def _import_what_commands_need() -> None:

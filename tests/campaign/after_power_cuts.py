@@ -44,12 +44,12 @@ def check(path: Path, told: set[str], whole: Whole, resume: Callable[[Path], obj
     if not (path / "manifest.json").exists():
         assert not told, f"{sorted(told)} had been reported as done, and there is no run"
         return False
-    _check_told(path, told, whole)
+    check_told(path, told, whole)
     try:
         resume(path)
     except RunDirectoryError as error:
         assert "nothing to resume" in error.message  # noqa: PT017 - or nothing was raised
-    _check_told(path, told, whole)
+    check_told(path, told, whole)
     run = load_run(path)
     doubled = [key for key, count in (shape_of(run) - whole.shape).items() if count]
     missing = [key for key, count in (whole.shape - shape_of(run)).items() if count]
@@ -59,7 +59,8 @@ def check(path: Path, told: set[str], whole: Whole, resume: Callable[[Path], obj
     return True
 
 
-def _check_told(path: Path, told: set[str], whole: Whole) -> None:
+def check_told(path: Path, told: set[str], whole: Whole) -> None:
+    """What was reported as done is there, as it was measured, with its outputs. Raises AssertionError, KeyError."""
     run = load_run(path)
     lost = told - find_progress(run).done
     assert not lost, f"{sorted(lost)} had been reported as done"

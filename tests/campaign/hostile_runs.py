@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tare.bench.locations import cache_directory
 from tests.campaign.hostile import HostileCommand, HostileImage, commands, images
 from tests.campaign.kills import Figures
 from tests.campaign.machine import HUNG, Place, read_host
@@ -44,14 +45,17 @@ class _Hostile:
 class HostileImages(_Hostile):
     """Each image is imported into a cache of the campaign's own, started if that worked, and removed."""
 
-    def __init__(self, place: Place, seed: int, cache: Path) -> None:
+    def __init__(self, place: Place, seed: int) -> None:
         super().__init__(place)
         self._images: Iterator[HostileImage] = images(seed)
         self._archive = place.folder / "image.tar"
         self._env = {"TARE_CACHE_DIR": str(place.folder / "cache")}
         (place.folder / "cache").mkdir(mode=0o700)
-        for program in cache.glob("native-zygote-*"):
+        for program in cache_directory().glob("native-zygote-*"):
             shutil.copy(program, place.folder / "cache")
+
+    def prepare(self) -> None:
+        """Nothing but the corpus is needed."""
 
     def one(self) -> None:
         """The next image."""

@@ -121,6 +121,7 @@ class Kills:
         """Start a command and hit it; its exit status, which is looked at."""
         number = self.chance.choice(SIGNALS)
         delay_s = self.chance.random() * self._durations.get(kind, 0.6) * 1.1
+        before = set(self.place.left())
         began = time.monotonic()
         pid = self.place.start(*arguments, env=env)
         hit = signal_after(pid, delay_s, number)
@@ -136,17 +137,17 @@ class Kills:
         told = f"{kind} {number.name} after {delay_s:.2f} s ended with {code}"
         if code == HUNG:
             self.figures.note("hung", told)
-        elif not self._is_documented(code, number, hit=hit):
+        elif not self._is_documented(code, number, before, hit=hit):
             self.figures.note("wrong_codes", f"{told}: {self.place.said()[-2000:]}")
         return code
 
-    def _is_documented(self, code: int, number: signal.Signals, *, hit: bool) -> bool:
+    def _is_documented(self, code: int, number: signal.Signals, before: set[str], *, hit: bool) -> bool:
         if code in ENDED_WELL:
             return True
         if hit and number is signal.SIGKILL:
             return code == -signal.SIGKILL
         # A signal that comes before tare is loaded ends the process by itself, and nothing has been made by then.
-        return hit and (code == INTERRUPTED or (code == -number and not self.place.left()))
+        return hit and (code == INTERRUPTED or (code == -number and before >= set(self.place.left())))
 
     def _leave_nothing(self, kind: str) -> None:
         code = self.place.run("clean")

@@ -13,8 +13,7 @@ import signal
 import socket
 import stat
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +24,7 @@ from tare.bench.linux.cgroups import find_folders, members_of, remove_cgroup
 from tare.bench.linux.mounts import read_mounts
 from tare.bench.trees import remove_tree
 
+_SAID_BYTES = 1 << 16
 HANGING_S = 90.0
 """A command that has not ended by then hangs; the longest takes 20 s on a busy machine."""
 _HOST_FILES = (
@@ -82,6 +82,13 @@ def read_host() -> Host:
     return Host(facts)
 
 
+Within = Callable[[Callable[[], None]], None]
+
+
+def _plainly(run: Callable[[], None]) -> None:
+    run()
+
+
 class Place:
     """Folders and cgroups of the campaign's own, and tare in them. Use as a context manager; it leaves nothing."""
 
@@ -124,24 +131,27 @@ class Place:
             remove_cgroup(own)
         remove_tree(self.folder)
 
-    def start(self, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> int:
+    def start(self, *arguments: str, env: dict[str, str] | None = None, within: Within = _plainly) -> int:
         """Start ``tare`` in a process of its own, in a session of its own; its pid. What it says is in ``output``.
 
         It is forked from this process, which has loaded tare already and must have no threads: a start of Python
-        takes more time than most of the commands.
+        takes more time than most of the commands. It runs ``within``, which is given what runs it.
         """
         pid = os.fork()
         if pid == 0:
-            _become_tare(["tare", *arguments], self._env | (env or {}), self.output, cwd or self.folder)
+            os.chdir(self.folder)
+            _become_tare(["tare", *arguments], self._env | (env or {}), self.output, within)
         return pid
 
-    def run(self, *arguments: str, env: dict[str, str] | None = None) -> int:
+    def run(self, *arguments: str, env: dict[str, str] | None = None, within: Within = _plainly) -> int:
         """The exit status of ``tare`` with these arguments, negative for a signal; HANGING_S is its deadline."""
-        return wait(self.start(*arguments, env=env))
+        return wait(self.start(*arguments, env=env, within=within))
 
     def said(self) -> str:
-        """What the last command said."""
-        return self.output.read_text(errors="replace")
+        """What the last command said, the end of it."""
+        with self.output.open("rb") as file:
+            file.seek(max(0, self.output.stat().st_size - _SAID_BYTES))
+            return file.read().decode(errors="replace")
 
     def left(self) -> list[str]:
         """What of the campaign's own is there and should not be, when no command of it runs."""
@@ -190,12 +200,11 @@ def signal_after(pid: int, delay_s: float, number: signal.Signals) -> bool:
         os.close(descriptor)
 
 
-def _become_tare(argv: Sequence[str], env: dict[str, str], output: Path, cwd: Path) -> None:
+def _become_tare(argv: Sequence[str], env: dict[str, str], output: Path, within: Within) -> None:
     """Be ``tare`` with these arguments until it ends, and end with its status."""
     status = 70
     try:
         os.setsid()
-        os.chdir(cwd)
         for target, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
             descriptor = os.open("/dev/null" if target == 0 else output, flags, 0o600)
             os.dup2(descriptor, target)
@@ -206,7 +215,7 @@ def _become_tare(argv: Sequence[str], env: dict[str, str], output: Path, cwd: Pa
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         os.environ.update(env)
         sys.argv = [*argv]
-        run_tare()
+        within(run_tare)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -231,9 +240,3 @@ def _loops() -> Iterator[Path]:
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             yield Path(file.read_text().strip())
-
-
-@contextlib.contextmanager
-def bounded(seconds: float) -> Iterator[float]:
-    """The monotonic time at which a campaign that begins now has to end."""
-    yield time.monotonic() + seconds

@@ -14,7 +14,7 @@ from tests.campaign.after_power_cuts import Whole, check, shape_of
 from tests.campaign.disk import Cut, Disk, Left
 from tests.unit.session_fakes import SUITE, Display, Orders, make_place
 
-SLICE = 12
+SLICE = 8
 """Power cuts in the ordinary tests; TARE_POWER_CUTS asks for more."""
 
 
@@ -62,7 +62,7 @@ def test_what_was_reported_is_there_and_nothing_is_doubled(place, interrupt_at):
     whole = Whole.of(path)
     assert len(cuts) > 60
     wanted = int(os.environ.get("TARE_POWER_CUTS", SLICE)) // 2
-    chance = random.Random(interrupt_at)
+    chance = random.Random(f"{interrupt_at} {os.environ.get('TARE_POWER_CUTS_SEED', '')}")
     found = 0
     for number in range(wanted):
         cut, left = chance.choice(cuts), list(Left)[number % len(Left)]
