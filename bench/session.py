@@ -25,6 +25,7 @@ from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
 from tare.bench.interrupts import check, held, interruptible
 from tare.bench.ledger import Ledger, work_folder
+from tare.bench.linux.cpus import format_cpus
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, free_bytes, ledger_directory, runs_directory, work_directory
 from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
@@ -395,15 +396,23 @@ def start_workplace(suite: Suite, say: Callable[[str], None] = lambda _: None) -
 def _kept_off(instance_cpus: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """Keep this process, and all it starts, off the instances' CPUs; the CPUs it stays on.
 
-    Afterwards it may run where it could before: reports and another run in it have all CPUs.
+    Afterwards it may run where it could before: reports and another run in it have all CPUs. Raises TareError.
     """
     usable = os.sched_getaffinity(0)
     own = sorted(usable - set(instance_cpus)) or sorted(usable)
-    os.sched_setaffinity(0, own)
+    try:
+        os.sched_setaffinity(0, own)
+    except OSError as error:
+        raise TareError(
+            f"tare may not choose its CPUs (sched_setaffinity to {format_cpus(own)}: {error.strerror}), so neither it "
+            "nor an instance would stay where it belongs",
+            remedy="allow sched_setaffinity in the seccomp profile that tare runs under, or give its cpuset these CPUs",
+        ) from error
     try:
         yield tuple(own)
     finally:
-        os.sched_setaffinity(0, usable)
+        with contextlib.suppress(OSError):  # the CPUs may have gone meanwhile
+            os.sched_setaffinity(0, usable)
 
 
 def _now() -> str:
