@@ -17,7 +17,7 @@ from tare.bench.records import EventKind
 from tare.bench.store import load_run
 from tests.faults.test_killed_runs import CONTAINERS, GUESTS, Run
 
-MOMENTS = int(os.environ.get("TARE_SIGNALS", "6"))
+MOMENTS = int(os.environ.get("TARE_SIGNALS", "3"))
 """How many random moments are tried, of which every third is in the first quarter of a second."""
 ENDING_S = 30.0
 """For cleaning up on a busy host; a guest takes 2 s."""
