@@ -47,20 +47,8 @@ def test_output_without_end_kills_the_command_and_not_tare(tmp_path, monkeypatch
     """2 GB are twice what a command may print."""
     for variable in ("TARE_STATE_DIR", "TARE_WORK_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    command = [
-        sys.executable,
-        "-m",
-        "tare",
-        "exec",
-        "native",
-        "--memory",
-        "64MiB",
-        "--",
-        "head",
-        "-c",
-        "2G",
-        "/dev/zero",
-    ]
+    program = ["head", "-c", "2G", "/dev/zero"]
+    command = [sys.executable, "-m", "tare", "exec", "native", "--memory", "64MiB", "--", *program]
     ended = limited(command, 300, tmp_path)
     assert ended.returncode == 6, ended.stderr[-2000:]
     assert b"head printed more than 1024 MiB and was ended" in ended.stderr
