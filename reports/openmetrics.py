@@ -1,7 +1,9 @@
 """Estimates, ratios and verdicts in OpenMetrics' text format, for a Prometheus textfile collector or a push gateway.
 
 Written by hand, since client libraries expose a process's live counters and not a finished table. Follows the
-OpenMetrics specification 1.0: units as suffixes of names, label values escaped, ``# EOF`` at the end, no timestamps.
+OpenMetrics specification 1.0 (units as suffixes of names, label values escaped, ``# EOF`` at the end, no timestamps) as
+far as Prometheus' own text format goes too: everything is a gauge, because node_exporter refuses ``info`` and
+``stateset``.
 """
 
 import re
@@ -29,7 +31,7 @@ _UNITS = {
     Unit.SHARE: "ratio",
     Unit.CPU: "cpus",
 }
-_OWN = ("tare_run", "tare_grade", "tare_failed_instances", "tare_claim", "tare_comparison", "tare_verdict")
+_OWN = ("tare_run_info", "tare_grade", "tare_failed_instances", "tare_claim", "tare_comparison", "tare_verdict")
 _RESERVED = ("_total", "_created", "_count", "_sum", "_bucket", "_info", "_gcount", "_gsum")
 """Suffixes that the format gives to samples of other types."""
 
@@ -37,7 +39,7 @@ _Labels = tuple[tuple[str, str], ...]
 
 
 class OpenMetricsReporter(Reporter):
-    """A gauge for each metric with its interval, ratios to the baseline, verdicts and claims as state sets."""
+    """A gauge for each metric with its interval, ratios to the baseline; verdicts and claims: 1 for what holds."""
 
     name = "openmetrics"
     summary = "estimates, ratios and verdicts for Prometheus (OpenMetrics text)"
@@ -48,10 +50,9 @@ class OpenMetricsReporter(Reporter):
 
 
 class _Family(msgspec.Struct):
-    """A metric family: samples by their labels, so that no two have the same."""
+    """A metric family, a gauge: samples by their labels, so that no two have the same."""
 
     name: str
-    kind: str
     unit: str
     about: str
     samples: dict[_Labels, float]
@@ -63,14 +64,14 @@ class _Family(msgspec.Struct):
                 self.samples[*labels, ("bound", bound)] = value
 
     def lines(self) -> Iterable[str]:
-        yield f"# TYPE {self.name} {self.kind}"
+        yield f"# TYPE {self.name} gauge"
         if self.unit:
             yield f"# UNIT {self.name} {self.unit}"
-        yield f"# HELP {self.name} {_escape(self.about)}"
-        suffix = "_info" if self.kind == "info" else ""
+        # Prometheus' parser refuses an escaped quote here.
+        yield f"# HELP {self.name} {_escape_help(self.about)}"
         for labels, value in self.samples.items():
             shown = ",".join(f'{name}="{_escape(text)}"' for name, text in labels)
-            yield f"{self.name}{suffix}{{{shown}}} {value!r}"
+            yield f"{self.name}{{{shown}}} {value!r}"
 
 
 def render_openmetrics(analysis: Analysis) -> str:
@@ -79,8 +80,8 @@ def render_openmetrics(analysis: Analysis) -> str:
         family.name: family
         for family in (_about_the_run(analysis), _grade(analysis), _failed(analysis), _claims(analysis))
     }
-    ratio = _Family("tare_comparison_ratio", "gauge", "ratio", "Backend over baseline, with its 95 % interval", {})
-    verdict = _Family("tare_verdict", "stateset", "", "The verdict after correction for many comparisons", {})
+    ratio = _Family("tare_comparison_ratio", "ratio", "Backend over baseline, with its 95 % interval", {})
+    verdict = _Family("tare_verdict", "", "The verdict after correction for many comparisons", {})
     for subject, row, cell in analysis.cells:
         labels, own, found = _labels(analysis, subject, row, cell), cell.estimate, cell.comparison
         _family_of(row, families).add(labels, own.centre, own.low, own.high)
@@ -98,7 +99,7 @@ def _family_of(row: Row, families: dict[str, _Family]) -> _Family:
     if name in _OWN or (not unit and name.endswith((*_RESERVED, *(f"_{one}" for one in _UNITS.values() if one)))):
         name = f"{name}_value"
     name = f"{name}_{unit}" if unit else name
-    return families.setdefault(name, _Family(name, "gauge", unit, one_line(row.metric.description), {}))
+    return families.setdefault(name, _Family(name, unit, one_line(row.metric.description), {}))
 
 
 def _labels(analysis: Analysis, subject: Subject, row: Row, cell: CellResult) -> _Labels:
@@ -128,7 +129,7 @@ def _grade(analysis: Analysis) -> _Family:
     run = ("run", one_line(analysis.manifest.run))
     found = analysis.grade.level
     samples: dict[_Labels, float] = {(run, ("tare_grade", one.value)): float(one is found) for one in GradeLevel}
-    return _Family("tare_grade", "stateset", "", "How far the run can be relied on", samples)
+    return _Family("tare_grade", "", "How far the run can be relied on", samples)
 
 
 def _about_the_run(analysis: Analysis) -> _Family:
@@ -143,12 +144,12 @@ def _about_the_run(analysis: Analysis) -> _Family:
         "baseline": manifest.baseline,
     }
     key = tuple((name, one_line(text)) for name, text in labels.items())
-    return _Family("tare_run", "info", "", "The run that these values come from", {key: 1})
+    return _Family("tare_run_info", "", "The run that these values come from", {key: 1})
 
 
 def _failed(analysis: Analysis) -> _Family:
     key = (("run", one_line(analysis.manifest.run)),)
-    return _Family("tare_failed_instances", "gauge", "", "Instances that failed", {key: len(analysis.failures)})
+    return _Family("tare_failed_instances", "", "Instances that failed", {key: len(analysis.failures)})
 
 
 def _claims(analysis: Analysis) -> _Family:
@@ -158,8 +159,12 @@ def _claims(analysis: Analysis) -> _Family:
         for one in judge(analysis)
         for state in ClaimVerdict
     }
-    return _Family("tare_claim", "stateset", "", "What the run says of each claim of the field", samples)
+    return _Family("tare_claim", "", "What the run says of each claim of the field", samples)
 
 
 def _escape(text: str) -> str:
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _escape_help(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n")

@@ -48,7 +48,13 @@ def _has_no_reader(error: OSError, number: int) -> bool:
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Standard streams for the length of a program. Raises SystemExit if output was lost and nothing else failed."""
+    """Standard streams for the length of a program. Raises SystemExit if output was lost and nothing else failed.
+
+    ``COLUMNS=0`` or ``LINES=0``, which some terminals and CI systems set, mean nothing: tables would have no room.
+    """
+    for size in ("COLUMNS", "LINES"):
+        if os.environ.get(size, "").strip() and not os.environ[size].strip("0 "):
+            del os.environ[size]
     _open_missing()
     out = _Output(1, "w", closefd=False)
     sys.stdin = sys.stdin or io.TextIOWrapper(io.FileIO(0, "r", closefd=False))

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import prometheus_client.parser
 import pyperf
 import pytest
 from lxml import etree
@@ -135,6 +137,19 @@ def test_openmetrics_keeps_units_apart_and_labels_whole(runs, tmp_path):
     assert {"tare_boot_total_seconds", "tare_host_memory_peak_bytes", "tare_events_per_second"} <= normal
 
 
+@pytest.mark.parametrize("name", ["normal", "hostile"])
+def test_prometheus_own_text_parser_and_node_exporter_take_it_too(runs, name, tmp_path):
+    text = written("openmetrics", runs[name], tmp_path).read_text("utf-8")
+    by_text = {family.name: family for family in prometheus_client.parser.text_string_to_metric_families(text)}
+    by_openmetrics = {family.name: family for family in text_string_to_metric_families(text)}
+    assert by_text.keys() == by_openmetrics.keys()
+    for known, family in by_text.items():
+        assert len(family.samples) == len(by_openmetrics[known].samples)
+    # node_exporter 1.5 refuses every other type of OpenMetrics, and a HELP with an escaped quote.
+    assert set(re.findall(r"^# TYPE \S+ (\w+)$", text, flags=re.MULTILINE)) == {"gauge"}
+    assert not re.search(r'^# HELP .*\\"', text, flags=re.MULTILINE)
+
+
 def test_openmetrics_of_names_that_the_format_or_tare_itself_has(tmp_path):
     names = {
         "verdict": Unit.COUNT,
@@ -153,7 +168,7 @@ def test_openmetrics_of_names_that_the_format_or_tare_itself_has(tmp_path):
             kinds.setdefault(sample.labels.get("metric"), set()).add((family.type, family.unit))
     assert kinds["y"] & {("gauge", "bytes")}
     assert kinds["y_bytes"] & {("gauge", "")}
-    assert all(("gauge", "ratio") in kinds[name] and ("stateset", "") in kinds[name] for name in names)
+    assert all(("gauge", "ratio") in kinds[name] and ("gauge", "") in kinds[name] for name in names)
     assert {f.name for f in text_string_to_metric_families(text)} >= {"tare_verdict", "tare_verdict_value", "tare_run"}
 
 

@@ -72,3 +72,12 @@ def completed(line: str) -> list[str]:
 )
 def test_bash_completes_commands_and_options(line, offered):
     assert completed(line) == offered
+
+
+@pytest.mark.parametrize("options", [[], ["-OO"]])
+@pytest.mark.parametrize("columns", ["0", "80"])
+def test_tables_have_room_whatever_the_environment_says(columns, options):
+    environment = {**os.environ, "COLUMNS": columns, "LINES": "0"}
+    tare = [sys.executable, *options, "-m", "tare"]
+    done = subprocess.run([*tare, "list", "suites"], capture_output=True, text=True, env=environment, check=True)
+    assert "quickstart" in done.stdout
