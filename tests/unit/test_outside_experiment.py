@@ -16,7 +16,7 @@ from tare.bench.store import load_run
 from tests.unit import session_fakes, test_session
 
 place = test_session.place
-PLUGIN = Path(__file__).parents[1] / "integration" / "plugin"
+PLUGIN = Path(__file__).parents[2] / "docs/plugin-template"
 SUITE = """
 [suite]
 name = "outside"
