@@ -119,9 +119,7 @@ def _host_notes(plan: HostPlan) -> Iterator[str]:
         )
 
 
-_ONE_RAMP = (
-    "; one ramp: an error that its readings share is in no interval, which then hold the rate in 23 to 77 % only"
-)
+_ONE_RAMP = "; of one ramp: if its readings share an error, the interval of one instance's rate covers 23 to 77 %"
 
 
 def scaling_sentence(scaling: Scaling | Refusal) -> str:

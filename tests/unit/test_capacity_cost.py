@@ -247,9 +247,9 @@ def test_the_line_of_start_latencies_goes_through_the_medians_of_six_parts():
     trend = fit_start([list(zip(range(1, 13), seconds, strict=True))])
     assert trend.per_instance_s == pytest.approx(line.slope)
     assert trend.first_s == pytest.approx(line.intercept)
-    assert trend.last_s == pytest.approx(line.intercept + 20 * line.slope)
-    assert trend.high - trend.low == pytest.approx(2 * stats.t.ppf(0.975, 8) * line.stderr)
-    assert trend.starts == 20
+    assert trend.last_s == pytest.approx(line.intercept + 12 * line.slope)
+    assert trend.high - trend.low == pytest.approx(2 * stats.t.ppf(0.975, 4) * line.stderr)
+    assert trend.starts == 12
 
 
 def test_two_starts_have_a_trend_and_no_interval():
@@ -289,3 +289,14 @@ def test_ramps_that_differ_by_more_than_their_noise_widen_the_interval():
     assert alike.high - alike.low < 5
     assert differ.high - differ.low > 20
     assert differ.low < TRUE_COST < differ.high
+
+
+def test_the_trend_of_starts_that_follow_one_another_is_covered():
+    random, inside, ramps = np.random.default_rng(31), 0, 200
+    for _ in range(ramps):
+        noise = np.zeros(100)
+        for n in range(1, 100):
+            noise[n] = 0.8 * noise[n - 1] + 0.6 * random.standard_normal()
+        trend = fit_start([list(zip(range(1, 101), 0.01 + 1e-5 * np.arange(1, 101) + 0.002 * noise, strict=True))])
+        inside += trend.low <= 1e-5 <= trend.high
+    assert inside / ramps >= 0.93 - 2 * (0.05 * 0.95 / ramps) ** 0.5

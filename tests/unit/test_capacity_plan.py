@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tare.bench.analysis.cost import Cost, Estimate, fit_cost
 from tare.bench.analysis.density import DensityCell, Ending, InstanceCost, analyse_density, fit_cell
-from tare.bench.analysis.scaling import Refusal, fit_scaling
+from tare.bench.analysis.scaling import Refusal, fit_scaling, throughput
 from tare.bench.capacity.fleet import load_fleet
 from tare.bench.capacity.hosts import HostType, Resource
 from tare.bench.capacity.instances import Basis, HostLimit, InstanceLimits, InstanceType, Need, loaded_cpu, make_type
@@ -556,3 +556,16 @@ def test_a_ramp_without_memory_that_can_be_told_bounds_nothing_by_it():
     )
     plan = plan_host(make_type(fit_cell(cell), manifest, ""), HOST)
     assert "memory bounds nothing" in " ".join(plan_notes(plan))
+
+
+def test_errors_that_a_ramp_shares_are_in_the_interval_of_the_rate():
+    random, law, inside = np.random.default_rng(32), (100.0, 0.03, 0.0005), {True: 0, False: 0}
+    population, ramps = np.tile([1.0, 2, 4, 8, 16, 32], 3), np.repeat(np.arange(3), 6)
+    for _ in range(25):
+        errors = 0.05 * random.standard_normal(3)[ramps] + 0.01 * random.standard_normal(18)
+        values = throughput(population, law) * (1 + errors)
+        for known in inside:
+            fit = fit_scaling(population, values, ramps=ramps if known else None)
+            inside[known] += fit.rate.low <= law[0] <= fit.rate.high
+    assert inside[True] >= 21
+    assert inside[False] <= 20
