@@ -150,14 +150,13 @@ class Origin(Struct, frozen=True):
 
     ``labels`` are the user's own. ``suite_file`` is where the suite was read, ``revision`` the git commit of its
     folder, with ``-dirty`` if files differ from it; empty outside a checkout. ``confirms`` names the run whose
-    suspicious cells this one measured again, ``bridges`` the run whose conditions it measured next to new ones.
+    suspicious cells this one measured again.
     """
 
     labels: Mapping[str, str] = {}
     suite_file: str = ""
     revision: str = ""
     confirms: str = ""
-    bridges: str = ""
 
 
 class Manifest(Struct, frozen=True):

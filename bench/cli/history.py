@@ -79,19 +79,13 @@ def list_(
                 one.started_utc[:16].replace("T", " "),
                 one.suite,
                 one.host[:8],
-                _kind(one.confirms, one.bridges, str(one.status)),
+                f"rerun of {one.confirms}" if one.confirms else str(one.status),
                 str(sum(one.failed.values())),
                 " ".join(f"{name}={value}" for name, value in one.labels.items()),
             )
             for one in entries
         ]
         _print(entries, ("run", "start (UTC)", "suite", "host", "status", "failed", "labels"), rows, as_json=as_json)
-
-
-def _kind(confirms: str, bridges: str, status: str) -> str:
-    if confirms:
-        return f"rerun of {confirms}"
-    return f"bridge to {bridges}" if bridges else status
 
 
 @app.command()

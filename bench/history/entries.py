@@ -36,8 +36,8 @@ class RunEntry(msgspec.Struct, frozen=True):
     """A run in the index. ``number`` is that of its rows; ``stamp`` changes if its files do.
 
     ``conditions`` holds its conditions (``comparability``) for each backend, by digest; ``backends`` the kinds of its
-    backends by name. ``confirms`` names the run whose suspicious cells it measured again, ``bridges`` the run whose
-    conditions it measured next to new ones; such runs are no nights.
+    backends by name. ``confirms`` names the run whose suspicious cells it measured again; such a run is
+    no night.
     """
 
     number: int
@@ -59,7 +59,6 @@ class RunEntry(msgspec.Struct, frozen=True):
     suite_file: str = ""
     revision: str = ""
     confirms: str = ""
-    bridges: str = ""
     pruned: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -70,8 +69,8 @@ class RunEntry(msgspec.Struct, frozen=True):
 
     @property
     def is_night(self) -> bool:
-        """Whether it stands for a night: a rerun and a bridge belong to another run."""
-        return not (self.confirms or self.bridges)
+        """Whether it stands for a night: a rerun belongs to another run."""
+        return not self.confirms
 
 
 class CellRow(msgspec.Struct, frozen=True):
@@ -205,7 +204,6 @@ def _indexed(run: LoadedRun, number: int, stamp: str) -> Indexed:
         suite_file=manifest.origin.suite_file,
         revision=manifest.origin.revision,
         confirms=manifest.origin.confirms,
-        bridges=manifest.origin.bridges,
         problems=tuple(run.warnings),
     )
     tables = make_tables(run)

@@ -77,7 +77,6 @@ class EpochMark(msgspec.Struct, frozen=True):
     fields: Mapping[str, tuple[str, str]]
     series: int
     steps: Mapping[str, Shift] = {}
-    bridged: bool = False
 
 
 class Unjudged(msgspec.Struct, frozen=True):
@@ -393,11 +392,10 @@ def _marks(history: History, nights: Nights) -> list[EpochMark]:
             before, after = (nights.epoch_names[code] for code in codes[place : place + 2])
             fields = tuple(history.changed_fields(before, after).items())
             marks.setdefault((int(rows[place + 1]), fields), []).append(column)
-    bridges = {one.run for one in history.entries if one.bridges}
     found = []
     for (row, fields), columns in sorted(marks.items()):
         steps = _steps(nights, columns, row)
-        found.append(EpochMark(nights.entries[row].run, dict(fields), len(columns), steps, bool(bridges)))
+        found.append(EpochMark(nights.entries[row].run, dict(fields), len(columns), steps))
     return found
 
 
@@ -428,6 +426,7 @@ def _notes(history: History, nights: Nights, acks: AckFile, day: dt.date) -> lis
             )
         elif not ack.is_in_force(day):
             notes.append(f"the acknowledgement of {ack.finding} expired on {ack.until}")
+    notes += _renamings(nights)
     backwards = [
         (before.run, after.run)
         for before, after in zip(nights.entries, nights.entries[1:], strict=False)
@@ -439,6 +438,24 @@ def _notes(history: History, nights: Nights, acks: AckFile, day: dt.date) -> lis
             "began later: a clock may have gone backwards, or a folder was copied in"
         )
     return notes
+
+
+def _renamings(nights: Nights) -> list[str]:
+    """Series that came with this run while others of the same backend and metric went: they may be the same."""
+    if len(nights.entries) < 2:
+        return []
+    here = nights.epochs >= 0
+    came = [one for one, seen in zip(nights.series, here.T, strict=True) if seen[-1] and not seen[:-1].any()]
+    went = [one for one, seen in zip(nights.series, here.T, strict=True) if seen[-2] and not seen[-1]]
+    pairs = [(old, new) for new in came for old in went if (old.backend, old.metric) == (new.backend, new.metric)]
+    return [
+        f"{new.name} ({new.identifier}) is new and {old.name} ({old.identifier}) is gone: if it was renamed, a "
+        "[[renamed]] entry in the file of acknowledgements lets it go on"
+        for old, new in pairs[:_MOST_RENAMINGS]
+    ]
+
+
+_MOST_RENAMINGS = 4
 
 
 def find_run(history: History, run: Path | str | None) -> RunEntry:

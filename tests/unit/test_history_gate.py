@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tare.bench.cli.gate import app as gate_app
 from tare.bench.errors import ExitCode, SuiteError
-from tare.bench.history.acks import AckFile, Acknowledgement, add_acknowledgement, load_acks
+from tare.bench.history.acks import AckFile, Acknowledgement, Renaming, add_acknowledgement, load_acks
 from tare.bench.history.findings import Cause, Finding, Kind, State
 from tare.bench.history.gate import Judgement, Verdict, find_run, judge, save_told
 from tare.bench.history.index import open_history, update_history
@@ -230,6 +230,20 @@ def test_reruns_confirm_and_refute(tmp_path: Path) -> None:
     assert (finding.name, finding.state, finding.reruns) == ("work-2 · threads 1 · rate · native", State.CONFIRMED, 6)
     assert second.n_nights == 25
     assert {one.is_confirmed for one in second.confirmations} == {True, False}
+
+
+def test_a_renamed_series_is_named_and_goes_on_with_an_entry(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    plan = Plan(subjects=("work-0", "work-1"), backends=("bare-metal", "native"))
+    write_nights(folder, [Night()] * 15, plan=plan)
+    write_night(folder, 15, Night(), plan=Plan(subjects=("work-0", "work-9"), backends=plan.backends))
+    judgement = again(folder)
+    (note,) = [note for note in judgement.notes if "[[renamed]]" in note and "native" in note]
+    new, old = re.findall(r"\((\w{12})\)", note)
+    base = [re.findall(r"\((\w{12})\)", one) for one in judgement.notes if "[[renamed]]" in one and one is not note]
+    assert judgement.n_judged == 1
+    renamings = tuple(Renaming(before, now) for now, before in [(new, old), *base])
+    assert again(folder, acks=AckFile(renamed=renamings)).n_judged == 2
 
 
 # --- the command line, and the forms -------------------------------------------------------------------
