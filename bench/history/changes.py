@@ -252,7 +252,7 @@ class _Aligned:
         own = np.zeros(len(n))
         own[enough] = (products[enough] / squares[enough] + 1 / n[enough]) / (1 - 3 / n[enough])
         together = float(np.average(own[enough], weights=n[enough]))
-        chance = float((1 / n[enough]).mean())
+        chance = float((1 / n[enough] / (1 - 3 / n[enough]) ** 2).mean())
         if together < 2 / math.sqrt(n[enough].sum()):
             together = 0.0
         differing = max(0.0, 1 - chance / max(float(own[enough].var()), 1e-12)) if enough.sum() >= LEAST_BEFORE else 0.0

@@ -29,7 +29,7 @@ _ENOUGH_TO_DISMISS = 3
 _DISMISSED = 0.2
 _LOOKS = 3.0
 """The reruns are looked at after each from the second on: five looks, which share most of what they see."""
-_STATE = 0.1
+_STATE = 0.15
 _SHORTEST = (2, 3, 5, 7, 10)
 
 

@@ -232,6 +232,21 @@ def test_reruns_confirm_and_refute(tmp_path: Path) -> None:
     assert {one.is_confirmed for one in second.confirmations} == {True, False}
 
 
+def test_what_reruns_do_not_show_is_not_told(tmp_path: Path) -> None:
+    """Two nights that speak for a change by themselves, and six reruns that show nothing of it."""
+    folder = tmp_path / "runs"
+    slower = {("work-2", "native"): -0.09}
+    write_nights(folder, [Night()] * 24 + [Night(ratios=slower)] * 2)
+    assert again(folder).verdict is Verdict.REGRESSION
+    (folder / ".tare-history" / "told.json").unlink()
+    for number in range(6):
+        night = Night(confirms="20260126-nightly")
+        write_night(folder, 25, night, seed=70 + number, name=f"20260126-nightly-again-{number + 1}")
+    judgement = again(folder)
+    assert not [one for one in opened(judgement) if one.backend == "native"]
+    assert judgement.verdict is Verdict.GREEN
+
+
 def test_a_renamed_series_is_named_and_goes_on_with_an_entry(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     plan = Plan(subjects=("work-0", "work-1"), backends=("bare-metal", "native"))
