@@ -6,13 +6,14 @@ there is a like one, of a prior from the workload's own idea of its duration.
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
+from rich.text import Text
 
 from tare.bench.readable import as_markup, one_line
 from tare.bench.records import PlannedInstance
@@ -57,6 +58,16 @@ class TimeLeft:
         return self._prior.get(planned.cell.subject, 0.0) + overhead
 
 
+class _TwoLines(Progress):
+    """The bar, and below it what runs now, on as many lines as it needs."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What rich shows."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text.from_markup(f"  {task.description}", overflow="fold")
+
+
 class RunDisplay:
     """The observer of a run that a person watches. Use as a context manager."""
 
@@ -88,13 +99,13 @@ class RunDisplay:
         self._blocks = max((planned.block for planned in plan), default=0) + 1
         self._until_precise = any(scenario.sampling.precision for scenario in suite.scenarios)
         if self.console.is_terminal:
-            self._live = Progress(
+            self._live = _TwoLines(
                 SpinnerColumn(),
-                BarColumn(bar_width=16, table_column=Column(min_width=16)),
+                # As wide as there is room: what runs now, on the line below, is never cut for it.
+                BarColumn(bar_width=None, table_column=Column(min_width=10, ratio=1)),
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TimeElapsedColumn(table_column=Column(no_wrap=True)),
                 TextColumn("[dim]{task.fields[left]}[/dim]", table_column=Column(no_wrap=True)),
-                TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
                 expand=True,
                 console=self.console,
                 transient=True,

@@ -270,7 +270,9 @@ def _leading_rows(subject: Subject) -> list[Row]:
     """Which rows stand for a subject: chosen beforehand, not by what came out."""
     found = [row for name in subject.traits.leading for row in subject.rows if row.metric.name == name]
     own = [row for row in subject.rows if row.is_leading]
-    chosen = own or found or subject.rows[:1]
+    chosen = own or found[:1] or subject.rows[:1]
+    if subject.experiment != Builtin.BOOT:
+        return chosen
     return chosen + [row for row in found if row not in chosen]
 
 

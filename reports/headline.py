@@ -44,7 +44,7 @@ def answer(analysis: Analysis) -> list[str]:
     """The sentences of the answer, the first of them first."""
     grade = analysis.grade
     if grade.level is GradeLevel.NOT_USABLE:
-        return [f"This run cannot be used: {grade.reason}."]
+        return [f"This run cannot be used: {grade.reason.partition(': ')[0]}."]
     found = area_answers(analysis)
     backends = list(dict.fromkeys(one.backend for one in found))
     if 0 < len(backends) <= _MOST_TOLD_APART:
@@ -161,8 +161,10 @@ def _by_area(found: Sequence[AreaAnswer]) -> Iterator[str]:
         if len(same) == len(own):
             yield f"{title}: no measurable cost on any of the {len(own)}."
         elif told:
-            parts = [f"{_area_words(one)} on {one.backend.label}" for one in (_least(told), _largest(told))]
-            yield f"{title}: {' to '.join(dict.fromkeys(parts))}."
+            ends = dict.fromkeys((_least(told), _largest(told)))
+            parts = [f"{_area_words(one)} on {one.backend.label}" for one in ends]
+            free = f"no measurable cost on {listed([one.backend.label for one in same])}; " if same else ""
+            yield f"{title}: {free}{' to '.join(parts)}."
         else:
             unknown.append(title)
     if unknown:

@@ -192,18 +192,24 @@ def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
     if found.ratio is None:
         return f"{label}: no ratio to {baseline} ({found.note.removesuffix(': no ratio')})"
     if found.low is None or found.high is None:
+        if found.ratio == 1:
+            return f"{label} reads the same as {baseline}: no interval, no verdict"
         which = "in the only block" if found.n_blocks == 1 else f"in {found.n_blocks} blocks with the same reading"
-        return f"{label} is {change_words(row.metric, found.ratio)} than {baseline} {which}: no interval, no verdict"
+        return f"{_compared_words(row.metric, found, label, baseline)} {which}: no interval, no verdict"
     match found.verdict_adjusted:
         case Verdict.EQUIVALENT:
             return f"{label} does the same as {baseline}, within {percent(found.margin)}"
         case Verdict.INCONCLUSIVE:
             return f"{label}: could not tell, {_between(row.metric, found)}"
         case _:
-            verb = "takes" if is_cost(row.metric) else "is"
-            words = change_words(row.metric, found.ratio, found)
-            than = "as" if words.endswith("as much") else "than"
-            return f"{label} {verb} {words} {than} {baseline} ({format_change_range(found)})"
+            return f"{_compared_words(row.metric, found, label, baseline)} ({format_change_range(found)})"
+
+
+def _compared_words(metric: Metric, found: Comparison, label: str, baseline: str) -> str:
+    """``container (tare) is 21 % slower than bare metal``, ``vm (kvm) takes 3.2 times as much as bare metal``."""
+    words = change_words(metric, found.ratio or 1.0, found)
+    than = "as" if words.endswith("as much") else "than"
+    return f"{label} {'takes' if is_cost(metric) else 'is'} {words} {than} {baseline}"
 
 
 def _between(metric: Metric, found: Comparison) -> str:

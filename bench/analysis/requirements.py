@@ -35,6 +35,8 @@ READY_MEMORY_BYTES = 64 * 2**20
 was measured, one more instance takes at most 64 MiB, has a kernel of its own."""
 MOST_BLOCKS = 500
 """More blocks than this settle nothing that matters: the value lies at the bound."""
+_SPOILT = ("busy", "host-emulated")
+"""Concerns (``tare.bench.analysis.grade``) under which no value says anything."""
 _OWN_KERNEL = {
     IsolationKind.BARE_METAL: False,
     IsolationKind.CONTAINER: False,
@@ -190,6 +192,7 @@ class _Judge:
         self.analysis = analysis
         others = [one for one in analysis.backends if not one.is_baseline]
         self.backends = others or list(analysis.backends)
+        self.is_spoilt = any(one.code in _SPOILT for one in analysis.grade.concerns)
 
     def requirement(self, required: Requirement) -> Judged:
         rows = [place for place in self.analysis.rows if self._is_about(required, *place)]
@@ -200,7 +203,9 @@ class _Judge:
         }
         found = []
         for backend in self.backends:
-            if backend.is_fenced and required.kind is not RequirementKind.OWN_KERNEL:
+            if self.is_spoilt and required.kind is not RequirementKind.OWN_KERNEL:
+                found.append(Judgement(backend, Standing.CANNOT_TELL, why=self.analysis.grade.reason))
+            elif backend.is_fenced and required.kind is not RequirementKind.OWN_KERNEL:
                 why = "a virtual machine was not measured: this guest is emulated"
                 found.append(Judgement(backend, Standing.CANNOT_TELL, why=why))
             elif required.kind in by_kind:

@@ -7,6 +7,7 @@ import pytest
 
 from tare.bench.analysis import GradeLevel, analyse
 from tare.bench.analysis.grade import BUSY, Grade, leading_cells, other_load
+from tare.bench.analysis.requirements import Standing, judge_requirements
 from tare.bench.disturbance import Disturbance
 from tare.bench.model import IsolationKind
 from tare.bench.records import EventKind, RunStatus
@@ -43,8 +44,8 @@ def as_kind(run, kind):
 def made(tmp_path):
     """Makes a run on a quiet host whose guest is real."""
 
-    def make(recipe=GOOD, load=0.0, **how):
-        run = as_kind(load_run(write_run(tmp_path / "run", recipe)), IsolationKind.VIRTUAL_MACHINE)
+    def make(recipe=GOOD, load=0.0, name="run", **how):
+        run = as_kind(load_run(write_run(tmp_path / name, recipe)), IsolationKind.VIRTUAL_MACHINE)
         return with_load(run, load, **how)
 
     return make
@@ -95,6 +96,14 @@ def test_other_work_on_the_host(made, load, of, level):
     assert other_load(analysis).share == pytest.approx(load * of, abs=0.01)
     if level is GradeLevel.NOT_USABLE:
         assert analysis.grade.reason.startswith("the host was busy")
+
+
+def test_on_a_busy_host_nothing_that_is_required_is_met(made):
+    judged = judge_requirements(analyse(made(load=0.7)))
+    standings = {one.standing for each in judged[:-1] for one in each.judgements}
+    assert standings == {Standing.CANNOT_TELL}
+    quiet = judge_requirements(analyse(made(name="again")))
+    assert {one.standing for each in quiet[:-1] for one in each.judgements} >= {Standing.MEETS, Standing.FAILS}
 
 
 def test_over_a_few_ticks_nobody_can_tell_how_busy_others_were(made):

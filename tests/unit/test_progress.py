@@ -62,6 +62,22 @@ def test_a_terminal_shows_the_block_and_the_time_left():
     assert "it [broke]" in out.getvalue()
 
 
+def test_what_runs_now_is_never_cut():
+    out = io.StringIO()
+    one = suite("fake")
+    plan = make_design(one)
+    params = {f"parameter_{number}": "a" * 12 for number in range(5)}
+    long = msgspec.structs.replace(plan[0], cell=msgspec.structs.replace(plan[0].cell, params=params))
+    with RunDisplay(Console(file=out, force_terminal=True, width=80, color_system=None)) as display:
+        display.begin(one, plan, {})
+        display.instance_started(long, 1, len(plan))
+        display._live.refresh()
+    shown = "".join(out.getvalue().split())
+    assert "…" not in shown
+    for name, value in params.items():
+        assert f"{name}={value}" in shown
+
+
 def test_names_and_failures_cannot_give_orders_to_a_terminal():
     """What a suite, a backend or a tool wrote is shown, never obeyed."""
     order, shown = "\x1b]0;owned\x07\x9b2J", "\ufffd]0;owned\ufffd\ufffd2J"
