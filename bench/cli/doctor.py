@@ -1,19 +1,22 @@
 """``tare doctor``: what works here, what does not, why, and how to get it."""
 
 import contextlib
+import json
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from tare.bench.cli.host_report import host_report
 from tare.bench.cli.output import STDOUT, whole_file
-from tare.bench.errors import CleanUpError, ExitCode, TareError
+from tare.bench.errors import CleanUpError, ExitCode, MissingToolError, TareError
 from tare.bench.host import host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore
 from tare.bench.interfaces import Backend, BackendContext
@@ -30,11 +33,15 @@ from tare.bench.locations import (
 )
 from tare.bench.model import Image, Proved
 from tare.bench.packages import load_packages, remedy_for
+from tare.bench.process import find_tool, run
 from tare.bench.readable import as_markup
 from tare.bench.registry import find_backends, find_experiments, find_reporters, find_workload_kinds, find_workloads
 from tare.bench.session import defects_named, probe_backend
 from tare.bench.suite import BackendChoice
 from tare.bench.tune.journal import journal_file, tuned_facts
+
+_NEEDED = frozenset(("image", "vm", "native"))
+"""Uses whose host packages tare itself needs."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -48,12 +55,19 @@ class Check(msgspec.Struct, frozen=True):
     exit_code: ExitCode = ExitCode.NOT_READY
 
 
-def doctor_command() -> ExitCode:
+def doctor_command(*, as_json: bool) -> ExitCode:
     """Look at everything, print it, and return 0 if all that is needed works, else 1."""
     console = Console()
     facts = read_facts(work_directory())
-    console.print(as_markup(summarise(facts)), soft_wrap=True)
     checks = [*_check_host(), *_check_backends(), _check_image(), *_check_plugins(), *_check_packages()]
+    failed = [check for check in checks if not check.works and check.needed]
+    code = max((check.exit_code for check in failed), default=ExitCode.OK)
+    caveats = [confound.detail for confound in host_confounds(facts, tuple(sorted(os.sched_getaffinity(0)))[-1:])]
+    if as_json:
+        document = {"host": summarise(facts), "checks": msgspec.to_builtins(checks), "caveats": caveats}
+        typer.echo(json.dumps(document, indent=2))
+        return code
+    console.print(as_markup(summarise(facts)), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("", "what", "status"):
         table.add_column(column, overflow="fold")
@@ -62,14 +76,39 @@ def doctor_command() -> ExitCode:
         text = check.detail + (f"\nwhat to do: {check.remedy}" if check.remedy and not check.works else "")
         table.add_row(mark if check.works else f"[bold]{mark}[/bold]", as_markup(check.name), as_markup(text))
     console.print(table)
-    usable = tuple(sorted(os.sched_getaffinity(0)))
-    for confound in host_confounds(facts, usable[-1:]):
-        console.print(f"caveat: {as_markup(confound.detail)}", soft_wrap=True)
+    for caveat in caveats:
+        console.print(f"caveat: {as_markup(caveat)}", soft_wrap=True)
     for fact in tuned_facts(journal_file(), HostRoots()):
         console.print(f"tuned by tare: {as_markup(fact.text)}; put back with `tare tune restore`", soft_wrap=True)
-    failed = [check for check in checks if not check.works and check.needed]
     console.print("everything works here" if not failed else f"{len(failed)} of {len(checks)} checks failed")
-    return max((check.exit_code for check in failed), default=ExitCode.OK)
+    return code
+
+
+def fix_command(*, ask: bool) -> None:
+    """Install the host packages that the image, guests and containers need and that are missing.
+
+    Raises MissingToolError with the command where it cannot be run here or nobody can be asked, ToolFailedError.
+    """
+    missing = [package for package in load_packages() if set(package.needed_by) & _NEEDED and not package.is_present()]
+    if not missing:
+        typer.echo("no host package is missing")
+        return
+    names = [package.name for package in missing]
+    command = remedy_for(names)
+    if os.geteuid() != 0 or find_tool("apt-get") is None:
+        reason = "this is not root" if os.geteuid() != 0 else "this host has no apt"
+        raise MissingToolError(f"host packages are missing, and {reason}: {', '.join(names)}", remedy=command)
+    for package in missing:
+        typer.echo(f"{package.name}: {package.why}")
+    if ask:
+        if not sys.stdin.isatty():
+            raise MissingToolError(
+                "host packages are missing, and nobody can be asked here", remedy=f"{command}, or --yes"
+            )
+        typer.confirm(f"Install them? ({command})", abort=True)
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    run(("apt-get", "update", "-q"), timeout_s=300, env=quiet)
+    run(("apt-get", "install", "-y", "--no-install-recommends", *names), timeout_s=1800, env=quiet)
 
 
 def forget_command() -> None:
@@ -157,7 +196,7 @@ def _check_packages() -> Iterator[Check]:
     missing = [package for package in packages if not package.is_present()]
     remedy = remedy_for([package.name for package in missing])
     for package in packages:
-        needed = bool({"image", "vm", "native"} & set(package.needed_by))
+        needed = bool(_NEEDED & set(package.needed_by))
         detail = f"{package.why} (for: {', '.join(package.needed_by)})"
         first = package in missing[:1]
         yield Check(f"package {package.name}", package not in missing, detail, remedy if first else "", needed)

@@ -1,7 +1,6 @@
 """The commands of ``tare``."""
 
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,12 +28,10 @@ Memory = Annotated[str | None, typer.Option(help="Memory of an instance (512MiB)
 Cpus = Annotated[int | None, typer.Option(help="CPUs of an instance (1).")]
 ImageName = Annotated[str, typer.Option(help="Image, by digest prefix or name (the newest).")]
 
-_COMPLETING = "_TARE_COMPLETE"
-"""The variable by which a shell's completion asks ``tare`` what could follow."""
-
 
 def every_command() -> typer.Typer:
     """All commands, those of the groups too. To be called once."""
+    from tare.bench.cli.completion import completion
     from tare.bench.cli.gate import app as gate_app
     from tare.bench.cli.history import app as history_app
     from tare.bench.cli.image import app as image_app
@@ -43,13 +40,16 @@ def every_command() -> typer.Typer:
 
     for group in (gate_app, history_app, image_app, suite_app, tune_app):
         app.add_typer(group)
+    app.command()(completion)
     return app
 
 
 def run_app() -> None:
     """Run the command that the arguments name, with streams that last as long as it does."""
+    from tare.bench.cli.completion import COMPLETING
+
     every_command()
-    if _COMPLETING in os.environ:
+    if COMPLETING in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]  # typer re-exports it
 
         completion_init()
@@ -359,7 +359,9 @@ def doctor(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="With --noise: folder to keep the run in.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --noise: print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Install the missing host packages, after asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --fix: do not ask.")] = False,
     prove_kvm: Annotated[
         bool, typer.Option("--prove-kvm", help="Boot a guest under KVM now, whatever was found before.")
     ] = False,
@@ -387,9 +389,12 @@ def doctor(
             from tare.bench.cli.noise import noise_command
 
             raise typer.Exit(noise_command(time, output, as_json=as_json))
-        if as_json or output is not None:
-            raise typer.BadParameter("--output and --json belong to --noise")
-        from tare.bench.cli.doctor import doctor_command, forget_command, prove_command
+        if output is not None:
+            raise typer.BadParameter("--output belongs to --noise")
+        from tare.bench.cli.doctor import doctor_command, fix_command, forget_command, prove_command
+
+        if fix:
+            fix_command(ask=not yes)
 
         if forget_kvm:
             forget_command()
@@ -397,7 +402,7 @@ def doctor(
             raise typer.Exit(prove_command(report))
         if forget_kvm:
             raise typer.Exit
-        raise typer.Exit(doctor_command())
+        raise typer.Exit(doctor_command(as_json=as_json))
 
 
 @app.command("exec", context_settings={"ignore_unknown_options": True})
@@ -472,23 +477,3 @@ def _print_cleaned(cleaned: "Cleaned") -> None:
         )
     if not (cleaned.removed or cleaned.failed or cleaned.unjudged):
         typer.echo("nothing was left behind")
-
-
-class Shell(StrEnum):
-    """The shells that can complete ``tare``."""
-
-    BASH = "bash"
-    ZSH = "zsh"
-    FISH = "fish"
-
-
-@app.command()
-def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.")]) -> None:
-    """Print the script that completes tare's commands and options.
-
-    Bash: tare completion bash > /etc/bash_completion.d/tare; fish: tare completion fish >
-    ~/.config/fish/completions/tare.fish; zsh: tare completion zsh > a folder of your $fpath/_tare.
-    """
-    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # likewise
-
-    typer.echo(get_completion_script(prog_name="tare", complete_var=_COMPLETING, shell=shell.value))

@@ -273,7 +273,7 @@ def _expected_words(middle: float, low: float, high: float) -> str:
 def _growth_sentences(outlook: Outlook) -> Iterator[str]:
     yield from (f"{name}: {model}." for name, model in outlook.growth.items())
     if any("months" in model for model in outlook.growth.values()):
-        yield "Such an interval held the truth in 93 to 99 of 100 simulated demands; in 80 to 88 if growth itself changes."
+        yield "Such an interval held the truth in 93 to 99 of 100 simulated demands, in 80 to 88 if growth changes."
     full = outlook.exhaustion
     if full is None:
         yield "When the hosts are full is not said: how many there are is not stated."
