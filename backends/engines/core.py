@@ -70,6 +70,7 @@ from tare.bench.process import find_tool, run
 from tare.bench.trees import remove_tree
 
 STOP_DEADLINE_S = 30.0
+_ENDING_S = 1.0
 EXEC_DEADLINE_S = 30.0
 _MODE = 0o755
 _MOUNT_POINTS = ("proc", "sys", "dev")
@@ -427,7 +428,12 @@ class Engine(Backend):
         with contextlib.suppress(ProcessLookupError):
             gone = os.pidfd_open(launched.pid)
         try:
-            self.remove(box)
+            try:
+                self.remove(box)
+            except BackendError:
+                # An engine may refuse to remove what has ended by itself, or was killed; nothing of it is left then.
+                if gone is not None and not select.select([gone], [], [], _ENDING_S)[0]:
+                    raise
             launched.close()
             if gone is not None:
                 box.groups.container.kill()

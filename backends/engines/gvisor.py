@@ -17,6 +17,7 @@ from tare.bench.model import Confound, IsolationKind, StartTimeline, Usage
 
 _UNCOUNTED = "gVisor writes files through the host's page cache, whose write-back cgroups v1 count for nobody"
 _WHOLE = "the memory limit is the whole sandbox's: a program that exceeds it ends the instance, not itself"
+_THREADS = "the limit on processes is not set: it would count gVisor's threads, and end the instance when it is met"
 _OWN_SECCOMP = "the system-call filter is not applied inside: gVisor's kernel has the calls it has, and filters its own"
 
 
@@ -58,8 +59,13 @@ class Gvisor(OciRuntime):
         flags = [f"--platform={self.options.platform}", f"--network={network}"]
         return [self.program, *flags, "--root", str(self.folder / "state"), *arguments]
 
+    def container_name(self, box: Box) -> str:
+        """A name of which no other is the beginning: runsc takes that for the name."""
+        return f"{box.identifier}.c"
+
     def plan(self, box: Box) -> Plan:
-        return msgspec.structs.replace(super().plan(box), argv=HOLD)
+        limits = {name: value for name, value in box.limits.items() if name != "pids_max"}
+        return msgspec.structs.replace(super().plan(box), argv=HOLD, limits=limits)
 
     def make_instance(self, box: Box, started: Started, timeline: StartTimeline) -> ExecInstance:
         return ExecInstance(self, box, started, timeline)
@@ -77,6 +83,7 @@ class Gvisor(OciRuntime):
     def confounds(self) -> Sequence[Confound]:
         return (
             Confound("no-limit-memory", _WHOLE, self.name),
+            Confound("no-limit-pids", _THREADS, self.name),
             *(() if self.options.seccomp is Seccomp.NONE else (Confound("other-seccomp", _OWN_SECCOMP, self.name),)),
             *(
                 []

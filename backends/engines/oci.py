@@ -27,13 +27,17 @@ class OciRuntime(Engine):
 
     def start_command(self, box: Box) -> Sequence[str]:
         (box.folder / "config.json").write_bytes(msgspec.json.encode(make_config(self.plan(box))))
-        return self._call("run", "--detach", "--bundle", str(box.folder), box.identifier)
+        return self._call("run", "--detach", "--bundle", str(box.folder), self.container_name(box))
 
     def exec_command(self, box: Box, argv: Sequence[str]) -> Sequence[str]:
-        return self._call("exec", box.identifier, *argv)
+        return self._call("exec", self.container_name(box), *argv)
 
     def remove_command(self, box: Box) -> Sequence[str]:
-        return self._call("delete", "--force", box.identifier)
+        return self._call("delete", "--force", self.container_name(box))
+
+    def container_name(self, box: Box) -> str:
+        """What the runtime calls the container."""
+        return box.identifier
 
     def _call(self, *arguments: str) -> list[str]:
         return [self.program, *self.flags, "--root", str(self.folder / "state"), *arguments]

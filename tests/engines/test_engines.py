@@ -80,6 +80,60 @@ def test_what_people_call_started_is_told_apart(subject):
         assert seconds is None
 
 
+ANSWERS = """
+import ctypes, errno, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def answer(*call):
+    return errno.errorcode[ctypes.get_errno()] if libc.syscall(*call) < 0 else "done"
+print(answer(272, 0x10000000), answer(425, 1, 0), answer(435, 0, 0), answer(165, 0, 0, 0, 0, 0), answer(41, 40, 1, 0))
+thread = threading.Thread(target=lambda: None)
+thread.start()
+thread.join()
+print(next(line for line in open("/proc/self/status") if line.startswith("CapEff")).split()[1])
+"""
+"""On x86_64: unshare a user namespace, io_uring_setup, clone3, mount, a socket of AF_VSOCK; and the capabilities."""
+
+
+SETTINGS = ("/proc/sys/kernel/core_pattern", "/proc/irq/default_smp_affinity")
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of the calls are those of x86_64")
+def test_the_profile_is_that_of_tares_own_containers(subject):
+    _, starting = subject.start()
+    with starting as instance:
+        done = instance.execute(Command(("python3", "-c", ANSWERS)))
+    assert done.returncode == 0, done.stderr
+    calls, capabilities = done.stdout.decode().splitlines()
+    if "other-seccomp" not in subject.declared:
+        assert calls == "EPERM EPERM ENOSYS EPERM EPERM"
+        assert capabilities == "00000000a80425fb", "Docker's fourteen"
+
+
+def test_the_hosts_own_files_cannot_be_changed_from_inside(subject):
+    """What root inside can reach of the host's: device nodes, /proc and /sys."""
+    files = (*map(Path, ("/dev/null", "/dev/tty", "/proc/sys/kernel/core_pattern")), subject.backend.folder / "program")
+    before = [(path.stat().st_mode, path.stat().st_uid) for path in files]
+    script = """
+    for path in /dev/null /dev/tty /proc/keys /.tare/program; do chmod 600 $path; chown 1:1 $path; done
+    echo taken > /proc/sys/kernel/core_pattern; echo taken > /.tare/program; rm -f /.tare/program
+    echo 1 > /proc/irq/default_smp_affinity
+    """
+    settings = [path for path in map(Path, SETTINGS) if path.exists()]
+    values = [path.read_text() for path in settings]
+    _, starting = subject.start()
+    with starting as instance:
+        instance.execute(Command(("sh", "-c", script)))
+    assert [(path.stat().st_mode, path.stat().st_uid) for path in files] == before
+    assert [path.read_text() for path in settings] == values
+
+
+def test_an_instance_that_was_killed_is_removed_all_the_same(subject):
+    identifier, starting = subject.start()
+    with starting as instance:
+        instance.end()
+    assert traces_of(identifier, subject.backend.context.work_directory) == []
+
+
 def test_an_engine_that_fails_says_why_and_leaves_nothing(subject, monkeypatch):
     """A start command that cannot work fails the instance with what the engine printed."""
     backend, asked = subject.backend, []
