@@ -108,7 +108,7 @@ class Located(msgspec.Struct, frozen=True):
     error: float
 
 
-def locate(values: Floats, column: int, found: Scan) -> Located:
+def locate(values: Floats, column: int, found: Scan, *, suspected: int = 0) -> Located:
     """Where the change that ``found`` has in a column of ``values`` began, and what it looks like.
 
     The place is the split with the least squares (ruptures' exact search), within three times the window that speaks
@@ -116,10 +116,12 @@ def locate(values: Floats, column: int, found: Scan) -> Located:
     """
     rows = np.flatnonzero(~np.isnan(values[:, column]))
     logs = values[rows, column]
-    window = max(2, int(found.window[column]))
+    window = max(2, suspected or int(found.window[column]))
     start = max(0, len(logs) - 3 * window - LEAST_BEFORE)
     deviation = float(found.deviation[column])
     split = start + _split(_drawn_in(logs[start:], window, deviation))
+    if suspected == 1:  # found by reruns, with a single night that shows it
+        split = len(logs) - 1
     after, before = logs[split:], logs[:split]
     kind = Kind.DRIFT if window >= LEAST_BEFORE and _is_ramp(logs[start:]) else Kind.STEP
     rho = float(found.noise.correlation[column])
@@ -250,9 +252,12 @@ def identify(series: str, kind: Kind, ratio: float, since: str) -> str:
     return digest_of([series, "spread" if kind is Kind.SPREAD else "mean", ratio > 1, since])[:8]
 
 
-def make_finding(nights: Nights, values: Floats, column: int, found: Scan, q: float) -> Finding:
-    """The finding of a ratio (or of a level that has none) that was judged to have changed."""
-    series, located = nights.series[column], locate(values, column, found)
+def make_finding(nights: Nights, values: Floats, column: int, found: Scan, q: float, *, suspected: int = 0) -> Finding:
+    """The finding of a ratio (or of a level that has none) that was judged to have changed.
+
+    ``suspected`` is how many newest nights made it suspicious, where reruns decided; 0 where its nights did.
+    """
+    series, located = nights.series[column], locate(values, column, found, suspected=suspected)
     cause, reason, figures = attribute(nights, values, column, located)
     return _finding(nights, series, located, cause, reason, q, figures, _half_of(located, found, column))
 

@@ -253,6 +253,7 @@ def _findings(nights: Nights, families: Families, confirmations: Sequence[Confir
     withheld = {one.column for one in confirmations if one.withholds}
     columns = (set(np.flatnonzero(families.q <= FALSE_DISCOVERIES).tolist()) | confirmed) - withheld
     q = {one.column: one.q for one in confirmations if one.is_confirmed}
+    suspected = {one.column: one.window for one in confirmations if one.is_confirmed}
     found = [
         make_finding(
             nights,
@@ -260,6 +261,7 @@ def _findings(nights: Nights, families: Families, confirmations: Sequence[Confir
             column,
             families.isolation,
             min(q.get(column, 1.0), float(families.q[column])),
+            suspected=suspected.get(column, 0),
         )
         for column in sorted(columns)
     ]
