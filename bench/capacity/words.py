@@ -1,5 +1,6 @@
 """Sentences about a plan, the same in ``tare plan`` and in a report."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from tare.bench.analysis.scaling import Parameter, Refusal, Scaling
@@ -31,10 +32,27 @@ def interval_words(fewest: int | None, most: int | None) -> str:
 
 
 def instances_words(plan: HostPlan) -> str:
-    """The number of instances, marked where it is an extrapolation."""
+    """The number of instances; what lies far beyond the ramp is no answer, and is shown as what it is."""
     if plan.instances is None:
         return "no bound is known"
-    return f"{plan.instances:,}{' *' if plan.is_extrapolated else ''}"
+    return f"not answered (extrapolated: {plan.instances:,}) *" if plan.is_extrapolated else f"{plan.instances:,}"
+
+
+def hosts_words(plan: HostPlan) -> str:
+    """The hosts for a demand, with their interval; no answer where the instances of a host are none."""
+    if plan.hosts is None:
+        return "–"
+    if plan.is_extrapolated:
+        return f"not answered (extrapolated: {plan.hosts:,}) *"
+    if plan.hosts_most is None:
+        return f"{plan.hosts:,}"
+    fewest = "?" if plan.hosts_fewest is None else f"{plan.hosts_fewest:,}"
+    return f"{plan.hosts:,} ({fewest} to {plan.hosts_most:,})"
+
+
+def plan_interval_words(plan: HostPlan) -> str:
+    """The interval of the number of instances; none of what is no answer."""
+    return "–" if plan.is_extrapolated else interval_words(plan.fewest, plan.most)
 
 
 def notes_of(plans: Sequence[HostPlan]) -> list[str]:
@@ -43,9 +61,12 @@ def notes_of(plans: Sequence[HostPlan]) -> list[str]:
     for plan in plans:
         own = plan_notes(plan)
         if plan.is_extrapolated:
+            population = plan.type.result.cell.population
+            wanted = math.ceil((plan.instances or 0) / EXTRAPOLATED)
             own.append(
-                f"*: more than {EXTRAPOLATED} times the {plan.type.result.cell.population} instances that were "
-                "measured: an extrapolation; limits that only show beyond them are not in it"
+                f"*: more than {EXTRAPOLATED} times the {population} instances that were measured is an extrapolation "
+                "and no answer: limits that only show beyond them are not in it. A ramp to "
+                f"{wanted} (tare density --count {wanted}) would support it"
             )
         if plan.remedy:
             own.append(f"{plan.binds}: {plan.remedy}; with --raised it no longer counts")

@@ -20,7 +20,15 @@ from tare.bench.capacity.plan import HostPlan, Use
 from tare.bench.capacity.planned import Outlook, Plan
 from tare.bench.capacity.prices import BreakEven
 from tare.bench.capacity.reserves import Reserved
-from tare.bench.capacity.words import host_sentence, instances_words, interval_words, notes_of, plan_notes
+from tare.bench.capacity.words import (
+    host_sentence,
+    hosts_words,
+    instances_words,
+    interval_words,
+    notes_of,
+    plan_interval_words,
+    plan_notes,
+)
 from tare.bench.readable import one_line, readable
 from tare.bench.units import format_size
 
@@ -162,14 +170,10 @@ def _summary_head(plans: Sequence[HostPlan]) -> list[str]:
 def _summary_rows(plans: Sequence[HostPlan]) -> Iterator[list[str]]:
     """A line a type: how many fit, what runs out, how full the host is then, hosts for the demand."""
     for plan in plans:
-        interval = interval_words(plan.fewest, plan.most)
+        interval = plan_interval_words(plan)
         row = [plan.type.name, instances_words(plan), interval, plan.binds or "–", _shares(plan)]
         if plan.demand is not None:
-            hosts = "–" if plan.hosts is None else f"{plan.hosts:,}"
-            if plan.hosts_most is not None:
-                fewest = "?" if plan.hosts_fewest is None else f"{plan.hosts_fewest:,}"
-                hosts += f" ({fewest} to {plan.hosts_most:,})"
-            row += [f"{plan.demand:,}", hosts]
+            row += [f"{plan.demand:,}", hosts_words(plan)]
         yield row
 
 
@@ -335,9 +339,8 @@ def _case_rows(name: str, plan: Plan) -> Iterator[list[str]]:
     for place, one in enumerate(plan.plans):
         cost = plan.costs[place] if plan.costs else None
         month = "–" if cost is None or cost.demand is None else _money(cost.demand, cost.currency)
-        hosts = "–" if one.hosts is None else f"{one.hosts:,}"
-        interval = interval_words(one.fewest, one.most)
-        yield [name, one.type.name, one.host.name, instances_words(one), interval, one.binds or "–", hosts, month]
+        row = [name, one.type.name, one.host.name, instances_words(one), plan_interval_words(one)]
+        yield [*row, one.binds or "–", hosts_words(one), month]
     if plan.packing is not None:
         yield [name, _TOGETHER, "", "", "", "", f"{plan.packing.hosts:,}", ""]
 
