@@ -3,7 +3,7 @@
 On some hosts the ratio of two backends wanders over minutes. Neighbouring blocks are then no independent witnesses, and
 an interval that takes them for such is too narrow. The model is the simplest that wanders, AR(1) with the lag-1
 correlation *rho* on the log scale. Within n blocks around their own mean the correlation looks smaller than it is: what
-is seen is compared with what rho leads to in n blocks, exactly, not in the limit.
+is seen is compared with what rho leads to in n blocks, not in the limit.
 
 The test is one-sided, of the lag-1 correlation of one series or of several of one pair of backends together (Moran 1948
 for its moments in independent values). Where it says that blocks depend on one another, the standard error is taken as
@@ -28,7 +28,8 @@ LEAST = 8
 LEAST_TOGETHER = 4
 """The same for one of several series that are tested together."""
 _CLEAR = 0.6
-_GRID = np.linspace(0.0, 0.9, 91)
+_GRID = np.linspace(0.0, 0.9, 19)
+_DRAWS = 200_000
 
 
 class Dependence(msgspec.Struct, frozen=True):
@@ -57,7 +58,9 @@ def find_dependence(series: Sequence[Floats]) -> Dependence:
     lengths = [len(values) for values in kept]
     seen = [_lag1(values) for values in kept]
     z = sum(_standardised(lag1, n) for lag1, n in zip(seen, lengths, strict=True)) / math.sqrt(len(kept))
-    expected = sum(_standardised(float(_seen_by_rho(n)[60]), n) for n in lengths) / math.sqrt(len(kept))
+    expected = sum(_standardised(float(np.interp(_CLEAR, _GRID, _seen_by_rho(n))), n) for n in lengths) / math.sqrt(
+        len(kept)
+    )
     p_value = float(ndtr(-z))
     is_tested = expected >= _quantile(LEVEL) + _quantile(0.1)
     if p_value > LEVEL:
@@ -88,13 +91,18 @@ def _standardised(lag1: float, n: int) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _seen_by_rho(n: int) -> Floats:
-    """What the lag-1 correlation around the mean of ``n`` values is on average, for each rho of the grid, rising."""
-    apart = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
-    centring = np.eye(n) - 1 / n
+    """What the lag-1 correlation around the mean of ``n`` values is on average, for each rho of the grid, rising.
+
+    Drawn, with a seed of its own: the ratio of the expectations is 0.1 less than the expected ratio of 12 values.
+    """
+    steps = np.random.default_rng(n).standard_normal((max(200, _DRAWS // n), n))
     found = np.empty(len(_GRID))
     for place, rho in enumerate(_GRID):
-        covariance = centring @ rho**apart @ centring
-        found[place] = np.trace(covariance, 1) / np.trace(covariance)
+        values = steps.copy()
+        for block in range(1, n):
+            values[:, block] = rho * values[:, block - 1] + math.sqrt(1 - rho**2) * steps[:, block]
+        apart = values - values.mean(axis=1, keepdims=True)
+        found[place] = ((apart[:, 1:] * apart[:, :-1]).sum(axis=1) / (apart**2).sum(axis=1)).mean()
     return np.maximum.accumulate(found)
 
 
