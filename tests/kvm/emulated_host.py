@@ -281,10 +281,12 @@ def _start_share(listening: Path, shared: Path, options: tuple[str, ...], folder
 
 @contextlib.contextmanager
 def _start(argv: list[str], said: Path, passed: tuple[int, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    # Whatever ends the tests ends it.
+    bound = ["setpriv", "--pdeathsig=KILL", *argv]
     with (
         said.open("wb") as output,
         subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=passed, start_new_session=True
+            bound, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=passed, start_new_session=True
         ) as process,
     ):
         try:
