@@ -63,7 +63,7 @@ def find_emulator(cache: Path) -> Emulator:
     wrapper = folder / PROGRAM
     if not wrapper.exists():
         _publish(wrapper, text)
-    printed = run([str(program), "--version"], timeout_s=30)
+    printed = run([str(program), "--version"], timeout_s=120)
     return Emulator(program, wrapper, parse_version(printed))
 
 

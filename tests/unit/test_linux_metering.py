@@ -1,5 +1,6 @@
 """The meter of a cgroup on copies of the files of kernels, wherever the folder lies and whoever made it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from tare.bench.linux import metering
 from tare.bench.linux.cgroups import find_folders
 from tare.bench.linux.files import HostRoots
 from tare.bench.linux.metering import CgroupMeter, total
-from tare.bench.linux.processes import written_bytes
+from tare.bench.linux.processes import read_statuses, written_bytes
 from tare.bench.model import Footprint, Usage
 
 HYBRID = Path(__file__).parents[1] / "data/linux-6.18/cgroup-hybrid"
@@ -145,3 +146,10 @@ def test_readings_are_added_up_by_part():
     )
     with pytest.raises(ValueError, match="nothing"):
         total({})
+
+
+def test_threads_of_the_kernel_are_no_members(tmp_path):
+    """A guest's cgroup holds those that work for it."""
+    kernels = [pid for pid, status in read_statuses().items() if status.is_kernel_thread]
+    (tmp_path / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in (os.getpid(), *kernels[:3])))
+    assert CgroupMeter([tmp_path]).members() == [os.getpid()]
