@@ -125,6 +125,9 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--quiet", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
     session.run("python", "docs/man_pages.py", "site/man")
     session.log("open site/index.html, or: man -l site/man/tare.1")
+
+
+@nox.session
 def kvm(session: nox.Session) -> None:
     """Every test of guests under KVM, in an emulated host or (TARE_TEST_REAL_KVM=1) on this one: an hour or two."""
     install_host_packages(session, {"image", "vm", "firmware", "native", "small", "build", "tests"})
