@@ -25,6 +25,7 @@ from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
 from tare.backends.engines.commands import EngineCommand, start_command
+from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.groups import CONTAINER, Groups, start_groups
 from tare.backends.engines.start import (
     INSIDE,
@@ -375,6 +376,8 @@ class Engine(Backend):
                 _make_folders(box, prepared.program)
                 started = self._await(box, timeline, stack)
                 instance = self.make_instance(box, started, timeline)
+                if isinstance(instance, ExecInstance):
+                    stack.callback(instance.close)
                 instance.address = LOOPBACK if self.options.network is Network.HOST else None
                 try:
                     yield instance
