@@ -26,8 +26,8 @@ ALL = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor")
 WHOLE = os.environ.get("TARE_TEST_ENGINES") == "all"
 ENGINES = ALL if WHOLE else ("bubblewrap", "runc")
 STARTS, KILLS = (100, 30) if WHOLE else (4, 3)
-LATEST_KILL_S = 1.5
-"""An owner needs some 0.6 s until it has imported and prepared, and a start up to half a second."""
+LATEST_KILL_S = 0.8
+"""After an owner has entered its first thing; preparing and a start take about as long."""
 
 pytestmark = [pytest.mark.root, pytest.mark.image, pytest.mark.tools]
 
@@ -177,12 +177,12 @@ def test_an_owner_killed_at_any_moment_leaves_what_clean_removes(name, image, tm
     given = msgspec.json.encode(image, enc_hook=str).decode()
     work = work_directory() / f"tare-kill-{secrets.token_hex(4)}"
     work.mkdir(parents=True)
-    seen = 0
     for _ in range(KILLS):
         argv = [sys.executable, "-m", "tare.bench.testing.subject", name, str(ledger), str(work), given]
         with Popen(argv, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL) as owner:
+            wait_for_entry(ledger, owner)
             try:
-                owner.wait(chance.uniform(0.4, LATEST_KILL_S))
+                owner.wait(chance.uniform(0.0, LATEST_KILL_S))
             except TimeoutExpired:
                 owner.kill()
         entered = [
@@ -191,13 +191,21 @@ def test_an_owner_killed_at_any_moment_leaves_what_clean_removes(name, image, tm
             for entry in map(json.loads, file.read_text().splitlines())
             if entry.get("kind")
         ]
-        seen += bool(entered)
+        assert entered
         assert clean(ledger, lambda kind: find_backends().get(kind).reclaim).failure() is None
         assert [target for target in entered if target.startswith("/") and Path(target).exists()] == []
         assert list(work.iterdir()) == []
         assert processes_with(str(work)) == []
     work.rmdir()
-    assert seen, "no kill was late enough to prove anything"
+
+
+def wait_for_entry(ledger, owner):
+    """Until the owner has entered the first thing that it makes."""
+    deadline = time.monotonic() + 30
+    while not any(file.stat().st_size for file in ledger.glob("*.jsonl")):
+        assert owner.poll() is None, "the owner ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def processes_with(text):
