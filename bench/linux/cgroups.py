@@ -55,6 +55,8 @@ class MemoryLimit(NamedTuple):
     folder: Path | None
 
 
+_CHARGED_AT_ONCE = 2**18
+"""The kernel charges up to 64 pages at a time."""
 _UNLIMITED = 2**62
 """v1 says 2**63 less a page where there is no limit."""
 
@@ -80,10 +82,15 @@ def find_memory_limit(folder: Path) -> MemoryLimit | None:
 
 
 def has_met_memory_limit(folder: Path) -> bool:
-    """Whether a cgroup has ever wanted more memory than its own limit: on v1 of memory, or of memory and swap."""
+    """Whether a cgroup has ever wanted more memory than its own limit.
+
+    v1 does not count it in every kernel (``memory.failcnt`` stays 0 in 6.18), but its peak is at the limit then.
+    """
     met = re.search(r"^max (\d+)$", find_text(folder / "memory.events") or "", re.MULTILINE)
-    counts = [find_text(folder / f"memory.{name}failcnt") for name in ("", "memsw.")] if met is None else [met[1]]
-    return any(count not in {None, "0"} for count in counts)
+    if met is not None:
+        return met[1] != "0"
+    peak, limit = (find_text(folder / f"memory.{name}_in_bytes") or "" for name in ("max_usage", "limit"))
+    return peak.isdecimal() and limit.isdecimal() and int(peak) >= int(limit) - _CHARGED_AT_ONCE
 
 
 def members_of(folder: Path) -> list[int]:

@@ -183,9 +183,10 @@ def test_a_smaller_limit_around_the_instance_is_a_confound(tmp_path):
     [
         ({"memory.events": "low 0\nhigh 0\nmax 3\noom 1\n"}, True),
         ({"memory.events": "low 0\nhigh 9\nmax 0\noom_kill 1\n"}, False),
-        ({"memory.failcnt": "0\n", "memory.memsw.failcnt": "17\n"}, True),
-        ({"memory.failcnt": "2\n"}, True),
-        ({"memory.failcnt": "0\n", "memory.memsw.failcnt": "0\n"}, False),
+        ({"memory.max_usage_in_bytes": "134217728\n", "memory.limit_in_bytes": "134217728\n"}, True),
+        ({"memory.max_usage_in_bytes": "134180864\n", "memory.limit_in_bytes": "134217728\n"}, True),
+        ({"memory.max_usage_in_bytes": "100000000\n", "memory.limit_in_bytes": "134217728\n"}, False),
+        ({"memory.max_usage_in_bytes": "134217728\n", "memory.limit_in_bytes": V1_NONE}, False),
         ({}, False),
     ],
 )
