@@ -161,7 +161,7 @@ def _by_area(found: Sequence[AreaAnswer]) -> Iterator[str]:
         if len(same) == len(own):
             yield f"{title}: no measurable cost on any of the {len(own)}."
         elif told:
-            ends = dict.fromkeys((_least(told), _largest(told)))
+            ends = [_least(told), _largest(told)] if len(told) > 1 else told
             parts = [f"{_area_words(one)} on {one.backend.label}" for one in ends]
             free = f"no measurable cost on {listed([one.backend.label for one in same])}; " if same else ""
             yield f"{title}: {free}{' to '.join(parts)}."

@@ -7,7 +7,7 @@ import pytest
 
 from tare.bench.analysis import analyse
 from tare.bench.analysis.estimates import host_virtualization
-from tare.bench.model import Direction, Metric
+from tare.bench.model import Direction, IsolationKind, Metric
 from tare.bench.readable import isolated, one_line, readable
 from tare.bench.records import RunStatus
 from tare.bench.stats.comparisons import Verdict
@@ -16,6 +16,7 @@ from tare.bench.units import Unit
 from tare.reports.blocks import operations_beyond, value_view
 from tare.reports.caveats import caveats
 from tare.reports.headline import answer, fences, headline, question
+from tare.reports.html import render_page
 from tare.reports.wording import (
     figure_sentence,
     format_estimate,
@@ -111,6 +112,22 @@ def test_the_headline_is_made_of_verdicts(analysed):
     assert "slower in CPU work" in said
     assert "later" in said
     assert question(analysed_again(analysed, recipe)) == "What does isolation cost on this host?"
+
+
+def test_with_several_engines_the_headline_goes_area_by_area(tmp_path):
+    ratios = {"native": 1.0, "runc": 1.0, "gvisor": 2.6, "vm": 1.3}
+    recipe = replace(QUICK, blocks=12, backends=("bare-metal", *ratios), ratios=ratios, noise=0.001)
+    run = load_run(write_run(tmp_path / "run", recipe))
+    vm = msgspec.structs.replace(run.manifest.backends["vm"], kind=IsolationKind.VIRTUAL_MACHINE, label="vm (kvm)")
+    manifest = msgspec.structs.replace(run.manifest, backends={**run.manifest.backends, "vm": vm})
+    analysis = analyse(msgspec.structs.replace(run, manifest=manifest))
+    said = {sentence.partition(":")[0]: sentence for sentence in answer(analysis)}
+    assert set(said) >= {"Start", "CPU work", "Disk access", "System calls"}
+    system_calls = said["System calls"]
+    assert "no measurable cost on native and runc; " in system_calls
+    assert "slower on vm (kvm) to " in system_calls
+    assert system_calls.endswith("times slower on gvisor.")
+    assert "vm (kvm)" in render_page(analysis)
 
 
 def analysed_again(analysed, recipe):
