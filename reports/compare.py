@@ -50,12 +50,14 @@ def verdict_of(line: Line) -> str:
 
 
 def tally(comparison: RunComparison) -> str:
-    """How many comparisons came out how, in words; levels that can have no verdict are counted apart."""
-    levels = sum(line.found.note == LEVEL_NOTE for line in comparison.lines)
-    counts = Counter(verdict_of(line) for line in comparison.lines if line.found.note != LEVEL_NOTE)
+    """How many comparisons came out how, in words: one a reading, levels that can have no verdict apart."""
+    judged = [line for line in comparison.lines if line.found.note != LEVEL_NOTE]
+    counts = Counter(verdict_of(line) for line in judged if not line.found.restates)
     words = [f"{count} {word}" for word, count in counts.most_common()]
-    apart = f"; {plural(levels, 'level')} without a verdict" if levels else ""
-    return f"{plural(counts.total(), 'comparison')}: {', '.join(words) or 'none'}{apart}"
+    again, levels = len(judged) - counts.total(), len(comparison.lines) - len(judged)
+    text = f"{plural(counts.total(), 'comparison')}: {', '.join(words) or 'none'}"
+    text += f"; {plural(again, 'other')} of the same readings" if again else ""
+    return text + (f"; {plural(levels, 'level')} without a verdict" if levels else "")
 
 
 def notes_of(comparison: RunComparison) -> list[str]:

@@ -22,7 +22,7 @@ from tare.bench.stats.comparisons import CellBlocks, Verdict
 from tare.bench.stats.runs import compare_runs, difference_interval
 from tare.bench.store import load_manifest, load_run
 from tare.bench.units import Unit
-from tare.reports.compare import notes_of
+from tare.reports.compare import notes_of, tally
 from tare.reports.markdown import MarkdownReporter
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
 
@@ -472,3 +472,14 @@ def test_runs_with_one_reading_give_no_verdict():
     found = compare_runs([cell([2.0])] * 3, [cell([1.0])] * 3, direction=Direction.LOWER)
     assert (found.low, found.note) == (None, "3 and 3 runs with one reading only: no interval")
     assert compare_runs([cell([2.0] * 2)] * 3, [cell([1.0] * 2)] * 3, direction=Direction.LOWER).low == 2.0
+
+
+def test_a_reading_is_counted_once_in_the_tally(tmp_path):
+    run = write_run(tmp_path / "run", QUICK)
+    comparison = compare_request(ComparisonRequest((run,), backends=("bare-metal", "vm")))
+    again = [line for line in comparison.lines if line.found.restates]
+    assert again
+    counted = len(comparison.lines) - len(again)
+    assert tally(comparison).startswith(f"{counted} comparisons: ")
+    assert f"; {len(again)} other" in tally(comparison)
+    assert sum(int(part.split()[0]) for part in tally(comparison).split(": ")[1].split("; ")[0].split(", ")) == counted
