@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -313,6 +314,56 @@ def test_an_objective_needs_a_latency(tmp_path, monkeypatch):
     assert outcome.failed == 1
     (failed,) = [event for event in run.events if event.kind is EventKind.INSTANCE_FAILED]
     assert "measures no p99" in failed.message
+
+
+class Crowded(FakeWorkload):
+    """Its p99 is as many milliseconds as there are instances at work together."""
+
+    metrics = (Metric("answer.p99", Unit.SECOND, Direction.LOWER, "Latency."),)
+    at_work = 0
+    told = 0
+
+    def parse(self, completed):
+        Crowded.told += 1
+        yield Measurement("answer.p99", Crowded.at_work / 1000)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 11, 37, 64, 99])
+def test_a_search_ends_with_the_largest_population_that_meets_the_objective(tmp_path, monkeypatch, most):
+    backend, lock = FakeBackend(), threading.Lock()
+
+    def answer(command):
+        if command.argv[0] == "answer":
+            with lock:
+                Crowded.at_work = 1 if Crowded.told else Crowded.at_work + 1
+                Crowded.told = 0
+
+    backend.answer = answer
+    Crowded.at_work = Crowded.told = 0
+    monkeypatch.setitem(WORKLOADS.loaded, "answer", Crowded)
+    options = {"count": 300, "objective": f"{most}.5ms", "search": True}
+    outcome, run = ramp(tmp_path, monkeypatch, backend, workload="answer", **options)
+    assert outcome.failed == 0, [event.message for event in run.events if event.kind is EventKind.INSTANCE_FAILED]
+    found = ending(run)
+    assert found.reason == "objective", found
+    assert most - max(1, most // 20) < found.population <= most
+    assert f"is met with {found.population} instances" in found.message
+    assert values(run, "density.population") == {0: found.population}
+    assert values(run, "density.dead") == {0: 0}
+    measured = [sample.iteration for sample in run.samples if sample.metric == "density.latency_worst"]
+    assert len(measured) < 16, "it doubles and halves, and does not try each"
+
+
+def test_a_search_whose_first_instance_breaks_the_objective_ends_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(WORKLOADS.loaded, "answer", Crowded)
+    monkeypatch.setattr(Crowded, "parse", lambda *_: [Measurement("answer.p99", 9.0)])
+    _, run = ramp(tmp_path, monkeypatch, workload="answer", count=30, objective="5ms", search=True)
+    assert (ending(run).reason, ending(run).population) == ("objective", 1)
+
+
+def test_a_search_needs_an_objective(tmp_path, monkeypatch):
+    with pytest.raises(SuiteError, match="search: needs an objective"):
+        ramp(tmp_path, monkeypatch, workload="answer", count=30, search=True)
 
 
 def test_an_interrupt_in_the_middle_stops_everything(tmp_path, monkeypatch):

@@ -48,6 +48,9 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     (if not stated a tenth of the host's memory, at least 1 GiB), when three starts in a row took longer than
     ``start_limit``, when the workload's p99 is above ``objective``, or when something failed.
 
+    With ``search``, the population doubles until the ``objective`` is broken; then the largest that meets it is found
+    by bisection, to one instance in twenty, and the ramp ends with it.
+
     Memory is read after each ``batch`` of starts. ``rate`` is in starts a second (0: one after another).
     ``meters_every`` is how many instances lie between readings of the instances' own meters (0: ``count`` / 20).
     ``latency`` and ``throughput`` name metrics of the workload (empty: its first p99 and its first rate).
@@ -60,6 +63,7 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_floor: Size | None = None
     start_limit: Duration | None = None
     objective: Duration | None = None
+    search: bool = False
     latency: str = ""
     throughput: str = ""
     meters_every: Annotated[int, Meta(ge=0)] = 0
@@ -71,6 +75,8 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"rate: must be a number of starts a second, not {self.rate}")
         if self.batch > self.count:
             raise ValueError(f"batch: must be from 1 to the count, {self.count}, not {self.batch}")
+        if self.search and self.objective is None:
+            raise ValueError("search: needs an objective that the population has to meet")
 
     @property
     def every(self) -> int:
@@ -160,13 +166,14 @@ class _Ramp:
             if not fitting:
                 return self._below_floor(memory)
             try:
-                if stop := self._start_some(starts, min(self._options.batch, self._options.count - before, fitting)):
+                if stop := self._start_some(starts, min(self._step, self._options.count - before, fitting)):
                     return stop
                 for instance in self._instances[before:]:
                     instance.await_idle()
                 memory = self._read_host()
                 if self._is_due(before) and (stop := self._measure()):
-                    return stop
+                    searches = self._options.search and stop.reason is StopReason.OBJECTIVE and before
+                    return self._search(starts, before) if searches else stop
                 if stop := self._find_dead():
                     return stop
             except StoreError:
@@ -174,6 +181,44 @@ class _Ramp:
             except (TareError, OSError) as error:
                 return failed(error, self._population)
         return Stop(StopReason.COUNT, f"all {self._options.count} instances were started")
+
+    @property
+    def _step(self) -> int:
+        """How many to start before the next reading: with a search as many as there are, so that they double."""
+        return max(1, self._population) if self._options.search else self._options.batch
+
+    def _search(self, starts: Starts, met: int) -> Stop:
+        """The largest population that meets the objective, between the last that did and the first that did not."""
+        load, objective, broken = self._load, self._options.objective, self._population
+        assert load is not None
+        assert objective is not None
+        while broken - met > max(1, met // 20):
+            middle = (met + broken) // 2
+            if stop := self._resize(starts, middle):
+                return stop
+            worst = load.measure(self._instances)
+            if worst is None or worst > objective:
+                broken = middle
+            else:
+                met = middle
+        if stop := self._resize(starts, met):
+            return stop
+        return Stop(
+            StopReason.OBJECTIVE,
+            f"a worst p99 of {format_duration(objective)} is met with {met} instances, and not with {broken}",
+            resource="service latency",
+        )
+
+    def _resize(self, starts: Starts, population: int) -> Stop | None:
+        """End the newest, or start more, until there are so many."""
+        assert self._load is not None
+        for instance in self._instances[population:]:
+            self._alive.discard(instance)
+            instance.end()
+        del self._instances[population:]
+        self._load.keep(population)
+        self._sampled.begin_idle(self._instances)
+        return self._start_some(starts, population - self._population) if population > self._population else None
 
     def _each(self, memory: HostMemory) -> float:
         """What an instance takes: as much as those before it, or all that it may while there are none."""
@@ -246,7 +291,8 @@ class _Ramp:
         )
 
     def _is_due(self, before: int) -> bool:
-        return not before or before // self._options.every < self._population // self._options.every
+        every = self._options.every
+        return self._options.search or not before or before // every < self._population // every
 
     def _measure(self) -> Stop | None:
         """The meters of the instances themselves, and the workload in all of them."""

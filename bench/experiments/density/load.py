@@ -42,6 +42,10 @@ class Load:
         """What the workload wants done once in an instance: files laid out, a service started."""
         self._works.append(Work(self._run, self._commands, instance))
 
+    def keep(self, population: int) -> None:
+        """Only the first so many instances go on."""
+        del self._works[population:]
+
     def measure(self, instances: Sequence[Instance]) -> float | None:
         """Run the command once in all of them together, and record; the worst p99, if the workload measures one.
 

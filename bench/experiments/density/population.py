@@ -155,6 +155,12 @@ class Alive:
             self._poll.register(descriptor, select.EPOLLIN)
             self._numbers[descriptor] = number
 
+    def discard(self, instance: Instance) -> None:
+        """It is about to be ended, and not to be reported."""
+        descriptor = instance.gone_descriptor()
+        if descriptor is not None and self._numbers.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
     def find_gone(self, wait_s: float = 0.0) -> int | None:
         """The number of one that has ended; if none has, that of the first to do so within ``wait_s``."""
         with interruptible():
