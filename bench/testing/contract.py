@@ -330,22 +330,26 @@ def test_memory_limit_holds_and_the_instance_survives(live: Live) -> None:
     assert live.execute("true").returncode == 0
 
 
-def test_the_limit_on_processes_holds_and_the_instance_survives(live: Live) -> None:
-    reason = live.subject.not_limited("pids")
+def test_the_limit_on_processes_holds_and_the_instance_survives(subject: BackendUnderTest) -> None:
+    reason = subject.not_limited("pids")
     require(reason is None, reason)
-    most = live.subject.envelope.pids_max
+    most = 64
     script = (
         "import os, signal, time\nchildren = []\ntry:\n"
         f" while len(children) < {2 * most}:\n  pid = os.fork()\n  if not pid: time.sleep(60)\n  children.append(pid)\n"
         "except OSError as error: print(error.errno)\n"
-        "print(len(children))\nfor pid in children: os.kill(pid, signal.SIGKILL)"
+        "print(len(children))\nfor pid in children: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)"
     )
-    done = live.execute("python3", "-c", script, timeout_s=60)
-    said = done.stdout.split()
+    envelope = msgspec.structs.replace(subject.envelope, pids_max=most)
+    spec = msgspec.structs.replace(subject.spec(f"tare-{secrets.token_hex(4)}-pids"), envelope=envelope)
+    with subject.backend.start(spec) as instance:
+        done = instance.execute(Command(("python3", "-c", script), timeout_s=60))
+        after = instance.execute(Command(("true",), timeout_s=60))
+    said = [int(text) for text in done.stdout.split()]
     assert len(said) == 2, done
-    assert int(said[0]) == errno.EAGAIN
-    assert 0 < int(said[1]) <= most
-    assert live.execute("true").returncode == 0
+    assert said[0] == errno.EAGAIN
+    assert 0 < said[1] <= most
+    assert after.returncode == 0
 
 
 def test_a_cpu_quota_holds(subject: BackendUnderTest) -> None:
