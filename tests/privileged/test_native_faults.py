@@ -193,7 +193,8 @@ def test_output_counts_against_neither_memory_nor_io(backend, image):
     with backend.start(spec("output", image, small)) as instance:
         done = instance.execute(Command(("head", "-c", "150000000", "/dev/zero"), timeout_s=30))
         assert done.whole["stdout"].seek(0, os.SEEK_END) == 150_000_000
-        assert instance.usage().io_write_bytes in {0, None}
+        # What tare writes meanwhile may have the kernel write a few blocks of the journal on the instance's account.
+        assert (instance.usage().io_write_bytes or 0) < 100_000
 
 
 def test_orphans_are_reaped(backend, image):
