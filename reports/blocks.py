@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
-from tare.bench.catalogue import Builtin
+from tare.bench.catalogue import Builtin, SteadyMetric
 from tare.bench.model import Category
 from tare.bench.stats.comparisons import Comparison, Verdict
 from tare.bench.units import Unit
@@ -255,7 +255,7 @@ def operations_beyond(subject: Subject, row: Row, backend: MeasuredBackend) -> f
     prefix = row.metric.name.partition(".")[0]
     rates = [one for one in subject.rows if one.metric.unit is Unit.OPERATIONS_PER_SECOND]
     rates.sort(key=lambda one: not one.metric.name.startswith(f"{prefix}."))
-    durations = [one for one in subject.rows if one.metric.name == "command.duration"]
+    durations = [one for one in subject.rows if one.metric.name == SteadyMetric.DURATION]
     rate, duration = (_centre_on(backend, rows) for rows in (rates[:1], durations))
     if rate is None or duration is None:
         return None

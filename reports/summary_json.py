@@ -68,7 +68,7 @@ def summary_of(analysis: Analysis) -> dict[str, Any]:
         "suite": suite_title(analysis),
         "status": str(manifest.status),
         "seed": manifest.seed,
-        "primed": [dict(event.details) for event in run.events if event.note_code == NoteCode.PRIMED],
+        str(NoteCode.PRIMED): [dict(event.details) for event in run.events if event.note_code == NoteCode.PRIMED],
         "started_utc": manifest.started_utc,
         "ended_utc": manifest.ended_utc,
         "host": {fact.name: fact.text for fact in manifest.host},

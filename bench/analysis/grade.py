@@ -198,7 +198,9 @@ def _of_failures(analysis: "Analysis") -> Iterator[Concern]:
 def _of_comparison(analysis: "Analysis") -> Iterator[Concern]:
     if any(one.code == ConfoundCode.HOST_EMULATED for one in analysis.manifest.confounds):
         reason = "the host's own processor is emulated: nothing was measured on hardware"
-        yield Concern(GradeLevel.NOT_USABLE, "host-emulated", reason, "run it on a host with a real processor")
+        yield Concern(
+            GradeLevel.NOT_USABLE, ConfoundCode.HOST_EMULATED, reason, "run it on a host with a real processor"
+        )
     others = [one for one in analysis.backends if not one.is_baseline]
     if analysis.baseline is None:
         reason = f"the baseline, {analysis.manifest.baseline}, was not measured: there is nothing to compare with"

@@ -18,7 +18,7 @@ import msgspec
 
 from tare.bench.analysis.answer import START, area_of
 from tare.bench.analysis.estimates import Analysis, CellResult, MeasuredBackend, Row, Subject
-from tare.bench.catalogue import BootMetric
+from tare.bench.catalogue import BootMetric, ConfoundCode
 from tare.bench.model import Category, Direction, IsolationKind
 from tare.bench.records import EventKind
 from tare.bench.stats.comparisons import LEVEL
@@ -35,7 +35,7 @@ READY_MEMORY_BYTES = 64 * 2**20
 was measured, one more instance takes at most 64 MiB, has a kernel of its own."""
 MOST_BLOCKS = 500
 """More blocks than this settle nothing that matters: the value lies at the bound."""
-_SPOILT = ("busy", "host-emulated")
+_SPOILT = ("busy", ConfoundCode.HOST_EMULATED)
 """Concerns (``tare.bench.analysis.grade``) under which no value says anything."""
 _OWN_KERNEL = {
     IsolationKind.BARE_METAL: False,
