@@ -184,6 +184,7 @@ class ConfoundCode(StrEnum):
     OTHER_KERNEL = "other-kernel"
     OWN_NETWORK = "own-network"
     OUTER_MEMORY_LIMIT = "outer-memory-limit"
+    OTHER_SECCOMP = "other-seccomp"
     IO_UNACCOUNTED = "io-unaccounted"
     IO_WRITES_PARTLY = "io-writes-partly"
 

@@ -84,7 +84,11 @@ class Gvisor(OciRuntime):
         return (
             Confound("no-limit-memory", _WHOLE, self.name),
             Confound("no-limit-pids", _THREADS, self.name),
-            *(() if self.options.seccomp is Seccomp.NONE else (Confound("other-seccomp", _OWN_SECCOMP, self.name),)),
+            *(
+                ()
+                if self.options.seccomp is Seccomp.NONE
+                else (Confound(ConfoundCode.OTHER_SECCOMP, _OWN_SECCOMP, self.name),)
+            ),
             *(
                 []
                 if self.layout.version is Version.V2

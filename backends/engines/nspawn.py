@@ -7,6 +7,7 @@ from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native import syscalls
 from tare.backends.native.seccomp import CAPABILITIES, DEFAULT_CAPABILITIES
 from tare.backends.native.steps import Step, mount
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.model import BASE_ENVIRONMENT, SCRATCH, Confound
 
 _OWN_SECCOMP = (
@@ -54,4 +55,4 @@ class Nspawn(Engine):
         }
 
     def confounds(self) -> Sequence[Confound]:
-        return (Confound("other-seccomp", _OWN_SECCOMP, self.name),)
+        return (Confound(ConfoundCode.OTHER_SECCOMP, _OWN_SECCOMP, self.name),)
