@@ -1,11 +1,11 @@
 """What ``boot`` makes of marks: the time between them, and nothing where the clock did not resolve it."""
 
 import contextlib
-from types import SimpleNamespace
 
 import pytest
 
 from tare.bench.experiments.boot import Boot
+from tare.bench.interfaces import Instance
 from tare.bench.model import Completed, Footprint, Phase, StartTimeline, Usage
 
 IN_ORDER = {
@@ -26,8 +26,19 @@ def recorded(marks, footprint=None) -> dict[str, float]:
     for phase, at_s in marks.items():
         timeline.mark(phase, at_s)
     footprint = footprint or Footprint(1000, 500, 2000, 0, 0, 1, 3000)
-    usage = Usage(1.0, 1.0, None, None, None, None)
-    instance = SimpleNamespace(timeline=timeline, usage=lambda: usage, footprint=lambda: footprint)
+
+    class Here(Instance):
+        def execute(self, command):
+            return Completed(command.argv, 0, None, b"", b"", 2.0, 2.125, timed_out=False)
+
+        def usage(self):
+            return Usage(1.0, 1.0, None, None, None, None)
+
+        def footprint(self):
+            return footprint
+
+    instance = Here()
+    instance.timeline = timeline
 
     class Run:
         start = staticmethod(lambda: contextlib.nullcontext(instance))
