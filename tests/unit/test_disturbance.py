@@ -1,7 +1,5 @@
 """What disturbs an instance is read from files under roots that tests can put anywhere, as differences of counters."""
 
-import inspect
-
 import msgspec
 import pytest
 
