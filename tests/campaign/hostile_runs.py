@@ -9,6 +9,7 @@ from tare.bench.locations import cache_directory
 from tests.campaign.hostile import HostileCommand, HostileImage, commands, images
 from tests.campaign.kills import Figures
 from tests.campaign.machine import HUNG, Place, read_host
+from tests.campaign.sealed import changed, layer
 
 BUG = 70
 IMPORTED = frozenset({0, 3, 6})
@@ -22,16 +23,27 @@ class _Hostile:
         self.place = place
         self.figures = Figures()
         self._host = read_host()
+        self._changed: set[str] = set()
 
     def look(self, what: str) -> None:
         """Whether the host is as it was and nothing is left."""
         strays = [str(path) for path in _STRAYS if path.is_symlink() or path.exists()]
-        for problem in (*read_host().changes(self._host), *strays):
+        for problem in (*read_host().changes(self._host), *strays, *self._newly_changed()):
             self.figures.note("left", f"{what}: {problem}")
         self._host = read_host()
         if left := self.place.left():
             self.figures.note("left", f"{what}: {left}")
             self.place.run("clean")
+
+    def _newly_changed(self) -> list[str]:
+        """The files of the host's that were changed since the last look, if this is a view that may be spoilt."""
+        upper = layer()
+        if upper is None:
+            return []
+        own = [self.place.folder, cache_directory(), Path("/dev"), Path("/tmp"), Path("/run")]
+        now = set(changed(upper, own))
+        new, self._changed = sorted(now - self._changed), now
+        return [f"{path} was changed" for path in new]
 
     def judge(self, what: str, code: int, took_s: float, allowed_s: float) -> None:
         """Whether it ended as it may, and in time."""

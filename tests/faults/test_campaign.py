@@ -44,6 +44,7 @@ CENSUS = """
 import os, subprocess, sys
 from pathlib import Path
 from tests.campaign.machine import HUNG, Place, read_host, wait
+from tests.campaign.sealed import changed
 base = Path(sys.argv[1])
 with Place(base / "place", base / "cache") as place:
     assert place.left() == [], place.left()
@@ -69,6 +70,11 @@ before = read_host()
 subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/dev"], check=True)
 os.mknod("/dev/null", 0o20600, os.makedev(1, 3))
 assert any(change.startswith("/dev/null: ") for change in read_host().changes(before))
+upper = base / "upper"
+(upper / "etc").mkdir(parents=True)
+(upper / "etc/passwd").touch()
+(upper / "var/tmp").mkdir(parents=True)
+assert changed(upper, [Path("/var/tmp")]) == ["/etc", "/etc/passwd"]
 print("all found")
 """
 
