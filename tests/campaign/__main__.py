@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,7 @@ def _run_in_view(kinds: list[str], arguments: argparse.Namespace) -> dict[str, F
     if not said:
         sys.exit(f"the campaign in a view of its own ended with {process.returncode}")
     told = msgspec.json.decode(said)
-    found = {kind: msgspec.convert(figures, Figures) for kind, figures in told["kinds"].items()}
+    found = {kind: Figures(**one | {"tried": Counter(one["tried"])}) for kind, one in told["kinds"].items()}
     for change in told["changed"]:
         found[kinds[0]].note("lost", change)
     return found
