@@ -96,7 +96,8 @@ def difference_interval(second: Floats, first: Floats) -> Interval:
     centre = float(second.mean() - first.mean())
     if min(len(second), len(first)) < 2:
         return Interval(centre, None, None, None, f"{counts}: no interval")
-    if any(_is_coarse(side) for side in (second, first)):
+    is_alike = centre != 0 and min(float(np.ptp(second)), float(np.ptp(first))) == 0  # as runs do differ by a page
+    if is_alike or any(_is_coarse(side) for side in (second, first)):
         return Interval(centre, None, None, None, f"{counts}, a side with one reading only: no interval")
     found = [find_dependence([side]) for side in (second, first)]
     sides = [(side, *widening(len(side), one.lag1)) for side, one in zip((second, first), found, strict=True)]
