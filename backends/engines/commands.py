@@ -18,7 +18,7 @@ from tare.backends.native.channel import Channel
 from tare.backends.native.steps import Step, encode
 from tare.backends.native.zygote import step_failed
 from tare.bench.errors import BackendError
-from tare.bench.process import DEVNULL, PLAIN_ENVIRONMENT, Popen, require_tool
+from tare.bench.process import PLAIN_ENVIRONMENT, Popen, require_tool
 
 _EVIDENCE_BYTES = 4000
 
@@ -97,17 +97,19 @@ def start_command(
     """Start a command of an engine after ``steps``; it is killed, if it still runs, when the block ends.
 
     ``files`` are contents that it finds open as descriptors 3, 4, ...; ``streams`` its standard streams, of which those
-    that are left out are /dev/null, and ``log``. Raises BackendError, MissingToolError.
+    that are left out are empty, and ``log``. Never the host's /dev/null: an engine may give its streams to the
+    container's user (runsc does), or pass them on to the container. Raises BackendError, MissingToolError.
     """
     program = str(require_tool(argv[0]))
     ours, theirs = socketpair()
     with theirs, log.open("ab") as output, contextlib.ExitStack() as stack:
         given = [stack.enter_context(_memory_file(content)).fileno() for content in files]
+        empty = stack.enter_context(_memory_file(b""))
         process = Popen(
             [str(launcher), "become", str(theirs.fileno()), ",".join(map(str, given)), program, *argv[1:]],
             env={**PLAIN_ENVIRONMENT, "PATH": os.environ.get("PATH", os.defpath), **environment},
             cwd="/",
-            stdin=streams[0] if streams else DEVNULL,
+            stdin=streams[0] if streams else empty,
             stdout=streams[1] if len(streams) > 1 else output,
             stderr=streams[2] if len(streams) > 2 else output,
             pass_fds=(theirs.fileno(), *given),

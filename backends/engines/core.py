@@ -489,7 +489,7 @@ class Engine(Backend):
         """A command of the engine's in the groups of ``box``. Raises BackendError, MissingToolError.
 
         ``files`` are contents that it finds open as descriptors 3, 4, ..., ``streams`` its standard streams, of which
-        those that are left out are /dev/null and ``box.log``.
+        those that are left out are empty and ``box.log``.
         """
         environment = {MARKER_VARIABLE: box.identifier}
         return start_command(self._ready.program, argv, self._steps(box), box.log, environment, files, streams or ())
