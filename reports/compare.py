@@ -49,13 +49,38 @@ def verdict_of(line: Line) -> str:
     return verdict_word(line.metric, line.found.verdict_adjusted)
 
 
+def fenced_labels(comparison: RunComparison) -> set[str]:
+    """The labels of emulated guests, which are in no picture and no answer."""
+    return {one.label for analysis in comparison.analyses for one in analysis.backends if one.is_fenced}
+
+
+def leading_lines(comparison: RunComparison) -> list[Line]:
+    """What a comparison is judged by: the leading metrics that can have a verdict; every metric where none leads."""
+    fenced = fenced_labels(comparison)
+    told = [
+        line
+        for line in comparison.lines
+        if line.found.note != LEVEL_NOTE and not line.found.restates and line.backend not in fenced
+    ]
+    return [line for line in told if line.is_leading] or told
+
+
+def leading_tally(comparison: RunComparison) -> str:
+    """How the leading metrics came out, differences first: ``Of 4 leading metrics: 1 slower, 3 could not tell``."""
+    lines = leading_lines(comparison)
+    order = (Verdict.SLOWER, Verdict.FASTER, Verdict.EQUIVALENT, Verdict.INCONCLUSIVE)
+    counts = Counter(verdict_of(line) for verdict in order for line in lines if line.found.verdict_adjusted is verdict)
+    kind = "leading metric" if any(line.is_leading for line in lines) else "metric"
+    return f"Of {plural(len(lines), kind)}: {', '.join(f'{count} {word}' for word, count in counts.items()) or 'none'}"
+
+
 def tally(comparison: RunComparison) -> str:
-    """How many comparisons came out how, in words: one a reading, levels that can have no verdict apart."""
+    """How the leading metrics came out, then all comparisons: one a reading, levels that can have no verdict apart."""
     judged = [line for line in comparison.lines if line.found.note != LEVEL_NOTE]
     counts = Counter(verdict_of(line) for line in judged if not line.found.restates)
     words = [f"{count} {word}" for word, count in counts.most_common()]
     again, levels = len(judged) - counts.total(), len(comparison.lines) - len(judged)
-    text = f"{plural(counts.total(), 'comparison')}: {', '.join(words) or 'none'}"
+    text = f"{leading_tally(comparison)}. Of all {plural(counts.total(), 'comparison')}: {', '.join(words) or 'none'}"
     text += f"; {plural(again, 'other')} of the same readings" if again else ""
     return text + (f"; {plural(levels, 'level')} without a verdict" if levels else "")
 

@@ -10,18 +10,9 @@ from tare.bench.model import Category
 from tare.bench.readable import one_line, readable
 from tare.bench.units import Unit, format_value
 from tare.reports.caveats import caveats, suite_text, suite_title
-from tare.reports.names import plural_of
+from tare.reports.names import area_title, plural_of
 from tare.reports.wording import change_words, format_estimate, listed, longer_words
 
-_AREAS = {
-    Category.CPU: "CPU work",
-    Category.MEMORY: "memory access",
-    Category.KERNEL: "system calls",
-    Category.STORAGE: "disk access",
-    Category.NETWORK: "network traffic",
-    Category.APPLICATION: "applications",
-    START: "start",
-}
 _MOST_TOLD_APART = 2
 MOST_CAVEATS = 3
 _SAID_ELSEWHERE = frozenset(
@@ -122,7 +113,7 @@ def _area(answer: AreaAnswer) -> str:
     """An area; of an own workload without a category its name."""
     if answer.area == Category.APPLICATION:
         return listed(list(dict.fromkeys(told.subject.title for told in answer.told))[:3])
-    return _AREAS.get(answer.area, answer.area)
+    return area_title(answer.area)
 
 
 def _difference(answer: AreaAnswer) -> str:

@@ -92,7 +92,7 @@ def _leading(analysis: Analysis) -> list[str]:
     lines: list[str] = []
     for panel in panel_views(analysis):
         rows = [
-            [escape(row.name), escape(row.backend.label), escape(row.said), escape(row.more)]
+            [escape(row.title), escape(row.backend.label), escape(row.said), escape(row.rest)]
             for _, strips in panel.groups
             for row in strips
         ]

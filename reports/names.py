@@ -17,14 +17,21 @@ from tare.bench.registry import find_experiments, find_workloads
 
 AREAS: Mapping[str, str] = {
     "start": "Start",
-    Category.CPU: "CPU",
-    Category.MEMORY: "Memory",
+    Category.CPU: "CPU work",
+    Category.MEMORY: "Memory access",
     Category.KERNEL: "System calls",
-    Category.STORAGE: "Disk",
-    Category.NETWORK: "Network",
+    Category.STORAGE: "Disk access",
+    Category.NETWORK: "Network traffic",
     Category.APPLICATION: "Applications",
 }
-"""What the areas of ``tare.bench.analysis.answer`` are called."""
+"""What the areas of ``tare.bench.analysis.answer`` are called, in headline, picture and requirements alike."""
+
+
+def area_title(area: str) -> str:
+    """An area within a sentence: ``disk access``, ``CPU work``."""
+    title = AREAS.get(area, area)
+    return title if title[:2].isupper() else f"{title[:1].lower()}{title[1:]}"
+
 
 _OF_VICTIMS = {
     VALUE_PREFIX: "",
@@ -69,6 +76,11 @@ class Names:
         """A metric's name, and the size that is meant of one that grows."""
         name = self.metric(subject, row.metric)
         return name if row.size is None else f"{name}, {row.size:,} {one_line(subject.traits.grows_with, 40)}"
+
+    def area(self, subject: Subject, area: str | None) -> str:
+        """``Disk access``; of a workload without a category its own name."""
+        own = self.subject(subject)
+        return own if area is None or area == Category.APPLICATION else AREAS.get(area, own)
 
     def subject(self, subject: Subject) -> str:
         """``Disk (fio)``; an experiment's title where there is no workload."""

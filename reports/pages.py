@@ -1,5 +1,6 @@
 """Pages beside a run's report: a comparison, and an index of a folder of runs; with the same grades and fences."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,19 @@ import msgspec
 
 from tare.bench.analysis import Grade, GradeLevel, MeasuredBackend, analyse
 from tare.bench.analysis.answer import Mark
-from tare.bench.analysis.comparison import LEVEL_NOTE, Line, LineKind, RunComparison
+from tare.bench.analysis.comparison import Line, LineKind, RunComparison
 from tare.bench.errors import RunDirectoryError, TareError
-from tare.bench.model import Direction
 from tare.bench.readable import one_line
 from tare.bench.stats.comparisons import Verdict
 from tare.bench.store import load_run
 from tare.reports.compare import (
+    fenced_labels,
     format_side,
     grade_of_comparison,
     how_compared,
     kind_title,
+    leading_lines,
+    leading_tally,
     line_name,
     notes_of,
     tally,
@@ -27,11 +30,20 @@ from tare.reports.compare import (
 from tare.reports.headline import answer, where
 from tare.reports.html import render_template
 from tare.reports.names import names_of
-from tare.reports.picture import PanelView, Strip, change_axis, strip_svg
-from tare.reports.wording import change_words, format_change, format_change_range, listed, percent, plural
+from tare.reports.picture import PanelView, Strip, axis_ends, change_axis, strip_svg
+from tare.reports.wording import (
+    direction_words,
+    format_change,
+    format_change_range,
+    listed,
+    metric_change_words,
+    percent,
+    why_open,
+)
 
 _DIFFERENT = (Verdict.FASTER, Verdict.SLOWER)
 MOST_DRAWN = 24
+MOST_TOLD = 3
 MANIFEST = "manifest.json"
 
 
@@ -92,45 +104,46 @@ def worst_grade(comparison: RunComparison) -> Grade:
     return max((analysis.grade for analysis in comparison.analyses), key=lambda grade: grade.level.rank)
 
 
-def comparison_answer(comparison: RunComparison) -> str:
-    """What changed from the first side to the second, by the verdicts that survive the correction."""
+def comparison_answer(comparison: RunComparison) -> list[str]:
+    """What changed from the first side to the second, by the verdicts that survive the correction; in sentences."""
     if worst_grade(comparison).level is GradeLevel.NOT_USABLE:
-        return "This comparison cannot be used: one of its sides cannot."
+        return ["This comparison cannot be used: one of its sides cannot."]
     if is_with_emulated(comparison):
-        return "This compares with an emulated guest: it says nothing about a virtual machine."
-    told = [
-        line for line in comparison.lines if line.found.note != LEVEL_NOTE and line.backend not in _fenced(comparison)
-    ]
-    found = [line for line in told if line.found.verdict_adjusted in _DIFFERENT]
-    leading = [line for line in found if line.is_leading] or found
-    if not leading:
-        same = sum(line.found.verdict_adjusted is Verdict.EQUIVALENT for line in told if line.is_leading)
-        every = sum(line.is_leading for line in told)
-        return f"No difference found: {same} of {plural(every, 'leading measurement')} are the same, the others open."
-    worst = sorted(leading, key=lambda line: -abs((line.found.ratio or 1) - 1))[:3]
+        return ["This compares with an emulated guest: it says nothing about a virtual machine."]
+    leading = leading_lines(comparison)
+    differing = [line for line in leading if line.found.verdict_adjusted in _DIFFERENT]
+    differing.sort(key=lambda line: -abs(math.log(line.found.ratio or 1)))
+    unknown = [line for line in leading if line.found.verdict_adjusted is Verdict.INCONCLUSIVE]
+
+    def name(line: Line) -> str:
+        return f"{_short_name(comparison, line, leading)}{f' on {line.backend}' if line.backend else ''}"
+
     parts = [
-        f"{_short_name(comparison, line, leading)}{f' on {line.backend}' if line.backend else ''} is "
-        f"{change_words(line.metric, line.found.ratio or 1, line.found)}"
-        for line in worst
+        f"{name(line)}: {metric_change_words(line.metric, line.found.ratio or 1, line.found)}" for line in differing
     ]
-    more = f", and {len(leading) - len(worst)} more" if len(leading) > len(worst) else ""
-    return f"{plural(len(leading), 'difference')}: {listed(parts)}{more}."
+    sentences = [f"{leading_tally(comparison)}."]
+    if parts:
+        sentences.append(f"{_some(parts)}.")
+    if unknown:
+        sentences.append(f"Could not tell: {_some([name(line) for line in unknown])}.")
+    return sentences
 
 
-def _fenced(comparison: RunComparison) -> set[str]:
-    """The labels of emulated guests, which are in no picture and no answer."""
-    return {one.label for analysis in comparison.analyses for one in analysis.backends if one.is_fenced}
+def _some(parts: list[str]) -> str:
+    """The first few, and how many more there are."""
+    more = [f"{len(parts) - MOST_TOLD} more"] if len(parts) > MOST_TOLD else []
+    return listed([*parts[:MOST_TOLD], *more])
 
 
 def is_with_emulated(comparison: RunComparison) -> bool:
     """Whether one side is an emulated guest and the other is not."""
-    return comparison.is_paired and len({comparison.first, comparison.second} & _fenced(comparison)) == 1
+    return comparison.is_paired and len({comparison.first, comparison.second} & fenced_labels(comparison)) == 1
 
 
 def _panel(comparison: RunComparison) -> PanelView | None:
     """The leading lines as changes, those that are about isolation where there are any."""
     leading = [line for line in comparison.lines if line.is_leading and line.found.ratio is not None]
-    real = [line for line in leading if line.backend not in _fenced(comparison)]
+    real = [line for line in leading if line.backend not in fenced_labels(comparison)]
     kept = [line for line in real if line.kind is not LineKind.LEVEL][:MOST_DRAWN]
     if not kept or is_with_emulated(comparison):
         return None
@@ -139,23 +152,33 @@ def _panel(comparison: RunComparison) -> PanelView | None:
     marks = [_mark(line, backends.get(line.backend, nobody)) for line in kept]
     margin = max(line.found.margin for line in kept)
     axis = change_axis(marks, margin)
+    directions = {line.metric.direction for line in kept}
+    is_mixed, is_void = len(directions) > 1, worst_grade(comparison).level is GradeLevel.NOT_USABLE
     strips = tuple(
         Strip(
-            _short_name(comparison, line, kept) + (f", {line.backend}" if line.backend else ""),
+            _short_name(comparison, line, kept),
             mark.backend,
-            strip_svg(mark, axis),
-            _said(line),
+            strip_svg(mark, axis, is_void=is_void),
+            "not usable" if is_void else _said(line),
             format_change_range(line.found),
             line.metric.name,
             "",
             line.found.ratio or 1.0,
-            line.found.verdict_adjusted is Verdict.INCONCLUSIVE,
+            is_open=is_void or line.found.verdict_adjusted is Verdict.INCONCLUSIVE,
+            detail=_sides(line, is_mixed=is_mixed),
+            why="" if is_void else why_open(line.found),
         )
         for line, mark in zip(kept, marks, strict=True)
     )
     note = f"within {percent(margin)}, the shaded part, counts as the same"
     title = f"{comparison.second} against {comparison.first}"
-    return PanelView(title, note, ((None, strips),), axis.ticks, ("worse", "better"), "change")
+    return PanelView(title, note, ((None, strips),), axis.ticks, axis_ends(directions), "change")
+
+
+def _sides(line: Line, *, is_mixed: bool) -> str:
+    """Where a line is from and both its values; which way is better where the others' is another."""
+    values = f"{format_side(line, line.first.centre)} → {format_side(line, line.second.centre)}"
+    return ", ".join(part for part in (line.backend, values, direction_words(line.metric) if is_mixed else "") if part)
 
 
 def _short_name(comparison: RunComparison, line: Line, among: Sequence[Line]) -> str:
@@ -170,17 +193,14 @@ def _short_name(comparison: RunComparison, line: Line, among: Sequence[Line]) ->
 
 
 def _mark(line: Line, backend: MeasuredBackend) -> Mark:
-    """The change with what is better to the right."""
     found = line.found
-    sign = 1 if line.metric.direction is Direction.HIGHER else -1
-    ends = [None if end is None else sign * (end - 1) for end in (found.low, found.high)]
-    low, high = ends if sign > 0 else reversed(ends)
-    return Mark(backend, sign * ((found.ratio or 1) - 1), low, high, verdict=found.verdict_adjusted)
+    low, high = (None if end is None else end - 1 for end in (found.low, found.high))
+    return Mark(backend, (found.ratio or 1) - 1, low, high, verdict=found.verdict_adjusted)
 
 
 def _said(line: Line) -> str:
     if line.found.verdict_adjusted in _DIFFERENT:
-        return change_words(line.metric, line.found.ratio or 1, line.found)
+        return metric_change_words(line.metric, line.found.ratio or 1, line.found)
     return verdict_of(line)
 
 

@@ -1,18 +1,19 @@
 """The page's own pictures: intervals and points in rows on one axis, as HTML with a strip of SVG in each row.
 
 Names and values are text beside the strip, so that nothing is cut off or shrinks on a narrow screen; positions in the
-strip are per cent of its width. A change against the baseline has 0 in the middle, what is better to the right; values
+strip are per cent of its width. A change against the baseline has 0 in the middle and more to the right; values
 have an axis of their own, which is log where the largest is more than ``LOG_FROM`` times the smallest.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TypeGuard
 
 import msgspec
 import numpy as np
 
-from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
-from tare.bench.analysis.answer import Mark, Panel, PanelKind, panels
+from tare.bench.analysis import Analysis, CellResult, GradeLevel, MeasuredBackend, Row, Subject
+from tare.bench.analysis.answer import Mark, Panel, PanelKind, area_of, panels
 from tare.bench.catalogue import BootMetric
 from tare.bench.model import Direction
 from tare.bench.stats.comparisons import Verdict
@@ -20,16 +21,19 @@ from tare.bench.units import Unit, format_value
 from tare.reports.names import Names, names_of
 from tare.reports.wording import (
     change_words,
+    direction_words,
     format_change_range,
     format_estimate,
     format_value_range,
     longer_words,
     percent,
     verdict_word,
+    why_open,
 )
 
 LOG_FROM = 20.0
 MOST_POINTS = 60
+NOT_USABLE = GradeLevel.NOT_USABLE.value
 _FROM_ZERO = 0.4
 _REACHES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 _HEIGHT = 24
@@ -66,6 +70,20 @@ class Strip(msgspec.Struct, frozen=True):
     key: str
     exact: float
     is_open: bool = False
+    detail: str = ""
+    """What is small below the name: of a row that is called after its area, the metric."""
+    why: str = ""
+    """What else is to be said of it: how it differs, or why that could not be told."""
+
+    @property
+    def title(self) -> str:
+        """The name with its detail on one line."""
+        return f"{self.name} ({self.detail})" if self.detail else self.name
+
+    @property
+    def rest(self) -> str:
+        """What stands beside what it says, on one line."""
+        return "; ".join(part for part in (self.more, self.why) if part)
 
 
 class PanelView(msgspec.Struct, frozen=True):
@@ -91,8 +109,7 @@ def value_panel(analysis: Analysis, subject: Subject, row: Row) -> PanelView:
     marks = [_instances_of(cell) for cell in row.cells if not cell.backend.is_fenced]
     axis = value_axis(marks, row.metric.unit)
     strips = tuple(maker.value(subject, row, mark, axis) for mark in marks)
-    better = "lower is better" if row.metric.direction is Direction.LOWER else "higher is better"
-    note = f"{better}{', log scale' if axis.is_log else ''}"
+    note = f"{direction_words(row.metric)}{', log scale' if axis.is_log else ''}"
     return PanelView(maker.names.row(subject, row), note, ((None, strips),), axis.ticks, ("", ""), "value")
 
 
@@ -158,6 +175,7 @@ class _Maker:
         self.analysis = analysis
         self.names: Names = names_of(analysis)
         self.baseline = analysis.baseline.label if analysis.baseline is not None else "the baseline"
+        self.is_void = analysis.grade.level is GradeLevel.NOT_USABLE
 
     def panel(self, panel: Panel) -> PanelView:
         marks = [mark for line in panel.lines for mark in line.marks]
@@ -175,31 +193,42 @@ class _Maker:
 
     def _changes(self, panel: Panel, marks: Sequence[Mark]) -> PanelView:
         margins = {mark.cell.comparison.margin for mark in marks if mark.cell is not None and mark.cell.comparison}
-        axis = change_axis([_oriented(line.row, mark) for line in panel.lines for mark in line.marks], max(margins))
+        axis = change_axis(marks, max(margins))
+        directions = {line.row.metric.direction for line in panel.lines if line.row is not None}
+        is_mixed = len(directions) > 1
         by_backend: dict[MeasuredBackend, list[Strip]] = {}
         for line in panel.lines:
             for mark in line.marks:
-                by_backend.setdefault(mark.backend, []).append(self._change(line.subject, line.row, mark, axis))
+                by_backend.setdefault(mark.backend, []).append(
+                    self._change(line.subject, line.row, mark, axis, is_mixed=is_mixed)
+                )
         groups = tuple((backend, tuple(strips)) for backend, strips in by_backend.items())
         note = f"within {percent(max(margins))}, the shaded part, counts as the same"
-        return PanelView(f"Compared with {self.baseline}", note, groups, axis.ticks, ("worse", "better"), panel.kind)
+        title = f"Compared with {self.baseline}"
+        return PanelView(title, note, groups, axis.ticks, axis_ends(directions), panel.kind)
 
-    def _change(self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis) -> Strip:
+    def _change(self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis, *, is_mixed: bool) -> Strip:
         if subject is None or row is None or mark.cell is None or mark.verdict is None:
             raise ValueError("a change is of a metric that was compared")
         found = mark.cell.comparison
-        drawn = _oriented(row, mark)
-        is_open = mark.verdict is Verdict.INCONCLUSIVE
         said = verdict_word(row.metric, mark.verdict)
         if found is not None and found.ratio is not None and mark.verdict in (Verdict.FASTER, Verdict.SLOWER):
             said = change_words(row.metric, found.ratio, found)
-        name = self.names.row(subject, row)
-        if apart := self.names.told_apart(subject, self.analysis.subjects):
-            name = f"{name}, {apart}"
-        key = f"{key_of(subject, row, mark.cell)}#ratio"
-        more = format_change_range(found)
-        svg = strip_svg(drawn, axis)
-        return Strip(name, mark.backend, svg, said, more, row.metric.name, key, mark.centre + 1, is_open)
+        apart = self.names.told_apart(subject, self.analysis.subjects)
+        better = direction_words(row.metric) if is_mixed else ""
+        return Strip(
+            self.names.area(subject, area_of(subject, self.analysis)),
+            mark.backend,
+            strip_svg(mark, axis, is_void=self.is_void),
+            NOT_USABLE if self.is_void else said,
+            format_change_range(found),
+            row.metric.name,
+            "" if self.is_void else f"{key_of(subject, row, mark.cell)}#ratio",
+            mark.centre + 1,
+            is_open=self.is_void or mark.verdict is Verdict.INCONCLUSIVE,
+            detail=", ".join(part for part in (self.names.row(subject, row), apart, better) if part),
+            why="" if self.is_void else why_open(found),
+        )
 
     def value(
         self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis, kind: PanelKind | None = None
@@ -207,14 +236,22 @@ class _Maker:
         """A row of an axis of values."""
         unit = Unit.BYTE if row is None else row.metric.unit
         said = format_estimate(mark.centre, mark.low, mark.high, unit)
-        name = mark.backend.label
-        if kind is PanelKind.MEMORY and subject is not None and subject.workload:
-            name = f"{name}, with {self.names.subject(subject)}"
-        more = _beside(row, mark)
+        detail = f"with {self.names.subject(subject)}" if kind is PanelKind.MEMORY and _works(subject) else ""
         key = "" if row is None or mark.cell is None or subject is None else f"{key_of(subject, row, mark.cell)}#value"
         hint = row.metric.name if row is not None else "density"
-        svg, is_open = strip_svg(mark, axis), mark.verdict is Verdict.INCONCLUSIVE
-        return Strip(name, mark.backend, svg, said, more, hint, key, mark.centre, is_open)
+        return Strip(
+            mark.backend.label,
+            mark.backend,
+            strip_svg(mark, axis, is_void=self.is_void),
+            said,
+            format_value_range(mark.low, mark.high, unit),
+            hint,
+            key,
+            mark.centre,
+            is_open=self.is_void or mark.verdict is Verdict.INCONCLUSIVE,
+            detail=detail,
+            why=NOT_USABLE if self.is_void else _verdict_words(row, mark),
+        )
 
     def _neighbours(self, panel: Panel, marks: Sequence[Mark]) -> PanelView:
         """The worst neighbours of each backend; the blocks have all of them."""
@@ -225,15 +262,33 @@ class _Maker:
                 continue
             kind = self.names.told_apart(line.subject, self.analysis.subjects)
             for mark in line.marks:
-                name = f"{mark.backend.label}{f', {kind}' if kind else ''}"
                 key = "" if mark.cell is None else f"{key_of(line.subject, line.row, mark.cell)}#value"
-                svg, hint = strip_svg(_ratio(mark), axis), line.row.metric.name
-                strip = Strip(name, mark.backend, svg, longer_words(1 + mark.centre), "", hint, key, 1 + mark.centre)
+                strip = Strip(
+                    mark.backend.label,
+                    mark.backend,
+                    strip_svg(_ratio(mark), axis, is_void=self.is_void),
+                    longer_words(1 + mark.centre),
+                    "",
+                    line.row.metric.name,
+                    key,
+                    1 + mark.centre,
+                    is_open=self.is_void or mark.verdict is Verdict.INCONCLUSIVE,
+                    detail=kind,
+                    why=NOT_USABLE if self.is_void else self._against_baseline(mark),
+                )
                 if mark.backend not in worst or mark.centre > worst[mark.backend][0].centre:
                     worst[mark.backend] = mark, strip
         strips = tuple(strip for _, strip in worst.values())
         title = "At worst, next to noisy neighbours"
         return PanelView(title, "1×: as long as alone", ((None, strips),), axis.ticks, ("", ""), panel.kind)
+
+    def _against_baseline(self, mark: Mark) -> str:
+        """What a hollow point of a ratio could not be told from."""
+        return f"could not tell from {self.baseline}" if mark.verdict is Verdict.INCONCLUSIVE else ""
+
+
+def _works(subject: Subject | None) -> TypeGuard[Subject]:
+    return subject is not None and bool(subject.workload)
 
 
 def key_of(subject: Subject, row: Row, cell: CellResult) -> str:
@@ -296,17 +351,15 @@ def _tick(value: float, unit: Unit) -> str:
     return f"{number}{space}{rest.replace('million', 'M')}"
 
 
+def axis_ends(directions: Collection[Direction]) -> tuple[str, str]:
+    """What lies at the ends of an axis of changes, on which more is to the right."""
+    if len(directions) > 1:
+        return ("less", "more")
+    return ("worse", "better") if Direction.HIGHER in directions else ("better", "worse")
+
+
 def _share(value: float) -> str:
-    return "0" if value == 0 else f"{100 * abs(value):g} %"
-
-
-def _oriented(row: Row | None, mark: Mark) -> Mark:
-    """The mark with what is better to the right."""
-    if row is None or row.metric.direction is Direction.HIGHER:
-        return mark
-    low, high = (None if end is None else -end for end in (mark.high, mark.low))
-    points = tuple(-point for point in mark.points)
-    return msgspec.structs.replace(mark, centre=-mark.centre, low=low, high=high, points=points)
+    return "0" if value == 0 else f"{'+' if value > 0 else '−'}{100 * abs(value):g} %"
 
 
 def _ratio(mark: Mark) -> Mark:
@@ -315,24 +368,24 @@ def _ratio(mark: Mark) -> Mark:
     return msgspec.structs.replace(mark, centre=1 + mark.centre, low=low, high=high, points=points)
 
 
-def _beside(row: Row | None, mark: Mark) -> str:
-    """What stands beside a value: how it differs if that is known, else the interval."""
-    unit = Unit.BYTE if row is None else row.metric.unit
-    interval = format_value_range(mark.low, mark.high, unit)
+def _verdict_words(row: Row | None, mark: Mark) -> str:
+    """How a value differs from the baseline's, or why that could not be told; empty where nothing is compared."""
     found = None if mark.cell is None else mark.cell.comparison
     if row is None or found is None or mark.verdict is None or found.ratio is None:
-        return interval
+        return ""
     if mark.verdict in (Verdict.FASTER, Verdict.SLOWER):
         return change_words(row.metric, found.ratio, found)
-    return verdict_word(row.metric, mark.verdict)
+    return ": ".join(part for part in (verdict_word(row.metric, mark.verdict), why_open(found)) if part)
 
 
-def strip_svg(mark: Mark, axis: Axis) -> str:
-    """One strip. Hollow where the verdict is open; an arrow where the value lies beyond the axis."""
-    return "".join(("<svg class='strip' width='100%' height='24' aria-hidden='true'>", *_parts(mark, axis), "</svg>"))
+def strip_svg(mark: Mark, axis: Axis, *, is_void: bool = False) -> str:
+    """One strip. Hollow where the verdict is open, grey where the run cannot be used; arrows where it is cut off."""
+    parts = _parts(mark, axis, is_void=is_void)
+    kind = "strip void" if is_void else "strip"
+    return "".join((f"<svg class='{kind}' width='100%' height='24' aria-hidden='true'>", *parts, "</svg>"))
 
 
-def _parts(mark: Mark, axis: Axis) -> Iterator[str]:
+def _parts(mark: Mark, axis: Axis, *, is_void: bool) -> Iterator[str]:
     middle = _HEIGHT / 2
     if axis.margin is not None:
         low, high = (axis.place(end) for end in axis.margin)
@@ -340,13 +393,17 @@ def _parts(mark: Mark, axis: Axis) -> Iterator[str]:
     if axis.zero is not None:
         zero = axis.place(axis.zero)
         yield f"<line class='zero' x1='{zero}%' x2='{zero}%' y1='0' y2='{_HEIGHT}'/>"
-    kind = "open" if mark.verdict is Verdict.INCONCLUSIVE else "told"
+    kind = "open" if is_void or mark.verdict is Verdict.INCONCLUSIVE else "told"
     for place, point in enumerate(_thinned(mark.points)):
         lane = middle + ((place * 0.618034) % 1 - 0.5) * 10
         yield f"<circle class='point' cx='{axis.place(point)}%' cy='{lane:.1f}' r='2.2'/>"
     if mark.low is not None and mark.high is not None:
         start, end = axis.place(mark.low), axis.place(mark.high)
         yield f"<line class='span {kind}' x1='{start}%' x2='{max(end, start + 0.4):.2f}%' y1='{middle}' y2='{middle}'/>"
+        for is_cut, at, cut in ((mark.low < axis.low, 0, -8), (mark.high > axis.high, 100, 8)):
+            if is_cut:
+                arrow = f"<path class='cut {kind}' d='M0,{middle - 4}v8l{cut},-4z'/>"
+                yield f"<svg x='{at}%' overflow='visible'>{arrow}</svg>"
     centre = axis.place(mark.centre)
     if axis.low <= mark.centre <= axis.high:
         yield f"<circle class='dot {kind}' cx='{centre}%' cy='{middle}' r='5'/>"

@@ -15,6 +15,8 @@ from tare.bench.units import Unit, format_value
 _WIDE = 0.1
 """An interval this wide, relative to its centre, supports two digits."""
 _NOTHING = 10_000.0
+_MOST_PERCENT = 10.0
+"""An interval that reaches beyond this factor is stated in factors at both ends."""
 _TOO_WIDE = "too wide to state"
 _NUMBER = re.compile(r"-?[\d,]+(?:\.\d+)?")
 _COST = (Unit.BYTE, Unit.COUNT, Unit.RATIO, Unit.SHARE, Unit.CPU)
@@ -86,7 +88,21 @@ def format_change_range(found: Comparison | None) -> str:
     if says_nothing(found.low, found.high):
         return _TOO_WIDE
     low, high = (_change(end, _decimals(found)) for end in (found.low, found.high))
+    if low.endswith("%") is not high.endswith("%"):  # one kind of unit in an interval
+        as_one = _factor if max(found.high, 1 / found.low) >= _MOST_PERCENT else _share
+        low, high = (as_one(end, _decimals(found)) for end in (found.low, found.high))
     return f"{low.removesuffix(' %') if high.endswith(' %') else low} to {high}"
+
+
+def why_open(found: Comparison | None) -> str:
+    """Why a comparison could not be told though its interval lies on one side of no difference; else empty."""
+    if found is None or found.low is None or found.high is None or found.low <= 1 <= found.high:
+        return ""
+    if found.verdict_adjusted is not Verdict.INCONCLUSIVE:
+        return ""
+    if found.verdict is not found.verdict_adjusted:
+        return "too few blocks after correction"
+    return f"the difference may be below {percent(found.margin)}"
 
 
 def change_words(metric: Metric, ratio: float, found: Comparison | None = None) -> str:
@@ -101,6 +117,14 @@ def change_words(metric: Metric, ratio: float, found: Comparison | None = None) 
     number = _change(ratio, 0 if found is None else _decimals(found)).lstrip("+−")
     words = ("more", "less") if is_cost(metric) else ("slower", "faster")
     return f"{number} {words[ratio < 1 if is_cost(metric) else not worse]}"
+
+
+def metric_change_words(metric: Metric, ratio: float, found: Comparison | None = None) -> str:
+    """The same where the metric itself is the subject: a rate is lower or higher, ``21 % lower``."""
+    words = change_words(metric, ratio, found)
+    if metric.direction is Direction.HIGHER and not is_cost(metric):
+        return words.replace("slower", "lower").replace("faster", "higher")
+    return words
 
 
 def longer_words(ratio: float) -> str:
@@ -127,12 +151,18 @@ def _decimals(found: Comparison) -> int:
 
 
 def _change(ratio: float, decimals: int) -> str:
-    if ratio >= 2:
-        return f"×{_two_digits(ratio)}"
-    if 0 < ratio <= 0.5:
-        return f"÷{_two_digits(1 / ratio)}"
-    text = f"{100 * abs(ratio - 1):.{decimals}f}"
-    if float(text) == 0:
+    if ratio >= 2 or 0 < ratio <= 0.5:
+        return _factor(ratio, decimals)
+    return _share(ratio, decimals)
+
+
+def _factor(ratio: float, _: int) -> str:
+    return f"×{_two_digits(ratio)}" if ratio >= 1 else f"÷{_two_digits(1 / ratio)}"
+
+
+def _share(ratio: float, decimals: int) -> str:
+    text = f"{100 * abs(ratio - 1):,.{decimals}f}"
+    if not text.strip("0."):
         return "0 %"
     return f"{'+' if ratio > 1 else '−'}{text} %"
 

@@ -28,7 +28,9 @@ def quantities(text: str) -> Counter[str]:
     return found
 
 
-CHANGE = re.compile(r"(?:(?P<sign>[+−]?)(?P<share>\d+(?:\.\d+)?)(?: %)?|(?P<way>[×÷])(?P<factor>[\d,]+(?:\.\d+)?))$")
+CHANGE = re.compile(
+    r"(?:(?P<sign>[+−]?)(?P<share>[\d,]*\d(?:\.\d+)?)(?: %)?|(?P<way>[×÷])(?P<factor>[\d,]+(?:\.\d+)?))$"
+)
 
 
 def says_change(text: str, ratio: float) -> bool:
@@ -38,12 +40,12 @@ def says_change(text: str, ratio: float) -> bool:
         return False
     if match["share"]:
         half = 0.5 * 10.0 ** -len(match["share"].partition(".")[2])
-        value = float(match["share"]) * (-1 if match["sign"] == "−" else 1)
-        return abs(100 * (ratio - 1) - value) <= half * 1.01 and 0.5 < ratio < 2
+        value = float(match["share"].replace(",", "")) * (-1 if match["sign"] == "−" else 1)
+        return abs(100 * (ratio - 1) - value) <= half * 1.01 and 0 < ratio < 11
     digits = match["factor"].replace(",", "")
     factor = ratio if match["way"] == "×" else 1 / ratio
     half = 0.05 if "." in digits else 0.5 * 10.0 ** max(len(digits) - 2, 0)
-    return abs(factor - float(digits)) <= half * 1.01 and factor >= 1.95
+    return abs(factor - float(digits)) <= half * 1.01 and factor >= 1
 
 
 def numbers(text: str) -> tuple[str, ...]:

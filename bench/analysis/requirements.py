@@ -18,7 +18,8 @@ import msgspec
 
 from tare.bench.analysis.answer import START, area_of
 from tare.bench.analysis.estimates import Analysis, CellResult, MeasuredBackend, Row, Subject
-from tare.bench.catalogue import BootMetric, ConfoundCode
+from tare.bench.analysis.grade import GradeLevel
+from tare.bench.catalogue import BootMetric
 from tare.bench.model import Category, Direction, IsolationKind
 from tare.bench.records import EventKind
 from tare.bench.stats.comparisons import LEVEL
@@ -35,8 +36,8 @@ READY_MEMORY_BYTES = 64 * 2**20
 was measured, one more instance takes at most 64 MiB, has a kernel of its own."""
 MOST_BLOCKS = 500
 """More blocks than this settle nothing that matters: the value lies at the bound."""
-_SPOILT = ("busy", ConfoundCode.HOST_EMULATED)
-"""Concerns (``tare.bench.analysis.grade``) under which no value says anything."""
+SPOILT = "the run is not usable"
+"""Why no requirement on what was measured is judged: the grade says what is wrong."""
 _OWN_KERNEL = {
     IsolationKind.BARE_METAL: False,
     IsolationKind.CONTAINER: False,
@@ -192,7 +193,7 @@ class _Judge:
         self.analysis = analysis
         others = [one for one in analysis.backends if not one.is_baseline]
         self.backends = others or list(analysis.backends)
-        self.is_spoilt = any(one.code in _SPOILT for one in analysis.grade.concerns)
+        self.is_spoilt = analysis.grade.level is GradeLevel.NOT_USABLE
 
     def requirement(self, required: Requirement) -> Judged:
         rows = [place for place in self.analysis.rows if self._is_about(required, *place)]
@@ -204,7 +205,7 @@ class _Judge:
         found = []
         for backend in self.backends:
             if self.is_spoilt and required.kind is not RequirementKind.OWN_KERNEL:
-                found.append(Judgement(backend, Standing.CANNOT_TELL, why=self.analysis.grade.reason))
+                found.append(Judgement(backend, Standing.CANNOT_TELL, why=SPOILT))
             elif backend.is_fenced and required.kind is not RequirementKind.OWN_KERNEL:
                 why = "a virtual machine was not measured: this guest is emulated"
                 found.append(Judgement(backend, Standing.CANNOT_TELL, why=why))

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import re
 from dataclasses import replace
 
 import msgspec
@@ -480,6 +481,10 @@ def test_a_reading_is_counted_once_in_the_tally(tmp_path):
     again = [line for line in comparison.lines if line.found.restates]
     assert again
     counted = len(comparison.lines) - len(again)
-    assert tally(comparison).startswith(f"{counted} comparisons: ")
+    leading = [line for line in comparison.lines if line.is_leading]
+    told, every = tally(comparison).split(". ")
+    assert told.startswith(f"Of {len(leading)} leading metrics: ")
+    assert every.startswith(f"Of all {counted} comparisons: ")
+    assert sum(map(int, re.findall(r"(\d+) (?!leading)", told))) == len(leading)
     assert f"; {len(again)} other" in tally(comparison)
-    assert sum(int(part.split()[0]) for part in tally(comparison).split(": ")[1].split("; ")[0].split(", ")) == counted
+    assert sum(int(part.split()[0]) for part in every.split(": ")[1].split("; ")[0].split(", ")) == counted

@@ -7,7 +7,7 @@ import pytest
 
 from tare.bench.analysis import GradeLevel, analyse
 from tare.bench.analysis.grade import BUSY, Grade, leading_cells, other_load
-from tare.bench.analysis.requirements import Standing, judge_requirements
+from tare.bench.analysis.requirements import SPOILT, Standing, judge_requirements
 from tare.bench.disturbance import Disturbance
 from tare.bench.model import IsolationKind
 from tare.bench.records import EventKind, RunStatus
@@ -102,8 +102,17 @@ def test_on_a_busy_host_nothing_that_is_required_is_met(made):
     judged = judge_requirements(analyse(made(load=0.7)))
     standings = {one.standing for each in judged[:-1] for one in each.judgements}
     assert standings == {Standing.CANNOT_TELL}
+    assert {(one.why, one.probability, one.settling) for each in judged[:-1] for one in each.judgements} == {
+        (SPOILT, None, None)
+    }
+    assert [one.standing for one in judged[-1].judgements] == [Standing.FAILS, Standing.MEETS]
     quiet = judge_requirements(analyse(made(name="again")))
     assert {one.standing for each in quiet[:-1] for one in each.judgements} >= {Standing.MEETS, Standing.FAILS}
+
+
+def test_whatever_makes_a_run_of_no_use_nothing_that_is_required_is_met(made):
+    judged = judge_requirements(analyse(made(replace(GOOD, failing=("vm",)))))
+    assert {one.why for each in judged[:-1] for one in each.judgements} == {SPOILT}
 
 
 def test_over_a_few_ticks_nobody_can_tell_how_busy_others_were(made):

@@ -1,30 +1,37 @@
 """What a report says of a run: verdicts with the known truth, and words for everything that can be missing."""
 
+import math
+import re
 from dataclasses import replace
 
 import msgspec
 import pytest
 
-from tare.bench.analysis import analyse
+from tare.bench.analysis import MeasuredBackend, analyse
+from tare.bench.analysis.answer import Mark
 from tare.bench.analysis.estimates import host_virtualization
 from tare.bench.model import Direction, IsolationKind, Metric
 from tare.bench.readable import isolated, one_line, readable
 from tare.bench.records import RunStatus
-from tare.bench.stats.comparisons import Verdict
+from tare.bench.stats.comparisons import Comparison, Verdict
 from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports.blocks import operations_beyond, value_view
 from tare.reports.caveats import caveats
 from tare.reports.headline import answer, fences, headline, question
 from tare.reports.html import render_page
+from tare.reports.picture import change_axis, panel_views, strip_svg
 from tare.reports.wording import (
     figure_sentence,
+    format_change_range,
     format_estimate,
     format_range,
     format_ratio,
     format_value_range,
+    metric_change_words,
     verdict_mark,
     verdict_word,
+    why_open,
 )
 from tests.synthetic import QUICK, TRUE_RATIOS, write_run
 
@@ -257,6 +264,61 @@ def test_verdicts_in_the_words_of_the_metric(metric, verdict, word, mark):
 )
 def test_ratios_have_three_digits(ratio, text):
     assert format_ratio(ratio) == text
+
+
+def compared(low, ratio, high, verdict=Verdict.INCONCLUSIVE, adjusted=Verdict.INCONCLUSIVE):
+    return Comparison(ratio, low, high, verdict, 4, 4, 4, "t", 0.02, 0.95, verdict_adjusted=adjusted)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (1.04, 2.5, "+4 to +150 %"),
+        (0.3, 1.05, "−70 to +5 %"),
+        (0.76, 0.81, "−24 to −19 %"),
+        (2.1, 3.2, "×2.1 to ×3.2"),
+        (0.4, 2.2, "÷2.5 to ×2.2"),
+        (1.05, 25.0, "×1.1 to ×25"),
+    ],
+)
+def test_an_interval_has_one_kind_of_unit(low, high, text):
+    assert format_change_range(compared(low, math.sqrt(low * high), high)) == text
+
+
+def test_why_an_interval_on_one_side_has_no_verdict():
+    assert why_open(compared(0.9, 1.1, 1.4)) == ""
+    assert why_open(compared(1.04, 1.6, 2.5, Verdict.SLOWER, Verdict.SLOWER)) == ""
+    assert why_open(compared(1.001, 1.01, 1.015, Verdict.EQUIVALENT, Verdict.EQUIVALENT)) == ""
+    assert why_open(compared(1.04, 1.6, 2.5, Verdict.SLOWER)) == "too few blocks after correction"
+    assert why_open(compared(1.001, 1.01, 1.03)) == "the difference may be below 2 %"
+    words = [metric_change_words(Metric("x", unit, way, ""), 0.79) for unit, way in RATE_AND_TIME]
+    assert words == ["21 % lower", "21 % faster"]
+
+
+RATE_AND_TIME = [(Unit.OPERATIONS_PER_SECOND, Direction.HIGHER), (Unit.SECOND, Direction.LOWER)]
+
+
+def test_more_is_drawn_to_the_right_with_its_sign_and_what_is_cut_off_ends_in_an_arrow():
+    backend = MeasuredBackend("a", "a", 1, is_baseline=False)
+    marks = [Mark(backend, centre, centre - 0.1, centre + 0.1) for centre in (-0.2, 0.2)]
+    axis = change_axis(marks, 0.02)
+    assert [words for _, words in axis.ticks] == ["−50 %", "0", "+50 %"]
+    places = [float(re.search(r"class='dot \w+' cx='([\d.]+)%'", strip_svg(mark, axis))[1]) for mark in marks]
+    assert places[0] < 50 < places[1]
+    assert not any("class='cut" in strip_svg(mark, axis) for mark in marks)
+    for low, high, tip in ((0.1, 0.9, "8,-4z"), (-0.9, 0.2, "l-8,-4z")):
+        assert strip_svg(Mark(backend, 0.15, low, high), axis).count("class='cut") == 1
+        assert tip in strip_svg(Mark(backend, 0.15, low, high), axis)
+
+
+def test_the_row_of_a_start_has_its_interval_and_why_it_could_not_be_told(analysed):
+    analysis = analysed(replace(QUICK, noise=0.2))
+    (panel,) = (one for one in panel_views(analysis) if one.kind == "start")
+    baseline, other = panel.groups[0][1]
+    assert " – " in baseline.more
+    assert " – " in other.more
+    assert other.is_open
+    assert other.why.startswith("could not tell")
 
 
 def test_no_interval_is_a_dash():

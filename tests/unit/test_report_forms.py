@@ -287,6 +287,16 @@ def test_every_form_says_that_a_run_on_a_busy_host_is_not_usable(runs, form, tmp
     assert "other work took 70 % of the measured cpus' time" in busy
     quiet = texts[0.01].partition('id="appendix"')[0]
     assert "not usable" not in quiet
+    if form in ("html", "text", "markdown"):
+        assert "starts within" in busy
+        assert "the run is not usable" in busy
+        assert "likely to meet it" not in busy
+        assert "would settle it" not in busy
+        assert "likely to meet it" in quiet
+    if form == "html":
+        assert "<svg class='strip void'" in busy
+        assert "dot told" not in busy
+        assert "<svg class='strip void'" not in quiet
     assert "other work took 1 %" not in quiet
 
 

@@ -1,6 +1,8 @@
 """The page of a comparison and the index of a folder of runs: their answers, grades and fences, and their numbers."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -28,6 +30,8 @@ def folder(tmp_path_factory):
         "monday": SMALL,
         "tuesday": replace(SMALL, seed=2, ratios={"native": 1.3, "vm": 8.8}),
         "hostile": hostile_recipe(),
+        "loud": replace(SMALL, noise=0.2),
+        "slow": replace(SMALL, noise=0.001, ratios={"native": 1.3, "vm": 8.8}),
         "one": replace(SMALL, blocks=1),
     }.items():
         run = write_run(folder / name, recipe)
@@ -54,7 +58,10 @@ def test_a_comparison_says_what_changed_with_its_grade_and_exact_numbers(folder)
         for one in lines
         if one["is_leading"] and one["backend"] == "native" and one["found"]["verdict_adjusted"] in ("faster", "slower")
     ]
-    assert f"{len(differing)} differences: " in page.text
+    leading = [one for one in lines if one["is_leading"] and one["backend"] == "native" and one["kind"] == "isolation"]
+    words = Counter(one["found"]["verdict_adjusted"] for one in leading)
+    assert f"Of {len(leading)} leading metrics: {words['slower']} slower" in page.text
+    assert len(differing) == words["slower"] > 0
     assert "Indicative" in page.text
     assert "<svg class='strip'" in html
     saved = {value for exact in page.exact for value in exact if value}
@@ -66,6 +73,23 @@ def test_a_comparison_says_what_changed_with_its_grade_and_exact_numbers(folder)
     for cells, exact in zip(page.rows, page.exact, strict=True):
         if len(exact) == 7 and exact[4].replace(".", "").isdigit():
             assert says_change(cells[4], float(exact[4]))
+
+
+def test_a_comparison_hides_nothing_that_could_not_be_told(folder):
+    """Headline and tally count the same; both values stand beside each ratio; a rate is lower, not slower."""
+    sides = (folder / "loud", "--backends", "bare-metal", "native")
+    page, lines = Page(compared(folder, *sides)), json.loads(compared(folder, *sides, form="json"))["lines"]
+    words = Counter(one["found"]["verdict_adjusted"] for one in lines if one["is_leading"])
+    assert words["inconclusive"] > 0
+    said = f"Of {words.total()} leading metrics: "
+    headline, _, tally = page.text.partition(said)[2].partition(said)
+    for text in (headline, tally):
+        assert f"{words['inconclusive']} could not tell" in text.partition(". ")[0]
+    assert "Could not tell: " in headline
+    assert page.text.count(" → ") >= words.total()
+    rates = Page(compared(folder, folder / "slow", "--backends", "bare-metal", "native")).text
+    assert re.search(r"events: 2\d(\.\d+)? % lower", rates)
+    assert "events is" not in rates
 
 
 def test_an_emulated_guest_is_in_no_picture_of_a_comparison(folder):
