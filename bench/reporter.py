@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from tare.bench.analysis import RunResults
     from tare.bench.analysis.comparison import RunComparison
+    from tare.bench.capacity.planned import Plan
 
 
 class Reporter(ABC):
-    """Writes one form of a run's report, and of a comparison if ``compares``.
+    """Writes one form of a run's report, of a comparison if ``compares``, and of a capacity plan if ``plans``.
 
     What it raises for a file that cannot be written is an OSError; the command line says what and where.
     """
@@ -19,6 +20,7 @@ class Reporter(ABC):
     summary: ClassVar[str]
     suffix: ClassVar[str]
     compares: ClassVar[bool] = False
+    plans: ClassVar[bool] = False
     width: int | None = None
     """Columns of the terminal that is written to; None for a file."""
 
@@ -33,6 +35,10 @@ class Reporter(ABC):
     def write_comparison(self, comparison: "RunComparison", output: Path) -> None:
         """Write a comparison to the file ``output``, if this form ``compares``."""
         raise NotImplementedError(f"{self.name} writes no comparison of {comparison.first} to {output}")
+
+    def write_plan(self, plan: "Plan", output: Path) -> None:
+        """Write a capacity plan to the file ``output``, if this form ``plans``."""
+        raise NotImplementedError(f"{self.name} writes no plan of {len(plan.plans)} types to {output}")
 
     def write_index(self, folder: Path, output: Path) -> None:
         """Write a page over the runs in ``folder`` to the file ``output``, if this form has one."""

@@ -48,7 +48,7 @@ def answer(analysis: Analysis) -> list[str]:
 
 def grade_sentence(grade: Grade) -> str:
     """The grade with its reason and what to do, in one line."""
-    return f"{grade.level.value.capitalize()}: {grade.reason}. Remedy: {grade.remedy}."
+    return grade.sentence
 
 
 def fences(analysis: Analysis) -> list[str]:

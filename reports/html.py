@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import jinja2
 
     from tare.bench.analysis.comparison import RunComparison
+    from tare.bench.capacity.planned import Plan
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -53,6 +54,7 @@ class HtmlReporter(Reporter):
     summary = "one HTML file to read and to mail, which needs no network"
     suffix = ".html"
     compares = True
+    plans = True
 
     def write(self, results: RunResults, output: Path) -> None:
         output.write_text(render_page(results.analysis, output.parent), "utf-8")
@@ -61,6 +63,11 @@ class HtmlReporter(Reporter):
         from tare.reports.pages import render_comparison  # its page is built on this one's
 
         output.write_text(render_comparison(comparison), "utf-8")
+
+    def write_plan(self, plan: "Plan", output: Path) -> None:
+        from tare.reports.plan_page import render_plan  # its page is built on this one's
+
+        output.write_text(render_plan(plan), "utf-8")
 
     def write_index(self, folder: Path, output: Path) -> None:
         from tare.reports.pages import render_index  # its page is built on this one's

@@ -17,7 +17,7 @@ margin, or than half of the difference itself.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,20 @@ class Grade(msgspec.Struct, frozen=True):
     reason: str
     remedy: str
     concerns: tuple[Concern, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The grade with its reason and what to do, in one line."""
+        return f"{self.level.value.capitalize()}: {self.reason}. Remedy: {self.remedy}."
+
+    def without(self, codes: Collection[str]) -> "Grade":
+        """The grade for a use to which these concerns do not matter."""
+        left = tuple(one for one in self.concerns if one.code not in codes)
+        if left == self.concerns:
+            return self
+        if not left:
+            return Grade(GradeLevel.DECISION, "enough blocks on a quiet host, and nothing failed", "none is needed")
+        return Grade(left[0].level, left[0].reason, left[0].remedy, left)
 
     def worse(self, other: "Grade") -> "Grade":
         """The worse of two, this one where they are alike: two runs compared can be relied on as the worse of them."""

@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from tare.bench.analysis.grade import Grade
 from tare.bench.capacity.growth import HORIZON_MONTHS, Exhaustion, Held, Projection, find_exhaustion
 from tare.bench.capacity.hosts import HostType
 from tare.bench.capacity.overhead import SizedOverhead
 from tare.bench.capacity.packing import Demand, Packing, fits, pack
-from tare.bench.capacity.plan import HostPlan
+from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan
 from tare.bench.capacity.prices import BreakEven, MonthlyCost
 from tare.bench.capacity.reserves import Reserve, Reserved, reserve_table
+
+MIX = "all of them together"
+"""The name of a whole mix among the demands."""
 
 
 class Outlook(msgspec.Struct, frozen=True):
@@ -19,7 +23,7 @@ class Outlook(msgspec.Struct, frozen=True):
 
     ``reserves`` is the table over lost hosts, empty where nobody asked. By the name of the demand, ``growth`` says from
     what and ``expected`` how much is wanted in each month to come: (middle, low, high). ``exhaustion`` is None where
-    the hosts are not counted.
+    the hosts are not counted. ``reserve`` is what must be survivable.
     """
 
     of: str
@@ -27,13 +31,20 @@ class Outlook(msgspec.Struct, frozen=True):
     growth: dict[str, str] = {}
     expected: dict[str, tuple[tuple[float, float, float], ...]] = {}
     exhaustion: Exhaustion | None = None
+    reserve: Reserve | None = None
+
+    @property
+    def survived(self) -> Reserved | None:
+        """The row of the table that was asked for."""
+        lost = None if self.reserve is None else self.reserve.lost
+        return next((row for row in self.reserves if row.lost == lost), None)
 
 
 class Plan(msgspec.Struct, frozen=True):
     """Each type on each host, and the packing of a fleet's mix. ``costs`` go with the plans; empty without prices.
 
     ``overheads`` are of backends that were measured with several sizes; ``size`` is one they are asked for, in bytes.
-    ``track_record`` says how past plans did.
+    ``track_record`` says how past plans did. ``grades`` are by run; empty if they were not looked at.
     """
 
     hosts: tuple[HostType, ...]
@@ -46,6 +57,20 @@ class Plan(msgspec.Struct, frozen=True):
     overheads: tuple[SizedOverhead, ...] = ()
     size: int | None = None
     track_record: str = ""
+    grades: dict[str, Grade] = {}
+
+    def is_extrapolated(self, of: str) -> bool:
+        """Whether more instances of a type, or of a mix, are on a host than an answer may have."""
+        if of != MIX:
+            return any(one.is_extrapolated for one in self.plans if one.type.name == of)
+        most = {one.type.name: EXTRAPOLATED * one.type.result.cell.population for one in self.plans}
+        filled = () if self.packing is None else self.packing.filled
+        return any(count > most[name] for one in filled for name, count in one.instances.items())
+
+    @property
+    def grade(self) -> tuple[str, Grade] | None:
+        """The run that can be relied on least, with its grade: a plan can be relied on as far."""
+        return max(self.grades.items(), key=lambda one: one[1].level.rank, default=None)
 
 
 def outlook_of_type(plan: HostPlan, reserve: Reserve | None, projection: Projection | None) -> Outlook | None:
@@ -61,13 +86,13 @@ def outlook_of_type(plan: HostPlan, reserve: Reserve | None, projection: Project
         demands = [Demand(plan.type, plan.demand)]
         reserves = reserve_table(demands, [plan.host], pack(demands, [plan.host]), reserve)
     if projection is None:
-        return Outlook(name, reserves)
+        return Outlook(name, reserves, reserve=reserve)
     exhaustion = None
     if plan.host.count is not None and plan.instances is not None:
         count = plan.host.count
         ends = (None if one is None else float(one * count) for one in (plan.fewest, plan.most))
         exhaustion = find_exhaustion(projection, Held(float(plan.instances * count), *ends))
-    return Outlook(name, reserves, {name: projection.model}, {name: projection.expected}, exhaustion)
+    return Outlook(name, reserves, {name: projection.model}, {name: projection.expected}, exhaustion, reserve)
 
 
 def outlook_of_mix(
@@ -91,7 +116,7 @@ def outlook_of_mix(
     if projections and all(host.count is not None for host in hosts):
         found = [_full(demands, hosts, expected, *ends) for ends in ((0, "per_instance"), (2, "high"), (1, "low"))]
         exhaustion = Exhaustion(*found)
-    return Outlook("all of them together", reserves, models, expected, exhaustion)
+    return Outlook(MIX, reserves, models, expected, exhaustion, reserve)
 
 
 def _full(

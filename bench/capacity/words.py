@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from tare.bench.analysis.scaling import Parameter, Refusal, Scaling
 from tare.bench.capacity.hosts import HostType, Resource
 from tare.bench.capacity.instances import Basis, InstanceType, loaded_cpu
+from tare.bench.capacity.packing import Packing
 from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan
+from tare.bench.capacity.planned import MIX, Plan
 from tare.bench.units import format_size
 
 
@@ -55,21 +57,108 @@ def plan_interval_words(plan: HostPlan) -> str:
     return "–" if plan.is_extrapolated else interval_words(plan.fewest, plan.most)
 
 
+MOST_ANSWERS = 3
+
+
+def answer(plan: Plan) -> list[str]:
+    """What a plan answers, in sentences: the headline of every form."""
+    if plan.packing is not None:
+        return list(_answer_of_mix(plan, plan.packing))
+    sentences = [sentence for one in plan.plans[:MOST_ANSWERS] for sentence in _answer_of_type(one)]
+    if (more := len(plan.plans) - MOST_ANSWERS) > 0:
+        sentences.append(f"{more} more type{'' if more == 1 else 's'} of instances below.")
+    return sentences
+
+
+def _answer_of_type(plan: HostPlan) -> Iterator[str]:
+    name, instances = plan.type.name, plan.instances
+    if instances is None:
+        yield f"How many instances of {name} fit on a host is not known: nothing that was measured bounds them."
+    elif plan.is_extrapolated:
+        population = plan.type.result.cell.population
+        yield f"How many instances of {name} fit on a host is not answered."
+        yield f"{instances:,} would be more than {EXTRAPOLATED} times the {population:,} that were measured."
+    else:
+        hosts = "" if not plan.hosts else f", {plan.hosts:,} host{'' if plan.hosts == 1 else 's'} for {plan.demand:,}"
+        yield f"{instances:,} instance{'' if instances == 1 else 's'} of {name} per host{hosts}."
+
+
+def _answer_of_mix(plan: Plan, packing: Packing) -> Iterator[str]:
+    for name, count in packing.left.items():
+        yield f"{count:,} of {name} find no place."
+    if plan.is_extrapolated(MIX):
+        yield (
+            "How many hosts the demands need together is not answered: the plan fills hosts with more than "
+            f"{EXTRAPOLATED} times what was measured."
+        )
+    elif not packing.left:
+        yield f"{packing.hosts:,} host{'' if packing.hosts == 1 else 's'} for all demands together."
+
+
+def reserve_sentences(plan: Plan) -> list[str]:
+    """How many hosts survive the losses that were asked for; none of what is no answer."""
+    rows = ((one.of, one.survived) for one in plan.outlooks if not plan.is_extrapolated(one.of))
+    return [
+        f"{row.total:,} hosts of which {row.missing:,} may be out of service, for {of}."
+        for of, row in rows
+        if row is not None and row.missing
+    ]
+
+
+def interval_sentences(plan: Plan) -> list[str]:
+    """The intervals of what is answered, one a sentence."""
+    if plan.packing is not None:
+        low, high = plan.packing.hosts_fewest, plan.packing.hosts_most
+        if low is None or high is None or plan.is_extrapolated(MIX):
+            return []
+        return [f"By the intervals of the costs, {low:,} to {high:,} hosts."]
+    first = [one for one in plan.plans[:MOST_ANSWERS] if one.instances is not None and not one.is_extrapolated]
+    return [_interval_of_type(one, named=len(plan.plans) > 1) for one in first if one.fewest != one.most]
+
+
+def _interval_of_type(plan: HostPlan, *, named: bool) -> str:
+    of = f" of {plan.type.name}" if named else ""
+    hosts = ""
+    if plan.hosts_most is not None and plan.hosts_fewest != plan.hosts_most:
+        hosts = f", which is {interval_words(plan.hosts_fewest, plan.hosts_most)} hosts"
+    return f"95 % interval: {interval_words(plan.fewest, plan.most)}{of} per host{hosts}."
+
+
+def grade_words(plan: Plan) -> str:
+    """How far the plan can be relied on: as far as the least reliable of its runs. Empty without grades."""
+    if plan.grade is None:
+        return ""
+    run, grade = plan.grade
+    return f"{grade.sentence} (Of {run}.)" if len(plan.grades) > 1 else grade.sentence
+
+
+def basis_sentences(plan: Plan) -> list[str]:
+    """By what each type is planned, and on what measurement, once for all that are alike."""
+    basis = {Basis.MEASURED: "measured use", Basis.LIMITS: "limits"}
+    found = (
+        f"{one.type.name}: planned by {basis[one.type.basis]}; {one.type.result.cell.population:,} ran at once when it "
+        f"was measured ({one.type.run})."
+        for one in plan.plans
+    )
+    return list(dict.fromkeys(found))
+
+
 def notes_of(plans: Sequence[HostPlan]) -> list[str]:
     """What has to be known about plans, each said once."""
     notes: list[str] = []
     for plan in plans:
-        own = plan_notes(plan)
+        own = []
         if plan.is_extrapolated:
             population = plan.type.result.cell.population
             wanted = math.ceil((plan.instances or 0) / EXTRAPOLATED)
             own.append(
                 f"*: more than {EXTRAPOLATED} times the {population} instances that were measured is an extrapolation "
                 "and no answer: limits that only show beyond them are not in it. A ramp to "
-                f"{wanted} (tare density --count {wanted}) would support it"
+                f"{wanted:,} (tare density --count {wanted}) would support it"
             )
         if plan.remedy:
             own.append(f"{plan.binds}: {plan.remedy}; with --raised it no longer counts")
+        own += plan_notes(plan)
         if (scaling := plan.type.result.scaling) is not None:
             own.append(scaling_sentence(scaling))
         notes += [f"{plan.type.name}: {note}" for note in own]

@@ -292,7 +292,7 @@ def plan(
     what_if: Annotated[Path | None, typer.Option(help="Cases, a TOML file: one table over all of them.")] = None,
     audit: Annotated[Path | None, typer.Option(metavar="PLAN", help="Kept plan (JSON): compare it with RUN.")] = None,
     export: Annotated[str, typer.Option(help="Write kubernetes, nomad or systemd settings instead.")] = "",
-    form: Annotated[str, typer.Option("--format", "-f", help="table, json or markdown.")] = "table",
+    form: Annotated[str, typer.Option("--format", "-f", help="table, json, markdown or html.")] = "table",
     output: OutputFile = None,
 ) -> None:
     """Plan instances per host, and hosts, from density runs.

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 from rich.console import Console
 
+from tare.bench.analysis import analyse
 from tare.bench.analysis.density import DensityResult, analyse_density
 from tare.bench.capacity.audit import Audit, audit_plan, keep_audit, kept_audits, track_record
 from tare.bench.capacity.fleet import DemandSection, Fleet, load_fleet, project_growth, read_host
@@ -31,12 +32,15 @@ from tare.bench.errors import ExitCode, RunDirectoryError, SuiteError, UnknownNa
 from tare.bench.locations import state_directory
 from tare.bench.readable import readable
 from tare.bench.records import Manifest
+from tare.bench.registry import find_reporters
 from tare.bench.store import LoadedRun, load_run
 from tare.bench.suite_file import Count, Section, convert, read_toml
 from tare.bench.units import parse_size
 
 PLACE = Path("tare plan")
 FORMS = ("table", "json", "markdown")
+_OF_COMPARISONS = ("no-baseline", "nothing-compared", "only-emulated", "false-alarms", "unanswered", "wide")
+"""Concerns about a run's verdicts, of which a plan has none: it states its own intervals and marks what is emulated."""
 
 
 class PlanRequest(msgspec.Struct, frozen=True):
@@ -70,16 +74,19 @@ class PlanRequest(msgspec.Struct, frozen=True):
 
 def plan_command(request: PlanRequest) -> ExitCode:
     """Plan, and print it or write it to a file."""
-    if request.form not in FORMS:
-        raise UnknownNameError(f"a plan has no form {request.form!r}; there are: {', '.join(FORMS)}")
     output = chosen_output(request.output)
+    is_whole = request.what_if is None and request.audit is None and not request.export
+    if is_whole and request.form not in FORMS:
+        return _write_page(request, output)
+    if request.form not in FORMS:
+        raise UnknownNameError(f"this has no form {request.form!r}; there are: {', '.join(FORMS)}")
     if request.what_if is not None:
         return _write(output, what_if_text(_cases(request, request.what_if), request.form))
     if request.audit is not None:
         return _write(output, audit_text(_audit(request, request.audit), request.form))
-    plan = make_plan(request)
     if request.export:
-        return _write(output, export(plan.plans, request.export))
+        return _write(output, export(make_plan(request).plans, request.export))
+    plan = _graded(make_plan(request))
     if request.form == "table" and request.output is None:
         print_plan(Console(soft_wrap=not sys.stdout.isatty()), plan)
         return ExitCode.OK
@@ -91,6 +98,26 @@ def plan_command(request: PlanRequest) -> ExitCode:
         case _:
             text = plan_text(plan)
     return _write(output, text)
+
+
+def _graded(plan: Plan) -> Plan:
+    """The plan with the grades of its runs."""
+    runs = dict.fromkeys(one.type.run for one in plan.plans)
+    grades = {run: analyse(load_run(Path(run))).grade.without(_OF_COMPARISONS) for run in runs}
+    return msgspec.structs.replace(plan, grades=grades)
+
+
+def _write_page(request: PlanRequest, output: Path) -> ExitCode:
+    """Write the plan in the form of a reporter."""
+    reporters = {name: one for name, one in find_reporters().loaded.items() if one.plans}
+    if request.form not in reporters:
+        known = ", ".join((*FORMS, *sorted(reporters)))
+        raise UnknownNameError(f"a plan has no form {request.form!r}; there are: {known}")
+    plan, reporter = _graded(make_plan(request)), reporters[request.form]
+    with whole_file(output, reporter.suffix) as part:
+        reporter().write_plan(plan, part)
+    say_where(output)
+    return ExitCode.OK
 
 
 def _write(output: Path, text: str) -> ExitCode:
