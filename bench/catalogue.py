@@ -247,14 +247,14 @@ TRAITS: Mapping[str, ExperimentTraits] = {
         parameters=(
             Parameter(
                 "aggressor",
-                "Neighbours' work",
+                "Neighbours that",
                 {
-                    "cpu": "CPU",
-                    "memory": "memory",
-                    "page-cache": "page cache",
-                    "disk": "disk",
-                    "fork": "process creation",
-                    "network": "network",
+                    "cpu": "use the CPU",
+                    "memory": "use memory",
+                    "page-cache": "fill the page cache",
+                    "disk": "use the disk",
+                    "fork": "create processes",
+                    "network": "use the network",
                 },
             ),
             Parameter("aggressors", "Neighbours"),

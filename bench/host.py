@@ -84,8 +84,8 @@ def host_confounds(facts: tuple[Fact, ...], instance_cpus: tuple[int, ...]) -> I
     if known.get("virtualization", "none seen") != "none seen":
         yield Confound(
             ConfoundCode.HOST_VIRTUAL,
-            f"This host is itself a virtual machine ({known['virtualization']}). What is called bare metal here is a "
-            "process on that machine's kernel, a guest under KVM is nested, and a neighbour can take CPU time.",
+            f'The host is itself a virtual machine ({known["virtualization"]}), so "host" here is not bare metal and a '
+            "guest under KVM is nested; results on hardware may differ.",
         )
     if not set(os.sched_getaffinity(0)) - set(instance_cpus):
         detail = "The instances have every CPU of the host, so tare itself runs on the same CPUs."

@@ -13,6 +13,10 @@ from tare.bench.stats.precision import Standing
 from tare.reports.wording import percent, plural
 
 MOST_NAMED = 4
+_VIRTUAL_HOST = (
+    'The host is itself a virtual machine, so "host" here is not bare metal; results on hardware may differ.'
+)
+"""In the same words whenever the run was made; the hypervisor's name is among the host's facts."""
 FEW_BLOCKS = 4
 """Below this, Student's t makes intervals so wide that only large differences can be told."""
 
@@ -51,8 +55,7 @@ def caveats(analysis: Analysis) -> list[Caveat]:
     found.extend(dict.fromkeys(_confounds(analysis)))
     virtual = host_virtualization(analysis.manifest)
     if virtual is not None and all(caveat.code != ConfoundCode.HOST_VIRTUAL for caveat in found):
-        text = f"The host is itself a virtual machine ({virtual}): its bare metal is not a machine's bare metal."
-        found.append(Caveat(ConfoundCode.HOST_VIRTUAL, text, 2))
+        found.append(Caveat(ConfoundCode.HOST_VIRTUAL, _VIRTUAL_HOST, 2))
     return sorted(found, key=lambda caveat: -caveat.weight)
 
 
@@ -161,4 +164,5 @@ def _confounds(analysis: Analysis) -> Iterator[Caveat]:
     for confound in (*described, *analysis.manifest.confounds):
         opening = f"{labels.get(confound.backend, confound.backend)}: " if confound.backend else ""
         weight = CONFOUND_WEIGHTS.get(confound.code, 1)
-        yield Caveat(confound.code, f"{opening}{confound.detail.rstrip('.')}.", weight)
+        text = _VIRTUAL_HOST if confound.code == ConfoundCode.HOST_VIRTUAL else f"{confound.detail.rstrip('.')}."
+        yield Caveat(confound.code, f"{opening}{text}", weight)

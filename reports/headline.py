@@ -3,18 +3,20 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from tare.bench.analysis import Analysis, Grade, GradeLevel, MeasuredBackend
-from tare.bench.analysis.answer import START, AreaAnswer, Outcome, PanelKind, area_answers, panels
-from tare.bench.analysis.estimates import host_virtualization
+from tare.bench.analysis.answer import START, AreaAnswer, Outcome, PanelKind, PanelLine, area_answers, panels
+from tare.bench.analysis.estimates import OWN_CONTAINER, host_virtualization
 from tare.bench.catalogue import ConfoundCode
 from tare.bench.model import Category
 from tare.bench.readable import one_line, readable
 from tare.bench.units import Unit, format_value
 from tare.reports.caveats import caveats, suite_text, suite_title
 from tare.reports.names import area_title, plural_of
-from tare.reports.wording import change_words, format_estimate, listed, longer_words
+from tare.reports.wording import change_words, extra_memory, format_estimate, listed, longer_words, percent
 
 _MOST_TOLD_APART = 2
 MOST_CAVEATS = 3
+LARGEST = 150
+"""So many letters of the answer are large; at least its first sentence."""
 _SAID_ELSEWHERE = frozenset(
     {ConfoundCode.EMULATED, "one-block", "few-blocks", "no-baseline", "run-incomplete", "failures"}
 )
@@ -51,14 +53,36 @@ def grade_sentence(grade: Grade) -> str:
     return grade.sentence
 
 
+_PLACES = ("the best", "the second", "the third", "the last")
+
+
+def place_of(level: GradeLevel) -> str:
+    """Where a grade lies on the scale: ``the third of four grades``."""
+    return f"{_PLACES[level.rank]} of four grades"
+
+
 def fences(analysis: Analysis) -> list[str]:
     """What was not measured though it was asked for, each in one sentence."""
     emulated = [one for one in analysis.backends if one.is_fenced and one.name in analysis.measured]
     missing = analysis.manifest.unavailable.items()
     return [
-        *(["Virtual machine: not measured here; the emulator's figures are in the appendix."] if emulated else []),
+        *(_why_emulated(analysis, one) for one in emulated[:1]),
         *(f"{one_line(name)}: not measured here ({one_line(why.reason, 160).rstrip('.')})." for name, why in missing),
     ]
+
+
+def _why_emulated(analysis: Analysis, backend: MeasuredBackend) -> str:
+    """Why there is no virtual machine in the results, and what would measure one."""
+    described = analysis.manifest.backends.get(backend.name)
+    reason = "" if described is None else one_line(described.texts.get("accel_reason", ""), 120).rstrip(".")
+    why = f"KVM did not boot a guest on this host{f' ({reason})' if reason else ''}"
+    remedy = "run this where tare doctor finds that KVM works"
+    if reason == "asked for":
+        why, remedy = "the run asked for emulation (accel = tcg)", "leave that option out"
+    return (
+        f"Virtual machine: not measured here, because {why}. To measure one, {remedy}. "
+        "The emulator's figures are in the appendix."
+    )
 
 
 def top_caveats(analysis: Analysis) -> list[str]:
@@ -77,7 +101,33 @@ def where(analysis: Analysis) -> str:
     host = readable(manifest.host_summary)
     virtual = ", itself a virtual machine" if host_virtualization(manifest) is not None else ""
     day = one_line(manifest.started_utc[:16].replace("T", " "), 20)
-    return f"{host}{virtual}. Run {one_line(manifest.run, 60)}, {day} UTC: {blocks} blocks, {instances} instances."
+    name = one_line(manifest.run, 60)
+    run = f"Run of {day}" if name.lower() == "run" else f"Run {name}, {day}"
+    return f"{host}{virtual}. {run} UTC: {blocks} blocks, {instances} instances."
+
+
+def headings(sentences: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The sentences that are large, at least the first, and the others."""
+    kept = 1
+    while kept < len(sentences) and sum(map(len, sentences[: kept + 1])) <= LARGEST:
+        kept += 1
+    return list(sentences[:kept]), list(sentences[kept:])
+
+
+def legend(analysis: Analysis) -> list[str]:
+    """What the first picture's marks mean, and whoever in it is not known by name, in a sentence each."""
+    kinds = {panel.kind for panel in panels(analysis)}
+    said = []
+    if kinds:
+        shaded = f"; the shaded part: within {percent(analysis.margin)}, the same" if PanelKind.CHANGE in kinds else ""
+        points = "; a small point: a block" if kinds & {PanelKind.CHANGE, PanelKind.START} else ""
+        said.append(
+            f"The large point: the estimate; the line: its 95 % interval{points}; hollow: could not tell{shaded}."
+        )
+        said.append("A block measures everything once, in random order; an instance is a backend started afresh.")
+    if any(OWN_CONTAINER in one.label for one in analysis.backends):
+        said.append(f"{OWN_CONTAINER}: tare's own container, made of namespaces and cgroups as Docker's are.")
+    return said
 
 
 def _of_backend(analysis: Analysis, backend: MeasuredBackend, found: Sequence[AreaAnswer]) -> str:
@@ -140,26 +190,34 @@ def _start(answer: AreaAnswer, *, is_plural: bool) -> str:
 
 
 def _by_area(found: Sequence[AreaAnswer]) -> Iterator[str]:
-    """Many backends, area by area: the least and the largest cost."""
-    areas = list(dict.fromkeys(one.area for one in found))
+    """Many backends, area by area, the least cost first; whoever could not be told is named too."""
     unknown = []
-    for area in areas:
+    for area in dict.fromkeys(one.area for one in found):
         own = [one for one in found if one.area == area]
-        same = [one for one in own if one.outcome is Outcome.SAME]
-        told = [one for one in own if one.outcome in (Outcome.WORSE, Outcome.BETTER)]
         title = _area(own[0])
         title = title[:1].upper() + title[1:]
-        if len(same) == len(own):
+        if all(one.outcome is Outcome.SAME for one in own):
             yield f"{title}: no measurable cost on any of the {len(own)}."
-        elif told:
-            ends = [_least(told), _largest(told)] if len(told) > 1 else told
-            parts = [f"{_area_words(one)} on {one.backend.label}" for one in ends]
-            free = f"no measurable cost on {listed([one.backend.label for one in same])}; " if same else ""
-            yield f"{title}: {free}{' to '.join(parts)}."
-        else:
+        elif all(one.outcome is Outcome.UNKNOWN for one in own):
             unknown.append(title)
+        else:
+            yield f"{title}: {'; '.join(_ranked(own))}."
     if unknown:
         yield f"{listed(unknown)}: this run could not tell."
+
+
+def _ranked(own: Sequence[AreaAnswer]) -> Iterator[str]:
+    """Who costs nothing, who costs how much, and of whom this run could not tell."""
+    same, unknown = (
+        [one.backend.label for one in own if one.outcome is outcome] for outcome in (Outcome.SAME, Outcome.UNKNOWN)
+    )
+    told = sorted((one for one in own if one.outcome in (Outcome.WORSE, Outcome.BETTER)), key=_cost)
+    if same:
+        yield f"no measurable cost on {listed(same)}"
+    if told:
+        yield _told_together({one.backend.label: _area_words(one) for one in told})
+    if unknown:
+        yield f"could not tell for {listed(unknown)}"
 
 
 def _area_words(answer: AreaAnswer) -> str:
@@ -170,14 +228,6 @@ def _area_words(answer: AreaAnswer) -> str:
     return "" if found is None or found.ratio is None else change_words(told.row.metric, found.ratio, found)
 
 
-def _least(found: Sequence[AreaAnswer]) -> AreaAnswer:
-    return min(found, key=_cost)
-
-
-def _largest(found: Sequence[AreaAnswer]) -> AreaAnswer:
-    return max(found, key=_cost)
-
-
 def _cost(answer: AreaAnswer) -> float:
     found = answer.first.cell.comparison
     ratio = 1.0 if found is None or not found.ratio else found.ratio
@@ -185,23 +235,40 @@ def _cost(answer: AreaAnswer) -> float:
 
 
 def _of_instances(analysis: Analysis) -> Iterator[str]:
-    """What one more instance takes, whether it was found how many fit, and what neighbours take."""
+    """Whether it was found how many fit, what one more instance takes, and what neighbours take."""
     by_kind = {panel.kind: panel for panel in panels(analysis)}
     if (memory := by_kind.get(PanelKind.MEMORY)) is not None:
-        marks = [mark for mark in memory.lines[0].marks if not mark.backend.is_baseline] or memory.lines[0].marks
-        sizes = {mark.backend.label: format_estimate(mark.centre, mark.low, mark.high, Unit.BYTE) for mark in marks}
-        yield f"One more instance takes {_told_together(sizes)} of the host's memory."
-        results = [one for one in analysis.density if not _is_fenced(analysis, one.cell.backend)]
-        asked = [one for one in results if any(ending.was_asked_for for ending in one.cell.endings)]
-        if len(asked) == len(results):
-            most = max(one.cell.population for one in results)
-            yield f"How many fit was not measured: {most:,} ran, as many as were asked for, and nothing ran out."
+        yield from _how_many_fit(analysis)
+        yield from _one_more(memory.lines[0])
     if (neighbours := by_kind.get(PanelKind.NEIGHBOURS)) is not None:
         worst: dict[str, float] = {}
         for mark in (mark for line in neighbours.lines for mark in line.marks):
             worst[mark.backend.label] = max(mark.centre, worst.get(mark.backend.label, 0.0))
         shown = {label: longer_words(1 + share) for label, share in worst.items()}
         yield f"Next to noisy neighbours, work takes at worst {_told_together(shown)}."
+
+
+def _how_many_fit(analysis: Analysis) -> Iterator[str]:
+    results = [one for one in analysis.density if not _is_fenced(analysis, one.cell.backend)]
+    asked = [one for one in results if any(ending.was_asked_for for ending in one.cell.endings)]
+    if len(asked) == len(results):
+        most = max(one.cell.population for one in results)
+        yield f"How many fit was not measured: {most:,} ran, as many as were asked for, and nothing ran out."
+
+
+def _one_more(line: PanelLine) -> Iterator[str]:
+    """What one more instance takes of the host's memory, and how much of it is more than the baseline's."""
+    base = next((mark for mark in line.marks if mark.backend.is_baseline), None)
+    marks = [mark for mark in line.marks if mark is not base] or list(line.marks)
+    sizes = {mark.backend.label: format_estimate(mark.centre, mark.low, mark.high, Unit.BYTE) for mark in marks}
+    said = f"Of the host's memory one more instance takes {_told_together(sizes)}"
+    if base is not None and base not in marks:
+        ordered = sorted(marks, key=lambda mark: mark.centre)
+        ends = list(dict.fromkeys(extra_memory(mark, base) for mark in (ordered[0], ordered[-1])))
+        first = ends[0].removesuffix(" more") if all(one.endswith(" more") for one in ends[1:]) else ends[0]
+        said += f": {' to '.join([first, *ends[1:]] if ends[1:] else ends)} than on {base.backend.label}"
+    is_idle = line.subject is None or not line.subject.workload
+    yield f"{said}{' (idle instances: what your workload needs is not in it)' if is_idle else ''}."
 
 
 def _told_together(shown: Mapping[str, str]) -> str:

@@ -141,7 +141,9 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
     return {
         "title": suite_title(analysis),
         "question": headline.question(analysis),
-        "answer": headline.answer(analysis),
+        "answer": headline.headings(headline.answer(analysis)),
+        "legend": headline.legend(analysis),
+        "grade_place": headline.place_of(analysis.grade.level),
         "grade": analysis.grade,
         "fences": headline.fences(analysis),
         "caveats": headline.top_caveats(analysis),

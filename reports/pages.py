@@ -27,11 +27,12 @@ from tare.reports.compare import (
     tally,
     verdict_of,
 )
-from tare.reports.headline import answer, where
+from tare.reports.headline import answer, headings, legend, place_of, where
 from tare.reports.html import render_template
 from tare.reports.names import names_of
 from tare.reports.picture import PanelView, Strip, axis_ends, change_axis, strip_svg
 from tare.reports.wording import (
+    describe,
     direction_words,
     format_change,
     format_change_range,
@@ -61,6 +62,8 @@ class LineView(msgspec.Struct, frozen=True):
     style: str
     note: str
     exact: list[float | None]
+    about: str = ""
+    """What the metric measures, of those that lead."""
 
 
 class RunLine(msgspec.Struct, frozen=True):
@@ -80,7 +83,9 @@ def render_comparison(comparison: RunComparison) -> str:
     kinds = {line.kind: kind_title(comparison, line.kind) for line in comparison.lines}
     context = {
         "title": f"{comparison.second} against {comparison.first}",
-        "answer": comparison_answer(comparison),
+        "answer": headings(comparison_answer(comparison)),
+        "legend": _legend(comparison),
+        "grade_place": place_of(worst_grade(comparison).level),
         "grade": worst_grade(comparison),
         "grade_words": grade_of_comparison(comparison),
         "how": how_compared(comparison),
@@ -97,6 +102,11 @@ def render_comparison(comparison: RunComparison) -> str:
         "wheres": [where(analysis) for analysis in comparison.analyses],
     }
     return render_template("compare.html.j2", context)
+
+
+def _legend(comparison: RunComparison) -> list[str]:
+    """The same as a report's, without the small points, which a comparison has none of."""
+    return [one.replace("; a small point: a block", "") for one in legend(comparison.analyses[0])]
 
 
 def worst_grade(comparison: RunComparison) -> Grade:
@@ -219,6 +229,7 @@ def _line(comparison: RunComparison, line: Line) -> LineView:
         style=str(found.verdict_adjusted),
         note="" if has_verdict else found.note,
         exact=[found.ratio, found.low, found.high],
+        about=f"{describe(line.metric)}; {direction_words(line.metric)}." if line.is_leading else "",
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, CellResult, GradeLevel, MeasuredBackend, Row, Subject
-from tare.bench.analysis.answer import Mark, Panel, PanelKind, area_of, panels
+from tare.bench.analysis.answer import Mark, Panel, PanelKind, PanelLine, area_of, panels
 from tare.bench.catalogue import BootMetric
 from tare.bench.model import Direction
 from tare.bench.stats.comparisons import Verdict
@@ -22,6 +22,7 @@ from tare.reports.names import Names, names_of
 from tare.reports.wording import (
     change_words,
     direction_words,
+    extra_memory,
     format_change_range,
     format_estimate,
     format_value_range,
@@ -95,6 +96,11 @@ class PanelView(msgspec.Struct, frozen=True):
     ticks: tuple[tuple[float, str], ...]
     ends: tuple[str, str]
     kind: str
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows all groups have."""
+        return sum(len(rows) for _, rows in self.groups)
 
 
 def panel_views(analysis: Analysis) -> list[PanelView]:
@@ -185,7 +191,9 @@ class _Maker:
             return self._neighbours(panel, marks)
         axis = value_axis(marks, panel.unit)
         lines = panel.lines[:1] if panel.kind is PanelKind.MEMORY else panel.lines
-        strips = [self.value(line.subject, line.row, mark, axis, panel.kind) for line in lines for mark in line.marks]
+        strips = [
+            self.value(line.subject, line.row, mark, axis, _base_of(line)) for line in lines for mark in line.marks
+        ]
         titles = {PanelKind.START: "Time to start", PanelKind.MEMORY: "Memory that one more instance takes"}
         title = titles[panel.kind]
         note = f"lower is better{', log scale' if axis.is_log else ''}"
@@ -231,12 +239,13 @@ class _Maker:
         )
 
     def value(
-        self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis, kind: PanelKind | None = None
+        self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis, base: Mark | None = None
     ) -> Strip:
         """A row of an axis of values."""
         unit = Unit.BYTE if row is None else row.metric.unit
         said = format_estimate(mark.centre, mark.low, mark.high, unit)
-        detail = f"with {self.names.subject(subject)}" if kind is PanelKind.MEMORY and _works(subject) else ""
+        detail = f"with {self.names.subject(subject)}" if row is None and _works(subject) else ""
+        extra = "" if base is None or base is mark else f"{extra_memory(mark, base)} than {self.baseline}"
         key = "" if row is None or mark.cell is None or subject is None else f"{key_of(subject, row, mark.cell)}#value"
         hint = row.metric.name if row is not None else "density"
         return Strip(
@@ -250,7 +259,7 @@ class _Maker:
             mark.centre,
             is_open=self.is_void or mark.verdict is Verdict.INCONCLUSIVE,
             detail=detail,
-            why=NOT_USABLE if self.is_void else _verdict_words(row, mark),
+            why=NOT_USABLE if self.is_void else extra or _verdict_words(row, mark),
         )
 
     def _neighbours(self, panel: Panel, marks: Sequence[Mark]) -> PanelView:
@@ -285,6 +294,11 @@ class _Maker:
     def _against_baseline(self, mark: Mark) -> str:
         """What a hollow point of a ratio could not be told from."""
         return f"could not tell from {self.baseline}" if mark.verdict is Verdict.INCONCLUSIVE else ""
+
+
+def _base_of(line: PanelLine) -> Mark | None:
+    """The baseline's mark where values are fitted and so are compared by nothing else."""
+    return next((mark for mark in line.marks if mark.backend.is_baseline and line.row is None), None)
 
 
 def _works(subject: Subject | None) -> TypeGuard[Subject]:

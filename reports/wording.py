@@ -4,6 +4,7 @@ import math
 import re
 
 from tare.bench.analysis import CellResult, MeasuredBackend, Row, Subject
+from tare.bench.analysis.answer import Mark
 from tare.bench.catalogue import BootMetric, SteadyMetric
 from tare.bench.model import Category, Direction, Metric
 from tare.bench.network_path import ServerPlace, find_path
@@ -133,6 +134,15 @@ def longer_words(ratio: float) -> str:
         return f"{_two_digits(ratio)} times as long"
     text = _change(ratio, 0).lstrip("+−")
     return "as long" if ratio == 1 or text == "0 %" else f"{text} {'longer' if ratio > 1 else 'shorter'}"
+
+
+def extra_memory(mark: Mark, base: Mark) -> str:
+    """How much more memory one takes than the other: ``240 KiB more``, in as many digits as both intervals support."""
+    ends = (mark.low, mark.high, base.low, base.high)
+    low, high, base_low, base_high = (0.0, math.inf, 0.0, 0.0) if None in ends else ends
+    difference = mark.centre - base.centre
+    size = format_estimate(abs(difference), (low or 0) - (base_high or 0), (high or 0) - (base_low or 0), Unit.BYTE)
+    return f"{size} {'more' if difference >= 0 else 'less'}"
 
 
 def format_probability(probability: float) -> str:

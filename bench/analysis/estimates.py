@@ -316,6 +316,9 @@ def _backends(run: LoadedRun) -> list[MeasuredBackend]:
     ]
 
 
+OWN_CONTAINER = "container (tare)"
+
+
 def _label(manifest: Manifest, name: str) -> str:
     """What people take a backend's label for what it is: no bare metal where the host is itself a virtual machine."""
     described = manifest.backends.get(name)
@@ -324,7 +327,10 @@ def _label(manifest: Manifest, name: str) -> str:
     label = described.label
     if described.kind is IsolationKind.BARE_METAL:
         label = label.replace("bare-metal", "bare metal" if host_virtualization(manifest) is None else "host (a VM)")
-    return one_line(label.replace("native (container)", "container (tare)"))
+    label = label.replace("native (container)", OWN_CONTAINER)
+    if label.startswith(f"{name}: "):  # one of several of its type, with a name of its own
+        label = f"{label.removeprefix(f'{name}: ')}, {name}"
+    return one_line(label)
 
 
 def host_virtualization(manifest: Manifest) -> str | None:

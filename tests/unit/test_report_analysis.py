@@ -7,8 +7,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from tare.bench.analysis import MeasuredBackend, analyse
-from tare.bench.analysis.answer import Mark
+from tare.bench.analysis import GradeLevel, MeasuredBackend, analyse
+from tare.bench.analysis.answer import Mark, Outcome, area_answers
 from tare.bench.analysis.estimates import host_virtualization
 from tare.bench.model import Direction, IsolationKind, Metric
 from tare.bench.readable import isolated, one_line, readable
@@ -18,8 +18,9 @@ from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports.blocks import operations_beyond, value_view
 from tare.reports.caveats import caveats
-from tare.reports.headline import answer, fences, headline, question
+from tare.reports.headline import answer, fences, headline, legend, place_of, question, where
 from tare.reports.html import render_page
+from tare.reports.names import AREAS
 from tare.reports.picture import change_axis, panel_views, strip_svg
 from tare.reports.wording import (
     figure_sentence,
@@ -101,7 +102,10 @@ def test_software_emulation_is_never_hidden(analysed):
     labels = {cell.backend.label for _, _, cell, _ in analysis.comparisons}
     assert labels == {"native", "vm (tcg)"}
     assert "vm" not in headline(analysis)
-    assert fences(analysis) == ["Virtual machine: not measured here; the emulator's figures are in the appendix."]
+    (fence,) = fences(analysis)
+    assert fence.startswith("Virtual machine: not measured here, because KVM did not boot a guest on this host")
+    assert "To measure one, run this where tare doctor finds that KVM works." in fence
+    assert fence.endswith("The emulator's figures are in the appendix.")
     assert "accel-tcg" in codes(analysis)
 
 
@@ -132,9 +136,62 @@ def test_with_several_engines_the_headline_goes_area_by_area(tmp_path):
     assert set(said) >= {"Start", "CPU work", "Disk access", "System calls"}
     system_calls = said["System calls"]
     assert "no measurable cost on native and runc; " in system_calls
-    assert "slower on vm (kvm) to " in system_calls
+    assert "slower on vm (kvm) and " in system_calls
     assert system_calls.endswith("times slower on gvisor.")
+    for backend in ratios:  # nobody is left out, whatever was told of them
+        label = "vm (kvm)" if backend == "vm" else backend
+        assert all(label in said[area] for area in ("CPU work", "Disk access", "System calls"))
+    rows = {row.name for panel in panel_views(analysis) for _, group in panel.groups for row in group}
+    assert rows >= {"CPU work", "Disk access", "System calls"}
     assert "vm (kvm)" in render_page(analysis)
+
+
+def test_who_could_not_be_told_is_in_the_headline(tmp_path):
+    ratios = {"native": 1.0, "runc": 1.0, "gvisor": 3.0}
+    recipe = replace(QUICK, blocks=12, backends=("bare-metal", *ratios), ratios=ratios, noise=0.05)
+    analysis = analyse(load_run(write_run(tmp_path / "run", recipe)))
+    areas = {
+        one.area: {each.backend.label: each.outcome for each in area_answers(analysis) if each.area == one.area}
+        for one in area_answers(analysis)
+    }
+    mixed = [area for area, told in areas.items() if {Outcome.UNKNOWN, Outcome.WORSE} <= set(told.values())]
+    assert mixed
+    for area in mixed:
+        (sentence,) = (one for one in answer(analysis) if one.startswith(AREAS[area]))
+        unknown = [label for label, outcome in areas[area].items() if outcome is Outcome.UNKNOWN]
+        assert sentence.endswith(f"could not tell for {' and '.join(unknown)}.")
+
+
+def test_the_legend_and_the_scale_of_grades(analysed):
+    analysis = analysed(replace(QUICK, blocks=4))
+    said = " ".join(legend(analysis))
+    for part in ("95 % interval", "a small point: a block", "hollow: could not tell", "within 2 %", "A block measures"):
+        assert part in said
+    html = render_page(analysis)
+    assert html.index('class="picture"') < html.index('class="key"') < html.index('class="caveats"')
+    assert "(the third of four grades)" in html
+    assert [place_of(level).split()[1] for level in GradeLevel] == ["best", "second", "third", "last"]
+
+
+def test_where_tells_a_run_that_has_no_name_by_its_day(analysed):
+    analysis = analysed()
+    named = msgspec.structs.replace(analysis.manifest, run="monday")
+    for manifest, said in ((named, ". Run monday, "), (msgspec.structs.replace(named, run="run"), ". Run of 20")):
+        run = msgspec.structs.replace(analysis.run, manifest=manifest)
+        assert said in where(analyse(run))
+
+
+def test_one_of_two_of_a_type_has_its_own_name_behind(tmp_path):
+    run = load_run(write_run(tmp_path / "run", QUICK))
+    own = msgspec.structs.replace(run.manifest.backends["native"], label="native: native (container)")
+    backends = {**run.manifest.backends, "native": own}
+    labels = {
+        one.name: one.label
+        for one in analyse(
+            msgspec.structs.replace(run, manifest=msgspec.structs.replace(run.manifest, backends=backends))
+        ).backends
+    }
+    assert labels["native"] == "container (tare), native"
 
 
 def analysed_again(analysed, recipe):

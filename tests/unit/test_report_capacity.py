@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 
+import msgspec
 import pytest
 
 from tare.bench.analysis import RunResults, analyse, density
@@ -66,9 +67,13 @@ def test_a_loaded_ramp_has_its_throughput_with_the_law_through_it(tmp_path, draw
 
 
 def test_the_first_screen_says_what_one_more_took_and_what_was_not_measured(tmp_path):
-    analysis = analyse(load_run(write_density(tmp_path / "run")))
-    assert analysis.baseline is None
-    view = requirement_views(analysis)
+    run = load_run(write_density(tmp_path / "run"))
+    nothing_to_compare = analyse(run)
+    assert nothing_to_compare.baseline is None
+    (answer,) = requirement_views(nothing_to_compare)[0].answers
+    assert (answer.standing, answer.likely, answer.more) == ("cannot tell", "", "The run is not usable.")
+    manifest = msgspec.structs.replace(run.manifest, baseline="native")
+    view = requirement_views(analyse(msgspec.structs.replace(run, manifest=manifest)))
     assert [one.name for one in view] == ["One more instance takes at most 64 MiB of memory", "Has a kernel of its own"]
     (answer,) = view[0].answers
     assert answer.standing == "fails"

@@ -19,7 +19,10 @@ import pytest
 from lxml import etree
 from typer.testing import CliRunner
 
+from tare.bench.analysis import analyse
 from tare.bench.cli.main import app
+from tare.bench.store import load_run
+from tare.reports.picture import panel_views
 from tests.written import (
     Page,
     leaves,
@@ -275,4 +278,18 @@ def test_density_says_how_many_there_were_and_why_no_more(runs, written):
     most = max(note["population"] for note in ends)
     assert {note["reason"] for note in ends if note["population"] == most} == {"count"}
     said = json.loads(written("density", "json"))["headline"]
-    assert f"How many fit was not measured: {most} ran, as many as were asked for" in said
+    assert said.startswith(f"How many fit was not measured: {most} ran, as many as were asked for")
+    assert "(idle instances: what your workload needs is not in it)" in said
+    analysis = analyse(load_run(runs["density"]))
+    (memory,) = (panel for panel in panel_views(analysis) if panel.kind == "memory")
+    by_label = {row.name: row for _, rows in memory.groups for row in rows}
+    base = by_label.pop(analysis.baseline.label)
+    assert by_label
+    for row in by_label.values():
+        extra = float(re.fullmatch(r"(\d+) KiB more than .*", row.why)[1]) * 1024
+        assert extra == pytest.approx(row.exact - base.exact, rel=0.05)
+        assert row.why.split(" than ")[0].removesuffix(" more") in said
+    (next_to,) = (panel for panel in panel_views(analysis) if panel.kind == "neighbours")
+    assert {row.detail for _, rows in next_to.groups for row in rows} == {"neighbours that create processes"}
+    hollow = [row for panel in panel_views(analysis) for _, rows in panel.groups for row in rows if row.is_open]
+    assert all("could not tell" in f"{row.said} {row.why}" for row in hollow)
