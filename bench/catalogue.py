@@ -7,7 +7,7 @@ description) is in its experiment's ``metrics``, and in the manifest.
 from collections.abc import Mapping
 from enum import StrEnum
 
-from tare.bench.model import ExperimentTraits, Parameter
+from tare.bench.traits import ExperimentTraits, Parameter
 
 
 class Builtin(StrEnum):

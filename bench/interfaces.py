@@ -17,26 +17,24 @@ from tare.bench.ledger import Ledger
 from tare.bench.model import (
     Availability,
     BackendDescription,
-    Category,
     Command,
     Commands,
     Completed,
     Diagnosis,
     EngineShare,
     Envelope,
-    ExperimentTraits,
     Footprint,
     Histogram,
     Image,
     InstanceSpec,
     Measurement,
     Metric,
-    Parameter,
     Proved,
     StartTimeline,
     Usage,
 )
 from tare.bench.network_path import ServerPlace
+from tare.bench.traits import Category, ExperimentTraits, Parameter
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,18 +7,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from tare.bench.model import (
-    Availability,
-    BackendDescription,
-    Confound,
-    Envelope,
-    ExperimentTraits,
-    Fact,
-    Histogram,
-    Metric,
-    Struct,
-    WorkloadTraits,
-)
+from tare.bench.model import Availability, BackendDescription, Confound, Envelope, Fact, Histogram, Metric, Struct
+from tare.bench.traits import ExperimentTraits, WorkloadTraits
 from tare.bench.units import Unit
 
 SCHEMA_VERSION = 2

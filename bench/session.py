@@ -28,7 +28,7 @@ from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.cpus import format_cpus
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, free_bytes, ledger_directory, runs_directory, work_directory
-from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind, WorkloadTraits
+from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind
 from tare.bench.priming import prime
 from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, Origin, RunStatus
@@ -37,6 +37,7 @@ from tare.bench.runner import Display, Outcome, Runner, make_event
 from tare.bench.store import LoadedRun, Progress, RunStore, find_progress, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
+from tare.bench.traits import WorkloadTraits
 from tare.bench.tune.journal import journal_file, tuned_facts
 from tare.bench.version import commit_of, tare_commit, tare_version
 

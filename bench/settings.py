@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tare.bench.catalogue import HARNESS_METRICS
-from tare.bench.model import ExperimentTraits
+from tare.bench.traits import ExperimentTraits
 
 DEFAULT_MARGIN = 0.02
 """Ratios from 1/1.02 to 1.02 make no difference to anybody, unless the suite says otherwise."""

@@ -15,8 +15,9 @@ from msgspec import inspect
 
 from tare.bench.catalogue import TRAITS
 from tare.bench.errors import RunDirectoryError
-from tare.bench.model import Category, IsolationKind
+from tare.bench.model import IsolationKind
 from tare.bench.records import SCHEMA_VERSION
+from tare.bench.traits import Category
 from tare.bench.units import Unit, parse_size
 
 _CHUNK_BYTES = 8 * 2**20

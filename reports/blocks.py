@@ -10,8 +10,8 @@ import msgspec
 
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import Builtin, SteadyMetric
-from tare.bench.model import Category
 from tare.bench.stats.comparisons import Comparison, Verdict
+from tare.bench.traits import Category
 from tare.bench.units import Unit
 from tare.reports.capacity import CapacityView, capacity_view
 from tare.reports.density_costs import CostsView, costs_view

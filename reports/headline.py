@@ -6,8 +6,8 @@ from tare.bench.analysis import Analysis, Grade, GradeLevel, MeasuredBackend
 from tare.bench.analysis.answer import START, AreaAnswer, Outcome, PanelKind, PanelLine, area_answers, panels
 from tare.bench.analysis.estimates import OWN_CONTAINER, host_virtualization
 from tare.bench.catalogue import ConfoundCode
-from tare.bench.model import Category
 from tare.bench.readable import one_line, readable
+from tare.bench.traits import Category
 from tare.bench.units import Unit, format_value
 from tare.reports.caveats import caveats, suite_text, suite_title
 from tare.reports.names import area_title, plural_of

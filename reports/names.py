@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from tare.bench.analysis import Analysis, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import RATIO_PREFIX, SHAM_PREFIX, VALUE_PREFIX
-from tare.bench.model import Category, IsolationKind, Metric, Parameter
+from tare.bench.model import IsolationKind, Metric
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest
 from tare.bench.registry import find_experiments, find_workloads
+from tare.bench.traits import Category, Parameter
 
 AREAS: Mapping[str, str] = {
     "start": "Start",

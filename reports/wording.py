@@ -6,11 +6,12 @@ import re
 from tare.bench.analysis import CellResult, MeasuredBackend, Row, Subject
 from tare.bench.analysis.answer import Mark
 from tare.bench.catalogue import BootMetric, SteadyMetric
-from tare.bench.model import Category, Direction, Metric
+from tare.bench.model import Direction, Metric
 from tare.bench.network_path import ServerPlace, find_path
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest
 from tare.bench.stats.comparisons import Comparison, Verdict
+from tare.bench.traits import Category
 from tare.bench.units import Unit, format_value
 
 _WIDE = 0.1

@@ -15,18 +15,9 @@ import msgspec
 import numpy as np
 
 from tare.bench.catalogue import TRAITS
-from tare.bench.model import (
-    BackendDescription,
-    Category,
-    Direction,
-    Envelope,
-    Fact,
-    IsolationKind,
-    Metric,
-    WorkloadTraits,
-    named_facts,
-)
+from tare.bench.model import BackendDescription, Direction, Envelope, Fact, IsolationKind, Metric, named_facts
 from tare.bench.records import Event, EventKind, Fingerprint, Manifest, Origin, RunStatus, Sample
+from tare.bench.traits import Category, WorkloadTraits
 from tare.bench.units import Unit
 
 FIRST = datetime(2026, 1, 1, 2, 0, tzinfo=UTC)

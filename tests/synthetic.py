@@ -17,17 +17,16 @@ from tare.bench.catalogue import TRAITS
 from tare.bench.model import (
     Availability,
     BackendDescription,
-    Category,
     Confound,
     Direction,
     Envelope,
     Fact,
     IsolationKind,
     Metric,
-    WorkloadTraits,
     named_facts,
 )
 from tare.bench.records import Event, EventKind, Manifest, RunStatus, Sample
+from tare.bench.traits import Category, WorkloadTraits
 from tare.bench.units import Unit
 
 HOSTILE = (

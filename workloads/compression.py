@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement, Parameter
+from tare.bench.model import SCRATCH, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size
 from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse

@@ -15,18 +15,8 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.errors import ParseError
-from tare.bench.model import (
-    SCRATCH,
-    Category,
-    Command,
-    Commands,
-    Completed,
-    Diagnosis,
-    Envelope,
-    Histogram,
-    Measurement,
-    Parameter,
-)
+from tare.bench.model import SCRATCH, Command, Commands, Completed, Diagnosis, Envelope, Histogram, Measurement
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Unit
 from tare.workloads.metrics import time_of
 from tare.workloads.output import excerpt, nearest_rank, read_json, read_output, refuse

@@ -16,19 +16,8 @@ from msgspec import Meta
 
 from tare.bench.errors import ParseError, WorkloadError
 from tare.bench.interfaces import Workload
-from tare.bench.model import (
-    SCRATCH,
-    Category,
-    Command,
-    Commands,
-    Completed,
-    Diagnosis,
-    Envelope,
-    Histogram,
-    Measurement,
-    Metric,
-    Parameter,
-)
+from tare.bench.model import SCRATCH, Command, Commands, Completed, Diagnosis, Envelope, Histogram, Measurement, Metric
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size, Unit, format_size
 from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import excerpt, read_output, refuse

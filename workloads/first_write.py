@@ -14,7 +14,6 @@ from msgspec import Meta
 from tare.bench.interfaces import Workload
 from tare.bench.model import (
     SCRATCH,
-    Category,
     Command,
     Commands,
     Completed,
@@ -24,8 +23,8 @@ from tare.bench.model import (
     Histogram,
     Measurement,
     Metric,
-    Parameter,
 )
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size, Unit
 from tare.workloads.metrics import time_of
 from tare.workloads.output import read_json, read_output, refuse

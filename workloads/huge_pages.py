@@ -11,7 +11,8 @@ from typing import Literal
 import msgspec
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Direction, Envelope, Measurement, Metric, Parameter
+from tare.bench.model import Command, Commands, Completed, Direction, Envelope, Measurement, Metric
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size, Unit
 from tare.workloads.metrics import bandwidth_of
 from tare.workloads.output import one_match, positive, read_output, refuse

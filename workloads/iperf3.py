@@ -10,19 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.errors import ParseError
-from tare.bench.model import (
-    SERVER,
-    Category,
-    Command,
-    Commands,
-    Completed,
-    Direction,
-    Envelope,
-    Measurement,
-    Metric,
-    Parameter,
-    Service,
-)
+from tare.bench.model import SERVER, Command, Commands, Completed, Direction, Envelope, Measurement, Metric, Service
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size, Unit
 from tare.workloads.metrics import bandwidth_of, time_of
 from tare.workloads.output import excerpt, read_json, read_output, refuse

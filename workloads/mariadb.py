@@ -9,18 +9,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.model import (
-    SCRATCH,
-    SERVER,
-    Command,
-    Commands,
-    Completed,
-    Envelope,
-    Histogram,
-    Measurement,
-    Parameter,
-    Service,
-)
+from tare.bench.model import SCRATCH, SERVER, Command, Commands, Completed, Envelope, Histogram, Measurement, Service
+from tare.bench.traits import Parameter
 from tare.bench.units import Unit
 from tare.workloads.metrics import rate_of
 from tare.workloads.output import LINES, one_match, positive, read_output, refuse

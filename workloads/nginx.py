@@ -12,19 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.errors import ParseError
-from tare.bench.model import (
-    SCRATCH,
-    SERVER,
-    Category,
-    Command,
-    Commands,
-    Completed,
-    Envelope,
-    Histogram,
-    Measurement,
-    Parameter,
-    Service,
-)
+from tare.bench.model import SCRATCH, SERVER, Command, Commands, Completed, Envelope, Histogram, Measurement, Service
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size, Unit
 from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, excerpt, one_match, positive, read_output, refuse

@@ -11,7 +11,8 @@ from typing import Literal
 import msgspec
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Parameter
+from tare.bench.model import Command, Commands, Completed, Envelope, Measurement
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size
 from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import LINES, one_match, positive, read_output, refuse

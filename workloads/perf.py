@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from tare.bench.errors import WorkloadError
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Parameter
+from tare.bench.model import Command, Commands, Completed, Envelope, Measurement
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size
 from tare.workloads.metrics import bandwidth_of, rate_of, time_of
 from tare.workloads.output import positive, read_output, refuse

@@ -11,17 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import (
-    SCRATCH,
-    Category,
-    Command,
-    Commands,
-    Completed,
-    Envelope,
-    Histogram,
-    Measurement,
-    Parameter,
-)
+from tare.bench.model import SCRATCH, Command, Commands, Completed, Envelope, Histogram, Measurement
+from tare.bench.traits import Category, Parameter
 from tare.workloads.metrics import time_of
 from tare.workloads.output import read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S

@@ -22,9 +22,9 @@ from tare.bench.model import (
     Histogram,
     Measurement,
     Metric,
-    Parameter,
     Service,
 )
+from tare.bench.traits import Parameter
 from tare.bench.units import Unit
 from tare.workloads.metrics import percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, positive, read_output, refuse

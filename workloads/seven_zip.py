@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric, Parameter
+from tare.bench.model import Command, Commands, Completed, Envelope, Measurement, Metric
+from tare.bench.traits import Category, Parameter
 from tare.workloads.metrics import bandwidth_of, rate_of
 from tare.workloads.output import LINES, one_match, positive, read_output, refuse
 from tare.workloads.parameters import START_MARGIN_S, WholeSeconds, require_memory

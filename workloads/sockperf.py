@@ -15,7 +15,6 @@ from tare.bench.errors import ParseError
 from tare.bench.model import (
     SCRATCH,
     SERVER,
-    Category,
     Command,
     Commands,
     Completed,
@@ -23,9 +22,9 @@ from tare.bench.model import (
     Envelope,
     Histogram,
     Measurement,
-    Parameter,
     Service,
 )
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Unit
 from tare.workloads.metrics import percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, excerpt, one_match, one_number, positive, read_output, refuse

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import msgspec
 
 from tare.bench.errors import ParseError
-from tare.bench.model import SCRATCH, Category, Command, Commands, Completed, Envelope, Measurement, Parameter
+from tare.bench.model import SCRATCH, Command, Commands, Completed, Envelope, Measurement
+from tare.bench.traits import Category, Parameter
 from tare.workloads.metrics import rate_of, time_of
 from tare.workloads.output import LINES, excerpt, one_match, positive, read_output, refuse
 from tare.workloads.parameters import TimedWorkload, WholeSeconds, timeout_of

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tare.bench.model import Category, Command, Commands, Completed, Envelope, Measurement, Metric, Parameter
+from tare.bench.model import Command, Commands, Completed, Envelope, Measurement, Metric
+from tare.bench.traits import Category, Parameter
 from tare.bench.units import Size
 from tare.workloads.metrics import bandwidth_of, percentiles_of, rate_of, time_of
 from tare.workloads.output import LINES, one_match, one_number, positive, read_output, refuse

@@ -5,17 +5,9 @@ sampling and the noise suite go the same way for single cells: ``cells``, then `
 """
 
 from tare.bench.analysis.cells import Points
-from tare.bench.analysis.estimates import (
-    Analysis,
-    CellResult,
-    MeasuredBackend,
-    Row,
-    RunNoise,
-    RunResults,
-    Subject,
-    analyse,
-)
+from tare.bench.analysis.estimates import RunResults, analyse
 from tare.bench.analysis.grade import Grade, GradeLevel
+from tare.bench.analysis.results import Analysis, CellResult, MeasuredBackend, Row, RunNoise, Subject
 
 __all__ = [
     "Analysis",

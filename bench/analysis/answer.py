@@ -12,10 +12,10 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from tare.bench.analysis.estimates import Analysis, CellResult, MeasuredBackend, Row, Subject
+from tare.bench.analysis.results import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import RATIO_PREFIX, BootMetric, Builtin
-from tare.bench.model import Category
 from tare.bench.stats.comparisons import Verdict
+from tare.bench.traits import Category
 from tare.bench.units import Unit
 
 START = "start"

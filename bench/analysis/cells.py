@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tare.bench.catalogue import HARNESS_METRICS, Builtin
-from tare.bench.model import ExperimentTraits
 from tare.bench.samples import SampleTable, params_text
 from tare.bench.settings import leading_metric
 from tare.bench.stats.comparisons import CellBlocks, Comparison, Floats, Integers, Verdict, grouped_medians
 from tare.bench.stats.warmup import NOTHING_FOUND, WarmUp, find_warm_up, shared_warm_up
 from tare.bench.store import LoadedRun
+from tare.bench.traits import ExperimentTraits
 from tare.bench.units import Unit
 
 NOT_COMPARED = "taken at other sizes: no ratio"

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis.cells import have_same_sizes, without_ratio
-from tare.bench.analysis.estimates import Analysis, CellResult, Row, Subject, analyse
+from tare.bench.analysis.estimates import analyse
+from tare.bench.analysis.results import Analysis, CellResult, Row, Subject
 from tare.bench.comparability import Difference, split_allowed
 from tare.bench.errors import RunDirectoryError, UnknownNameError
 from tare.bench.model import Metric

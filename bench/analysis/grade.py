@@ -29,7 +29,7 @@ from tare.bench.records import EventKind, RunStatus
 from tare.bench.stats.comparisons import Comparison, Interval, Verdict
 
 if TYPE_CHECKING:
-    from tare.bench.analysis.estimates import Analysis, CellResult, Row, Subject
+    from tare.bench.analysis.results import Analysis, CellResult, Row, Subject
 
 BUSY = 0.25
 """A share of the envelope's CPU time that other work took: beyond it, a measurement is of the other work too."""

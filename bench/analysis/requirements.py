@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tare.bench.analysis.answer import START, area_of
-from tare.bench.analysis.estimates import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.analysis.grade import GradeLevel
+from tare.bench.analysis.results import Analysis, CellResult, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import BootMetric
-from tare.bench.model import Category, Direction, IsolationKind
+from tare.bench.model import Direction, IsolationKind
 from tare.bench.records import EventKind
 from tare.bench.stats.comparisons import LEVEL
 from tare.bench.stats.precision import blocks_needed
+from tare.bench.traits import Category
 from tare.bench.units import Unit, parse_bound
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import msgspec
 from tare.bench.interfaces import Experiment, InstanceRun
-from tare.bench.model import Command, ExperimentTraits, lower
+from tare.bench.model import Command, lower
+from tare.bench.traits import ExperimentTraits
 from tare.bench.units import Unit
 
 MAKE = 'mkdir -p "$1" && cd "$1" && seq "$2" "$3" | xargs touch'

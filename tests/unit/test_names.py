@@ -6,9 +6,10 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import analyse
-from tare.bench.model import Direction, Metric, Parameter, WorkloadTraits
+from tare.bench.model import Direction, Metric
 from tare.bench.registry import find_experiments, find_workloads
 from tare.bench.store import load_run
+from tare.bench.traits import Parameter, WorkloadTraits
 from tare.bench.units import Unit
 from tare.reports.names import Names, names_of
 from tests.synthetic import write_run

@@ -16,11 +16,12 @@ from tare.backends.vm.options import Network
 from tare.bench.analysis import MeasuredBackend, Subject
 from tare.bench.catalogue import TRAITS
 from tare.bench.errors import BackendError, SuiteError, UnavailableError
-from tare.bench.model import BackendDescription, Category, IsolationKind, WorkloadTraits, named_facts
+from tare.bench.model import BackendDescription, IsolationKind, named_facts
 from tare.bench.network_path import describe_paths, find_path
 from tare.bench.registry import find_backends, find_workloads
 from tare.bench.store import load_run
 from tare.bench.suite import read_suite
+from tare.bench.traits import Category, WorkloadTraits
 from tare.reports.wording import path_sentence
 from tests.synthetic import QUICK, SUBJECTS, write_run
 

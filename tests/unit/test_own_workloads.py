@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tare.bench.comparability import conditions
 from tare.bench.errors import ParseError, SuiteError
 from tare.bench.interfaces import Workload
-from tare.bench.model import Category, Command, Completed, Direction, Envelope, Metric
+from tare.bench.model import Command, Completed, Direction, Envelope, Metric
 from tare.bench.records import Manifest, RunStatus
 from tare.bench.suite import Suite, read_suite, resolve_suite
+from tare.bench.traits import Category
 from tare.bench.units import SCALES, Unit, parse_unit
 from tare.workloads.command import CommandKind, CommandSection, StatedMetric
 from tare.workloads.pyperf_script import PyperfKind, PyperfSection
