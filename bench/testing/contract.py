@@ -35,6 +35,7 @@ from tare.bench.testing.subject import (
     Typist,
     cgroups_of,
     find_image,
+    host_as_image,
     load_backend,
     processes_of,
     start_subject,
@@ -92,12 +93,6 @@ def isolated(subject: BackendUnderTest) -> None:
     """Asked for by tests of what instances with files and processes of their own have."""
     if not subject.isolated:
         pytest.skip("the backend declares that its instances are not isolated")
-
-
-def host_as_image() -> Image:
-    """What the fake, which uses the host's own files, is given for an image."""
-    folder = Path("/nonexistent")
-    return Image("0" * 64, "", folder, Path("/"), None, None, None, "", packages={}, size_bytes=0)
 
 
 def require(value: object, reason: object = "the backend does not have it") -> None:

@@ -197,3 +197,9 @@ def _hold_instance(name: str, ledger_folder: str, work: str, image: str, *option
 
 if __name__ == "__main__":
     _hold_instance(*sys.argv[1:])
+
+
+def host_as_image() -> Image:
+    """What the fake, which uses the host's own files, is given for an image."""
+    folder = Path("/nonexistent")
+    return Image("0" * 64, "", folder, Path("/"), None, None, None, "", packages={}, size_bytes=0)
