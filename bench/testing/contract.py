@@ -38,6 +38,7 @@ from tare.bench.testing.subject import (
     host_as_image,
     load_backend,
     processes_of,
+    require,
     start_subject,
     traces_of,
 )
@@ -93,11 +94,6 @@ def isolated(subject: BackendUnderTest) -> None:
     """Asked for by tests of what instances with files and processes of their own have."""
     if not subject.isolated:
         pytest.skip("the backend declares that its instances are not isolated")
-
-
-def require(value: object, reason: object = "the backend does not have it") -> None:
-    if value is None or value is False or value == ():
-        pytest.skip(str(reason))
 
 
 # --- what it says of itself ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from tare.bench.errors import UnavailableError
 from tare.bench.image import ImageStore
@@ -203,3 +204,9 @@ def host_as_image() -> Image:
     """What the fake, which uses the host's own files, is given for an image."""
     folder = Path("/nonexistent")
     return Image("0" * 64, "", folder, Path("/"), None, None, None, "", packages={}, size_bytes=0)
+
+
+def require(value: object, reason: object = "the backend does not have it") -> None:
+    """Skip the test with the reason where the backend does not have what it needs."""
+    if value is None or value is False or value == ():
+        pytest.skip(str(reason))
