@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from tare.backends.vm.disks import find_virtiofsd
+from tare.bench.errors import TareError
 from tare.bench.image.boot import Member, pack
 from tare.bench.image.guest import order_modules
 from tare.bench.process import require_tool, run
@@ -128,7 +129,10 @@ def find_or_fetch_kernel(cache: Path) -> HostKernel:
 
 def _fetch(folder: Path) -> None:
     described = run(["apt-cache", "depends", "--important", _PACKAGES[0]], timeout_s=60)
-    (kernel,) = (line.split()[1] for line in described.splitlines() if "Depends: linux-image-" in line)
+    found = [line.split()[1] for line in described.splitlines() if "Depends: linux-image-" in line]
+    if not found:
+        raise TareError(f"apt knows no {_PACKAGES[0]}, Debian's kernel: apt-get update, on Debian")
+    kernel = found[0]
     script = 'cd "$1" && shift && exec apt-get -q -o APT::Sandbox::User=root download "$@"'
     run(["sh", "-c", script, "sh", str(folder), kernel, *_PACKAGES[1:]], timeout_s=600)
     for package in sorted(folder.glob("*.deb")):
