@@ -86,7 +86,7 @@ def by_hand(subject: BackendUnderTest, work: Path, image: Image) -> dict[str, fl
     for name in ("root", "upper", "work", "given", "scratch"):
         (here / name).mkdir(parents=True)
     program = here / "given/program"
-    program.write_bytes(find_program(cache_directory()).content)
+    program.write_bytes(find_program(cache_directory(), work).content)
     program.chmod(0o755)
     runtime = type(subject.backend).program
     identifier = f"hand-{secrets.token_hex(4)}"
