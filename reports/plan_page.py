@@ -13,6 +13,7 @@ import msgspec
 from tare.bench.analysis import GradeLevel, MeasuredBackend
 from tare.bench.capacity.growth import HORIZON_MONTHS
 from tare.bench.capacity.hosts import Resource
+from tare.bench.capacity.packing import Filled
 from tare.bench.capacity.plan import HostPlan, Use, name_of
 from tare.bench.capacity.planned import MIX, Outlook, Plan
 from tare.bench.capacity.prices import BreakEven
@@ -172,19 +173,41 @@ def _panels(plan: Plan) -> Iterator[PanelView]:
     """Of each type alone, or of each kind of host in a mix."""
     if plan.packing is not None:
         for place, filled in enumerate(plan.packing.filled):
-            held = ", ".join(f"{count:,} {name}" for name, count in filled.instances.items())
-            title = f"{filled.hosts:,} × {filled.host}, each with {held}"
-            key = f"packing.filled.{place}.headroom"
-            binding = _binding(one for one in plan.plans if one.type.name in filled.instances)
-            yield _panel(title, filled.headroom, binding, key, place, is_beyond=plan.is_extrapolated(MIX))
+            yield _mixed_panel(plan, filled, f"packing.filled.{place}")
         return
     backends = list(dict.fromkeys(one.type.result.cell.backend for one in plan.plans))
     for place, one in enumerate(plan.plans):
         if one.headroom:
-            title, key = f"A host with {one.instances:,} of {one.type.name}", f"plans.{place}.headroom"
+            bars = _bars(one.headroom, f"plans.{place}.headroom", _binding([one]))
             colour = backends.index(one.type.result.cell.backend)
-            panel = _panel(title, one.headroom, _binding([one]), key, colour, is_beyond=one.is_extrapolated)
+            panel = _panel(f"A host with {one.instances:,} of {one.type.name}", bars, colour, one.is_extrapolated)
             yield msgspec.structs.replace(panel, note=f"runs out first: {one.binds}; {panel.note}")
+
+
+class _Bar(msgspec.Struct, frozen=True):
+    """A resource that is ``share`` full (None: there is none of it); ``counts``: by this, hosts are filled."""
+
+    name: str
+    share: float | None
+    more: str
+    key: str
+    counts: bool
+
+
+def _mixed_panel(plan: Plan, filled: Filled, key: str) -> PanelView:
+    """A host of a mix. What fills it is the use of some types and the limits of others: the sum comes first."""
+    held = ", ".join(f"{count:,} {name}" for name, count in filled.instances.items())
+    title = f"{filled.hosts:,} × {filled.host}, each with {held}"
+    binding = _binding(one for one in plan.plans if one.type.name in filled.instances)
+    pooled = {use.resource for use in filled.headroom} - {Resource.CPU, Resource.CGROUPS}
+    sums = [one for one in filled.shares if one[0] in pooled] if len(filled.instances) > 1 else []
+    bars = [
+        _Bar(f"{_capital(resource)}, as planned", share, "", f"{key}.shares.{resource}", counts=True)
+        for resource, _, share in sums
+    ]
+    of_sums = {resource for resource, *_ in sums}
+    bars += _bars(filled.headroom, f"{key}.headroom", {one for one in binding if one[0] not in of_sums})
+    return _panel(title, bars, 0, plan.is_extrapolated(MIX))
 
 
 def _binding(plans: Iterable[HostPlan]) -> set[tuple[Resource, bool]]:
@@ -192,20 +215,33 @@ def _binding(plans: Iterable[HostPlan]) -> set[tuple[Resource, bool]]:
     return {(need.resource, need.by_limit) for one in plans for need in one.type.needs if need.binds}
 
 
-def _panel(
-    title: str, uses: Sequence[Use], binding: set[tuple[Resource, bool]], key: str, colour: int, *, is_beyond: bool
-) -> PanelView:
+def _bars(uses: Sequence[Use], key: str, binding: set[tuple[Resource, bool]]) -> list[_Bar]:
+    """By resource, measured before limits."""
     shown = [(place, use) for place, use in enumerate(uses) if use.resource is not Resource.CGROUPS or use.share > 0.5]
     shown.sort(key=lambda one: (list(Resource).index(one[1].resource), one[1].by_limit))
-    axis = _fill_axis([use.share for _, use in shown])
-    backend = MeasuredBackend("", "", colour + 1, is_baseline=False)
-    strips = tuple(
-        _fill(use, axis, backend, f"{key}.{place}.share", counts=(use.resource, use.by_limit) in binding)
+    return [
+        _Bar(
+            _capital(name_of(use.resource, by_limit=use.by_limit)),
+            use.share if use.usable else None,
+            f"{amount_words(use.resource, use.used)} of {amount_words(use.resource, use.usable)}",
+            f"{key}.{place}.share",
+            (use.resource, use.by_limit) in binding,
+        )
         for place, use in shown
-    )
+    ]
+
+
+def _capital(name: str) -> str:
+    return f"CPU{name[3:]}" if name.startswith(Resource.CPU) else f"{name[:1].upper()}{name[1:]}"
+
+
+def _panel(title: str, bars: Sequence[_Bar], colour: int, is_beyond: bool) -> PanelView:  # noqa: FBT001 - of two callers
+    axis = _fill_axis([bar.share for bar in bars if bar.share is not None])
+    backend = MeasuredBackend("", "", colour + 1, is_baseline=False)
+    strips = tuple(_strip(bar, axis, backend) for bar in bars)
     note = "of what instances can use, measured and by their limits; pale: shown, but does not bind"
-    kind = "fill beyond" if is_beyond else "fill"
     title = f"{title} (extrapolated: no answer)" if is_beyond else title
+    kind = "fill beyond" if is_beyond else "fill"
     return PanelView(title, note, ((backend, strips),), axis.ticks, ("", ""), kind)
 
 
@@ -216,15 +252,10 @@ def _fill_axis(shares: Sequence[float]) -> Axis:
     return Axis(0.0, high, tuple((round(100 * share / high, 2), words) for share, words in ticks))
 
 
-def _fill(use: Use, axis: Axis, backend: MeasuredBackend, key: str, *, counts: bool) -> Strip:
-    name = name_of(use.resource, by_limit=use.by_limit)
-    said = f"{100 * use.share:,.0f} %" if use.usable else "none there"
-    more = f"{amount_words(use.resource, use.used)} of {amount_words(use.resource, use.usable)}"
-    exact = use.share if use.usable else math.inf
-    name = "CPU" + name.removeprefix("cpu") if use.resource is Resource.CPU else name[:1].upper() + name[1:]
-    return Strip(
-        name, backend, _fill_svg(exact, axis, counts=counts), said, more, more, key if use.usable else "", exact
-    )
+def _strip(bar: _Bar, axis: Axis, backend: MeasuredBackend) -> Strip:
+    said = "none there" if bar.share is None else f"{100 * bar.share:,.0f} %"
+    exact, key = (math.inf, "") if bar.share is None else (bar.share, bar.key)
+    return Strip(bar.name, backend, _fill_svg(exact, axis, counts=bar.counts), said, bar.more, bar.name, key, exact)
 
 
 def _fill_svg(share: float, axis: Axis, *, counts: bool) -> str:
@@ -290,7 +321,9 @@ def _growth_chart(
         "band": named("band").mark_area(color=colour, opacity=0.16, aria=False).encode(x=x, y=alt.Y("l:Q"), y2="h:Q"),
         "heldband": named("heldband").mark_area(color=ink, opacity=0.1, aria=False).encode(x=x, y=y, y2="h:Q"),
         "full": named("full").mark_rule(color="var(--worse)", strokeDash=[4, 3], aria=False).encode(x=x),
-        "fullwords": named("fullwords").mark_text(**text, align="left", dx=4).encode(x=x, y=alt.value(16), text="t:N"),
+        "fullwords": named("fullwords")
+        .mark_text(**text, align="left", dx=4, color=ink)
+        .encode(x=x, y=alt.value(16), text="t:N"),
         "held": named("held").mark_line(color=ink, strokeWidth=1.5, strokeDash=[6, 3], aria=False).encode(x=x, y=y),
         "demand": named("demand").mark_line(color=colour, strokeWidth=2.5, aria=False).encode(x=x, y=y),
         "heldwords": named("heldwords").mark_text(**text, align="left", color=ink).encode(x=x, y=y, text="t:N"),

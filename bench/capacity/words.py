@@ -87,10 +87,8 @@ def _answer_of_mix(plan: Plan, packing: Packing) -> Iterator[str]:
     for name, count in packing.left.items():
         yield f"{count:,} of {name} find no place."
     if plan.is_extrapolated(MIX):
-        yield (
-            "How many hosts the demands need together is not answered: the plan fills hosts with more than "
-            f"{EXTRAPOLATED} times what was measured."
-        )
+        yield "How many hosts the demands need together is not answered."
+        yield f"Hosts would be filled with more than {EXTRAPOLATED} times what was measured."
     elif not packing.left:
         yield f"{packing.hosts:,} host{'' if packing.hosts == 1 else 's'} for all demands together."
 
@@ -109,15 +107,21 @@ def interval_sentences(plan: Plan) -> list[str]:
     """The intervals of what is answered, one a sentence."""
     if plan.packing is not None:
         low, high = plan.packing.hosts_fewest, plan.packing.hosts_most
-        if low is None or high is None or plan.is_extrapolated(MIX):
+        if low is None or high is None or low == high or plan.is_extrapolated(MIX):
             return []
         return [f"By the intervals of the costs, {low:,} to {high:,} hosts."]
     first = [one for one in plan.plans[:MOST_ANSWERS] if one.instances is not None and not one.is_extrapolated]
-    return [_interval_of_type(one, named=len(plan.plans) > 1) for one in first if one.fewest != one.most]
+    return [
+        _interval_of_type(one, named=len(plan.plans) > 1)
+        for one in first
+        if one.fewest is None or one.fewest != one.most
+    ]
 
 
 def _interval_of_type(plan: HostPlan, *, named: bool) -> str:
     of = f" of {plan.type.name}" if named else ""
+    if plan.fewest is None:
+        return f"The interval of this number{of} is not known: {plan.binds} was measured without one."
     hosts = ""
     if plan.hosts_most is not None and plan.hosts_fewest != plan.hosts_most:
         hosts = f", which is {interval_words(plan.hosts_fewest, plan.hosts_most)} hosts"

@@ -185,6 +185,27 @@ def test_a_mix_that_fills_hosts_beyond_what_was_measured_is_no_answer(run, tmp_p
     assert "It is not answered *" in " ".join(written("table", *fleet("512GiB", 5000)).split())
 
 
+def test_a_host_with_a_mix_shows_the_sum_by_which_it_is_filled(run, tmp_path):
+    guests = write_density(tmp_path / "guests", accel="kvm", touched=64 * MIB)
+    file = tmp_path / "fleet.toml"
+    file.write_text(
+        '[[host]]\nname = "large"\ncpus = 16\nmemory = "16GiB"\n'
+        f'[[demand]]\nname = "web"\nrun = "{run}"\nbackend = "native"\ninstances = 100\n'
+        f'[[demand]]\nname = "vms"\nrun = "{guests}"\nbackend = "vm"\ninstances = 25\n'
+    )
+    html, found = written("html", "--fleet", file), json.loads(written("json", "--fleet", file))
+    mixed = next(place for place, one in enumerate(found["packing"]["filled"]) if len(one["instances"]) == 2)
+    shown = {key: float(value) for key, value, _ in Page(html).data}
+    filled = found["packing"]["filled"][mixed]
+    use = {(one["resource"], one["promised"]): one["share"] for one in filled["headroom"]}
+    assert use["memory", False] < filled["shares"]["memory"] < use["memory", True]
+    assert shown[f"packing.filled.{mixed}.shares.memory"] == filled["shares"]["memory"]
+    assert all(value == at(found, key) for key, value in shown.items())
+    panel = html.split("each with", 2)[1 + mixed]
+    assert panel.index("Memory, as planned") < panel.index("Memory (measured)")
+    assert panel.count("class='used'") == 2  # that sum, and the use of CPUs
+
+
 def test_the_grade_is_the_same_in_every_form_and_first_if_nothing_can_be_relied_on(run):
     html, found = written("html", run, *FULL), json.loads(written("json", run, *FULL))
     (grade,) = found["grades"].values()
