@@ -6,6 +6,7 @@ from tare.bench.analysis import Analysis, Grade, GradeLevel, MeasuredBackend
 from tare.bench.analysis.answer import START, AreaAnswer, Outcome, PanelKind, PanelLine, area_answers, panels
 from tare.bench.analysis.estimates import OWN_CONTAINER, host_virtualization
 from tare.bench.catalogue import ConfoundCode
+from tare.bench.model import Availability
 from tare.bench.readable import one_line, readable
 from tare.bench.traits import Category
 from tare.bench.units import Unit, format_value
@@ -67,8 +68,13 @@ def fences(analysis: Analysis) -> list[str]:
     missing = analysis.manifest.unavailable.items()
     return [
         *(_why_emulated(analysis, one) for one in emulated[:1]),
-        *(f"{one_line(name)}: not measured here ({one_line(why.reason, 160).rstrip('.')})." for name, why in missing),
+        *(_why_missing(name, why) for name, why in missing),
     ]
+
+
+def _why_missing(name: str, why: Availability) -> str:
+    said = f"{one_line(name)}: not measured here ({one_line(why.reason, 160).rstrip('.')})."
+    return f"{said} To measure it: {one_line(why.remedy, 160).rstrip('.')}." if why.remedy else said
 
 
 def _why_emulated(analysis: Analysis, backend: MeasuredBackend) -> str:

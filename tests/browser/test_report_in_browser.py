@@ -95,7 +95,7 @@ class Visit:
 def test_answer_grade_and_picture_stand_above_the_fold(browser, files):
     with Visit(browser, files["quickstart"]) as visit:
         assert visit.bottom("#summary") <= 900
-        for selector in ("h1", ".grade", ".picture", ".fence", ".caveats", ".where"):
+        for selector in ("h1", ".grade", ".picture", ".fence", ".key", ".caveats", ".where"):
             assert visit.page.locator(selector).first.is_visible()
         assert "Containers" in visit.page.locator("h1").inner_text()
         assert visit.page.locator(".grade").inner_text().startswith("First look")

@@ -10,7 +10,7 @@ import pytest
 from tare.bench.analysis import GradeLevel, MeasuredBackend, analyse
 from tare.bench.analysis.answer import Mark, Outcome, area_answers
 from tare.bench.analysis.estimates import host_virtualization
-from tare.bench.model import Direction, IsolationKind, Metric
+from tare.bench.model import Availability, Direction, IsolationKind, Metric
 from tare.bench.readable import isolated, one_line, readable
 from tare.bench.records import RunStatus
 from tare.bench.stats.comparisons import Comparison, Verdict
@@ -390,3 +390,11 @@ def test_directions_stay_with_the_text_that_has_them():
     assert readable("a\x1b[31mb\x00") == "a\ufffd[31mb\ufffd"
     assert readable("one\r\ntwo\tthree") == "one\ntwo\tthree"
     assert one_line("one\ntwo " + "x" * 50, 12) == "one two xxx…"
+
+
+def test_what_is_missing_says_how_to_measure_it(analysed):
+    run = analysed().run
+    missing = {"podman": Availability(available=False, reason="podman is not installed", remedy="install podman")}
+    manifest = msgspec.structs.replace(run.manifest, unavailable=missing)
+    said = fences(analyse(msgspec.structs.replace(run, manifest=manifest)))[-1]
+    assert said == "podman: not measured here (podman is not installed). To measure it: install podman."
