@@ -223,6 +223,14 @@ def test_the_grade_is_the_same_in_every_form_and_first_if_nothing_can_be_relied_
     assert html.index("Not usable: the host was busy. Remedy: wait. (Of busy.)") < html.index("<h1>")
 
 
+def test_emulated_guests_are_fenced_on_the_first_screen(run, tmp_path):
+    guests = write_density(tmp_path / "guests", accel="tcg", touched=64 * MIB)
+    fence = 'class="fence"><span><bdi>vm (tcg) idle: emulated (TCG): its CPU figures'
+    html = written("html", run, guests, *SMALL)
+    assert fence in html.partition("</header>")[0]
+    assert 'class="fence"' not in written("html", run, *SMALL)
+
+
 def test_hostile_names_are_text(run, tmp_path, prices):
     hostile = tmp_path / "hostile.toml"
     hostile.write_text(
