@@ -363,7 +363,7 @@ def test_more_is_drawn_to_the_right_with_its_sign_and_what_is_cut_off_ends_in_an
     places = [float(re.search(r"class='dot \w+' cx='([\d.]+)%'", strip_svg(mark, axis))[1]) for mark in marks]
     assert places[0] < 50 < places[1]
     assert not any("class='cut" in strip_svg(mark, axis) for mark in marks)
-    for low, high, tip in ((0.1, 0.9, "8,-4z"), (-0.9, 0.2, "l-8,-4z")):
+    for low, high, tip in ((0.1, 0.9, "l8,-4z"), (-0.9, 0.2, "l-8,-4z")):
         assert strip_svg(Mark(backend, 0.15, low, high), axis).count("class='cut") == 1
         assert tip in strip_svg(Mark(backend, 0.15, low, high), axis)
 

@@ -295,6 +295,8 @@ def test_every_form_says_that_a_run_on_a_busy_host_is_not_usable(runs, form, tmp
         assert "likely to meet it" in quiet
     if form == "html":
         assert "<svg class='strip void'" in busy
+        assert "these values were recorded; they decide nothing" in busy
+        assert "they decide nothing" not in quiet
         assert "dot told" not in busy
         assert "<svg class='strip void'" not in quiet
     assert "other work took 1 %" not in quiet
