@@ -129,7 +129,6 @@ class Gate:
         self.again: dict[int, Floats] = {}
         self.shares: list[float] = []
         self.last: Scan | None = None
-        self.suspected: dict[int, int] = {}
 
     def judge(self, night: int) -> list[int]:
         """The columns that are told for the first time."""
@@ -158,7 +157,6 @@ class Gate:
             self.again[night] = np.array(rounds)
             said = confirm(self.again, ratios, plain, suspicious)
             confirmed = {one.column for one in said if one.is_confirmed}
-            self.suspected = {one.column: one.window for one in said if one.is_confirmed}
             decided = {one.column for one in said if one.is_decided}
             open_ones = [column for column in open_ones if column not in decided]
         result = flagged.copy()
@@ -209,7 +207,7 @@ def power(size: float, steps: int, seed: int, *, reruns: bool, within: int) -> d
             others += len([column for column in new if column])
             if 0 in new:
                 found_after.append(night - BEFORE + 1)
-                place = locate(history.ratios[: night + 1], 0, gate.last, suspected=gate.suspected.get(0, 0))  # type: ignore[arg-type]  # it has judged
+                place = locate(history.ratios[: night + 1], 0, gate.last, again=gate.again if reruns else None)  # type: ignore[arg-type]  # it has judged
                 located.append(abs(place.row - BEFORE) <= 1)
                 causes.append(attribute(_as_nights(history, night), history.ratios[: night + 1, :2], 0, place)[0])
                 break

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from tare.bench.history.changes import LEAST_BEFORE, Scan
 from tare.bench.history.entries import digest_of
@@ -108,7 +109,7 @@ class Located(msgspec.Struct, frozen=True):
     error: float
 
 
-def locate(values: Floats, column: int, found: Scan, *, suspected: int = 0) -> Located:
+def locate(values: Floats, column: int, found: Scan, *, again: Mapping[int, Floats] | None = None) -> Located:
     """Where the change that ``found`` has in a column of ``values`` began, and what it looks like.
 
     The place is the split with the least squares (ruptures' exact search), within three times the window that speaks
@@ -116,12 +117,13 @@ def locate(values: Floats, column: int, found: Scan, *, suspected: int = 0) -> L
     """
     rows = np.flatnonzero(~np.isnan(values[:, column]))
     logs = values[rows, column]
-    window = max(2, suspected or int(found.window[column]))
+    window = max(2, int(found.window[column]))
     start = max(0, len(logs) - 3 * window - LEAST_BEFORE)
     deviation = float(found.deviation[column])
-    split = start + _split(_drawn_in(logs[start:], window, deviation))
-    if suspected == 1:  # found by reruns, with a single night that shows it
-        split = len(logs) - 1
+    if again is None:
+        split = start + _split(_drawn_in(logs[start:], window, deviation))
+    else:
+        split = _split_by_reruns(rows, logs, column, again)
     after, before = logs[split:], logs[:split]
     kind = Kind.DRIFT if window >= LEAST_BEFORE and _is_ramp(logs[start:]) else Kind.STEP
     rho = float(found.noise.correlation[column])
@@ -144,6 +146,24 @@ def _split(logs: Floats) -> int:
 
     search = ruptures.KernelCPD(kernel="linear", min_size=2).fit(logs.reshape(-1, 1))
     return int(search.predict(n_bkps=1)[0])
+
+
+def _split_by_reruns(rows: NDArray[np.int64], logs: Floats, column: int, again: Mapping[int, Floats]) -> int:
+    """The split with the least squares where a night weighs as many runs as it had; it may leave a single night."""
+    sums, weights = logs.copy(), np.ones(len(logs))
+    for night, ratios in again.items():
+        known = ratios[:, column][~np.isnan(ratios[:, column])]
+        place = np.flatnonzero(rows == night)
+        sums[place] += known.sum()
+        weights[place] += len(known)
+    splits = np.arange(max(LEAST_BEFORE, len(logs) - _FURTHEST), len(logs))
+    before, heavy = np.cumsum(sums)[splits - 1], np.cumsum(weights)[splits - 1]
+    apart = before / heavy - (sums.sum() - before) / (weights.sum() - heavy)
+    return int(splits[np.argmax(apart**2 * heavy * (weights.sum() - heavy))])
+
+
+_FURTHEST = 15
+"""Nights within which a change is sought that reruns found."""
 
 
 def _is_ramp(logs: Floats) -> bool:
@@ -252,12 +272,14 @@ def identify(series: str, kind: Kind, ratio: float, since: str) -> str:
     return digest_of([series, "spread" if kind is Kind.SPREAD else "mean", ratio > 1, since])[:8]
 
 
-def make_finding(nights: Nights, values: Floats, column: int, found: Scan, q: float, *, suspected: int = 0) -> Finding:
+def make_finding(
+    nights: Nights, values: Floats, column: int, found: Scan, q: float, *, again: Mapping[int, Floats] | None = None
+) -> Finding:
     """The finding of a ratio (or of a level that has none) that was judged to have changed.
 
-    ``suspected`` is how many newest nights made it suspicious, where reruns decided; 0 where its nights did.
+    ``again`` are the ratios of the reruns, by night, where they decided; None where its nights did.
     """
-    series, located = nights.series[column], locate(values, column, found, suspected=suspected)
+    series, located = nights.series[column], locate(values, column, found, again=again)
     cause, reason, figures = attribute(nights, values, column, located)
     return _finding(nights, series, located, cause, reason, q, figures, _half_of(located, found, column))
 

@@ -253,7 +253,7 @@ def _findings(nights: Nights, families: Families, confirmations: Sequence[Confir
     withheld = {one.column for one in confirmations if one.withholds}
     columns = (set(np.flatnonzero(families.q <= FALSE_DISCOVERIES).tolist()) | confirmed) - withheld
     q = {one.column: one.q for one in confirmations if one.is_confirmed}
-    suspected = {one.column: one.window for one in confirmations if one.is_confirmed}
+    again = {night: ratios for night, (ratios, _) in nights.reruns.items()}
     found = [
         make_finding(
             nights,
@@ -261,7 +261,7 @@ def _findings(nights: Nights, families: Families, confirmations: Sequence[Confir
             column,
             families.isolation,
             min(q.get(column, 1.0), float(families.q[column])),
-            suspected=suspected.get(column, 0),
+            again=again if column in confirmed else None,
         )
         for column in sorted(columns)
     ]

@@ -32,10 +32,7 @@ _STATE = 0.15
 
 
 class Confirmation(msgspec.Struct, frozen=True):
-    """What the reruns of one series say. ``size`` is the log of the change that they show, ``q`` its adjusted p.
-
-    ``window`` is how many of the newest nights were suspected.
-    """
+    """What the reruns of one series say. ``size`` is the log of the change that they show, ``q`` its adjusted p."""
 
     column: int
     reruns: int
@@ -45,7 +42,6 @@ class Confirmation(msgspec.Struct, frozen=True):
     suspected_up: bool
     nights_in_favour: int
     nights_needed: int
-    window: int = 1
 
     @property
     def is_confirmed(self) -> bool:
@@ -141,12 +137,12 @@ def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: 
     spread += (1 + rho) / (1 - rho) / len(here)
     t = size / (deviation * math.sqrt(spread)) * (1 if up else -1)
     p = float(stdtr(float(found.freedom[column]), -t))
-    nights_in_favour = int((((after - centre) > 0) == up).sum())
+    nights_in_favour = int((((after - centre) * (1 if up else -1)) > abs(size) / 2).sum())
     needed = 1
     series = max(1, int(found.is_judged.sum()))
-    while astray > 0 and series * float(bdtrc(needed - 1, needed, astray)) > 0.01 and needed < 10:
+    while astray > 0 and needed <= window and series * float(bdtrc(needed - 1, window, astray)) > 0.01:
         needed += 1
-    return Confirmation(column, int(n.sum()), size, p, p, up, nights_in_favour, needed, window)
+    return Confirmation(column, int(n.sum()), size, p, p, up, nights_in_favour, needed)
 
 
 def _astray_reruns(n: int, astray: float) -> int:

@@ -83,6 +83,7 @@
         upper.push([place, y(group[group.length - 1])]);
         lower.unshift([place, y(group[0])]);
       }
+      if (!points.length) return;
       const joined = (list) => list.map((one) => one.map((value) => value.toFixed(1)).join(",")).join(" ");
       const colour = `b${line.place % 6}`;
       if (size > 1) svg.append(make("polygon", { class: `range ${colour}`, points: joined(upper.concat(lower)) }));
