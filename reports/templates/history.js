@@ -155,6 +155,7 @@
     bar.append(one);
     return one;
   };
+  let earlier, later;
   const show = (from, to) => {
     begin = Math.max(0, Math.min(from, total - 1));
     end = Math.min(total, Math.max(to, begin + 1));
@@ -162,14 +163,14 @@
     draw();
     say();
     for (const [one, size] of buttons) one.setAttribute("aria-pressed", String(end - begin === Math.min(size, total)));
-    earlier.disabled = begin === 0;
-    later.disabled = end === total;
+    if (earlier) earlier.disabled = begin === 0;
+    if (later) later.disabled = end === total;
   };
   for (const size of [30, 90, 365].filter((size) => size < total)) buttons.push([button(`${size} nights`, () => show(end - size, end)), size]);
   if (!buttons.length) { bar.hidden = true; show(0, total); return; }
   buttons.push([button("All", () => show(0, total)), total]);
-  const earlier = button("Earlier", () => { const size = end - begin; show(begin - (size >> 1), begin - (size >> 1) + size); });
-  const later = button("Later", () => { const size = end - begin, to = Math.min(total, end + (size >> 1)); show(to - size, to); });
+  earlier = button("Earlier", () => { const size = end - begin; show(begin - (size >> 1), begin - (size >> 1) + size); });
+  later = button("Later", () => { const size = end - begin, to = Math.min(total, end + (size >> 1)); show(to - size, to); });
   bar.hidden = false;
   show(0, total);
 })();
