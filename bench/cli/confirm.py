@@ -24,7 +24,7 @@ LEAST_BLOCKS = 3
 
 
 def measure_again(history: History, judgement: Judgement, acks: AckFile, limit: str) -> tuple[History, Judgement]:
-    """Measure what is suspicious until it is decided, eight times, or until the time is spent; judge again.
+    """Measure what is suspicious until it is decided, six times, or until the time is spent; judge again.
 
     Each rerun is a run in the folder of runs. Raises SuiteError for a ``limit`` that is no duration.
     """

@@ -58,7 +58,6 @@ FALSE_DISCOVERIES = 1 / 30
 """Level of the control over a night's series: without any change, at most one night in thirty has a finding."""
 _ASTRAY = 5.0
 _DRAWN_IN = 3.0
-_LONGEST_HINT = 7
 _BY_CHANCE = 0.01
 """Of a night's series, how many may be expected to have more nights astray in a window than are left out."""
 _MOST_CORRELATION = 0.95
@@ -81,9 +80,7 @@ class Scan(msgspec.Struct, frozen=True):
     ``p`` is the weighted p-value (1 where there are too few nights), ``window`` the length of that part in nights,
     ``size`` the difference of the means (of logs) with its standard ``error``, ``freedom`` of the error, ``counts`` the
     nights that a series has. ``deviation`` is the standard deviation of one night. ``alone`` is the p-value of the
-    newest night alone, which is no change yet; ``is_astray`` says whether it is five robust deviations off. ``hint`` is
-    the smallest plain p-value over the newest one to seven nights, ``hint_window`` of how many: what a rerun could
-    decide.
+    newest night alone, which is no change yet; ``is_astray`` says whether it is five robust deviations off.
     """
 
     p: Floats
@@ -94,8 +91,6 @@ class Scan(msgspec.Struct, frozen=True):
     counts: Integers
     deviation: Floats
     alone: Floats
-    hint: Floats
-    hint_window: Integers
     is_astray: Mask
     noise: Noise
 
@@ -140,17 +135,13 @@ def scan(values: Floats) -> Scan:
     noise = series.noise()
     found = _nothing_found(series, noise)
     most = int(series.counts.max(initial=0)) - LEAST_BEFORE
-    if most < 1:
-        return found
-    alone = series.compared(1, noise)
-    found = _hinted(msgspec.structs.replace(found, alone=np.where(np.isfinite(alone.p), alone.p, 1.0)), alone, 1)
     for window, weight in WINDOWS.items():
         if window <= most:
-            compared = series.compared(window, noise)
-            found = _better(found, compared, window, weight)
-            if window <= _LONGEST_HINT:
-                found = _hinted(found, compared, window)
-    return found
+            found = _better(found, series.compared(window, noise), window, weight)
+    alone = series.compared(1, noise) if most >= 1 else None
+    if alone is None:
+        return found
+    return msgspec.structs.replace(found, alone=np.where(np.isfinite(alone.p), alone.p, 1.0))
 
 
 def scan_ratios(values: Floats, subjects: Integers) -> tuple[Scan, Scan]:
@@ -215,13 +206,9 @@ def _common_shares(inside: Floats, member: Floats) -> Floats:
 
 
 class _Compared(msgspec.Struct, frozen=True):
-    """A window against what was before it. ``p`` is NaN where a series has too few nights.
-
-    ``plain`` is the p-value without the rule that half of the change has to stand without one night.
-    """
+    """A window against what was before it. ``p`` is NaN where a series has too few nights."""
 
     p: Floats
-    plain: Floats
     size: Floats
     error: Floats
     freedom: Floats
@@ -301,14 +288,13 @@ class _Aligned:
         freedom = own_freedom + prior
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(error > 0, np.abs(size) / error, np.where(size == 0, 0.0, np.inf))
-        plain = np.where(fits, 2 * stdtr(freedom, -t), np.nan)
         if explained:
             t = np.zeros(len(n))
         elif window > 1 and not left_out:
             rest = _standing(after - centre, 1)
             t = np.where(rest * size >= 0.5 * size**2, t, 0.0)
         p = np.where(fits, 2 * stdtr(freedom, -t), np.nan)
-        return _Compared(p, plain, size, error, freedom, np.sqrt(variance))
+        return _Compared(p, size, error, freedom, np.sqrt(variance))
 
 
 def _nothing_found(series: _Aligned, noise: Noise) -> Scan:
@@ -319,20 +305,9 @@ def _nothing_found(series: _Aligned, noise: Noise) -> Scan:
         window=np.zeros(n, dtype=np.int64),
         counts=series.counts,
         alone=np.ones(n),
-        hint=np.ones(n),
-        hint_window=np.ones(n, dtype=np.int64),
         is_astray=series.is_astray[-1:].any(axis=0) & (series.counts > LEAST_BEFORE),
         noise=noise,
         **nothing,
-    )
-
-
-def _hinted(found: Scan, one: _Compared, window: int) -> Scan:
-    take = np.nan_to_num(one.plain, nan=1.0) < found.hint
-    return msgspec.structs.replace(
-        found,
-        hint=np.where(take, one.plain, found.hint),
-        hint_window=np.where(take, window, found.hint_window),
     )
 
 

@@ -21,14 +21,16 @@ LEAST_RERUN = 4
 """Series that may be measured again however small the suite is."""
 CONFIRMED = 1 / 60
 """Level of the false discovery control over the series of a night that were measured again."""
-MOST_RERUNS = 8
-_SUSPICIOUS = 0.05
+MOST_RERUNS = 6
+_SUSPICIOUS_ALONE = 0.05
+_SUSPICIOUS = 0.03
 _LEAST_RERUNS = 2
 _ENOUGH_TO_DISMISS = 3
 _DISMISSED = 0.2
 _LOOKS = 3.0
 """The reruns are looked at after each from the second on: five looks, which share most of what they see."""
 _STATE = 0.15
+_SHORTEST = (2, 3, 5, 7, 10)
 
 
 class Confirmation(msgspec.Struct, frozen=True):
@@ -67,8 +69,9 @@ def choose_suspicious(ratios: Floats, found: Scan, known: Collection[int] = ()) 
     judged = found.is_judged.copy()
     tonight = int(np.isfinite(ratios[-1]).sum())
     judged[list(known)] = False
-    looks = judged & (found.hint <= _SUSPICIOUS)
-    order = sorted(np.flatnonzero(looks).tolist(), key=lambda column: found.hint[column])
+    looks = judged & ((found.alone <= _SUSPICIOUS_ALONE) | (found.p <= _SUSPICIOUS))
+    rank = np.minimum(found.alone / _SUSPICIOUS_ALONE, found.p / _SUSPICIOUS)
+    order = sorted(np.flatnonzero(looks).tolist(), key=lambda column: rank[column])
     # A series costs its own cell and, at worst, a baseline nobody else needs; a night has three cells for two series.
     most = int(MOST_RERUN * 1.5 * tonight / 2)
     return order[: max(LEAST_RERUN, most)]
@@ -117,7 +120,8 @@ def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: 
     from scipy.special import bdtrc, stdtr
 
     here = np.flatnonzero(~np.isnan(values))
-    window = min(int(found.hint_window[column]), len(here) - LEAST_BEFORE)
+    window = int(found.window[column]) if found.p[column] <= _SUSPICIOUS else 1
+    window = min(max(1, window), len(here) - LEAST_BEFORE)
     first = here[-window]
     before, after = values[here[:-window]], values[here[-window:]]
     deviation, rho = float(found.deviation[column]), float(found.noise.correlation[column])
@@ -137,10 +141,10 @@ def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: 
     spread += (1 + rho) / (1 - rho) / len(here)
     t = size / (deviation * math.sqrt(spread)) * (1 if up else -1)
     p = float(stdtr(float(found.freedom[column]), -t))
-    nights_in_favour = int((((after - centre) * (1 if up else -1)) > abs(size) / 2).sum())
+    nights_in_favour = int((((after - centre) > 0) == up).sum())
     needed = 1
     series = max(1, int(found.is_judged.sum()))
-    while astray > 0 and needed <= window and series * float(bdtrc(needed - 1, window, astray)) > 0.01:
+    while astray > 0 and series * float(bdtrc(needed - 1, needed, astray)) > 0.01 and needed < 10:
         needed += 1
     return Confirmation(column, int(n.sum()), size, p, p, up, nights_in_favour, needed)
 
