@@ -48,7 +48,8 @@ def test_a_run_goes_on_when_its_guests_are_killed(tmp_path, cache):
     out, _ = process.communicate(timeout=30)
     loaded = load_run(run.output)
     failed = [event for event in loaded.events if event.kind is EventKind.INSTANCE_FAILED]
-    assert len(failed) == len(killed) == loaded.manifest.planned_instances // 2, out
+    measured = [name for name in killed if re.search(r"-b\d+i", name)]  # those that primed were killed too
+    assert len(failed) == len(measured) == loaded.manifest.planned_instances // 2, out
     assert all("/vm" in event.cell for event in failed)
     assert all("QEMU ended" in event.message or "libvirt could not start" in event.message for event in failed), failed
     assert {sample.backend for sample in loaded.samples} == {"bare-metal"}
