@@ -107,7 +107,7 @@ def test_a_start_that_hangs_in_libvirt_has_a_deadline(tmp_path, cache, monkeypat
     assert process.returncode == 5, out
     loaded = load_run(run.output)
     failed = [event for event in loaded.events if event.kind is EventKind.INSTANCE_FAILED]
-    assert len(failed) == stopped == loaded.manifest.planned_instances
+    assert len(failed) == loaded.manifest.planned_instances <= stopped  # one that primes is stopped as well
     assert any("libvirt could not start the guest within 2 s" in event.message for event in failed), failed
     assert not loaded.samples
     assert run.left_behind() == []
