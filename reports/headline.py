@@ -127,9 +127,9 @@ def legend(analysis: Analysis) -> list[str]:
     if kinds:
         shaded = f"; the shaded part: within {percent(analysis.margin)}, the same" if PanelKind.CHANGE in kinds else ""
         points = "; a small point: a block" if kinds & {PanelKind.CHANGE, PanelKind.START} else ""
-        said.append(
-            f"The large point: the estimate; the line: its 95 % interval{points}; hollow: could not tell{shaded}."
-        )
+        is_void = analysis.grade.level is GradeLevel.NOT_USABLE
+        hollow = "hollow and grey: not usable" if is_void else "hollow: could not tell"
+        said.append(f"The large point: the estimate; the line: its 95 % interval{points}; {hollow}{shaded}.")
         said.append("A block measures everything once, in random order; an instance is a backend started afresh.")
     if any(OWN_CONTAINER in one.label for one in analysis.backends):
         said.append(f"{OWN_CONTAINER}: tare's own container, made of namespaces and cgroups as Docker's are.")

@@ -298,6 +298,7 @@ def test_every_form_says_that_a_run_on_a_busy_host_is_not_usable(runs, form, tmp
         assert "these values were recorded; they decide nothing" in busy
         assert "they decide nothing" not in quiet
         assert "dot told" not in busy
+        assert "hollow and grey: not usable" in busy
         assert "<svg class='strip void'" not in quiet
     assert "other work took 1 %" not in quiet
 
