@@ -15,7 +15,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,11 +23,11 @@ import msgspec
 from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
+from tare.backends.engines.box import Box, EngineOptions, Network, make_folders, remove_folder
 from tare.backends.engines.commands import EngineCommand, start_command
 from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.groups import CONTAINER, Groups, start_groups
 from tare.backends.engines.start import (
-    INSIDE,
     LIVE,
     START_DEADLINE_S,
     Begun,
@@ -50,7 +49,6 @@ from tare.bench.ledger import MARKER_VARIABLE, ResourceKind
 from tare.bench.linux.memory import tree_bytes
 from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import (
-    SCRATCH,
     Availability,
     BackendDescription,
     Confound,
@@ -68,72 +66,11 @@ from tare.bench.model import (
 from tare.bench.network_path import LOOPBACK, ServerPlace, describe_paths
 from tare.bench.packages import remedy_for
 from tare.bench.process import find_tool, run
-from tare.bench.trees import remove_tree
 
 STOP_DEADLINE_S = 30.0
 _ENDING_S = 1.0
 EXEC_DEADLINE_S = 30.0
-_MODE = 0o755
-_MOUNT_POINTS = ("proc", "sys", "dev")
 _VERSION_DEADLINE_S = 20.0
-
-
-class Network(StrEnum):
-    """``none``: lo only. ``host``: the host's own."""
-
-    NONE = "none"
-    HOST = "host"
-
-
-class Seccomp(StrEnum):
-    """The system-call filter of tare's own containers, or none."""
-
-    DEFAULT = "default"
-    NONE = "none"
-
-
-class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[backend.options]`` of an engine."""
-
-    network: Network = Network.NONE
-    seccomp: Seccomp = Seccomp.DEFAULT
-
-
-class Box(msgspec.Struct, frozen=True):
-    """One instance as its engine is told of it.
-
-    ``folder`` is its own and removed with it. ``root`` is where the engine's commands see the overlay of the image.
-    ``given`` has to appear inside at ``INSIDE``, read-only, and ``scratch`` at ``SCRATCH``. ``limits`` are those of the
-    envelope that this host can enforce. ``log`` is what the engine's commands print. ``streams`` are what the start
-    command has for its standard input and output, which become the container's; None for neither.
-    """
-
-    spec: InstanceSpec
-    folder: Path
-    groups: Groups
-    limits: Limits
-    streams: tuple[int, int] | None = None
-
-    @property
-    def identifier(self) -> str:
-        """Its name, also to the engine."""
-        return self.spec.identifier
-
-    @property
-    def root(self) -> Path:
-        return self.folder / "root"
-
-    @property
-    def given(self) -> Path:
-        return self.folder / "given"
-
-    @property
-    def scratch(self) -> Path:
-        return self.folder / "scratch"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "engine.log"
 
 
 class _Prepared(msgspec.Struct, frozen=True):
@@ -373,7 +310,7 @@ class Engine(Backend):
         try:
             with start_groups(self.context.ledger, groups), contextlib.ExitStack() as stack:
                 groups.make(asked, self.engine_limits, premade=self.premade)
-                _make_folders(box, prepared.program)
+                make_folders(box, prepared.program)
                 started = self._await(box, timeline, stack)
                 instance = self.make_instance(box, started, timeline)
                 if isinstance(instance, ExecInstance):
@@ -385,7 +322,7 @@ class Engine(Backend):
                     timeline.mark(Phase.STOP_REQUESTED, time.monotonic())
                     self._stop(box, started, timeline)
         finally:
-            _remove_folder(folder)
+            remove_folder(folder)
         timeline.mark(Phase.STOPPED, time.monotonic())
 
     def _await(self, box: Box, timeline: StartTimeline, stack: contextlib.ExitStack) -> Started:
@@ -528,7 +465,7 @@ class Engine(Backend):
             try:
                 yield
             finally:
-                _remove_folder(folder)
+                remove_folder(folder)
 
     def close(self) -> None:
         self._prepared = None
@@ -560,29 +497,3 @@ class EngineInstance(ProcessInstance):
 
     def end(self) -> None:
         self._box.groups.begin_kill()
-
-
-def _make_folders(box: Box, program: Path) -> None:
-    """One instance's folders, and tare's program in what it is given. Raises BackendError."""
-    rootfs = box.spec.image.rootfs
-    missing = [name for name in _MOUNT_POINTS if not (rootfs / name).exists()]
-    upper = ("/upper", "/work", f"/upper{SCRATCH}", f"/upper{INSIDE}", *(f"/upper/{name}" for name in missing))
-    try:
-        for name in ("", "/root", "/scratch", "/given", *upper):
-            os.mkdir(f"{box.folder}{name}")  # noqa: PTH102 - on the measured start path
-            os.chmod(f"{box.folder}{name}", _MODE)  # noqa: PTH101 - whatever the umask
-        os.link(program, box.given / "program")
-    except OSError as error:
-        raise BackendError(
-            f"could not make the instance's folders: {error.strerror}: {error.filename}",
-            remedy=f"see that {box.folder.parent} is writable and has space left",
-        ) from error
-
-
-def _remove_folder(folder: Path) -> None:
-    try:
-        remove_tree(folder)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise BackendError(f"could not remove an instance's files: {error.strerror}: {error.filename}") from error

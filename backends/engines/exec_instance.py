@@ -33,8 +33,9 @@ from tare.bench.model import (
 from tare.bench.spool import Spool
 
 if TYPE_CHECKING:
+    from tare.backends.engines.box import Box
     from tare.backends.engines.commands import EngineCommand
-    from tare.backends.engines.core import Box, Engine
+    from tare.backends.engines.core import Engine
 
 _PROGRAM = f"{INSIDE}/program"
 _CHUNK_BYTES = 1 << 20

@@ -7,7 +7,7 @@ from typing import ClassVar
 import msgspec
 
 from tare.backends.cgroups.layout import Version
-from tare.backends.engines.core import Box, EngineOptions, Network, Seccomp
+from tare.backends.engines.box import Box, EngineOptions, Network, Seccomp
 from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.oci import OciRuntime
 from tare.backends.engines.oci_config import Plan

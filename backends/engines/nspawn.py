@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from tare.backends.engines.core import Box, Engine, Network
+from tare.backends.engines.box import Box, Network
+from tare.backends.engines.core import Engine
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native import syscalls
 from tare.backends.native.seccomp import CAPABILITIES, DEFAULT_CAPABILITIES

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import msgspec
 
-from tare.backends.engines.core import Box, Engine, Network, Seccomp
+from tare.backends.engines.box import Box, Network, Seccomp
+from tare.backends.engines.core import Engine
 from tare.backends.engines.oci_config import Bind, Plan, make_config
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.backend import find_thermal

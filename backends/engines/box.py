@@ -1,0 +1,102 @@
+"""One instance as its engine is told of it: its options, its groups, its folders."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from tare.backends.cgroups.limits import Limits
+from tare.backends.engines.groups import Groups
+from tare.backends.engines.start import INSIDE
+from tare.bench.errors import BackendError
+from tare.bench.model import SCRATCH, InstanceSpec
+from tare.bench.trees import remove_tree
+
+_MODE = 0o755
+_MOUNT_POINTS = ("proc", "sys", "dev")
+
+
+class Network(StrEnum):
+    """``none``: lo only. ``host``: the host's own."""
+
+    NONE = "none"
+    HOST = "host"
+
+
+class Seccomp(StrEnum):
+    """The system-call filter of tare's own containers, or none."""
+
+    DEFAULT = "default"
+    NONE = "none"
+
+
+class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[backend.options]`` of an engine."""
+
+    network: Network = Network.NONE
+    seccomp: Seccomp = Seccomp.DEFAULT
+
+
+class Box(msgspec.Struct, frozen=True):
+    """One instance as its engine is told of it.
+
+    ``folder`` is its own and removed with it. ``root`` is where the engine's commands see the overlay of the image.
+    ``given`` has to appear inside at ``INSIDE``, read-only, and ``scratch`` at ``SCRATCH``. ``limits`` are those of the
+    envelope that this host can enforce. ``log`` is what the engine's commands print. ``streams`` are what the start
+    command has for its standard input and output, which become the container's; None for neither.
+    """
+
+    spec: InstanceSpec
+    folder: Path
+    groups: Groups
+    limits: Limits
+    streams: tuple[int, int] | None = None
+
+    @property
+    def identifier(self) -> str:
+        """Its name, also to the engine."""
+        return self.spec.identifier
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    @property
+    def given(self) -> Path:
+        return self.folder / "given"
+
+    @property
+    def scratch(self) -> Path:
+        return self.folder / "scratch"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "engine.log"
+
+
+def make_folders(box: Box, program: Path) -> None:
+    """One instance's folders, and tare's program in what it is given. Raises BackendError."""
+    rootfs = box.spec.image.rootfs
+    missing = [name for name in _MOUNT_POINTS if not (rootfs / name).exists()]
+    upper = ("/upper", "/work", f"/upper{SCRATCH}", f"/upper{INSIDE}", *(f"/upper/{name}" for name in missing))
+    try:
+        for name in ("", "/root", "/scratch", "/given", *upper):
+            os.mkdir(f"{box.folder}{name}")  # noqa: PTH102 - on the measured start path
+            os.chmod(f"{box.folder}{name}", _MODE)  # noqa: PTH101 - whatever the umask
+        os.link(program, box.given / "program")
+    except OSError as error:
+        raise BackendError(
+            f"could not make the instance's folders: {error.strerror}: {error.filename}",
+            remedy=f"see that {box.folder.parent} is writable and has space left",
+        ) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove an instance's folder, if it is there. Raises BackendError."""
+    try:
+        remove_tree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BackendError(f"could not remove an instance's files: {error.strerror}: {error.filename}") from error
