@@ -29,8 +29,13 @@ mount -t tmpfs -o mode=755 tmpfs "$root$base"
 mkdir "$root$base/real" "$root$base/over" "$root$base/old"
 mount --bind "$base/real" "$root$base/real"
 mount --bind "$base/over" "$root$base/over"
-mount --bind "$images" "$root$images"
-mount -o remount,ro,bind "$root$images"
+for folder in "$where" "$images"; do  # a checkout or a cache below /tmp is not in this /tmp
+    if [ ! -d "$root$folder" ] || [ "$folder" = "$images" ]; then
+        mkdir -p "$root$folder"
+        mount --bind "$folder" "$root$folder"
+        mount -o remount,ro,bind "$root$folder"
+    fi
+done
 mount --rbind /proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/dev"
