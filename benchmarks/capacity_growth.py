@@ -28,7 +28,7 @@ def demand(world: str, months: int, random: np.random.Generator) -> np.ndarray:
 
 
 def coverage(world: str, months: int, repetitions: int, seed: int) -> dict[str, float]:
-    """Of so many demands, how many exhaust the hosts within the interval; and how wide it is in months."""
+    """The share of simulated demands that exhaust the hosts within the interval, and its median width in months."""
     random = np.random.default_rng([seed, months, WORLDS.index(world)])
     hits, widths = 0, []
     for repetition in range(repetitions):

@@ -24,7 +24,7 @@ TIME_LIMIT_S = 10.0
 
 
 def make_demand(name: str, memory: float, cpu: float, instances: int) -> Demand:
-    """Instances that take so many bytes and CPUs each, exactly."""
+    """Instances that take exactly ``memory`` bytes and ``cpu`` CPUs each."""
     result = fit_cell(DensityCell("native", "", {}, ({"density.start": ((50, 0.1),)},), ()))
     needs = tuple(
         Need(resource, Estimate(each, each, each), by_limit=False)

@@ -152,7 +152,7 @@ class _Maker:
         )
 
     def _tail(self, subject: Subject) -> TailView | None:
-        """The first distribution that the tool counted, as a curve; a page holds so many."""
+        """The first distribution that the tool counted, as a curve; a page has room for few."""
         if self.charts >= MOST_CURVES:
             return None
 

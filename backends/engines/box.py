@@ -1,4 +1,4 @@
-"""One instance as its engine is told of it: its options, its groups, its folders."""
+"""What an engine gets to know of one instance: its options, its groups, its folders."""
 
 import os
 from enum import StrEnum
@@ -39,7 +39,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Box(msgspec.Struct, frozen=True):
-    """One instance as its engine is told of it.
+    """What an engine gets to know of one instance.
 
     ``folder`` is its own and removed with it. ``root`` is where the engine's commands see the overlay of the image.
     ``given`` has to appear inside at ``INSIDE``, read-only, and ``scratch`` at ``SCRATCH``. ``limits`` are those of the

@@ -85,9 +85,9 @@ class Standing(StrEnum):
 
 
 class Settling(msgspec.Struct, frozen=True):
-    """The cheapest measurement that would settle it: so many more blocks of a subject, about ``seconds`` long.
+    """The cheapest measurement that would settle it: ``blocks`` more of a subject, about ``seconds`` long.
 
-    ``instances`` instead: a ramp up to so many.
+    ``instances`` instead: a ramp up to that number.
     """
 
     subject: str

@@ -1,4 +1,4 @@
-"""Was a plan right? What it predicted beside what a later ramp measured, kept for all audits of this user.
+"""Was a plan right? Compares its predictions with what a later ramp measured; outcomes are kept for each user.
 
 A plan is its JSON form, as ``tare plan --format json --output FILE`` wrote it. A later ramp, on the same or another
 host, is compared by what one instance takes of memory and CPU, which carries over between hosts; and, where it was on a

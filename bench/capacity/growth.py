@@ -67,7 +67,7 @@ class Exhaustion(msgspec.Struct, frozen=True):
 
 
 def month_after(last: date, months: int) -> date:
-    """The first day of the month that is so many after ``last``."""
+    """The first day of the month that is ``months`` after ``last``."""
     number = last.year * 12 + last.month - 1 + months
     return date(number // 12, number % 12 + 1, 1)
 

@@ -21,7 +21,7 @@ _Counts = npt.NDArray[np.int64]
 _Shares = npt.NDArray[np.float64]
 
 MOST_HOSTS = 100_000
-"""Hosts beyond which no reserve is looked for: a demand that needs so many is no plan."""
+"""The most hosts among which a reserve is looked for."""
 
 
 class Reserve(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Reserve(msgspec.Struct, frozen=True):
     maintenance: float = 0.0
 
     def out_of(self, hosts: int, lost: int) -> int:
-        """How many of so many hosts may be missing: lost ones, or the largest domain, and those in maintenance."""
+        """How many of ``hosts`` may be missing: lost ones, or the largest domain, and those in maintenance."""
         largest = 0 if self.domains is None else math.ceil(hosts / self.domains)
         return max(lost, largest) + math.ceil(self.maintenance * hosts - EXACT)
 

@@ -1,6 +1,7 @@
 import errno
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,16 @@ from tare.bench.image.stored import digest_of, list_tree, measure
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path) -> Iterator[Path]:
+    """Removed afterwards, whatever became of it: setuid files and device nodes of root's are not left in /tmp."""
     root = tmp_path / "tree"
     (root / "usr/bin").mkdir(parents=True)
     (root / "usr/bin/tool").write_bytes(b"tool")
     (root / "usr/bin/tool").chmod(0o755)
     (root / "bin").symlink_to("usr/bin")
     (root / "odd name\n%").write_bytes(b"")
-    return root
+    yield root
+    shutil.rmtree(root)
 
 
 def digest(tree: Path) -> str:

@@ -210,7 +210,7 @@ class _Ramp:
         )
 
     def _resize(self, starts: Starts, population: int) -> Stop | None:
-        """End the newest, or start more, until there are so many."""
+        """End the newest instances, or start more, until ``population`` are alive."""
         assert self._load is not None
         for instance in self._instances[population:]:
             self._alive.discard(instance)

@@ -43,7 +43,7 @@ class Load:
         self._works.append(Work(self._run, self._commands, instance))
 
     def keep(self, population: int) -> None:
-        """Only the first so many instances go on."""
+        """Only the first ``population`` instances go on."""
         del self._works[population:]
 
     def measure(self, instances: Sequence[Instance]) -> float | None:
