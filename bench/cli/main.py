@@ -79,8 +79,9 @@ def _defaults() -> dict[str, dict[str, Any]]:
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Without the options that were left out: their defaults are a suite's."""
-    return {name: value for name, value in options.items() if value is not None}
+    """Without the options that were left out: their defaults are those of what is made of them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
@@ -300,36 +301,11 @@ def plan(
     Examples: tare plan runs/density --cpus 64 --memory 512GiB --disk 4TiB --overcommit cpu=4 --instances 5000;
     tare plan --fleet fleet.toml.
     """
+    given = locals()  # the options are the fields of a request, by the same names
     with guard():
         from tare.bench.cli.plan import PlanRequest, plan_command
 
-        request = PlanRequest(
-            runs=tuple(runs or ()),
-            fleet=fleet,
-            cpus=cpus,
-            memory=memory,
-            disk=disk,
-            overcommit=tuple(overcommit or ()),
-            reserve=tuple(reserve or ()),
-            instances=instances,
-            backends=tuple(backend or ()),
-            basis=basis,
-            raised=tuple(raised or ()),
-            hosts=hosts,
-            spare=spare,
-            domain=domain,
-            maintenance=maintenance,
-            growth=growth,
-            demand=demand,
-            prices=prices,
-            export=export,
-            size=size,
-            what_if=what_if,
-            audit=audit,
-            form=form,
-            output=output,
-        )
-        raise typer.Exit(plan_command(request))
+        raise typer.Exit(plan_command(PlanRequest(**_given(**given))))
 
 
 @app.command("list")

@@ -46,7 +46,7 @@ _OF_COMPARISONS = ("no-baseline", "nothing-compared", "only-emulated", "false-al
 class PlanRequest(msgspec.Struct, frozen=True):
     """What was asked for on the command line, as it was written."""
 
-    runs: tuple[Path, ...]
+    runs: tuple[Path, ...] = ()
     fleet: Path | None = None
     cpus: float | None = None
     memory: str = ""
@@ -54,7 +54,7 @@ class PlanRequest(msgspec.Struct, frozen=True):
     overcommit: tuple[str, ...] = ()
     reserve: tuple[str, ...] = ()
     instances: int | None = None
-    backends: tuple[str, ...] = ()
+    backend: tuple[str, ...] = ()
     basis: str = Basis.AUTO.value
     raised: tuple[str, ...] = ()
     hosts: int | None = None
@@ -153,8 +153,6 @@ def _cases(request: PlanRequest, path: Path) -> list[tuple[str, Plan]]:
     for number, case in enumerate(convert(read_toml(path), _WhatIfFile, path, "").case):
         given = {name: getattr(case, name) for name in case.__struct_fields__ if name != "name" and getattr(case, name)}
         given |= {name: path.parent / given[name] for name in ("fleet", "prices") if name in given}
-        if "backend" in given:
-            given["backends"] = given.pop("backend")
         if "fleet" in given:
             given |= {"runs": ()}
         try:
@@ -235,7 +233,7 @@ def _plan(request: PlanRequest) -> Plan:
     if request.instances is not None and request.instances < 1:
         raise SuiteError("--instances", f"must be 1 or more, not {request.instances}")
     loaded = [_load(path) for path in request.runs]
-    _check_backends(request.backends, loaded)
+    _check_backends(request.backend, loaded)
     try:
         basis = Basis(request.basis)
     except ValueError:
@@ -256,7 +254,7 @@ def _plan(request: PlanRequest) -> Plan:
         )
         for run, results in loaded
         for result in results
-        if not request.backends or result.cell.backend in request.backends
+        if not request.backend or result.cell.backend in request.backend
     ]
     reserve, projection = _reserve(request), _projection(request)
     plans = tuple(plan_host(kind, host, demand=request.instances) for kind in types)
@@ -298,7 +296,7 @@ def _fleet_plan(fleet: Fleet, request: PlanRequest) -> Plan:
     given = {
         "RUN": request.runs, "--cpus": request.cpus, "--memory": request.memory, "--disk": request.disk,
         "--overcommit": request.overcommit, "--reserve": request.reserve, "--instances": request.instances,
-        "--backend": request.backends, "--raised": request.raised, "--hosts": request.hosts, "--spare": request.spare,
+        "--backend": request.backend, "--raised": request.raised, "--hosts": request.hosts, "--spare": request.spare,
         "--domain": request.domain, "--maintenance": request.maintenance, "--growth": request.growth,
         "--demand": request.demand,
     }  # fmt: skip
