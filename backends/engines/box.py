@@ -3,6 +3,7 @@
 import os
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -10,8 +11,12 @@ from tare.backends.cgroups.limits import Limits
 from tare.backends.engines.groups import Groups
 from tare.backends.engines.start import INSIDE
 from tare.bench.errors import BackendError
-from tare.bench.model import SCRATCH, InstanceSpec
+from tare.bench.linux.memory import tree_bytes
+from tare.bench.model import SCRATCH, EngineShare, Footprint, InstanceSpec, Usage
 from tare.bench.trees import remove_tree
+
+if TYPE_CHECKING:
+    from tare.backends.engines.core import Engine
 
 _MODE = 0o755
 _MOUNT_POINTS = ("proc", "sys", "dev")
@@ -73,6 +78,31 @@ class Box(msgspec.Struct, frozen=True):
     @property
     def log(self) -> Path:
         return self.folder / "engine.log"
+
+
+class BoxMeters:
+    """What an instance of an engine reports, however its commands are run; mixed into both kinds of instance."""
+
+    _engine: "Engine"
+    _box: Box
+
+    def usage(self) -> Usage:
+        """Of the container and of the engine's processes for it."""
+        return self._engine.usage_of(self._box)
+
+    def engine_share(self) -> EngineShare:
+        """What of that the engine itself took."""
+        return self._engine.share_of(self._box)
+
+    def time_exec(self) -> float | None:
+        """How long the engine's own exec takes, in seconds."""
+        return self._engine.time_exec(self._box)
+
+    def footprint(self) -> Footprint:
+        """With the engine's processes for this instance."""
+        held = self._box.groups.meter.footprint()
+        owned = tree_bytes(self._box.folder)
+        return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._engine.shared_bytes)
 
 
 def make_folders(box: Box, program: Path) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
-from tare.backends.engines.box import Box, EngineOptions, Network, make_folders, remove_folder
+from tare.backends.engines.box import Box, BoxMeters, EngineOptions, Network, make_folders, remove_folder
 from tare.backends.engines.commands import EngineCommand, start_command
 from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.groups import CONTAINER, Groups, start_groups
@@ -46,7 +46,6 @@ from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import BackendError, TareError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import MARKER_VARIABLE, ResourceKind
-from tare.bench.linux.memory import tree_bytes
 from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import (
     Availability,
@@ -54,7 +53,6 @@ from tare.bench.model import (
     Confound,
     EngineShare,
     Envelope,
-    Footprint,
     Image,
     InstanceSpec,
     IsolationKind,
@@ -472,28 +470,13 @@ class Engine(Backend):
         self.stack.close()
 
 
-class EngineInstance(ProcessInstance):
+class EngineInstance(BoxMeters, ProcessInstance):
     """A container of an engine, whose commands are run by tare's program inside."""
 
     def __init__(self, engine: Engine, box: Box, launched: Launched, timeline: StartTimeline) -> None:
         super().__init__(launched, box.groups.container, box.folder, timeline, engine.shared_bytes, lambda: "")
         self._engine = engine
         self._box = box
-
-    def usage(self) -> Usage:
-        return self._engine.usage_of(self._box)
-
-    def engine_share(self) -> EngineShare:
-        return self._engine.share_of(self._box)
-
-    def time_exec(self) -> float | None:
-        return self._engine.time_exec(self._box)
-
-    def footprint(self) -> Footprint:
-        """With the engine's processes for this instance."""
-        held = self._box.groups.meter.footprint()
-        owned = tree_bytes(self._box.folder)
-        return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._engine.shared_bytes)
 
     def end(self) -> None:
         self._box.groups.begin_kill()

@@ -14,21 +14,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from tare.backends.engines.box import BoxMeters
 from tare.backends.engines.start import INSIDE, Started
 from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interfaces import Instance
 from tare.bench.interrupts import interruptible
-from tare.bench.linux.memory import tree_bytes
 from tare.bench.model import (
     BASE_ENVIRONMENT,
     Command,
     Completed,
-    EngineShare,
-    Footprint,
     StartTimeline,
-    Usage,
 )
 from tare.bench.spool import Spool
 
@@ -44,7 +39,7 @@ _LATE_S = 30.0
 """How long the engine itself may take around a command."""
 
 
-class ExecInstance(Instance):
+class ExecInstance(BoxMeters, Instance):
     """A container whose first process is ``HOLD``."""
 
     def __init__(self, engine: "Engine", box: "Box", started: Started, timeline: StartTimeline) -> None:
@@ -116,20 +111,6 @@ class ExecInstance(Instance):
         since: dict[str, Any] = {name: count - self._met.get(name, 0) for name, count in now.items()}
         self._met = now
         return since | ({"outer_limit": group.outer_memory_limit()} if since["oom_kills"] else {})
-
-    def usage(self) -> Usage:
-        return self._engine.usage_of(self._box)
-
-    def engine_share(self) -> EngineShare:
-        return self._engine.share_of(self._box)
-
-    def time_exec(self) -> float | None:
-        return self._engine.time_exec(self._box)
-
-    def footprint(self) -> Footprint:
-        held = self._box.groups.meter.footprint()
-        owned = tree_bytes(self._box.folder)
-        return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._engine.shared_bytes)
 
     def gone_descriptor(self) -> int:
         """Of the sandbox's process."""
