@@ -1,6 +1,6 @@
 """gVisor: a kernel in user space, by its OCI runtime runsc."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import ClassVar
 
@@ -18,6 +18,10 @@ from tare.bench.model import Confound, IsolationKind, StartTimeline, Usage
 _UNCOUNTED = "gVisor writes files through the host's page cache, whose write-back cgroups v1 count for nobody"
 _WHOLE = "the memory limit is the whole sandbox's: a program that exceeds it ends the instance, not itself"
 _THREADS = "the limit on processes is not set: it would count gVisor's threads, and end the instance when it is met"
+_FEW_FILES = (
+    "programs cannot make files in folders of the image's (as /root, /var): this runsc refuses it on an overlay of the "
+    "host's; /scratch and /tmp work"
+)
 _OWN_SECCOMP = "the system-call filter is not applied inside: gVisor's kernel has the calls it has, and filters its own"
 
 
@@ -44,6 +48,8 @@ class Gvisor(OciRuntime):
     package = "runsc"
     kind = IsolationKind.USER_MODE_KERNEL
     Options = GvisorOptions
+    # runsc sets nothing of a group that is there before it: tare writes all limits itself, but that on processes.
+    engine_limits: ClassVar[Collection[str]] = ("pids_max",)
     interactive = False
     tells_by_stream = True
     concurrent_starts: ClassVar[int] = 4
@@ -84,6 +90,7 @@ class Gvisor(OciRuntime):
         return (
             Confound("no-limit-memory", _WHOLE, self.name),
             Confound("no-limit-pids", _THREADS, self.name),
+            Confound("image-folders-read-only", _FEW_FILES, self.name),
             *(
                 ()
                 if self.options.seccomp is Seccomp.NONE
