@@ -1,7 +1,7 @@
 """Runtimes of the OCI specification, by bundle: runc, crun."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -18,7 +18,7 @@ from tare.bench.model import SCRATCH
 class OciRuntime(Engine):
     """A runtime with runc's command line."""
 
-    engine_limits = (
+    engine_limits: ClassVar[Collection[str]] = (
         *("cpus", "cpu_quota", "cpu_weight", "pids_max"),
         *("io_read_bytes_per_s", "io_write_bytes_per_s", "io_read_ops_per_s", "io_write_ops_per_s"),
     )
