@@ -29,7 +29,6 @@ from tare.bench.model import (
     InstanceSpec,
     Measurement,
     Metric,
-    Proved,
     StartTimeline,
     Usage,
 )
@@ -55,6 +54,13 @@ class BackendContext(msgspec.Struct, frozen=True):
     cache_directory: Path
     options: Any
     housekeeping_cpus: tuple[int, ...]
+
+
+class Proved(msgspec.Struct, frozen=True):
+    """What a backend tried out on this host: its outcome, and by name all that was seen, for whoever was not there."""
+
+    outcome: Availability
+    texts: Mapping[str, str] = {}
 
 
 class Terminal(Protocol):

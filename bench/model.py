@@ -12,6 +12,7 @@ from typing import BinaryIO
 import msgspec
 
 from tare.bench.errors import BackendError, UnavailableError
+from tare.bench.service import ImageProcess, ServiceRequest
 from tare.bench.units import Unit
 
 SCRATCH = "/scratch"
@@ -193,7 +194,7 @@ class Commands(Struct, frozen=True):
 
     The ``services`` are started after the set-up, in their order, each when the one before is ready; then ``load`` runs
     once (a database is filled). Where services run in an instance of their own, the set-up is run there, and
-    everything else, their ``ready`` too, where the measured command runs.
+    everything else, their ``ready`` too, where the measured command runs. ``image_service`` is the image's own program.
     """
 
     measured: Command
@@ -201,6 +202,7 @@ class Commands(Struct, frozen=True):
     teardown: tuple[Command, ...] = ()
     services: tuple[Service, ...] = ()
     load: tuple[Command, ...] = ()
+    image_service: ServiceRequest | None = None
 
 
 # --- what an instance reports -----------------------------------------------------------------------
@@ -378,13 +380,6 @@ class Availability(Struct, frozen=True):
             raise UnavailableError(f"{name}: {self.reason}", remedy=self.remedy)
 
 
-class Proved(Struct, frozen=True):
-    """What a backend tried out on this host: its outcome, and by name all that was seen, for whoever was not there."""
-
-    outcome: Availability
-    texts: Mapping[str, str] = {}
-
-
 class IsolationKind(StrEnum):
     """What separates an instance from the host.
 
@@ -461,6 +456,7 @@ class Image(Struct, frozen=True):
     ``kernel`` and ``initramfs`` boot a guest on it. An imported image may have no kernel.
     ``packages`` maps package to version, ``tools`` the programs that built it. ``name`` is what it was
     called when it was looked up. ``guest_problem`` says why no guest can run on it, and is empty if one can.
+    ``process`` is the program that an imported image is made for, where its archive says so.
     """
 
     digest: str
@@ -477,6 +473,7 @@ class Image(Struct, frozen=True):
     built_utc: str = ""
     tools: Mapping[str, str] = {}
     guest_problem: str = ""
+    process: ImageProcess | None = None
 
     @property
     def guest_files(self) -> dict[str, Path]:

@@ -50,7 +50,7 @@ from tare.backends.vm.options import (
     require_cpu_model,
 )
 from tare.bench.errors import BackendError, UnavailableError, UnsupportedError
-from tare.bench.interfaces import Backend, BackendContext, Instance
+from tare.bench.interfaces import Backend, BackendContext, Instance, Proved
 from tare.bench.ledger import ResourceKind
 from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import (
@@ -60,7 +60,6 @@ from tare.bench.model import (
     Image,
     InstanceSpec,
     Phase,
-    Proved,
     StartTimeline,
 )
 from tare.bench.network_path import ServerPlace

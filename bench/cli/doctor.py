@@ -19,7 +19,7 @@ from tare.bench.cli.output import STDOUT, whole_file
 from tare.bench.errors import CleanUpError, ExitCode, MissingToolError, TareError
 from tare.bench.host import host_confounds, read_facts, summarise
 from tare.bench.image import ImageStore
-from tare.bench.interfaces import Backend, BackendContext
+from tare.bench.interfaces import Backend, BackendContext, Proved
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import (
@@ -31,7 +31,7 @@ from tare.bench.locations import (
     ledger_directory,
     work_directory,
 )
-from tare.bench.model import Image, Proved
+from tare.bench.model import Image
 from tare.bench.packages import load_packages, remedy_for
 from tare.bench.process import find_tool, run
 from tare.bench.readable import as_markup

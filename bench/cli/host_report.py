@@ -19,10 +19,10 @@ from pathlib import Path
 
 from tare.bench.errors import TareError
 from tare.bench.host import read_facts
+from tare.bench.interfaces import Proved
 from tare.bench.linux.files import HERE, HostRoots, find_field, find_text
 from tare.bench.linux.hypervisor import cpuid_signature, read_kvm_settings
 from tare.bench.locations import work_directory
-from tare.bench.model import Proved
 from tare.bench.process import run
 from tare.bench.readable import readable
 

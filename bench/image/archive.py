@@ -20,6 +20,7 @@ from tare.bench.image.tar import ArchiveLimits, quoted
 from tare.bench.image.unpack import Unpacking, resolve
 from tare.bench.process import require_tool
 from tare.bench.readable import one_line
+from tare.bench.service import ImageProcess, read_process
 from tare.bench.trees import remove_tree
 from tare.bench.units import format_size
 
@@ -37,7 +38,7 @@ def import_parts(file: Path, workspace: Workspace, limits: ArchiveLimits) -> sto
     kernel: Kernel | None = None
     origin = one_line(file.name)
     workspace.progress(f"unpacking {origin}")
-    unpacked = make_imported_tree(file, tree, workspace.scratch("archive"), limits)
+    unpacked, process = make_imported_tree(file, tree, workspace.scratch("archive"), limits)
     if os.geteuid() != 0:
         problem = "imported without root, so that its files have no owners of their own"
     else:
@@ -47,32 +48,48 @@ def import_parts(file: Path, workspace: Workspace, limits: ArchiveLimits) -> sto
             require_tool(tool)
         workspace.progress("fetching a kernel for the guest")
         kernel = with_kernel(Recipe.of(()), workspace, lambda: None)
+    if process is not None:
+        (workspace.image / stored.PROCESS).write_bytes(msgspec.json.encode(process, order="sorted"))
     description = finish(workspace, kernel=kernel, recipe=None, origin=origin, guest_problem=problem)
     unpacked.require_listed((workspace.image / stored.MANIFEST).read_text().splitlines())
     return description
 
 
-def make_imported_tree(file: Path, tree: Path, scratch: Path, limits: ArchiveLimits) -> Unpacking:
-    """Make ``tree`` of the archive ``file``, whichever of the three kinds it is. Raises ImageError."""
+class _Contents(msgspec.Struct, frozen=True):
+    """What an outer archive says that the image is: its layers, the lowest first, and its configuration, if any."""
+
+    layers: list[Path]
+    config: Path | None
+
+
+def make_imported_tree(
+    file: Path, tree: Path, scratch: Path, limits: ArchiveLimits
+) -> tuple[Unpacking, ImageProcess | None]:
+    """Make ``tree`` of the archive ``file``, whichever of the three kinds it is; with the program that it is made for.
+
+    None where the archive has no image configuration. Raises ImageError.
+    """
     unpacked = _start(tree, limits)
     unpacked.add(file, is_lowest=True)
     if (tree / "manifest.json").is_file() and not (tree / "usr").exists():
-        find_layers = _docker_layers
+        read_contents = _docker_contents
     elif (tree / "oci-layout").is_file():
-        find_layers = _oci_layers
+        read_contents = _oci_contents
     else:
         if not any(resolve(tree, name, follow_last=True).exists() for name in ("bin", "usr", "sbin")):
             raise ImageError(f"{quoted(file.name)} holds no root file system: there is no bin, sbin or usr in it")
         unpacked.settle()
-        return unpacked
+        return unpacked, None
     outer = scratch / "outer"
     tree.rename(outer)
     unpacked = _start(tree, limits)
-    for number, layer in enumerate(find_layers(outer)):
+    contents = read_contents(outer)
+    for number, layer in enumerate(contents.layers):
         unpacked.add(layer, is_lowest=number == 0)
     unpacked.settle()
+    process = None if contents.config is None else _process(contents.config)
     remove_tree(outer)
-    return unpacked
+    return unpacked, process
 
 
 def _start(tree: Path, limits: ArchiveLimits) -> Unpacking:
@@ -90,20 +107,32 @@ def guest_problem(tree: Path) -> str:
     return ""
 
 
-def _docker_layers(outer: Path) -> list[Path]:
+def _process(config: Path) -> ImageProcess:
+    document = _decode(config)
+    try:
+        return read_process(document.get("config") if isinstance(document, dict) else document)
+    except ValueError as error:
+        raise ImageError(f"the archive's image configuration makes no sense: {error}") from None
+
+
+def _docker_contents(outer: Path) -> _Contents:
     entries = _decode(_inside(outer, "manifest.json"))
     if not isinstance(entries, list) or len(entries) != 1:
         raise ImageError("the docker archive holds several images, or none", remedy="save exactly one image into it")
-    return [_inside(outer, name) for name in _layers(entries[0], "Layers")]
+    layers = [_inside(outer, name) for name in _layers(entries[0], "Layers")]
+    config = entries[0].get("Config")
+    return _Contents(layers, None if config is None else _inside(outer, config))
 
 
-def _oci_layers(outer: Path) -> list[Path]:
+def _oci_contents(outer: Path) -> _Contents:
     document = _decode(_inside(outer, "index.json"))
     for _ in range(_DEEPEST_INDEX):
         if not isinstance(document, dict) or "manifests" not in document:
             break
         document = _decode(_blob(outer, _choose(_field(document, "manifests", list))))
-    return [_blob(outer, layer) for layer in _layers(document, "layers")]
+    layers = [_blob(outer, layer) for layer in _layers(document, "layers")]
+    config = document.get("config")
+    return _Contents(layers, None if config is None else _blob(outer, config))
 
 
 def _layers(document: Any, name: str) -> list[Any]:

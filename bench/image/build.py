@@ -106,7 +106,7 @@ def finish(
     probes, tree_bytes = stored.measure(lines)
     return stored.Description(
         format=stored.FORMAT,
-        digest=digest_of(lines, hashes.get(stored.KERNEL, ""), hashes.get(stored.INITRAMFS, "")),
+        digest=digest_of(lines, hashes),
         built_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=recipe,
         origin=origin,

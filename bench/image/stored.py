@@ -1,7 +1,8 @@
 """What lies in an image's folder: ``image.json`` and the files with it; loading, the cheap check and the full one.
 
 A folder is named by the image's digest and holds ``rootfs/``, ``disk.erofs``, ``vmlinuz``, ``initramfs``,
-``manifest.txt`` (the tree's canonical list) and ``image.json``, which is written last.
+``manifest.txt`` (the tree's canonical list), ``process.json`` (the program that an imported image is made for) and
+``image.json``, which is written last.
 
 The list has one line a file, sorted by path: type, mode, owner, size or device, SHA-256 of the content, link target,
 extended attributes. Times are left out, and so are hard links (each name stands for itself): neither changes what runs.
@@ -21,6 +22,7 @@ import msgspec
 from tare.bench.errors import ImageError
 from tare.bench.image.recipe import Recipe
 from tare.bench.model import Image, Struct
+from tare.bench.service import ImageProcess
 
 FORMAT = 1
 DESCRIPTION = "image.json"
@@ -29,6 +31,7 @@ ROOTFS = "rootfs"
 DISK = "disk.erofs"
 KERNEL = "vmlinuz"
 INITRAMFS = "initramfs"
+PROCESS = "process.json"
 
 _PROBES = 64
 _LENDING = threading.Lock()
@@ -102,7 +105,18 @@ def load(folder: Path, name: str = "") -> Image:
         built_utc=description.built_utc,
         tools=description.tools,
         guest_problem=description.guest_problem,
+        process=load_process(folder) if PROCESS in files else None,
     )
+
+
+def load_process(folder: Path) -> ImageProcess | None:
+    """The program that the image in ``folder`` is made for; None if nothing says so. Raises ImageError."""
+    try:
+        return msgspec.json.decode((folder / PROCESS).read_bytes(), type=ImageProcess)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise _broken(folder, f"{PROCESS} cannot be read: {error}") from error
 
 
 def load_description(folder: Path) -> Description:
@@ -131,7 +145,7 @@ def verify(folder: Path) -> None:
         raise _broken(folder, f"{error.filename}: {error.strerror}") from error
     changed = [name for name, file in description.files.items() if hashes[name] != file.sha256]
     changed += _differences(recorded, found)
-    digest = digest_of(found, hashes.get(KERNEL, ""), hashes.get(INITRAMFS, ""))
+    digest = digest_of(found, hashes)
     if changed or digest != description.digest:
         shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise _broken(folder, f"not as it was built: {shown or 'its digest differs'}")
@@ -179,10 +193,11 @@ def list_tree(root: Path) -> list[str]:
             os.chmod(path, mode)  # noqa: PTH101 - bytes
 
 
-def digest_of(lines: list[str], kernel_sha256: str, initramfs_sha256: str) -> str:
-    """The image's digest: 64 hexadecimal digits over the tree, the kernel and the initramfs ("" for none)."""
+def digest_of(lines: list[str], hashes: Mapping[str, str]) -> str:
+    """The image's digest: 64 hexadecimal digits over the tree, and the hashes of those files that decide what runs."""
     digest = hashlib.sha256(b"tare image 1\n")
-    for line in (*lines, f"kernel {kernel_sha256}", f"initramfs {initramfs_sha256}"):
+    process = [f"process {hashes[PROCESS]}"] if PROCESS in hashes else []
+    for line in (*lines, f"kernel {hashes.get(KERNEL, '')}", f"initramfs {hashes.get(INITRAMFS, '')}", *process):
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 

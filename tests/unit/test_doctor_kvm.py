@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from tare.bench.cli import doctor as cli_doctor
 from tare.bench.cli import host_report
 from tare.bench.cli.main import app
-from tare.bench.model import Availability, Proved
+from tare.bench.interfaces import Proved
+from tare.bench.model import Availability
 from tare.bench.registry import Plugins, find_backends
 from tests.unit import test_session
 from tests.unit.session_fakes import Box, Orders

@@ -435,7 +435,7 @@ def _import_as_nobody(folder: Path) -> None:
     os.setgid(65534)
     os.setuid(65534)
     (folder / "scratch").mkdir()
-    unpacked = make_imported_tree(folder / "layer", folder / "tree", folder / "scratch", ArchiveLimits())
+    unpacked, _ = make_imported_tree(folder / "layer", folder / "tree", folder / "scratch", ArchiveLimits())
     lines = list_tree(folder / "tree")
     unpacked.require_listed(lines)
     assert lines == list_tree(folder / "tree")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.bench.image.stored import digest_of, list_tree, measure
+from tare.bench.image.stored import INITRAMFS, KERNEL, PROCESS, digest_of, list_tree, measure
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def tree(tmp_path: Path) -> Iterator[Path]:
 
 
 def digest(tree: Path) -> str:
-    return digest_of(list_tree(tree), "k", "i")
+    return digest_of(list_tree(tree), {KERNEL: "k", INITRAMFS: "i"})
 
 
 def add_xattr(tree: Path) -> None:
@@ -90,7 +90,14 @@ def test_the_digest_does_not_follow_times_or_order(tree: Path) -> None:
 
 def test_the_digest_names_kernel_and_initramfs_too(tree: Path) -> None:
     lines = list_tree(tree)
-    assert len({digest_of(lines, *pair) for pair in (("a", "b"), ("b", "a"), ("", "a"), ("a", ""), ("", ""))}) == 5
+    pairs = ({KERNEL: "a", INITRAMFS: "b"}, {KERNEL: "b", INITRAMFS: "a"}, {INITRAMFS: "a"}, {KERNEL: "a"}, {})
+    assert len({digest_of(lines, pair) for pair in pairs}) == 5
+
+
+def test_the_digest_names_the_program_that_the_image_is_made_for(tree: Path) -> None:
+    lines = list_tree(tree)
+    assert len({digest_of(lines, one) for one in ({}, {PROCESS: "a"}, {PROCESS: "b"})}) == 3
+    assert digest_of(lines, {}) == digest_of(lines, {"disk.erofs": "c"})
 
 
 def test_every_file_is_one_line_whatever_its_name(tree: Path) -> None:

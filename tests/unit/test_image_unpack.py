@@ -14,6 +14,7 @@ from tare.bench.image.archive import guest_problem, make_imported_tree
 from tare.bench.image.stored import list_tree
 from tare.bench.image.tar import ArchiveLimits
 from tare.bench.image.unpack import Unpacking, resolve
+from tare.bench.service import HealthCheck, ImageProcess
 
 
 def entry(
@@ -249,6 +250,29 @@ def blob(content: bytes) -> tuple[str, str]:
     return f"sha256:{value}", f"blobs/sha256/{value}"
 
 
+CONFIG = {
+    "architecture": "amd64",
+    "config": {
+        "Entrypoint": ["/bin/sh"],
+        "Cmd": ["-c", "true"],
+        "Env": ["PATH=/bin", "MODE=a=b"],
+        "User": "web:www",
+        "WorkingDir": "/srv",
+        "ExposedPorts": {"8080/tcp": {}},
+        "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Timeout": 2_000_000_000},
+    },
+}
+PROCESS = ImageProcess(
+    ("/bin/sh",),
+    ("-c", "true"),
+    {"PATH": "/bin", "MODE": "a=b"},
+    "/srv",
+    "web:www",
+    ("8080/tcp",),
+    HealthCheck(("/bin/sh", "-c", "true"), 2.0),
+)
+
+
 def oci(tmp_path: Path, *, spoil: bool = False, nested: bool = False) -> Path:
     files: dict[str, bytes] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
 
@@ -258,7 +282,7 @@ def oci(tmp_path: Path, *, spoil: bool = False, nested: bool = False) -> Path:
         return {"digest": digest}
 
     described = [add(content) for content in layers(tmp_path)]
-    manifest = add(json.dumps({"layers": described}).encode())
+    manifest = add(json.dumps({"layers": described, "config": add(json.dumps(CONFIG).encode())}).encode())
     if nested:
         other = {**add(b'{"layers": []}'), "platform": {"os": "linux", "architecture": "s390x"}}
         native = {
@@ -276,16 +300,17 @@ def docker(tmp_path: Path) -> Path:
     first, second = layers(tmp_path)
     manifest = json.dumps([{"Config": "c.json", "Layers": ["a/layer.tar", "b/layer.tar"]}]).encode()
     link = entry("b/layer.tar", tarfile.SYMTYPE, link="../c/layer.tar")
-    return tar(
-        tmp_path / "image.tar", [("a/layer.tar", first), link, ("c/layer.tar", second), ("manifest.json", manifest)]
-    )
+    config = ("c.json", json.dumps(CONFIG).encode())
+    described = [("a/layer.tar", first), link, ("c/layer.tar", second), ("manifest.json", manifest), config]
+    return tar(tmp_path / "image.tar", described)
 
 
 @pytest.mark.parametrize("kind", ["oci", "nested oci", "docker"])
 def test_layers_are_applied_in_order(tmp_path: Path, kind: str) -> None:
     file = docker(tmp_path) if kind == "docker" else oci(tmp_path, nested=kind.startswith("nested"))
     (tmp_path / "scratch").mkdir()
-    make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", ArchiveLimits())
+    _, process = make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", ArchiveLimits())
+    assert process == PROCESS
     assert names(tmp_path / "tree") == {"bin", "bin/sh"}
     assert (tmp_path / "tree/bin/sh").read_bytes() == b"new"
 
@@ -306,6 +331,8 @@ def test_a_damaged_blob_is_refused(tmp_path: Path) -> None:
         ({"manifest.json": b'[{"Layers": ["../../../etc/passwd"]}]'}, "lacks"),
         ({"oci-layout": b"{}", "index.json": b'{"manifests": [{"digest": "md5:00"}]}'}, "only sha256"),
         ({"oci-layout": b"{}", "index.json": b'{"manifests": []}'}, "0 images"),
+        ({"manifest.json": b'[{"Layers": [], "Config": "c.json"}]'}, "lacks"),
+        ({"manifest.json": b'[{"Layers": [], "Config": "c"}]', "c": b'{"config": {"Env": 1}}'}, "Env is no list"),
     ],
 )
 def test_archives_that_make_no_sense_are_refused(tmp_path: Path, files: dict[str, bytes], problem: str) -> None:
