@@ -199,6 +199,9 @@ CONFOUND_WEIGHTS: Mapping[str, int] = {
 }
 """How much a confound matters, from 1 (all others) to 3: from 2 on it belongs on the first screen of a report."""
 
+DECIDES_NOTHING = "decides no claim about virtualization"
+"""What is said of whatever was measured on a host whose own processor is emulated."""
+
 
 # --- experiments ------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from tare.bench.catalogue import ConfoundCode
 from tare.bench.model import Availability, BackendDescription, Confound, Envelope, Fact, Histogram, Metric, Struct
 from tare.bench.traits import ExperimentTraits, WorkloadTraits
 from tare.bench.units import Unit
@@ -187,6 +188,11 @@ class Manifest(Struct, frozen=True):
     tare_commit: str = ""
     plugins: Mapping[str, str] = {}
     origin: Origin = Origin()
+
+    @property
+    def is_host_emulated(self) -> bool:
+        """Whether the host's own processor is a program: no time measured there says anything about hardware."""
+        return any(found.code == ConfoundCode.HOST_EMULATED for found in self.confounds)
 
     def traits_of(self, experiment: str) -> ExperimentTraits:
         """The traits of one of its experiments; of one that it does not have, those of no particular kind."""

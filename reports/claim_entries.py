@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import Analysis, CellResult, MeasuredBackend, Row, Subject
-from tare.bench.catalogue import RATIO_PREFIX, Builtin, ConfoundCode, NoteCode, StopReason
+from tare.bench.catalogue import RATIO_PREFIX, Builtin, NoteCode, StopReason
 from tare.bench.model import Direction, IsolationKind
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest
@@ -53,14 +53,9 @@ _KINDS = {
 def kinds_of(manifest: Manifest, backend: str) -> frozenset[Kind]:
     """What rules can be about a backend of a run; empty for kinds of isolation that no rule is about."""
     described = manifest.backends.get(backend)
-    if described is not None and described.kind.is_guest and is_host_emulated(manifest):
+    if described is not None and described.kind.is_guest and manifest.is_host_emulated:
         return _KINDS[IsolationKind.EMULATED]
     return _KINDS.get(described.kind, frozenset()) if described is not None else frozenset()
-
-
-def is_host_emulated(manifest: Manifest) -> bool:
-    """Whether the host's own processor is a program: no time measured there says anything about hardware."""
-    return any(found.code == ConfoundCode.HOST_EMULATED for found in manifest.confounds)
 
 
 def references(manifest: Manifest) -> dict[str, float]:

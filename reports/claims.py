@@ -26,7 +26,6 @@ from tare.reports.claim_entries import (
     Kind,
     Reference,
     entries_of,
-    is_host_emulated,
     kinds_of,
     ran_out,
     references,
@@ -92,7 +91,7 @@ def evaluate(rule: Rule, analysis: Analysis) -> RuleResult:
 
 def _why_not_decided(rule: Rule, answer: Answer, entries: list[Entry], analysis: Analysis) -> str:
     """Why an answer does not count; empty if it does."""
-    if is_host_emulated(analysis.manifest):
+    if analysis.manifest.is_host_emulated:
         return "this host's own processor is emulated in software, so that its figures decide no claim"
     unwanted = {"both": None, "fails": Answer.YES, "holds": Answer.NO, "exhausted": Answer.NO}[rule.decides]
     if answer is unwanted and not (

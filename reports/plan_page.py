@@ -41,6 +41,7 @@ from tare.bench.capacity.words import (
     notes_of,
     reserve_sentences,
 )
+from tare.bench.catalogue import DECIDES_NOTHING
 from tare.bench.readable import one_line
 from tare.reports.charts import Chart, accent, finished, named, rounded
 from tare.reports.drawing import end_drawing
@@ -106,7 +107,7 @@ def plan_context(plan: Plan) -> dict[str, Any]:
     """Everything the template needs."""
     first, *others = answer(plan)
     notes = notes_of(plan.plans)
-    fences = [note for note in notes if ": emulated (TCG)" in note]
+    fences = [note for note in notes if ": emulated (TCG)" in note or DECIDES_NOTHING in note]
     sections = [(one.kind, _section(plan, one, number)) for number, one in enumerate(further(plan))]
     reserves = [view for kind, view in sections if kind is SectionKind.RESERVES]
     beside = reserves if len(reserves) == 1 else []

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tare.bench.catalogue import ConfoundCode
+from tare.bench.catalogue import DECIDES_NOTHING, ConfoundCode
 from tare.bench.disturbance import Disturbance, disturbance_of
 from tare.bench.records import EventKind, RunStatus
 from tare.bench.stats.comparisons import Comparison, Interval, Verdict
@@ -210,8 +210,10 @@ def _of_failures(analysis: "Analysis") -> Iterator[Concern]:
 
 
 def _of_comparison(analysis: "Analysis") -> Iterator[Concern]:
-    if any(one.code == ConfoundCode.HOST_EMULATED for one in analysis.manifest.confounds):
-        reason = "the host's own processor is emulated: nothing was measured on hardware"
+    if analysis.manifest.is_host_emulated:
+        reason = (
+            f"the host's own processor is emulated: nothing was measured on hardware, and the run {DECIDES_NOTHING}"
+        )
         yield Concern(
             GradeLevel.NOT_USABLE, ConfoundCode.HOST_EMULATED, reason, "run it on a host with a real processor"
         )

@@ -73,11 +73,12 @@ class InstanceType(msgspec.Struct, frozen=True):
     needs: tuple[Need, ...]
     host_limits: tuple[HostLimit, ...]
     cpus_measured: int
+    host_emulated: bool = False
 
     @property
     def is_emulated(self) -> bool:
-        """Whether its CPU figures are an emulator's."""
-        return self.backend.kind is IsolationKind.EMULATED
+        """Whether its CPU figures are an emulator's: the guest's, or that of the host it was measured on."""
+        return self.host_emulated or self.backend.kind is IsolationKind.EMULATED
 
     @property
     def limited_memory(self) -> Estimate | None:
@@ -118,6 +119,7 @@ def make_type(
         needs=(),
         host_limits=_host_limits(result, raised),
         cpus_measured=len(envelope.cpus),
+        host_emulated=manifest.is_host_emulated,
     )
     needs = (*_memory(found), *_cpu(found, by_limit=cpu_by_limit), *_disk(found), _CGROUP)
     return msgspec.structs.replace(found, needs=needs)

@@ -9,6 +9,7 @@ from tare.bench.capacity.instances import Basis, InstanceType, loaded_cpu
 from tare.bench.capacity.packing import Packing
 from tare.bench.capacity.plan import EXTRAPOLATED, HostPlan
 from tare.bench.capacity.planned import MIX, Plan
+from tare.bench.catalogue import DECIDES_NOTHING
 from tare.bench.units import format_size
 
 
@@ -187,7 +188,12 @@ def _type_notes(kind: InstanceType) -> Iterator[str]:
         )
     if result.cell.workload and loaded_cpu(result)[0] is None:
         yield "this run has no CPU figures of its loaded instances: their use bounds nothing"
-    if kind.is_emulated:
+    if kind.host_emulated:
+        yield (
+            "measured on a host whose own processor is emulated: its CPU figures and start latency carry over to no "
+            f"other host and bound nothing, and the plan {DECIDES_NOTHING}; its memory and disk space carry over"
+        )
+    elif kind.is_emulated:
         cache = kind.backend.texts.get("tcg_tb_cache", "")
         yield (
             "emulated (TCG): its CPU figures and start latency are the emulator's, carry over to no other host and "

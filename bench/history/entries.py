@@ -61,6 +61,7 @@ class RunEntry(msgspec.Struct, frozen=True):
     confirms: str = ""
     pruned: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    host_emulated: bool = False
 
     @property
     def order(self) -> tuple[str, str]:
@@ -205,6 +206,7 @@ def _indexed(run: LoadedRun, number: int, stamp: str) -> Indexed:
         revision=manifest.origin.revision,
         confirms=manifest.origin.confirms,
         problems=tuple(run.warnings),
+        host_emulated=manifest.is_host_emulated,
     )
     tables = make_tables(run)
     rows = list(_rows(entry, manifest, tables))

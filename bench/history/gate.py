@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tare.bench.catalogue import DECIDES_NOTHING
 from tare.bench.errors import ExitCode, RunDirectoryError
 from tare.bench.history.acks import AckFile
 from tare.bench.history.changes import FALSE_DISCOVERIES, LEAST_BEFORE, Scan, scan, scan_ratios
@@ -415,6 +416,8 @@ def _steps(nights: Nights, columns: Sequence[int], row: int) -> dict[str, Shift]
 def _notes(history: History, nights: Nights, acks: AckFile, day: dt.date) -> list[str]:
     """What the reader should know of the history that was judged by."""
     notes = []
+    if nights.entries[-1].host_emulated:
+        notes.append(f"the host's own processor is emulated: what is found here {DECIDES_NOTHING}")
     others = {one.host for one in history.entries} - {nights.entries[-1].host}
     if others:
         notes.append(

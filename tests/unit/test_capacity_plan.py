@@ -21,7 +21,7 @@ from tare.bench.capacity.words import plan_notes
 from tare.bench.cli.main import app
 from tare.bench.cli.plan import PlanRequest, make_plan
 from tare.bench.errors import SuiteError
-from tare.bench.model import BackendDescription, Envelope, Fact, IsolationKind, named_facts
+from tare.bench.model import BackendDescription, Confound, Envelope, Fact, IsolationKind, named_facts
 from tare.bench.records import Event, EventKind, Sample
 from tare.bench.store import RunStore, load_run
 from tare.bench.units import Unit
@@ -54,6 +54,7 @@ def write_density(
     ending: str = "",
     touched: float = 0.0,
     late: float = 1.0,
+    confounds: tuple[Confound, ...] = (),
 ) -> Path:
     """A run whose instances take ``each`` of memory, 2 % of a CPU, 1 MiB of disk; with a workload throughput too."""
     described = BackendDescription("native", IsolationKind.CONTAINER)
@@ -64,6 +65,7 @@ def write_density(
         MANIFEST,
         envelope=Envelope((0,), 256 * MIB, 64 * MIB, 64),
         backends={"vm" if accel else "native": described},
+        confounds=confounds,
         host=(Fact("cpus", "2", "x", 2), Fact("memory", "24.0 GiB", "x", 24 * 2**30)),
     )
     backend = next(iter(manifest.backends))
@@ -209,6 +211,17 @@ def test_a_guest_is_planned_with_its_whole_ram_and_emulated_cpus_bind_nothing(tm
     assert told.fewest < told.instances < told.most
     busy = plan_host(real, msgspec.structs.replace(HOST, cpus=1, reserve={Resource.CPU: 0.0}))
     assert (busy.binds, busy.instances) == ("cpu (measured)", 50)
+
+
+def test_what_ran_on_an_emulated_processor_plans_no_cpu_and_says_why(tmp_path):
+    emulated = (Confound("host-emulated", "the host's own processor is emulated in software"),)
+    tight = msgspec.structs.replace(HOST, cpus=1, reserve={Resource.CPU: 0.0})
+    for accel in ("", "kvm"):
+        plan = plan_host(only(write_density(tmp_path / f"run-{accel}", accel=accel, confounds=emulated)), tight)
+        assert plan.binds != "cpu (measured)"
+        said = " ".join(plan_notes(plan))
+        assert "carry over to no other host and bound nothing, and the plan decides no claim about virtu" in said
+        assert "emulated (TCG)" not in said
 
 
 def test_a_container_is_planned_with_what_it_used_or_with_its_limit(tmp_path):

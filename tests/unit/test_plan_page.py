@@ -10,6 +10,7 @@ import pytest
 from tare.bench.analysis import Grade, GradeLevel
 from tare.bench.capacity.planned import Plan
 from tare.bench.cli.plan import PlanRequest, make_plan
+from tare.bench.model import Confound
 from tare.reports.plan_page import plan_context, render_plan
 from tests.unit.test_capacity_plan import GIB, MIB, said, tare, write_density
 from tests.written import Page, markdown_rows
@@ -229,6 +230,18 @@ def test_emulated_guests_are_fenced_on_the_first_screen(run, tmp_path):
     html = written("html", run, guests, *SMALL)
     assert fence in html.partition("</header>")[0]
     assert 'class="fence"' not in written("html", run, *SMALL)
+
+
+def test_a_plan_of_an_emulated_host_says_so_first(tmp_path):
+    emulated = (Confound("host-emulated", "the host's own processor is emulated in software"),)
+    run = write_density(tmp_path / "run", accel="kvm", touched=64 * MIB, confounds=emulated)
+    first = unescape(written("html", run, *SMALL).partition("</header>")[0])
+    assert 'class="fence"><span><bdi>vm (kvm) idle: measured on a host whose own processor is emulated' in first
+    assert "Not usable: the host's own processor is emulated" in first
+    for form in ("table", "markdown"):
+        words = " ".join(written(form, run, *SMALL).split())
+        assert words.count("decides no claim about virtualization") == 2
+    assert json.loads(written("json", run, *SMALL))["plans"][0]["emulated"]
 
 
 def test_hostile_names_are_text(run, tmp_path, prices):
