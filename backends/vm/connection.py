@@ -150,7 +150,7 @@ class Connection(ABC):
         self,
         action: str,
         call: Callable[[], Result],
-        deadline_s: float = _ANSWER_DEADLINE_S,
+        deadline_s: float | None = None,
         give_up: Callable[[], None] | None = None,
     ) -> Result:
         """What a ``call`` of libvirt's returns, in a thread of its own: libvirt waits for a stopped QEMU for ever.
@@ -161,6 +161,8 @@ class Connection(ABC):
         if self._lost:
             raise BackendError(f"libvirt could not {action}: it did not answer before", remedy=_LOST_REMEDY)
         asked = _Call(action, call)
+        if deadline_s is None:
+            deadline_s = _ANSWER_DEADLINE_S
         try:
             answered = asked.wait(deadline_s, interruptible=give_up is not None)
         except KeyboardInterrupt:

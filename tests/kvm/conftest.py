@@ -57,7 +57,7 @@ class KvmHost:
 
     def pytest(self, arguments: str, *, timeout_s: float) -> str:
         """Have tests pass there; what pytest said of them at the end."""
-        options = f"-q -p no:cacheprovider -rs --basetemp={self.folder}/pytest"
+        options = f"-q -p no:cacheprovider -p tests.kvm.inside.patience -rs --basetemp={self.folder}/pytest"
         ran = self.run(f"{sys.executable} -m pytest {options} {arguments}", timeout_s=timeout_s)
         assert ran.code == 0, f"{ran.out}\n{ran.err}"
         sys.stdout.write(ran.out)
