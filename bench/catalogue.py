@@ -103,6 +103,8 @@ class DensityMetric(StrEnum):
     DISK_OWNED = "density.disk_owned"
     DISK_SHARED = "density.disk_shared"
     IDLE_CPU = "density.idle_cpu"
+    MEMORY_ENGINE = "density.memory_engine"
+    MEMORY_DAEMON = "density.memory_daemon"
     THROUGHPUT = "density.throughput"
     BYTE_THROUGHPUT = "density.byte_throughput"
     LOADED_CPU = "density.loaded_cpu"

@@ -131,6 +131,13 @@ class Instance(ABC):
         """What the engine that made it costs, its helpers' part and its daemons'; None where there is no engine."""
         return None
 
+    def engine_running_s(self) -> float | None:
+        """When the engine itself calls it running, by its state or an event, on the host's monotonic clock.
+
+        None where there is no engine, or it does not say. Raises BackendError.
+        """
+        return None
+
     def time_exec(self) -> float | None:
         """Seconds of one ``/bin/true`` by the engine's own exec; None where there is no engine, or it has none.
 

@@ -340,6 +340,8 @@ class Footprint(Struct, frozen=True):
 class EngineShare(Struct, frozen=True):
     """What an engine costs next to its containers: in seconds of CPU so far, and bytes (PSS) now.
 
+    What a daemon has used so far counts from when the instance was asked for.
+
     ``cpu_s`` and ``memory_bytes`` are those of the instance's own helpers (shim, conmon, monitor, the engine's
     commands): part of the instance's ``Usage`` and ``Footprint``. ``daemon_cpu_s`` and ``daemon_memory_bytes`` are
     those of daemons, one for all instances, and part of none; None where there is no daemon, or nobody can tell.

@@ -1,6 +1,7 @@
 """What an engine gets to know of one instance: its options, its groups, its folders."""
 
 import os
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +50,8 @@ class Box(msgspec.Struct, frozen=True):
     ``folder`` is its own and removed with it. ``root`` is where the engine's commands see the overlay of the image.
     ``given`` has to appear inside at ``INSIDE``, read-only, and ``scratch`` at ``SCRATCH``. ``limits`` are those of the
     envelope that this host can enforce. ``log`` is what the engine's commands print. ``streams`` are what the start
-    command has for its standard input and output, which become the container's; None for neither.
+    command has for its standard input and output, which become the container's; None for neither. ``daemon_s`` are
+    the CPU seconds that the engine's daemon had used before the instance was asked for.
     """
 
     spec: InstanceSpec
@@ -57,6 +59,7 @@ class Box(msgspec.Struct, frozen=True):
     groups: Groups
     limits: Limits
     streams: tuple[int, int] | None = None
+    daemon_s: float | None = None
 
     @property
     def identifier(self) -> str:
@@ -97,6 +100,11 @@ class BoxMeters:
     def time_exec(self) -> float | None:
         """How long the engine's own exec takes, in seconds."""
         return self._engine.time_exec(self._box)
+
+    def engine_running_s(self) -> float | None:
+        """By the engine's wall clock, which is the host's."""
+        at_s = self._engine.find_running_s(self._box)
+        return None if at_s is None else time.monotonic() - (time.time() - at_s)
 
     def footprint(self) -> Footprint:
         """With the engine's processes for this instance."""

@@ -25,6 +25,7 @@ from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
 from tare.backends.engines.box import Box, BoxMeters, EngineOptions, Network, make_folders, remove_folder
 from tare.backends.engines.commands import EngineCommand, start_command
+from tare.backends.engines.daemon import Daemon
 from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.groups import CONTAINER, Groups, start_groups
 from tare.backends.engines.start import (
@@ -47,6 +48,7 @@ from tare.bench.errors import BackendError, TareError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import MARKER_VARIABLE, ResourceKind
 from tare.bench.linux.mounts import find_block_device
+from tare.bench.linux.processes import find_status
 from tare.bench.model import (
     Availability,
     BackendDescription,
@@ -117,6 +119,7 @@ class Engine(Backend):
         super().__init__(context)
         self._prepared: _Prepared | None = None
         self.stack = contextlib.ExitStack()
+        self.daemon: Daemon | None = None
 
     # --- what an engine says ------------------------------------------------------------------------------------------
 
@@ -159,9 +162,18 @@ class Engine(Backend):
         """Ask the engine for the container, and return at once. For an engine without a command: override it."""
         return stack.enter_context(self.spawn(box, self.start_command(box), self.start_files(), box.streams))
 
-    def daemon_share(self) -> tuple[float | None, int | None]:
-        """CPU seconds so far and memory (PSS) now of what the engine keeps for all containers."""
-        return None, None
+    def require_daemon(self) -> None:
+        """See that ``daemon`` lives, or start it again: called before a start is timed. Raises BackendError."""
+        if self.daemon is not None:
+            self.daemon.require_alive()
+
+    def find_running_s(self, box: Box) -> float | None:
+        """When a container runs by the engine's own state or event, in seconds since 1970; None if it does not say.
+
+        Asked for after the start, so that nobody listens meanwhile. Raises BackendError.
+        """
+        del box
+        return None
 
     def facts(self) -> dict[str, str]:
         """Facts of the engine's own, by name."""
@@ -291,6 +303,8 @@ class Engine(Backend):
     @contextlib.contextmanager
     def start(self, spec: InstanceSpec) -> Iterator[Instance]:
         """Raises BackendError with what the engine printed."""
+        self.require_daemon()
+        daemon_s = None if self.daemon is None else self.daemon.cpu_s()
         timeline = StartTimeline()
         timeline.mark(Phase.REQUESTED, time.monotonic())
         prepared = self._ready
@@ -304,9 +318,13 @@ class Engine(Backend):
             at_top=self.groups_at_top,
             container=self.container_group(spec.identifier),
         )
-        box = Box(spec, folder, groups, limits)
+        box = Box(spec, folder, groups, limits, daemon_s=daemon_s)
+        daemon_folders = () if self.daemon is None else self.daemon.cgroup.folders
         try:
-            with start_groups(self.context.ledger, groups), contextlib.ExitStack() as stack:
+            with (
+                start_groups(self.context.ledger, groups, daemon_folders),
+                contextlib.ExitStack() as stack,
+            ):
                 groups.make(asked, self.engine_limits, premade=self.premade)
                 make_folders(box, prepared.program)
                 started = self._await(box, timeline, stack)
@@ -339,10 +357,17 @@ class Engine(Backend):
             started = start.run(begun, returns=self.returns)
         try:
             box.groups.container.adopt(started.pid)
+            self._take_in_helper(box, started.pid)
         except BaseException:
             started.close()
             raise
         return started
+
+    def _take_in_helper(self, box: Box, pid: int) -> None:
+        """A daemon's shim is the parent of the container's first process; it began in the daemon's cgroup."""
+        status = None if self.daemon is None else find_status(pid)
+        if self.daemon is not None and status is not None and status.parent in self.daemon.cgroup.members():
+            self.daemon.hand_over(box.groups.take_in(status.parent))
 
     def make_instance(self, box: Box, started: Started, timeline: StartTimeline) -> Instance:
         """The instance whose first process has reported."""
@@ -393,16 +418,22 @@ class Engine(Backend):
         """CPU time and memory with the engine's processes for this instance; the rest is the container's."""
         own = box.groups.container.meter.usage()
         whole = box.groups.meter.usage()
+        user_s, system_s = box.groups.brought_s
         return msgspec.structs.replace(
             own,
-            cpu_user_s=whole.cpu_user_s,
-            cpu_system_s=whole.cpu_system_s,
+            cpu_user_s=None if whole.cpu_user_s is None else whole.cpu_user_s + user_s,
+            cpu_system_s=None if whole.cpu_system_s is None else whole.cpu_system_s + system_s,
             memory_current_bytes=whole.memory_current_bytes,
         )
 
     def share_of(self, box: Box) -> EngineShare:
         """What the engine costs next to a container."""
-        return EngineShare(*box.groups.share(), *self.daemon_share())
+        own = box.groups.share()
+        if self.daemon is None:
+            return EngineShare(*own)
+        now_s = self.daemon.cpu_s()
+        cpu_s = None if now_s is None or box.daemon_s is None else now_s - box.daemon_s
+        return EngineShare(*own, cpu_s, self.daemon.memory_bytes())
 
     def time_exec(self, box: Box) -> float | None:
         """Seconds of one ``/bin/true`` by the engine's own exec; None if it has none. Raises BackendError."""

@@ -53,7 +53,8 @@ MEMORY = lower(
 DAEMON_CPU = lower(
     Name.DAEMON_CPU,
     Unit.SECOND,
-    "CPU seconds that the engine's daemon spent meanwhile; part of no instance's CPU time.",
+    "CPU seconds that the engine's daemon spent meanwhile (boot: from the request until the instance is ready); part "
+    "of no instance's CPU time.",
     "CPU time of the engine's daemon",
 )
 DAEMON_MEMORY = lower(
@@ -62,7 +63,7 @@ DAEMON_MEMORY = lower(
     "Proportional set size of the engine's daemon, once for all its instances; part of no instance's memory.",
     "Memory of the engine's daemon",
 )
-BOOT_METRICS = (*STARTED.values(), EXEC, CPU, MEMORY, DAEMON_MEMORY)
+BOOT_METRICS = (*STARTED.values(), EXEC, CPU, MEMORY, DAEMON_CPU, DAEMON_MEMORY)
 STEADY_METRICS = (CPU, DAEMON_CPU)
 
 
@@ -73,8 +74,12 @@ def record_started(run: InstanceRun, instance: Instance) -> None:
         return
     run.record(CPU, share.cpu_s)
     run.record(MEMORY, share.memory_bytes)
+    run.record(DAEMON_CPU, share.daemon_cpu_s)
     run.record(DAEMON_MEMORY, share.daemon_memory_bytes)
     marks, started = instance.timeline.marks, dict(instance.timeline.started)
+    running_s = instance.engine_running_s()
+    if running_s is not None:
+        started[StartedBy.EVENT] = running_s
     seconds = instance.time_exec()
     if seconds is not None:
         run.record(EXEC, seconds)

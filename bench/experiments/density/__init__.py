@@ -341,10 +341,22 @@ class _Ramp:
         self._run.record(
             metrics.DISK_SHARED, max(footprint.disk_shared_bytes for _, footprint in read), iteration=number
         )
+        self._record_engine()
         dead = [place + 1 for place, footprint in read if footprint.processes == 0]
         if not dead:
             return None
         return Stop(StopReason.DIED, f"instance {dead[0]} of {number} died: it has no process left")
+
+    def _record_engine(self) -> None:
+        """What the engine that made them holds: its helpers, scaled to all, and its daemon."""
+        number = self._population
+        shares = self._sampled.engine_shares(self._instances)
+        helpers = [share.memory_bytes for share in shares if share.memory_bytes is not None]
+        daemons = [share.daemon_memory_bytes for share in shares if share.daemon_memory_bytes is not None]
+        if helpers:
+            self._run.record(metrics.MEMORY_ENGINE, sum(helpers) / len(helpers) * number, iteration=number)
+        if daemons:
+            self._run.record(metrics.MEMORY_DAEMON, max(daemons), iteration=number)
 
     def _settle(self) -> Settled:
         settled = settle(self._options.settle_interval, self._options.settle_deadline)

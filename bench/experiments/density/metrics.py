@@ -142,6 +142,18 @@ IDLE_CPU = lower(
     "CPUs that idle instances keep busy, scaled from those sampled.",
     title="CPUs that idle instances keep busy",
 )
+MEMORY_ENGINE = lower(
+    Name.MEMORY_ENGINE,
+    Unit.BYTE,
+    "The part of density.pss that is the engine's helpers (shim, conmon, monitor), scaled from those sampled.",
+    title="Memory of the engine's helpers",
+)
+MEMORY_DAEMON = lower(
+    Name.MEMORY_DAEMON,
+    Unit.BYTE,
+    "Proportional set size of the engine's daemon, once for all instances; no part of density.pss.",
+    title="Memory of the engine's daemon",
+)
 KSM = Metric(
     "density.ksm_sharing",
     Unit.BYTE,

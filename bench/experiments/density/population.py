@@ -16,7 +16,7 @@ from tare.bench.interfaces import Instance, InstanceRun
 from tare.bench.interrupts import interruptible, sleep
 from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.linux.pressure import read_stalls
-from tare.bench.model import Footprint, Phase
+from tare.bench.model import EngineShare, Footprint, Phase
 
 MOST_SAMPLED = 8
 """How many instances have their own meters read: a PSS costs the kernel a walk over all their pages."""
@@ -107,6 +107,11 @@ class SampledInstances:
         The newest is read first: it may have to become idle, and what it then shares is no longer another's alone.
         """
         return [(place, instances[place].footprint()) for place in reversed(self.choose(len(instances)))][::-1]
+
+    def engine_shares(self, instances: Sequence[Instance]) -> list[EngineShare]:
+        """What the engine costs for those chosen; none where there is no engine."""
+        shares = (instances[place].engine_share() for place in self.choose(len(instances)))
+        return [share for share in shares if share is not None]
 
     def idle_cpus(self, instances: Sequence[Instance], least_s: float) -> float | None:
         """CPUs that an instance kept busy since it was last read, on average; None if none was read ``least_s`` ago."""
