@@ -175,29 +175,37 @@ def steadied(values: Floats, subjects: Integers, changed: Mask) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         inside = np.clip(np.nan_to_num(np.where(scale > 0, apart / scale, 0.0)), -_DRAWN_IN, _DRAWN_IN)
     _, group = np.unique(subjects, return_inverse=True)
-    member = (group[:, None] == np.arange(group.max() + 1)).astype(np.float64)
-    share = _common_shares(inside, member)[group]
+    share = _common_shares(inside, group)[group]
     inside[:, changed] = 0.0
-    others = member.sum(axis=0)[group] - 1
-    sums = (inside @ member)[:, group] - inside
+    others = np.bincount(group)[group] - 1
+    sums = _group_sums(inside, group)[:, group] - inside
     steady: Floats = values - share / (1 + np.maximum(others - 1, 0) * share) * sums * scale
     return steady
 
 
-def _common_shares(inside: Floats, member: Floats) -> Floats:
+def _group_sums(values: Floats, group: Integers) -> Floats:
+    """The sums over the columns of each group; groups are numbered from 0 without gaps."""
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(group.max() + 1))
+    sums: Floats = np.add.reduceat(values[:, order], starts, axis=1)
+    return sums
+
+
+def _common_shares(inside: Floats, group: Integers) -> Floats:
     """The correlation among the series of each subject, drawn towards that of all as far as subjects are alike.
 
-    ``member`` has a row a series and a column a subject: 1 where the series is of the subject.
+    ``group`` numbers the subject of each series.
     """
-    here = ((inside != 0) @ member) > 1
+    sizes = np.bincount(group)
+    here = _group_sums((inside != 0).astype(np.float64), group) > 1
     nights = here.sum(axis=0)
-    sums = (inside @ member) ** 2
-    squares = (inside**2) @ member
+    sums = _group_sums(inside, group) ** 2
+    squares = _group_sums(inside**2, group)
     known = (nights >= LEAST_BEFORE) & ((squares * here).sum(axis=0) > 0)
     if not known.any():
-        return np.zeros(member.shape[1])
-    own = np.zeros(member.shape[1])
-    size = np.maximum(1, member.sum(axis=0) - 1)
+        return np.zeros(len(sizes))
+    own = np.zeros(len(sizes))
+    size = np.maximum(1, sizes - 1)
     own[known] = (((sums - squares) * here).sum(axis=0) / size)[known] / (squares * here).sum(axis=0)[known]
     together = float(np.average(own[known], weights=nights[known]))
     chance = float(((1 - together**2) ** 2 / nights[known]).mean())
