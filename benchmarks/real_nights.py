@@ -5,11 +5,11 @@ busy process of this program's next to it, on whatever CPU the kernel gives it. 
 container where no record of the run can see it: its instances have a CPU quota that the suite does not state. Each
 night is judged as it came, without reruns.
 
-    python benchmarks/real_nights.py FOLDER [--nights N] [--broken N] [--quota CPUS] [--through COMMAND] [--json]
+    python benchmarks/real_nights.py FOLDER [--nights N] [--broken N] [--quota CPUS] [--most N] [--json]
 
-FOLDER keeps the nights: the program goes on where it was stopped. `--through` names a command that starts each night,
-on a machine that is shared by turns. Bars: before the regression no night has a finding of a ratio; after it, one is
-told that is the container's isolation, and worse.
+FOLDER keeps the nights: the program goes on where it was stopped, and measures at most `--most` of them at a time, for
+machines that are shared by turns. Bars: before the regression no night has a finding of a ratio; after it, one is told
+that is the container's isolation, and worse.
 
 Needs root and tare's image (`tare image build`).
 """
@@ -18,7 +18,7 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -91,22 +91,23 @@ def run_one(suite: Path, folder: Path, quota: float, *, busy: bool) -> int:
         return run_command(suite, None, output=folder, only=(), seed=None, labels=labels, as_json=False, report=True)
 
 
-def measure(runs: Path, nights: int, broken: int, quota: float, through: list[str]) -> None:
-    """Measure the nights that are not there yet. Raises CalledProcessError for one that fails."""
+def measure(runs: Path, nights: int, broken: int, quota: float, most: int) -> bool:
+    """Measure nights that are not there yet; whether all are there now. Raises CalledProcessError."""
     suite = runs.parent / "real-nights.toml"
     suite.write_text(SUITE, "utf-8")
-    for number in range(nights):
+    missing = [n for n in range(nights) if not _is_complete(runs / f"night-{n:02d}")]
+    for number in missing[:most]:
         folder = runs / f"night-{number:02d}"
-        if _is_complete(folder):
-            continue
+        shutil.rmtree(folder, ignore_errors=True)  # of a night that was stopped in the middle
         slow = quota if number >= nights - broken else 1.0
         busy = number % BUSY_EVERY == BUSY_EVERY - 1
         words = [sys.executable, __file__, str(runs), "--one", str(folder), "--quota", str(slow)]
         began = time.monotonic()
-        done = subprocess.run([*through, *words, *(["--busy"] if busy else [])], check=False, stdout=subprocess.DEVNULL)
+        done = subprocess.run([*words, *(["--busy"] if busy else [])], check=False, stdout=subprocess.DEVNULL)
         if done.returncode not in (ExitCode.OK, ExitCode.FAILED_CELLS):
             done.check_returncode()
         print(f"{folder.name}: {time.monotonic() - began:.0f} s{', busy' if busy else ''}", file=sys.stderr, flush=True)
+    return len(missing) <= most
 
 
 def _is_complete(folder: Path) -> bool:
@@ -180,7 +181,7 @@ def main() -> int:
     parser.add_argument("--nights", type=int, default=40)
     parser.add_argument("--broken", type=int, default=10)
     parser.add_argument("--quota", type=float, default=0.9)
-    parser.add_argument("--through", default="", metavar="COMMAND")
+    parser.add_argument("--most", type=int, default=1000)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--busy", action="store_true", help=argparse.SUPPRESS)
@@ -189,7 +190,8 @@ def main() -> int:
         return run_one(given.folder.parent / "real-nights.toml", given.one, given.quota, busy=given.busy)
     runs = given.folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    measure(runs, given.nights, given.broken, given.quota, shlex.split(given.through))
+    if not measure(runs, given.nights, given.broken, given.quota, given.most):
+        return ExitCode.OK
     judgements = judge_all(runs)
     found = figures(open_history(runs), judgements, given.broken)
     if given.json:
