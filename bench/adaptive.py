@@ -15,20 +15,27 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis import MeasuredBackend
-from tare.bench.analysis.cells import CellSamples, make_table
+from tare.bench.analysis.cells import CellSamples, CellTable, make_table
 from tare.bench.analysis.estimates import Terms, estimate_row
 from tare.bench.catalogue import HARNESS_METRICS, NoteCode
 from tare.bench.design import fixed_blocks, further_block
 from tare.bench.records import Cell, Event, EventKind, PlannedInstance, Sample
 from tare.bench.runner import Outcome, Runner, make_event
 from tare.bench.settings import leading_metric
-from tare.bench.stats.precision import Precision, Standing
+from tare.bench.stats.comparisons import Floats
+from tare.bench.stats.precision import FEWEST, Precision, Standing, blocks_needed, plain_half_width
 from tare.bench.stats.warmup import shared_warm_up
 from tare.bench.store import RunStore, attempt_of
 from tare.bench.suite import Scenario, Suite
 
 FAILURES = 3
 """A cell whose instances failed so often running is given up."""
+HOPELESS = 4
+"""A cell that needs so many times the blocks that it may have is given up: a spread that eight blocks show is four
+times the true one less than once in forty times."""
+
+
+_NO_LIMIT = 10**9
 
 
 class SamplingEnd(StrEnum):
@@ -127,7 +134,8 @@ class Sampler:
         """Where every cell stands that a precision is asked of, by the samples of the blocks before ``block``."""
         found = []
         for key, scenario in self._scenarios.items():
-            metric, precisions = self._precisions(key, scenario, block)
+            metric, tables = self._tables(key, scenario, block)
+            precisions = self._precisions(scenario, metric, tables)
             for choice in self._suite.backends:
                 if choice.name == self._baseline and choice.name in precisions and len(self._suite.backends) > 1:
                     continue
@@ -135,11 +143,35 @@ class Sampler:
                 precision = precisions.get(choice.name) or Precision(
                     Standing.CANNOT, scenario.sampling.precision or 0.0, None, 0, None, "nothing was measured"
                 )
-                if self._failures[cell] >= FAILURES and precision.standing is Standing.NOT_REACHED:
-                    note = f"its last {self._failures[cell]} instances failed"
+                note = self._given_up(scenario, cell, tables.get(choice.name), tables.get(self._baseline))
+                if precision.standing is Standing.NOT_REACHED and note:
                     precision = msgspec.structs.replace(precision, standing=Standing.CANNOT, note=note)
                 found.append(CellStanding(cell, metric, precision))
         return found
+
+    def _given_up(self, scenario: Scenario, cell: str, ours: CellTable | None, base: CellTable | None) -> str:
+        """Why no further block is spent on a cell; empty while there is hope."""
+        if self._failures[cell] >= FAILURES:
+            return f"its last {self._failures[cell]} instances failed"
+        logs = _block_logs(ours, base)
+        if len(logs) < FEWEST:
+            return ""
+        # By the plain spread of its blocks: the interval may be wide for other reasons, which more blocks resolve.
+        half = plain_half_width(float(logs.std(ddof=1)), len(logs))
+        needed = blocks_needed(half, len(logs), scenario.sampling.precision or 0)
+        allowed = self._blocks_allowed(scenario, cell)
+        if needed <= HOPELESS * allowed:
+            return ""
+        return f"given up after {len(logs)} blocks: about {needed} needed, {allowed} possible"
+
+    def _blocks_allowed(self, scenario: Scenario, cell: str) -> int:
+        """The blocks that a cell could have if the whole time were its own, by the time that its first blocks took."""
+        cells = {cell, scenario.cell(self._baseline).key}
+        # Of the first blocks alone: a run that goes on decides as it would have decided.
+        first = FEWEST * scenario.sampling.instances
+        a_block = sum(fmean(self._seconds[one][:first] or [0.0]) for one in cells) * scenario.sampling.instances
+        by_time = int(self._budget_s / a_block) if a_block > 0 else _NO_LIMIT
+        return min(by_time, scenario.sampling.max_blocks or _NO_LIMIT)
 
     def record(self) -> dict[str, Any]:
         """Where the cells stand, for an event of the run."""
@@ -151,10 +183,8 @@ class Sampler:
             "cells": [msgspec.to_builtins(one) for one in standings],
         }
 
-    def _precisions(
-        self, key: str, scenario: Scenario, block: int | None
-    ) -> tuple[str, Mapping[str, Precision | None]]:
-        """The leading metric, and how precisely each backend that was measured is known, as the analysis has it."""
+    def _tables(self, key: str, scenario: Scenario, block: int | None) -> tuple[str, Mapping[str, CellTable]]:
+        """The leading metric, and what each backend measured of it."""
         traits, seed = scenario.experiment.traits, self._suite.seed
         measured = {metric for scenario_key, metric, _ in self._samples if scenario_key == key}
         metrics = {metric.name: metric for metric in scenario.metrics if metric.name in measured}
@@ -167,18 +197,24 @@ class Sampler:
             samples, names = own.samples(block) if own is not None else (None, [])
             if samples is not None and len(samples.values):
                 measured_by[backend.name] = samples, names
-        if not measured_by:
-            return leading, {}
         warm_ups = shared_warm_up(
             {name: samples.find_warm_up(traits, seed=seed) for name, (samples, _) in measured_by.items()}
         )
-        tables = {
+        return leading, {
             name: make_table(samples, names, metrics[leading].unit, warm_ups[name])
             for name, (samples, names) in measured_by.items()
         }
-        terms = Terms(self._backends, seed)
-        row = estimate_row(terms, traits, metrics[leading], tables, wanted=scenario.sampling.precision)
-        return leading, {cell.backend.name: cell.precision for cell in row.cells}
+
+    def _precisions(
+        self, scenario: Scenario, leading: str, tables: Mapping[str, CellTable]
+    ) -> Mapping[str, Precision | None]:
+        """How precisely each backend that was measured is known, as the analysis has it."""
+        if not tables:
+            return {}
+        metric = next(one for one in scenario.metrics if one.name == leading)
+        terms = Terms(self._backends, self._suite.seed)
+        row = estimate_row(terms, scenario.experiment.traits, metric, tables, wanted=scenario.sampling.precision)
+        return {cell.backend.name: cell.precision for cell in row.cells}
 
     def _taking_part(self, scenario: Scenario, wanting: set[str], further: int) -> set[str]:
         most = scenario.sampling.max_blocks
@@ -187,6 +223,18 @@ class Sampler:
         cells = {cell for choice in self._suite.backends if (cell := scenario.cell(choice.name).key) in wanting}
         names = [choice.name for choice in self._suite.backends]
         return cells | {scenario.cell(self._baseline).key} if cells and self._baseline in names else cells
+
+
+def _block_logs(ours: CellTable | None, base: CellTable | None) -> Floats:
+    """The logs of a cell's blocks, over those of the baseline where it has them; empty where a value has none."""
+    if ours is None:
+        return np.zeros(0)
+    blocks = ours.points.blocks
+    values = blocks.values
+    if base is not None and base is not ours:
+        shared = np.intersect1d(blocks.blocks, base.points.blocks.blocks)
+        values = blocks.at(shared).values / base.points.blocks.at(shared).values
+    return np.log(values) if len(values) and values.min() > 0 else np.zeros(0)
 
 
 class _Growing:
@@ -267,5 +315,7 @@ def describe(standings: Sequence[CellStanding]) -> str:
             f"; {worst.cell}: ±{100 * half:.2g} % of ±{100 * found.wanted:.2g} % after {found.n_blocks} blocks, "
             f"about {found.needed} needed"
         )
-    impossible = sum(one.precision.standing is Standing.CANNOT for one in standings)
-    return text + (f"; {impossible} cannot be" if impossible else "")
+    impossible = [one for one in standings if one.precision.standing is Standing.CANNOT]
+    given_up = "; ".join(f"{one.cell}: {one.precision.note}" for one in impossible if one.precision.note)
+    text += f"; {len(impossible)} cannot be" if impossible else ""
+    return text + (f" ({given_up})" if given_up else "")

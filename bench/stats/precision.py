@@ -66,18 +66,24 @@ def blocks_needed(half_width: float, n_blocks: int, wanted: float) -> int:
 
     As if the spread of blocks stayed what it is: the width falls with the root of their number, and with Student's t.
     """
-    from scipy.special import stdtrit
-
-    def t(n: int) -> float:
-        return float(stdtrit(n - 1, (1 + LEVEL) / 2))
-
-    spread = half_width * math.sqrt(n_blocks) / t(n_blocks)
+    spread = half_width * math.sqrt(n_blocks) / _t(n_blocks)
     target = math.log1p(wanted)
     blocks = range(FEWEST, _MOST)
     wide_enough = bisect.bisect_left(
-        blocks, x=True, key=lambda n: t(n) * spread / math.sqrt(n) * _allowed_for(n) <= target
+        blocks, x=True, key=lambda n: _t(n) * spread / math.sqrt(n) * _allowed_for(n) <= target
     )
     return FEWEST + wide_enough
+
+
+def plain_half_width(spread: float, n_blocks: int) -> float:
+    """Half of the interval of a mean of so many independent blocks with this standard deviation."""
+    return _t(n_blocks) * spread / math.sqrt(n_blocks)
+
+
+def _t(n_blocks: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n_blocks - 1, (1 + LEVEL) / 2))
 
 
 def _allowed_for(n_blocks: int) -> float:

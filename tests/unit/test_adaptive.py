@@ -98,7 +98,7 @@ def test_experiments_without_a_precision_keep_their_blocks():
 
 
 def test_the_largest_number_of_blocks_ends_it_and_what_it_would_take_is_said():
-    sampler, blocks = drive(suite("base", "noisy", max_blocks=10))
+    sampler, blocks = drive(suite("base", "noisy", max_blocks=10, precision=0.04))
     assert counts(blocks)["noisy"] == 10
     assert sampler.ending is SamplingEnd.BLOCKS
     (one,) = sampler.standings()
@@ -108,7 +108,7 @@ def test_the_largest_number_of_blocks_ends_it_and_what_it_would_take_is_said():
 
 
 def test_a_block_that_would_overrun_the_time_is_not_begun():
-    sampler, blocks = drive(suite("base", "noisy", max_time="21s"))
+    sampler, blocks = drive(suite("base", "noisy", max_time="21s", precision=0.04))
     assert sampler.ending is SamplingEnd.TIME
     assert len(blocks) == 1 + 7  # 3 fixed blocks and 7 further ones of 2 s are 20 s
 
@@ -130,6 +130,21 @@ def test_a_cell_that_only_fails_is_given_up():
         "quiet": Standing.CANNOT,
         "noisy": Standing.REACHED,
     }
+
+
+@pytest.mark.parametrize("limit", [{"max_blocks": 9}, {"max_time": "26s"}])
+def test_a_cell_that_cannot_get_there_is_given_up_and_its_time_goes_to_the_others(limit, monkeypatch):
+    """The hopeless cell leaves after the fewest blocks; with the same noise and room enough it stays."""
+    monkeypatch.setitem(NOISE, "noisy", 0.6)
+    sampler, blocks = drive(suite("base", "quiet", "noisy", **limit), seconds=1.0)
+    assert counts(blocks) == {"base": FEWEST, "quiet": FEWEST, "noisy": FEWEST}
+    assert sampler.ending is SamplingEnd.REACHED
+    (one,) = [found for found in sampler.standings() if found.cell.endswith("noisy")]
+    assert one.precision.standing is Standing.CANNOT
+    assert one.precision.note.startswith(f"given up after {FEWEST} blocks: about ")
+    assert one.precision.note in describe(sampler.standings())
+    _, roomy = drive(suite("base", "noisy", max_blocks=FEWEST + 2, precision=0.2), seconds=1.0)
+    assert counts(roomy)["noisy"] == FEWEST + 2
 
 
 def test_without_the_baseline_cells_are_sampled_for_their_own_values():
