@@ -74,7 +74,7 @@ class Connection(ABC):
 
     def __init__(self, handle: Any, root: Path) -> None:
         self.root = root
-        self._lost = False
+        self._unanswered: _Call[Any] | None = None
         self._handle = handle
         self._domains: dict[str, Domain] = {}
         version = handle.getLibVersion()
@@ -156,9 +156,9 @@ class Connection(ABC):
         """What a ``call`` of libvirt's returns, in a thread of its own: libvirt waits for a stopped QEMU for ever.
 
         A signal interrupts it where there is something to ``give_up``. Raises BackendError, for libvirt's own errors
-        and once it has been left without an answer, at once: its driver may be locked.
+        and, at once, for as long as an earlier call has no answer: its driver may be locked.
         """
-        if self._lost:
+        if self._unanswered is not None and not self._unanswered.wait(0, interruptible=False):
             raise BackendError(f"libvirt could not {action}: it did not answer before", remedy=_LOST_REMEDY)
         asked = _Call(action, call)
         if deadline_s is None:
@@ -176,7 +176,7 @@ class Connection(ABC):
     def _abandon(self, asked: "_Call[Any]", give_up: Callable[[], None] | None) -> None:
         if give_up is not None:
             give_up()
-        self._lost = not asked.wait(_GIVEN_UP_DEADLINE_S, interruptible=False)
+        self._unanswered = None if asked.wait(_GIVEN_UP_DEADLINE_S, interruptible=False) else asked
 
     def _restore(self, name: str, saved: Path) -> Any:
         self._handle.restore(str(saved))
