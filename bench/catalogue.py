@@ -154,6 +154,7 @@ class NoteCode(StrEnum):
     PRECISION = "precision"
     BLOCKS_DEPENDENT = "blocks-dependent"
     BLOCKS_UNTESTED = "blocks-untested"
+    CLOSE_CALLS = "close-calls"
     CHURN_END = "churn-end"
     DENSITY_STOP = "density-stop"
     DENSITY_DEAD = "density-dead"

@@ -43,13 +43,14 @@ def conditions(manifest: Manifest, backends: Collection[str] | None = None) -> d
 
 
 def find_differences(first: Manifest, second: Manifest) -> list[Difference]:
-    """The fields in which two runs differ. Of backends only those that both have count."""
+    """The fields in which two runs differ. Only backends, experiments and own workloads that both have count."""
     shared = first.backends.keys() & second.backends.keys()
     ours, theirs = conditions(first, shared), conditions(second, shared)
+    alone = _parts(first.suite) ^ _parts(second.suite)
     return [
         Difference(field, ours.get(field, ABSENT), theirs.get(field, ABSENT))
         for field in dict.fromkeys((*ours, *theirs))
-        if ours.get(field) != theirs.get(field)
+        if ours.get(field) != theirs.get(field) and not any(_covers(part, field) for part in alone)
     ]
 
 
@@ -112,11 +113,20 @@ def _suite_fields(suite: Mapping[str, Any], backends: Collection[str]) -> Iterat
     if isinstance(sampling, Mapping):
         yield from ((f"sampling.{name}", sampling[name]) for name in _SAMPLING if name in sampling)
     for section in _sections(suite.get("experiment")):
-        kind = "/".join(str(section[part]) for part in ("kind", "workload") if section.get(part))
         for name in _SAMPLING:
             if section.get(name) is not None:
-                yield f"sampling.{kind}.{name}", section[name]
+                yield f"{_of_experiment(section)}.{name}", section[name]
     yield from _own_workload_fields(suite)
+
+
+def _parts(suite: Mapping[str, Any]) -> set[str]:
+    """The beginnings of the fields of each experiment and each workload of its own that a suite has."""
+    own = {f"workload.{section.get('name')}" for section in _sections(suite.get("workload"))}
+    return own | {_of_experiment(section) for section in _sections(suite.get("experiment"))}
+
+
+def _of_experiment(section: Mapping[str, Any]) -> str:
+    return f"sampling.{'/'.join(str(section[part]) for part in ('kind', 'workload') if section.get(part))}"
 
 
 def _own_workload_fields(suite: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,8 @@
 """Shows how a run goes on: a live display in a terminal, plain lines in a file or a pipe.
 
 The time left is the sum, over the instances still to come, of what their like has taken so far in this run; before
-there is a like one, of a prior from the workload's own idea of its duration.
+there is a like one, of a prior from the workload's own idea of its duration. What is shown follows that sum in steps,
+so that the first guest of a run does not make one minute three.
 """
 
 import time
@@ -21,6 +22,8 @@ from tare.bench.suite import Suite
 from tare.bench.units import format_duration
 
 _PRIOR_START_S = 2.0
+MOST_STEP = 1.5
+"""By what factor the time left may change with one instance, apart from the time that the instance took."""
 
 
 class TimeLeft:
@@ -35,10 +38,12 @@ class TimeLeft:
             iterations = scenario.sampling.warmup + scenario.sampling.iterations
             work = scenario.workload.duration_s(scenario.params) * iterations if scenario.workload else 0.0
             self._prior[scenario.key] = work
+        self._shown = self._sum(self._left)
 
     def extend(self, plan: Sequence[PlannedInstance]) -> None:
         """More instances follow those that are left."""
         self._left.extend(plan)
+        self._shown += self._sum(plan)
 
     def ended(self, planned: PlannedInstance, seconds: float) -> None:
         """Take note of how long an instance took; it is the first of those left."""
@@ -46,10 +51,16 @@ class TimeLeft:
         self._seen[planned.cell.key].append(seconds)
         overhead = max(0.0, seconds - self._prior.get(planned.cell.subject, 0.0))
         self._by_backend[planned.cell.backend].append(overhead)
+        expected = max(0.0, self._shown - seconds)
+        most = MOST_STEP * max(expected, self._shown / 2)
+        self._shown = min(most, max(expected / MOST_STEP, self._sum(self._left))) if self._left else 0.0
 
     def seconds(self) -> float:
         """The estimate now, in seconds."""
-        return sum(self._one(planned) for planned in self._left)
+        return self._shown
+
+    def _sum(self, plan: Iterable[PlannedInstance]) -> float:
+        return sum(self._one(planned) for planned in plan)
 
     def _one(self, planned: PlannedInstance) -> float:
         if seen := self._seen[planned.cell.key]:

@@ -6,11 +6,13 @@ import msgspec
 
 from tare.bench.analysis import Analysis
 from tare.bench.analysis.estimates import host_virtualization
+from tare.bench.analysis.grade import is_untested
 from tare.bench.catalogue import CONFOUND_WEIGHTS, ConfoundCode, NoteCode
 from tare.bench.readable import one_line
 from tare.bench.records import RunStatus
+from tare.bench.stats.comparisons import differs
 from tare.bench.stats.precision import Standing
-from tare.reports.wording import percent, plural
+from tare.reports.wording import CLOSE_CALL, percent, plural
 
 MOST_NAMED = 4
 _VIRTUAL_HOST = (
@@ -51,6 +53,7 @@ def caveats(analysis: Analysis) -> list[Caveat]:
         *_about_warm_up(analysis),
     ]
     found.extend(_about_dependence(analysis))
+    found.extend(_about_close_calls(analysis))
     # The harness lists a backend's confounds with the host's too: each is said once.
     found.extend(dict.fromkeys(_confounds(analysis)))
     virtual = host_virtualization(analysis.manifest)
@@ -145,17 +148,23 @@ def _about_dependence(analysis: Analysis) -> Iterator[Caveat]:
                 "its intervals are wider for it."
             )
             yield Caveat(NoteCode.BLOCKS_DEPENDENT, text, 2)
-    untested = [
-        found
-        for *_, found in analysis.comparisons
-        if found.low is not None and not found.dependence.is_tested and found.dependence.lag1 == 0
-    ]
+    untested = [found for *_, found in analysis.comparisons if is_untested(found)]
     if untested:
         text = (
-            "There are too few blocks to show whether neighbouring blocks resemble each other. On a host where they do "
-            "intervals are too narrow."
+            "So few blocks do not show whether neighbouring blocks resemble each other. On a host where they do, up to "
+            "one verdict in five is wrong."
         )
-        yield Caveat(NoteCode.BLOCKS_UNTESTED, text, 1)
+        yield Caveat(NoteCode.BLOCKS_UNTESTED, text, 2)
+
+
+def _about_close_calls(analysis: Analysis) -> Iterator[Caveat]:
+    """How many differences would not survive a skewness that so few blocks may hide."""
+    real = [found for *_, cell, found in analysis.comparisons if not cell.backend.is_fenced]
+    differing = [found for found in real if differs(found.verdict_adjusted)]
+    if close := sum(found.is_close for found in differing):
+        which = f"{close} of {plural(len(differing), 'difference')} {'is' if close == 1 else 'are'} {CLOSE_CALL}"
+        text = f"{which}: lopsided noise, which so few blocks may hide, could have caused it. More blocks settle it."
+        yield Caveat(NoteCode.CLOSE_CALLS, text, 2)
 
 
 def _confounds(analysis: Analysis) -> Iterator[Caveat]:

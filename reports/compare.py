@@ -20,6 +20,7 @@ from tare.reports.caveats import caveats
 from tare.reports.headline import grade_sentence
 from tare.reports.names import names_of
 from tare.reports.wording import (
+    CLOSE_CALL,
     format_change,
     format_change_range,
     format_ratio,
@@ -249,4 +250,6 @@ def verdict_text(metric: Metric, found: Comparison, uncorrected: str) -> Text:
         return Text(found.note, style="dim")
     word = verdict_word(metric, found.verdict_adjusted)
     text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict_adjusted])
+    if found.is_close:
+        return text.append(f", {CLOSE_CALL}", style="dim")
     return text if found.verdict is found.verdict_adjusted else text.append(uncorrected, style="dim")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tare.bench.analysis import Analysis, Grade, GradeLevel, MeasuredBackend
 from tare.bench.analysis.answer import START, AreaAnswer, Outcome, PanelKind, PanelLine, area_answers, panels
 from tare.bench.analysis.estimates import OWN_CONTAINER, host_virtualization
-from tare.bench.catalogue import ConfoundCode
+from tare.bench.catalogue import ConfoundCode, NoteCode
 from tare.bench.model import Availability
 from tare.bench.readable import one_line, readable
 from tare.bench.traits import Category
@@ -22,6 +22,8 @@ _SAID_ELSEWHERE = frozenset(
     {ConfoundCode.EMULATED, "one-block", "few-blocks", "no-baseline", "run-incomplete", "failures"}
 )
 """Caveats that the grade or the fence says already."""
+_OF_VERDICTS = frozenset({NoteCode.BLOCKS_UNTESTED, NoteCode.CLOSE_CALLS})
+"""Caveats about verdicts, of which a run that is not usable has none."""
 
 
 def question(analysis: Analysis) -> str:
@@ -94,7 +96,10 @@ def _why_emulated(analysis: Analysis, backend: MeasuredBackend) -> str:
 def top_caveats(analysis: Analysis) -> list[str]:
     """The weightiest caveats that nothing else on the first screen says."""
     fenced = tuple(f"{backend.label}: " for backend in analysis.backends if backend.is_fenced)
-    found = [one for one in caveats(analysis) if one.weight > 1 and one.code not in _SAID_ELSEWHERE]
+    said = _SAID_ELSEWHERE
+    if analysis.grade.level is GradeLevel.NOT_USABLE:
+        said = said | _OF_VERDICTS
+    found = [one for one in caveats(analysis) if one.weight > 1 and one.code not in said]
     kept = [one for one in found if not one.text.startswith(fenced)] if fenced else found
     return [readable(one.text) for one in kept[:MOST_CAVEATS]]
 

@@ -29,6 +29,7 @@ from tare.reports.names import names_of
 from tare.reports.picture import panel_views
 from tare.reports.requirements import AnswerView, requirement_views
 from tare.reports.wording import (
+    CLOSE_CALL,
     VERDICTS,
     format_change,
     format_change_range,
@@ -209,6 +210,8 @@ def _found(metric: Metric, found: Comparison) -> list[str]:
     shown = f"{verdict_mark(word)} **{word}**" if verdict_mark(word) not in ("", "=") else word
     if found.verdict is not found.verdict_adjusted:
         shown += f" ({verdict_word(metric, found.verdict)} alone)"
+    elif found.is_close:
+        shown += f" ({CLOSE_CALL})"
     return [format_change(found), format_change_range(found), shown]
 
 

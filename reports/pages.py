@@ -39,7 +39,7 @@ from tare.reports.wording import (
     listed,
     metric_change_words,
     percent,
-    why_open,
+    reservation,
 )
 
 _DIFFERENT = (Verdict.FASTER, Verdict.SLOWER)
@@ -176,7 +176,7 @@ def _panel(comparison: RunComparison) -> PanelView | None:
             line.found.ratio or 1.0,
             is_open=is_void or line.found.verdict_adjusted is Verdict.INCONCLUSIVE,
             detail=_sides(line, is_mixed=is_mixed),
-            why="" if is_void else why_open(line.found),
+            why="" if is_void else reservation(line.found),
         )
         for line, mark in zip(kept, marks, strict=True)
     )

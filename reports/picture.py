@@ -28,8 +28,8 @@ from tare.reports.wording import (
     format_value_range,
     longer_words,
     percent,
+    reservation,
     verdict_word,
-    why_open,
 )
 
 LOG_FROM = 20.0
@@ -235,7 +235,7 @@ class _Maker:
             mark.centre + 1,
             is_open=self.is_void or mark.verdict is Verdict.INCONCLUSIVE,
             detail=", ".join(part for part in (self.names.row(subject, row), apart, better) if part),
-            why="" if self.is_void else why_open(found),
+            why="" if self.is_void else reservation(found),
         )
 
     def value(
@@ -388,8 +388,10 @@ def _verdict_words(row: Row | None, mark: Mark) -> str:
     if row is None or found is None or mark.verdict is None or found.ratio is None:
         return ""
     if mark.verdict in (Verdict.FASTER, Verdict.SLOWER):
-        return change_words(row.metric, found.ratio, found)
-    return ": ".join(part for part in (verdict_word(row.metric, mark.verdict), why_open(found)) if part)
+        words = change_words(row.metric, found.ratio, found)
+    else:
+        words = verdict_word(row.metric, mark.verdict)
+    return ": ".join(part for part in (words, reservation(found)) if part)
 
 
 def strip_svg(mark: Mark, axis: Axis, *, is_void: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Durations as pyperf's JSON, for ``pyperf show``, ``compare_to``, ``hist`` and ``check``."""
+"""Durations, sizes and counts as pyperf's JSON, for ``pyperf show``, ``compare_to``, ``hist`` and ``check``."""
 
 import gzip
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tare.bench.analysis import RunResults
-from tare.bench.catalogue import INSTANCE_PREFIX, SteadyMetric
 from tare.bench.errors import TareError
+from tare.bench.model import Direction
 from tare.bench.readable import one_line
 from tare.bench.records import Manifest, Sample
 from tare.bench.reporter import Reporter
@@ -18,27 +18,28 @@ from tare.bench.units import Unit
 if TYPE_CHECKING:
     import pyperf
 
-_OF_WORKLOADS = (SteadyMetric.DURATION, INSTANCE_PREFIX, "guest.")
-"""Of the durations that are measured of a workload, those that its own time limits do not set."""
+_UNITS = {Unit.SECOND: "second", Unit.BYTE: "byte", Unit.COUNT: "integer"}
+"""pyperf's units. It has none for a rate, and takes less for better, so that it holds only what is better lower."""
 
 
 class PyperfReporter(Reporter):
-    """One benchmark for each duration of each cell; an instance is what pyperf calls a run, an iteration a value.
+    """One benchmark for each metric of each cell; an instance is what pyperf calls a run, an iteration a value.
 
-    Only durations above 0 can be told in pyperf's format: other metrics are left out.
+    pyperf holds durations, sizes and counts above 0 of which less is better. Other metrics are left out, and so are
+    those that grow with the number of instances, whose iterations do not repeat one another.
     """
 
     name = "pyperf"
-    summary = "durations for pyperf compare_to, hist and check (JSON)"
+    summary = "durations, sizes and counts for pyperf compare_to, hist and check (JSON)"
     suffix = ".pyperf.json"
 
     def write(self, results: RunResults, output: Path) -> None:
-        """Write the suite. Raises TareError if there is no duration."""
+        """Write the suite. Raises TareError if there is nothing for it."""
         import pyperf
 
         benchmarks = list(_benchmarks(results.run))
         if not benchmarks:
-            raise TareError(f"{results.run.path}: there is no duration in this run, so there is nothing for pyperf")
+            raise TareError(f"{results.run.path}: this run has no duration, size or count that pyperf can hold")
         _dump(pyperf.BenchmarkSuite(benchmarks), output)
 
 
@@ -56,12 +57,9 @@ def _benchmarks(run: LoadedRun) -> "Iterator[pyperf.Benchmark]":
     import pyperf
 
     grouped: dict[tuple[str, ...], dict[str, list[Sample]]] = {}
-    experiments = run.manifest.experiments.items()
-    repeating = {name for name, traits in experiments if not (traits.of_workload or traits.grows_with)}
+    growing = {name for name, traits in run.manifest.experiments.items() if traits.grows_with}
     for sample in run.samples:
-        if sample.unit is not Unit.SECOND:
-            continue
-        if sample.experiment in repeating or sample.metric.startswith(_OF_WORKLOADS):
+        if sample.unit in _UNITS and sample.experiment not in growing and _is_better_lower(run.manifest, sample):
             key = (sample.experiment, sample.workload, params_text(sample.params), sample.metric, sample.backend)
             grouped.setdefault(key, {}).setdefault(sample.instance, []).append(sample)
     for cell, instances in grouped.items():
@@ -70,15 +68,26 @@ def _benchmarks(run: LoadedRun) -> "Iterator[pyperf.Benchmark]":
             yield pyperf.Benchmark(runs)
 
 
+def _is_better_lower(manifest: Manifest, sample: Sample) -> bool:
+    keys = (f"{sample.workload or sample.experiment}/{sample.metric}", f"{sample.experiment}/{sample.metric}")
+    known = next((manifest.metrics[key] for key in keys if key in manifest.metrics), None)
+    return known is None or known.direction is Direction.LOWER
+
+
 def _run(manifest: Manifest, key: tuple[str, ...], samples: list[Sample]) -> "pyperf.Run | None":
     import pyperf
 
     ordered = sorted(samples, key=lambda sample: sample.iteration)
-    values = [sample.value for sample in ordered if not sample.warmup and sample.value > 0]
-    warmups = [(1, sample.value) for sample in ordered if sample.warmup and sample.value > 0]
+    values = [_value(sample) for sample in ordered if not sample.warmup and sample.value > 0]
+    warmups = [(1, _value(sample)) for sample in ordered if sample.warmup and sample.value > 0]
     if not values:
         return None
     return pyperf.Run(values, warmups=warmups, metadata=_metadata(manifest, key, samples[0]), collect_metadata=False)
+
+
+def _value(sample: Sample) -> float:
+    """A count is whole where it can be: pyperf shows it digit by digit."""
+    return int(sample.value) if sample.unit is Unit.COUNT and sample.value.is_integer() else sample.value
 
 
 def _metadata(manifest: Manifest, key: tuple[str, ...], sample: Sample) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def _metadata(manifest: Manifest, key: tuple[str, ...], sample: Sample) -> dict[
     parts = (label, experiment, workload, given, metric)
     return {
         "name": "/".join(one_line(part) for part in parts if part),
-        "unit": "second",
+        "unit": _UNITS[sample.unit],
         "loops": 1,
         "inner_loops": 1,
         "date": manifest.started_utc.removesuffix("Z").replace("T", " ") or "unknown",

@@ -107,6 +107,14 @@ def why_open(found: Comparison | None) -> str:
     return f"the difference may be below {percent(found.margin)}"
 
 
+CLOSE_CALL = "a close call"
+
+
+def reservation(found: Comparison | None) -> str:
+    """What is to be said next to a verdict: why it is open, or that it is a close call; else empty."""
+    return CLOSE_CALL if found is not None and found.is_close else why_open(found)
+
+
 def change_words(metric: Metric, ratio: float, found: Comparison | None = None) -> str:
     """How a value differs, with its direction: ``21 % slower``, ``3.2 times as much``."""
     size = max(ratio, 1 / ratio) if ratio > 0 else math.inf
@@ -243,7 +251,8 @@ def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
         case Verdict.INCONCLUSIVE:
             return f"{label}: could not tell, {_between(row.metric, found)}"
         case _:
-            return f"{_compared_words(row.metric, found, label, baseline)} ({format_change_range(found)})"
+            close = f", {CLOSE_CALL}" if found.is_close else ""
+            return f"{_compared_words(row.metric, found, label, baseline)} ({format_change_range(found)}){close}"
 
 
 def _compared_words(metric: Metric, found: Comparison, label: str, baseline: str) -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tare.bench.errors import TareError
@@ -14,6 +15,10 @@ from tare.bench.locations import cache_directory, ledger_directory
 from tare.bench.model import Image
 from tare.bench.process import find_tool
 from tare.bench.registry import find_workloads
+
+# How long an example takes says something of the machine, not of the code.
+hypothesis.settings.register_profile("tare", deadline=None)
+hypothesis.settings.load_profile("tare")
 
 # Under nohup, cron or in the background they come in ignored, and would be in every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

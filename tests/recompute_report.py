@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,8 +90,10 @@ class Recomputed:
 class Centre:
     """The mean of logarithms as a value, with its interval and the p-value of its being 1."""
 
-    def __init__(self, value: float, low: float | None, high: float | None, p_value: float | None) -> None:
-        self.value, self.low, self.high, self.p_value = value, low, high, p_value
+    def __init__(
+        self, value: float, low: float | None, high: float | None, p_value: float | None, p_skewed: float | None = None
+    ) -> None:
+        self.value, self.low, self.high, self.p_value, self.p_skewed = value, low, high, p_value, p_skewed
 
     @classmethod
     def of(cls, logs: list[float]) -> "Centre":
@@ -107,14 +109,21 @@ class Centre:
             extra = max(0.0, side * skewness) * (1 + 2 * quantile**2) / (12 * math.sqrt(len(logs)))
             return float((quantile + extra) * error)
 
-        towards = -1 if mean > 0 else 1
-        if abs(mean) <= reach(0.5, towards):
-            p_value = 1.0
-        else:
-            log_tail = optimize.brentq(lambda log: reach(math.exp(log), towards) - abs(mean), -300, math.log(0.5))
-            p_value = 2 * math.exp(log_tail)
+        def beyond(far: Callable[[float], float]) -> float:
+            if abs(mean) <= far(0.5):
+                return 1.0
+            return 2 * math.exp(optimize.brentq(lambda log: far(math.exp(log)) - abs(mean), -300, math.log(0.5)))
+
+        towards, n = -1 if mean > 0 else 1, max(3, len(logs))
+        hidden = max(0.0, towards * skewness + math.sqrt(6 * n * (n - 1) / (n - 2) / (n + 1) / (n + 3)))
+
+        def hidden_reach(tail: float) -> float:
+            quantile = stats.t.isf(tail, len(logs) - 1)
+            return float((quantile + hidden * (1 + 2 * quantile**2) / (6 * math.sqrt(len(logs)))) * error)
+
         tail = (1 - LEVEL) / 2
-        return cls(math.exp(mean), math.exp(mean - reach(tail, -1)), math.exp(mean + reach(tail, 1)), p_value)
+        p_values = beyond(lambda at: reach(at, towards)), beyond(hidden_reach)
+        return cls(math.exp(mean), math.exp(mean - reach(tail, -1)), math.exp(mean + reach(tail, 1)), *p_values)
 
     def verdict(self, direction: str, margin: float) -> str:
         """By the rule that the page states."""

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from tare.bench.analysis.cells import have_same_sizes, without_ratio
-from tare.bench.analysis.estimates import analyse
+from tare.bench.analysis.estimates import analyse, hidden_skewness
 from tare.bench.analysis.results import Analysis, CellResult, Row, Subject
 from tare.bench.comparability import Difference, split_allowed
 from tare.bench.errors import RunDirectoryError, UnknownNameError
@@ -338,6 +338,7 @@ def _paired(
         old.blocks,
         direction=row.metric.direction,
         margin=_margin(analysis, row, request),
+        hidden=hidden_skewness(analysis.manifest),
     )
     if not _same_sizes(subject, old, new):
         found = without_ratio(found)

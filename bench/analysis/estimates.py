@@ -24,6 +24,8 @@ from tare.bench.readable import one_line
 from tare.bench.records import Cell, EventKind, Manifest
 from tare.bench.settings import DEFAULT_MARGIN, settings_of
 from tare.bench.stats.comparisons import (
+    HIDDEN,
+    HIDDEN_BY_STOPPING,
     CellBlocks,
     Comparison,
     Floats,
@@ -61,6 +63,7 @@ class Terms(msgspec.Struct, frozen=True):
     backends: Sequence[MeasuredBackend]
     seed: int
     twin: str | None = None
+    hidden: float = HIDDEN
 
     @property
     def baseline(self) -> str:
@@ -77,10 +80,10 @@ def analyse(run: LoadedRun, *, margin: float | None = None) -> Analysis:
     tables = make_tables(run)
     measured = {name for cells in tables.tables.values() for name in cells}
     baseline = next((one for one in backends if one.is_baseline and one.name in measured), None)
-    terms = Terms(backends, run.manifest.seed, _twin(run.manifest))
+    terms = Terms(backends, run.manifest.seed, _twin(run.manifest), hidden_skewness(run.manifest))
     estimated = [_estimate_subject(run.manifest, terms, tables, key, margin) for key in tables.metrics]
     subjects = [subject for subject, _ in estimated]
-    dependence = _adjust_verdicts(subjects)
+    dependence = _adjust_verdicts(subjects, terms.hidden)
     return Analysis(
         run=run,
         backends=backends,
@@ -207,7 +210,7 @@ def _row(
         table, own = tables[backend.name], blocks[backend.name]
         comparison = precision = None
         if base is not None and not backend.is_baseline:
-            comparison = compare(own, base, direction=metric.direction, margin=margin)
+            comparison = compare(own, base, direction=metric.direction, margin=margin, hidden=terms.hidden)
             if size is None and not have_same_sizes(traits, table.points, tables[terms.baseline].points):
                 comparison = without_ratio(comparison)
         estimate = summarise(own)
@@ -325,7 +328,12 @@ class _Place(msgspec.Struct, frozen=True):
         self.row.cells[self.place] = msgspec.structs.replace(self.cell, comparison=found)
 
 
-def _adjust_verdicts(subjects: Sequence[Subject]) -> dict[str, Dependence]:
+def hidden_skewness(manifest: Manifest) -> float:
+    """By how many standard errors the skewness of a run's ratios may be greater than is seen."""
+    return HIDDEN_BY_STOPPING if manifest.precision else HIDDEN
+
+
+def _adjust_verdicts(subjects: Sequence[Subject], hidden: float) -> dict[str, Dependence]:
     """Widen for blocks that depend on one another and control false discoveries, in each pair of backends.
 
     In place: nobody has seen the subjects yet. Returns what was found of each backend's blocks.
@@ -337,7 +345,7 @@ def _adjust_verdicts(subjects: Sequence[Subject]) -> dict[str, Dependence]:
             for place, cell in enumerate(row.cells):
                 if cell.comparison is not None and row.base is not None:
                     families.setdefault(cell.backend.name, []).append(_Place(key, row, place, row.base))
-    dependence = {backend: _widen(places) for backend, places in families.items()}
+    dependence = {backend: _widen(places, hidden) for backend, places in families.items()}
     for backend, places in families.items():
         members = [
             Member(found, one.row.metric.name, one.subject, one.row.is_leading, _evidence(one.row))
@@ -350,7 +358,7 @@ def _adjust_verdicts(subjects: Sequence[Subject]) -> dict[str, Dependence]:
     return dependence
 
 
-def _widen(places: Sequence[_Place]) -> Dependence:
+def _widen(places: Sequence[_Place], hidden: float) -> Dependence:
     """What the leading metrics of a pair of backends say together of its blocks, for all of its comparisons."""
     leading = [log_ratios(one.cell.blocks, one.base.blocks) for one in places if one.row.is_leading]
     together = find_dependence(leading)
@@ -359,8 +367,9 @@ def _widen(places: Sequence[_Place]) -> Dependence:
         if found is None or found.low is None:
             continue
         if together.lag1 > found.dependence.lag1:
-            direction, margin = one.row.metric.direction, found.margin
-            one.put(compare(one.cell.blocks, one.base.blocks, direction=direction, margin=margin, together=together))
+            metric, margin = one.row.metric, found.margin
+            sides = one.cell.blocks, one.base.blocks
+            one.put(compare(*sides, direction=metric.direction, margin=margin, together=together, hidden=hidden))
         elif together.is_tested and not found.dependence.is_tested:
             tested = msgspec.structs.replace(found.dependence, is_tested=True)
             one.put(msgspec.structs.replace(found, dependence=tested))

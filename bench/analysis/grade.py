@@ -8,8 +8,9 @@ measured (an emulated guest counts only where the suite asks about emulation):
   everything; other work or steal took more than ``BUSY`` of the envelope's CPU time in a third of the instances, or in
   all of them together; a fifth of the instances failed.
 - *first look*: fewer than ``FEW_BLOCKS`` blocks; fewer than half of the leading metrics answered.
-- *indicative*: fewer than ``ENOUGH_BLOCKS`` blocks; a leading metric not answered, or not known well; a run that did
-  not end; an instance that failed; other work beyond ``SHARED``; a metric that differs from itself (A/A).
+- *indicative*: fewer than ``ENOUGH_BLOCKS`` blocks, or too few to show whether neighbouring blocks depend on one
+  another; a leading metric not answered, or not known well; a run that did not end; an instance that failed; other work
+  beyond ``SHARED``; a metric that differs from itself (A/A).
 
 A metric is *answered* if its verdict, after the correction for many comparisons, is not inconclusive; where nothing is
 compared, if its value has an interval. It is *known well* if its interval reaches no further from the estimate than the
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tare.bench.catalogue import DECIDES_NOTHING, ConfoundCode
+from tare.bench.catalogue import DECIDES_NOTHING, ConfoundCode, NoteCode
 from tare.bench.disturbance import Disturbance, disturbance_of
 from tare.bench.records import EventKind, RunStatus
 from tare.bench.stats.comparisons import Comparison, Interval, Verdict
@@ -39,6 +40,8 @@ LEAST_SPAN_S = 0.5
 """CPU time is counted in ticks of 10 ms: how busy others were cannot be told over less."""
 FEW_BLOCKS = 5
 ENOUGH_BLOCKS = 10
+TESTED_BLOCKS = 30
+"""From so many on a single measurement shows whether its neighbouring blocks depend on one another."""
 MANY_FAILED = 0.2
 WELL_KNOWN = 0.1
 """Half of a value's interval, as a share of it, where there is no ratio."""
@@ -162,6 +165,13 @@ def is_well_known(found: Comparison | None, own: Interval) -> bool:
     return half <= max(math.log1p(found.margin), abs(math.log(found.ratio)) / 2) * (1 + 1e-9)
 
 
+def is_untested(found: Comparison | None) -> bool:
+    """Whether a verdict rests on blocks that may depend on one another for all that was seen of them."""
+    if found is None or found.low is None:
+        return False
+    return not found.dependence.is_tested and found.dependence.lag1 == 0
+
+
 def _taken_s(one: Disturbance) -> float:
     return min((one.other_s or 0.0) + (one.steal_s or 0.0), one.span_s * one.cpus)
 
@@ -251,6 +261,10 @@ def _of_blocks(analysis: "Analysis") -> Iterator[Concern]:
         yield Concern(GradeLevel.FIRST_LOOK, "few-blocks", reason, remedy)
     elif fewest < ENOUGH_BLOCKS:
         yield Concern(GradeLevel.INDICATIVE, "blocks", f"{fewest} blocks leave wide intervals", remedy)
+    elif any(is_untested(cell.comparison) for *_, cell in leading_cells(analysis)):
+        reason = f"{fewest} blocks do not show whether neighbouring blocks resemble each other"
+        remedy = f"set blocks = {TESTED_BLOCKS} or more, or add workloads: leading metrics are tested together"
+        yield Concern(GradeLevel.INDICATIVE, NoteCode.BLOCKS_UNTESTED, reason, remedy)
 
 
 def _of_answers(analysis: "Analysis") -> Iterator[Concern]:

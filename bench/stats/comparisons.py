@@ -5,8 +5,9 @@ change what is estimated where noise is skewed (decision 0167). The interval is 
 values need: a bootstrap of four or five cannot know the tails of what they came from, and covers 85 to 93 % where it
 says 95. Two things widen it. Towards the side on which values are skewed, t is too narrow by the first term of its
 Edgeworth expansion (Johnson 1978, J. Am. Stat. Assoc. 73:536), of which half is added: the skewness of a few values is
-mostly noise. And where neighbouring blocks are found to depend on one another, the standard error and the degrees of
-freedom are those of such values (``dependence``).
+mostly noise. What that leaves out is said with the verdict: it is a *close call* if it would not survive a skewness
+greater than the one seen by what so few values may hide (decision 0208). And where neighbouring blocks are found to
+depend on one another, the standard error and the degrees of freedom are those of such values (``dependence``).
 
 A block counts whole, with its instances and iterations. Resampling these again inside it would count their noise twice
 (Davison and Hinkley 1997, section 3.8): in simulation such intervals cover 100 %.
@@ -110,13 +111,19 @@ ALIKE_BLOCKS = 4
 SKEWED_BLOCKS = 5
 """Of fewer values the skewness says nothing."""
 _SKEWNESS = 0.5
+HIDDEN = 1.0
+"""By how many of its standard errors the skewness may be greater than is seen, and a verdict has to survive it."""
+HIDDEN_BY_STOPPING = 4.0
+"""The same where sampling stopped because intervals were narrow, which they are before a long tail shows."""
 
 
 class Interval(msgspec.Struct, frozen=True):
     """A centre with its interval, and the two-sided p-value of the centre being 0.
 
     ``low``, ``high`` and ``p_value`` are None where one value alone, or a few that are alike, do not allow them.
-    ``dependence`` is that of neighbouring values, for which the interval is wider where it was found.
+    ``p_skewed`` is the p-value if the values came from a distribution more skewed towards 0 than they are, by what so
+    few may hide; None where it is not known, as between runs. ``dependence`` is that of neighbouring values, for which
+    the interval is wider where it was found.
     """
 
     centre: float
@@ -125,12 +132,16 @@ class Interval(msgspec.Struct, frozen=True):
     p_value: float | None
     method: str
     dependence: Dependence = UNTESTED
+    p_skewed: float | None = None
 
 
-def centre_interval(values: Floats, *, level: float = LEVEL, together: Dependence = UNTESTED) -> Interval:
+def centre_interval(
+    values: Floats, *, level: float = LEVEL, together: Dependence = UNTESTED, hidden: float = HIDDEN
+) -> Interval:
     """The mean of values in the order of time and its interval. Raises ValueError if there are none.
 
-    ``together`` is the dependence found in several series of which this is one; the stronger one counts.
+    ``together`` is the dependence found in several series of which this is one; the stronger one counts. ``hidden`` is
+    how much skewness ``p_skewed`` allows for beyond what is seen, in standard errors.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -149,9 +160,13 @@ def centre_interval(values: Floats, *, level: float = LEVEL, together: Dependenc
     quantile = float(stdtrit(freedom, (1 + level) / 2))
     skewness = _skewness(values)
     below, above = (quantile + skewed_by(skewness, n, quantile, side) for side in (-1, 1))
-    p = _p_of_ratio(centre, error, lambda t: 2 * float(stdtr(freedom, -_unskewed(t, skewness, n, centre))))
+    towards = -skewness if centre > 0 else skewness
+    p, p_skewed = (
+        _p_of_ratio(centre, error, lambda t: 2 * float(stdtr(freedom, -_unskewed(t, term, n))))  # noqa: B023 - called here
+        for term in (_SKEWNESS * towards, towards + hidden * skewness_error(n))
+    )
     method = f"t over {n} blocks" + (f", neighbours correlated ({dependence.lag1:.2g})" if wider > 1 else "")
-    return Interval(centre, centre - below * error, centre + above * error, p, method, dependence)
+    return Interval(centre, centre - below * error, centre + above * error, p, method, dependence, p_skewed)
 
 
 def _skewness(values: Floats) -> float:
@@ -168,9 +183,15 @@ def skewed_by(skewness: float, n: int, quantile: float, side: int) -> float:
     return max(0.0, side * skewness) * _SKEWNESS * (1 + 2 * quantile**2) / (6 * math.sqrt(n))
 
 
-def _unskewed(t: float, skewness: float, n: int, centre: float) -> float:
-    """The quantile that reaches as far as ``t`` standard errors towards 0 once skewness is added to it."""
-    share = max(0.0, -skewness if centre > 0 else skewness) * _SKEWNESS / (6 * math.sqrt(n))
+def skewness_error(n: int) -> float:
+    """The standard error of the skewness of ``n`` normal values (of two, which show none: that of three)."""
+    n = max(n, 3)
+    return math.sqrt(6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3)))
+
+
+def _unskewed(t: float, skewness: float, n: int) -> float:
+    """The quantile that reaches ``t`` standard errors once it is widened for this much skewness on its side."""
+    share = max(0.0, skewness) / (6 * math.sqrt(n))
     if share == 0:
         return t
     return max(0.0, (math.sqrt(max(0.0, 1 - 8 * share * (share - t))) - 1) / (4 * share))
@@ -191,6 +212,11 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+def differs(verdict: Verdict) -> bool:
+    """Whether a verdict claims a difference."""
+    return verdict in (Verdict.FASTER, Verdict.SLOWER)
+
+
 class Comparison(msgspec.Struct, frozen=True):
     """One metric of one backend against the baseline.
 
@@ -199,8 +225,9 @@ class Comparison(msgspec.Struct, frozen=True):
     ``n_instances`` and ``n_iterations`` are the backend's own in them. ``p_value`` tests a ratio of 1;
     ``q_value`` is it after ``control_false_discoveries``, and ``verdict_adjusted`` the verdict that survives among all
     that is said of one pair of backends (``family``). ``restates`` names the metric of the same reading that was
-    counted for this one. ``dependence`` is that of neighbouring blocks. ``note`` says why something is missing, or
-    stands for the verdict where none is possible.
+    counted for this one. ``dependence`` is that of neighbouring blocks. ``p_skewed`` is the p-value if the ratios are
+    as skewed as so few blocks may hide; ``is_close``: with it the difference in ``verdict_adjusted`` would not survive.
+    ``note`` says why something is missing, or stands for the verdict where none is possible.
     """
 
     ratio: float | None
@@ -220,6 +247,8 @@ class Comparison(msgspec.Struct, frozen=True):
     family: str = ""
     restates: str = ""
     dependence: Dependence = UNTESTED
+    p_skewed: float | None = None
+    is_close: bool = False
 
 
 def relative(backend: CellBlocks, baseline: CellBlocks) -> CellBlocks:
@@ -245,17 +274,20 @@ def compare(
     margin: float = DEFAULT_MARGIN,
     level: float = LEVEL,
     together: Dependence = UNTESTED,
+    hidden: float = HIDDEN,
 ) -> Comparison:
     """Compare a cell with the baseline's, paired by block. Never raises for too little data: the note says it.
 
-    ``together`` is the dependence of neighbouring blocks that was found in several comparisons, this one included.
+    ``together`` is the dependence of neighbouring blocks that was found in several comparisons, this one included;
+    ``hidden`` is what ``centre_interval`` takes.
     """
     shared = np.intersect1d(backend.blocks, baseline.blocks)
     ours, theirs = backend.at(shared), baseline.at(shared)
     counts = (len(shared), int(ours.instances.sum()), int(ours.iterations.sum()))
     if note := "no block holds both: no ratio" if len(shared) == 0 else why_no_ratio((ours.values, theirs.values)):
         return undecided(counts, note, margin, level)
-    found = centre_interval(np.log(ours.values) - np.log(theirs.values), level=level, together=together)
+    logs = np.log(ours.values) - np.log(theirs.values)
+    found = centre_interval(logs, level=level, together=together, hidden=hidden)
     return decided(found, counts, direction, margin, level, found.method)
 
 
@@ -331,4 +363,6 @@ def decided(
         q_value=found.p_value,
         verdict_adjusted=verdict,
         dependence=on_logs.dependence,
+        p_skewed=found.p_skewed,
+        is_close=differs(verdict) and found.p_skewed is not None and found.p_skewed > 1 - level,
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from tare.bench.stats.comparisons import ALIKE_BLOCKS, Comparison, Floats, Verdict
+from tare.bench.stats.comparisons import ALIKE_BLOCKS, Comparison, Floats, Verdict, differs
 
 SAME_READING = 0.25
 """Two metrics restate one reading if their log ratios differ in no block by more than this share of their range, on
@@ -45,7 +45,8 @@ def control_false_discoveries(members: Sequence[Member], family: str = "") -> li
 
     Of the verdicts faster and slower only those with q up to 1 - level survive in ``verdict_adjusted``. Equivalence
     needs no adjustment: it claims no difference. What was too large to compute with (no finite p) is left as it is.
-    A metric that restates another has the q-value of that one, and its name in ``restates``.
+    A metric that restates another has the q-value of that one, and its name in ``restates``. ``is_close`` is of the
+    verdict that survived.
     """
     from scipy.stats import false_discovery_control
 
@@ -69,9 +70,11 @@ def control_false_discoveries(members: Sequence[Member], family: str = "") -> li
 
 
 def _survivor(found: Comparison, q_value: float) -> Comparison:
-    differs = found.verdict in (Verdict.FASTER, Verdict.SLOWER)
-    kept = found.verdict if not differs or q_value <= 1 - found.level else Verdict.INCONCLUSIVE
-    return msgspec.structs.replace(found, q_value=q_value, verdict_adjusted=kept)
+    kept = found.verdict if not differs(found.verdict) or q_value <= 1 - found.level else Verdict.INCONCLUSIVE
+    p_value, p_skewed = found.p_value or 0.0, found.p_skewed or 0.0
+    # What the correction made of p, it makes of the p-value with hidden skewness.
+    is_close = differs(kept) and q_value * p_skewed > (1 - found.level) * p_value
+    return msgspec.structs.replace(found, q_value=q_value, verdict_adjusted=kept, is_close=is_close)
 
 
 def _is_tested(found: Comparison) -> bool:

@@ -24,6 +24,7 @@ from tare.bench.stats.comparisons import (
     Floats,
     compare,
     skewed_by,
+    skewness_error,
 )
 from tare.bench.stats.dependence import LEAST as TESTED_BLOCKS
 from tare.bench.stats.dependence import LEVEL as DEPENDENT_BY_CHANCE
@@ -140,7 +141,7 @@ def _skewness_by_chance(n: int) -> float:
     """What is seen of it on one side on average in ``n`` values without any (0.4 of its standard deviation)."""
     if n < SKEWED_BLOCKS:
         return 0.0
-    return math.sqrt(6 * n * (n - 1) / ((n - 2) * (n + 1) * (n + 3)) / (2 * math.pi))
+    return skewness_error(n) / math.sqrt(2 * math.pi)
 
 
 def _sizes(n_blocks: int, source: NoiseSource) -> Floats:

@@ -225,6 +225,29 @@ def test_what_only_one_run_has_is_left_out_and_said(tmp_path, monday):
     assert any("of monday are not in the other" in note for note in notes_of(comparison))
 
 
+def test_an_experiment_that_only_one_suite_has_is_left_out_and_not_refused(tmp_path, monday):
+    other = named(write_run(tmp_path / "other", replace(SMALL, seed=3, subjects=SUBJECTS[:2])), "other")
+    for run in (monday, other):
+        edit_manifest(run, lambda content: content["suite"].update(experiment=[{"kind": "steady", "workload": "a"}]))
+    added = {
+        "experiment": [
+            {"kind": "steady", "workload": "a"},
+            {"kind": "steady", "workload": "mine", "iterations": 9},
+        ],
+        "workload": [{"name": "mine", "command": ["/bin/mine"]}],
+    }
+    edit_manifest(other, lambda content: content["suite"].update(added))
+    output = tmp_path / "comparison.json"
+    command = ["compare", str(monday), str(other), "--format", "json", "-o", str(output)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    said = json.loads(output.read_text("utf-8"))
+    assert {line["workload"] for line in said["lines"]} == {"", SMALL.subjects[0].workload}
+    assert any("of other are not in the other" in note for note in said["notes"])
+    edit_manifest(monday, lambda content: content["suite"].update(added))
+    edit_manifest(other, lambda content: content["suite"]["experiment"][1].update(iterations=3))
+    assert CliRunner().invoke(app, command).exit_code == ExitCode.NOT_COMPARABLE
+
+
 def test_nonsense_is_refused(tmp_path, monday, tuesday):
     with pytest.raises(UnknownNameError, match="hots"):
         compare_request(ComparisonRequest((monday,), (tuesday,), allowed=("hots",)))

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import GradeLevel, analyse
-from tare.bench.analysis.grade import BUSY, Grade, leading_cells, other_load
+from tare.bench.analysis.grade import BUSY, TESTED_BLOCKS, Grade, leading_cells, other_load
 from tare.bench.analysis.requirements import SPOILT, Standing, judge_requirements
 from tare.bench.disturbance import Disturbance
 from tare.bench.model import IsolationKind
 from tare.bench.records import EventKind, RunStatus
 from tare.bench.store import load_run
-from tests.synthetic import QUICK, write_run
+from tests.synthetic import QUICK, SUBJECTS, write_run
 
 GOOD = replace(QUICK, blocks=12, noise=0.001, ratios={"native": 1.0, "vm": 1.4})
 
@@ -53,6 +53,14 @@ def made(tmp_path):
 
 def codes(grade):
     return [one.code for one in grade.concerns]
+
+
+def test_one_workload_needs_more_blocks_to_show_that_they_are_independent(made):
+    alone = replace(GOOD, subjects=SUBJECTS[:1])
+    grade = analyse(made(alone)).grade
+    assert (grade.level, codes(grade)) == (GradeLevel.INDICATIVE, ["blocks-untested"])
+    long = analyse(made(replace(alone, blocks=TESTED_BLOCKS), name="long"))
+    assert long.grade.level is GradeLevel.DECISION
 
 
 def test_a_long_quiet_run_is_good_enough_to_decide(made):

@@ -1,28 +1,65 @@
 """The display: plain lines where nobody watches, an estimate that learns from what was seen."""
 
 import io
+import tomllib
+from pathlib import Path
 
 import msgspec
+import numpy as np
+import pytest
 from rich.console import Console
 
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError
 from tare.bench.progress import RunDisplay, TimeLeft
+from tare.bench.ready_suites import find_suite
+from tare.bench.registry import find_backends, find_workloads
+from tare.bench.suite import bind_suite, resolve_suite
 from tests.unit.test_runner import suite
 
 
 def test_the_estimate_learns_what_each_cell_takes():
     two = suite("fake", "broken")
-    plan = make_design(two)
+    plan = make_design(two) * 6
     left = TimeLeft(two, plan)
     seconds = {"fake": 1.0, "broken": 10.0}
     for planned in plan[: len(plan) // 2]:
         left.ended(planned, seconds[planned.cell.backend])
     rest = sum(seconds[planned.cell.backend] for planned in plan[len(plan) // 2 :])
-    assert left.seconds() == rest
+    assert left.seconds() == pytest.approx(rest)
     for planned in plan[len(plan) // 2 :]:
         left.ended(planned, seconds[planned.cell.backend])
     assert left.seconds() == 0
+
+
+SECONDS = {"bare-metal": (0.05, 2.2, 0.6, 2.4), "native": (0.05, 2.1, 0.7, 2.5), "vm": (5.5, 9.0, 9.6, 11.9)}
+"""What the instances of the ready suite quickstart took where the guest is emulated: start, CPU, system calls, disk."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_time_left_of_a_simulated_run_never_jumps_twofold(seed):
+    found = find_backends(), find_workloads()
+    file = find_suite(Path("quickstart"))
+    quickstart = bind_suite(resolve_suite(tomllib.loads(file.read_text("utf-8")), file, *found, seed=seed))
+    plan = make_design(quickstart)
+    random = np.random.default_rng(seed)
+    subjects = list(dict.fromkeys(planned.cell.subject for planned in sorted(plan, key=lambda one: one.cell.subject)))
+    usual = {
+        (backend, subject): seconds
+        for backend, each in SECONDS.items()
+        for subject, seconds in zip(subjects, each, strict=True)
+    }
+    durations = [usual[one.cell.backend, one.cell.subject] * random.lognormal(0, 0.3) for one in plan]
+    left = TimeLeft(quickstart, plan)
+    shown = [left.seconds()]
+    for planned, seconds in zip(plan, durations, strict=True):
+        left.ended(planned, seconds)
+        shown.append(left.seconds())
+    for before, after, seconds in zip(shown, shown[1:-1], durations, strict=False):
+        assert (before - seconds) / 2 < after < 2 * before
+    assert shown[-1] == 0
+    half = len(plan) // 2
+    assert shown[half] == pytest.approx(sum(durations[half:]), rel=0.3)
 
 
 def test_plain_lines_say_what_ran_how_long_and_what_is_left():

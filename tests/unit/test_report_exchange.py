@@ -232,6 +232,15 @@ def test_pyperf_itself_compares_and_checks(tmp_path):
     assert "boot.total" in pyperf_program("check", paths[0])
     suite = pyperf.BenchmarkSuite.load(paths[0])
     assert len(suite.get_benchmarks()) > 20
+    units = {one.get_unit() for one in suite.get_benchmarks()}
+    assert units == {"second", "byte"}
+    held = {one.get_name().rpartition("/")[2] for one in suite.get_benchmarks()}
+    metrics = json.loads((Path(paths[0]).parent / "run/manifest.json").read_text("utf-8"))["metrics"]
+    better_lower = {key.rpartition("/")[2] for key, one in metrics.items() if one["direction"] == "lower"}
+    samples = load_run(Path(paths[0]).parent / "run").samples
+    holdable = {one.metric for one in samples if one.unit in (Unit.SECOND, Unit.BYTE, Unit.COUNT) and one.value > 0}
+    assert held == holdable & better_lower
+    assert "host.memory_peak" in held
     metadata = suite.get_benchmarks()[0].get_metadata()
     assert metadata["platform"] == "Linux-6.18.0"
     assert metadata["cpu_affinity"] == "1"

@@ -126,6 +126,10 @@ def test_comparisons(report, computed):
             continue
         assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), rel=1e-9)
         assert found["p_value"] == pytest.approx(expected.p_value, rel=1e-6)
+        assert found["p_skewed"] == pytest.approx(expected.p_skewed, rel=1e-6)
+        kept = found["verdict_adjusted"] in ("faster", "slower")
+        corrected = found["q_value"] * expected.p_skewed / max(expected.p_value, 1e-300)
+        assert found["is_close"] is (kept and corrected > 0.05)
         assert found["verdict"] == expected.verdict(one["direction"], found["margin"])
         assert found["level"] == 0.95
 
