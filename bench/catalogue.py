@@ -45,6 +45,7 @@ class EngineMetric(StrEnum):
     BY_INSTRUCTION = "boot.by_instruction"
     BY_EVENT = "boot.by_event"
     BY_EXEC = "boot.by_exec"
+    BY_SERVICE = "boot.by_service"
     EXEC = "boot.exec"
     CPU = "host.cpu_engine"
     MEMORY = "host.memory_engine"

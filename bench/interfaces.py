@@ -369,6 +369,7 @@ class InstanceRun(Protocol):
     experiment's ``Options``. ``concurrent_starts`` is that of the cell's backend.
     """
 
+    image: Image
     workload: Workload | None
     params: Any
     options: Any
@@ -469,7 +470,8 @@ class Experiment(ABC):
         default an instance executes one command. Raises as ``run`` does.
         """
         with run.start() as instance:
-            run.execute(instance, Command(("/bin/true",)), "prime")
+            if not run.image.lacks("bin/true"):
+                run.execute(instance, Command(("/bin/true",)), "prime")
 
     @abstractmethod
     def run(self, run: InstanceRun) -> None:

@@ -4,6 +4,7 @@ Everything here is data that can be written as JSON and read back. Nothing here 
 All times called ``*_s`` that are points in time are readings of the host's CLOCK_MONOTONIC.
 """
 
+import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -487,6 +488,10 @@ class Image(Struct, frozen=True):
     def rootfs_bytes(self) -> int:
         """The tree without those files. Raises OSError if one of them is gone."""
         return self.size_bytes - sum(path.stat().st_size for path in self.guest_files.values())
+
+    def lacks(self, path: str) -> bool:
+        """Whether the tree is here and has no ``path``, relative to it, not even as a link that leads nowhere."""
+        return self.rootfs.is_dir() and not os.path.lexists(self.rootfs / path)
 
 
 class InstanceSpec(Struct, frozen=True):

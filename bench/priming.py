@@ -55,7 +55,7 @@ def prime(
         specs = _specs(f"tare-{name}-p{place}", image, suite.envelope)
         with contextlib.ExitStack() as stack:
             primer = _Primer(maker, specs, stack)
-            found = primer.prime(backend, scenarios, suite.envelope)
+            found = primer.prime(backend, scenarios, image, suite.envelope)
         text = f"{backend} was primed in {found.seconds:.1f} s by {found.instances} instances that were not measured"
         problems = "; ".join(f"{key}: {why}" for key, why in found.failed.items())
         details = {"code": NoteCode.PRIMED, **msgspec.to_builtins(found)}
@@ -97,13 +97,13 @@ class _Primer:
         self._stack = stack
         self._instance: Instance | None = None
 
-    def prime(self, name: str, scenarios: list[Scenario], envelope: Envelope) -> Primed:
+    def prime(self, name: str, scenarios: list[Scenario], image: Image, envelope: Envelope) -> Primed:
         began, failed = time.monotonic(), {}
         done = []
         for scenario in scenarios:
             check()
             done.append(scenario.key)
-            if reason := self._prime_one(_PrimingRun(self, scenario, envelope), scenario):
+            if reason := self._prime_one(_PrimingRun(self, scenario, image, envelope), scenario):
                 failed[scenario.key] = readable(reason)
             if self.cannot_start:
                 break
@@ -120,7 +120,8 @@ class _Primer:
     def _try(self, run: "_PrimingRun", scenario: Scenario) -> str:
         try:
             scenario.experiment().prime(run)
-            serves = run.workload is not None and run.workload.commands(run.params, run.envelope).services
+            commands = None if run.workload is None else run.workload.commands(run.params, run.envelope)
+            serves = commands is not None and bool(commands.services or commands.image_service)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - a defect of a plug-in is told by its measured instances
@@ -161,8 +162,9 @@ class _PrimingRun:
     iterations = 1
     concurrent_starts = 1
 
-    def __init__(self, primer: _Primer, scenario: Scenario, envelope: Envelope) -> None:
+    def __init__(self, primer: _Primer, scenario: Scenario, image: Image, envelope: Envelope) -> None:
         self._primer = primer
+        self.image = image
         self.workload: Workload | None = scenario.workload() if scenario.workload else None
         self.params = scenario.params
         self.options = scenario.options

@@ -189,6 +189,7 @@ class _LiveRun:
         cell = planned.cell
         self._of: dict[str, Any] = {"instance": name, "block": planned.block, "backend": cell.backend}
         self._of |= {"experiment": cell.experiment, "workload": cell.workload, "params": cell.params}
+        self.image = runner.image
         self.workload: Workload | None = scenario.workload() if scenario.workload else None
         self.params = scenario.params
         self.options = scenario.options

@@ -14,6 +14,8 @@ _MOST_TEXT = 64 * 1024
 _MOST_ENTRIES = 4096
 _DEFAULT_CHECK_S = 30.0
 
+PORT = "@port@"
+"""In the arguments of a command: the port on which the image's service answers."""
 ReadyBy = Literal["http", "tcp", "healthcheck"]
 
 

@@ -19,7 +19,7 @@ import msgspec
 from tare.bench.adaptive import Sampler, run_until_precise
 from tare.bench.cleaning import clean_up
 from tare.bench.design import make_design
-from tare.bench.errors import BackendError, RunDirectoryError, StoreError, TareError, UnavailableError
+from tare.bench.errors import BackendError, RunDirectoryError, StoreError, SuiteError, TareError, UnavailableError
 from tare.bench.host import host_confounds, host_fingerprint, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
@@ -34,6 +34,7 @@ from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, Origin, RunStatus
 from tare.bench.registry import find_backends, find_workloads, origins_of
 from tare.bench.runner import Display, Outcome, Runner, make_event
+from tare.bench.service import resolve_service
 from tare.bench.store import LoadedRun, Progress, RunStore, find_progress, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
@@ -134,6 +135,7 @@ class _Session:
             work, images = context.work_directory, ImageStore(cache_directory(), context.ledger)
             candidates = self._probe(context)
             image = self._find_or_build_image(images)
+            require_services(self.suite, image)
             stack.enter_context(images.hold(image))
             self._prepare(candidates, image, stack)
             with RunStore(self.path, self._make_manifest(work.parent, image)) as store:
@@ -166,8 +168,12 @@ class _Session:
 
     def _find_or_build_image(self, images: ImageStore) -> Image:
         """The image of the suite: the one it names, or the one of its packages, built if it is not in the cache."""
-        if self.suite.file.image.use:
-            return images.get(self.suite.file.image.use)
+        used = self.suite.file.image
+        if used.is_archive:
+            with interruptible():
+                return images.import_once(Path(used.use), progress=lambda text: self.display.step(f"  {text}"))
+        if used.use:
+            return images.get(used.use)
         with defects_named("packages"):
             recipe = Recipe.of(self.suite.packages())
         if (found := images.find(recipe)) is not None:
@@ -289,6 +295,19 @@ class _Session:
             return outcome
         finally:
             self.display.finished()
+
+
+def require_services(suite: Suite, image: Image) -> None:
+    """Raises SuiteError for a workload that is the image's service, where the image has none such."""
+    for scenario in suite.scenarios:
+        request = None
+        if scenario.workload is not None:
+            request = scenario.workload().commands(scenario.params, suite.envelope).image_service
+        if request is not None:
+            try:
+                resolve_service(request, image.process)
+            except ValueError as error:
+                raise SuiteError(f"{suite.path}: workload {request.name}", str(error)) from None
 
 
 @contextlib.contextmanager

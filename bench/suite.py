@@ -185,6 +185,8 @@ def resolve_suite(
     """
     if seed is not None and isinstance(raw.get("sampling", {}), Mapping):
         raw = {**raw, "sampling": {**raw.get("sampling", {}), "seed": seed}}
+    if isinstance(raw.get("image"), str):
+        raw = {**raw, "image": {"use": raw["image"]}}
     return _Resolver(path, convert(raw, SuiteFile, path, "")).resolved(backends, workloads, only)
 
 
@@ -236,6 +238,7 @@ class _Resolver:
         self._check_servers(choices, scenarios)
         file = msgspec.structs.replace(
             file,
+            image=file.image.located(self.path.parent),
             workload=own,
             backend=tuple(variant.section for variant in variants),
             report=msgspec.structs.replace(file.report, baseline=baseline),
@@ -444,7 +447,12 @@ class _Resolver:
         return Plugins(registered.kind, {**registered.loaded, **own}, registered.failures), tuple(complete)
 
     def _kind_of(self, key: str, section: Mapping[str, Any], kinds: Plugins[WorkloadKind]) -> type[WorkloadKind]:
-        stated = sorted(set(section) & {*kinds.loaded, *kinds.failures})
+        shared = {key for kind in kinds.loaded.values() for key in _keys_of(kind) if key != kind.name}
+        stated = sorted(
+            name
+            for name in {*kinds.loaded, *kinds.failures}.intersection(section)
+            if name not in shared or section[name] is True
+        )
         if len(stated) == 1:
             return kinds.get(stated[0])
         known = ", ".join(f"{name} ({kind.summary})" for name, kind in sorted(kinds.loaded.items()))
@@ -452,6 +460,10 @@ class _Resolver:
             f"{' and '.join(stated)} are given, and only one is allowed" if stated else "does not say what it runs"
         )
         raise self.refusal(key, problem, f"state one of: {known}")
+
+
+def _keys_of(kind: type[WorkloadKind]) -> tuple[str, ...]:
+    return tuple(field.encode_name for field in msgspec.structs.fields(kind.Section))
 
 
 def _said(error: Exception) -> str:

@@ -27,6 +27,9 @@ Quantile = Annotated[float, Meta(gt=0, lt=1)]
 Precision = Annotated[float, Meta(ge=0, lt=1, description="a share such as 0.02, or 0: no precision")]
 
 
+_ARCHIVE = re.compile(r"\.(tar|tgz|oci)(\.(gz|bz2|xz|zst))?$")
+
+
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the sections of a suite file: unknown keys are refused."""
 
@@ -39,10 +42,24 @@ class SuiteHead(Section, frozen=True):
 
 
 class ImageSection(Section, frozen=True):
-    """``[image]``: packages beyond what the workloads declare, or an image that was imported or built before."""
+    """``[image]``: packages beyond what the workloads declare, or the image to use.
+
+    ``use`` is the name or digest of one that is here, or the path of an archive to import, relative to the suite's
+    folder. ``image = "..."`` is short for it.
+    """
 
     packages: tuple[str, ...] = ()
     use: str = ""
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether ``use`` is a path."""
+        return "/" in self.use or _ARCHIVE.search(self.use) is not None
+
+    def located(self, folder: Path) -> "ImageSection":
+        """The same with the path of an archive made absolute."""
+        path = str((folder / Path(self.use).expanduser()).absolute())
+        return msgspec.structs.replace(self, use=path) if self.is_archive else self
 
 
 class EnvelopeSection(Section, frozen=True):

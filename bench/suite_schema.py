@@ -36,6 +36,7 @@ def suite_schema() -> dict[str, Any]:
     backend["allOf"] = _rules(BackendSection, "type", "options", options)
     experiment["allOf"] = _rules(ExperimentSection, "kind", "options", settings)
     experiment["allOf"] += _rules(ExperimentSection, "workload", "params", params)
+    schema["properties"]["image"] = {"anyOf": [schema["properties"]["image"], {"type": "string"}]}
     kinds = [_of_class(kind.Section) for _, kind in sorted(find_workload_kinds().loaded.items())]
     schema["properties"]["workload"]["items"] = {"anyOf": kinds}
     return {"$schema": DIALECT, "title": "A suite of tare", **schema}

@@ -66,7 +66,9 @@ static const char *find(const char *name, char **env, char *found, size_t size)
 	}
 }
 
-/* In a child that shares this process's memory until it executes: returns only if that fails, with errno. */
+/* In a child that shares this process's memory until it executes, or has its own and runs a program of tare's: returns
+ * only if that fails, with errno.
+ */
 static void execute(const char *program, const struct request *r, const char *terminal, const sigset_t *mask)
 {
 		int streams[3];
@@ -88,6 +90,8 @@ static void execute(const char *program, const struct request *r, const char *te
 	for (int i = 0; i < 3; i++)
 		if (dup2(streams[i], i) < 0)
 			return;
+	if (!strcmp(program, OWN_PROGRAM))
+		_exit(run_inside(r->argv + 1));
 	execve(program, r->argv, r->env);
 }
 
@@ -96,7 +100,8 @@ static struct outcome run(const struct request *r, const char *terminal, int err
 	static volatile int failed;
 	char found[4096];
 	struct outcome o = { 0, 0, 0, 0 };
-	const char *program = find(r->argv[0], r->env, found, sizeof found);
+	int is_own = !strcmp(r->argv[0], OWN_PROGRAM);
+	const char *program = is_own ? OWN_PROGRAM : find(r->argv[0], r->env, found, sizeof found);
 	int status = 0;
 	pid_t pid = 0, ended;
 	sigset_t all, before;
@@ -106,7 +111,7 @@ static struct outcome run(const struct request *r, const char *terminal, int err
 		/* Until the command has a group of its own, and this process knows it, signals wait. */
 		sigfillset(&all);
 		sigprocmask(SIG_BLOCK, &all, &before);
-		pid = vfork();
+		pid = is_own ? fork() : vfork();
 		if (pid == 0) {
 			execute(program, r, terminal, &before);
 			failed = errno;

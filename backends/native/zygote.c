@@ -39,6 +39,7 @@
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
+#include "inside.h"
 
 #define MAX_FIELDS 4
 #define MAX_DESCRIPTORS 8

@@ -25,6 +25,7 @@ from tare.backends.native.channel import Channel
 from tare.backends.native.descriptors import given_descriptor_limit
 from tare.backends.native.setup import InstanceSetup, Setup
 from tare.backends.native.steps import Kind, encode
+from tare.bench import inside
 from tare.bench.errors import BackendError, MissingToolError, TareError, UnavailableError
 from tare.bench.interrupts import interruptible
 from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
@@ -108,14 +109,20 @@ def find_program(cache: Path, folder: Path) -> Program:
 
 
 def _kept(cache: Path, compiler: str) -> Path:
-    source = b"".join(_SOURCE.with_name(part).read_bytes() for part in _PARTS)
+    parts = (*(_SOURCE.with_name(part) for part in _PARTS), *inside.SOURCES, inside.HEADER)
+    source = b"".join(part.read_bytes() for part in parts)
     key = hashlib.sha256(source + f"{compiler} {_FLAGS}".encode()).hexdigest()[:16]
     return cache / f"native-zygote-{platform.machine()}-{key}"
 
 
 def _compile(compiler: str, folder: Path) -> bytes:
     compiled = folder / "zygote"
-    run([compiler, *_FLAGS, "-o", str(compiled), str(_SOURCE)], timeout_s=60, env={"TMPDIR": str(folder)})
+    sources = [str(source) for source in (_SOURCE, *inside.SOURCES)]
+    run(
+        [compiler, *_FLAGS, f"-I{inside.FOLDER}", "-o", str(compiled), *sources],
+        timeout_s=60,
+        env={"TMPDIR": str(folder)},
+    )
     try:
         return compiled.read_bytes()
     finally:

@@ -6,9 +6,10 @@ Every mark is on the host's monotonic clock. What a guest reports of itself (fir
 from tare.bench.catalogue import TRAITS, Builtin, GuestSplit
 from tare.bench.catalogue import BootMetric as Name
 from tare.bench.experiments.engines import BOOT_METRICS as ENGINE
-from tare.bench.experiments.engines import record_started
-from tare.bench.interfaces import Experiment, InstanceRun
-from tare.bench.model import Command, Footprint, Metric, Phase, lower
+from tare.bench.experiments.engines import TRUE, record_started
+from tare.bench.experiments.work import Work, prime_work
+from tare.bench.interfaces import Experiment, Instance, InstanceRun, NoOptions
+from tare.bench.model import Command, Commands, Footprint, Metric, Phase, StartedBy, lower
 from tare.bench.units import Unit
 
 CREATE = lower(
@@ -179,23 +180,45 @@ SPLITS: dict[str, Metric] = {metric.name: metric for metric in _SPLITS}
 
 
 class Boot(Experiment):
-    """Starts an instance, looks at it once, stops it."""
+    """Starts an instance, looks at it once, stops it.
+
+    With a workload that is the image's own service, it starts that first: footprint and CPU time include it.
+    """
 
     name = Builtin.BOOT
     traits = TRAITS[name]
     summary = "start and stop of an instance by phase, and what it holds when idle"
     needs_workload = False
+    takes_workload = True
     metrics = (
         *(CREATE, INIT, READY, TOTAL, *STARTS, FIRST_COMMAND, STOP, *STOPS, *FOOTPRINT, CPU, *SPLITS.values()),
         *ENGINE,
     )
 
+    @classmethod
+    def check(cls, options: NoOptions, commands: Commands | None) -> None:
+        """Of all workloads only the image's own service is part of a start."""
+        del options
+        if commands is not None and commands.image_service is None:
+            raise ValueError("workload: boot starts no other workload than the image's own service (service = true)")
+
+    def prime(self, run: InstanceRun) -> None:
+        if run.workload is not None:
+            prime_work(run, run.workload)
+        else:
+            super().prime(run)
+
     def run(self, run: InstanceRun) -> None:
         with run.start() as instance:
             timeline = instance.timeline
+            work = _start_service(run, instance)
             usage, footprint = instance.usage(), instance.footprint()
             record_started(run, instance)
-            completed, raw = run.execute(instance, Command(("/bin/true",)), "first")
+            if not run.image.lacks(TRUE):
+                completed, raw = run.execute(instance, Command(("/bin/true",)), "first")
+                run.record(FIRST_COMMAND, completed.duration_s, raw=raw)
+            if work is not None:
+                work.end()
         run.record(CREATE, timeline.between(Phase.REQUESTED, Phase.CREATED))
         run.record(INIT, timeline.between(Phase.CREATED, Phase.FIRST_INSTRUCTION))
         run.record(READY, timeline.between(Phase.FIRST_INSTRUCTION, Phase.READY))
@@ -209,12 +232,21 @@ class Boot(Experiment):
         run.record(STOP_GUEST, timeline.between(Phase.STOP_REQUESTED, Phase.GUEST_DOWN))
         run.record(STOP_PROCESS, timeline.between(Phase.STOP_REQUESTED, Phase.PROCESS_GONE))
         run.record(RELEASE, timeline.between(Phase.PROCESS_GONE, Phase.STOPPED))
-        run.record(FIRST_COMMAND, completed.duration_s, raw=raw)
         _record_footprint(run, footprint)
         run.record(CPU, usage.cpu_s)
         for name, seconds in timeline.splits.items():
             if name in SPLITS:
                 run.record(SPLITS[name], seconds)
+
+
+def _start_service(run: InstanceRun, instance: Instance) -> Work | None:
+    """The image's service, answering; nothing without a workload."""
+    if run.workload is None:
+        return None
+    work = Work(run, run.workload.commands(run.params, run.envelope), instance)
+    if work.image_service is not None:
+        instance.timeline.started[StartedBy.SERVICE] = work.image_service.answered_s
+    return work
 
 
 def _record_footprint(run: InstanceRun, footprint: Footprint) -> None:

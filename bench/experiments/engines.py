@@ -6,6 +6,8 @@ from tare.bench.interfaces import Instance, InstanceRun
 from tare.bench.model import EngineShare, Metric, Phase, StartedBy, lower
 from tare.bench.units import Unit
 
+TRUE = "bin/true"
+"""What a fresh instance is tried with, where the image has it."""
 STARTED: dict[StartedBy, Metric] = {
     StartedBy.RETURNED: lower(
         Name.BY_RETURN,
@@ -31,6 +33,13 @@ STARTED: dict[StartedBy, Metric] = {
         "From the request until the engine's exec could have been answered: boot.total or boot.by_return, whichever is "
         "later, and the first exec of /bin/true by the engine's own means.",
         "Start: until the first exec is answered",
+    ),
+    StartedBy.SERVICE: lower(
+        Name.BY_SERVICE,
+        Unit.SECOND,
+        "From the request until the image's service, started as soon as the instance took commands, answered its first "
+        "request. It is asked every millisecond, a health check 20 ms after it ended.",
+        "Start: until the service answers",
     ),
 }
 """The ends of a start, by what people call it."""
@@ -68,19 +77,20 @@ STEADY_METRICS = (CPU, DAEMON_CPU)
 
 
 def record_started(run: InstanceRun, instance: Instance) -> None:
-    """The ends of its start, and what the engine costs; nothing for an instance that no engine made."""
-    share = instance.engine_share()
-    if share is None:
-        return
-    run.record(CPU, share.cpu_s)
-    run.record(MEMORY, share.memory_bytes)
-    run.record(DAEMON_CPU, share.daemon_cpu_s)
-    run.record(DAEMON_MEMORY, share.daemon_memory_bytes)
+    """The ends of its start, and what the engine costs where one made it."""
     marks, started = instance.timeline.marks, dict(instance.timeline.started)
+    started.setdefault(StartedBy.INSTRUCTION, marks[Phase.FIRST_INSTRUCTION])
+    share = instance.engine_share()
+    if share is not None:
+        run.record(CPU, share.cpu_s)
+        run.record(MEMORY, share.memory_bytes)
+        run.record(DAEMON_CPU, share.daemon_cpu_s)
+        run.record(DAEMON_MEMORY, share.daemon_memory_bytes)
     running_s = instance.engine_running_s()
     if running_s is not None:
         started[StartedBy.EVENT] = running_s
-    seconds = instance.time_exec()
+    # The engine's exec is of a program of the image.
+    seconds = None if run.image.lacks(TRUE) else instance.time_exec()
     if seconds is not None:
         run.record(EXEC, seconds)
         started[StartedBy.EXEC] = seconds + max(

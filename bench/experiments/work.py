@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import msgspec
 
+from tare.bench import inside
 from tare.bench.errors import BackendError, WorkloadError
 from tare.bench.interfaces import Instance, InstanceRun, Workload
 from tare.bench.interrupts import sleep
 from tare.bench.model import SCRATCH, SERVER, Command, Commands, Completed, Service
 from tare.bench.network_path import LOOPBACK, own_loopback
+from tare.bench.service import PORT, ResolvedService, ServiceRequest, resolve_service
 
 _START = 'log=$1; shift; "$@" >"$log" 2>&1 </dev/null & echo $!'
 _ALIVE = '{ read -r line || [ -n "$line" ]; } 2>/dev/null <"/proc/$1/cmdline"'
@@ -53,6 +56,45 @@ class Background:
         return _said(self.instance.execute(Command(("tail", "-n", _TAIL_LINES, self._log))))
 
 
+class ImageService:
+    """The image's own service, running in ``instance``; ``answered_s`` is when the host knew that it answers."""
+
+    def __init__(self, run: InstanceRun, request: ServiceRequest, instance: Instance) -> None:
+        """Start it, and wait until it answers. Raises WorkloadError with what it said last."""
+        try:
+            self.service: ResolvedService = resolve_service(request, run.image.process)
+        except ValueError as error:
+            raise WorkloadError(str(error)) from None
+        self._instance = instance
+        command = inside.serve(self.service)
+        completed = instance.execute(command)
+        self.answered_s = completed.ended_s
+        try:
+            self._pid = inside.read_served(self.service, completed)
+        except WorkloadError as error:
+            evidence = "\n".join(part for part in (error.evidence, self.said()) if part)
+            raise WorkloadError(error.message, remedy=error.remedy, evidence=evidence) from None
+        run.keep(command, completed, f"serve-{request.name}")
+
+    def is_alive(self) -> bool:
+        """Whether its main process still runs."""
+        return self._instance.execute(inside.is_alive(self._pid)).returncode == 0
+
+    def said(self) -> str:
+        """The last of what it printed."""
+        return _said(self._instance.execute(inside.tail(self.service.name)))
+
+
+class Running(Protocol):
+    """A service that runs until its instance ends."""
+
+    def is_alive(self) -> bool:
+        """Whether it still runs."""
+
+    def said(self) -> str:
+        """The last of what it printed."""
+
+
 def _said(completed: Completed) -> str:
     return (completed.stdout + completed.stderr).decode(errors="replace").strip()
 
@@ -77,12 +119,16 @@ class Work:
         self._instance = instance
         self._serving = instance if serving is None else serving
         self._address = _address_of(self._serving, is_own=serving is None)
-        self._services: list[tuple[Service, Background]] = []
-        self.measured = self._addressed(commands.measured)
+        self._services: list[tuple[str, Running]] = []
+        self.image_service: ImageService | None = None
         for command in commands.setup:
             run.execute(self._serving, self._addressed(command), "setup")
         for service in commands.services:
             self._start(service)
+        if commands.image_service is not None:
+            self.image_service = ImageService(run, commands.image_service, self._serving)
+            self._services.append((commands.image_service.name, self.image_service))
+        self.measured = self._addressed(commands.measured)
         for command in commands.load:
             self._execute(command, "load")
 
@@ -98,9 +144,9 @@ class Work:
 
     def check(self) -> None:
         """Raises WorkloadError if a service has ended: what was measured was then something else."""
-        for service, program in self._services:
+        for name, program in self._services:
             if not program.is_alive():
-                raise WorkloadError(f"the service {service.name} ended while it was used", evidence=program.said())
+                raise WorkloadError(f"the service {name} ended while it was used", evidence=program.said())
 
     def _start(self, service: Service) -> None:
         what = f"the service {service.name}"
@@ -119,7 +165,7 @@ class Work:
                 remedy="end what listens there, or give the backend a network of its own",
                 evidence=program.said(),
             )
-        self._services.append((service, program))
+        self._services.append((service.name, program))
 
     def _ask(self, service: Service, ready: Command, program: Background) -> Completed:
         """How ``ready`` ended the last time: well, too late, or without a service to ask."""
@@ -150,7 +196,8 @@ class Work:
             raise
 
     def _addressed(self, command: Command) -> Command:
-        argv = tuple(argument.replace(SERVER, self._address) for argument in command.argv)
+        port = "" if self.image_service is None else str(self.image_service.service.port)
+        argv = tuple(argument.replace(SERVER, self._address).replace(PORT, port) for argument in command.argv)
         env: Mapping[str, str] = {name: value.replace(SERVER, self._address) for name, value in command.env.items()}
         return msgspec.structs.replace(command, argv=argv, env=env)
 

@@ -19,13 +19,14 @@ from tare.bench.errors import ImageError, PrivilegeError
 from tare.bench.image import stored
 from tare.bench.image.archive import import_parts
 from tare.bench.image.build import BUILD_TOOLS, Workspace, build_parts
-from tare.bench.image.recipe import Recipe
+from tare.bench.image.recipe import Recipe, guest_version
 from tare.bench.image.tar import ArchiveLimits
 from tare.bench.image.tools import Progress, ToolRunner, require_space, translated
 from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.ledger import remove as remove_resource
 from tare.bench.model import Image
 from tare.bench.process import require_tool
+from tare.bench.readable import one_line
 from tare.bench.trees import sync
 
 _LIMITS = ArchiveLimits()
@@ -118,6 +119,25 @@ class ImageStore:
                 folder = self._publish(workspace, description)
             _link(self._names / chosen, folder)
         return stored.load(folder, chosen)
+
+    def import_once(self, file: Path, progress: Progress = lambda _step: None) -> Image:
+        """The image of the archive ``file``: the one imported before of the same bytes, else imported now.
+
+        Raises as ``import_archive``.
+        """
+        if not file.is_file():
+            raise ImageError(f"{file} is no file", remedy="name an archive, or an image that `tare image list` shows")
+        with translated(f"reading {file}"):
+            digest, guest = stored.hash_file(file), guest_version()
+        whose = "root" if os.geteuid() == 0 else "user"
+        known = self._recipes / f"archive-{digest}-{guest}-{whose}"
+        folder = _follow(known)
+        if folder is None:
+            progress(f"importing {one_line(file.name)} (once; it is kept in the cache)")
+            name = f"archive-{digest[:12]}-{guest[:6]}-{whose}"
+            folder = self.import_archive(file, name=name, progress=progress).directory
+            _link(known, folder)
+        return stored.load(folder, one_line(file.name))
 
     def list(self) -> tuple[Listed, ...]:
         """Every image that is here, and what builds have not finished, the newest first."""

@@ -1,6 +1,7 @@
 """What ``boot`` makes of marks: the time between them, and nothing where the clock did not resolve it."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +42,8 @@ def recorded(marks, footprint=None) -> dict[str, float]:
     instance.timeline = timeline
 
     class Run:
+        workload = None
+        image = SimpleNamespace(lacks=lambda _path: False)
         start = staticmethod(lambda: contextlib.nullcontext(instance))
 
         def execute(self, _instance, command, _role):

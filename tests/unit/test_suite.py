@@ -141,7 +141,11 @@ def test_only_and_seed_replace_what_the_file_says_and_survive_the_manifest(tmp_p
         (("speed = 2", "sped = 2"), "backend[1].options", "sped"),
         (("speed = 2", 'speed = "x"'), "backend[1].options.speed", "int"),
         (('kind = "boot"', 'kind = "reboot"'), "experiment[0].kind", "there are: boot, churn, density, interference"),
-        (('kind = "boot"', 'kind = "boot"\nworkload = "answer"'), "experiment[0].workload", "runs no workload"),
+        (
+            ('kind = "boot"', 'kind = "boot"\nworkload = "answer"'),
+            "experiment[0].options",
+            "boot starts no other workload",
+        ),
         (('workload = "answer"', ""), "experiment[1].workload", "needs a workload"),
         (('workload = "answer"', 'workload = "foo"'), "experiment[1].workload", "there are: answer"),
         (
