@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from tare.bench.analysis import RunResults
     from tare.bench.analysis.comparison import RunComparison
+    from tare.bench.capacity.by_host import FleetReport
     from tare.bench.capacity.planned import Plan
 
 
 class Reporter(ABC):
-    """Writes one form of a run's report, of a comparison if ``compares``, and of a capacity plan if ``plans``.
+    """Writes one form of a run's report; also of a comparison, a capacity plan, a fleet.
+
+    The last three if it ``compares``, ``plans``, has ``fleets``.
 
     What it raises for a file that cannot be written is an OSError; the command line says what and where.
     """
@@ -21,6 +24,7 @@ class Reporter(ABC):
     suffix: ClassVar[str]
     compares: ClassVar[bool] = False
     plans: ClassVar[bool] = False
+    fleets: ClassVar[bool] = False
     width: int | None = None
     """Columns of the terminal that is written to; None for a file."""
 
@@ -39,6 +43,10 @@ class Reporter(ABC):
     def write_plan(self, plan: "Plan", output: Path) -> None:
         """Write a capacity plan to the file ``output``, if this form ``plans``."""
         raise NotImplementedError(f"{self.name} writes no plan of {len(plan.plans)} types to {output}")
+
+    def write_fleet(self, report: "FleetReport", output: Path) -> None:
+        """Write the report of a fleet to the file ``output``, if this form has ``fleets``."""
+        raise NotImplementedError(f"{self.name} writes no report of the fleet {report.name} to {output}")
 
     def write_index(self, folder: Path, output: Path) -> None:
         """Write a page over the runs in ``folder`` to the file ``output``, if this form has one."""

@@ -43,19 +43,24 @@ def simulate(
         error = random.choice(ERRORS[errors], hosts)
         seen = np.array(truths) + error * random.standard_normal(hosts)
         known = error * np.sqrt(random.chisquare(BLOCKS - 1, hosts) / (BLOCKS - 1))
-        together = combine_hosts([HostValue(*one) for one in zip(seen.tolist(), known.tolist(), strict=True)])
+        together = combine_hosts(fleet(seen, known))
         ends = [together.typical, together.new_host, together.spread]
         holds = [one.low <= truth <= one.high for one, truth in zip(ends, (0.0, new, spread), strict=True)]
         for name, held in zip(("typical", "new", "spread"), holds, strict=True):
             found[name] += held
         found["odd"] += min(together.odd) * hosts <= 0.05
         seen[0] += 6 * np.hypot(spread, error[0])
-        moved = combine_hosts([HostValue(*one) for one in zip(seen.tolist(), known.tolist(), strict=True)])
+        moved = combine_hosts(fleet(seen, known))
         found["found"] += moved.odd[0] * hosts <= 0.05
         widths.append([ends[place].high - ends[place].low for place in (0, 1)])
     typical, prediction = np.median(widths, axis=0).tolist()
     shares = {name: count / fleets for name, count in found.items()}
     return {**shares, "typical_width": typical, "new_width": prediction}
+
+
+def fleet(seen: np.ndarray, errors: np.ndarray) -> list[HostValue]:
+    """The hosts as they were measured."""
+    return [HostValue(*one, BLOCKS - 1) for one in zip(seen.tolist(), errors.tolist(), strict=True)]
 
 
 def misses(name: str, figures: dict[str, float], *, has_spread: bool) -> list[str]:

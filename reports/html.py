@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import jinja2
 
     from tare.bench.analysis.comparison import RunComparison
+    from tare.bench.capacity.by_host import FleetReport
     from tare.bench.capacity.planned import Plan
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -54,6 +55,7 @@ class HtmlReporter(Reporter):
     summary = "one HTML file to read and to mail, which needs no network"
     suffix = ".html"
     compares = True
+    fleets = True
     plans = True
 
     def write(self, results: RunResults, output: Path) -> None:
@@ -68,6 +70,11 @@ class HtmlReporter(Reporter):
         from tare.reports.plan_page import render_plan  # its page is built on this one's
 
         output.write_text(render_plan(plan), "utf-8")
+
+    def write_fleet(self, report: "FleetReport", output: Path) -> None:
+        from tare.reports.fleet_page import render_fleet  # its page is built on this one's
+
+        output.write_text(render_fleet(report), "utf-8")
 
     def write_index(self, folder: Path, output: Path) -> None:
         from tare.reports.pages import render_index  # its page is built on this one's

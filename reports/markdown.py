@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tare.bench.analysis import Analysis, CellResult, GradeLevel, RunResults
 from tare.bench.analysis.comparison import LEVEL_NOTE, Line, LineKind, RunComparison
+from tare.bench.capacity.by_host import FleetReport
 from tare.bench.model import Metric
 from tare.bench.readable import one_line
 from tare.bench.reporter import Reporter
@@ -57,12 +58,18 @@ class MarkdownReporter(Reporter):
     summary = "the answer, its grade and all measurements for a pull request (Markdown)"
     suffix = ".md"
     compares = True
+    fleets = True
 
     def write(self, results: RunResults, output: Path) -> None:
         output.write_text(render_markdown(results.analysis), "utf-8")
 
     def write_comparison(self, comparison: RunComparison, output: Path) -> None:
         output.write_text(render_comparison(comparison), "utf-8")
+
+    def write_fleet(self, report: FleetReport, output: Path) -> None:
+        from tare.reports.fleet import fleet_markdown  # its words are built on these
+
+        output.write_text(fleet_markdown(report), "utf-8")
 
 
 def escape(text: str, most: int = _NAME_WIDTH) -> str:

@@ -10,6 +10,7 @@ from tare.bench.analysis import Analysis, CellResult, Row, RunResults, Subject
 from tare.bench.analysis.comparison import RunComparison
 from tare.bench.analysis.estimates import host_virtualization
 from tare.bench.analysis.requirements import Judged, judge_requirements
+from tare.bench.capacity.by_host import FleetReport
 from tare.bench.catalogue import NoteCode
 from tare.bench.reporter import Reporter
 from tare.reports import headline
@@ -18,6 +19,7 @@ from tare.reports.claims import judge
 from tare.reports.compare import grade_of_comparison, notes_of, tally
 from tare.reports.doubts import doubts
 from tare.reports.flags import flags_of
+from tare.reports.fleet import fleet_document
 from tare.reports.names import Names, names_of
 from tare.reports.picture import key_of
 from tare.reports.requirements import requirement_name
@@ -33,6 +35,7 @@ class JsonReporter(Reporter):
     summary = "ratios, intervals, verdicts and caveats as one JSON object"
     suffix = ".json"
     compares = True
+    fleets = True
 
     def write(self, results: RunResults, output: Path) -> None:
         _dump(output, summary_of(results.analysis))
@@ -52,6 +55,9 @@ class JsonReporter(Reporter):
             "grades": {one.manifest.run: msgspec.to_builtins(one.grade) for one in comparison.analyses},
         }
         _dump(output, {"summary_version": SUMMARY_VERSION, **said})
+
+    def write_fleet(self, report: FleetReport, output: Path) -> None:
+        _dump(output, fleet_document(report))
 
 
 def _dump(output: Path, content: dict[str, Any]) -> None:

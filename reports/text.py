@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tare.bench.analysis import Analysis, CellResult, GradeLevel, Row, RunResults, Subject
 from tare.bench.analysis.comparison import RunComparison
+from tare.bench.capacity.by_host import FleetReport
 from tare.bench.readable import one_line, readable
 from tare.bench.reporter import Reporter
 from tare.bench.units import Unit
@@ -50,12 +51,18 @@ class TextReporter(Reporter):
     summary = "the answer, every measurement and every doubt as plain text"
     suffix = ".txt"
     compares = True
+    fleets = True
 
     def write(self, results: RunResults, output: Path) -> None:
         _print_to(output, render_text(results.analysis), self.width)
 
     def write_comparison(self, comparison: RunComparison, output: Path) -> None:
         _print_to(output, render_comparison(comparison), self.width)
+
+    def write_fleet(self, report: FleetReport, output: Path) -> None:
+        from tare.reports.fleet import fleet_text  # its words are built on these
+
+        output.write_text(fleet_text(report, self.width), "utf-8")
 
 
 class AnswerReporter(Reporter):

@@ -70,6 +70,11 @@ def audit_plan(plan: Path, types: Sequence[InstanceType], run: str, host: HostTy
     return Audit(str(plan), run, datetime.now(UTC).isoformat(timespec="seconds"), tuple(checked))
 
 
+def planned_runs(plan: Path) -> tuple[str, ...]:
+    """The folders of the runs that a plan's file was made from. Raises SuiteError if it is no plan."""
+    return tuple(dict.fromkeys(str(entry.get("run", "")) for entry in _read(plan)))
+
+
 def keep_audit(audit: Audit, file: Path) -> None:
     """Append an audit to the file of all of them, one a line."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,18 +83,19 @@ def keep_audit(audit: Audit, file: Path) -> None:
 
 
 def kept_audits(file: Path) -> tuple[Audit, ...]:
-    """All audits that were kept; lines that cannot be read are left out."""
-    found = []
+    """All audits that were kept, the last one of each plan by each run; lines that cannot be read are left out."""
+    found: dict[tuple[str, str], Audit] = {}
     try:
         lines = file.read_bytes().splitlines()
     except FileNotFoundError:
         return ()
     for line in lines:
         try:
-            found.append(msgspec.json.decode(line, type=Audit))
+            one = msgspec.json.decode(line, type=Audit)
         except msgspec.DecodeError:
             continue
-    return tuple(found)
+        found[one.plan, one.run] = one
+    return tuple(found.values())
 
 
 def track_record(audits: Sequence[Audit]) -> str:

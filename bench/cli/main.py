@@ -32,13 +32,14 @@ ImageName = Annotated[str, typer.Option(help="Image, by digest prefix or name (t
 def every_command() -> typer.Typer:
     """All commands, those of the groups too. To be called once."""
     from tare.bench.cli.completion import completion
+    from tare.bench.cli.fleet import app as fleet_app
     from tare.bench.cli.gate import app as gate_app
     from tare.bench.cli.history import app as history_app
     from tare.bench.cli.image import app as image_app
     from tare.bench.cli.suite import app as suite_app
     from tare.bench.cli.tune import app as tune_app
 
-    for group in (gate_app, history_app, image_app, suite_app, tune_app):
+    for group in (fleet_app, gate_app, history_app, image_app, suite_app, tune_app):
         app.add_typer(group)
     app.command()(completion)
     return app

@@ -169,7 +169,7 @@ def _audit(request: PlanRequest, plan: Path) -> Audit:
     run, results = _load(request.runs[0])
     types = [make_type(result, run.manifest, str(run.path)) for result in results]
     found = audit_plan(plan, types, str(run.path), find_measured_host(run.manifest))
-    keep_audit(found, _audits_file())
+    keep_audit(found, audits_file())
     return found
 
 
@@ -180,7 +180,8 @@ def _size(given: str) -> int:
         raise SuiteError("--size", str(error)) from None
 
 
-def _audits_file() -> Path:
+def audits_file() -> Path:
+    """Where the outcomes of audits are kept."""
     return state_directory() / "audits.jsonl"
 
 
@@ -194,7 +195,7 @@ def make_plan(request: PlanRequest) -> Plan:
         raise SuiteError("--size", problem, remedy="tare density BACKEND --memory SIZE, once a size; name all the runs")
     for one in overheads if size is not None else ():
         one.at(size or 0)  # raises for a size outside of what was measured
-    record = track_record(kept_audits(_audits_file()))
+    record = track_record(kept_audits(audits_file()))
     plan = msgspec.structs.replace(plan, overheads=overheads, size=size, track_record=record)
     if request.prices is None:
         return plan

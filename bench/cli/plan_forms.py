@@ -176,14 +176,23 @@ def what_if_text(cases: Sequence[tuple[str, Plan]], form: str) -> str:
         return json.dumps({"cases": [{"name": name, **plan_document(plan)} for name, plan in cases]}, indent=2) + "\n"
     head = ("case", "instances", "host", "per host", "95 % interval", "runs out first", "hosts", "a month")
     rows = [row for name, plan in cases for row in case_rows(name, plan)]
-    return _as_form(form, "What if", head, rows, [])
+    return as_form(form, "What if", head, rows, [])
 
 
 def audit_text(audit: Audit, form: str) -> str:
     """What a later ramp says of a plan, in a form of plans."""
     if form == "json":
         return json.dumps(msgspec.to_builtins(audit), indent=2) + "\n"
-    head = ("instances", "what", "predicted", "95 % interval", "measured", "the plan was")
+    return as_form(
+        form, f"Audit of {audit.plan} by {audit.run}", AUDIT_HEAD, audit_rows(audit), [track_record([audit])]
+    )
+
+
+AUDIT_HEAD = ("instances", "what", "predicted", "95 % interval", "measured", "the plan was")
+
+
+def audit_rows(audit: Audit) -> list[list[str]]:
+    """A line a prediction: predicted beside measured."""
     rows = []
     for one in audit.checked:
         words = _audited_amount(one)
@@ -193,7 +202,7 @@ def audit_text(audit: Audit, form: str) -> str:
         held = f"not tested: {one.why}" if one.held is None else ("right" if one.held else "wrong")
         measured = "–" if one.measured is None else words(one.measured)
         rows.append([one.type, one.what, words(one.predicted), interval, measured, held])
-    return _as_form(form, f"Audit of {audit.plan} by {audit.run}", head, rows, [track_record([audit])])
+    return rows
 
 
 def _audited_amount(one: Checked) -> Callable[[float], str]:
@@ -202,7 +211,8 @@ def _audited_amount(one: Checked) -> Callable[[float], str]:
     return (lambda value: f"{value:,.0f}") if one.what.startswith("instances") else (lambda value: f"{value:.3g}")
 
 
-def _as_form(form: str, title: str, head: Sequence[str], rows: list[list[str]], lines: Sequence[str]) -> str:
+def as_form(form: str, title: str, head: Sequence[str], rows: list[list[str]], lines: Sequence[str]) -> str:
+    """One table with its title and what follows it, as text or Markdown."""
     if form == "markdown":
         return "\n".join([f"# {_escaped(title)}", "", *_markdown(head, rows), "", *map(_escaped, lines), ""])
     console = Console(width=120, record=True, file=io.StringIO(), color_system=None)

@@ -169,6 +169,16 @@ def centre_interval(
     return Interval(centre, centre - below * error, centre + above * error, p, method, dependence, p_skewed)
 
 
+def mean_error(values: Floats, dependence: Dependence) -> tuple[float, float] | None:
+    """The standard error of the mean in ``centre_interval`` and its degrees of freedom; None where none is known."""
+    n = len(values)
+    if n < 2 or (float(np.ptp(values)) == 0 and n < ALIKE_BLOCKS):
+        return None
+    wider, freedom = widening(n, dependence.lag1)
+    error = wider * float(values.std(ddof=1)) / math.sqrt(n)
+    return (error, freedom) if error > 0 else None
+
+
 def _skewness(values: Floats) -> float:
     """Fisher's, corrected for the size of the sample; 0 of too few values, and where nothing varies."""
     n, apart = len(values), values - values.mean()

@@ -55,6 +55,7 @@ def write_density(
     touched: float = 0.0,
     late: float = 1.0,
     confounds: tuple[Confound, ...] = (),
+    seed: int = 1,
 ) -> Path:
     """A run whose instances take ``each`` of memory, 2 % of a CPU, 1 MiB of disk; with a workload throughput too."""
     described = BackendDescription("native", IsolationKind.CONTAINER)
@@ -69,7 +70,7 @@ def write_density(
         host=(Fact("cpus", "2", "x", 2), Fact("memory", "24.0 GiB", "x", 24 * 2**30)),
     )
     backend = next(iter(manifest.backends))
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(seed)
 
     def sample(metric: str, number: int, value: float, unit: Unit = Unit.BYTE) -> Sample:
         params = {"count": COUNT}
