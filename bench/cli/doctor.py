@@ -122,28 +122,38 @@ def forget_command() -> None:
 
 def prove_command(report: Path | None) -> ExitCode:
     """Prove what can be proved; print it or, with ``report``, write all that was seen. 0 if all of it works, else 1."""
+    if report is None:
+        proofs = _prove(verbose=False)
+    else:
+        # Opened first: who waited minutes for a proof is not told then that its file cannot be written.
+        with whole_file(report, remedy="choose another --report") as part:
+            proofs = _prove(verbose=True)
+            checks = [*_check_host(), *_check_backends(), _check_image(), *_check_plugins(), *_check_packages()]
+            listed = {check.name: ("works: " if check.works else "not here: ") + check.detail for check in checks}
+            part.write_text(host_report(listed, proofs), "utf-8", "replace")
+        if report != STDOUT:
+            said = as_markup(f"{report} holds what was seen; read it before you send it")
+            Console(stderr=True).print(said, soft_wrap=True)
+    works = all(proved.outcome.available for proved in proofs.values())
+    return ExitCode.OK if works else ExitCode.NOT_READY
+
+
+def _prove(*, verbose: bool) -> dict[str, Proved]:
+    """What each backend has to prove, proved now and said."""
     console = Console(stderr=True)
-    proofs: dict[str, Proved] = {}
+    proofs = {}
     with _backends() as found:
         image = _newest_image()
         for name, backend in found:
             with defects_named("prove"):
-                proved = backend.prove(image, verbose=report is not None)
+                proved = backend.prove(image, verbose=verbose)
             if proved is not None:
                 proofs[name] = proved
                 said = proved.outcome
                 console.print(as_markup(f"{name}: {said.reason}"), soft_wrap=True)
                 if not said.available and said.remedy:
                     console.print(as_markup(f"what to do: {said.remedy}"), soft_wrap=True)
-    if report is not None:
-        checks = [*_check_host(), *_check_backends(), _check_image(), *_check_plugins(), *_check_packages()]
-        listed = {check.name: ("works: " if check.works else "not here: ") + check.detail for check in checks}
-        with whole_file(report, remedy="choose another --report") as part:
-            part.write_text(host_report(listed, proofs), "utf-8", "replace")
-        if report != STDOUT:
-            console.print(as_markup(f"{report} holds what was seen; read it before you send it"), soft_wrap=True)
-    works = all(proved.outcome.available for proved in proofs.values())
-    return ExitCode.OK if works else ExitCode.NOT_READY
+    return proofs
 
 
 def _newest_image() -> Image | None:

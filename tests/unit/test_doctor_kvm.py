@@ -81,10 +81,11 @@ def test_a_report_holds_what_was_seen_and_no_secret(proves, machine, monkeypatch
 
 
 def test_a_report_that_cannot_be_written_is_one_message(proves, machine):
-    proves(available=True)
+    asked = proves(available=True)
     result = doctor("--report", "/proc/none/report")
     assert result.exit_code == 6
     assert "choose another --report" in result.stderr
+    assert asked == [], "nobody waits for a proof that cannot be written down"
 
 
 def test_with_noise_they_make_no_sense(machine):
