@@ -111,7 +111,7 @@ def engines(session: nox.Session) -> None:
     """Every engine: the contract, a hundred starts and thirty kills of each, and what tare adds to them. As root."""
     install_host_packages(session, {"image", "native", "build", "engines"})
     install_tare(session, "test")
-    backends = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor")
+    backends = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "podman", "containerd")
     chosen = [word for name in backends for word in ("--tare-backend", name)]
     session.run("pytest", "--pyargs", "tare.bench.testing.contract", *chosen, "-p", "no:cacheprovider")
     session.run("pytest", "tests/engines", "--durations=15", *session.posargs, env={"TARE_TEST_ENGINES": "all"})

@@ -11,6 +11,7 @@ import msgspec
 from tare.backends.cgroups.limits import Limits
 from tare.backends.engines.groups import Groups
 from tare.backends.engines.start import INSIDE
+from tare.backends.native import steps
 from tare.bench.errors import BackendError
 from tare.bench.linux.memory import tree_bytes
 from tare.bench.model import SCRATCH, EngineShare, Footprint, InstanceSpec, Usage
@@ -111,6 +112,13 @@ class BoxMeters:
         held = self._box.groups.meter.footprint()
         owned = tree_bytes(self._box.folder)
         return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._engine.shared_bytes)
+
+
+def overlay_step(box: Box) -> steps.Step:
+    """Mount the overlay of the image for ``box``."""
+    layers = (str(box.spec.image.rootfs), str(box.folder / "upper"), str(box.folder / "work"))
+    data = "lowerdir={},upperdir={},workdir={}".format(*map(steps.escape_option, layers))
+    return steps.mount("overlay", str(box.root), 0, data)
 
 
 def make_folders(box: Box, program: Path) -> None:

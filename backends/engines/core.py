@@ -23,7 +23,15 @@ import msgspec
 from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
 from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
-from tare.backends.engines.box import Box, BoxMeters, EngineOptions, Network, make_folders, remove_folder
+from tare.backends.engines.box import (
+    Box,
+    BoxMeters,
+    EngineOptions,
+    Network,
+    make_folders,
+    overlay_step,
+    remove_folder,
+)
 from tare.backends.engines.commands import EngineCommand, start_command
 from tare.backends.engines.daemon import Daemon
 from tare.backends.engines.exec_instance import ExecInstance
@@ -94,7 +102,6 @@ class Engine(Backend):
     one path of a cgroup for all hierarchies. ``premade``: it takes a group that is there already; otherwise it makes
     the container's, and sets every limit. ``tells_by_stream``: nothing inside reaches a socket of the host's, so the
     first process (``HOLD``) reports by its standard output, and commands are executed by the engine's exec.
-    ``hides_unified``: it works next to no empty v2 tree (hybrid).
     ``overlay``: it is given an overlay of tare's as the root; otherwise it has the image in its own store.
     """
 
@@ -110,7 +117,6 @@ class Engine(Backend):
     places: ClassVar[bool] = True
     groups_at_top: ClassVar[bool] = False
     premade: ClassVar[bool] = True
-    hides_unified: ClassVar[bool] = False
     tells_by_stream: ClassVar[bool] = False
     overlay: ClassVar[bool] = True
     start_deadline_s: ClassVar[float] = START_DEADLINE_S
@@ -148,8 +154,16 @@ class Engine(Backend):
         """Whether the engine can work here, beyond its program being here."""
         return Availability(available=True, reason=f"{self.program} is here")
 
+    def hides_empty_unified(self) -> bool:
+        """Whether it works next to no empty v2 tree (hybrid)."""
+        return False
+
+    def environment(self) -> Mapping[str, str]:
+        """Variables for the engine's commands."""
+        return {}
+
     def container_group(self, box_identifier: str) -> str:
-        """The name of the container's cgroup below that of the instance."""
+        """The name of the container's cgroup below that of the instance, as ``fnmatch`` takes it."""
         del box_identifier
         return CONTAINER
 
@@ -451,29 +465,29 @@ class Engine(Backend):
         argv: Sequence[str],
         files: Sequence[bytes] = (),
         streams: Sequence[int] | None = None,
+        more: Sequence[steps.Step] = (),
     ) -> AbstractContextManager[EngineCommand]:
         """A command of the engine's in the groups of ``box``. Raises BackendError, MissingToolError.
 
         ``files`` are contents that it finds open as descriptors 3, 4, ..., ``streams`` its standard streams, of which
-        those that are left out are empty and ``box.log``.
+        those that are left out are empty and ``box.log``. ``more`` steps are carried out where it finds its mounts.
         """
-        environment = {MARKER_VARIABLE: box.identifier}
-        return start_command(self._ready.program, argv, self._steps(box), box.log, environment, files, streams or ())
-
-    def _steps(self, box: Box) -> list[steps.Step]:
-        """What is done before an engine's command: its own mounts, the root, the groups, the CPUs."""
-        made = [steps.LEAVE_MOUNTS]
-        if self.overlay:
-            layers = (str(box.spec.image.rootfs), str(box.folder / "upper"), str(box.folder / "work"))
-            data = "lowerdir={},upperdir={},workdir={}".format(*map(steps.escape_option, layers))
-            made.append(steps.mount("overlay", str(box.root), 0, data))
-        made += self.mounts(box)
-        files = box.groups.engine_files if self.places else box.groups.container.join_files
-        made += [steps.join_cgroup(str(file)) for file in files]
+        environment = {MARKER_VARIABLE: box.identifier, **self.environment()}
+        taken = [*self._joins(box), *self.mounts_for(box), *more]
         layout = self._ready.layout
-        if self.hides_unified and layout.version is Version.HYBRID and layout.unified_root is not None:
-            made.append(steps.unmount(str(layout.unified_root)))
-        return [*made, steps.pin(box.spec.envelope.cpus)]
+        if self.hides_empty_unified() and layout.version is Version.HYBRID and layout.unified_root is not None:
+            taken.append(steps.unmount(str(layout.unified_root)))
+        taken.append(steps.pin(box.spec.envelope.cpus))
+        return start_command(self._ready.program, argv, taken, box.log, environment, files, streams or ())
+
+    def mounts_for(self, box: Box) -> list[steps.Step]:
+        """How a command comes to the mounts that it sees: a namespace of its own, with the root in it."""
+        root = [overlay_step(box)] if self.overlay else []
+        return [steps.LEAVE_MOUNTS, *root, *self.mounts(box)]
+
+    def _joins(self, box: Box) -> list[steps.Step]:
+        files = box.groups.engine_files if self.places else box.groups.container.join_files
+        return [steps.join_cgroup(str(file)) for file in files]
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
         """Bare metal next to the containers, where they share its network."""

@@ -5,6 +5,7 @@ whatever the engine loses track of is killed and removed with it.
 """
 
 import contextlib
+import fnmatch
 import os
 import struct
 import time
@@ -213,7 +214,7 @@ class JoinWatch:
     """Tells of the first event in cgroups' folders, by inotify: nothing is polled for."""
 
     def __init__(self, folders: Iterable[Path], names: Collection[str], mask: int) -> None:
-        """``names`` are the files or folders that events of ``mask`` are waited for."""
+        """``names`` are patterns of the files or folders that events of ``mask`` are waited for."""
         self._names = names
         self._descriptor = syscalls.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         for folder in folders:
@@ -230,7 +231,7 @@ class JoinWatch:
             while events:
                 _, _, _, length = _EVENT.unpack_from(events)
                 name = events[_EVENT.size : _EVENT.size + length].rstrip(b"\0")
-                if os.fsdecode(name) in self._names:
+                if any(fnmatch.fnmatchcase(os.fsdecode(name), wanted) for wanted in self._names):
                     return True
                 events = events[_EVENT.size + length :]
         return False

@@ -96,15 +96,16 @@ class Lxc(Engine):
             yield "lxc.seccomp.profile", str(self.folder / "seccomp")
 
     def _limits(self, box: Box) -> Iterator[tuple[str, str]]:
-        """By the kernel's own files, as LXC takes them; on v1 blkio counts by rules, so there is one."""
+        """By the kernel's own files, as LXC takes them; on v1 blkio counts by rules, one for each direction."""
         v2 = self.layout.version is Version.V2
         limits = {"swap_bytes": 0, **box.limits}
         for name, rule in RULES.items():
             if name in limits and (not name.startswith("io_") or "io_device" in limits):
                 file, text = rule.v2 if v2 else rule.v1
                 yield f"lxc.cgroup{'2' if v2 else ''}.{file}", text(limits[name], limits)
-        if not v2 and "io_device" in limits and "io_read_bytes_per_s" not in limits:
-            yield "lxc.cgroup.blkio.throttle.read_bps_device", f"{limits['io_device']} {NEVER_REACHED}"
+        for way in ("read", "write"):
+            if not v2 and "io_device" in limits and f"io_{way}_bytes_per_s" not in limits:
+                yield f"lxc.cgroup.blkio.throttle.{way}_bps_device", f"{limits['io_device']} {NEVER_REACHED}"
 
     def facts(self) -> dict[str, str]:
         net = "" if self.options.network is Network.HOST else ",net"

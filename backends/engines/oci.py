@@ -84,4 +84,6 @@ class Crun(OciRuntime):
     summary = "containers by crun, the runtime in C below Podman"
     program = "crun"
     package = "crun"
-    hides_unified = True
+
+    def hides_empty_unified(self) -> bool:
+        return True

@@ -230,6 +230,17 @@ static int become_system(const struct call *c)
 	return close(reached);
 }
 
+static int enter_namespace(const char *path, int kind)
+{
+	int namespace = open(path, O_RDONLY | O_CLOEXEC);
+	if (namespace < 0)
+		return -1;
+	int failed = setns(namespace, kind), number = errno;
+	close(namespace);
+	errno = number;
+	return failed;
+}
+
 static int make_call(const struct call *c)
 {
 	char *const *s = c->strings;
@@ -263,6 +274,7 @@ static int make_call(const struct call *c)
 	case CALL_KEEP_CAPABILITIES: return keep_capabilities(n[0]);
 	case CALL_FILTER: return install_filter(s[1], c->lengths[1]);
 	case CALL_UNMOUNT: return umount2(s[0], n[0]);
+	case CALL_ENTER: return enter_namespace(s[0], n[0]);
 	case CALL_SYSTEM:
 		marks.first_instruction = now();
 		return become_system(c);

@@ -68,6 +68,7 @@ class Kind(IntEnum):
     FILTER = auto()
     SYSTEM = auto()
     UNMOUNT = auto()
+    ENTER = auto()
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -160,6 +161,11 @@ def mount(kind: str, target: str, flags: int = 0, data: str = "", source: str = 
 def unmount(path: str) -> Step:
     """Detach what is mounted last at a path. Nothing mounted there: nothing to do."""
     return Step(f"unmount {path}", (Call(Kind.UNMOUNT, (path,), (syscalls.MNT_DETACH,), errno.EINVAL),))
+
+
+def enter_mounts(namespace: str) -> Step:
+    """setns(2) into the mount namespace that ``namespace`` (``/proc/PID/ns/mnt``) is."""
+    return Step(f"enter the mount namespace {namespace}", (Call(Kind.ENTER, (namespace,), (syscalls.CLONE_NEWNS,)),))
 
 
 def require_folder(path: str) -> Step:

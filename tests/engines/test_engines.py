@@ -4,25 +4,29 @@ The ordinary run takes a short slice of two engines; ``nox -s engines`` takes al
 and thirty kills of each.
 """
 
+import contextlib
 import json
 import os
 import random
+import re
 import secrets
 import sys
+import threading
 import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tare.bench.errors import BackendError
 from tare.bench.ledger import Ledger, clean, work_folder
 from tare.bench.locations import work_directory
 from tare.bench.model import Command, Phase, StartedBy
-from tare.bench.process import DEVNULL, PIPE, Popen, TimeoutExpired, run
+from tare.bench.process import DEVNULL, PIPE, Popen, TimeoutExpired
 from tare.bench.registry import find_backends
 from tare.bench.testing.subject import load_backend, start_subject, traces_of
 
-ALL = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor")
+ALL = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "podman", "containerd")
 WHOLE = os.environ.get("TARE_TEST_ENGINES") == "all"
 ENGINES = ALL if WHOLE else ("bubblewrap", "runc")
 STARTS, KILLS = (100, 30) if WHOLE else (4, 3)
@@ -221,17 +225,81 @@ def processes_with(text):
     return found
 
 
-@pytest.mark.parametrize("subject", [name for name in ENGINES if name == "runc"], indirect=True)
-def test_the_meter_agrees_with_runc_events(subject):
+def figures_of_runc(backend, box):
+    said = json.loads(said_by(backend, box, ["runc", "--root", f"{backend.folder}/state", "events", "--stats"]))
+    return said["data"]["cpu"]["usage"]["total"] / 1e9, said["data"]["memory"]["usage"]["usage"]
+
+
+def figures_of_podman(backend, box):
+    """CPU time as Go writes durations, memory in steps of a thousandth of a unit."""
+    said = json.loads(said_by(backend, box, backend._call("stats", "--no-stream", "--format", "json")))[0]
+    seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([0-9.]+)([a-zµ]+)", said["cpu_time"]))
+    number, unit = re.match(r"([0-9.]+)([A-Za-z]+)", said["mem_usage"]).groups()
+    return seconds, float(number) * UNITS[unit]
+
+
+def figures_of_containerd(backend, box):
+    said = said_by(backend, box, backend._client("tasks", "metrics", "--format", "json"))
+    found = json.loads(said[said.index("{") :])
+    return int(found["cpu"]["usage"]["total"]) / 1e9, int(found["memory"]["usage"]["usage"])
+
+
+UNITS = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9, "B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+FIGURES = {"runc": figures_of_runc, "podman": figures_of_podman, "containerd": figures_of_containerd}
+
+
+def said_by(backend, box, argv):
+    """What an engine's command prints about a container that lives."""
+    out, given = os.pipe(), os.open("/dev/null", os.O_RDONLY)
+    try:
+        with backend.spawn(box, [*argv, box.identifier], streams=(given, out[1])) as command:
+            os.close(out[1])
+            command.finish(time.monotonic() + 20)
+            return os.read(out[0], 1 << 16).decode()
+    finally:
+        os.close(out[0])
+        os.close(given)
+
+
+@pytest.mark.parametrize("subject", [name for name in ENGINES if name in FIGURES], indirect=True)
+def test_the_meter_agrees_with_the_engines_own_figures(subject):
+    """The container's own group: CPU time within 2 %, memory within 5 %."""
     _, starting = subject.start()
     with starting as instance:
         busy = "import time\nheld = bytearray(b'x') * 60_000_000\nwhile time.process_time() < 1.0: pass"
         instance.execute(Command(("python3", "-c", busy)))
         instance.execute(Command(("sh", "-c", "head -c 40000000 /dev/zero > /dev/shm/held")))
-        root = str(subject.backend.folder / "state")
-        said = json.loads(
-            run(["runc", "--root", root, "events", "--stats", instance.cgroup.folders[0].parent.name], timeout_s=20)
-        )
+        cpu_s, memory_bytes = FIGURES[subject.name](subject.backend, instance._box)
         usage = instance.cgroup.meter.usage()
-    assert usage.cpu_s == pytest.approx(said["data"]["cpu"]["usage"]["total"] / 1e9, rel=0.02)
-    assert usage.memory_current_bytes == pytest.approx(said["data"]["memory"]["usage"]["usage"], rel=0.05)
+    assert usage.cpu_s == pytest.approx(cpu_s, rel=0.02)
+    assert usage.memory_current_bytes == pytest.approx(memory_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("subject", [name for name in ENGINES if name in {"podman", "containerd"}], indirect=True)
+def test_the_engine_itself_says_when_a_container_runs(subject):
+    _, starting = subject.start()
+    with starting as instance:
+        running_s = instance.engine_running_s()
+    marks = instance.timeline.marks
+    assert marks[Phase.CREATED] < running_s < marks[Phase.STOP_REQUESTED]
+    assert running_s == pytest.approx(instance.timeline.started[StartedBy.RETURNED], abs=0.5)
+
+
+@pytest.mark.parametrize("subject", [name for name in ENGINES if name == "containerd"], indirect=True)
+def test_a_daemon_killed_at_any_moment_fails_one_instance_and_leaves_nothing(subject):
+    """Its shims live on: they end with the instance. The next instance has a new daemon."""
+    chance = random.Random("daemon")
+    for _ in range(KILLS):
+        identifier, starting = subject.start()
+        subject.backend.require_daemon()
+        killer = threading.Timer(chance.uniform(0.0, LATEST_KILL_S), os.kill, (subject.backend.daemon.pid, 9))
+        killer.start()
+        with contextlib.suppress(BackendError), starting as instance:
+            killer.join()
+            instance.execute(Command(("true",)))
+        killer.join()
+        assert traces_of(identifier, subject.backend.context.work_directory) == []
+    identifier, starting = subject.start()
+    with starting as instance:
+        assert instance.execute(Command(("true",))).returncode == 0
+    assert traces_of(identifier, subject.backend.context.work_directory) == []

@@ -5,13 +5,16 @@ import os
 import re
 import select
 import time
+from datetime import UTC, datetime
 
 import pytest
 
 from tare.backends.engines.bubblewrap import protect
+from tare.backends.engines.containerd import find_start
 from tare.backends.engines.exec_instance import _Streams
 from tare.backends.engines.groups import JoinWatch
 from tare.backends.engines.lxc import seccomp_profile
+from tare.backends.engines.podman import device_node
 from tare.backends.engines.profile import Protection, find_protection
 from tare.backends.engines.start import SocketReport, Start, StreamReport, last_line
 from tare.backends.native import syscalls
@@ -90,6 +93,34 @@ def test_a_watch_tells_of_the_names_it_waits_for_alone(tmp_path):
     with contextlib.closing(JoinWatch([tmp_path], ("container",), syscalls.IN_CREATE)) as watch:
         (tmp_path / "container").mkdir()
         assert watch.joined()
+    with contextlib.closing(JoinWatch([tmp_path], ("libpod-*",), syscalls.IN_CREATE)) as watch:
+        (tmp_path / "conmon").mkdir()
+        assert not watch.joined()
+        (tmp_path / "libpod-17").mkdir()
+        assert watch.joined()
+
+
+EVENTS = """\
+ctr: warning
+2026-12-01 10:00:00.123456789 +0000 UTC tare /tasks/create {"container_id":"one","pid":7}
+2026-12-01 10:00:00.5 +0000 UTC tare /tasks/start {"container_id":"two","pid":8}
+2026-12-01 10:00:01.25 +0000 UTC tare /tasks/start {"container_id":"one","pid":7}
+"""
+
+
+def test_an_event_of_containerd_has_its_time():
+    assert find_start(EVENTS, "one") == datetime(2026, 12, 1, 10, 0, 1, 250000, UTC).timestamp()
+    assert find_start(EVENTS, "three") is None
+    assert find_start("", "one") is None
+
+
+def test_podman_limits_a_disk_by_its_name(tmp_path):
+    folder = tmp_path / "dev/block/254:0"
+    folder.mkdir(parents=True)
+    (folder / "uevent").write_text("MAJOR=254\nMINOR=0\nDEVNAME=vda\n")
+    assert device_node("254:0", tmp_path) == "/dev/vda"
+    with pytest.raises(BackendError, match="no name for the block device 8:1"):
+        device_node("8:1", tmp_path)
 
 
 class Engine:
