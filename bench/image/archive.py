@@ -42,7 +42,7 @@ def import_parts(file: Path, workspace: Workspace, limits: ArchiveLimits) -> sto
     if os.geteuid() != 0:
         problem = "imported without root, so that its files have no owners of their own"
     else:
-        problem = guest_problem(tree)
+        problem = guest_problem(tree, process)
     if not problem:
         for tool in BUILD_TOOLS:
             require_tool(tool)
@@ -98,11 +98,14 @@ def _start(tree: Path, limits: ArchiveLimits) -> Unpacking:
     return Unpacking(tree, limits)
 
 
-def guest_problem(tree: Path) -> str:
-    """Why no guest can run on ``tree``; empty if one can."""
+def guest_problem(tree: Path, process: ImageProcess | None = None) -> str:
+    """Why no guest can run on ``tree``; empty if one can. A program of its own is started without the agent."""
+    if process is not None and process.argv:
+        return ""
     if not any(resolve(tree, f"{folder}/{_AGENT}", follow_last=True).is_file() for folder in _SEARCH_PATH):
         return (
-            f"{_AGENT} is not in the image (the package qemu-guest-agent), by which the host runs commands in a guest"
+            f"{_AGENT} is not in the image (the package qemu-guest-agent), by which the host runs commands in a guest, "
+            "and the image has no entry point"
         )
     return ""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from tare.bench import inside
 from tare.bench.errors import ImageError
 from tare.bench.model import Struct
 
@@ -94,13 +95,13 @@ def host_architecture() -> str:
 
 
 def guest_version(folder: Path = _GUEST_FOLDER) -> str:
-    """A hash over the names and contents of the guest's own files."""
+    """A hash over the names and contents of the guest's own files, and of those that it has in common with others."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in (*sorted(folder.iterdir()), *inside.SOURCES, inside.HEADER):
         # Only sources: caches that tools leave in a checkout must not make another image of it.
         if path.suffix in {".c", ".h", ".py"}:
             content = path.read_bytes()
-            digest.update(f"{path.relative_to(folder)}\0{len(content)}\0".encode())
+            digest.update(f"{path.name}\0{len(content)}\0".encode())
             digest.update(content)
     return digest.hexdigest()[:16]
 

@@ -8,13 +8,20 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from tare.backends.vm.backend import VirtualMachine
+from tare.backends.vm.options import VmOptions
 from tare.bench import inside
 from tare.bench.errors import WorkloadError
 from tare.bench.experiments.work import ImageService
 from tare.bench.image import ImageStore
+from tare.bench.image.boot import make_disk
+from tare.bench.image.tools import ToolRunner
+from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
+from tare.bench.locations import cache_directory
 from tare.bench.model import Command
 from tare.bench.service import HealthCheck, ServiceRequest
+from tests.accelerator import ACCEL
 from tests.privileged.host_kernel import spec, start_backend
 from tests.service_image import PORT, make_archive
 
@@ -134,3 +141,33 @@ def test_a_port_that_is_taken_is_told(own_image, backend):
         pytest.raises(WorkloadError, match=f"something else listens on port {PORT} already"),
     ):
         started(instance, own_image)
+
+
+@pytest.mark.image
+@pytest.mark.guest
+def test_a_guest_runs_it_without_an_agent_in_the_image(own_image, image, tmp_path):
+    disk = tmp_path / "disk.erofs"
+    make_disk(disk, own_image.rootfs, ToolRunner(str(tmp_path)))
+    guest = msgspec.structs.replace(
+        own_image, disk=disk, kernel=image.kernel, initramfs=image.initramfs, guest_problem=""
+    )
+    options = msgspec.convert({"accel": ACCEL}, VmOptions)
+    with Ledger(tmp_path / "ledger") as ledger:
+        backend = VirtualMachine(BackendContext(ledger, tmp_path, cache_directory(), options, ()))
+        found = backend.probe()
+        if not found.available:
+            pytest.skip(f"vm is not available here: {found.reason}")
+        try:
+            backend.prepare(guest, ENVELOPE)
+            with backend.start(spec("guest", guest)) as instance:
+                service = started(instance, guest)
+                assert service.said() == AS_CONFIGURED.strip()
+                assert service.is_alive()
+                assert instance.execute(inside.load(PORT, "/", 1, 0.2)).returncode == 0
+                assert instance.guest_steal_s() is None  # which this agent does not know
+                with pytest.raises(WorkloadError, match="its user 'nobody' is not in"):
+                    started(instance, guest, msgspec.structs.replace(PLAIN, port=PORT + 1), user="nobody")
+                assert instance.execute(Command(("/srv/server", "0", "unwell"))).returncode == 4
+        finally:
+            backend.close()
+        assert ledger.entries() == ()

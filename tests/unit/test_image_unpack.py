@@ -342,8 +342,10 @@ def test_archives_that_make_no_sense_are_refused(tmp_path: Path, files: dict[str
         make_imported_tree(file, tmp_path / "tree", tmp_path / "scratch", ArchiveLimits())
 
 
-def test_a_guest_needs_the_agent(tmp_path: Path) -> None:
+def test_a_guest_needs_the_agent_or_a_program_of_its_own(tmp_path: Path) -> None:
     assert "qemu-guest-agent" in guest_problem(tmp_path)
+    assert guest_problem(tmp_path, ImageProcess(env={"A": "b"})) != ""
+    assert guest_problem(tmp_path, ImageProcess(cmd=("/server",))) == ""
     (tmp_path / "usr/sbin").mkdir(parents=True)
     (tmp_path / "usr/sbin/qemu-ga").write_text("")
     assert guest_problem(tmp_path) == ""

@@ -15,10 +15,11 @@ For the packer, everything there is to know:
 import contextlib
 from pathlib import Path
 
+from tare.bench import inside
 from tare.bench.errors import ImageError
 from tare.bench.process import run
 
-SOURCES = tuple(sorted(Path(__file__).parent.glob("*.c")))
+SOURCES = (*sorted(Path(__file__).parent.glob("*.c")), *inside.SOURCES)
 
 WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay", "ext4")
 """Kernel modules the guest needs, in the order in which it needs them; those built into the kernel are left out."""
@@ -35,7 +36,8 @@ def compile_init(target: Path) -> None:
     """Compile the guest's program to ``target``. Raises MissingToolError (gcc) and ToolFailedError."""
     warnings = ("-Wall", "-Wextra", "-Werror")
     sources = [str(source) for source in SOURCES]
-    run(["gcc", "-std=gnu11", "-Os", *warnings, "-static", "-s", "-o", str(target), *sources], timeout_s=120)
+    flags = ("-std=gnu11", "-Os", *warnings, "-static", "-s", f"-I{inside.FOLDER}")
+    run(["gcc", *flags, "-o", str(target), *sources], timeout_s=120)
 
 
 def module_files(modules_dep: str, modules_builtin: str) -> dict[str, bytes | Path]:

@@ -92,6 +92,14 @@ void hold_signals(sigset_t *awaited);
 /* Reaps for good; says so if the agent ends. Powers off when it is asked to. */
 _Noreturn void reap(pid_t agent, const sigset_t *awaited);
 
+/* --- agent.c ---------------------------------------------------------------------------------------------------------- */
+
+/* Whether the image has QEMU's guest agent. */
+int find_agent(void);
+
+/* Is the guest agent on this port, for images without one. */
+_Noreturn void run_agent(const char *port);
+
 /* --- restored.c ------------------------------------------------------------------------------------------------------- */
 
 /* Gives a guest that goes on from saved memory the time and random numbers of its own; returns its process's exit status. */

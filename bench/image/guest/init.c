@@ -58,7 +58,13 @@ static void bound_commands(int systemd)
 
 static pid_t start_agent(char *port)
 {
-    pid_t child = vfork();
+    int is_own = !find_agent();
+    pid_t child = is_own ? fork() : vfork();
+    if (child == 0 && is_own) {
+        setsid();
+        write_file("/proc/self/oom_score_adj", "-1000");
+        run_agent(port);
+    }
     if (child == 0) {
         char *const arguments[] = {"qemu-ga", "-m", "virtio-serial", "-p", port, "-t", "/run", NULL};
         setsid();
