@@ -17,6 +17,7 @@ from tare.reports.capacity import CapacityView, capacity_view
 from tare.reports.density_costs import CostsView, costs_view
 from tare.reports.figures import GrowthView, TailView, growth_view, pooled_histograms, tail_views
 from tare.reports.instances import HeatView, HeldLine, heat_view, held_lines
+from tare.reports.ladder import LadderView, ladder_view
 from tare.reports.names import Names, names_of
 from tare.reports.picture import PanelView, key_of, phase_panel, value_panel
 from tare.reports.wording import (
@@ -84,6 +85,7 @@ class BlockView(msgspec.Struct, frozen=True):
     phases: PanelView | None
     lines: list[MeasurementView]
     kind: str
+    ladder: LadderView | None
 
 
 class InstancesView(msgspec.Struct, frozen=True):
@@ -150,6 +152,7 @@ class _Maker:
             phases=phase_panel(subject) if subject.experiment == Builtin.BOOT else None,
             lines=list(self._lines(subject)),
             kind=kind,
+            ladder=ladder_view(self.analysis, subject) if subject.experiment == Builtin.BOOT else None,
         )
 
     def _tail(self, subject: Subject) -> TailView | None:

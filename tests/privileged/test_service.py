@@ -22,7 +22,7 @@ from tare.bench.locations import cache_directory
 from tare.bench.model import Command
 from tare.bench.service import HealthCheck, ServiceRequest
 from tests.accelerator import ACCEL
-from tests.privileged.host_kernel import spec, start_backend
+from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 from tests.service_image import PORT, make_archive
 
 pytestmark = [
