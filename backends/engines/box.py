@@ -11,6 +11,7 @@ import msgspec
 from tare.backends.cgroups.limits import Limits
 from tare.backends.engines.groups import Groups
 from tare.backends.engines.start import INSIDE
+from tare.backends.layers import Layers, names_of_layers
 from tare.backends.native import steps
 from tare.bench.errors import BackendError
 from tare.bench.linux.memory import tree_bytes
@@ -39,10 +40,11 @@ class Seccomp(StrEnum):
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[backend.options]`` of an engine."""
+    """``[backend.options]`` of an engine. ``layers`` are those of the image in the overlay that it is given."""
 
     network: Network = Network.NONE
     seccomp: Seccomp = Seccomp.DEFAULT
+    layers: Layers = 1
 
 
 class Box(msgspec.Struct, frozen=True):
@@ -52,7 +54,7 @@ class Box(msgspec.Struct, frozen=True):
     ``given`` has to appear inside at ``INSIDE``, read-only, and ``scratch`` at ``SCRATCH``. ``limits`` are those of the
     envelope that this host can enforce. ``log`` is what the engine's commands print. ``streams`` are what the start
     command has for its standard input and output, which become the container's; None for neither. ``daemon_s`` are
-    the CPU seconds that the engine's daemon had used before the instance was asked for.
+    the CPU seconds that the engine's daemon had used before the instance was asked for. ``layers`` are the image's.
     """
 
     spec: InstanceSpec
@@ -61,6 +63,7 @@ class Box(msgspec.Struct, frozen=True):
     limits: Limits
     streams: tuple[int, int] | None = None
     daemon_s: float | None = None
+    layers: int = 1
 
     @property
     def identifier(self) -> str:
@@ -116,9 +119,10 @@ class BoxMeters:
 
 def overlay_step(box: Box) -> steps.Step:
     """Mount the overlay of the image for ``box``."""
-    layers = (str(box.spec.image.rootfs), str(box.folder / "upper"), str(box.folder / "work"))
-    data = "lowerdir={},upperdir={},workdir={}".format(*map(steps.escape_option, layers))
-    return steps.mount("overlay", str(box.root), 0, data)
+    above = (box.folder.parent / name for name in names_of_layers(box.layers))
+    lower = ":".join(steps.escape_option(str(path)) for path in (*above, box.spec.image.rootfs))
+    upper, work = (steps.escape_option(str(box.folder / name)) for name in ("upper", "work"))
+    return steps.mount("overlay", str(box.root), 0, f"lowerdir={lower},upperdir={upper},workdir={work}")
 
 
 def make_folders(box: Box, program: Path) -> None:

@@ -46,6 +46,7 @@ from tare.backends.engines.start import (
     Started,
     StreamReport,
 )
+from tare.backends.layers import make_layers
 from tare.backends.native import steps
 from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
 from tare.backends.native.instance import ProcessInstance
@@ -221,6 +222,12 @@ class Engine(Backend):
         if options.network is Network.NONE and place is not ServerPlace.SAME_INSTANCE:
             raise ValueError(f'network: "{Network.NONE}" reaches nothing outside; "{Network.HOST}" does')
 
+    @classmethod
+    def check(cls, options: EngineOptions, envelope: Envelope) -> None:
+        del envelope
+        if options.layers > 1 and not cls.overlay:
+            raise ValueError(f"layers: {cls.name} has the image in a store of its own, not in an overlay of tare's")
+
     def probe(self) -> Availability:
         """Root, the kernel's parts, the program, and what the engine itself needs."""
         found = probe_host(("mnt", "pid", "net", "uts", "ipc"))
@@ -245,6 +252,7 @@ class Engine(Backend):
         try:
             self.stack.enter_context(self._start_folder(folder))
             program = find_program(self.context.cache_directory, folder)
+            make_layers(folder, self.options.layers)
             path = folder / "program"
             path.write_bytes(program.content)
             path.chmod(0o555)
@@ -275,6 +283,7 @@ class Engine(Backend):
             "engine": self.version(),
             "init": f"tare's ({library})",
             "root": "overlay of tare's" if self.overlay else "the engine's own store",
+            **({"image layers": str(self.options.layers)} if self.options.layers > 1 else {}),
             "network": "the host's" if host_network else "lo only",
             **paths,
             "cgroups": layout.version.value,
@@ -332,7 +341,7 @@ class Engine(Backend):
             at_top=self.groups_at_top,
             container=self.container_group(spec.identifier),
         )
-        box = Box(spec, folder, groups, limits, daemon_s=daemon_s)
+        box = Box(spec, folder, groups, limits, daemon_s=daemon_s, layers=self.options.layers)
         daemon_folders = () if self.daemon is None else self.daemon.cgroup.folders
         try:
             with (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tare.backends import distribution
 from tare.backends.cgroups.layout import Layout, find_layout
+from tare.backends.layers import names_of_layers
 from tare.backends.native.identities import (
     AS_ROOT,
     REMAPPED,
@@ -151,6 +152,7 @@ class Native(HostKernelBackend):
             own_filter=self._filters.own,
             identities=self._privileges.identities,
             system=self._system,
+            above=tuple(name if mapped else f"{folder}/{name}" for name in names_of_layers(options.layers)),
         )
 
     @property
@@ -207,6 +209,7 @@ class Native(HostKernelBackend):
                 {
                     "namespaces": ",".join(self._chosen_namespaces()),
                     "root": f"overlay, upper layer {'in memory (tmpfs)' if in_memory else 'on disk'}",
+                    **({"image layers": str(options.layers)} if options.layers > 1 else {}),
                     "network": _NETWORKS[self.options.network],
                     **_PATHS[self.options.network],
                     "capabilities": ",".join(self._capabilities()) or "none",

@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from tare.backends.layers import Layers
+
 
 class Seccomp(StrEnum):
     """The system-call filter: equal in intent to Docker's default, or none."""
@@ -45,7 +47,8 @@ class NativeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[backend.options]`` of ``native``.
 
     ``profile`` is what is booted before the container is ready. ``boot_offset_s`` is how far the boot clock inside is
-    ahead of the host's, in whole seconds; it needs ``time_namespace``.
+    ahead of the host's, in whole seconds; it needs ``time_namespace``. ``layers`` are those of the image below the
+    writable one.
     """
 
     seccomp: Seccomp = Seccomp.DEFAULT
@@ -56,6 +59,7 @@ class NativeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upper: Upper = Upper.DISK
     network: Network = Network.NONE
     profile: Profile = Profile.MINIMAL
+    layers: Layers = 1
 
     def __post_init__(self) -> None:
         if self.profile is Profile.FULL and (self.user_namespace or self.capabilities is Capabilities.NONE):

@@ -14,6 +14,7 @@ from tare.backends.cgroups.layout import Layout, Version
 from tare.backends.cgroups.lifecycle import PREFIX, Cgroup, ProcessTree
 from tare.backends.cgroups.limits import Limits
 from tare.backends.distribution import MASKED_UNITS, TARGET
+from tare.backends.layers import make_layers
 from tare.backends.native import steps, syscalls
 from tare.backends.native.identities import IdMap, outside_id
 from tare.backends.native.steps import NOTHING, Step
@@ -80,7 +81,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     are timed, stays the host's.
     ``mount_points`` are those that the image lacks. ``identities`` are those of the user namespace that the zygote
     itself is in (``identities.Identities``). ``also_masked`` are paths to hide as well as ``MASKED``. ``system`` has
-    systemd boot the image's distribution before an instance is ready.
+    systemd boot the image's distribution before an instance is ready. ``above`` are empty layers above the image.
     """
 
     style: str
@@ -102,6 +103,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     identities: str = "host"
     also_masked: tuple[str, ...] = ()
     system: bool = False
+    above: tuple[str, ...] = ()
 
     @property
     def in_user_namespace(self) -> bool:
@@ -147,6 +149,7 @@ def make_shared_folders(folder: Path, setup: Setup) -> None:
     """The folders that all instances mount on. Raises OSError."""
     for name in ("root", "empty", *(("memory",) if setup.memory else ()), *(("lower",) if setup.lower else ())):
         (folder / name).mkdir()
+    make_layers(folder, len(setup.above) + 1)
     if setup.uid_map:  # root of the user namespace is somebody else here, and has to find its way from this folder
         folder.chmod(0o711)
 
@@ -335,9 +338,8 @@ def _root(setup: Setup, own: InstanceSetup) -> list[Step]:
             steps.mount("tmpfs", setup.memory, syscalls.MS_NOSUID | syscalls.MS_NODEV, size, source="upper"),
             steps.make_folders(*(f"{setup.memory}/{name}" for name in names)),
         ]
-    layers = "lowerdir={},upperdir={},workdir={}".format(
-        *(steps.escape_option(path) for path in (own.lower, own.upper, own.work))
-    )
+    lower = ":".join(map(steps.escape_option, (*setup.above, own.lower)))
+    layers = f"lowerdir={lower},upperdir={steps.escape_option(own.upper)},workdir={steps.escape_option(own.work)}"
     # A container's programs get no new privileges whatever their mode, so nothing inside depends on setuid.
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV if setup.style == "native" else 0
     mapped = setup.in_user_namespace

@@ -31,7 +31,12 @@ ENDS = (
 
 _FLOORS = ("native", "bubblewrap", "bare-metal")
 """What starts with the least above the kernel, the best first."""
-_RUNTIMES = ("runc", "crun")
+_RUNTIMES: Mapping[str, tuple[str, str]] = {
+    "containerd": ("binary", "runc"),
+    "docker": ("runtime", "runc"),
+    "podman": ("runtime", "crun"),
+}
+"""The option that says which runtime an engine uses, and the one that it uses without."""
 _BELOW: Mapping[str, tuple[tuple[str, str], ...]] = {
     "runc": (),
     "crun": (),
@@ -167,7 +172,7 @@ def _chain(
     floor = next((measured[one] for one in _FLOORS if one in measured), None)
     if floor is None:
         return []
-    runtime = str(options.get("runtime") or _RUNTIMES[0])
+    runtime = _runtime_below(kind, options)
     chain = [("kernel", floor)]
     unmeasured = []
     for layer, below in _BELOW[kind]:
@@ -178,6 +183,12 @@ def _chain(
             chain.append((" and ".join((*unmeasured, layer)), name))
             unmeasured = []
     return [*chain, (" and ".join(unmeasured), "")] if unmeasured else chain
+
+
+def _runtime_below(kind: str, options: Mapping[str, object]) -> str:
+    """The backend of the runtime that an engine with these options uses."""
+    option, usual = _RUNTIMES.get(kind, ("", ""))
+    return str(options.get(option) or usual)
 
 
 def _start(subject: Subject, backend: MeasuredBackend, chain: Sequence[tuple[str, str]], own: str) -> Waterfall | None:

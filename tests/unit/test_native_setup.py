@@ -319,3 +319,14 @@ def test_systemd_finds_mounted_what_it_may_not_mount_itself():
     assert index(steps, Kind.UNSHARE) < index(steps, Kind.MOUNT, "/w/root/sys") < own
     assert own < index(steps, Kind.PIVOT)
     assert index(steps, Kind.MOUNT, "/w/root/run") < index(steps, Kind.MOUNT, "/w/root/run/lock")
+
+
+def test_the_layers_of_an_image_lie_above_it_and_below_the_writable_one():
+    (root,) = (step for step in native_steps(above=("/w/l1", "/w/l,2")) if "lowerdir" in repr(step))
+    assert r"lowerdir=/w/l1:/w/l\,2:/img,upperdir=" in root.calls[0].strings[-1]
+
+
+@pytest.mark.parametrize("layers", [0, 33])
+def test_the_number_of_layers_is_bounded(layers):
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"layers": layers}, NativeOptions)
