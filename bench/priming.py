@@ -41,9 +41,17 @@ class Primed(msgspec.Struct, frozen=True):
 
 
 def prime(
-    suite: Suite, image: Image, backends: Mapping[str, Backend], store: RunStore, say: Callable[[str], None], name: str
+    suite: Suite,
+    image: Image,
+    backends: Mapping[str, Backend],
+    store: RunStore,
+    say: Callable[[str], None],
+    name: str,
+    images: Mapping[str, Image] = {},
 ) -> None:
     """Prime each of the prepared ``backends``. ``name`` is unique to this process on this host.
+
+    ``images`` has those of backends that have one of their own.
 
     What fails is kept in the backend's event: its measured instances will fail with the same reason, or not.
     """
@@ -52,7 +60,7 @@ def prime(
     scenarios = choose_scenarios(suite)
     for place, (backend, maker) in enumerate(backends.items()):
         say(f"priming {backend}: each workload once, unmeasured")
-        specs = _specs(f"tare-{name}-p{place}", image, suite.envelope)
+        specs = _specs(f"tare-{name}-p{place}", images.get(backend, image), suite.envelope)
         with contextlib.ExitStack() as stack:
             primer = _Primer(maker, specs, stack)
             found = primer.prime(backend, scenarios, image, suite.envelope)

@@ -141,13 +141,15 @@ class Origin(Struct, frozen=True):
 
     ``labels`` are the user's own. ``suite_file`` is where the suite was read, ``revision`` the git commit of its
     folder, with ``-dirty`` if files differ from it; empty outside a checkout. ``confirms`` names the run whose
-    suspicious cells this one measured again.
+    suspicious cells this one measured again, ``bridges`` the earlier run whose image and options it measured next to
+    the present ones.
     """
 
     labels: Mapping[str, str] = {}
     suite_file: str = ""
     revision: str = ""
     confirms: str = ""
+    bridges: str = ""
 
 
 class Manifest(Struct, frozen=True):

@@ -87,13 +87,17 @@ class Runner:
         identity: str,
         unavailable: Mapping[str, str],
         listener: Listener | None = None,
+        images: Mapping[str, Image] = {},
     ) -> None:
         """``backends`` are prepared, by name in the suite; ``unavailable`` has the reason for those not here.
+
+        ``images`` has those of backends that have one of their own.
 
         ``identity`` is unique to this process on this host, so that instances of two runs never share a name.
         """
         self.suite = suite
         self.image = image
+        self.images = images
         self.backends = backends
         self.store = store
         self.display = display
@@ -230,7 +234,8 @@ class _LiveRun:
 
     def _spec(self, suffix: str, envelope: Envelope | None) -> InstanceSpec:
         identifier = f"tare-{self._runner.identity}-{self._name.replace('~', 'r')}{suffix}"
-        return InstanceSpec(identifier, self._runner.image, self.envelope if envelope is None else envelope)
+        image = self._runner.images.get(self._planned.cell.backend, self._runner.image)
+        return InstanceSpec(identifier, image, self.envelope if envelope is None else envelope)
 
     def execute(self, instance: Instance, command: Command, role: str) -> tuple[Completed, str]:
         completed = instance.execute(command)

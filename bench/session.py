@@ -20,6 +20,7 @@ from tare.bench.adaptive import Sampler, run_until_precise
 from tare.bench.cleaning import clean_up
 from tare.bench.design import make_design
 from tare.bench.errors import BackendError, RunDirectoryError, StoreError, SuiteError, TareError, UnavailableError
+from tare.bench.history.bridges import bridged_suite, require_bridge
 from tare.bench.host import host_confounds, host_fingerprint, read_facts, summarise
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
@@ -28,14 +29,14 @@ from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.cpus import format_cpus
 from tare.bench.linux.files import HostRoots
 from tare.bench.locations import cache_directory, free_bytes, ledger_directory, runs_directory, work_directory
-from tare.bench.model import Availability, BackendDescription, Envelope, Image, IsolationKind
+from tare.bench.model import Availability, BackendDescription, Confound, Envelope, Image, IsolationKind, named_facts
 from tare.bench.priming import prime
 from tare.bench.readable import readable
 from tare.bench.records import SCHEMA_VERSION, EventKind, Manifest, Origin, RunStatus
 from tare.bench.registry import find_backends, find_workloads, origins_of
 from tare.bench.runner import Display, Outcome, Runner, make_event
 from tare.bench.service import resolve_service
-from tare.bench.store import LoadedRun, Progress, RunStore, find_progress, load_run
+from tare.bench.store import LoadedRun, Progress, RunStore, find_progress, load_manifest, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
 from tare.bench.suite_file import read_toml
 from tare.bench.traits import WorkloadTraits
@@ -50,7 +51,7 @@ class RunRequest(msgspec.Struct, frozen=True):
 
     ``output`` is the folder of the run, made if missing; None means ``DATE-SUITE`` in the folder of runs. ``source`` is
     a suite without a file; ``suite`` is then what its errors name as their place. Of ``origin`` what the suite's file
-    does not say.
+    does not say. ``bridge`` is an earlier run, whose image and options are measured next to the suite's in every block.
     """
 
     suite: Path
@@ -59,6 +60,7 @@ class RunRequest(msgspec.Struct, frozen=True):
     seed: int | None = None
     source: Mapping[str, Any] | None = None
     origin: Origin = Origin()
+    bridge: Path | None = None
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -73,10 +75,18 @@ def start_run(request: RunRequest, display: Display) -> RunResult:
     """Run a suite from its beginning. Raises TareError for what no cell can be measured without."""
     source = read_toml(request.suite) if request.source is None else request.source
     plugins = find_backends(), find_workloads()
-    suite = bind_suite(resolve_suite(source, request.suite, *plugins, only=request.only, seed=request.seed))
+    spec = resolve_suite(source, request.suite, *plugins, only=request.only, seed=request.seed)
+    origin, bridged = _origin(request), None
+    if request.bridge is not None:
+        bridged = load_manifest(request.bridge)
+        names = tuple(choice.name for choice in spec.backends)
+        spec = resolve_suite(bridged_suite(spec.file.written(), names, bridged), request.suite, *plugins)
+        origin = msgspec.structs.replace(origin, bridges=bridged.run)
+    suite = bind_suite(spec)
     name = re.sub(r"[^a-z0-9]+", "-", suite.file.suite.name.lower()).strip("-")[:40] or "suite"
+    name += "-bridge" if bridged is not None else ""
     path = request.output or runs_directory() / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
-    return run_suite(suite, path, display, _origin(request))
+    return run_suite(suite, path, display, origin, bridged)
 
 
 def _origin(request: RunRequest) -> Origin:
@@ -88,13 +98,18 @@ def _origin(request: RunRequest) -> Origin:
     )
 
 
-def run_suite(suite: Suite, path: Path, display: Display, origin: Origin = _NO_ORIGIN) -> RunResult:
-    """Run a resolved suite from its beginning into the empty or new folder ``path``. Raises as ``start_run``."""
+def run_suite(
+    suite: Suite, path: Path, display: Display, origin: Origin = _NO_ORIGIN, bridged: Manifest | None = None
+) -> RunResult:
+    """Run a resolved suite from its beginning into the empty or new folder ``path``. Raises as ``start_run``.
+
+    ``bridged`` is the earlier run that a bridge measures again.
+    """
     with contextlib.suppress(NotADirectoryError):  # said below, with what else cannot be written to
         if path.exists() and any(path.iterdir()):
             remedy = "choose another --output, or resume it with --resume"
             raise RunDirectoryError(f"{path} is not empty", remedy=remedy)
-    return _Session(suite, path, display, None, origin).run()
+    return _Session(suite, path, display, None, origin, bridged).run()
 
 
 def resume_run(path: Path, display: Display) -> RunResult:
@@ -114,16 +129,24 @@ class _Session:
     """One execution of a suite. ``ready`` and ``descriptions`` hold the backends that work, ``missing`` the others."""
 
     def __init__(
-        self, suite: Suite, path: Path, display: Display, earlier: LoadedRun | None, origin: Origin = _NO_ORIGIN
+        self,
+        suite: Suite,
+        path: Path,
+        display: Display,
+        earlier: LoadedRun | None,
+        origin: Origin = _NO_ORIGIN,
+        bridged: Manifest | None = None,
     ) -> None:
         self.suite = suite
         self.origin = origin
+        self.bridged = bridged
         self.path = path
         self.display = display
         self.earlier = earlier
         self.ready: dict[str, Backend] = {}
         self.descriptions: dict[str, BackendDescription] = {}
         self.missing: dict[str, Availability] = {}
+        self.images: dict[str, Image] = {}
 
     def run(self) -> RunResult:
         try:
@@ -137,6 +160,7 @@ class _Session:
             image = self._find_or_build_image(images)
             require_services(self.suite, image)
             stack.enter_context(images.hold(image))
+            self._find_own_images(images, stack)
             self._prepare(candidates, image, stack)
             with RunStore(self.path, self._make_manifest(work.parent, image)) as store:
                 outcome = self._measure(image, store, work.name)
@@ -185,6 +209,13 @@ class _Session:
         self.display.step(f"image {image.digest[:12]} is built")
         return image
 
+    def _find_own_images(self, images: ImageStore, stack: contextlib.ExitStack) -> None:
+        """The images of backends that have one of their own. Raises ImageError for one that is not here."""
+        for choice in self.suite.backends:
+            if choice.image:
+                self.images[choice.name] = images.get(choice.image)
+                stack.enter_context(images.hold(self.images[choice.name]))
+
     def _prepare(
         self, candidates: Sequence[tuple[BackendChoice, Backend]], image: Image, stack: contextlib.ExitStack
     ) -> None:
@@ -193,7 +224,10 @@ class _Session:
             check()
             stack.enter_context(closing(backend))
             try:
-                description = describe_backend(backend, image, self.suite.envelope)
+                own = self.images.get(choice.name)
+                description = describe_backend(backend, own or image, self.suite.envelope)
+                if own is not None:
+                    description = _with_own_image(description, own)
             except TareError as error:
                 self.missing[choice.name] = Availability(available=False, reason=error.message, remedy=error.remedy)
                 self.display.step(f"{choice.name} is not available: {error.message}")
@@ -253,6 +287,8 @@ class _Session:
             origin=self.origin,
         )
         _require_storable(manifest, "an experiment or a workload has traits or metrics")
+        if self.bridged is not None:
+            require_bridge(manifest, self.bridged)
         if self.earlier is None:
             return manifest
         before = self.earlier.manifest
@@ -269,7 +305,7 @@ class _Session:
         begins = {"instances": len(plan), "cpus": suite.envelope.cpus, "identity": identity}
         store.add_event(make_event(kind, details=begins))
         try:
-            prime(suite, image, self.ready, store, self.display.step, identity)
+            prime(suite, image, self.ready, store, self.display.step, identity, self.images)
         except KeyboardInterrupt:
             return Outcome(0, 0, interrupted=True)
         sampler = Sampler(suite, store.manifest.baseline)
@@ -284,6 +320,7 @@ class _Session:
             identity=identity,
             unavailable={name: here.reason for name, here in self.missing.items()},
             listener=sampler,
+            images=self.images,
         )
         self.display.begin(suite, plan, {name: one.label for name, one in self.descriptions.items()})
         try:
@@ -353,6 +390,14 @@ def closing(backend: Backend) -> Iterator[None]:
     finally:
         with defects_named("close"):
             backend.close()
+
+
+def _with_own_image(description: BackendDescription, image: Image) -> BackendDescription:
+    """A backend that has not the suite's image: the image is a fact of it, and a confound."""
+    facts = {**description.facts, **named_facts({"image": image.digest})}
+    problem = f"it runs the image {image.digest[:12]}, not the suite's: what differs may be the image's"
+    confounds = (*description.confounds, Confound("own-image", problem))
+    return msgspec.structs.replace(description, facts=facts, confounds=confounds)
 
 
 def _require_storable(value: msgspec.Struct, what: str) -> None:

@@ -40,12 +40,16 @@ _SEEDS = 10**9
 
 
 class BackendChoice(msgspec.Struct, frozen=True):
-    """A backend of the suite, its class and its checked options; ``key`` is its section's in the file."""
+    """A backend of the suite, its class and its checked options; ``key`` is its section's in the file.
+
+    ``image`` names an image of its own; empty for the suite's.
+    """
 
     name: str
     type: type[Backend]
     options: Any
     key: str = ""
+    image: str = ""
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -303,7 +307,7 @@ class _Resolver:
                     f"state at least {least}, or leave that backend out",
                 )
             options = convert(section.options, plugin.Options, self.path, f"{key}.options")
-            yield BackendChoice(name, plugin, options, key)
+            yield BackendChoice(name, plugin, options, key, section.image)
 
     def _scenarios(self, workloads: Plugins[Workload]) -> list[Scenario]:
         if not self.file.experiment:

@@ -158,10 +158,14 @@ class RequirementSection(Section, frozen=True):
 
 
 class BackendSection(Section, frozen=True):
-    """``[[backend]]``: ``type`` is a registered backend, ``name`` what this suite calls it (the type unless given)."""
+    """``[[backend]]``: ``type`` is a registered backend, ``name`` what this suite calls it (the type unless given).
+
+    ``image`` is the name or digest of an image of its own, in place of the suite's.
+    """
 
     type: str
     name: Name = ""
+    image: str = ""
     options: Mapping[str, Any] = {}
 
 

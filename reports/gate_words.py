@@ -124,8 +124,22 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 
 def mark_lines(judgement: Judgement) -> list[str]:
-    """What changed of the conditions with this run."""
-    return [mark_line(mark) for mark in judgement.marks if mark.run == judgement.run.run]
+    """What changed of the conditions with this run, and steps that a bridge has measured since."""
+    newest = judgement.run.run
+    return [mark_line(mark) for mark in judgement.marks if newest == mark.run or mark is _newest_bridged(judgement)]
+
+
+def _newest_bridged(judgement: Judgement) -> EpochMark | None:
+    return next((mark for mark in reversed(judgement.marks) if mark.bridged), None)
+
+
+def step_line(mark: EpochMark, series: str) -> str:
+    """How far a series moved with a change of conditions: as a bridge measured it, or as nights around it show it."""
+    if (shift := mark.bridged.get(series)) is not None:
+        return f"{change(shift.ratio)} ({interval(shift)}), old and new in the same blocks of {one_line(mark.bridge)}"
+    if (shift := mark.steps.get(series)) is not None:
+        return f"{change(shift.ratio)} ({interval(shift)}) by the nights around it: confounded"
+    return "not known"
 
 
 def mark_line(mark: EpochMark) -> str:
@@ -139,5 +153,11 @@ def mark_line(mark: EpochMark) -> str:
         said += (
             f" Of {len(mark.steps)} ratios {len(moved)} moved with it; what changed at once cannot be separated, so "
             "these steps are no regressions."
+        )
+    if mark.bridged:
+        clear = sum(shift.is_clear for shift in mark.bridged.values())
+        said += (
+            f" Bridged by {one_line(mark.bridge)}, which measured old and new in the same blocks: of "
+            f"{len(mark.bridged)} series {clear} moved clearly."
         )
     return said

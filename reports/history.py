@@ -128,6 +128,14 @@ class NightRow(msgspec.Struct, frozen=True):
     note: str
 
 
+class StepView(msgspec.Struct, frozen=True):
+    """A change of conditions: when, what, and how far each backend moved with it."""
+
+    when: str
+    what: str
+    lines: tuple[str, ...]
+
+
 class SubjectView(msgspec.Struct, frozen=True):
     """One picture over time with what belongs to it. ``data`` is what its script draws from, as JSON."""
 
@@ -142,6 +150,7 @@ class SubjectView(msgspec.Struct, frozen=True):
     sentence: str
     data: str
     rows: tuple[NightRow, ...]
+    steps: tuple[StepView, ...]
     columns: tuple[str, ...]
     n_nights: int
     n_findings: int
@@ -201,6 +210,7 @@ def _subject_view(
         sentence=_sentence(series, levels, ratios, len(rows)),
         data=_data(picture, [one.run for one in nights.entries[first:]], reports[first:]),
         rows=tuple(_night_rows(chapter, columns, reports)),
+        steps=tuple(_step_views(chapter, series, rows)),
         columns=tuple(one_line(one.backend) for one in series),
         n_nights=len(rows),
         n_findings=sum(one.is_open and one in chapter.judgement.findings for one in mine),
@@ -255,6 +265,19 @@ def _named(chapter: Chapter, row: int) -> str:
     run = chapter.nights.entries[row].run
     fields = [name for mark in chapter.judgement.marks if mark.run == run for name in mark.fields]
     return one_line(", ".join(dict.fromkeys(fields)))
+
+
+def _step_views(chapter: Chapter, series: Sequence[Series], rows: Any) -> Iterator[StepView]:
+    """The changes of conditions since the subject's first night, the newest first."""
+    places = {one.run: row for row, one in enumerate(chapter.nights.entries)}
+    for mark in reversed(chapter.judgement.marks):
+        known = [one for one in series if one.identifier in mark.bridged or one.identifier in mark.steps]
+        if known and len(rows) and places[mark.run] > rows[0]:
+            what = ", ".join(
+                f"{one_line(name)}: {one_line(old)} → {one_line(new)}" for name, (old, new) in mark.fields.items()
+            )
+            lines = tuple(f"{one_line(one.backend)} {gate_words.step_line(mark, one.identifier)}" for one in known)
+            yield StepView(chapter.nights.entries[places[mark.run]].started_utc[:10], what, lines)
 
 
 def _marks(chapter: Chapter, findings: Sequence[Finding], series: Sequence[Series], first: int) -> Iterator[Mark]:
@@ -359,7 +382,7 @@ def run_views(story: Story, folder: Path) -> list[RunView]:
         failed = sum(one.failed.values())
         status = "complete" if one.status is RunStatus.COMPLETE else str(one.status)
         status += f", {failed} failed" if failed else ""
-        status = f"rerun of {one.confirms}" if one.confirms else status
+        status = status if one.is_night else one.standing
         views.append(
             RunView(
                 run=one_line(one.run),

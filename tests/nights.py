@@ -40,6 +40,7 @@ class Night:
     missing: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     confirms: str = ""
+    bridges: str = ""
     suite_file: str = ""
     started: datetime | None = None
 
@@ -133,7 +134,9 @@ def _manifest(name: str, started: datetime, night: Night, plan: Plan) -> Manifes
         host=(Fact("kernel", night.kernel, "uname"), Fact("load average", f"{started.day}", "proc")),
         host_summary="4 CPUs",
         backends={
-            one: BackendDescription(one, KINDS[one], "kvm" if one == "vm" else "", facts=named_facts({}))
+            one: BackendDescription(
+                one, KINDS[one.removesuffix("-old")], "kvm" if one == "vm" else "", facts=named_facts({})
+            )
             for one in plan.backends
         },
         unavailable={},
@@ -143,5 +146,5 @@ def _manifest(name: str, started: datetime, night: Night, plan: Plan) -> Manifes
         workloads={one: WorkloadTraits(Category.CPU, fixed_time=True) for one in plan.subjects},
         fingerprint=Fingerprint(night.host),
         experiments={str(name): traits for name, traits in TRAITS.items()},
-        origin=Origin(labels=night.labels, confirms=night.confirms, suite_file=night.suite_file),
+        origin=Origin(labels=night.labels, confirms=night.confirms, bridges=night.bridges, suite_file=night.suite_file),
     )

@@ -79,7 +79,7 @@ def list_(
                 one.started_utc[:16].replace("T", " "),
                 one.suite,
                 one.host[:8],
-                f"rerun of {one.confirms}" if one.confirms else str(one.status),
+                one.standing,
                 str(sum(one.failed.values())),
                 " ".join(f"{name}={value}" for name, value in one.labels.items()),
             )

@@ -118,6 +118,10 @@ def run(
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Label of the run (commit=abc123). Repeatable.")
     ] = None,
+    bridge: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Measure the image and options of this earlier run too, in the same blocks."),
+    ] = None,
     as_json: AsJson = False,
     report: WriteReport = True,
 ) -> None:
@@ -128,6 +132,8 @@ def run(
 
         if (suite is None) == (resume is None):
             raise typer.BadParameter("name a suite to run, or a run to --resume")
+        if resume is not None and bridge is not None:
+            raise typer.BadParameter("a bridge that was stopped goes on with --resume alone: leave out --bridge")
         if resume is not None and label:
             raise typer.BadParameter("a run keeps its labels when it is resumed: leave out --label")
         code = run_command(
@@ -137,6 +143,7 @@ def run(
             only=tuple(backend or ()),
             seed=seed,
             labels=named_values("--label", label or ()),
+            bridge=bridge,
             as_json=as_json,
             report=report,
         )

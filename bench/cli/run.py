@@ -33,6 +33,7 @@ def run_command(
     only: tuple[str, ...],
     seed: int | None,
     labels: Mapping[str, str],
+    bridge: Path | None = None,
     as_json: bool,
     report: bool,
 ) -> ExitCode:
@@ -42,7 +43,9 @@ def run_command(
         if resume is not None:
             result = resume_run(resume, display)
         elif suite is not None:
-            result = start_run(RunRequest(find_suite(suite), output, only, seed, origin=Origin(labels=labels)), display)
+            origin = Origin(labels=labels)
+            request = RunRequest(find_suite(suite), output, only, seed, origin=origin, bridge=bridge)
+            result = start_run(request, display)
         else:
             raise RunDirectoryError("neither a suite nor a run was named")
         display.step("writing the report")

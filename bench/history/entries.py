@@ -37,7 +37,7 @@ class RunEntry(msgspec.Struct, frozen=True):
 
     ``conditions`` holds its conditions (``comparability``) for each backend, by digest; ``backends`` the kinds of its
     backends by name. ``confirms`` names the run whose suspicious cells it measured again; such a run is
-    no night.
+    no night, nor is one that ``bridges`` another: it measured that one's image and options next to the present ones.
     """
 
     number: int
@@ -59,6 +59,7 @@ class RunEntry(msgspec.Struct, frozen=True):
     suite_file: str = ""
     revision: str = ""
     confirms: str = ""
+    bridges: str = ""
     pruned: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     host_emulated: bool = False
@@ -70,8 +71,15 @@ class RunEntry(msgspec.Struct, frozen=True):
 
     @property
     def is_night(self) -> bool:
-        """Whether it stands for a night: a rerun belongs to another run."""
-        return not self.confirms
+        """Whether it stands for a night: a rerun or a bridge belongs to another run."""
+        return not (self.confirms or self.bridges)
+
+    @property
+    def standing(self) -> str:
+        """Its status in words; what it belongs to, if it is no night."""
+        if self.confirms:
+            return f"rerun of {self.confirms}"
+        return f"bridge to {self.bridges}" if self.bridges else str(self.status)
 
 
 class CellRow(msgspec.Struct, frozen=True):
@@ -205,6 +213,7 @@ def _indexed(run: LoadedRun, number: int, stamp: str) -> Indexed:
         suite_file=manifest.origin.suite_file,
         revision=manifest.origin.revision,
         confirms=manifest.origin.confirms,
+        bridges=manifest.origin.bridges,
         problems=tuple(run.warnings),
         host_emulated=manifest.is_host_emulated,
     )

@@ -192,19 +192,43 @@ def _centre(logs: Floats) -> float:
 
 def shift_of(values: Floats, row: int) -> Shift | None:
     """How far a column of logs moved at a row, by the spread of its nights on either side; None with too few."""
+    if (step := _step(values, row)) is None:
+        return None
+    from scipy.special import stdtrit
+
+    size, error, freedom = step
+    return as_shift(size, float(stdtrit(freedom, 0.975)) * error)
+
+
+def step_p(values: Floats, row: int) -> float:
+    """The p-value of the step of a column of logs at a row, as ``shift_of`` has it; NaN with too few nights."""
+    if (step := _step(values, row)) is None:
+        return math.nan
+    from scipy.special import stdtr
+
+    size, error, freedom = step
+    return 2 * float(stdtr(freedom, -abs(size) / error)) if error > 0 else float(size == 0)
+
+
+def _step(values: Floats, row: int) -> tuple[float, float, int] | None:
+    """The size of a step with its standard error and degrees of freedom."""
     before, after = values[:row], values[row:]
     before, after = before[~np.isnan(before)], after[~np.isnan(after)]
     if len(before) < 3 or not len(after):
         return None
-    from scipy.special import stdtrit
-
     freedom = len(before) + len(after) - 2
     middle = float(np.median(before))
     robust = 1.4826 * float(np.median(np.abs(before - middle)))
     inside = np.clip(before, middle - 3 * robust, middle + 3 * robust) if robust > 0 else before
     spread = math.sqrt((_squares(inside) + _squares(after)) / freedom)
-    half = float(stdtrit(freedom, 0.975)) * spread * math.sqrt(1 / len(before) + 1 / len(after))
-    return as_shift(_centre(after) - _centre(inside), half)
+    return _centre(after) - _centre(inside), spread * math.sqrt(1 / len(before) + 1 / len(after)), freedom
+
+
+def located_at(values: Floats, row: int) -> Located:
+    """A step that is known to have begun at a row. There have to be nights enough for ``shift_of``."""
+    step = _step(values, row)
+    assert step is not None
+    return Located(row, int((~np.isnan(values[row:])).sum()), Kind.STEP, step[0], step[1])
 
 
 def as_shift(size: float, half: float) -> Shift:
@@ -343,19 +367,36 @@ def host_findings(nights: Nights, values: Floats, columns: list[int], found: Sca
 
 
 def _host_finding(nights: Nights, group: list[tuple[Located, int]], found: Scan, q: Floats) -> Finding:
-    located, column = min(group, key=lambda one: q[one[1]])
+    name = nights.series[group[0][1]].backend
+    reason = f"{name} moved in {len(group)} subject{'s' if len(group) > 1 else ''}; ratios to it are judged apart"
+    moved = [(located, column, float(q[column])) for located, column in group]
+    return level_finding(nights, moved, Cause.HOST, reason, of=f"host {nights.entries[-1].host}", found=found)
+
+
+def level_finding(
+    nights: Nights,
+    moved: list[tuple[Located, int, float]],
+    cause: Cause,
+    reason: str,
+    *,
+    of: str,
+    found: Scan | None = None,
+) -> Finding:
+    """One finding for the levels of bare metal in several subjects, each with its adjusted p-value.
+
+    Figures are those of the subject that shows it best. ``of`` is what it is a series of. With ``found`` its interval
+    has the degrees of freedom of the scan.
+    """
+    located, column, q = min(moved, key=lambda one: one[2])
     series = nights.series[column]
-    losses = [is_worse(nights.series[place].direction, math.exp(one.size)) for one, place in group]
-    subjects = tuple(nights.series[place].subject_name for _, place in group)
-    reason = (
-        f"{series.backend} moved in {len(group)} subject{'s' if len(group) > 1 else ''}; ratios to it are judged apart"
-    )
-    one = _finding(nights, series, located, Cause.HOST, reason, float(q[column]), {}, _half_of(located, found, column))
-    host = nights.entries[-1].host
+    losses = [is_worse(nights.series[place].direction, math.exp(one.size)) for one, place, _ in moved]
+    subjects = tuple(nights.series[place].subject_name for _, place, _ in moved)
+    half = 1.96 * located.error if found is None else _half_of(located, found, column)
+    one = _finding(nights, series, located, cause, reason, q, {}, half)
     return msgspec.structs.replace(
         one,
-        identifier=identify(f"host {host}", one.kind, one.shift.ratio, one.since),
-        series=f"host {host}",
+        identifier=identify(of, one.kind, one.shift.ratio, one.since),
+        series=of,
         name=f"{series.backend} ({subjects[0]}{f' and {len(subjects) - 1} more' if len(subjects) > 1 else ''})",
         worse=sum(losses) * 2 > len(losses),
         subjects=subjects,

@@ -19,14 +19,13 @@ from tare.bench.errors import ExitCode, RunDirectoryError
 from tare.bench.history.acks import AckFile
 from tare.bench.history.changes import FALSE_DISCOVERIES, LEAST_BEFORE, Scan, scan, scan_ratios
 from tare.bench.history.entries import RunEntry
+from tare.bench.history.epochs import EpochMark, find_marks, image_findings
 from tare.bench.history.findings import (
     Finding,
-    Shift,
     State,
     host_findings,
     make_finding,
     make_spread_finding,
-    shift_of,
 )
 from tare.bench.history.index import History
 from tare.bench.history.nights import Nights, load_nights
@@ -66,18 +65,6 @@ class Verdict(StrEnum):
             Verdict.BLIND: ExitCode.TOO_LITTLE_JUDGED,
             Verdict.GREEN: ExitCode.OK,
         }[self]
-
-
-class EpochMark(msgspec.Struct, frozen=True):
-    """A night from which on the conditions of some series were others: its run, what changed, how many series.
-
-    ``steps`` are the changes of their ratios over the mark, by series: what changed at once cannot be separated.
-    """
-
-    run: str
-    fields: Mapping[str, tuple[str, str]]
-    series: int
-    steps: Mapping[str, Shift] = {}
 
 
 class Unjudged(msgspec.Struct, frozen=True):
@@ -193,9 +180,9 @@ def judge(history: History, run: RunEntry, acks: AckFile, *, day: dt.date | None
     suspicious = choose_suspicious(families.ratios, families.isolation, _known_columns(nights, told))
     again = {night: ratios for night, (ratios, _) in nights.reruns.items()}
     confirmations = confirm(again, families.ratios, families.plain, suspicious)
-    found = _findings(nights, families, confirmations)
+    marks = tuple(find_marks(history, nights))
+    found = [*_findings(nights, families, confirmations), *image_findings(nights, marks)]
     findings = _with_states(nights, found, told, acks, day, {one.column: one for one in confirmations})
-    marks = tuple(_marks(history, nights))
     unjudged = tuple(_unjudged(nights, families))
     judged = families.isolation.is_judged
     sizes = families.isolation.detectable()
@@ -345,8 +332,13 @@ def _with_states(
 
 def _belongs(finding: Finding, nights: Nights) -> bool:
     """Whether a finding is of this host and suite."""
-    known = {one.identifier for one in nights.series} | {f"host {nights.entries[-1].host}"}
-    return finding.series in known
+    return finding.series in _known_series(nights)
+
+
+def _known_series(nights: Nights) -> set[str]:
+    """What findings of this host and suite may be of: the series, and the levels of bare metal."""
+    host = nights.entries[-1].host
+    return {one.identifier for one in nights.series} | {f"host {host}", f"image {host}"}
 
 
 def _same(finding: Finding, earlier: Sequence[Told], rows: Mapping[str, int]) -> Told | None:
@@ -385,34 +377,6 @@ def _unjudged(nights: Nights, families: Families) -> list[Unjudged]:
     return [Unjudged(reason, tuple(names)) for reason, names in reasons.items()]
 
 
-def _marks(history: History, nights: Nights) -> list[EpochMark]:
-    """The nights at which conditions changed, by what changed."""
-    marks: dict[tuple[int, tuple[tuple[str, tuple[str, str]], ...]], list[int]] = {}
-    for column in range(len(nights.series)):
-        rows = np.flatnonzero(nights.epochs[:, column] >= 0)
-        codes = nights.epochs[rows, column]
-        for place in np.flatnonzero(np.diff(codes)):
-            before, after = (nights.epoch_names[code] for code in codes[place : place + 2])
-            fields = tuple(history.changed_fields(before, after).items())
-            marks.setdefault((int(rows[place + 1]), fields), []).append(column)
-    found = []
-    for (row, fields), columns in sorted(marks.items()):
-        steps = _steps(nights, columns, row)
-        found.append(EpochMark(nights.entries[row].run, dict(fields), len(columns), steps))
-    return found
-
-
-def _steps(nights: Nights, columns: Sequence[int], row: int) -> dict[str, Shift]:
-    steps = {}
-    for column in columns:
-        codes = nights.epochs[:, column]
-        near = np.isin(codes, [codes[row], codes[:row][codes[:row] >= 0][-1]])
-        values = np.where(near, nights.ratios[:, column], np.nan)
-        if (shift := shift_of(values, row)) is not None:
-            steps[nights.series[column].identifier] = shift
-    return steps
-
-
 def _notes(history: History, nights: Nights, acks: AckFile, day: dt.date) -> list[str]:
     """What the reader should know of the history that was judged by."""
     notes = []
@@ -423,7 +387,7 @@ def _notes(history: History, nights: Nights, acks: AckFile, day: dt.date) -> lis
         notes.append(
             f"runs of {len(others)} other host{'s' if len(others) > 1 else ''} are in this folder and left out"
         )
-    known = {one.identifier for one in nights.series} | {f"host {nights.entries[-1].host}"}
+    known = _known_series(nights)
     for ack in acks.acknowledged:
         if ack.series not in known:
             notes.append(

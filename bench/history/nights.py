@@ -114,7 +114,7 @@ def load_nights(
     entries = [one for one in alike if one.is_night and one.order <= newest.order]
     if not entries or entries[-1].run != newest.run:
         raise RunDirectoryError(
-            f"{newest.run} is not a night: it measured cells of another run again", remedy="name a run of a night"
+            f"{newest.run} is not a night: it is a {newest.standing}", remedy="name a run of a night"
         )
     places = {one.number: row for row, one in enumerate(entries)}
     rows_of = {one.run: row for row, one in enumerate(entries)}
