@@ -26,7 +26,9 @@ from tests.unit.test_history_gate import again
 SUBJECTS = [f"work-{n}" for n in range(6)]
 NEW = "sha256:bbbb"
 MOVED = {(one, "native"): 0.04 for one in SUBJECTS}
-BRIDGE = Plan(backends=("bare-metal", "native", "vm", "bare-metal-old", "native-old", "vm-old"), blocks=8, ratio_noise=0)
+BRIDGE = Plan(
+    backends=("bare-metal", "native", "vm", "bare-metal-old", "native-old", "vm-old"), blocks=8, ratio_noise=0
+)
 
 
 def bridge(**conditions: Any) -> Night:
