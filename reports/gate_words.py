@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from tare.bench.history.epochs import EpochMark
 from tare.bench.history.findings import Cause, Finding, Kind, Shift, State
-from tare.bench.history.gate import EpochMark, Judgement, Verdict
+from tare.bench.history.gate import Judgement, Verdict
 from tare.bench.readable import one_line
 
 STATES = {

@@ -54,8 +54,9 @@ WINDOWS: Mapping[int, float] = {
 """Lengths of the newest part in nights, with their weights."""
 LEAST_BEFORE = 8
 """Nights before a change, below which the history does not know its own spread."""
-FALSE_DISCOVERIES = 1 / 30
-"""Level of the control over a night's series: without any change, at most one night in thirty has a finding."""
+FALSE_DISCOVERIES = 1 / 42
+"""Level of the control over a night's series. Each night looks again through overlapping windows: by simulation this
+level gives a finding without any change in one night of thirty-five (1 / 30 gave one of twenty-five)."""
 _ASTRAY = 5.0
 _DRAWN_IN = 3.0
 _BY_CHANCE = 0.01
