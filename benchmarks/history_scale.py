@@ -2,9 +2,10 @@
 
 The nights before the last enter the index directly, as rows with the values a run would have; the last is a run
 directory of 150 subjects with bare metal, a container and a guest in 4 blocks, entered by `tare history update`. Each
-command is a process of its own, as a user would start it; its memory is the peak of its resident set.
+command is a process of its own, as a user would start it; its memory is the peak of its resident set. On a busy machine
+its CPU seconds, printed too, say more than its seconds.
 
-    python benchmarks/history_scale.py [--nights N] [--kills N] [--folder DIR] [--json]
+    python -m benchmarks.history_scale [--nights N] [--kills N] [--folder DIR] [--json]
 
 Bars: update of one night under 2 s, gate under 3 s, publish under 30 s and 20 MB, each under 500 MB of memory. After
 kill -9 of an update at each of 50 moments the index is whole or rebuilt by itself, and no run is lost.
@@ -68,26 +69,26 @@ def fill(runs: Path, nights: int) -> None:
         add_indexed(runs, lambda first, places=places: [night(first + n, place) for n, place in enumerate(places)])  # type: ignore[misc]  # mypy knows no default of a lambda
 
 
-def timed(*words: str) -> tuple[float, float]:
-    """Seconds and peak memory in MB of a command of tare. Raises CalledProcessError for any failure."""
-    began = time.monotonic()
-    child = subprocess.Popen([sys.executable, "-m", "tare", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    _, said = child.communicate()
-    seconds = time.monotonic() - began
-    if child.returncode not in (0, 10, 11):
-        raise subprocess.CalledProcessError(child.returncode, words, stderr=said)
-    return seconds, _peak(words)
+_PARENT = """
+import json, resource, subprocess, sys, time
+began = time.monotonic()
+done = subprocess.run([sys.executable, "-m", "tare", *sys.argv[1:]], stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+seconds, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
+print(json.dumps([done.returncode, seconds, cpu, used.ru_maxrss * 1024 / 1e6]))
+"""
 
 
-def _peak(words: tuple[str, ...]) -> float:
-    """The peak of a second run of the same, told by a small parent: what children of this process had is a maximum."""
-    program = (
-        "import resource, subprocess, sys; subprocess.run([sys.executable, '-m', 'tare', *sys.argv[1:]], "
-        "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
-    return int(done.stdout) * 1024 / 1e6
+def timed(*words: str) -> tuple[float, float, float]:
+    """Seconds, CPU seconds and peak memory in MB of a command of tare. Raises CalledProcessError for any failure.
+
+    A small parent of its own tells them: a child's peak begins with that of the process that started it.
+    """
+    parent = [sys.executable, "-c", _PARENT, *words]
+    code, seconds, cpu, peak = json.loads(subprocess.run(parent, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    if code not in (0, 10, 11):
+        raise subprocess.CalledProcessError(code, words)
+    return seconds, cpu, peak
 
 
 def measure(runs: Path, nights: int) -> dict[str, float]:
@@ -100,7 +101,7 @@ def measure(runs: Path, nights: int) -> dict[str, float]:
         ("gate", ("gate", "--runs", str(runs))),
         ("publish", ("history", "publish", str(runs), "--output", str(site))),
     ):
-        figures[name], peak = timed(*words)
+        figures[name], figures[f"{name}_cpu"], peak = timed(*words)
         memory = max(memory, peak)
     figures["site"] = sum(path.stat().st_size for path in site.iterdir()) / 1e6
     return figures | {"memory": memory}
@@ -162,11 +163,11 @@ def main() -> int:
         )
     else:
         for name, (bar, unit) in BARS.items():
-            print(f"{'MISSED ' if name in missed else 'ok '}{name}: {figures[name]:.2f} {unit} (bar {bar:g})")
+            cpu = f", {figures[f'{name}_cpu']:.2f} s of CPU" if f"{name}_cpu" in figures else ""
+            print(f"{'MISSED ' if name in missed else 'ok '}{name}: {figures[name]:.2f} {unit} (bar {bar:g}){cpu}")
         print(f"kills: {kills}; load {os.getloadavg()[0]:.1f}")
     return ExitCode.OK if kept else ExitCode.FAILED_CELLS
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     sys.exit(main())

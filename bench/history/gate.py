@@ -27,12 +27,11 @@ from tare.bench.history.findings import (
     make_finding,
     make_spread_finding,
 )
-from tare.bench.history.index import History
+from tare.bench.history.index import History, save_beside
 from tare.bench.history.nights import Nights, load_nights
 from tare.bench.history.reruns import Confirmation, choose_suspicious, confirm
 from tare.bench.records import RunStatus
 from tare.bench.stats.comparisons import Floats
-from tare.bench.trees import replace_file
 
 TOLD = "told.json"
 OTHER_FAMILIES = FALSE_DISCOVERIES / 4
@@ -270,7 +269,7 @@ def load_told(history: History) -> list[Told]:
 
 
 def save_told(history: History, judgement: Judgement) -> None:
-    """Remember what this judgement told. Raises OSError."""
+    """Remember what this judgement told. Raises StoreError."""
     told = {(one.identifier): one for one in load_told(history)}
     for finding in judgement.findings:
         known = told.get(finding.identifier)
@@ -286,7 +285,7 @@ def save_told(history: History, judgement: Judgement) -> None:
             (known.resolved if known else "") or resolved,
             finding,
         )
-    replace_file(history.folder / TOLD, msgspec.json.encode(list(told.values())))
+    save_beside(history, TOLD, msgspec.json.encode(list(told.values())))
 
 
 def _with_states(

@@ -135,6 +135,19 @@ def _open_duckdb() -> Iterator["duckdb.DuckDBPyConnection"]:
         connection.close()
 
 
+def copy_to(connection: "duckdb.DuckDBPyConnection", query: str, target: Path, form: str) -> None:
+    """Write the rows of a query to a file. Raises StoreError if it cannot be written."""
+    import duckdb
+
+    try:
+        connection.execute(f"COPY ({query}) TO {quoted(str(target))} {form}")
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        target.unlink(missing_ok=True)
+        if target.name not in str(error):  # it is what could not be read
+            raise
+        raise StoreError(f"cannot write {target}: {error}", remedy=_SPACE) from error
+
+
 def quoted(text: str) -> str:
     """A text as SQL has it."""
     return "'" + text.replace("'", "''") + "'"
@@ -266,7 +279,7 @@ class _Update:
         name = f"cells-{catalogue.next_number:06d}-merged.parquet"
         target = self.folder / name
         with History(self.runs, catalogue).start_query() as connection, _named_failures(self.folder):
-            connection.execute(f"COPY (SELECT * FROM cells ORDER BY number) TO {quoted(str(target))} (FORMAT parquet)")  # noqa: S608 - quoted
+            copy_to(connection, "SELECT * FROM cells ORDER BY number", target, "(FORMAT parquet)")
             sync(target)
         number = catalogue.next_number + 1
         return self._saved(msgspec.structs.replace(catalogue, next_number=number, files={name: target.stat().st_size}))
@@ -311,18 +324,13 @@ def add_indexed(runs: Path, make: Callable[[int], Sequence[Indexed]]) -> Updated
 
 def _write_rows(path: Path, rows: Iterable[CellRow]) -> int:
     """Write rows as Parquet, on disk when this returns; its size in bytes. Raises StoreError."""
-    import duckdb
-
     lines = path.with_name(f"{path.name}.jsonl")
     kinds = ", ".join(f"'{name}': '{kind}'" for name, kind in COLUMNS.items())
     with _named_failures(path.parent), _open_duckdb() as connection:
         try:
             lines.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
             source = f"read_json({quoted(str(lines))}, format = 'newline_delimited', columns = {{{kinds}}})"
-            connection.execute(f"COPY (SELECT * FROM {source}) TO {quoted(str(path))} (FORMAT parquet)")  # noqa: S608 - names of our own
-        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            path.unlink(missing_ok=True)
-            raise StoreError(f"cannot write the index {path.parent}: {error}", remedy=_SPACE) from error
+            copy_to(connection, f"SELECT * FROM {source}", path, "(FORMAT parquet)")  # noqa: S608 - names of our own
         finally:
             lines.unlink(missing_ok=True)
         sync(path)
@@ -376,6 +384,12 @@ def _numbers_in(folder: Path, files: Mapping[str, int]) -> set[int]:
 
 
 _SPACE = "free some space, or make the folder writable; the runs themselves are untouched"
+
+
+def save_beside(history: History, name: str, content: bytes) -> None:
+    """Replace a file next to the index. Raises StoreError."""
+    with _named_failures(history.folder):
+        replace_file(history.folder / name, content)
 
 
 @contextlib.contextmanager

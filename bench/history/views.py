@@ -8,7 +8,7 @@ import msgspec
 
 from tare.bench.errors import UnknownNameError
 from tare.bench.history.entries import RunEntry
-from tare.bench.history.index import History, quoted
+from tare.bench.history.index import History, copy_to
 from tare.bench.readable import one_line
 
 FORMS = {"csv": "(FORMAT csv, HEADER)", "parquet": "(FORMAT parquet)", "json": "(FORMAT json, ARRAY true)"}
@@ -122,10 +122,11 @@ def export(history: History, form: str, output: Path, labels: Mapping[str, str] 
         )
         if facts:
             connection.executemany("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", facts)
-        connection.execute(
-            "COPY (SELECT cells.* EXCLUDE (number), runs.* EXCLUDE (number) FROM cells JOIN runs USING (number) "  # noqa: S608 - quoted
-            f"ORDER BY started_utc, run, series) TO {quoted(str(output))} {FORMS[form]}"
+        query = (
+            "SELECT cells.* EXCLUDE (number), runs.* EXCLUDE (number) FROM cells JOIN runs USING (number) "
+            "ORDER BY started_utc, run, series"
         )
+        copy_to(connection, query, output, FORMS[form])
 
 
 def _json(value: Any) -> str:

@@ -211,6 +211,13 @@ def test_a_full_disk_is_one_message(runs: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(update_history(runs).added) == 3
 
 
+def test_an_export_that_cannot_be_written_does_not_call_the_index_damaged(runs: Path, tmp_path: Path) -> None:
+    update_history(runs)
+    with pytest.raises(StoreError, match="cannot write") as refused:
+        export(open_history(runs), "parquet", tmp_path / "missing" / "all.parquet")
+    assert "damaged" not in str(refused.value)
+
+
 def test_what_is_no_folder_and_what_was_never_indexed(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="is not a folder"):
         update_history(tmp_path / "nothing")
