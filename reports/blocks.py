@@ -27,7 +27,6 @@ from tare.reports.wording import (
     format_change,
     format_change_range,
     format_estimate,
-    format_ratio,
     format_value_range,
     is_cost,
     path_sentence,
@@ -283,7 +282,7 @@ def _leading_rows(subject: Subject) -> list[Row]:
 
 
 class EmulatedLine(msgspec.Struct, frozen=True):
-    """A metric of an emulated guest: its value, the baseline's, and the ratio of the two without a verdict."""
+    """A metric of an emulated guest: its value, the baseline's, and how they differ, without a verdict."""
 
     subject: str
     name: str
@@ -309,7 +308,7 @@ def emulated_tables(analysis: Analysis) -> list[tuple[MeasuredBackend, list[Emul
                 hint=row.metric.name,
                 value=value_view(subject, row, cell).value,
                 base="" if row.base is None else value_view(subject, row, row.base).value,
-                ratio=format_ratio(cell.comparison.ratio) if cell.comparison is not None else "",
+                ratio=format_change(cell.comparison),
                 key=key_of(subject, row, cell),
                 exact=[cell.estimate.centre, *_exact(cell.comparison)],
             )

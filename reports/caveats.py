@@ -12,9 +12,11 @@ from tare.bench.readable import one_line
 from tare.bench.records import RunStatus
 from tare.bench.stats.comparisons import differs
 from tare.bench.stats.precision import Standing
+from tare.reports.names import names_of
 from tare.reports.wording import CLOSE_CALL, percent, plural
 
 MOST_NAMED = 4
+MOST_CLOSE = 2
 _VIRTUAL_HOST = (
     'The host is itself a virtual machine, so "host" here is not bare metal; results on hardware may differ.'
 )
@@ -158,13 +160,23 @@ def _about_dependence(analysis: Analysis) -> Iterator[Caveat]:
 
 
 def _about_close_calls(analysis: Analysis) -> Iterator[Caveat]:
-    """How many differences would not survive a skewness that so few blocks may hide."""
-    real = [found for *_, cell, found in analysis.comparisons if not cell.backend.is_fenced]
-    differing = [found for found in real if differs(found.verdict_adjusted)]
-    if close := sum(found.is_close for found in differing):
-        which = f"{close} of {plural(len(differing), 'difference')} {'is' if close == 1 else 'are'} {CLOSE_CALL}"
-        text = f"{which}: lopsided noise, which so few blocks may hide, could have caused it. More blocks settle it."
-        yield Caveat(NoteCode.CLOSE_CALLS, text, 2)
+    """Which differences would not survive a skewness that so few blocks may hide; weighty if an answer rests on one."""
+    real = [one for one in analysis.comparisons if not one[2].backend.is_fenced and differs(one[3].verdict_adjusted)]
+    close = [one for one in real if one[3].is_close]
+    if not close:
+        return
+    names = names_of(analysis)
+    close.sort(key=lambda one: not one[1].is_leading)
+    listed = [
+        f"{names.subject(subject)}: {names.row(subject, row)}, {cell.backend.label}" for subject, row, cell, _ in close
+    ]
+    more = f" and {len(close) - MOST_CLOSE} more" if len(close) > MOST_CLOSE else ""
+    text = (
+        f"{len(close)} of {plural(len(real), 'difference')} {'is' if len(close) == 1 else 'are'} {CLOSE_CALL} "
+        f"({'; '.join(listed[:MOST_CLOSE])}{more}): lopsided noise, which so few blocks may hide, could have caused it."
+        " More blocks settle it."
+    )
+    yield Caveat(NoteCode.CLOSE_CALLS, text, 2 if close[0][1].is_leading else 1)
 
 
 def _confounds(analysis: Analysis) -> Iterator[Caveat]:

@@ -1,5 +1,6 @@
 """What a claim's rule is asked of: the values of a metric on some backends, pairs of backends, notes of a run."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,8 @@ from tare.bench.readable import one_line
 from tare.bench.records import Manifest
 from tare.bench.stats.comparisons import CellBlocks, Interval, compare, summarise
 from tare.bench.units import Unit, format_value
-from tare.reports.wording import format_ratio, is_cost, metric_name
+from tare.reports.names import names_of
+from tare.reports.wording import is_cost, ratio_change, worse_words
 
 if TYPE_CHECKING:
     from tare.reports.claims import Rule
@@ -149,7 +151,7 @@ def _value_entry(rule: "Rule", analysis: Analysis, subject: Subject, row: Row, c
                 return summarise(blocks, level=level)
 
     unit = Unit.BYTE if rule.quantity == "memory" else row.metric.unit
-    name = _name(subject, row, cell.backend) + (", for each" if rule.quantity == "each" else "")
+    name = _name(analysis, subject, row, cell.backend) + (", for each" if rule.quantity == "each" else "")
     return Entry(name, at, lambda value: format_value(value, unit), cell.backend.name, _emulated(analysis, cell))
 
 
@@ -174,9 +176,10 @@ def _pair_entry(analysis: Analysis, subject: Subject, row: Row, cell: CellResult
         ratio = float("nan") if found.ratio is None else found.ratio
         return Interval(ratio, found.low, found.high, found.p_value, found.method)
 
-    # Turned so that above 1 is worse, whichever way the metric goes: not to be taken for a ratio of rates.
-    name = f"slowdown of {_name(subject, row, cell.backend)} against {other.backend.label}"
-    return Entry(name, at, format_ratio, cell.backend.name, _emulated(analysis, cell))
+    # Turned so that above 1 is worse, whichever way the metric goes.
+    name = f"{_name(analysis, subject, row, cell.backend)} against {other.backend.label}"
+    show = functools.partial(worse_words, row.metric)
+    return Entry(name, at, show, cell.backend.name, _emulated(analysis, cell))
 
 
 def _kernel_entries(analysis: Analysis, backends: list[MeasuredBackend]) -> Iterator[Entry]:
@@ -198,13 +201,19 @@ def _image_entry(manifest: Manifest) -> Iterator[Entry]:
     if {"rootfs", "kernel", "initramfs"} <= sizes.keys() and sizes["rootfs"] > 0:
         ratio = 1 + (sizes["kernel"] + sizes["initramfs"]) / sizes["rootfs"]
         parts = ", ".join(f"{name} {format_value(sizes[name], Unit.BYTE)}" for name in sorted(sizes))
-        yield Entry(f"the image here ({parts})", lambda _: _exactly(ratio), format_ratio)
+        yield Entry(
+            f"the image here ({parts})",
+            lambda _: _exactly(ratio),
+            lambda value: f"{ratio_change(value).lstrip('+')} larger",
+        )
 
 
 def _emulated(analysis: Analysis, cell: CellResult) -> bool:
     return Kind.EMULATED_VM in kinds_of(analysis.manifest, cell.backend.name)
 
 
-def _name(subject: Subject, row: Row, backend: MeasuredBackend) -> str:
-    name = metric_name(subject.title, one_line(subject.params_line, 60), one_line(row.metric.name, 60))
-    return f"{name} on {backend.label}"
+def _name(analysis: Analysis, subject: Subject, row: Row, backend: MeasuredBackend) -> str:
+    """``Disk (fio): Random 4 KiB reads per second on container (tare)``."""
+    names = names_of(analysis)
+    apart = names.told_apart(subject, analysis.subjects)
+    return f"{names.subject(subject)}: {names.row(subject, row)}{f' ({apart})' if apart else ''} on {backend.label}"

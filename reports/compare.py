@@ -23,8 +23,8 @@ from tare.reports.wording import (
     CLOSE_CALL,
     format_change,
     format_change_range,
-    format_ratio,
     plural,
+    ratio_change,
     verdict_mark,
     verdict_word,
 )
@@ -131,8 +131,8 @@ def kind_title(comparison: RunComparison, kind: LineKind) -> str:
 
 
 def format_side(line: Line, centre: float) -> str:
-    """One side of a line: a value in the metric's unit, or a ratio to the baseline."""
-    return format_ratio(centre) if line.kind is LineKind.ISOLATION else format_value(centre, line.metric.unit)
+    """One side of a line: a value in the metric's unit, or the difference from the baseline."""
+    return ratio_change(centre) if line.kind is LineKind.ISOLATION else format_value(centre, line.metric.unit)
 
 
 def _about_runs(comparison: RunComparison) -> str:
@@ -153,7 +153,7 @@ def _host_change(comparison: RunComparison) -> str:
     most = max(moved, key=lambda line: abs(math.log(line.found.ratio or 1)))
     return (
         f"{comparison.baseline} itself changed in {len(moved)} of {plural(len(own), 'value')} "
-        f"(most: {most.title} {one_line(most.metric.name)}, {format_ratio(most.found.ratio)}). That is a change of the "
+        f"(most: {most.title} {one_line(most.metric.name)}, {format_change(most.found)}). That is a change of the "
         "host, not of the isolation, and no verdict."
     )
 

@@ -8,6 +8,7 @@ it. Flags on guests' clocks and on the order of values are added.
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -44,6 +45,9 @@ class FlagKind(StrEnum):
     GUEST_CLOCK = "guest-clock"
     AUTOCORRELATION = "autocorrelation"
     DRIFT = "drift"
+
+
+_BEFORE_PERCENT = re.compile(r"(?<=\d)(?=%)")
 
 
 class Flag(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,9 +89,10 @@ class CellName(NamedTuple):
     backend: str
 
 
-def make_flag(cell: CellName, **values: Any) -> Flag:
-    """A flag of a cell; ``values`` are its other fields."""
+def make_flag(cell: CellName, *, sentence: str, **values: Any) -> Flag:
+    """A flag of a cell; ``values`` are its other fields. A per cent sign gets its space."""
     return Flag(
+        sentence=_BEFORE_PERCENT.sub(" ", sentence),
         experiment=cell.experiment,
         workload=cell.workload,
         params=json.loads(cell.params),

@@ -12,7 +12,7 @@ from tare.bench.traits import Category
 from tare.bench.units import Unit, format_value
 from tare.reports.caveats import caveats, suite_text, suite_title
 from tare.reports.names import area_title, plural_of
-from tare.reports.wording import change_words, extra_memory, format_estimate, listed, longer_words, percent
+from tare.reports.wording import change_words, extra_memory, format_estimate, listed, longer_words, percent, plural
 
 _MOST_TOLD_APART = 2
 MOST_CAVEATS = 3
@@ -52,16 +52,8 @@ def answer(analysis: Analysis) -> list[str]:
 
 
 def grade_sentence(grade: Grade) -> str:
-    """The grade with its reason and what to do, in one line."""
-    return grade.sentence
-
-
-_PLACES = ("the best", "the second", "the third", "the last")
-
-
-def place_of(level: GradeLevel) -> str:
-    """Where a grade lies on the scale: ``the third of four grades``."""
-    return f"{_PLACES[level.rank]} of four grades"
+    """The grade with its reason, what to do, and where it lies on the scale, in one line."""
+    return f"{grade.sentence} (T{grade.level.place[1:]}.)"
 
 
 def fences(analysis: Analysis) -> list[str]:
@@ -114,7 +106,7 @@ def where(analysis: Analysis) -> str:
     day = one_line(manifest.started_utc[:16].replace("T", " "), 20)
     name = one_line(manifest.run, 60)
     run = f"Run of {day}" if name.lower() == "run" else f"Run {name}, {day}"
-    return f"{host}{virtual}. {run} UTC: {blocks} blocks, {instances} instances."
+    return f"{host}{virtual}. {run} UTC: {plural(blocks, 'block')}, {plural(instances, 'instance')}."
 
 
 def headings(sentences: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -150,7 +150,6 @@ def page_context(analysis: Analysis, beside: Path | None = None) -> dict[str, An
         "question": headline.question(analysis),
         "answer": headline.headings(headline.answer(analysis)),
         "legend": headline.legend(analysis),
-        "grade_place": headline.place_of(analysis.grade.level),
         "grade": analysis.grade,
         "fences": headline.fences(analysis),
         "caveats": headline.top_caveats(analysis),

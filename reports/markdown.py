@@ -133,7 +133,7 @@ def _emulated(analysis: Analysis) -> list[str]:
     base = escape(analysis.baseline.label) if analysis.baseline is not None else "baseline"
     for backend, found in emulated_tables(analysis):
         rows = [list(map(escape, (f"{one.subject}: {one.name}", one.value, one.base, one.ratio))) for one in found]
-        table = _table(["measurement", "under emulation", base, "ratio"], rows, words=1)
+        table = _table(["measurement", "under emulation", base, "difference"], rows, words=1)
         lines += [
             "",
             *_folded(f"The emulator's figures: {escape(backend.label)}; no verdict on a virtual machine", table),

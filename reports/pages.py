@@ -27,7 +27,7 @@ from tare.reports.compare import (
     tally,
     verdict_of,
 )
-from tare.reports.headline import answer, headings, legend, place_of, where
+from tare.reports.headline import answer, headings, legend, where
 from tare.reports.html import render_template
 from tare.reports.names import names_of
 from tare.reports.picture import PanelView, Strip, axis_ends, change_axis, strip_svg
@@ -85,7 +85,6 @@ def render_comparison(comparison: RunComparison) -> str:
         "title": f"{comparison.second} against {comparison.first}",
         "answer": headings(comparison_answer(comparison)),
         "legend": _legend(comparison),
-        "grade_place": place_of(worst_grade(comparison).level),
         "grade": worst_grade(comparison),
         "grade_words": grade_of_comparison(comparison),
         "how": how_compared(comparison),

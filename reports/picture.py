@@ -34,6 +34,8 @@ from tare.reports.wording import (
 
 LOG_FROM = 20.0
 MOST_POINTS = 60
+MOST_LABELS = 4
+"""Of powers of ten on an axis: more run into each other on a strip of 230 pixels."""
 NOT_USABLE = GradeLevel.NOT_USABLE.value
 _FROM_ZERO = 0.4
 _REACHES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -332,7 +334,7 @@ def value_axis(marks: Sequence[Mark], unit: Unit) -> Axis:
     if positive and len(positive) == len(values) and max(positive) > LOG_FROM * min(positive):
         low, high = 10 ** math.floor(math.log10(min(positive))), 10 ** math.ceil(math.log10(max(positive)))
         powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
-        shown = [10.0**power for power in powers][:: max(1, len(powers) // 4)]
+        shown = [10.0**power for power in powers][:: math.ceil(len(powers) / MOST_LABELS)]
         axis = Axis(low, high, is_log=True)
         return msgspec.structs.replace(axis, ticks=tuple((axis.place(tick), _tick(tick, unit)) for tick in shown))
     lowest = min([*values, *(mark.low for mark in marks if mark.low is not None)])

@@ -1,7 +1,7 @@
-"""Published figures beside a run's own: the ratio that others found for the same work, and the ratio here.
+"""Published figures beside a run's own: the difference that others found for the same work, and the one here.
 
-``published.toml`` holds the figures with their sources. Only ratios to bare metal are set beside each other, as the
-hosts are different ones. A guest under emulation is never set beside a figure of hardware virtualization.
+``published.toml`` holds the figures with their sources. Only differences from bare metal are set beside each other, as
+the hosts are different ones. A guest under emulation is never set beside a figure of hardware virtualization.
 """
 
 import functools
@@ -16,7 +16,7 @@ from tare.bench.analysis import Analysis, CellResult
 from tare.bench.stats.comparisons import Comparison
 from tare.bench.units import Size
 from tare.reports.claim_entries import Kind, kinds_of
-from tare.reports.wording import format_range, format_ratio_estimate
+from tare.reports.wording import format_change, format_change_range, ratio_change
 
 PUBLISHED = Path(__file__).with_name("published.toml")
 
@@ -137,13 +137,13 @@ def _line(
     figure: Figure, given: Mapping[str, Any], cell: CellResult, found: Comparison, analysis: Analysis
 ) -> PublishedLine:
     value, note = _there(figure, kinds_of(analysis.manifest, cell.backend.name))
-    there = "" if value is None else f"{value / figure.bare_metal:.2f}×"
+    there = "" if value is None else ratio_change(value / figure.bare_metal)
     values = "" if value is None else f"{value:g} against {figure.bare_metal:g} {figure.unit}"
     return PublishedLine(
         what=figure.what,
         backend=cell.backend.label,
-        here=format_ratio_estimate(found),
-        here_range=format_range(found.low, found.high),
+        here=format_change(found),
+        here_range=format_change_range(found),
         there=there,
         there_values=values,
         source=figure.source,

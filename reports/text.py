@@ -280,7 +280,7 @@ def _emulated(analysis: Analysis) -> Iterator[RenderableType]:
         yield Text(f"The emulator's figures: {backend.label}. They say nothing about a virtual machine.", style="bold")
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
         base = analysis.baseline.label if analysis.baseline is not None else "baseline"
-        for name in ("", "under emulation", base, "ratio"):
+        for name in ("", "under emulation", base, "difference"):
             table.add_column(name, justify="left" if not name else "right", overflow="fold")
         for line in lines:
             table.add_row(f"  {line.subject}: {line.name}", line.value, line.base, line.ratio)

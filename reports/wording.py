@@ -3,6 +3,8 @@
 import math
 import re
 
+import msgspec
+
 from tare.bench.analysis import CellResult, MeasuredBackend, Row, Subject
 from tare.bench.analysis.answer import Mark
 from tare.bench.catalogue import BootMetric, SteadyMetric
@@ -74,6 +76,20 @@ def format_value_range(low: float | None, high: float | None, unit: Unit) -> str
 def says_nothing(low: float, high: float) -> bool:
     """Whether an interval is so wide that its ends are of no use to anybody, as those of two blocks may be."""
     return low > 0 and high > low * _NOTHING
+
+
+def ratio_change(ratio: float) -> str:
+    """A ratio without an interval as a difference: ``+4.2 %``, ``−21 %``, ``×3.2``."""
+    return _change(ratio, 0 if abs(ratio - 1) >= 0.1 else 1)
+
+
+def worse_words(metric: Metric, ratio: float) -> str:
+    """A ratio that is turned so that more is worse: ``12 % slower``, ``3.2 times as much``, ``no difference``."""
+    if ratio_change(ratio) == "0 %":
+        return "no difference"
+    size = max(ratio, 1 / ratio) if ratio > 0 else math.inf
+    words = change_words(msgspec.structs.replace(metric, direction=Direction.LOWER), ratio)
+    return words if size >= 2 else f"{ratio_change(ratio).lstrip('+−')} {words.rpartition(' ')[2]}"
 
 
 def format_change(found: Comparison | None) -> str:

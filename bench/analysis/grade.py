@@ -60,6 +60,14 @@ class GradeLevel(StrEnum):
         """0 for the best, 3 for the worst."""
         return list(GradeLevel).index(self)
 
+    @property
+    def place(self) -> str:
+        """Where it lies on the scale: ``the third best of four grades``."""
+        return f"{_PLACES[self.rank]} of four grades"
+
+
+_PLACES = ("the best", "the second best", "the third best", "the worst")
+
 
 class Concern(msgspec.Struct, frozen=True):
     """A rule that a run does not meet: the best grade it allows, a stable ``code``, and words for people.

@@ -109,6 +109,8 @@ def test_answer_grade_and_picture_stand_above_the_fold(browser, files):
 def test_on_a_phone_it_stands_in_the_first_two_screens(browser, files):
     with Visit(browser, files["quickstart"], width=390) as visit:
         assert visit.bottom(".picture") <= 2 * 844
+        names = visit.page.locator(".strips .what").evaluate_all("all => all.map((one) => one.clientWidth)")
+        assert min(width for width in names if width) >= 130, "room for a name, whatever stands beside it"
 
 
 def test_words_sheets_and_bytes(browser, files):

@@ -33,8 +33,8 @@ def analysed(folder, params, *, accel="tcg"):
 def test_the_ratio_there_is_of_the_printed_values(tmp_path):
     ((_, lines),) = published_views(analysed(tmp_path, RANDOM, accel="kvm"))
     there = {line.backend.split()[0]: line.there for line in lines}
-    assert there == {"native": f"{58407 / 58729:.2f}×", "vm": f"{24793 / 58729:.2f}×"}
-    assert all(line.here.endswith("×") and line.here_range for line in lines)
+    assert there == {"native": f"−{100 * (1 - 58407 / 58729):.1f} %", "vm": f"÷{58729 / 24793:.1f}"}
+    assert all(line.here[0] in "+−×÷0" and " to " in line.here_range for line in lines)
 
 
 def test_an_emulated_guest_stands_beside_no_figure(tmp_path):
@@ -97,11 +97,11 @@ def test_defaults_are_those_of_the_workloads_and_cover_what_figures_name():
 def test_figures_of_eight_jobs_stand_beside_eight_cpus_only(tmp_path):
     analysis = analysed(tmp_path, RANDOM, accel="kvm")
     manifest = analysis.run.manifest
-    for cpus, there in ((1, 24793 / 58729), (8, 42543 / 84044)):
+    for cpus, there in ((1, f"÷{58729 / 24793:.1f}"), (8, f"−{100 * (1 - 42543 / 84044):.0f} %")):
         envelope = msgspec.structs.replace(manifest.envelope, cpus=tuple(range(cpus)))
         with_cpus = msgspec.structs.replace(analysis.manifest, envelope=envelope)
         ((_, lines),) = published_views(replaced_manifest(analysis, with_cpus))
-        assert [line.there for line in lines if line.backend.startswith("vm")] == [f"{there:.2f}×"]
+        assert [line.there for line in lines if line.backend.startswith("vm")] == [there]
     envelope = msgspec.structs.replace(manifest.envelope, cpus=(0, 1))
     assert published_views(replaced_manifest(analysis, msgspec.structs.replace(manifest, envelope=envelope))) == []
 

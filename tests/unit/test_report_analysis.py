@@ -18,10 +18,10 @@ from tare.bench.store import load_run
 from tare.bench.units import Unit
 from tare.reports.blocks import operations_beyond, value_view
 from tare.reports.caveats import caveats
-from tare.reports.headline import answer, fences, headline, legend, place_of, question, where
+from tare.reports.headline import answer, fences, headline, legend, question, where
 from tare.reports.html import render_page
 from tare.reports.names import AREAS
-from tare.reports.picture import change_axis, panel_views, strip_svg
+from tare.reports.picture import change_axis, panel_views, strip_svg, value_axis
 from tare.reports.wording import (
     figure_sentence,
     format_change_range,
@@ -30,6 +30,7 @@ from tare.reports.wording import (
     format_ratio,
     format_value_range,
     metric_change_words,
+    reservation,
     verdict_mark,
     verdict_word,
     why_open,
@@ -169,8 +170,8 @@ def test_the_legend_and_the_scale_of_grades(analysed):
         assert part in said
     html = render_page(analysis)
     assert html.index('class="picture"') < html.index('class="key"') < html.index('class="caveats"')
-    assert "(the third of four grades)" in html
-    assert [place_of(level).split()[1] for level in GradeLevel] == ["best", "second", "third", "last"]
+    assert "(the third best of four grades)" in html
+    assert [level.place.split()[1] for level in GradeLevel] == ["best", "second", "third", "worst"]
 
 
 def test_where_tells_a_run_that_has_no_name_by_its_day(analysed):
@@ -342,12 +343,25 @@ def test_an_interval_has_one_kind_of_unit(low, high, text):
     assert format_change_range(compared(low, math.sqrt(low * high), high)) == text
 
 
+def test_a_log_axis_has_few_enough_labels_for_a_narrow_strip():
+    for lowest, highest in ((0.02, 90.0), (0.002, 900.0), (0.5, 12.0), (1e-6, 1e6)):
+        marks = [
+            Mark(MeasuredBackend("a", "a", 1, is_baseline=False), value, None, None) for value in (lowest, highest)
+        ]
+        axis = value_axis(marks, Unit.SECOND)
+        assert axis.is_log
+        assert 2 <= len(axis.ticks) <= 4
+
+
 def test_why_an_interval_on_one_side_has_no_verdict():
     assert why_open(compared(0.9, 1.1, 1.4)) == ""
     assert why_open(compared(1.04, 1.6, 2.5, Verdict.SLOWER, Verdict.SLOWER)) == ""
     assert why_open(compared(1.001, 1.01, 1.015, Verdict.EQUIVALENT, Verdict.EQUIVALENT)) == ""
     assert why_open(compared(1.04, 1.6, 2.5, Verdict.SLOWER)) == "too few blocks after correction"
     assert why_open(compared(1.001, 1.01, 1.03)) == "the difference may be below 2 %"
+    close = msgspec.structs.replace(compared(1.04, 1.6, 2.5, Verdict.SLOWER, Verdict.SLOWER), is_close=True)
+    assert reservation(close) == "a close call"
+    assert reservation(compared(1.04, 1.6, 2.5, Verdict.SLOWER)) == "too few blocks after correction"
     words = [metric_change_words(Metric("x", unit, way, ""), 0.79) for unit, way in RATE_AND_TIME]
     assert words == ["21 % lower", "21 % faster"]
 

@@ -62,11 +62,11 @@ def test_a_quiet_run_has_no_flag(run):
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"steal_s": 0.3}, FlagKind.STEAL, "took up to 15.0% of the envelope's CPU time; 0.0% is usual"),
-        ({"other_s": 0.3}, FlagKind.OTHER_LOAD, "other work than the instance's took up to 15.0%"),
-        ({"cpu_stall_s": 0.8}, FlagKind.CPU_PRESSURE, "waited for a CPU during up to 40%"),
-        ({"memory_stall_s": 0.2}, FlagKind.MEMORY_PRESSURE, "waited for memory during up to 10.0%"),
-        ({"io_stall_s": 1.4}, FlagKind.IO_PRESSURE, "waited for storage during up to 70%"),
+        ({"steal_s": 0.3}, FlagKind.STEAL, "took up to 15.0 % of the envelope's CPU time; 0.0 % is usual"),
+        ({"other_s": 0.3}, FlagKind.OTHER_LOAD, "other work than the instance's took up to 15.0 %"),
+        ({"cpu_stall_s": 0.8}, FlagKind.CPU_PRESSURE, "waited for a CPU during up to 40 %"),
+        ({"memory_stall_s": 0.2}, FlagKind.MEMORY_PRESSURE, "waited for memory during up to 10.0 %"),
+        ({"io_stall_s": 1.4}, FlagKind.IO_PRESSURE, "waited for storage during up to 70 %"),
         ({"frequency_hz": 2.1e9}, FlagKind.FREQUENCY, "ran as slowly as 2.10 GHz; 3.00 GHz is usual"),
         ({"throttles": 4}, FlagKind.THROTTLING, "slowed down for heat, up to 4 times"),
         ({"clock_step_s": -1.5}, FlagKind.CLOCK_STEP, "set by up to 1.500 s"),
@@ -122,7 +122,7 @@ def test_what_a_workload_does_to_itself_every_time_is_not_flagged(run):
 
 def test_what_only_others_can_do_is_flagged_even_if_it_is_there_every_time(run):
     (flag,) = flags(disturbed(run, {place: {"steal_s": 0.4} for place in range(8)}))
-    assert flag.sentence == "In all 8 instances the hypervisor above took up to 20.0% of the envelope's CPU time."
+    assert flag.sentence == "In all 8 instances the hypervisor above took up to 20.0 % of the envelope's CPU time."
 
 
 def test_what_the_whole_run_suffers_from_is_said_once(run):
@@ -198,7 +198,7 @@ def test_the_text_and_the_json_show_them(run, tmp_path):
     loud = disturbed(run, {2: {"steal_s": 1.0}})
     file = io.StringIO()
     Console(file=file, width=400).print(render_text(analyse(loud)))
-    assert "- CPU (sysbench), native: In 1 of 8 instances the hypervisor above took up to 50.0%" in file.getvalue()
+    assert "- CPU (sysbench), native: In 1 of 8 instances the hypervisor above took up to 50.0 %" in file.getvalue()
     (flag,) = json.loads(json.dumps(summary_of(analyse(loud))))["flags"]
     assert (flag["kind"], flag["backend"]) == ("steal", "native")
     assert "disturbed" not in file.getvalue().replace("What may have disturbed cells", "")

@@ -34,6 +34,7 @@ from tare.reports.summary_json import SUMMARY_VERSION, JsonReporter, summary_of
 from tare.reports.text import SCREEN_LINES, TextReporter, render_answer, render_text
 from tare.reports.wording import format_change, verdict_word
 from tests.synthetic import HOSTILE, QUICK, SUBJECTS, hostile_recipe, write_run
+from tests.unit.test_stored_runs import unpacked
 
 SMALL = replace(QUICK, subjects=SUBJECTS[:1], iterations=3)
 RECIPES = {
@@ -206,7 +207,7 @@ def test_text_holds_the_same_answer(runs, name, tmp_path):
     assert "What could be wrong" in text
     if name == "normal":
         found = next(one for *_, cell, one in analysis.comparisons if cell.backend.name == "vm")
-        assert f"{found.ratio:,.0f}×" in text.partition("The emulator's figures")[2]
+        assert format_change(found) in text.partition("The emulator's figures")[2]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
@@ -355,3 +356,15 @@ def test_what_is_not_a_run_is_refused_and_an_output_that_cannot_be_written_is_on
 def test_every_form_is_registered():
     found = find_reporters()
     assert {"html", "json", "parquet", "pyperf", "text"} <= set(found.loaded)
+
+
+def test_a_close_call_is_said_next_to_its_verdict_and_among_the_doubts(tmp_path):
+    run = load_run(unpacked("quickstart", tmp_path))
+    close = [one for *_, cell, one in analyse(run).comparisons if one.is_close and not cell.backend.is_fenced]
+    assert close
+    for form in ("html", "text", "markdown"):
+        output = tmp_path / form
+        find_reporters().get(form)().write(RunResults(run), output)
+        text = " ".join(html.unescape(output.read_text("utf-8")).split())
+        assert text.count("a close call") == len(close) + 1, form
+        assert "lopsided noise, which so few blocks may hide, could have caused it" in text
