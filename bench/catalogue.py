@@ -156,6 +156,7 @@ class NoteCode(StrEnum):
     BLOCKS_DEPENDENT = "blocks-dependent"
     BLOCKS_UNTESTED = "blocks-untested"
     CLOSE_CALLS = "close-calls"
+    COSTS_SKEWED = "costs-skewed"
     CHURN_END = "churn-end"
     DENSITY_STOP = "density-stop"
     DENSITY_DEAD = "density-dead"

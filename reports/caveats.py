@@ -12,6 +12,7 @@ from tare.bench.readable import one_line
 from tare.bench.records import RunStatus
 from tare.bench.stats.comparisons import differs
 from tare.bench.stats.precision import Standing
+from tare.reports.density_costs import SKEWED_COSTS
 from tare.reports.names import names_of
 from tare.reports.wording import CLOSE_CALL, percent, plural
 
@@ -56,6 +57,8 @@ def caveats(analysis: Analysis) -> list[Caveat]:
     ]
     found.extend(_about_dependence(analysis))
     found.extend(_about_close_calls(analysis))
+    if analysis.density:
+        found.append(Caveat(NoteCode.COSTS_SKEWED, SKEWED_COSTS))
     # The harness lists a backend's confounds with the host's too: each is said once.
     found.extend(dict.fromkeys(_confounds(analysis)))
     virtual = host_virtualization(analysis.manifest)

@@ -23,6 +23,13 @@ _WORDS = {
 }
 
 
+SKEWED_COSTS = (
+    "The 95 % interval of what one more instance takes holds where instances cost about the same; where a few cost far "
+    "more than most it covers 52 to 91 %."
+)
+"""By simulation (decision 0171): nothing in a ramp tells a large instance from a jump of the host."""
+
+
 class CostsView(msgspec.Struct, frozen=True):
     """Costs and endings of a run's ramps; ``legend`` has the parts that occur, their strength and their meaning.
 
@@ -32,6 +39,7 @@ class CostsView(msgspec.Struct, frozen=True):
     bars: list[PartsBar]
     legend: list[tuple[str, float, str]]
     endings: list[tuple[MeasuredBackend, str, Ending]]
+    caveat: str = SKEWED_COSTS
 
 
 def costs_view(analysis: Analysis) -> CostsView | None:

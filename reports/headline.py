@@ -56,6 +56,11 @@ def grade_sentence(grade: Grade) -> str:
     return f"{grade.sentence} (T{grade.level.place[1:]}.)"
 
 
+def place_of(level: GradeLevel) -> str:
+    """Where a grade lies on the scale: ``the third best of four grades``."""
+    return level.place
+
+
 def fences(analysis: Analysis) -> list[str]:
     """What was not measured though it was asked for, each in one sentence."""
     emulated = [one for one in analysis.backends if one.is_fenced and one.name in analysis.measured]

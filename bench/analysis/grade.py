@@ -40,7 +40,7 @@ LEAST_SPAN_S = 0.5
 """CPU time is counted in ticks of 10 ms: how busy others were cannot be told over less."""
 FEW_BLOCKS = 5
 ENOUGH_BLOCKS = 10
-TESTED_BLOCKS = 30
+TESTED_BLOCKS = 36
 """From so many on a single measurement shows whether its neighbouring blocks depend on one another."""
 MANY_FAILED = 0.2
 WELL_KNOWN = 0.1

@@ -14,7 +14,7 @@ from tare.bench.records import EventKind, RunStatus
 from tare.bench.store import load_run
 from tests.synthetic import QUICK, SUBJECTS, write_run
 
-GOOD = replace(QUICK, blocks=12, noise=0.001, ratios={"native": 1.0, "vm": 1.4})
+GOOD = replace(QUICK, blocks=14, noise=0.001, ratios={"native": 1.0, "vm": 1.4})
 
 
 def with_load(run, share, *, of=1.0, span_s=2.0):
@@ -66,7 +66,7 @@ def test_one_workload_needs_more_blocks_to_show_that_they_are_independent(made):
 def test_a_long_quiet_run_is_good_enough_to_decide(made):
     grade = analyse(made()).grade
     assert (grade.level, grade.concerns) == (GradeLevel.DECISION, ())
-    assert grade.reason.startswith("12 blocks")
+    assert grade.reason.startswith("14 blocks")
 
 
 @pytest.mark.parametrize(

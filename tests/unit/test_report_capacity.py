@@ -80,6 +80,14 @@ def test_the_first_screen_says_what_one_more_took_and_what_was_not_measured(tmp_
     assert re.search(r"Measured (9\d|10\d)", answer.more)
 
 
+def test_what_a_few_dear_instances_do_to_the_interval_is_said_in_every_form(tmp_path):
+    results = RunResults(load_run(write_density(tmp_path / "run")))
+    for reporter in (HtmlReporter(), TextReporter(), MarkdownReporter(), JsonReporter()):
+        reporter.write(results, tmp_path / reporter.name)
+        text = " ".join((tmp_path / reporter.name).read_text("utf-8").split())
+        assert "it covers 52 to 91 %" in text, reporter.name
+
+
 def test_far_beyond_the_ramp_is_no_answer(tmp_path):
     view = capacity_view(analyse(load_run(write_density(tmp_path / "run"))))
     (line,) = view.lines
