@@ -69,7 +69,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything: style, types, boundaries, and the whole test suite. As root, guests and browser included."""
     install_host_packages(session, {"image", "vm", "native", "small", "build", "benchmarks", "tests", "engines"})
-    install_tare(session, "lint", "types", "boundaries", "test")
+    install_tare(session, "lint", "types", "boundaries", "test", extra="vm,docker")
     check_style(session)
     session.run("mypy")
     session.run("lint-imports")
@@ -110,8 +110,8 @@ def pythons(session: nox.Session) -> None:
 def engines(session: nox.Session) -> None:
     """Every engine: the contract, a hundred starts and thirty kills of each, and what tare adds to them. As root."""
     install_host_packages(session, {"image", "native", "build", "engines"})
-    install_tare(session, "test")
-    backends = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "podman", "containerd")
+    install_tare(session, "test", extra="vm,docker")
+    backends = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "docker", "podman", "containerd")
     chosen = [word for name in backends for word in ("--tare-backend", name)]
     session.run("pytest", "--pyargs", "tare.bench.testing.contract", *chosen, "-p", "no:cacheprovider")
     session.run("pytest", "tests/engines", "--durations=15", *session.posargs, env={"TARE_TEST_ENGINES": "all"})

@@ -1,13 +1,16 @@
 """What tare adds to an engine: starts through tare against the same engine driven by hand, alternated.
 
-Run as root: ``python benchmarks/engine_overhead.py [--engines runc,crun] [--starts 20] [--json]``. By hand is the least
-that a careful user does: an overlay of the image mounted in a mount namespace of its own, the same ``config.json``, the
-engine's command, in no cgroup of anybody's. Both are timed until the first instruction inside (a byte that the same
-program writes, or what it says of its clock) and until the command returns. Printed are the medians and their ratios;
-the ratio's interval is a percentile bootstrap over pairs.
+Run as root: ``python benchmarks/engine_overhead.py [--engines runc,crun] [--starts 20] [--json]``. By hand is the
+least that a careful user does: an overlay of the image mounted in a mount namespace of its own, the same
+``config.json``, the engine's command, in no cgroup of anybody's. Docker by hand is its library, with the same body of
+the request, without a cgroup parent and without what tare makes and reads around it; both from the same daemon. Both
+are timed until the first instruction inside (a byte that the same program writes, or what it says of its clock) and
+until the command returns. Printed are the medians and their ratios; the ratio's interval is a percentile bootstrap
+over pairs.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,13 +21,18 @@ import statistics
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from tare.backends.cgroups.limits import limits_of
-from tare.backends.engines.oci import Crun, OciRuntime, Runc
+from tare.backends.engines.box import Box
+from tare.backends.engines.core import Engine
+from tare.backends.engines.docker import Docker
+from tare.backends.engines.groups import Groups
+from tare.backends.engines.oci import Crun, Runc
 from tare.backends.engines.oci_config import Bind, Plan, make_config
-from tare.backends.engines.start import HOLD, INSIDE
+from tare.backends.engines.start import HOLD, INSIDE, SocketReport
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES
 from tare.backends.native.zygote import find_program
 from tare.bench.image import ImageStore
@@ -34,7 +42,7 @@ from tare.bench.locations import cache_directory, ledger_directory, work_directo
 from tare.bench.model import SCRATCH, Image, Phase, StartedBy
 from tare.bench.testing.subject import BackendUnderTest, find_image, start_subject
 
-ENGINES: dict[str, type[OciRuntime]] = {"runc": Runc, "crun": Crun}
+ENGINES: dict[str, type[Engine]] = {"runc": Runc, "crun": Crun, "docker": Docker}
 MOUNT = """
 {hide}
 mount -t overlay overlay -o "lowerdir={lower},upperdir={here}/upper,workdir={here}/work" "{here}/root"
@@ -46,7 +54,7 @@ HIDE = "umount -l /sys/fs/cgroup/unified 2>/dev/null"
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--engines", default="runc,crun")
+    parser.add_argument("--engines", default="runc,crun,docker")
     parser.add_argument("--starts", type=int, default=20)
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -56,7 +64,8 @@ def main() -> None:
         image = find_image(ImageStore(cache_directory(), ledger), "")
         for name in asked.engines.split(","):
             with start_subject(ENGINES[name], ledger, work, image) as subject:
-                pairs = [(through_tare(subject), by_hand(subject, work, image)) for _ in range(asked.starts + 1)][1:]
+                hand = docker_by_hand if name == "docker" else by_hand
+                pairs = [(through_tare(subject), hand(subject, work, image)) for _ in range(asked.starts + 1)][1:]
             results[name] = {end: compare([(a[end], b[end]) for a, b in pairs]) for end in ("returned", "instruction")}
     if asked.json:
         print(json.dumps(results, indent=1))
@@ -125,6 +134,35 @@ def by_hand(subject: BackendUnderTest, work: Path, image: Image) -> dict[str, fl
             os.close(descriptor)
         subprocess.run([*private, "delete", "--force", identifier], check=True)
         shutil.rmtree(here)
+
+
+def docker_by_hand(subject: BackendUnderTest, work: Path, image: Image) -> dict[str, float]:
+    """The same by Docker's library, from its own copy of the image."""
+    del image
+    backend = subject.backend
+    assert isinstance(backend, Docker)
+    here = work / f"hand-{secrets.token_hex(4)}"
+    for name in ("given", "scratch"):
+        (here / name).mkdir(parents=True)
+    (here / "given/program").hardlink_to(backend.launcher)
+    limits = limits_of(subject.envelope, find_block_device(work))
+    spec = subject.spec(here.name)
+    client = backend.server.starting.client
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, here)
+        report = SocketReport(stack, here / "given")
+        asked = time.monotonic()
+        box = Box(spec, here, Groups(backend.layout, here.name, at_top=True, container="*"), limits)
+        config: Any = backend.container(box)
+        del config["HostConfig"]["CgroupParent"]
+        made = client.create_container_from_config(config, here.name)["Id"]
+        stack.callback(client.remove_container, made, force=True)
+        client.start(made)
+        returned = time.monotonic()
+        started = report.hear(returned + 60)
+        assert started is not None
+        stack.callback(started.close)
+        return {"returned": returned - asked, "instruction": started.first_s - asked}
 
 
 def wait_for(told: int, ended: int) -> dict[str, float]:

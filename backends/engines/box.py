@@ -13,9 +13,11 @@ from tare.backends.engines.groups import Groups
 from tare.backends.engines.start import INSIDE
 from tare.backends.layers import Layers, names_of_layers
 from tare.backends.native import steps
+from tare.backends.native.instance import ProcessInstance
+from tare.backends.native.zygote import Launched
 from tare.bench.errors import BackendError
 from tare.bench.linux.memory import tree_bytes
-from tare.bench.model import SCRATCH, EngineShare, Footprint, InstanceSpec, Usage
+from tare.bench.model import SCRATCH, EngineShare, Footprint, InstanceSpec, StartTimeline, Usage
 from tare.bench.trees import remove_tree
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ class BoxMeters:
     def footprint(self) -> Footprint:
         """With the engine's processes for this instance."""
         held = self._box.groups.meter.footprint()
-        owned = tree_bytes(self._box.folder)
+        owned = sum(map(tree_bytes, self._engine.own_folders(self._box)))
         return msgspec.structs.replace(held, disk_owned_bytes=owned, disk_shared_bytes=self._engine.shared_bytes)
 
 
@@ -123,6 +125,18 @@ def overlay_step(box: Box) -> steps.Step:
     lower = ":".join(steps.escape_option(str(path)) for path in (*above, box.spec.image.rootfs))
     upper, work = (steps.escape_option(str(box.folder / name)) for name in ("upper", "work"))
     return steps.mount("overlay", str(box.root), 0, f"lowerdir={lower},upperdir={upper},workdir={work}")
+
+
+class EngineInstance(BoxMeters, ProcessInstance):
+    """A container of an engine, whose commands are run by tare's program inside."""
+
+    def __init__(self, engine: "Engine", box: Box, launched: Launched, timeline: StartTimeline) -> None:
+        super().__init__(launched, box.groups.container, box.folder, timeline, engine.shared_bytes, lambda: "")
+        self._engine = engine
+        self._box = box
+
+    def end(self) -> None:
+        self._box.groups.begin_kill()
 
 
 def make_folders(box: Box, program: Path) -> None:

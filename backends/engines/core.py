@@ -22,10 +22,10 @@ import msgspec
 
 from tare.backends.cgroups.layout import Layout, Version, find_layout
 from tare.backends.cgroups.lifecycle import try_limits
-from tare.backends.cgroups.limits import Limits, limit_confounds, limits_of, outer_confounds
+from tare.backends.cgroups.limits import limits_of
 from tare.backends.engines.box import (
     Box,
-    BoxMeters,
+    EngineInstance,
     EngineOptions,
     Network,
     make_folders,
@@ -34,6 +34,7 @@ from tare.backends.engines.box import (
 )
 from tare.backends.engines.commands import EngineCommand, start_command
 from tare.backends.engines.daemon import Daemon
+from tare.backends.engines.description import describe
 from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.groups import CONTAINER, Groups, start_groups
 from tare.backends.engines.start import (
@@ -49,10 +50,8 @@ from tare.backends.engines.start import (
 from tare.backends.layers import make_layers
 from tare.backends.native import steps
 from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
-from tare.backends.native.instance import ProcessInstance
 from tare.backends.native.runtime import probe_host
 from tare.backends.native.zygote import Launched, find_program, probe_program
-from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import BackendError, TareError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import MARKER_VARIABLE, ResourceKind
@@ -70,9 +69,8 @@ from tare.bench.model import (
     Phase,
     StartTimeline,
     Usage,
-    named_facts,
 )
-from tare.bench.network_path import LOOPBACK, ServerPlace, describe_paths
+from tare.bench.network_path import LOOPBACK, ServerPlace
 from tare.bench.packages import remedy_for
 from tare.bench.process import find_tool, run
 
@@ -101,9 +99,8 @@ class Engine(Backend):
     its start command returns once the container runs; otherwise it lives as long as the container. ``places``: it puts
     the container into a cgroup of its own; otherwise the command runs in the container's. ``groups_at_top``: it takes
     one path of a cgroup for all hierarchies. ``premade``: it takes a group that is there already; otherwise it makes
-    the container's, and sets every limit. ``tells_by_stream``: nothing inside reaches a socket of the host's, so the
-    first process (``HOLD``) reports by its standard output, and commands are executed by the engine's exec.
-    ``overlay``: it is given an overlay of tare's as the root; otherwise it has the image in its own store.
+    the container's, and sets every limit. ``overlay``: it is given an overlay of tare's as the root; otherwise it has
+    the image in its own store.
     """
 
     Options = EngineOptions
@@ -118,7 +115,6 @@ class Engine(Backend):
     places: ClassVar[bool] = True
     groups_at_top: ClassVar[bool] = False
     premade: ClassVar[bool] = True
-    tells_by_stream: ClassVar[bool] = False
     overlay: ClassVar[bool] = True
     start_deadline_s: ClassVar[float] = START_DEADLINE_S
 
@@ -151,9 +147,21 @@ class Engine(Backend):
     def prepare_engine(self, image: Image, envelope: Envelope) -> None:
         """What the engine needs once per run: a daemon, the image in its store. ``self.stack`` undoes it."""
 
+    def is_installed(self) -> bool:
+        """Whether its program is on this host."""
+        return find_tool(self.program) is not None
+
     def probe_engine(self) -> Availability:
         """Whether the engine can work here, beyond its program being here."""
         return Availability(available=True, reason=f"{self.program} is here")
+
+    def isolation(self) -> IsolationKind:
+        """What kind its instances are of."""
+        return self.kind
+
+    def tells_by_stream(self) -> bool:
+        """Whether nothing inside reaches the host: ``HOLD`` reports by its output, and commands go through exec."""
+        return False
 
     def hides_empty_unified(self) -> bool:
         """Whether it works next to no empty v2 tree (hybrid)."""
@@ -181,6 +189,17 @@ class Engine(Backend):
         """See that ``daemon`` lives, or start it again: called before a start is timed. Raises BackendError."""
         if self.daemon is not None:
             self.daemon.require_alive()
+
+    def own_folders(self, box: Box) -> Sequence[Path]:
+        """The folders that hold what an instance has on the disk for itself."""
+        return (box.folder,)
+
+    def find_helper(self, pid: int) -> int | None:
+        """What a daemon has started next to a container's first process: its parent, a shim, in the daemon's cgroup."""
+        status = None if self.daemon is None else find_status(pid)
+        if self.daemon is None or status is None or status.parent not in self.daemon.cgroup.members():
+            return None
+        return status.parent
 
     def find_running_s(self, box: Box) -> float | None:
         """When a container runs by the engine's own state or event, in seconds since 1970; None if it does not say.
@@ -235,7 +254,7 @@ class Engine(Backend):
             found = probe_program(self.context.cache_directory) or found
         if not found.available:
             return found
-        if find_tool(self.program) is None:
+        if not self.is_installed():
             return Availability.no(f"{self.program} is not installed", remedy_for([self.package]))
         try:
             return self.probe_engine()
@@ -267,44 +286,7 @@ class Engine(Backend):
         except BaseException:
             self.close()
             raise
-        return self._describe(limits, layout, unenforced, library=program.library)
-
-    def _describe(
-        self, limits: Limits, layout: Layout, unenforced: Mapping[str, str], *, library: str
-    ) -> BackendDescription:
-        asked = [name for name in limits if name != "io_device" and name not in unenforced]
-        by_engine = [name for name in asked if name in self.engine_limits]
-        by_tare = [name for name in asked if name not in self.engine_limits]
-        host_network = self.options.network is Network.HOST
-        paths = describe_paths(inside="the container's lo")
-        if host_network:
-            paths = describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo")
-        facts = {
-            "engine": self.version(),
-            "init": f"tare's ({library})",
-            "root": "overlay of tare's" if self.overlay else "the engine's own store",
-            **({"image layers": str(self.options.layers)} if self.options.layers > 1 else {}),
-            "network": "the host's" if host_network else "lo only",
-            **paths,
-            "cgroups": layout.version.value,
-            "controllers": ",".join(sorted(layout.granted())),
-            "limits set by the engine": ",".join(by_engine) or "none",
-            "limits set by tare": ",".join(by_tare) or "none",
-            **self.facts(),
-        }
-        own_network = "its network namespace holds lo only; bare metal has the host's"
-        confounds = [
-            *layout.confounds(self.name, layout.granted()),
-            *limit_confounds(self.name, limits, unenforced, layout.version),
-            *outer_confounds(self.name, limits["memory_bytes"], layout),
-            *([] if host_network else [Confound(ConfoundCode.OWN_NETWORK, own_network, self.name)]),
-            *self.confounds(),
-        ]
-        if limits.get("io_device") is None and layout.version is not Version.V2:
-            confounds.append(
-                Confound(ConfoundCode.IO_UNACCOUNTED, "the work folder lies on no block device", self.name)
-            )
-        return BackendDescription(self.name, self.kind, "", named_facts(facts), tuple(confounds))
+        return describe(self, limits, layout, unenforced, program.library)
 
     def version(self) -> str:
         """The first line of what the program says of its version; empty if it says nothing."""
@@ -344,10 +326,7 @@ class Engine(Backend):
         box = Box(spec, folder, groups, limits, daemon_s=daemon_s, layers=self.options.layers)
         daemon_folders = () if self.daemon is None else self.daemon.cgroup.folders
         try:
-            with (
-                start_groups(self.context.ledger, groups, daemon_folders),
-                contextlib.ExitStack() as stack,
-            ):
+            with start_groups(self.context.ledger, groups, daemon_folders), contextlib.ExitStack() as stack:
                 groups.make(asked, self.engine_limits, premade=self.premade)
                 make_folders(box, prepared.program)
                 started = self._await(box, timeline, stack)
@@ -368,7 +347,7 @@ class Engine(Backend):
         """Have the engine begin, and wait until its container is ready and it has returned."""
         with contextlib.ExitStack() as starting:
             report: Report
-            if self.tells_by_stream:
+            if self.tells_by_stream():
                 report = StreamReport(starting, stack, box.groups.container.find_members)
                 box = msgspec.structs.replace(box, streams=report.streams)
             else:
@@ -387,16 +366,25 @@ class Engine(Backend):
         return started
 
     def _take_in_helper(self, box: Box, pid: int) -> None:
-        """A daemon's shim is the parent of the container's first process; it began in the daemon's cgroup."""
-        status = None if self.daemon is None else find_status(pid)
-        if self.daemon is not None and status is not None and status.parent in self.daemon.cgroup.members():
-            self.daemon.hand_over(box.groups.take_in(status.parent))
+        """Have in the instance's groups what a daemon has started for it."""
+        helper = self.find_helper(pid)
+        found = [] if helper is None else [helper]
+        # A daemon from which the empty v2 tree is hidden leaves the container there where it is itself.
+        found += [] if box.groups.holds(pid) else [pid]
+        brought_s = sum(box.groups.take_in(one) for one in found)
+        if self.daemon is not None:
+            self.daemon.hand_over(brought_s)
 
     def make_instance(self, box: Box, started: Started, timeline: StartTimeline) -> Instance:
         """The instance whose first process has reported."""
         assert started.channel is not None
         launched = Launched(started.channel, started.pid, started.first_s, started.first_s)
         return EngineInstance(self, box, launched, timeline)
+
+    @property
+    def launcher(self) -> Path:
+        """Tare's program, which starts an engine's commands. Raises BackendError before ``prepare``."""
+        return self._ready.program
 
     @property
     def layout(self) -> Layout:
@@ -522,15 +510,3 @@ class Engine(Backend):
     def close(self) -> None:
         self._prepared = None
         self.stack.close()
-
-
-class EngineInstance(BoxMeters, ProcessInstance):
-    """A container of an engine, whose commands are run by tare's program inside."""
-
-    def __init__(self, engine: Engine, box: Box, launched: Launched, timeline: StartTimeline) -> None:
-        super().__init__(launched, box.groups.container, box.folder, timeline, engine.shared_bytes, lambda: "")
-        self._engine = engine
-        self._box = box
-
-    def end(self) -> None:
-        self._box.groups.begin_kill()

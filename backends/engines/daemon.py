@@ -55,6 +55,15 @@ class DaemonFolder(msgspec.Struct, frozen=True):
         for name in ("run", *(f"{kind}-{name}" for name in _WRITABLE for kind in ("upper", "work"))):
             (self.path / name).mkdir(mode=0o755, parents=True, exist_ok=True)
 
+    @contextlib.contextmanager
+    def reach(self, name: str) -> Iterator[str]:
+        """The path of a socket in ``run`` by which this process reaches it, however long that of the folder is."""
+        above = os.open(self.run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{above}/{name}"
+        finally:
+            os.close(above)
+
     def mounts(self) -> list[steps.Step]:
         """What whoever talks to the daemon by its files mounts, after ``steps.LEAVE_MOUNTS``."""
         return [steps.bind(str(self.run), str(RUN))]
@@ -128,12 +137,14 @@ def start_daemon(
     layout: Layout,
     cpus: Sequence[int],
     own_network: bool = True,
+    more: Sequence[steps.Step] = (),
     deadline_s: float = READY_DEADLINE_S,
 ) -> Iterator[Daemon]:
     """A daemon that has said that it is ready; it is killed, with all it started, when the block ends.
 
-    ``launcher`` is tare's program, ``name`` that of its cgroup (``tare-...``). The daemon sees ``folder.run`` as /run.
-    Raises BackendError with what it printed, MissingToolError.
+    ``launcher`` is tare's program, ``name`` that of its cgroup (``tare-...``). The daemon sees ``folder.run`` as /run;
+    ``more`` steps are carried out in its namespaces before it starts. Raises BackendError with what it printed,
+    MissingToolError.
     """
     folder.make()
     made = [steps.LEAVE_MOUNTS, *folder.mounts()]
@@ -148,9 +159,10 @@ def start_daemon(
     deadline = time.monotonic() + deadline_s
     with start_cgroup(ledger, name, {"cpus": cpus}, layout) as cgroup, contextlib.ExitStack() as stack:
         made += [steps.join_cgroup(str(file)) for file in cgroup.join_files]
-        ready = stack.enter_context(contextlib.closing(_listen(folder.run)))
+        ready = stack.enter_context(_listen(folder))
         environment = {MARKER_VARIABLE: name, "NOTIFY_SOCKET": str(RUN / _NOTIFY)}
-        command = stack.enter_context(start_command(launcher, argv, [*made, steps.pin(cpus)], folder.log, environment))
+        made += [*more, steps.pin(cpus)]
+        command = stack.enter_context(start_command(launcher, argv, made, folder.log, environment))
         command.require_executed(deadline)
         _await_ready(Path(argv[0]).name, ready, command, deadline)
         daemon = Daemon(Path(argv[0]).name, command, cgroup)
@@ -160,19 +172,14 @@ def start_daemon(
             daemon.kill()
 
 
-def _listen(folder: Path) -> socket.socket:
-    """A socket for ``READY=1``, however long the path of ``folder`` is."""
-    ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-    above = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        (folder / _NOTIFY).unlink(missing_ok=True)
-        ready.bind(f"/proc/self/fd/{above}/{_NOTIFY}")
-    except BaseException:
-        ready.close()
-        raise
-    finally:
-        os.close(above)
-    return ready
+@contextlib.contextmanager
+def _listen(folder: DaemonFolder) -> Iterator[socket.socket]:
+    """A socket for ``READY=1``."""
+    (folder.run / _NOTIFY).unlink(missing_ok=True)
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as ready:
+        with folder.reach(_NOTIFY) as path:
+            ready.bind(path)
+        yield ready
 
 
 def _await_ready(name: str, ready: socket.socket, command: EngineCommand, deadline: float) -> None:

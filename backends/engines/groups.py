@@ -49,7 +49,8 @@ class ContainerGroup(Cgroup):
 
     def find_members(self) -> list[int]:
         """The processes in it before it is known in which hierarchies the engine has put them there."""
-        return next((found for folder in self.folders if (found := members_of(folder))), [])
+        named = (path for folder in self.folders for path in folder.parent.glob(folder.name))
+        return next((found for folder in named if (found := members_of(folder))), [])
 
     def adopt(self, pid: int) -> None:
         """Take the groups that a process is in, below those of the instance. Raises BackendError if there are none."""
@@ -157,6 +158,10 @@ class Groups:
         user, system = status.user_s + status.waited_user_s, status.system_s + status.waited_system_s
         self.brought_s = self.brought_s[0] + user, self.brought_s[1] + system
         return user + system
+
+    def holds(self, pid: int) -> bool:
+        """Whether a process is in the v2 group, where CPU time is read; True where there is no such tree."""
+        return "" not in self.of or pid in members_of(self.of[""])
 
     def share(self) -> tuple[float | None, int | None]:
         """CPU seconds of the engine's processes of this instance so far, and their proportional set size now."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
-from tare.backends.cgroups.layout import Version
+from tare.backends.cgroups.layout import Layout, Version
 from tare.backends.engines.box import Box, EngineOptions, Network, Seccomp
 from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.oci import OciRuntime
@@ -25,6 +25,10 @@ _FEW_FILES = (
 _OWN_SECCOMP = "the system-call filter is not applied inside: gVisor's kernel has the calls it has, and filters its own"
 
 
+GVISORS_OWN = {"seccomp": "gVisor's own", "no_new_privs": "gVisor's own"}
+"""Facts of every instance on gVisor."""
+
+
 class Platform(StrEnum):
     """What intercepts the system calls: ``ptrace``, seccomp traps (``systrap``, runsc of 2023 and later), or KVM."""
 
@@ -39,6 +43,35 @@ class GvisorOptions(EngineOptions, frozen=True, forbid_unknown_fields=True):
     platform: Platform = Platform.PTRACE
 
 
+def gvisors_network(network: Network) -> str:
+    """The value of runsc's ``--network``."""
+    return "host" if network is Network.HOST else "none"
+
+
+def without_writes(found: Usage, layout: Layout) -> Usage:
+    """What gVisor writes goes through the page cache, whose write-back cgroups v1 count for nobody."""
+    if layout.version is Version.V2:
+        return found
+    missing = dict.fromkeys(("io_write_bytes", "io_write_operations"), _UNCOUNTED)
+    return msgspec.structs.replace(
+        found, io_write_bytes=None, io_write_operations=None, missing={**found.missing, **missing}
+    )
+
+
+def find_confounds(backend: str, seccomp: Seccomp, layout: Layout) -> tuple[Confound, ...]:
+    """What gVisor does not have of the profile and the envelope, whoever calls it."""
+    found = [
+        Confound("no-limit-memory", _WHOLE, backend),
+        Confound("no-limit-pids", _THREADS, backend),
+        Confound("image-folders-read-only", _FEW_FILES, backend),
+    ]
+    if seccomp is not Seccomp.NONE:
+        found.append(Confound(ConfoundCode.OTHER_SECCOMP, _OWN_SECCOMP, backend))
+    if layout.version is not Version.V2:
+        found.append(Confound(ConfoundCode.IO_UNACCOUNTED, _UNCOUNTED, backend))
+    return tuple(found)
+
+
 class Gvisor(OciRuntime):
     """runsc, in one sandbox an instance."""
 
@@ -51,9 +84,11 @@ class Gvisor(OciRuntime):
     # runsc sets nothing of a group that is there before it: tare writes all limits itself, but that on processes.
     engine_limits: ClassVar[Collection[str]] = ("pids_max",)
     interactive = False
-    tells_by_stream = True
     concurrent_starts: ClassVar[int] = 4
     start_deadline_s = 30.0
+
+    def tells_by_stream(self) -> bool:
+        return True
 
     @property
     def options(self) -> GvisorOptions:
@@ -61,8 +96,7 @@ class Gvisor(OciRuntime):
         return self.context.options
 
     def _call(self, *arguments: str) -> list[str]:
-        network = "host" if self.options.network is Network.HOST else "none"
-        flags = [f"--platform={self.options.platform}", f"--network={network}"]
+        flags = [f"--platform={self.options.platform}", f"--network={gvisors_network(self.options.network)}"]
         return [self.program, *flags, "--root", str(self.folder / "state"), *arguments]
 
     def container_name(self, box: Box) -> str:
@@ -77,32 +111,11 @@ class Gvisor(OciRuntime):
         return ExecInstance(self, box, started, timeline)
 
     def usage_of(self, box: Box) -> Usage:
-        """Without what it writes on v1: it does so through the page cache, whose write-back v1 counts for nobody."""
-        found = super().usage_of(box)
-        if self.layout.version is Version.V2:
-            return found
-        missing = dict.fromkeys(("io_write_bytes", "io_write_operations"), _UNCOUNTED)
-        return msgspec.structs.replace(
-            found, io_write_bytes=None, io_write_operations=None, missing={**found.missing, **missing}
-        )
+        return without_writes(super().usage_of(box), self.layout)
 
     def confounds(self) -> Sequence[Confound]:
-        return (
-            Confound("no-limit-memory", _WHOLE, self.name),
-            Confound("no-limit-pids", _THREADS, self.name),
-            Confound("image-folders-read-only", _FEW_FILES, self.name),
-            *(
-                ()
-                if self.options.seccomp is Seccomp.NONE
-                else (Confound(ConfoundCode.OTHER_SECCOMP, _OWN_SECCOMP, self.name),)
-            ),
-            *(
-                []
-                if self.layout.version is Version.V2
-                else [Confound(ConfoundCode.IO_UNACCOUNTED, _UNCOUNTED, self.name)]
-            ),
-        )
+        return find_confounds(self.name, self.options.seccomp, self.layout)
 
     def facts(self) -> dict[str, str]:
         given = {**super().facts(), "platform": self.options.platform.value}
-        return {**given, "seccomp": "gVisor's own", "no_new_privs": "gVisor's own"}
+        return {**given, **GVISORS_OWN}

@@ -168,7 +168,9 @@ class Start:
         try:
             while waited:
                 ready = self._wait(poll, begun)
-                done = {descriptor for descriptor in ready if self._take_note(descriptor, begun, returns=returns)}
+                # The engine first: its reason is better than the container's silence.
+                ordered = sorted(ready, key=lambda descriptor: descriptor != begun.fileno())
+                done = {descriptor for descriptor in ordered if self._take_note(descriptor, begun, returns=returns)}
                 for descriptor in done:
                     poll.unregister(descriptor)
                 waited -= done

@@ -163,7 +163,9 @@ class ProcessInstance(Instance):
         self._channel.close()
 
     def _dead(self) -> BackendError:
-        kills = self.cgroup.meter.read("oom_kills")
+        kills = None
+        with contextlib.suppress(OSError):  # an engine has removed the cgroup of what was killed from outside
+            kills = self.cgroup.meter.read("oom_kills")
         limit = (self.cgroup.outer_memory_limit() or "memory limit of its own") if kills else ""
         why = f"; the {limit} has killed {kills} processes" if kills else self._why_gone()
         return BackendError(

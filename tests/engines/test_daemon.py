@@ -18,6 +18,7 @@ from tare.backends.native.zygote import find_program
 from tare.bench.errors import BackendError
 from tare.bench.ledger import Ledger
 from tare.bench.linux.memory import process_footprint
+from tare.bench.linux.processes import find_status
 from tare.bench.locations import cache_directory, work_directory
 
 pytestmark = [pytest.mark.root, pytest.mark.tools]
@@ -70,7 +71,7 @@ def test_a_daemon_lives_apart_from_the_host_and_leaves_nothing(place):
         assert daemon.memory_bytes() == pytest.approx(process_footprint(members)[0], rel=0.2)
         assert daemon.is_alive()
         folders = daemon.cgroup.folders
-    assert [pid for pid in members if Path(f"/proc/{pid}").exists()] == []
+    assert [pid for pid in members if find_status(pid) is not None] == [], "zombies are init's"
     assert [folder for folder in folders if folder.exists()] == []
 
 

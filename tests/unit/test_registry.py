@@ -44,7 +44,7 @@ def test_the_built_ins_are_registered_like_any_plug_in():
     for find, expected in (
         (
             registry.find_backends,
-            {"bare-metal", "native", "vm", "runc", "crun", "bubblewrap", "gvisor", "lxc", "nspawn"},
+            {"bare-metal", "native", "vm", "runc", "crun", "docker", "bubblewrap", "gvisor", "lxc", "nspawn"},
         ),
         (
             registry.find_workloads,
