@@ -366,6 +366,86 @@ def test_a_search_needs_an_objective(tmp_path, monkeypatch):
         ramp(tmp_path, monkeypatch, workload="answer", count=30, search=True)
 
 
+class Mixed(FakeBackend):
+    """Its service's p99 is 1 ms and as many more as neighbours are at work; ``seen`` are those of each reading."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.working: set[int] = set()
+        self.pids = itertools.count(1)
+        self.seen: list[int] = []
+        self.ends = False
+        self.answer = self.reply
+
+    def reply(self, command: Command) -> Completed | None:
+        argv = command.argv
+        if argv[0] == "answer":
+            self.seen.append(len(self.working))
+        if argv[0] != "sh":
+            return None
+        now, code, started = next(self.clock), 0, 0
+        if "stress-ng" in argv:
+            started = next(self.pids)
+            self.working.add(started)
+        elif argv[2].startswith("kill"):
+            self.working.discard(int(argv[4]))
+        elif "cmdline" in argv[2]:
+            code = int(self.ends or int(argv[4]) not in self.working)
+        return Completed(argv, code, None, str(started).encode(), b"", now, now)
+
+
+class Service(FakeWorkload):
+    metrics = (Metric("answer.p99", Unit.SECOND, Direction.LOWER, "Latency."),)
+    backend: Mixed
+
+    def parse(self, completed):
+        yield Measurement("answer.p99", (1 + self.backend.seen[-1]) / 1000)
+
+
+@pytest.mark.parametrize(("services", "most"), [(1, 6), (2, 11), (1, 40)])
+def test_a_service_keeps_its_objective_next_to_neighbours_that_do_something_else(tmp_path, monkeypatch, services, most):
+    Service.backend = backend = Mixed()
+    monkeypatch.setitem(WORKLOADS.loaded, "answer", Service)
+    options = {"count": 100, "objective": f"{most + 1}.5ms", "search": True, "neighbour": "disk", "services": services}
+    outcome, run = ramp(tmp_path, monkeypatch, backend, workload="answer", **options)
+    assert outcome.failed == 0, [event.message for event in run.events if event.kind is EventKind.INSTANCE_FAILED]
+    found = ending(run)
+    assert found.reason == "objective", found
+    assert most + services - max(1, (most + services) // 20) < found.population <= most + services
+    read = values(run, "density.latency_p99_worst")
+    for population, value in read.items():
+        assert value == pytest.approx((1 + max(0, population - services)) / 1000)
+    assert backend.working == set(), "no neighbour works on"
+    assert "density.throughput" not in run.samples.distinct("metric")
+
+
+def test_neighbours_that_end_by_themselves_fail_the_ramp(tmp_path, monkeypatch):
+    Service.backend = backend = Mixed()
+    backend.ends = True
+    monkeypatch.setitem(WORKLOADS.loaded, "answer", Service)
+    _, run = ramp(
+        tmp_path, monkeypatch, backend, workload="answer", count=4, objective="1s", search=True, neighbour="cpu"
+    )
+    assert "the neighbour's work (cpu) ended while the service was measured" in ending(run).message
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"neighbour": "crypto"}, "neighbour: there is no 'crypto'; there are: cpu, disk"),
+        ({"services": 2}, "services: without a neighbour"),
+    ],
+)
+def test_neighbours_that_cannot_be_are_refused(tmp_path, monkeypatch, options, said):
+    with pytest.raises(SuiteError, match=said):
+        ramp(tmp_path, monkeypatch, workload="answer", count=3, **options)
+
+
+def test_neighbours_need_a_workload_to_measure(tmp_path, monkeypatch):
+    with pytest.raises(SuiteError, match="neighbour: needs a workload"):
+        ramp(tmp_path, monkeypatch, count=3, neighbour="cpu")
+
+
 def test_an_interrupt_in_the_middle_stops_everything(tmp_path, monkeypatch):
     class Interrupted(Refusing):
         error = KeyboardInterrupt()

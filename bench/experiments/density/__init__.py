@@ -17,6 +17,7 @@ from tare.bench.errors import BackendError, StoreError, TareError, WorkloadError
 from tare.bench.experiments.density import metrics
 from tare.bench.experiments.density.exhausted import Stop, failed
 from tare.bench.experiments.density.load import Load
+from tare.bench.experiments.density.neighbours import Neighbours
 from tare.bench.experiments.density.population import (
     Alive,
     SampledInstances,
@@ -27,6 +28,7 @@ from tare.bench.experiments.density.population import (
     many_files,
     settle,
 )
+from tare.bench.experiments.interference import KINDS
 from tare.bench.experiments.work import prime_work
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
 from tare.bench.linux.host_memory import HostMemory, read_memory
@@ -53,6 +55,9 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Memory is read after each ``batch`` of starts. ``rate`` is in starts a second (0: one after another).
     ``meters_every`` is how many instances lie between readings of the instances' own meters (0: ``count`` / 20).
+    With ``neighbour`` (what aggressors of ``interference`` do) only the first ``services`` instances run the workload;
+    all others do that while it is measured, and ``objective`` is about the services.
+
     ``latency`` and ``throughput`` name metrics of the workload (empty: its first p99 and its first rate).
     ``settle_interval`` and ``settle_deadline`` are for the waiting until memory no longer changes.
     """
@@ -64,6 +69,8 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_limit: Duration | None = None
     objective: Duration | None = None
     search: bool = False
+    neighbour: str = ""
+    services: Annotated[int, Meta(ge=1, le=1000)] = 1
     latency: str = ""
     throughput: str = ""
     meters_every: Annotated[int, Meta(ge=0)] = 0
@@ -77,6 +84,10 @@ class DensityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"batch: must be from 1 to the count, {self.count}, not {self.batch}")
         if self.search and self.objective is None:
             raise ValueError("search: needs an objective that the population has to meet")
+        if self.neighbour and self.neighbour not in KINDS:
+            raise ValueError(f"neighbour: there is no {self.neighbour!r}; there are: {', '.join(KINDS)}")
+        if self.services > 1 and not self.neighbour:
+            raise ValueError("services: without a neighbour all instances run the workload")
 
     @property
     def every(self) -> int:
@@ -97,7 +108,7 @@ class Density(Experiment):
 
     @classmethod
     def check(cls, options: DensityOptions, commands: Commands | None) -> None:
-        for name in ("objective", "latency", "throughput"):
+        for name in ("objective", "neighbour", "latency", "throughput"):
             if commands is None and getattr(options, name):
                 raise ValueError(f"{name}: needs a workload, whose metrics it is about")
 
@@ -118,6 +129,9 @@ class _Ramp:
         self._run = run
         self._options: DensityOptions = run.options
         self._load = None if run.workload is None else Load(run, run.workload)
+        self._neighbours = None
+        if self._load is not None and self._options.neighbour:
+            self._neighbours = Neighbours(run, self._options.neighbour, self._load.measured)
         self._instances: list[Instance] = []
         self._sampled = SampledInstances()
         self._alive = Alive()
@@ -196,7 +210,7 @@ class _Ramp:
             middle = (met + broken) // 2
             if stop := self._resize(starts, middle):
                 return stop
-            worst = load.measure(self._instances)
+            worst = self._measure_load(load)
             if worst is None or worst > objective:
                 broken = middle
             else:
@@ -216,7 +230,7 @@ class _Ramp:
             self._alive.discard(instance)
             instance.end()
         del self._instances[population:]
-        self._load.keep(population)
+        self._load.keep(min(population, self._services))
         self._sampled.begin_idle(self._instances)
         return self._start_some(starts, population - self._population) if population > self._population else None
 
@@ -260,7 +274,7 @@ class _Ramp:
         for metric, first, second in zip(metrics.START_PHASES, marks, marks[1:], strict=False):
             self._run.record(metric, timeline.between(first, second), iteration=number)
         self._run.record(metrics.START, total, iteration=number)
-        if self._load is not None:
+        if self._load is not None and number <= self._services:
             self._load.begin(instance)
         return self._too_slow(total)
 
@@ -301,7 +315,7 @@ class _Ramp:
         if self._load is None:
             return None
         began = time.monotonic()
-        worst = self._load.measure(self._instances)
+        worst = self._measure_load(self._load)
         self._sampled.begin_idle(self._instances)
         self._loaded_s += time.monotonic() - began
         objective = self._options.objective
@@ -312,6 +326,19 @@ class _Ramp:
             f"the worst p99 was {format_duration(worst)}, the objective is {format_duration(objective)}",
             resource="service latency",
         )
+
+    @property
+    def _services(self) -> int:
+        """How many instances may run the workload."""
+        return self._options.services if self._neighbours is not None else self._options.count
+
+    def _measure_load(self, load: Load) -> float | None:
+        """The workload in the services, next to neighbours that are at work if there are any."""
+        if self._neighbours is None:
+            return load.measure(self._instances)
+        services, others = self._instances[: self._services], self._instances[self._services :]
+        with self._neighbours.at_work(others):
+            return load.measure(services, len(others))
 
     def _read_host(self) -> HostMemory:
         """What is cheap to read, and so read at every step."""

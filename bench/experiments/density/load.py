@@ -10,7 +10,7 @@ from tare.bench.experiments.density import metrics
 from tare.bench.experiments.work import Work, difference, total
 from tare.bench.interfaces import Instance, InstanceRun, Workload
 from tare.bench.interrupts import interruptible
-from tare.bench.model import Completed, Direction, Metric
+from tare.bench.model import Command, Completed, Direction, Metric
 from tare.bench.units import Unit
 
 _RATES = {Unit.OPERATIONS_PER_SECOND: metrics.THROUGHPUT, Unit.BYTES_PER_SECOND: metrics.BYTE_THROUGHPUT}
@@ -46,20 +46,26 @@ class Load:
         """Only the first ``population`` instances go on."""
         del self._works[population:]
 
-    def measure(self, instances: Sequence[Instance]) -> float | None:
+    @property
+    def measured(self) -> Command:
+        """What is measured."""
+        return self._commands.measured
+
+    def measure(self, instances: Sequence[Instance], neighbours: int = 0) -> float | None:
         """Run the command once in all of them together, and record; the worst p99, if the workload measures one.
 
-        ``instances`` are those of ``begin``, in its order. Raises BackendError or WorkloadError if it fails in any.
+        ``instances`` are those of ``begin``, in its order; so many others do something else meanwhile, next to which
+        throughput and CPU time say nothing of a population. Raises BackendError or WorkloadError if it fails in any.
         """
-        population = len(instances)
-        together = Barrier(population)
+        population = len(instances) + neighbours
+        together = Barrier(len(instances))
 
         def execute(instance: Instance, work: Work) -> Completed:
             together.wait()
             return instance.execute(work.measured)
 
         before = [instance.usage().cpu_s for instance in instances]
-        with ThreadPoolExecutor(max_workers=population, thread_name_prefix="load") as threads:
+        with ThreadPoolExecutor(max_workers=len(instances), thread_name_prefix="load") as threads:
             try:
                 with interruptible():
                     finished = list(threads.map(execute, instances, self._works))
@@ -69,7 +75,7 @@ class Load:
                 raise
         together_s = window_s(finished)
         busy = total(map(difference, before, [instance.usage().cpu_s for instance in instances]))
-        if busy is not None and together_s > 0:
+        if busy is not None and together_s > 0 and not neighbours:
             self._run.record(metrics.LOADED_CPU, busy / together_s, iteration=population)
         values: dict[str, list[float]] = {}
         rates: list[float] = []
@@ -82,7 +88,7 @@ class Load:
         self._run.record(
             metrics.DURATION, statistics.median(completed.duration_s for completed in finished), iteration=population
         )
-        if self.throughput is not None and rates:
+        if self.throughput is not None and rates and not neighbours:
             self._run.record(_RATES[self.throughput.unit], sum(rates), iteration=population)
         if self.latency is None or self.latency.name not in values:
             return None
