@@ -65,6 +65,13 @@ def _basis(kind: InstanceType) -> str:
     return f"upper end of the 95 % interval, from a ramp to {population} instances ({kind.run or 'run not named'})"
 
 
+_OTHER_EVICTIONS: Mapping[str, str] = {
+    "nodefs.available": "10%",
+    "nodefs.inodesFree": "5%",
+    "imagefs.available": "15%",
+}
+
+
 def _kubernetes(plan: HostPlan) -> Iterator[str]:
     kind, host = plan.type, plan.host
     found, name = overhead_of(kind), _dns_name(kind.name)
@@ -110,6 +117,8 @@ def _kubelet(plan: HostPlan) -> Iterator[str]:
         "from the ramp's start latency and memory of an instance; a workload that allocates faster needs more"
     )
     yield from ("evictionHard:", f"  memory.available: {_mib(growth)}Mi")
+    yield from _comments("the kubelet's own defaults, which it drops as soon as one threshold is stated", "  ")
+    yield from (f'  {signal}: "{share}"' for signal, share in _OTHER_EVICTIONS.items())
 
 
 def _growth_between_looks(kind: InstanceType) -> float | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from tare.bench.analysis.grade import Grade
+from tare.bench.capacity.audit import Audit
 from tare.bench.capacity.growth import HORIZON_MONTHS, Exhaustion, Held, Projection, find_exhaustion
 from tare.bench.capacity.hosts import HostType
 from tare.bench.capacity.overhead import SizedOverhead
@@ -44,6 +45,7 @@ class Plan(msgspec.Struct, frozen=True):
     """Each type on each host, and the packing of a fleet's mix. ``costs`` go with the plans; empty without prices.
 
     ``overheads`` are of backends that were measured with several sizes; ``size`` is one they are asked for, in bytes.
+    ``cases`` are plans in place of this one by name, ``audit`` is that of an earlier plan by the ramp of this one.
     ``track_record`` says how past plans did. ``grades`` are by run; empty if they were not looked at.
     """
 
@@ -57,6 +59,8 @@ class Plan(msgspec.Struct, frozen=True):
     overheads: tuple[SizedOverhead, ...] = ()
     size: int | None = None
     track_record: str = ""
+    cases: tuple[tuple[str, "Plan"], ...] = ()
+    audit: Audit | None = None
     grades: dict[str, Grade] = {}
 
     def is_extrapolated(self, of: str) -> bool:

@@ -72,7 +72,7 @@ def reserve_table(
     if packing.left:
         rest = ", ".join(f"{count:,} of {name}" for name, count in packing.left.items())
         raise SuiteError(
-            "reserve",
+            "spare",
             f"without any loss, {rest} find no place",
             remedy="raise the count of a host type, or place fewer instances",
         )
@@ -103,7 +103,7 @@ def _survive(
         fleet.lose(missing)
         if fleet.place_again():
             return Reserved(lost, {name: n for name, n in bought.items() if n}, missing, fleet.share, fleet.placeable())
-    raise SuiteError("reserve", f"no {MOST_HOSTS:,} hosts survive the loss of {lost}")
+    raise SuiteError("spare", f"no {MOST_HOSTS:,} hosts survive the loss of {lost}")
 
 
 def _growing(reserve: Reserve, needed: int, lost: int) -> Iterator[int]:
@@ -124,9 +124,10 @@ def _with_more(hosts: Sequence[HostType], counts: dict[str, int], added: int) ->
         added -= more
     if added:
         there = ", ".join(f"{host.count} {host.name}" for host in hosts)
+        verb = "is" if added == 1 else "are"
         raise SuiteError(
-            "reserve",
-            f"too few hosts are left after the loss: {added} more are needed than there are ({there})",
+            "spare",
+            f"too few hosts are left after the loss: {added} more {verb} needed than there are ({there})",
             remedy="raise the count of a host type, ask for a smaller reserve, or place fewer instances",
         )
     return bought

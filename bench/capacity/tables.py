@@ -1,11 +1,12 @@
 """A plan in tables: heads, rows of words, and the sentences beneath them; the same in every form of a plan."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
 
+from tare.bench.capacity.audit import Audit, Checked, track_record
 from tare.bench.capacity.growth import HORIZON_MONTHS
 from tare.bench.capacity.hosts import OVERCOMMITTED, Resource
 from tare.bench.capacity.overhead import SizedOverhead
@@ -22,6 +23,7 @@ PACKING_HEAD = ("hosts", "type of host", "holds", "used then")
 TOGETHER = "All of them together"
 _RESERVE_HEAD = ("lost", "out of service", "hosts to have", "full then", "one more still fits of")
 _COST_HEAD = ("instances", "host", "a host", "an instance", "95 % interval", "all that is wanted")
+CASE_HEAD = ("case", "instances", "host", "per host", "95 % interval", "runs out first", "hosts", "a month")
 _OVERHEAD_HEAD = ("memory", "overhead", "95 % interval", "from")
 
 
@@ -33,6 +35,8 @@ class SectionKind(StrEnum):
     OVERHEAD = "overhead"
     RECORD = "record"
     COSTS = "costs"
+    WHAT_IF = "what-if"
+    AUDIT = "audit"
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -144,6 +148,12 @@ def further(plan: Plan) -> Iterator[Section]:
     for line in plan.overheads:
         rows, lines = list(_overhead_rows(line, plan.size)), [_overhead_sentence(line)]
         yield Section(SectionKind.OVERHEAD, f"Overhead by size: {line.name}", _OVERHEAD_HEAD, rows, lines)
+    if plan.cases:
+        rows = [row for name, case in plan.cases for row in case_rows(name, case)]
+        yield Section(SectionKind.WHAT_IF, "What if", CASE_HEAD, rows, [])
+    if plan.audit is not None:
+        title, lines = f"Audit of {plan.audit.plan}", [f"By the ramp of {plan.audit.run}.", track_record([plan.audit])]
+        yield Section(SectionKind.AUDIT, title, AUDIT_HEAD, audit_rows(plan.audit), [one for one in lines if one])
     if plan.track_record:
         yield Section(SectionKind.RECORD, "How past plans did", (), [], [plan.track_record])
     if plan.price_source:
@@ -244,6 +254,29 @@ def break_even_sentence(plan: Plan, found: BreakEven) -> str:
         f"{start}, {found.cheaper} costs no more than {found.dearer}; on full hosts its host may cost "
         f"{found.host_price_ratio:.2f} times as much until both cost the same{_mark(beyond)}."
     )
+
+
+AUDIT_HEAD = ("instances", "what", "predicted", "95 % interval", "measured", "the plan was")
+
+
+def audit_rows(audit: Audit) -> list[list[str]]:
+    """A line a prediction: predicted beside measured."""
+    rows = []
+    for one in audit.checked:
+        words = _audited_amount(one)
+        interval = (
+            "–" if one.low is None else f"{words(one.low)} to {'no end known' if one.high is None else words(one.high)}"
+        )
+        held = f"not tested: {one.why}" if one.held is None else ("right" if one.held else "wrong")
+        measured = "–" if one.measured is None else words(one.measured)
+        rows.append([one.type, one.what, words(one.predicted), interval, measured, held])
+    return rows
+
+
+def _audited_amount(one: Checked) -> Callable[[float], str]:
+    if one.what.startswith(Resource.MEMORY):
+        return format_size
+    return (lambda value: f"{value:,.0f}") if one.what.startswith("instances") else (lambda value: f"{value:.3g}")
 
 
 def case_rows(name: str, plan: Plan) -> Iterator[list[str]]:

@@ -66,9 +66,10 @@ def audit(
     """Audit a plan with the density ramps of a fleet's hosts: predicted beside reached. The outcomes are kept."""
     with guard():
         from tare.bench.capacity.audit import keep_audit, kept_audits
+        from tare.bench.capacity.tables import AUDIT_HEAD, audit_rows
         from tare.bench.cli.output import chosen_output, say_where, whole_file
         from tare.bench.cli.plan import FORMS, audits_file
-        from tare.bench.cli.plan_forms import AUDIT_HEAD, as_form, audit_rows
+        from tare.bench.cli.plan_forms import as_form
         from tare.bench.errors import UnknownNameError
         from tare.bench.fleet.audits import audit_hosts, coverage_words
         from tare.bench.fleet.collection import load_collection

@@ -75,8 +75,7 @@ class PlanRequest(msgspec.Struct, frozen=True):
 def plan_command(request: PlanRequest) -> ExitCode:
     """Plan, and print it or write it to a file."""
     output = chosen_output(request.output)
-    is_whole = request.what_if is None and request.audit is None and not request.export
-    if is_whole and request.form not in FORMS:
+    if not request.export and request.form not in FORMS:
         return _write_page(request, output)
     if request.form not in FORMS:
         raise UnknownNameError(f"this has no form {request.form!r}; there are: {', '.join(FORMS)}")
@@ -114,6 +113,10 @@ def _write_page(request: PlanRequest, output: Path) -> ExitCode:
         known = ", ".join((*FORMS, *sorted(reporters)))
         raise UnknownNameError(f"a plan has no form {request.form!r}; there are: {known}")
     plan, reporter = _graded(make_plan(request)), reporters[request.form]
+    if request.what_if is not None:
+        plan = msgspec.structs.replace(plan, cases=tuple(_cases(request, request.what_if)))
+    if request.audit is not None:
+        plan = msgspec.structs.replace(plan, audit=_audit(request, request.audit))
     with whole_file(output, reporter.suffix) as part:
         reporter().write_plan(plan, part)
     say_where(output)

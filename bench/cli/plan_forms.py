@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -11,15 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from tare.bench.analysis import GradeLevel
-from tare.bench.capacity.audit import Audit, Checked, track_record
-from tare.bench.capacity.hosts import OVERCOMMITTED, HostType, Resource
+from tare.bench.capacity.audit import Audit, track_record
+from tare.bench.capacity.hosts import OVERCOMMITTED, HostType
 from tare.bench.capacity.packing import Packing
 from tare.bench.capacity.plan import HostPlan, Use
 from tare.bench.capacity.planned import MIX, Outlook, Plan
 from tare.bench.capacity.tables import (
+    AUDIT_HEAD,
     CAPACITY_HEAD,
+    CASE_HEAD,
     PACKING_HEAD,
     TOGETHER,
+    audit_rows,
     capacity_rows,
     case_rows,
     further,
@@ -30,7 +33,6 @@ from tare.bench.capacity.tables import (
 )
 from tare.bench.capacity.words import answer, grade_words, host_sentence, notes_of, plan_notes, reserve_sentences
 from tare.bench.readable import one_line, readable
-from tare.bench.units import format_size
 
 _RIGHT = ("per host", "fits", "hosts", "lost", "out of service", "full then")
 
@@ -174,9 +176,8 @@ def what_if_text(cases: Sequence[tuple[str, Plan]], form: str) -> str:
     """One table over the cases, in a form of plans."""
     if form == "json":
         return json.dumps({"cases": [{"name": name, **plan_document(plan)} for name, plan in cases]}, indent=2) + "\n"
-    head = ("case", "instances", "host", "per host", "95 % interval", "runs out first", "hosts", "a month")
     rows = [row for name, plan in cases for row in case_rows(name, plan)]
-    return as_form(form, "What if", head, rows, [])
+    return as_form(form, "What if", CASE_HEAD, rows, [])
 
 
 def audit_text(audit: Audit, form: str) -> str:
@@ -186,29 +187,6 @@ def audit_text(audit: Audit, form: str) -> str:
     return as_form(
         form, f"Audit of {audit.plan} by {audit.run}", AUDIT_HEAD, audit_rows(audit), [track_record([audit])]
     )
-
-
-AUDIT_HEAD = ("instances", "what", "predicted", "95 % interval", "measured", "the plan was")
-
-
-def audit_rows(audit: Audit) -> list[list[str]]:
-    """A line a prediction: predicted beside measured."""
-    rows = []
-    for one in audit.checked:
-        words = _audited_amount(one)
-        interval = (
-            "–" if one.low is None else f"{words(one.low)} to {'no end known' if one.high is None else words(one.high)}"
-        )
-        held = f"not tested: {one.why}" if one.held is None else ("right" if one.held else "wrong")
-        measured = "–" if one.measured is None else words(one.measured)
-        rows.append([one.type, one.what, words(one.predicted), interval, measured, held])
-    return rows
-
-
-def _audited_amount(one: Checked) -> Callable[[float], str]:
-    if one.what.startswith(Resource.MEMORY):
-        return format_size
-    return (lambda value: f"{value:,.0f}") if one.what.startswith("instances") else (lambda value: f"{value:.3g}")
 
 
 def as_form(form: str, title: str, head: Sequence[str], rows: list[list[str]], lines: Sequence[str]) -> str:

@@ -41,6 +41,37 @@ def test_kubernetes_takes_what_is_written(plans):
         kubernetes_validate.validate(one, "1.33", strict=True)
 
 
+KUBELET = {
+    "apiVersion": str,
+    "kind": str,
+    "maxPods": int,
+    "systemReserved": dict,
+    "kubeReserved": dict,
+    "evictionHard": dict,
+}
+"""Fields of KubeletConfiguration that are written, with what they hold: ``map[string]string``, ``int32``. Read from
+staging/src/k8s.io/kubelet/config/v1beta1/types.go of kubernetes/kubernetes at 001332b0: its schema is in no package."""
+RESERVED = {"cpu", "memory", "ephemeral-storage", "pid"}
+DEFAULT_EVICTIONS = {"nodefs.available": "10%", "nodefs.inodesFree": "5%", "imagefs.available": "15%"}
+"""A kubelet's, if nothing is stated (same file, ``evictionHard``); once one signal is stated, the others are 0."""
+
+
+def test_the_kubelet_s_fields_are_those_of_its_types(plans):
+    for one in documents(export(plans, "kubernetes"))[1::2]:
+        assert one["apiVersion"] == "kubelet.config.k8s.io/v1beta1"
+        assert {name: type(value) for name, value in one.items()} == {name: KUBELET[name] for name in one}
+        for name in ("systemReserved", "evictionHard"):
+            assert all(isinstance(value, str) for value in one[name].values()), one[name]
+        assert one["systemReserved"].keys() <= RESERVED
+        assert 0 < one["maxPods"] < 2**31
+
+
+def test_a_threshold_for_memory_leaves_those_for_disks(plans):
+    for one in documents(export(plans, "kubernetes"))[1::2]:
+        assert quantity(one["evictionHard"]["memory.available"]) >= 100 * MIB
+        assert {name: one["evictionHard"].get(name) for name in DEFAULT_EVICTIONS} == DEFAULT_EVICTIONS
+
+
 def test_the_numbers_come_back(plans):
     for plan, (runtime, kubelet) in zip(
         plans, zip(*[iter(documents(export(plans, "kubernetes")))] * 2, strict=True), strict=True

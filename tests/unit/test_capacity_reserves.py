@@ -68,7 +68,7 @@ def test_maintenance_takes_its_share_besides():
 def test_counted_hosts_end_and_the_message_says_so():
     counted = [host(10, count=10)]
     assert totals(table([wanted("web", 1, 100)], counted)) == [10], "rows that were not asked for end there"
-    with pytest.raises(SuiteError, match="too few hosts are left after the loss: 1 more are needed"):
+    with pytest.raises(SuiteError, match="too few hosts are left after the loss: 1 more is needed"):
         table([wanted("web", 1, 100)], counted, Reserve(lost=1))
 
 

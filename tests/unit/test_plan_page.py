@@ -263,11 +263,26 @@ def test_hostile_names_are_text(run, tmp_path, prices):
     ("options", "message"),
     [
         (("--format", "csv"), "a plan has no form 'csv'; there are: table, json, markdown, html"),
-        (("--format", "html", "--what-if", "cases.toml"), "this has no form 'html'; there are: table, json, markdown"),
-        (("--format", "html", "--audit", "plan.json"), "this has no form 'html'; there are: table, json, markdown"),
+        (("--format", "html", "--export", "nomad"), "this has no form 'html'; there are: table, json, markdown"),
     ],
 )
 def test_a_form_that_is_not_there_is_refused(run, options, message):
     done = tare(run, *options)
     assert done.exit_code == 3
     assert message in said(done)
+
+
+def test_cases_and_an_audit_stand_on_the_page(run, tmp_path):
+    cases = tmp_path / "cases.toml"
+    cases.write_text('[[case]]\nname = "today"\n[[case]]\nname = "twice the memory"\nmemory = "32GiB"\n')
+    later = write_density(tmp_path / "later", seed=2)
+    plan = tmp_path / "plan.json"
+    plan.write_text(written("json", run, *SMALL))
+    page = Page(written("html", later, *SMALL, "--what-if", cases, "--audit", plan))
+    table = tare(later, *SMALL, "--what-if", cases).stdout
+    assert "twice the memory" in page.text
+    assert f"Audit of {plan}" in page.text
+    assert f"By the ramp of {later}." in page.text
+    fits = re.search(r"twice the memory\s+native idle\s+the host\s+([\d,]+)", table)[1]
+    assert re.search(rf"twice the memory\s*native idle\s*the host\s*{fits}", page.text)
+    assert re.search(r"memory of an instance.*(right|wrong)", page.text, re.DOTALL)
