@@ -53,7 +53,10 @@ LEAST_HALVED = 20
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How one ramp ended, as its note says; ``dead`` instances did not answer at the end."""
+    """How one ramp ended, as its note says; ``dead`` instances did not answer at the end.
+
+    Watts are the host's without and with all instances idle; None without counters of energy.
+    """
 
     instance: str
     population: int
@@ -62,6 +65,8 @@ class Ending(msgspec.Struct, frozen=True):
     resource: str
     remedy: str
     dead: int
+    idle_watts: float | None = None
+    populated_watts: float | None = None
 
     @property
     def was_asked_for(self) -> bool:
@@ -322,6 +327,15 @@ def _endings(events: Iterable[Event]) -> Iterable[Ending]:
         if event.note_code == NoteCode.DENSITY_DEAD:
             dead[event.instance] = int(event.details["dead"])
         elif event.note_code == NoteCode.DENSITY_STOP:
-            texts = {name: str(event.details[name]) for name in ("reason", "message", "resource", "remedy")}
-            population = int(event.details["population"])
-            yield Ending(event.instance, population, **texts, dead=dead.get(event.instance, 0))
+            details = event.details
+            yield Ending(
+                event.instance,
+                int(details["population"]),
+                reason=str(details["reason"]),
+                message=str(details["message"]),
+                resource=str(details["resource"]),
+                remedy=str(details["remedy"]),
+                dead=dead.get(event.instance, 0),
+                idle_watts=details.get("idle_watts"),
+                populated_watts=details.get("populated_watts"),
+            )

@@ -9,7 +9,7 @@ import numpy as np
 
 from tare.bench.analysis.cost import Estimate, combined
 from tare.bench.analysis.density import DensityResult
-from tare.bench.capacity.hosts import Resource
+from tare.bench.capacity.hosts import Resource, find_measured_host
 from tare.bench.catalogue import DensityMetric, StopReason
 from tare.bench.model import BackendDescription, IsolationKind
 from tare.bench.records import Manifest
@@ -74,6 +74,7 @@ class InstanceType(msgspec.Struct, frozen=True):
     host_limits: tuple[HostLimit, ...]
     cpus_measured: int
     host_emulated: bool = False
+    host_cpus: float | None = None
 
     @property
     def is_emulated(self) -> bool:
@@ -108,6 +109,7 @@ def make_type(
     envelope = manifest.envelope
     cpus = envelope.cpu_quota if envelope.cpu_quota is not None else float(len(envelope.cpus))
     had = {"cpus": cpus, "memory": float(envelope.memory_bytes), "disk": float(envelope.scratch_bytes)}
+    measured = find_measured_host(manifest)
     given = " ".join(f"{name}={value}" for name, value in sorted(cell.params.items()) if name != "count")
     found = InstanceType(
         name=" ".join(part for part in (backend.label, cell.workload or "idle", given) if part),
@@ -120,6 +122,7 @@ def make_type(
         host_limits=_host_limits(result, raised),
         cpus_measured=len(envelope.cpus),
         host_emulated=manifest.is_host_emulated,
+        host_cpus=None if measured is None else measured.cpus,
     )
     needs = (*_memory(found), *_cpu(found, by_limit=cpu_by_limit), *_disk(found), _CGROUP)
     return msgspec.structs.replace(found, needs=needs)

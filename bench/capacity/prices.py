@@ -6,17 +6,19 @@ hours, power in watts. A month is 730.5 hours, a twelfth of a year.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from tare.bench.capacity.audit import SAME_SIZE
 from tare.bench.capacity.hosts import Resource
 from tare.bench.capacity.plan import HostPlan
 from tare.bench.errors import SuiteError
 from tare.bench.suite_file import Section, convert, read_toml
 
 HOURS_A_MONTH = 730.5
+MEASURED = "measured"
 
 Amount = Annotated[float, Meta(ge=0, le=1e12)]
 Text = Annotated[str, Meta(min_length=1)]
@@ -32,7 +34,8 @@ class EnergySection(Section, frozen=True):
 class HostPrice(Section, frozen=True):
     """``[[host]]``: a month of a host, rented, or ``bought`` and amortised over ``months``, and what else it costs.
 
-    Its power is ``idle_watts`` plus what its CPUs' use adds up to ``full_watts``.
+    Its power is ``idle_watts`` plus what its CPUs' use adds up to ``full_watts``. With ``"measured"`` it is
+    what the ramp read (RAPL: processors and memory only) without and with idle instances, on a host of that size.
     """
 
     name: Text
@@ -40,7 +43,7 @@ class HostPrice(Section, frozen=True):
     bought: Amount | None = None
     months: Annotated[int, Meta(ge=1)] | None = None
     other_per_month: Amount = 0.0
-    idle_watts: Amount = 0.0
+    idle_watts: Amount | Literal["measured"] = 0.0
     full_watts: Amount | None = None
 
 
@@ -114,7 +117,9 @@ def load_prices(path: Path) -> Prices:
             raise SuiteError(place, "needs one of rented_per_month and bought")
         if (host.bought is None) != (host.months is None):
             raise SuiteError(f"{place}.months", "belongs to bought: over how many months it is paid")
-        if host.full_watts is not None and host.full_watts < host.idle_watts:
+        if host.idle_watts == MEASURED and host.full_watts is not None:
+            raise SuiteError(f"{place}.full_watts", "cannot be combined with idle_watts = 'measured'")
+        if host.full_watts is not None and host.full_watts < _stated(host.idle_watts):
             raise SuiteError(f"{place}.full_watts", f"is less than idle_watts ({host.idle_watts:g})")
         if host.idle_watts and prices.energy is None:
             raise SuiteError(f"{path}: energy", f"is missing: the power of {host.name!r} has no price")
@@ -133,7 +138,7 @@ def cost_of(plan: HostPlan, prices: Prices) -> MonthlyCost | None:
         if price.rented_per_month is not None
         else (price.bought or 0) / (price.months or 1),
         "other": price.other_per_month,
-        "energy": _energy(price, prices.energy, min(1.0, used * _of_all_cpus(plan))),
+        "energy": _energy(plan, price, prices.energy, min(1.0, used * _of_all_cpus(plan))),
         "licences": sum(one.per_host_per_month + one.per_core_per_month * plan.host.cpus for one in licences),
     }
     host, own = sum(parts.values()), sum(one.per_instance_per_month for one in licences)
@@ -184,9 +189,35 @@ def _of_all_cpus(plan: HostPlan) -> float:
     return plan.host.usable(Resource.CPU, by_limit=False) / plan.host.cpus
 
 
-def _energy(price: HostPrice, energy: EnergySection | None, share: float) -> float:
+def _energy(plan: HostPlan, price: HostPrice, energy: EnergySection | None, share: float) -> float:
+    """``share`` is how busy the CPUs are."""
     if energy is None:
         return 0.0
-    full = price.idle_watts if price.full_watts is None else price.full_watts
-    watts = price.idle_watts + (full - price.idle_watts) * share
+    idle = _stated(price.idle_watts)
+    watts = idle + ((idle if price.full_watts is None else price.full_watts) - idle) * share
+    if price.idle_watts == MEASURED:
+        watts = _measured_watts(plan)
     return watts / 1000 * HOURS_A_MONTH * energy.per_kwh * energy.pue
+
+
+def _stated(watts: float | str) -> float:
+    return watts if isinstance(watts, float | int) else 0.0
+
+
+def _measured_watts(plan: HostPlan) -> float:
+    """The power of the measured host, and what each idle instance added to it. Raises SuiteError if nobody read it."""
+    read = [
+        (one.idle_watts, one.populated_watts, one.population)
+        for one in plan.type.result.cell.endings
+        if one.idle_watts is not None and one.populated_watts is not None and one.population
+    ]
+    key = "host.idle_watts"
+    if not read:
+        problem = f"no power was measured with {plan.type.name}: the host has no counters of energy (RAPL)"
+        raise SuiteError(key, problem, remedy="state watts, or measure the ramp as root on a host that has them")
+    if plan.type.host_cpus is None or abs(plan.host.cpus / plan.type.host_cpus - 1) > SAME_SIZE:
+        problem = f"the ramp's host has other CPUs than {plan.host.name}: its power says nothing of that"
+        raise SuiteError(key, problem, remedy="state watts")
+    idle = sum(one[0] for one in read) / len(read)
+    each = sum((populated - without) / population for without, populated, population in read) / len(read)
+    return idle + max(0.0, each) * (plan.instances or 0)

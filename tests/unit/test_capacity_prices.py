@@ -1,6 +1,8 @@
 """Money: each figure by hand; where two backends cost the same by looking at every number of instances."""
 
+import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from tare.bench.analysis.density import DensityCell, fit_cell
 from tare.bench.capacity.hosts import HostType, Resource
 from tare.bench.capacity.plan import plan_host
 from tare.bench.capacity.prices import break_even, cost_of, load_prices
+from tare.bench.cli.plan import PlanRequest, make_plan
 from tare.bench.errors import SuiteError
-from tests.unit.test_capacity_plan import GIB, kind, need
+from tests.unit.test_capacity_plan import GIB, kind, need, write_density
 
 BARE = {Resource.MEMORY: 0.0, Resource.CPU: 0.0, Resource.DISK: 0.0}
 HOST = HostType("h", 10, 100 * GIB, reserve=BARE)
@@ -129,3 +132,61 @@ def test_a_wrong_price_file_is_named_with_its_key(prices, old, new, key, problem
 
 def test_the_documented_prices_can_be_read():
     assert load_prices(Path(__file__).parents[2] / "docs/prices-example.toml").of_host("small").rented_per_month == 190
+
+
+WATTS = """
+currency = "EUR"
+date = "2026-12-01"
+source = "mine"
+[energy]
+per_kwh = 0.2
+[[host]]
+name = "any"
+rented_per_month = 100
+idle_watts = "measured"
+"""
+
+
+def with_watts(path, idle, populated):
+    """A ramp whose note has the host's power."""
+    events = path / "events.jsonl"
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    for line in lines:
+        if line.get("details", {}).get("code") == "density-stop":
+            line["details"] |= {"idle_watts": idle, "populated_watts": populated}
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_measured_watts_are_those_of_the_host_and_of_each_instance(tmp_path):
+    run = with_watts(write_density(tmp_path / "run", ending="processes"), 50.0, 58.0)
+    file = tmp_path / "prices.toml"
+    file.write_text(WATTS)
+    (plan,) = make_plan(PlanRequest((run,), prices=file)).plans
+    (cost,) = make_plan(PlanRequest((run,), prices=file)).costs
+    watts = 50 + (58 - 50) / 40 * plan.instances
+    assert cost.parts["energy"] == pytest.approx(watts / 1000 * 730.5 * 0.2)
+
+
+@pytest.mark.parametrize(
+    ("ending", "options", "said"),
+    [
+        ("", {}, "host.idle_watts: no power was measured with native idle: the host has no counters of energy"),
+        ("processes", {"cpus": 64.0, "memory": "64GiB"}, "host.idle_watts: the ramp's host has other CPUs"),
+    ],
+)
+def test_power_that_nobody_measured_is_refused(tmp_path, ending, options, said):
+    run = write_density(tmp_path / "run", ending=ending)
+    if ending:
+        with_watts(run, 50.0, 58.0)
+    file = tmp_path / "prices.toml"
+    file.write_text(WATTS)
+    with pytest.raises(SuiteError, match=re.escape(said)):
+        make_plan(PlanRequest((run,), prices=file, **options))
+
+
+def test_measured_watts_have_no_other_end(tmp_path):
+    file = tmp_path / "prices.toml"
+    file.write_text(WATTS + "full_watts = 300\n")
+    with pytest.raises(SuiteError, match="full_watts: cannot be combined with idle_watts = 'measured'"):
+        load_prices(file)

@@ -31,6 +31,7 @@ from tare.bench.experiments.density.population import (
 from tare.bench.experiments.interference import KINDS
 from tare.bench.experiments.work import prime_work
 from tare.bench.interfaces import Experiment, Instance, InstanceRun
+from tare.bench.linux.energy import EnergyMeter
 from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.model import Command, Commands, Phase
 from tare.bench.units import Duration, Size, format_duration, format_size
@@ -148,7 +149,9 @@ class _Ramp:
 
     def run(self) -> None:
         self._run.expect_starts(min(self._options.batch, self._options.count, self._run.concurrent_starts))
+        self._energy = EnergyMeter()
         before = self._settle()
+        self._idle_watts = self._energy.watts_since_last()
         self._baseline = before.readings[-1]
         self._began_s = before.readings[0].at_s
         self._floor = self._options.memory_floor or default_floor(self._baseline.total)
@@ -160,7 +163,9 @@ class _Ramp:
                     f"no instance could be started: {stop.message}", remedy=stop.remedy or None, evidence=stop.evidence
                 )
             self._run.record(metrics.RAMP, self._ramp_s)
+            self._energy.watts_since_last()  # of the ramp: only what the living take counts
             self._keep(self._settle())
+            self._populated_watts = self._energy.watts_since_last()
             self._read_instances()
             self._check(stop)
             stopping = time.monotonic()
@@ -424,8 +429,14 @@ class _Ramp:
         self._run.note(
             NoteCode.DENSITY_STOP,
             f"the ramp ended with {population} instances: {stop.message}",
-            {"population": population, **msgspec.to_builtins(stop)},
+            {"population": population, **msgspec.to_builtins(stop), **self._watts()},
         )
+
+    def _watts(self) -> dict[str, float]:
+        """The host's power without and with all instances idle; empty where it has no counters."""
+        if self._idle_watts is None or self._populated_watts is None:
+            return {}
+        return {"idle_watts": self._idle_watts, "populated_watts": self._populated_watts}
 
     def _record_return(self) -> None:
         """What the host has back once all are gone, and when."""
