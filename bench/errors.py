@@ -29,6 +29,10 @@ class ExitCode(IntEnum):
     """The machine refused something in the middle: full disk, failed build, failed clean-up."""
     NOT_COMPARABLE = 7
     """`tare compare` was given runs whose conditions differ."""
+    HOSTS_MISSING = 8
+    """`tare fleet`: at least one host has no complete run; the others' are whole."""
+    BUSY = 9
+    """Another run measures on this host, or another command works on this fleet."""
     REGRESSION = 10
     """`tare gate` found a regression that nobody acknowledged."""
     TOO_LITTLE_JUDGED = 11
@@ -96,6 +100,12 @@ class NotComparableError(TareError):
     """Two runs were made under different conditions, so that their difference says nothing about what is compared."""
 
     exit_code = ExitCode.NOT_COMPARABLE
+
+
+class HostBusyError(TareError):
+    """Another run measures on this host: two at once would measure each other."""
+
+    exit_code = ExitCode.BUSY
 
 
 class StoreError(TareError):

@@ -22,6 +22,7 @@ from tare.bench.design import make_design
 from tare.bench.errors import BackendError, RunDirectoryError, StoreError, SuiteError, TareError, UnavailableError
 from tare.bench.history.bridges import bridged_suite, require_bridge
 from tare.bench.host import host_confounds, host_fingerprint, read_facts, summarise
+from tare.bench.host_lock import measuring
 from tare.bench.image import ImageStore, Recipe
 from tare.bench.interfaces import Backend, BackendContext
 from tare.bench.interrupts import check, held, interruptible
@@ -38,7 +39,7 @@ from tare.bench.runner import Display, Outcome, Runner, make_event
 from tare.bench.service import resolve_service
 from tare.bench.store import LoadedRun, Progress, RunStore, find_progress, load_manifest, load_run
 from tare.bench.suite import BackendChoice, Suite, bind_suite, resolve_suite
-from tare.bench.suite_file import read_toml
+from tare.bench.suite_file import read_source
 from tare.bench.traits import WorkloadTraits
 from tare.bench.tune.journal import journal_file, tuned_facts
 from tare.bench.version import commit_of, tare_commit, tare_version
@@ -73,7 +74,7 @@ class RunResult(msgspec.Struct, frozen=True):
 
 def start_run(request: RunRequest, display: Display) -> RunResult:
     """Run a suite from its beginning. Raises TareError for what no cell can be measured without."""
-    source = read_toml(request.suite) if request.source is None else request.source
+    source = read_source(request.suite) if request.source is None else request.source
     plugins = find_backends(), find_workloads()
     spec = resolve_suite(source, request.suite, *plugins, only=request.only, seed=request.seed)
     origin, bridged = _origin(request), None
@@ -154,7 +155,11 @@ class _Session:
         except OSError as error:
             problem = f"cannot write to the run directory {self.path}: {error.strerror}"
             raise StoreError(problem, remedy="choose another folder with --output, or make it writable") from error
-        with start_workplace(self.suite, self.display.step) as context, contextlib.ExitStack() as stack:
+        with (
+            measuring(self.path),
+            start_workplace(self.suite, self.display.step) as context,
+            contextlib.ExitStack() as stack,
+        ):
             work, images = context.work_directory, ImageStore(cache_directory(), context.ledger)
             candidates = self._probe(context)
             image = self._find_or_build_image(images)

@@ -28,7 +28,7 @@ from tare.bench.suite_file import (
     Sampling,
     SuiteFile,
     convert,
-    read_toml,
+    read_source,
 )
 from tare.bench.units import format_size, parse_bound
 
@@ -171,7 +171,7 @@ def bind_suite(spec: SuiteSpec, host: HostOffer | None = None) -> Suite:
 
 def read_suite(path: Path, backends: Plugins[Backend], workloads: Plugins[Workload]) -> SuiteSpec:
     """Read and resolve a suite file. Raises SuiteError with the file and the key, whatever is wrong."""
-    return resolve_suite(read_toml(path), path, backends, workloads)
+    return resolve_suite(read_source(path), path, backends, workloads)
 
 
 def resolve_suite(

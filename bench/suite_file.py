@@ -157,6 +157,13 @@ class RequirementSection(Section, frozen=True):
             raise ValueError(f"{others[0]} is about no metric")
 
 
+class FleetSection(Section, frozen=True):
+    """``[fleet]``: of many hosts, those that the suite is for: of these types, with all these labels."""
+
+    types: tuple[str, ...] = ()
+    labels: Mapping[str, str] = {}
+
+
 class BackendSection(Section, frozen=True):
     """``[[backend]]``: ``type`` is a registered backend, ``name`` what this suite calls it (the type unless given).
 
@@ -196,6 +203,7 @@ class SuiteFile(Section, frozen=True):
     report: ReportSection = ReportSection()
     metric: Mapping[str, MetricSection] = {}
     requirement: tuple[RequirementSection, ...] = ()
+    fleet: FleetSection = FleetSection()
     workload: tuple[Mapping[str, Any], ...] = ()
     """``[[workload]]``: the suite's own, each with the keys of its kind (``WorkloadKind``)."""
 
@@ -216,6 +224,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SuiteError(str(path), "has tables or lists that are nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, and what int() says of thousands of digits
         raise SuiteError(str(path), f"is not TOML: {error}") from None
+
+
+def read_source(path: Path) -> dict[str, Any]:
+    """A suite as its file has it: TOML, or JSON if the name ends so, as other programs write it. Raises SuiteError."""
+    if path.suffix != ".json":
+        return read_toml(path)
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SuiteError(str(path), f"cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise SuiteError(str(path), "is not a JSON object")
+    return found
 
 
 def convert(value: Any, kind: type[_T], path: Path, key: str) -> _T:

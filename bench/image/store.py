@@ -31,6 +31,7 @@ from tare.bench.trees import sync
 
 _LIMITS = ArchiveLimits()
 _NEEDED_BYTES = 1_000_000_000
+_AS_IT_IS = ("--numeric-owner", "--xattrs", "--xattrs-include=*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 
@@ -138,6 +139,28 @@ class ImageStore:
             folder = self.import_archive(file, name=name, progress=progress).directory
             _link(known, folder)
         return stored.load(folder, one_line(file.name))
+
+    def pack(self, digest: str, file: Path) -> None:
+        """Write an image into ``file`` as it lies here, for ``unpack`` on another host. Raises ImageError."""
+        image = self.get(digest)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with translated(f"packing {digest[:12]}"), self.hold(image):
+            runner = ToolRunner(str(file))
+            runner.run(["tar", *_AS_IT_IS, "-cf", str(file), "-C", str(image.directory), "."], timeout_s=1800)
+
+    def unpack(self, file: Path, digest: str, progress: Progress = lambda _step: None) -> Image:
+        """The image ``digest`` of a file that ``pack`` wrote, every byte checked. Raises ImageError."""
+        if (self._images / digest).is_dir():
+            return self.get(digest)
+        with translated(f"unpacking {digest[:12]}"), self._workspace("unpack", progress) as workspace:
+            folder = workspace.folder / digest
+            folder.mkdir()
+            workspace.runner.run(["tar", *_AS_IT_IS, "-xpf", str(file), "-C", str(folder)], timeout_s=1800)
+            stored.verify(folder)
+            description = stored.load_description(folder)
+            folder.rename(workspace.image)
+            self._publish(workspace, description)
+        return self.get(digest)
 
     def list(self) -> tuple[Listed, ...]:
         """Every image that is here, and what builds have not finished, the newest first."""
