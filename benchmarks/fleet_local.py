@@ -3,8 +3,8 @@
 Run as root: ``python benchmarks/fleet_local.py [--hosts 8] [--combinations 5] [--faults worker,run] [--seed 1]``.
 Hosts are namespaces (``made_hosts.py``) whose workers are started again when they are killed. Each combination draws
 from: ``worker`` and ``run`` (``kill -9`` of it on a host), ``scheduler`` (of the command, which is then resumed),
-``cut`` (a host without network for 30 s), ``silent`` (a host that never answers). Then every host that answered has to have one
-complete run, here and verified, in which each planned instance is done exactly once, and nothing may be left on it.
+``cut`` (a host without network for 30 s), ``silent`` (a host that never answers). Then every host that answered has to
+have one complete run, here and verified, in which each planned instance is done exactly once, and nothing may be left.
 With ``--image`` one host has no image, and is sent that of the others.
 """
 
