@@ -69,7 +69,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything: style, types, boundaries, and the whole test suite. As root, guests and browser included."""
     install_host_packages(session, {"image", "vm", "native", "small", "build", "benchmarks", "tests", "engines"})
-    install_tare(session, "lint", "types", "boundaries", "test", extra="vm,docker")
+    install_tare(session, "lint", "types", "boundaries", "test", extra="vm,docker,fleet")
     check_style(session)
     session.run("mypy")
     session.run("lint-imports")
@@ -116,6 +116,16 @@ def engines(session: nox.Session) -> None:
     session.run("pytest", "--pyargs", "tare.bench.testing.contract", *chosen, "-p", "no:cacheprovider")
     session.run("pytest", "tests/engines", "--durations=15", *session.posargs, env={"TARE_TEST_ENGINES": "all"})
     session.run("python", "benchmarks/engine_overhead.py")
+
+
+@nox.session
+def fleet(session: nox.Session) -> None:
+    """Eight hosts made of namespaces, fifty random combinations of faults, and what a fleet adds to a run. As root."""
+    install_host_packages(session, {"image", "native", "small", "build", "tests"})
+    install_tare(session, "test", extra="fleet")
+    session.run("pytest", "tests/fleet", "--durations=15")
+    session.run("python", "benchmarks/fleet_local.py", "--combinations", "50", *session.posargs)
+    session.run("python", "benchmarks/fleet_cost.py")
 
 
 @nox.session

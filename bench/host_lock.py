@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from tare.bench.errors import HostBusyError
+from tare.bench.errors import CleanUpError, HostBusyError
 from tare.bench.linux.processes import find_status
 from tare.bench.locations import state_directory
 from tare.bench.readable import readable
@@ -48,11 +48,17 @@ def find_holder() -> Holder | None:
 def measuring(run: Path) -> Iterator[None]:
     """Hold the host for the length of a block that measures into the folder ``run``.
 
-    Raises HostBusyError if another process does, OSError if the state folder cannot be written.
+    Raises HostBusyError if another process does, CleanUpError if the state folder cannot be written.
     """
     path = state_directory() / _LOCK
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CleanUpError(
+            f"the state folder {path.parent} cannot be used: {error.strerror}",
+            remedy="set TARE_STATE_DIR to a folder that can be written",
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,13 +21,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from made_hosts import USER_ADDRESS, MadeHost, made_hosts, require_inside, wait_for, write_hosts
+from made_hosts import USER_ADDRESS, MadeHost, made_hosts, require_inside, run, wait_for, write_hosts
 
 from tare.bench.fleet.collection import FleetManifest, HostRow, HostState, load_fleet_manifest, run_folder
 from tare.bench.records import EventKind, RunStatus
 from tare.bench.store import attempt_of, load_run
 
 CUT_S = 30.0
+LOCKS = {"worker": "fleet/worker.lock", "run": "measuring.lock"}
+"""The lock file that names the process of a host which a fault kills."""
 FAULTS = ("worker", "run", "scheduler", "cut", "silent")
 SUITE = """
 [suite]
@@ -56,25 +58,39 @@ exit_time = true
 kind = "steady"
 workload = "nap"
 """
-Action = tuple[float, str, Callable[[], None]]
 
 
 class LocalFleet:
     """One fleet over made hosts, and the command that conducts it."""
 
-    def __init__(self, base: Path, hosts: list[MadeHost], blocks: int, silent: set[str]) -> None:
+    def __init__(
+        self,
+        base: Path,
+        hosts: list[MadeHost],
+        blocks: int,
+        silent: set[str],
+        *,
+        ssh: bool,
+        suite: str = SUITE,
+        progress: str = "1s",
+    ) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="fleet-", dir=base))
         self.hosts, self.silent = hosts, silent
         self.folder = self.base / "collected"
         self.log = self.base / "log"
         self._suite = self.base / "short.toml"
-        self._suite.write_text(SUITE.format(blocks=blocks))
-        self._file = write_hosts(self.base / "hosts.toml", hosts)
+        self._suite.write_text(suite.replace("{blocks}", str(blocks)))
+        self._progress = progress
+        more = f'user = "root"\nkey = "{base}/ssh-key"\ntare = "{sys.executable} -m tare"\n' if ssh else ""
+        self._file = write_hosts(self.base / "hosts.toml", hosts, "ssh" if ssh else "hand", more)
+        if ssh:
+            known = f'\n[ssh]\nknown_hosts = "{base}/known_hosts"\n'
+            self._file.write_text(self._file.read_text() + known)
         self._keys = base / "keys"
         self._environment = {**os.environ, "TARE_STATE_DIR": str(base / "state"), "TARE_WORK_DIR": str(base / "work")}
         self.tare("fleet", "keys", "--hosts", str(self._file), "-o", str(self._keys))
         for host in hosts:
-            if host.name not in silent:
+            if host.name not in silent and not ssh:
                 host.start_worker(self.address, "--keys", str(self._keys / "hosts" / host.name))
         self.command = self._start(str(self._suite), "-o", str(self.folder))
 
@@ -88,7 +104,16 @@ class LocalFleet:
 
     def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         argv = [sys.executable, "-m", "tare", "fleet", "run", *arguments, "--hosts", str(self._file)]
-        argv += ["--keys", str(self._keys), "--address", f"{USER_ADDRESS}:8786", "--wait", "90s", "--progress", "1s"]
+        argv += [
+            "--keys",
+            str(self._keys),
+            "--address",
+            f"{USER_ADDRESS}:8786",
+            "--wait",
+            "90s",
+            "--progress",
+            self._progress,
+        ]
         with self.log.open("ab") as log:
             return subprocess.Popen(argv, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -164,17 +189,20 @@ def draw(
 
 
 def combination(
-    base: Path, hosts: list[MadeHost], rng: random.Random, kinds: tuple[str, ...], blocks: int
+    base: Path,
+    hosts: list[MadeHost],
+    faults: list[tuple[float, str, MadeHost]],
+    silent: set[str],
+    asked: argparse.Namespace,
 ) -> dict[str, Any]:
     """One fleet with its faults; what came of it."""
     began = time.monotonic()
-    faults, silent = draw(rng, hosts, kinds)
-    fleet = LocalFleet(base, hosts, blocks, silent)
+    fleet = LocalFleet(base, hosts, asked.blocks, silent, ssh=asked.ssh)
     wait_for("a run begins", 400, fleet.is_running)
     running = time.monotonic()
-    befell = [(at, kind, host.name, _do(fleet, kind, host)) for at, kind, host in _timed(faults, running)]
+    befell = [(at, kind, host.name, *_do(fleet, kind, host)) for at, kind, host in _timed(faults, running)]
     deadline = time.monotonic() + 900
-    for _, _, _, undo in befell:
+    for *_, undo in befell:
         if undo is not None:
             undo()
     try:
@@ -188,7 +216,7 @@ def combination(
     if code != expected:
         problems.append(f"exit code {code}, not {expected}")
     return {
-        "faults": [[round(at, 1), kind, name] for at, kind, name, _ in befell],
+        "faults": [[round(at, 1), kind, name, hit] for at, kind, name, hit, _ in befell],
         "silent": sorted(silent),
         "seconds": round(time.monotonic() - began, 1),
         "problems": problems,
@@ -202,14 +230,12 @@ def _timed(faults: list[tuple[float, str, MadeHost]], began: float) -> Iterator[
         yield at, kind, host
 
 
-def _do(fleet: LocalFleet, kind: str, host: MadeHost) -> Callable[[], None] | None:
-    """Let a fault happen; returns what ends it, if it lasts."""
+def _do(fleet: LocalFleet, kind: str, host: MadeHost) -> tuple[bool, Callable[[], None] | None]:
+    """Let a fault happen. Returns whether there was something that it could happen to, and what ends it if it lasts."""
     if kind == "scheduler":
         fleet.kill_and_resume()
-    elif kind == "worker":
-        host.kill("fleet/worker.lock")
-    elif kind == "run":
-        host.kill("measuring.lock")
+    elif kind in LOCKS:
+        return host.kill(LOCKS[kind]), None
     else:
         host.cut()
         mend_at = time.monotonic() + CUT_S
@@ -218,8 +244,14 @@ def _do(fleet: LocalFleet, kind: str, host: MadeHost) -> Callable[[], None] | No
             time.sleep(max(0.0, mend_at - time.monotonic()))
             host.mend()
 
-        return mend
-    return None
+        return True, mend
+    return True, None
+
+
+def parse_faults(text: str, hosts: list[MadeHost]) -> list[tuple[float, str, MadeHost]]:
+    """Faults that are stated as ``KIND:HOST:SECONDS``, separated by commas; a host by its number."""
+    parts = [one.split(":") for one in text.split(",")]
+    return sorted(((float(at), kind, hosts[int(host)]) for kind, host, at in parts), key=lambda one: one[0])
 
 
 def main() -> None:
@@ -228,8 +260,10 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, default=8)
     parser.add_argument("--combinations", type=int, default=5)
     parser.add_argument("--faults", default=",".join(FAULTS))
+    parser.add_argument("--exactly", help="KIND:HOST:SECONDS,... after the first run began, instead of drawn ones")
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ssh", action="store_true", help="workers are started over SSH, by the sshd of each host")
     parser.add_argument("--image", action="store_true")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -239,8 +273,14 @@ def main() -> None:
     require_inside()
     results = []
     with made_hosts(asked.hosts, own_cache=(asked.hosts - 1,) if asked.image else ()) as (base, hosts):
+        if asked.ssh:
+            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(base / "ssh-key"))
+            (base / "known_hosts").write_text("".join(f"{host.start_sshd(base / 'ssh-key')}\n" for host in hosts))
         for number in range(asked.combinations):
-            result = combination(base, hosts, random.Random(f"{asked.seed}/{number}"), kinds, asked.blocks)
+            faults, silent = draw(random.Random(f"{asked.seed}/{number}"), hosts, kinds)
+            if asked.exactly:
+                faults, silent = parse_faults(asked.exactly, hosts), set()
+            result = combination(base, hosts, faults, silent, asked)
             results.append({"combination": number, **result})
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     failed = [result for result in results if result["problems"]]

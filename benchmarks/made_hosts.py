@@ -54,6 +54,11 @@ class MadeHost:
         for folder in (self.state, self.work, self.folder / "home"):
             folder.mkdir(parents=True)
         (self.folder / "machine-id").write_text(f"{uuid.uuid5(uuid.NAMESPACE_DNS, self.name).hex}\n")
+        users = Path("/etc/passwd").read_text().splitlines()
+        root = f"root:x:0:0:root:{self.folder}/home:/bin/sh"
+        (self.folder / "passwd").write_text(
+            "\n".join([root, *(one for one in users if not one.startswith("root:"))]) + "\n"
+        )
         self.environment = {
             **os.environ,
             "HOME": str(self.folder / "home"),
@@ -66,7 +71,8 @@ class MadeHost:
         self._connect()
 
     def _start_init(self) -> int:
-        named = f"mount --bind {self.folder}/machine-id /etc/machine-id && hostname {self.name}"
+        binds = [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("machine-id", "passwd")]
+        named = " && ".join([*binds, "mount -t tmpfs tmpfs /run", f"hostname {self.name}"])
         setup = f"{named} && echo ready && {{ {_FOREVER} & wait; }}"  # a shell that waits reaps orphans
         unshare = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._outer = subprocess.Popen([*unshare, "sh", "-c", setup], stdout=subprocess.PIPE, text=True)
@@ -103,6 +109,33 @@ class MadeHost:
         )
         log.close()
 
+    def start_sshd(self, key: Path) -> str:
+        """Start the host's own sshd, which lets in who has the private ``key``; its line for ``known_hosts``."""
+        folder = self.folder / "ssh"
+        folder.mkdir()
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host"))
+        folders = " ".join(
+            f"{name}={self.environment[name]}" for name in ("TARE_STATE_DIR", "TARE_WORK_DIR", "TARE_CACHE_DIR")
+        )
+        lines = [
+            f"HostKey {folder}/host",
+            f"AuthorizedKeysFile {key}.pub",
+            "StrictModes no",
+            "UsePAM no",
+            "PermitRootLogin yes",
+            "PidFile none",
+            "Subsystem sftp internal-sftp",
+            f"SetEnv {folders}",
+        ]
+        (folder / "config").write_text("\n".join(lines) + "\n")
+        self.run("mkdir", "/run/sshd")
+        log = (self.folder / "sshd.log").open("ab")
+        argv = self.entering("/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "config"))
+        self.workers.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+        log.close()
+        kind, public, *_ = (folder / "host.pub").read_text().split()
+        return f"{self.address} {kind} {public}"
+
     def pid_in(self, file: str) -> int | None:
         """The process that a lock file of tare's on this host names, by its number there."""
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -125,7 +158,7 @@ class MadeHost:
     def processes(self) -> list[str]:
         """What runs on the host, its first process left out."""
         listed = self.run("ps", "-eo", "pid=,args=").stdout.splitlines()
-        ours = ("1 sh -c mount", "ps -eo pid=,args=", _FOREVER)
+        ours = ("1 sh -c mount", "ps -eo pid=,args=", _FOREVER, "sshd")
         return [line.strip() for line in listed if not any(one in line for one in ours)]
 
     def end(self) -> None:

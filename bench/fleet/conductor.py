@@ -26,6 +26,7 @@ from tare.bench.readable import readable
 
 _T = TypeVar("_T")
 _HELLO_S = 300.0
+_LEAVE_S = 30.0
 _TRIES = 3
 _SAVE_EVERY_S = 2.0
 _START_AGAIN_S = 15.0
@@ -91,19 +92,19 @@ class Conductor:
     async def conduct(self, here: Hello) -> FleetManifest:
         """See each host to its end, and return how they stand. Raises TareError if it cannot listen."""
         names = [host.name for host in self.request.hosts]
-        try:
-            async with Exchange(self.manifest.address, self.request.credentials, names, self._fetch) as exchange:
-                self._exchange = exchange
-                self._save(msgspec.structs.replace(self.manifest, address=exchange.address))
-                self._watcher.step(f"waiting for {len(names)} hosts at {exchange.address}")
-                await asyncio.gather(*(self._attend(host, here) for host in self.request.hosts))
-        except OSError as error:
-            raise TareError(
-                f"cannot listen at {self.manifest.address}: {error.strerror or error}",
-                remedy="name an address of this machine that the hosts reach with --address ADDRESS:PORT",
-            ) from error
-        finally:
-            (self.request.folder / "image.tar").unlink(missing_ok=True)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback((self.request.folder / "image.tar").unlink, missing_ok=True)
+            exchange = Exchange(self.manifest.address, self.request.credentials, names, self._fetch)
+            try:
+                self._exchange = await stack.enter_async_context(exchange)
+            except OSError as error:
+                raise TareError(
+                    f"cannot listen at {self.manifest.address}: {error.strerror or error}",
+                    remedy="name a free address of this machine that the hosts reach with --address ADDRESS:PORT",
+                ) from error
+            self._save(msgspec.structs.replace(self.manifest, address=exchange.address))
+            self._watcher.step(f"waiting for {len(names)} hosts at {exchange.address}")
+            await asyncio.gather(*(self._attend(host, here) for host in self.request.hosts))
         self._save(msgspec.structs.replace(self.manifest, ended_utc=utc_now()))
         return self.manifest
 
@@ -118,8 +119,8 @@ class Conductor:
         except AbsentError as error:
             seen = bool(self.manifest.row(host.name).seen_utc)
             self._set(host, state=HostState.LOST if seen else HostState.SILENT, reason=str(error))
-        except TareError as error:
-            self._set(host, state=HostState.FAILED, reason=str(error))
+        except (TareError, OSError) as error:
+            self._set(host, state=HostState.FAILED, reason=readable(str(error)))
             with contextlib.suppress(TareError):
                 await self._dismiss(host)
         finally:
@@ -127,8 +128,11 @@ class Conductor:
 
     async def _run(self, host: Host, here: Hello) -> None:
         asked = time.monotonic()
-        said = await asyncio.wait_for(self._ask(host, "hello", self._question()), _HELLO_S + self.request.wait_s)
-        hello = _as(said, Hello)
+        try:
+            async with asyncio.timeout(_HELLO_S + self.request.wait_s):
+                hello = _as(await self._ask(host, "hello", self._question()), Hello)
+        except TimeoutError:
+            raise AbsentError(f"it connected, and said nothing of itself for {_HELLO_S:g} s") from None
         problem = refuse_alone(hello, msgspec.structs.replace(here, utc=utc_now()), time.monotonic() - asked)
         self._set(host, fingerprint=hello.fingerprint, conditions=hello.conditions, state=HostState.READY)
         if not problem:
@@ -183,8 +187,9 @@ class Conductor:
     async def _dismiss(self, host: Host) -> None:
         """Let the worker go; where its run goes on it stays, to be asked again."""
         if self.manifest.row(host.name).state is not HostState.RUNNING and self._is_here(host):
-            with contextlib.suppress(LostError):
-                await asyncio.wait_for(self._exchange.call(host.name, "leave", None), 10.0)
+            with contextlib.suppress(LostError, TimeoutError):
+                async with asyncio.timeout(_LEAVE_S):
+                    await self._exchange.call(host.name, "leave", None)
 
     # What is asked of hosts
 

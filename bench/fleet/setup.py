@@ -22,7 +22,6 @@ from tare.bench.trees import make_folders
 from tare.bench.version import tare_version
 
 _LOCK = ".lock"
-_AGAIN = frozenset({HostState.COLLECTED, HostState.FINISHED, HostState.RUNNING})
 
 
 def read_fleet_suite(path: Path) -> SuiteSpec:
