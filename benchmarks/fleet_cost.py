@@ -2,8 +2,8 @@
 
 Run as root: ``python benchmarks/fleet_cost.py [--pairs 6]``. The host is made of namespaces (``made_hosts.py``); the
 fleet's command stays on the CPUs that the instances do not have, as if it were elsewhere. Printed are, for each
-backend, the ratio of the medians of a CPU workload (fleet over by hand) with the percentile bootstrap over pairs, and of
-the worker's threads while the run goes on: the CPUs they may use, and their context switches a second.
+backend, the ratio of the medians of a CPU workload (fleet over by hand) with the percentile bootstrap over pairs, and
+of the worker's threads while the run goes on: the CPUs they may use, and their context switches a second.
 """
 
 import argparse
