@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -172,14 +173,15 @@ def configuration(data: Path, storage: str, gvisor: Sequence[str]) -> dict[str, 
 def start_archive(tree: Path) -> Iterator[Iterator[bytes]]:
     """A tar archive of a folder, piece by piece, with owners, modes and extended attributes. Raises BackendError."""
     argv = [str(require_tool("tar")), "--create", "--numeric-owner", "--xattrs", "--one-file-system"]
-    with Popen([*argv, f"--directory={tree}", "."], stdin=DEVNULL, stdout=PIPE, stderr=PIPE) as tar:
+    argv += [f"--directory={tree}", "."]
+    with tempfile.TemporaryFile() as said, Popen(argv, stdin=DEVNULL, stdout=PIPE, stderr=said) as tar:
         assert tar.stdout is not None
-        assert tar.stderr is not None
         try:
             yield iter(lambda: tar.stdout.read(_CHUNK_BYTES), b"")  # type: ignore[union-attr]
             if tar.wait():
-                said = tar.stderr.read().decode(errors="replace")
-                raise BackendError(f"tar could not archive the image: {said.strip()}")
+                said.seek(0)
+                reason = said.read().decode(errors="replace").strip()
+                raise BackendError(f"tar could not archive the image: {reason.partition(chr(10))[0]}", evidence=reason)
         finally:
             tar.kill()
 
