@@ -275,7 +275,7 @@ class Exchange:
             try:
                 return await answer
             finally:
-                await future.cancel(force=True)
+                future.release()  # a task that goes on is cancelled; to wait for that may take for ever
 
 
 Calls = Mapping[str, Callable[["FleetWorker", Any, Told], Awaitable[Any]]]
