@@ -28,7 +28,7 @@ from tare.backends.vm.disks import (
     probe_boot_disk,
     probe_virtiofsd,
 )
-from tare.backends.vm.domain_xml import Memory
+from tare.backends.vm.domain_xml import Accelerator, Machine, Memory
 from tare.backends.vm.embedded import start_embedded
 from tare.backends.vm.guest import GuestSetup, guest_limits, save_prepared, start_guest
 from tare.backends.vm.instance import VmInstance
@@ -202,6 +202,11 @@ class VirtualMachine(Backend):
             ledger=ledger,
             bound_s=options.proof_timeout_s,
         )
+        if options.machine is Machine.MICROVM and acceleration.accelerator is not Accelerator.KVM:
+            raise UnavailableError(
+                f'machine = "microvm" needs KVM, and here guests are emulated: {acceleration.reason}',
+                remedy=f"leave it out; or {proof.REMEDY}",
+            )
         opening = (
             start_embedded(ledger, self._cache / "capabilities")
             if options.connection == EMBEDDED

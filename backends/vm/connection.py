@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from tare.backends.vm.domain_xml import MACHINE, Accelerator
+from tare.backends.vm.domain_xml import Accelerator, Machine
 from tare.backends.vm.emulator import JOIN_VARIABLE, Emulator
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.interrupts import SLICE_S, check
@@ -103,7 +103,7 @@ class Connection(ABC):
         kind = "kvm" if accelerator is Accelerator.KVM else "qemu"
         found: str = self.ask(
             f"find out what {program} can do",
-            lambda: self._handle.getDomainCapabilities(str(program), "x86_64", MACHINE, kind),
+            lambda: self._handle.getDomainCapabilities(str(program), "x86_64", Machine.Q35.value, kind),
         )
         return found
 

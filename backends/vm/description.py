@@ -7,7 +7,7 @@ import msgspec
 
 from tare.backends.vm.disks import OPTIONS as SHARE_OPTIONS
 from tare.backends.vm.disks import SHARED_MODE, allocated_bytes
-from tare.backends.vm.domain_xml import CPU_MODE, MACHINE, TB_CACHE_MIB, Accelerator
+from tare.backends.vm.domain_xml import CPU_MODE, TB_CACHE_MIB, Accelerator
 from tare.backends.vm.emulator import choose_identity
 from tare.backends.vm.guest import GuestSetup
 from tare.backends.vm.network import no_network_facts
@@ -46,7 +46,7 @@ def describe(setup: GuestSetup, backend: str) -> BackendDescription:
         "libvirt": setup.connection.version,
         "connection": options.connection,
         "qemu_user": _qemu_user(options),
-        "machine": MACHINE,
+        "machine": options.machine.value,
         "profile": _PROFILES[options.profile],
         "cpu_model": CPU_MODE[accelerator] if options.cpu_model == AUTO else options.cpu_model,
         "pinning": _PINNED[options.pinning],

@@ -1,7 +1,7 @@
 """The libvirt domain of a guest, from typed values. Pure: the same values give the same text.
 
 Schema: libvirt's ``domain.rng`` (checked with ``virt-xml-validate`` in the tests). What is not written here is what
-libvirt and QEMU choose by themselves for a ``q35`` machine.
+libvirt and QEMU choose by themselves for the machine.
 """
 
 import itertools
@@ -23,7 +23,13 @@ class Accelerator(StrEnum):
     TCG = "tcg"
 
 
-MACHINE = "q35"
+class Machine(StrEnum):
+    """What the guest's board is: a PC with PCI Express, or QEMU's small machine with its devices on virtio-mmio."""
+
+    Q35 = "q35"
+    MICROVM = "microvm"
+
+
 _TYPES = {Accelerator.KVM: "kvm", Accelerator.TCG: "qemu"}
 """The values of ``<domain type>``."""
 TB_CACHE_MIB = 48
@@ -131,6 +137,7 @@ class Guest(msgspec.Struct, frozen=True):
     interface: Interface | None = None
     security_models: tuple[str, ...] = ()
     saved: bool = False
+    machine: Machine = Machine.Q35
 
 
 def domain_xml(guest: Guest) -> str:
@@ -194,7 +201,7 @@ def _cpus(guest: Guest) -> Iterator[ET.Element]:
 
 
 def _boot(guest: Guest) -> Iterator[ET.Element]:
-    machine = _e("type", "hvm", arch="x86_64", machine=MACHINE)
+    machine = _e("type", "hvm", arch="x86_64", machine=guest.machine.value)
     if any(disk.boots for disk in guest.disks):
         yield _e("os", machine, _e("smbios", mode="sysinfo"))
         strings = (_e("entry", argument) for argument in guest.kernel_arguments)
@@ -228,7 +235,10 @@ def _devices(guest: Guest) -> ET.Element:
         _channel("connect", guest.command_socket, COMMAND_PORT),
         _e("memballoon", model="virtio" if guest.balloon else "none", **reporting),
     )
-    _place_on_root_bus(devices)
+    if guest.machine is Machine.MICROVM:
+        _place_on_mmio(devices)
+    else:
+        _place_on_root_bus(devices)
     return devices
 
 
@@ -246,12 +256,18 @@ def _place_on_root_bus(devices: ET.Element) -> None:
     """
     slots = itertools.count(FIRST_SLOT)
     for device in devices:
-        if _is_on_pci(device):
+        if _is_virtio(device):
             slot = f"{next(slots):#04x}"
             device.append(_e("address", type="pci", domain="0x0000", bus="0x00", slot=slot, function="0x0"))
 
 
-def _is_on_pci(device: ET.Element) -> bool:
+def _place_on_mmio(devices: ET.Element) -> None:
+    """Say that each device is a virtio-mmio one: libvirt looks for a PCI bus, which a microvm does not have."""
+    for device in filter(_is_virtio, devices):
+        device.append(_e("address", type="virtio-mmio"))
+
+
+def _is_virtio(device: ET.Element) -> bool:
     match device.tag:
         case "disk":
             return device.find("target[@bus='virtio']") is not None

@@ -200,6 +200,7 @@ def _describe(setup: GuestSetup, spec: InstanceSpec, scratch: Path, watch: Watch
         free_page_reporting=options.balloon is Balloon.REPORTING,
         share_socket=watch.console_socket.with_name(_SHARE_SOCKET) if shared else None,
         security_models=setup.connection.security_models,
+        machine=options.machine,
     )
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tare.backends.vm.domain_xml import Accelerator, Memory
+from tare.backends.vm.domain_xml import Accelerator, Machine, Memory
 from tare.bench.errors import UnavailableError
 from tare.bench.linux.files import HERE, HostRoots, find_text
 from tare.bench.linux.memory import read_meminfo
@@ -122,6 +122,7 @@ class Network(StrEnum):
 class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``options`` of a ``[[backend]]`` of the type ``vm``; the default of each is what a good operator would choose.
 
+    ``machine``: ``microvm`` has no PCI and few devices, and needs KVM.
     ``accel``: ``kvm`` is refused where no guest boots under it; ``auto`` then emulates, and says so.
     ``connection`` is libvirt's URI of a QEMU driver on this host; ``qemu:///embed`` needs no daemon. ``cpu_model`` is
     ``auto`` (``host-passthrough`` under KVM, ``maximum`` under TCG), a mode of libvirt's, or QEMU's name of a model.
@@ -135,6 +136,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     connection: str = EMBEDDED
+    machine: Machine = Machine.Q35
     profile: Profile = Profile.MINIMAL
     cpu_model: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = AUTO
     pinning: Pinning = Pinning.TOGETHER
@@ -155,6 +157,8 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_uri(self.connection)
         if self.accel == "tcg" and self.cpu_model == "host-passthrough":
             raise ValueError('cpu_model = "host-passthrough" needs KVM, and accel = "tcg" emulates: use "maximum"')
+        if self.machine is Machine.MICROVM:
+            self._check_microvm()
         if self.start == "restore":
             self._check_restore()
         if self.io is Io.NATIVE and self.cache not in PAST_THE_PAGE_CACHE | {Cache.AUTO}:
@@ -165,6 +169,13 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.scratch is Scratch.VIRTIOFS:
             self._check_virtiofs()
+
+    def _check_microvm(self) -> None:
+        """Its kernel has no clock but KVM's, and its firmware finds no disk."""
+        if self.accel == "tcg":
+            raise ValueError('machine = "microvm" needs KVM, whose clock is the only one that its kernel finds')
+        if self.profile is Profile.FIRMWARE:
+            raise ValueError('profile = "firmware" needs machine = "q35": a microvm boots from no disk')
 
     def _check_restore(self) -> None:
         """What a guest's memory knows of the world outside has to be the same in the next guest."""
@@ -190,9 +201,10 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def modules(self) -> tuple[str, ...]:
         """The kernel modules that a guest needs for them, beyond those that every guest loads."""
+        bus = ("virtio_mmio",) if self.machine is Machine.MICROVM else ()
         scsi = ("virtio_scsi", "sd_mod") if self.disk_bus is DiskBus.SCSI else ()
         balloon = ("virtio_balloon",) if self.balloon is not Balloon.OFF else ()
-        return scsi + balloon
+        return bus + scsi + balloon
 
 
 def _check_uri(uri: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from tare.backends.vm.boot import KERNEL_ARGUMENTS
-from tare.backends.vm.domain_xml import MACHINE, Accelerator
+from tare.backends.vm.domain_xml import Accelerator, Machine
 from tare.backends.vm.emulator import Emulator
 from tare.bench.errors import UnavailableError
 from tare.bench.interrupts import check
@@ -201,7 +201,7 @@ def boot(
     arguments: tuple[str, ...] = KERNEL_ARGUMENTS
     if verbose:
         arguments = (*(word for word in arguments if word != "quiet"), *_VERBOSE)
-    argv = [str(emulator.program), "-machine", f"{MACHINE},accel=kvm", "-cpu", "host", "-m", str(_MEMORY_MIB)]
+    argv = [str(emulator.program), "-machine", f"{Machine.Q35},accel=kvm", "-cpu", "host", "-m", str(_MEMORY_MIB)]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]
     argv += ["-kernel", str(kernel), "-initrd", str(initramfs), "-append", " ".join(arguments)]
     marker = f"vm-proof-{os.getpid()}"

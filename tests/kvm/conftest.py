@@ -15,7 +15,14 @@ from tare.bench.errors import TareError
 from tare.bench.locations import cache_directory
 from tare.bench.model import Image
 from tare.bench.process import find_tool
-from tests.kvm.emulated_host import EmulatedHost, Ran, find_or_fetch_kernel, start_emulated_host
+from tests.kvm.emulated_host import (
+    MEMORY_BYTES,
+    SMALL_MEMORY_BYTES,
+    EmulatedHost,
+    Ran,
+    find_or_fetch_kernel,
+    start_emulated_host,
+)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("TARE_TEST_REAL_KVM") == "1"
@@ -71,7 +78,9 @@ def start_kvm_host(cgroups: str = "v2") -> Iterator[KvmHost]:
         if REAL:
             yield KvmHost(None, Path(folder))
             return
-        with start_emulated_host(Path(folder), cache_directory() / "tests", cgroups=cgroups) as host:
+        memory = MEMORY_BYTES if EVERYTHING else SMALL_MEMORY_BYTES
+        cache = cache_directory() / "tests"
+        with start_emulated_host(Path(folder), cache, memory_bytes=memory, cgroups=cgroups) as host:
             host.check("sh", "-c", _CACHE, "sh", cache_directory())
             yield KvmHost(host, Path("/data"))
 

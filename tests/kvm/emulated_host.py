@@ -29,6 +29,8 @@ from tare.bench.process import require_tool, run
 
 MIB = 2**20
 MEMORY_BYTES = 2048 * MIB
+SMALL_MEMORY_BYTES = 1024 * MIB
+"""Enough for one guest; with QEMU, its translated code and the tests that is 1.4 GiB of this machine's."""
 DISK_BYTES = 8192 * MIB
 START_DEADLINE_S = 240.0
 """A start takes some 30 s on a quiet machine; others may be at work on it."""

@@ -26,7 +26,11 @@ GROUPS = {
     "guests": ("tests/privileged/test_vm_guests.py", 3600),
     "network": ("tests/privileged/test_vm_network.py", 1800),
     "profiles": ("tests/privileged/test_vm_profiles.py", 3600),
+    "microvm": ("tests/kvm/inside/checks_microvm.py", 1800),
 }
+# The ready suite, as short as it goes: nothing of how its instances are made is changed.
+SHORTER = (("blocks = 10", "blocks = 1"), ("iterations = 3", "iterations = 1"), ("warmup = 1", "warmup = 0"))
+HUGE_PAGES = 300
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -35,10 +39,10 @@ def test_what_passes_emulated_passes_under_kvm(kvm_host, group):
     kvm_host.pytest(arguments, timeout_s=timeout_s)
 
 
-def measured(kvm_host, suite):
+def measured(kvm_host, suite, file=None):
     """The summary of a run of a suite, made there."""
     run = kvm_host.folder / f"run-{suite}"
-    file = SUITES / f"{suite}.toml" if suite != "quickstart" else CHECKOUT / "suites/quickstart.toml"
+    file = file or SUITES / f"{suite}.toml"
     kvm_host.tare(f"run {file} -o {run} --no-report", timeout_s=3600)
     return json.loads(kvm_host.tare(f"report -f json -o - {run}", timeout_s=300))
 
@@ -63,10 +67,40 @@ def test_a_start_takes_what_qemu_takes(kvm_host):
 
 
 def test_a_quickstart_names_kvm_nested_and_decides_nothing(kvm_host):
-    summary = measured(kvm_host, "quickstart")
+    summary = measured(kvm_host, "quickstart", CHECKOUT / "suites/quickstart.toml")
     assert summary["backends"]["vm"]["label"] == "vm (kvm)"
     assert {"host-emulated", "nested-virtualization"} <= {caveat["code"] for caveat in summary["caveats"]} or REAL
     assert REAL or {claim["verdict"] for claim in summary["claims"]} == {"not measured here"}
+
+
+@pytest.fixture
+def huge_pages(kvm_host):
+    """As many as a guest of the suite ``server`` needs, reserved for the time of one test."""
+    setting = "/proc/sys/vm/nr_hugepages"
+    before = int(kvm_host.run(f"cat {setting}", timeout_s=60).out)
+    kvm_host.run(f"echo {before + HUGE_PAGES} >{setting}", timeout_s=120)
+    yield
+    kvm_host.run(f"echo {before} >{setting}", timeout_s=120)
+
+
+def test_the_suite_of_a_server_runs_as_it_is(kvm_host, huge_pages):
+    """Host-passthrough, huge pages, io_uring, a tap with vhost, q35: what a good server has."""
+    text = (CHECKOUT / "suites/server.toml").read_text()
+    for long, short in SHORTER:
+        assert text.count(long) == 1
+        text = text.replace(long, short)
+    file = kvm_host.folder / "server.toml"
+    kvm_host.run(f"cat >{file} <<'END'\n{text}END", timeout_s=60)
+    summary = measured(kvm_host, "server", file)
+    assert (summary["status"], summary["failures"]) == ("complete", [])
+    guest = summary["backends"]["vm"]
+    assert guest["label"] == "vm (kvm)"
+    facts = guest["facts"]
+    wanted = {"machine": "q35", "cpu_model": "host-passthrough", "memory_backing": "hugepages"}
+    assert {name: facts[name] for name in wanted} == wanted
+    assert "io_uring" in facts["scratch_disk"]
+    assert facts["packets_moved_by"] == "vhost"
+    assert {result["backend"] for result in summary["results"]} == {"bare-metal", "native", "vm"}
 
 
 def test_a_host_is_told_from_afar(kvm_host):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tare.backends.vm.domain_xml import QEMU_NAMESPACE, Accelerator, Disk, Guest, Interface, Memory, domain_xml
+from tare.backends.vm.domain_xml import QEMU_NAMESPACE, Accelerator, Disk, Guest, Interface, Machine, Memory, domain_xml
 from tare.bench.process import ToolFailedError, find_tool, run
 
 
@@ -177,6 +177,26 @@ def test_every_pci_device_has_a_slot_of_the_root_bus():
     assert slots == [1, 2, 3, 4, 5, 6], "virtio disk, SCSI and serial controllers, share, interface, balloon"
 
 
+def test_every_device_of_a_microvm_is_on_mmio():
+    disks = (Disk(Path("/image/disk.erofs"), "sda", "tare-image", "writeback", "threads"), guest().disks[1])
+    share, interface = Path("/run/a/share"), Interface("52:54:00:00:00:01", tap="tap0")
+    domain = parsed(
+        machine=Machine.MICROVM,
+        disks=disks,
+        memory=Memory.MEMFD,
+        balloon=True,
+        share_socket=share,
+        interface=interface,
+    )
+    assert domain.find("os/type").get("machine") == "microvm"
+    assert parsed().find("os/type").get("machine") == "q35"
+    assert domain.findall("devices/*/address[@type='pci']") == []
+    placed = [
+        device.tag for device in domain.find("devices") if device.find("address[@type='virtio-mmio']") is not None
+    ]
+    assert sorted(placed) == ["controller", "controller", "disk", "filesystem", "interface", "memballoon"]
+
+
 def test_interfaces():
     assert parsed().find("devices/interface") is None
     tap = parsed(interface=INTERFACES[1]).find("devices/interface")
@@ -233,6 +253,7 @@ def every_guest():
         yield guest(disks=disks)
     yield guest(disks=(BOOT_DISK,))
     yield guest(pinned=False)
+    yield guest(machine=Machine.MICROVM, accelerator=Accelerator.KVM, interface=INTERFACES[1], balloon=True)
     for accelerator, interface in itertools.product(Accelerator, INTERFACES):
         yield guest(accelerator=accelerator, interface=interface)
     for accelerator, cpus, model, apart, memory, balloon, share, models in itertools.product(

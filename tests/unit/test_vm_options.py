@@ -45,6 +45,9 @@ def backends_of(tmp_path, options):
         ('start = "restore", network = "tap"', "options", 'start = "restore" needs network = "none"'),
         ('start = "restore", profile = "full"', "options", 'start = "restore" needs profile = "minimal"'),
         ('io = ["threads", "native"], cache = "unsafe"', "options", 'io = "native" needs cache'),
+        ('accel = "tcg", machine = "microvm"', "options", 'machine = "microvm" needs KVM'),
+        ('machine = ["q35", "microvm"], profile = "firmware"', "options", 'needs machine = "q35"'),
+        ('machine = "pc"', "options.machine", "must be one of"),
         ('accel = "tcg", cpu_model = "host-passthrough"', "options", 'cpu_model = "host-passthrough" needs KVM'),
         ('connection = "xen:///system"', "options", "is no QEMU driver of libvirt's: those are qemu:///embed"),
         ('connection = "system"', "options", "is no QEMU driver"),
@@ -93,6 +96,13 @@ def test_apart_needs_another_cpu(tmp_path, monkeypatch):
         backends_of(tmp_path, 'pinning = "apart"')
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3})
     assert backends_of(tmp_path, 'pinning = "apart"')[0].options.pinning == "apart"
+
+
+def test_a_microvm_is_a_backend_beside_the_other(tmp_path):
+    found = backends_of(tmp_path, 'machine = ["q35", "microvm"], balloon = "on", disk_bus = "virtio-scsi"')
+    assert [choice.name for choice in found] == ["vm:machine=q35", "vm:machine=microvm"]
+    modules = [choice.options.modules for choice in found]
+    assert modules == [("virtio_scsi", "sd_mod", "virtio_balloon"), ("virtio_mmio", *modules[0])]
 
 
 def test_each_value_of_a_list_is_a_backend(tmp_path):

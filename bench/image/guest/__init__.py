@@ -24,7 +24,7 @@ SOURCES = (*sorted(Path(__file__).parent.glob("*.c")), *inside.SOURCES)
 WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay", "ext4")
 """Kernel modules the guest needs, in the order in which it needs them; those built into the kernel are left out."""
 
-OPTIONAL_MODULES = ("virtio_net", "virtio_scsi", "sd_mod", "virtiofs", "virtio_balloon")
+OPTIONAL_MODULES = ("virtio_net", "virtio_scsi", "sd_mod", "virtiofs", "virtio_balloon", "virtio_mmio")
 """Kernel modules that are loaded only where ``tare.modules`` on the kernel's command line names them."""
 
 
