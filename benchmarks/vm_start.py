@@ -5,7 +5,7 @@ The three take turns in one process, in random order. Ours is the timeline's req
 answered and its init has finished; its scratch disk is copied before the clock starts. The naive guest is that of
 naive_guest.py, until it answers.
 
-    python benchmarks/vm_start.py [--image NAME] [--rounds N] [--busybox PATH] [--json]
+    python benchmarks/vm_start.py [--image NAME] [--rounds N] [--busybox PATH] [--without-naive] [--json]
 
 Needs root, QEMU, libvirt, a static busybox and an image (`tare image build`). Leaves nothing behind; what a killed run
 left is removed at the next. With --json, `ratios` maps `qemu-by-hand` and `naive` to our median over theirs;
@@ -62,10 +62,12 @@ def main() -> int:
     parser.add_argument("--image", default="", help="name or digest of the image (default: the newest)")
     parser.add_argument("--rounds", type=int, default=20, help="starts of each kind (default 20)")
     parser.add_argument("--busybox", type=Path, help="a static busybox (default: the one in PATH)")
+    parser.add_argument("--without-naive", action="store_true", help="leave the naive guest out")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     try:
-        result = measure(arguments.image, max(2, arguments.rounds), arguments.busybox or require_tool("busybox"))
+        busybox = None if arguments.without_naive else arguments.busybox or require_tool("busybox")
+        result = measure(arguments.image, max(2, arguments.rounds), busybox)
     except TareError as error:
         print(f"vm_start: {error}", file=sys.stderr)
         return int(error.exit_code)
@@ -82,8 +84,8 @@ def main() -> int:
     return ExitCode.OK
 
 
-def measure(reference: str, rounds: int, busybox: Path) -> dict[str, Any]:
-    """Alternate the three and compare. Raises TareError."""
+def measure(reference: str, rounds: int, busybox: Path | None) -> dict[str, Any]:
+    """Alternate the three, or without ``busybox`` the first two, and compare. Raises TareError."""
     clean(BASE / "ledger")
     folder = BASE / str(os.getpid())
     envelope = Envelope((max(os.sched_getaffinity(0)),), MEMORY_BYTES, SCRATCH_BYTES, PIDS_MAX)
@@ -96,10 +98,11 @@ def measure(reference: str, rounds: int, busybox: Path) -> dict[str, Any]:
         stack.callback(backend.close)
         described = backend.prepare(image, envelope)
         by_hand = ByHand(ledger, folder, image, envelope, described.accelerator)
-        naive = NaiveGuest(
-            ledger, folder, image, cpus=envelope.cpus, memory_bytes=envelope.memory_bytes, busybox=busybox
-        )
-        times: dict[str, list[float]] = {"vm": [], "qemu-by-hand": [], "naive": []}
+        times: dict[str, list[float]] = {"vm": [], "qemu-by-hand": []}
+        if busybox is not None:
+            size = envelope.memory_bytes
+            naive = NaiveGuest(ledger, folder, image, cpus=envelope.cpus, memory_bytes=size, busybox=busybox)
+            times["naive"] = []
         ours: list[Ours] = []
         first_by_hand: list[float] = []
         for number in range(rounds):
@@ -120,7 +123,7 @@ def measure(reference: str, rounds: int, busybox: Path) -> dict[str, Any]:
         BASE.rmdir()
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first warms caches
     return {
-        "ratios": {name: medians["vm"] / medians[name] for name in ("qemu-by-hand", "naive")},
+        "ratios": {name: medians["vm"] / medians[name] for name in times if name != "vm"},
         "libvirt_s": statistics.median(one.init_s for one in ours[1:]) - statistics.median(first_by_hand[1:]),
         "teardown_s": statistics.median(one.gone_s for one in ours),
         "release_s": statistics.median(one.release_s for one in ours),

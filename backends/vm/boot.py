@@ -21,6 +21,7 @@ import msgspec
 
 from tare.backends.vm.commands import GUEST_PROGRAM
 from tare.backends.vm.connection import Domain
+from tare.backends.vm.domain_xml import Machine
 from tare.backends.vm.options import Profile, VmOptions
 from tare.backends.vm.watch import Watch
 from tare.bench.catalogue import GuestSplit
@@ -67,7 +68,9 @@ class Failure(Protocol):
 def kernel_arguments(options: VmOptions, envelope: Envelope) -> tuple[str, ...]:
     """The kernel's command line; with a boot loader, the machine's OEM strings."""
     modules = (f"tare.modules={','.join(options.modules)}",) if options.modules else ()
-    own = (f"tare.pids={envelope.pids_max}", f"tare.scratch={options.scratch}", *modules)
+    # A kernel that looks for PCI where there is none says that as an error.
+    bus = ("pci=off",) if options.machine is Machine.MICROVM else ()
+    own = (*bus, f"tare.pids={envelope.pids_max}", f"tare.scratch={options.scratch}", *modules)
     match options.profile:
         case Profile.MINIMAL:
             return (*KERNEL_ARGUMENTS, *own)

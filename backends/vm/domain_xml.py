@@ -229,7 +229,7 @@ def _devices(guest: Guest) -> ET.Element:
         *map(_disk, guest.disks),
         *_controllers(guest),
         None if guest.share_socket is None else _share(guest.share_socket),
-        None if guest.interface is None else _interface(guest.interface),
+        None if guest.interface is None else _interface(guest.interface, guest.machine),
         *_console(guest.console_socket),
         _channel("bind", guest.agent_socket, AGENT_PORT),
         _channel("connect", guest.command_socket, COMMAND_PORT),
@@ -319,7 +319,7 @@ def _share(socket: Path) -> ET.Element:
     return _e("filesystem", _e("driver", type="virtiofs"), source, target, type="mount")
 
 
-def _interface(interface: Interface) -> ET.Element:
+def _interface(interface: Interface, machine: Machine) -> ET.Element:
     address, prefix = interface.subnet
     tap = (
         _e("target", dev=interface.tap, managed="no"),
@@ -330,7 +330,8 @@ def _interface(interface: Interface) -> ET.Element:
         _e("mac", address=interface.mac),
         *(tap if interface.tap else (_e("ip", family="ipv4", address=address, prefix=str(prefix)),)),
         _e("model", type="virtio"),
-        _e("rom", enabled="no"),  # its option ROM, to boot from the network, would cost every start some time
+        # A PCI one has an option ROM, to boot from the network, which would cost every start some time.
+        None if machine is Machine.MICROVM else _e("rom", enabled="no"),
         type="ethernet" if interface.tap else "user",
     )
 

@@ -176,6 +176,10 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError('machine = "microvm" needs KVM, whose clock is the only one that its kernel finds')
         if self.profile is Profile.FIRMWARE:
             raise ValueError('profile = "firmware" needs machine = "q35": a microvm boots from no disk')
+        if self.scratch is Scratch.VIRTIOFS:
+            raise ValueError('scratch = "virtiofs" needs machine = "q35": on a microvm it was not seen working')
+        if self.disk_bus is DiskBus.SCSI and self.iothread:
+            raise ValueError('disk_bus = "virtio-scsi" needs iothread = false on a microvm: libvirt has none there')
 
     def _check_restore(self) -> None:
         """What a guest's memory knows of the world outside has to be the same in the next guest."""

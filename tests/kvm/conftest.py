@@ -63,10 +63,15 @@ class KvmHost:
         return ran.out
 
     def pytest(self, arguments: str, *, timeout_s: float) -> str:
-        """Have tests pass there; what pytest said of them at the end."""
+        """Have tests pass there; what pytest said of them at the end.
+
+        One that is skipped for want of an image was not tried, where this machine has seen to it that there is one.
+        """
         options = f"-q -p no:cacheprovider -p tests.kvm.inside.patience -rs --basetemp={self.folder}/pytest"
         ran = self.run(f"{sys.executable} -m pytest {options} {arguments}", timeout_s=timeout_s)
         assert ran.code == 0, f"{ran.out}\n{ran.err}"
+        assert " passed" in ran.out, ran.out
+        assert "no image in the cache" not in ran.out, ran.out
         sys.stdout.write(ran.out)
         return ran.out
 

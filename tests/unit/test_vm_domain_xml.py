@@ -190,7 +190,7 @@ def test_every_device_of_a_microvm_is_on_mmio():
     )
     assert domain.find("os/type").get("machine") == "microvm"
     assert parsed().find("os/type").get("machine") == "q35"
-    assert domain.findall("devices/*/address[@type='pci']") == []
+    assert domain.findall("devices/*/address[@type='pci']") == domain.findall("devices/interface/rom") == []
     placed = [
         device.tag for device in domain.find("devices") if device.find("address[@type='virtio-mmio']") is not None
     ]

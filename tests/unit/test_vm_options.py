@@ -47,6 +47,8 @@ def backends_of(tmp_path, options):
         ('io = ["threads", "native"], cache = "unsafe"', "options", 'io = "native" needs cache'),
         ('accel = "tcg", machine = "microvm"', "options", 'machine = "microvm" needs KVM'),
         ('machine = ["q35", "microvm"], profile = "firmware"', "options", 'needs machine = "q35"'),
+        ('machine = "microvm", disk_bus = "virtio-scsi"', "options", "needs iothread = false on a microvm"),
+        ('machine = "microvm", memory_backing = "memfd", scratch = "virtiofs"', "options", 'needs machine = "q35"'),
         ('machine = "pc"', "options.machine", "must be one of"),
         ('accel = "tcg", cpu_model = "host-passthrough"', "options", 'cpu_model = "host-passthrough" needs KVM'),
         ('connection = "xen:///system"', "options", "is no QEMU driver of libvirt's: those are qemu:///embed"),
@@ -99,7 +101,9 @@ def test_apart_needs_another_cpu(tmp_path, monkeypatch):
 
 
 def test_a_microvm_is_a_backend_beside_the_other(tmp_path):
-    found = backends_of(tmp_path, 'machine = ["q35", "microvm"], balloon = "on", disk_bus = "virtio-scsi"')
+    found = backends_of(
+        tmp_path, 'machine = ["q35", "microvm"], balloon = "on", disk_bus = "virtio-scsi", iothread = false'
+    )
     assert [choice.name for choice in found] == ["vm:machine=q35", "vm:machine=microvm"]
     modules = [choice.options.modules for choice in found]
     assert modules == [("virtio_scsi", "sd_mod", "virtio_balloon"), ("virtio_mmio", *modules[0])]

@@ -52,6 +52,14 @@ def test_a_boot_loader_s_guest_is_told_by_the_machine_what_others_are_told_by_th
     assert not [argument for argument in minimal if "profile" in argument or "systemd" in argument]
 
 
+def test_a_microvm_is_told_where_its_devices_are():
+    envelope = Envelope((1,), 2**28, 2**28, 99)
+    plain = boot.kernel_arguments(VmOptions(balloon="on"), envelope)
+    microvm = boot.kernel_arguments(VmOptions(balloon="on", machine=domain_xml.Machine.MICROVM), envelope)
+    assert set(microvm) - set(plain) == {"pci=off", "tare.modules=virtio_mmio,virtio_balloon"}
+    assert "virtio_mmio" in guest_side.OPTIONAL_MODULES
+
+
 def test_guests_and_containers_mask_the_same_units():
     source = Path(guest_side.__file__).with_name("system.c").read_text()
     table = source[source.index("masked[] = {") :].partition("};")[0]

@@ -16,8 +16,8 @@ def said(instance, script):
     "options",
     [
         {"stop": "shutdown", "balloon": "on"},
-        {"network": "tap", "memory_backing": "memfd", "scratch": "virtiofs"},
-        {"disk_bus": "virtio-scsi", "disk_format": "qcow2"},
+        {"network": "tap", "memory_backing": "memfd"},
+        {"disk_bus": "virtio-scsi", "disk_format": "qcow2", "iothread": False},
     ],
 )
 def test_a_microvm(start, options):
