@@ -1,5 +1,6 @@
 """The image's own service: started as its configuration says, and every way in which it fails."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -21,6 +22,7 @@ from tare.bench.ledger import Ledger
 from tare.bench.locations import cache_directory
 from tare.bench.model import Command
 from tare.bench.service import HealthCheck, ServiceRequest
+from tare.bench.testing.subject import load_backend
 from tests.accelerator import ACCEL
 from tests.privileged.host_kernel import ENVELOPE, spec, start_backend
 from tests.service_image import PORT, make_archive
@@ -44,14 +46,31 @@ def own_image(tmp_path_factory):
         yield ImageStore(folder / "cache", ledger).import_archive(make_archive(folder))
 
 
-@pytest.fixture(scope="module", params=["native", "bare-metal"])
+@pytest.fixture(scope="module", params=["native", "bare-metal", "runc"])
 def backend(request, own_image, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    with (
-        Ledger(folder / "ledger") as ledger,
-        start_backend(request.param, own_image, folder / "work", ledger) as backend,
-    ):
+    with Ledger(folder / "ledger") as ledger, contextlib.ExitStack() as stack:
+        if request.param == "runc":
+            kind = load_backend("runc")
+            yield stack.enter_context(prepared(kind, kind.Options(), ledger, folder, own_image))
+        else:
+            yield stack.enter_context(start_backend(request.param, own_image, folder / "work", ledger))
+        stack.close()
+        assert ledger.entries() == ()
+
+
+@contextlib.contextmanager
+def prepared(kind, options, ledger, folder, image):
+    """A backend that is prepared, or a skip with the reason."""
+    backend = kind(BackendContext(ledger, folder, cache_directory(), options, ()))
+    found = backend.probe()
+    if not found.available:
+        pytest.skip(f"{kind.name} is not available here: {found.reason}")
+    try:
+        backend.prepare(image, ENVELOPE)
         yield backend
+    finally:
+        backend.close()
 
 
 @pytest.fixture
@@ -153,21 +172,16 @@ def test_a_guest_runs_it_without_an_agent_in_the_image(own_image, image, tmp_pat
     )
     options = msgspec.convert({"accel": ACCEL}, VmOptions)
     with Ledger(tmp_path / "ledger") as ledger:
-        backend = VirtualMachine(BackendContext(ledger, tmp_path, cache_directory(), options, ()))
-        found = backend.probe()
-        if not found.available:
-            pytest.skip(f"vm is not available here: {found.reason}")
-        try:
-            backend.prepare(guest, ENVELOPE)
-            with backend.start(spec("guest", guest)) as instance:
-                service = started(instance, guest)
-                assert service.said() == AS_CONFIGURED.strip()
-                assert service.is_alive()
-                assert instance.execute(inside.load(PORT, "/", 1, 0.2)).returncode == 0
-                assert instance.guest_steal_s() is None  # which this agent does not know
-                with pytest.raises(WorkloadError, match="its user 'nobody' is not in"):
-                    started(instance, guest, msgspec.structs.replace(PLAIN, port=PORT + 1), user="nobody")
-                assert instance.execute(Command(("/srv/server", "0", "unwell"))).returncode == 4
-        finally:
-            backend.close()
+        with (
+            prepared(VirtualMachine, options, ledger, tmp_path, guest) as backend,
+            backend.start(spec("guest", guest)) as instance,
+        ):
+            service = started(instance, guest)
+            assert service.said() == AS_CONFIGURED.strip()
+            assert service.is_alive()
+            assert instance.execute(inside.load(PORT, "/", 1, 0.2)).returncode == 0
+            assert instance.guest_steal_s() is None  # which this agent does not know
+            with pytest.raises(WorkloadError, match="its user 'nobody' is not in"):
+                started(instance, guest, msgspec.structs.replace(PLAIN, port=PORT + 1), user="nobody")
+            assert instance.execute(Command(("/srv/server", "0", "unwell"))).returncode == 4
         assert ledger.entries() == ()
