@@ -101,7 +101,9 @@ def _counted(members: Sequence[Member]) -> list[int]:
 
 
 def _is_same_reading(first: Sequence[Floats], second: Sequence[Floats]) -> bool:
-    """Whether one is the other, or its reciprocal, up to little beside the noise of either."""
+    """Whether one is the other, or its reciprocal, up to little beside the noise of either, on the same backends."""
+    if len(first) != len(second):
+        return False
     pairs = [(one, other) for one, other in zip(first, second, strict=True) if len(one) == len(other) > 1]
     if not pairs:
         return False

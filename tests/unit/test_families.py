@@ -99,3 +99,13 @@ def test_a_family_beside_a_certain_one_has_as_few_false_differences(certain):
         false += any(one.verdict_adjusted in DIFFERENT for one in found["native"])
         assert all(one.verdict_adjusted is Verdict.SLOWER for one in found["vm"])
     assert false / reports <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / reports)
+
+
+def test_readings_of_fewer_backends_are_readings_of_their_own():
+    logs = np.asarray([0.1, 0.11, 0.09, 0.1, 0.12])
+    both = msgspec.structs.replace(member(logs, "first"), evidence=(logs, logs))
+    engine = msgspec.structs.replace(member(logs, "of an engine alone"), evidence=(logs,))
+    first, second = control_false_discoveries([both, engine])
+    assert first.q_value == second.q_value == pytest.approx(first.p_value)
+    (alone,) = control_false_discoveries([both])
+    assert alone.q_value == pytest.approx(first.p_value)
