@@ -177,7 +177,7 @@ class VmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.profile is Profile.FIRMWARE:
             raise ValueError('profile = "firmware" needs machine = "q35": a microvm boots from no disk')
         if self.scratch is Scratch.VIRTIOFS:
-            raise ValueError('scratch = "virtiofs" needs machine = "q35": on a microvm it was not seen working')
+            raise ValueError('scratch = "virtiofs" needs machine = "q35": on a microvm writes to it hang')
         if self.disk_bus is DiskBus.SCSI and self.iothread:
             raise ValueError('disk_bus = "virtio-scsi" needs iothread = false on a microvm: libvirt has none there')
 
