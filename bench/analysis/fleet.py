@@ -34,7 +34,7 @@ _OF_NO_WEIGHT = ("host name", "load average", "storage", "python", "other KVM pa
 class FleetHost(msgspec.Struct, frozen=True):
     """A host of the fleet. ``left_out`` says why its figures count for nothing; empty if they count.
 
-    ``folder`` is its run directory, relative to the fleet's; empty if there is none.
+    ``folder`` is its run directory, relative to the fleet's; empty if there is none. ``fingerprint`` names the machine.
     """
 
     name: str
@@ -44,6 +44,7 @@ class FleetHost(msgspec.Struct, frozen=True):
     summary: str = ""
     grade: Grade | None = None
     facts: Mapping[str, str] = {}
+    fingerprint: str = ""
 
 
 class HostRatio(msgspec.Struct, frozen=True):
@@ -143,6 +144,13 @@ class FleetAnalysis(msgspec.Struct, frozen=True):
         if (n := len(counted)) < ENOUGH_HOSTS:
             reason = f"only {n} host{' counts' if n == 1 else 's count'}: {ENOUGH_HOSTS} say how far hosts differ"
             yield Concern(GradeLevel.FIRST_LOOK, "few-hosts", reason, "run it on more hosts of this kind")
+        known = [host.fingerprint for host in counted if host.fingerprint]
+        if len(set(known)) < len(known):
+            machines = f"{len(set(known))} machine{'' if len(set(known)) == 1 else 's'}"
+            reason = (
+                f"{len(known)} hosts are {machines} by their fingerprints: they do not show how far machines differ"
+            )
+            yield Concern(GradeLevel.FIRST_LOOK, "same-machine", reason, "name each machine once")
         typical = [row.of_all.typical for row in self.leading if row.of_all is not None]
         if unanswered := sum(one.verdict_adjusted is Verdict.INCONCLUSIVE for one in typical):
             level = GradeLevel.FIRST_LOOK if 2 * unanswered > len(typical) else GradeLevel.INDICATIVE
@@ -189,7 +197,14 @@ class FleetCollector:
         if not left_out and usable.level is GradeLevel.NOT_USABLE:
             left_out = f"its run is not usable: {usable.reason}"
         facts = {fact.name: fact.text for fact in manifest.host}
-        made = msgspec.structs.replace(host, left_out=left_out, summary=manifest.host_summary, grade=grade, facts=facts)
+        made = msgspec.structs.replace(
+            host,
+            left_out=left_out,
+            summary=manifest.host_summary,
+            grade=grade,
+            facts=facts,
+            fingerprint=manifest.fingerprint.digest,
+        )
         self._hosts.append(made)
         if not left_out:
             self._baseline = self._baseline or (analysis.baseline.label if analysis.baseline is not None else "")

@@ -121,6 +121,18 @@ def test_few_hosts_predict_nothing_and_say_so(tmp_path):
     assert "Nothing is said of hosts that nobody measured: that takes 5 hosts, and 4 hosts count." in text
 
 
+def test_one_machine_under_many_names_is_no_fleet(tmp_path):
+    path = write_fleet(tmp_path / "fleet", Fleet(hosts=6, blocks=3, subjects=1))
+    for number, host in enumerate(sorted(path.glob("hosts/*"))):
+        file = host / RUN / "manifest.json"
+        manifest = json.loads(file.read_text())
+        manifest["fingerprint"] = {"digest": f"machine-{number // 3}", "made_from": {}}
+        file.write_text(json.dumps(manifest))
+    grade = make_report(load_collection(path)).analysis.grade
+    assert grade.level is GradeLevel.FIRST_LOOK
+    assert grade.reason == "6 hosts are 2 machines by their fingerprints: they do not show how far machines differ"
+
+
 def test_no_usable_host_is_said_first(tmp_path):
     found = make_report(load_collection(write_fleet(tmp_path / "fleet", Fleet(hosts=0, dead={"a": "refused"}))))
     assert found.analysis.grade.level is GradeLevel.NOT_USABLE
