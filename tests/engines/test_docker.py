@@ -4,12 +4,14 @@ Only for ``nox -s engines``: preparing takes some seconds each time.
 """
 
 import contextlib
+import gc
 import os
 import random
 import secrets
 import signal
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import msgspec
@@ -38,10 +40,21 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.image,
     pytest.mark.tools,
-    # The library leaves sockets whose daemon is gone to the garbage collector.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.skipif(os.environ.get("TARE_TEST_ENGINES") != "all", reason="nox -s engines"),
 ]
+
+
+def collect():
+    """The library leaves sockets whose daemon is gone to the garbage collector."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    yield
+    collect()
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +71,7 @@ def subject(place, image):
     ledger, work = place
     with start_subject(Docker, ledger, work, image) as made:
         yield made
+    collect()
 
 
 def kill_daemon(daemon, number=signal.SIGKILL):
@@ -274,7 +288,7 @@ def test_the_users_own_daemon_keeps_what_is_the_users(place, image, tmp_path):
         assert server.daemon.is_alive()
 
         # Without an import there is more time in which a container is made, lives, or goes.
-        docker_server.import_tree(server.api, image.rootfs, f"{LABEL}:{image.digest[:16]}", f"{LABEL}=another-run's")
+        docker_server.import_tree(server.api, image.rootfs, f"{LABEL}:{image.digest[:16]}", f"{LABEL}=others")
         before = what_they_have(server)
         ledger = tmp_path / "killed-ledger"
         work = work_directory() / f"tare-kill-{secrets.token_hex(4)}"
