@@ -315,7 +315,5 @@ def describe(standings: Sequence[CellStanding]) -> str:
             f"; {worst.cell}: ±{100 * half:.2g} % of ±{100 * found.wanted:.2g} % after {found.n_blocks} blocks, "
             f"about {found.needed} needed"
         )
-    impossible = [one for one in standings if one.precision.standing is Standing.CANNOT]
-    given_up = "; ".join(f"{one.cell}: {one.precision.note}" for one in impossible if one.precision.note)
-    text += f"; {len(impossible)} cannot be" if impossible else ""
-    return text + (f" ({given_up})" if given_up else "")
+    impossible = sum(one.precision.standing is Standing.CANNOT for one in standings)
+    return text + (f"; {impossible} cannot be" if impossible else "")

@@ -13,6 +13,7 @@ kill -9 of an update at each of 50 moments the index is whole or rebuilt by itse
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -57,7 +58,7 @@ def fill(runs: Path, nights: int) -> None:
                 run=name,
                 level=None if row.level is None else row.level + move[0],
                 ratio=None if row.ratio is None else row.ratio + move[1],
-                ratio_sd=None if row.ratio_sd is None else row.ratio_sd * np.exp(10 * move[0]),
+                ratio_sd=None if row.ratio_sd is None else row.ratio_sd * math.exp(10 * move[0]),
                 medians=[value * (1 + move[0]) for value in row.medians],
             )
             for row, move in zip(model.rows, moved.tolist(), strict=True)
