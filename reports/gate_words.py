@@ -106,6 +106,11 @@ def coverage(judgement: Judgement) -> list[str]:
             f"A change of {100 * judgement.middling:.1f} % in a middling series would be found within five nights, "
             f"nine times in ten ({100 * worst:.0f} % in the noisiest); smaller ones would not be seen."
         )
+    if judgement.expected is not None:
+        lines.append(
+            f"After ten nights, a change of {percent(judgement.expected)} in a middling series should be found within "
+            "five more, nine times in ten, if nights differ by no more than the blocks of this one let expect."
+        )
     lines += [
         f"Not judged: {len(one.series)} series ({one.reason}): {listed(one.series)}." for one in judgement.unjudged
     ]
@@ -116,6 +121,11 @@ def outlier_lines(judgement: Judgement) -> list[str]:
     """Series of which only this night is far off."""
     named = [f"{name} ({change(ratio)})" for name, ratio in judgement.outliers.items()]
     return [f"Single night far off, no change so far: {listed(named)}."] if named else []
+
+
+def percent(share: float) -> str:
+    """A size with one digit below ten per cent."""
+    return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

@@ -120,6 +120,18 @@ class Scan(msgspec.Struct, frozen=True):
         return np.where(judged, size, np.nan)
 
 
+def expected_detectable(deviation: Floats, *, before: int = 10, nights: int = 5, power: float = 0.9) -> Floats:
+    """What ``Scan.detectable`` will be after so many nights with these standard deviations of a night (of logs).
+
+    As if the nights were independent and their deviation known: less cannot be promised.
+    """
+    from scipy.special import ndtri
+
+    level = FALSE_DISCOVERIES / max(1, len(deviation)) * WINDOWS[nights]
+    size: Floats = (ndtri(1 - level / 2) + ndtri(power)) * deviation * math.sqrt(1 / nights + 1 / before)
+    return size
+
+
 def adjusted(p: Floats, judged: Mask) -> Floats:
     """Benjamini and Hochberg's q-values of those that are judged; 1 for the others."""
     from scipy.stats import false_discovery_control

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tare.bench.catalogue import DECIDES_NOTHING
 from tare.bench.errors import ExitCode, RunDirectoryError
 from tare.bench.history.acks import AckFile
-from tare.bench.history.changes import FALSE_DISCOVERIES, LEAST_BEFORE, Scan, scan, scan_ratios
+from tare.bench.history.changes import FALSE_DISCOVERIES, LEAST_BEFORE, Scan, expected_detectable, scan, scan_ratios
 from tare.bench.history.entries import RunEntry
 from tare.bench.history.epochs import EpochMark, find_marks, image_findings
 from tare.bench.history.findings import (
@@ -77,8 +77,9 @@ class Judgement(msgspec.Struct, frozen=True):
     """What the gate says of a run.
 
     ``detectable`` is the smallest change that would be found within five nights nine times in ten, by the name of the
-    series. ``suspicious`` are series that a rerun could decide. ``outliers`` are series of which this night alone is
-    far off, with its ratio to the nights before: no change so far.
+    series. ``expected`` is that of a middling series after ten nights, by the scatter of this night's blocks; None once
+    series are judged. ``suspicious`` are series that a rerun could decide. ``outliers`` are series of which this night
+    alone is far off, with its ratio to the nights before: no change so far.
     """
 
     run: RunEntry
@@ -94,6 +95,7 @@ class Judgement(msgspec.Struct, frozen=True):
     confirmations: tuple[Confirmation, ...] = ()
     outliers: Mapping[str, float] = {}
     notes: tuple[str, ...] = ()
+    expected: float | None = None
 
     @property
     def middling(self) -> float | None:
@@ -200,8 +202,18 @@ def judge(history: History, run: RunEntry, acks: AckFile, *, day: dt.date | None
         confirmations=tuple(confirmations),
         outliers=_outliers(nights, families, {one.series for one in findings}),
         notes=tuple(_notes(history, nights, acks, day)),
+        expected=None if judged.any() else _expected(nights, families),
     )
     return msgspec.structs.replace(judgement, verdict=_verdict(judgement))
+
+
+def _expected(nights: Nights, families: Families) -> float | None:
+    """What a middling series will show after ten nights, by the scatter of this night's blocks."""
+    known = np.isfinite(families.spreads[-1])
+    if not known.any():
+        return None
+    deviation = np.exp(families.spreads[-1, known]) / np.sqrt(nights.blocks[-1, known])
+    return float(np.expm1(np.median(expected_detectable(deviation))))
 
 
 def _verdict(one: Judgement) -> Verdict:

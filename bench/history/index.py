@@ -228,7 +228,7 @@ class _Update:
         """The folders of runs that are not in the index as they are now, with the number of their rows."""
         number = self.before.next_number
         found = (*self.runs.glob(f"*/{MANIFEST}"), *self.runs.glob(f"*/{FOREIGN_FILE}"))
-        for folder in sorted({path.parent for path in found}):
+        for folder in sorted({path.parent for path in found}, key=_order_of):
             entry = known.get(folder.name)
             with contextlib.suppress(OSError):  # said when it is read
                 if entry is not None and ("samples" in entry.pruned or entry.stamp == _stamp(folder)):
@@ -293,6 +293,17 @@ class _Update:
         for path in self.folder.glob("cells-*"):
             if path.name not in catalogue.files:
                 path.unlink(missing_ok=True)
+
+
+class _Started(msgspec.Struct):
+    started_utc: str = ""
+
+
+def _order_of(folder: Path) -> tuple[str, str]:
+    """By start, as far as it can be read: numbers of runs that are entered together follow their order."""
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Started).started_utc, folder.name
+    return "", folder.name
 
 
 def _stamp(folder: Path) -> str:

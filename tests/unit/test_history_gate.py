@@ -17,6 +17,7 @@ from tare.bench.history.findings import Cause, Finding, Kind, State
 from tare.bench.history.gate import Judgement, Verdict, find_run, judge, save_told
 from tare.bench.history.index import open_history, update_history
 from tare.bench.records import RunStatus
+from tare.reports import gate_words
 from tests.nights import Night, Plan, write_night, write_nights
 
 PLAN = Plan()
@@ -193,6 +194,20 @@ def test_too_few_nights_are_blind(tmp_path: Path) -> None:
     assert judgement.n_judged == 0
 
 
+def test_the_first_nights_say_what_could_be_seen_after_ten(tmp_path: Path) -> None:
+    """Nights that differ by no more than their blocks: what was expected is what is there after fifteen nights."""
+    folder = tmp_path / "runs"
+    plan = Plan(ratio_noise=0.0)
+    first = judged(folder, [Night()], plan=plan)
+    assert first.expected is not None
+    assert any("After ten nights" in line for line in gate_words.coverage(first))
+    for number in range(1, 15):
+        write_night(folder, number, Night(), plan=plan)
+    later = again(folder)
+    assert later.expected is None
+    assert later.middling == pytest.approx(first.expected, rel=0.5)
+
+
 def test_runs_of_other_hosts_are_left_out_and_named(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     nights = [Night(host="host-b", levels={"work-1": 1.0}) if n % 2 else Night() for n in range(40)]
@@ -210,6 +225,15 @@ def test_a_clock_that_went_backwards_is_said(tmp_path: Path) -> None:
     judgement = again(folder, run="20260115-nightly")
     assert judgement.n_nights == 16
     assert any("clock may have gone backwards" in note for note in judgement.notes)
+
+
+def test_runs_that_are_entered_together_are_no_clock_that_went_backwards(tmp_path: Path) -> None:
+    """Folders whose names are in another order than their starts."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for number, name in enumerate(("c", "a", "b")):
+        write_night(folder, number, Night(), name=name)
+    assert not again(folder).notes
 
 
 def test_reruns_confirm_and_refute(tmp_path: Path) -> None:
