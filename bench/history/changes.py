@@ -255,6 +255,12 @@ class _Aligned:
         with np.errstate(all="ignore"):
             centre = _median(self.values)
             own = 1.4826 * _median(np.abs(self.values - centre))
+            # A median deviation of 0, as of a count of pages that is mostly the same, says that the metric is coarse,
+            # not that it is steady: the other nights are no strays.
+            mean = np.nansum(self.values, axis=0) / np.maximum(1, self.counts)
+            own = np.where(
+                own > 0, own, np.sqrt(np.nansum((self.values - mean) ** 2, axis=0) / np.maximum(1, self.counts))
+            )
         own = np.nan_to_num(own)
         middle = float(np.median(own[own > 0])) if (own > 0).any() else 0.0
         # A series of few nights, or of a tool with coarse steps, may show no spread at all.
