@@ -16,7 +16,7 @@ import numpy as np
 
 from tare.bench.catalogue import TRAITS
 from tare.bench.model import BackendDescription, Direction, Envelope, Fact, IsolationKind, Metric, named_facts
-from tare.bench.records import Event, EventKind, Fingerprint, Manifest, Origin, RunStatus, Sample
+from tare.bench.records import Cell, Event, EventKind, Fingerprint, Manifest, Origin, RunStatus, Sample
 from tare.bench.traits import Category, WorkloadTraits
 from tare.bench.units import Unit
 
@@ -37,6 +37,7 @@ class Night:
     host: str = "host-a"
     status: RunStatus = RunStatus.COMPLETE
     failing: tuple[str, ...] = ()
+    failing_blocks: int = 99
     missing: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     confirms: str = ""
@@ -77,12 +78,12 @@ def write_night(folder: Path, number: int, night: Night, *, plan: Plan = Plan(),
             shared = float(random.standard_normal()) * 0.05
             for backend in plan.backends:
                 instance = f"b{block:02d}-{place}{backend}"
-                cell = f"steady/{subject}/{backend}"
+                cell = Cell("steady", subject, {"threads": 1}, backend).key
                 noise = float(random.standard_normal()) * plan.block_noise
                 if backend in night.missing:
                     continue
                 events.append(_event(EventKind.INSTANCE_STARTED, instance, cell))
-                if backend in night.failing:
+                if backend in night.failing and block < night.failing_blocks:
                     events.append(_event(EventKind.INSTANCE_FAILED, instance, cell, "it did not start"))
                     continue
                 value = float(levels[place]) + night.levels.get(subject, 0.0) + shared

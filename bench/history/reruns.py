@@ -22,7 +22,7 @@ LEAST_RERUN = 4
 CONFIRMED = 1 / 60
 """Level of the false discovery control over the series of a night that were measured again."""
 MOST_RERUNS = 6
-_SUSPICIOUS_ALONE = 0.05
+_SUSPICIOUS_ALONE = 0.07
 _SUSPICIOUS = 0.03
 _LEAST_RERUNS = 2
 _ENOUGH_TO_DISMISS = 3

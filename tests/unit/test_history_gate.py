@@ -187,6 +187,19 @@ def test_an_incomplete_night_says_so(tmp_path: Path) -> None:
     assert failed.unjudged[0].reason == "not measured in this run, but in the one before"
 
 
+def test_nights_with_failed_instances_are_in_no_baseline_and_make_no_finding(tmp_path: Path) -> None:
+    """What is left of a cell whose instances failed may be a selection: the good cells of such a night count."""
+    partly = Night(ratios=SLOWER, failing=("native",), failing_blocks=1)
+    judgement = judged(tmp_path / "runs", [Night()] * 20 + [partly] * 5)
+    assert not opened(judgement)
+    assert (judgement.verdict, judgement.n_judged) == (Verdict.INCOMPLETE, 6)
+    assert [one.reason for one in judgement.unjudged] == ["instances failed"]
+    write_night(tmp_path / "runs", 25, Night())
+    after = again(tmp_path / "runs")
+    assert not opened(after)
+    assert after.n_judged == 12
+
+
 def test_too_few_nights_are_blind(tmp_path: Path) -> None:
     judgement = judged(tmp_path / "runs", [Night()] * 5)
     assert judgement.verdict is Verdict.BLIND

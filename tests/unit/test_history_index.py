@@ -115,7 +115,7 @@ def test_failed_cells_are_marked_and_the_good_ones_enter(runs: Path) -> None:
     write_night(runs, 4, Night(failing=("native",)), plan=SMALL)
     update_history(runs)
     assert rows(runs, "SELECT DISTINCT backend FROM cells WHERE run = '20260105-nightly'") == [("bare-metal",)]
-    assert open_history(runs).entries[-1].failed == {"steady/work-0/native": 3, "steady/work-1/native": 3}
+    assert open_history(runs).entries[-1].failed == {f"steady/work-{n}/threads=1/native": 3 for n in (0, 1)}
 
 
 @pytest.mark.parametrize("damage", ["garbage", "format", "no rows", "half rows"])
