@@ -28,6 +28,7 @@ class Load:
         self._workload = workload
         self._commands = workload.commands(run.params, run.envelope)
         self._works: list[Work] = []
+        self._is_mixed = bool(options.neighbour)
         durations = [one for one in workload.metrics if (one.unit, one.direction) == (Unit.SECOND, Direction.LOWER)]
         rates = [one for one in workload.metrics if one.unit in _RATES and one.direction is Direction.HIGHER]
         self.latency = _choose(durations, options.latency, "latency", ending="p99")
@@ -75,7 +76,7 @@ class Load:
                 raise
         together_s = window_s(finished)
         busy = total(map(difference, before, [instance.usage().cpu_s for instance in instances]))
-        if busy is not None and together_s > 0 and not neighbours:
+        if busy is not None and together_s > 0 and not self._is_mixed:
             self._run.record(metrics.LOADED_CPU, busy / together_s, iteration=population)
         values: dict[str, list[float]] = {}
         rates: list[float] = []
@@ -88,7 +89,7 @@ class Load:
         self._run.record(
             metrics.DURATION, statistics.median(completed.duration_s for completed in finished), iteration=population
         )
-        if self.throughput is not None and rates and not neighbours:
+        if self.throughput is not None and rates and not self._is_mixed:
             self._run.record(_RATES[self.throughput.unit], sum(rates), iteration=population)
         if self.latency is None or self.latency.name not in values:
             return None
