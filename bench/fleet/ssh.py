@@ -44,9 +44,7 @@ class SshStarter:
         except asyncssh.PermissionDenied as error:
             raise TareError(f"SSH to {_at(host)} was refused: {error.reason}", remedy="check user and key") from error
         except (asyncssh.Error, asyncssh.KeyImportError, OSError, ValueError) as error:
-            raise TareError(
-                f"SSH to {_at(host)}: {readable(str(error))}", remedy="check address, port and key"
-            ) from error
+            raise TareError(f"SSH to {_at(host)}: {_said(error)}", remedy="check address, port and key") from error
         if done.exit_status:
             raise _failed(host, int(done.exit_status), readable(str(done.stderr or done.stdout or "")).strip())
 
@@ -64,6 +62,13 @@ class SshStarter:
                 async with sftp.open(f"{folder}/{file.name}", "xb", asyncssh.SFTPAttrs(permissions=0o600)) as there:
                     await there.write(file.read_bytes())
         return str(folder)
+
+
+def _said(error: Exception) -> str:
+    """What an error comes down to: asyncio puts numbers and addresses into the text of the system's."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return os.strerror(error.errno) if error.errno > 0 else error.strerror
+    return readable(str(error))
 
 
 def _options(host: Host) -> dict[str, Any]:
