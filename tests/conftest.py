@@ -1,8 +1,10 @@
 """What tests of several kinds share. A fixture skips with the exact reason when the machine lacks something."""
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -23,6 +25,20 @@ hypothesis.settings.load_profile("tare")
 # Under nohup, cron or in the background they come in ignored, and would be in every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _state_folder() -> str:
+    """A state folder of this checkout and process of pytest-xdist: runs hold a lock there (decision 0232).
+
+    Tests that run at once would keep one another from measuring. It stays, so that the next tests remove what killed
+    ones left.
+    """
+    checkout = hashlib.sha256(os.fsencode(Path(__file__).resolve())).hexdigest()[:8]
+    return f"/var/tmp/tare-tests-{os.geteuid()}/{checkout}-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+
+
+if os.environ.get("PYTEST_XDIST_WORKER") or "TARE_STATE_DIR" not in os.environ:
+    os.environ["TARE_STATE_DIR"] = _state_folder()
 
 
 def workload_packages() -> set[str]:
