@@ -40,14 +40,14 @@ from tare.backends.engines.docker_server import (
     import_tree,
 )
 from tare.backends.engines.exec_instance import ExecInstance
-from tare.backends.engines.gvisor import GVISORS_OWN, Platform, find_confounds, gvisors_network, without_writes
+from tare.backends.engines.gvisor import GVISORS_OWN, Gvisor, Platform, find_confounds, gvisors_network, without_writes
 from tare.backends.engines.oci_config import Bind, Plan
 from tare.backends.engines.start import HOLD, INSIDE, LIVE, Begun, Started
 from tare.backends.native.backend import find_thermal
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES
 from tare.backends.native.steps import Step, unmount
 from tare.bench.errors import BackendError, UnavailableError
-from tare.bench.interfaces import Instance
+from tare.bench.interfaces import BackendContext, Instance
 from tare.bench.ledger import Entry
 from tare.bench.linux.processes import find_status
 from tare.bench.model import SCRATCH, Availability, Confound, Envelope, Image, IsolationKind, StartTimeline, Usage
@@ -104,6 +104,12 @@ class Docker(Engine):
     _server: Server | None = None
     _image = ""
     _import_s: float | None = None
+
+    def __init__(self, context: BackendContext) -> None:
+        super().__init__(context)
+        if self._is_gvisor:  # as the backend gvisor
+            self.interactive = Gvisor.interactive  # type: ignore[misc]  # what the class says is of its other runtimes
+            self.concurrent_starts = Gvisor.concurrent_starts  # type: ignore[misc]
 
     @property
     def options(self) -> DockerOptions:

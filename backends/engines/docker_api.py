@@ -173,8 +173,8 @@ class Api:
         """The standard input and output of a container, the output in frames (``read_frame``)."""
         asked = {"stdin": 1, "stdout": 1, "stream": 1}
         held = self.ask("attach to the container", lambda: self.client.attach_socket(container, asked))
-        with contextlib.closing(held):
-            stream: sockets.socket = getattr(held, "_sock", held)
+        stream: sockets.socket = getattr(held, "_sock", held)
+        with contextlib.closing(held), contextlib.closing(stream):  # the library's is a file over the socket
             stream.settimeout(None)
             yield stream
 

@@ -22,7 +22,7 @@ from tare.backends.native.seccomp import DEFAULT_CAPABILITIES
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
-from tare.bench.model import Availability
+from tare.bench.model import Availability, IsolationKind
 
 pytest.importorskip("docker", reason="the extra docker is not installed")
 
@@ -221,6 +221,15 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(backend, mon
     assert backend(runtime="crun").probe().remedy.endswith("install --no-install-recommends crun")
     monkeypatch.setattr(docker, "have_library", lambda: False)
     assert backend().probe().remedy == "pip install 'tarebench[docker]'"
+
+
+def test_on_gvisor_it_is_what_gvisor_is(backend):
+    on_gvisor, on_runc = backend(runtime=docker.Runtime.RUNSC), backend()
+    assert (on_gvisor.isolation(), on_gvisor.interactive) == (IsolationKind.USER_MODE_KERNEL, False)
+    assert (on_runc.isolation(), on_runc.interactive) == (IsolationKind.CONTAINER, True)
+    assert on_gvisor.concurrent_starts < on_runc.concurrent_starts
+    assert on_gvisor.tells_by_stream()
+    assert not on_runc.tells_by_stream()
 
 
 def test_the_users_socket(backend, tmp_path, monkeypatch):
