@@ -18,12 +18,15 @@ from tare.backends.engines.box import Box, EngineOptions, Network, overlay_step
 from tare.backends.engines.commands import start_command
 from tare.backends.engines.core import STOP_DEADLINE_S
 from tare.backends.engines.daemon import DaemonFolder, start_daemon
+from tare.backends.engines.exec_instance import ExecInstance
 from tare.backends.engines.groups import JoinWatch
 from tare.backends.engines.oci import OciRuntime
-from tare.backends.engines.oci_config import make_config
-from tare.backends.engines.start import Begun
+from tare.backends.engines.oci_config import Plan, make_config
+from tare.backends.engines.start import HOLD, LIVE, Begun, Started
 from tare.backends.native import steps, syscalls
-from tare.bench.model import Availability, Envelope, Image
+from tare.bench.errors import BackendError
+from tare.bench.interfaces import BackendContext, Instance
+from tare.bench.model import Availability, Envelope, Image, StartTimeline
 from tare.bench.packages import remedy_for
 from tare.bench.process import find_tool
 
@@ -36,7 +39,9 @@ _EVENT_DEADLINE_S = 5.0
 class ContainerdOptions(EngineOptions, frozen=True, forbid_unknown_fields=True):
     """``[backend.options]`` of ``containerd``.
 
-    ``runtime`` names the shim; ``binary`` is the OCI runtime below that of runc (``runc``, ``crun``).
+    ``runtime`` is the name of the shim, or its path. ``binary`` is the OCI runtime below that of runc (``runc``,
+    ``crun``). Any other shim than runc's may have a kernel between the container and the host (Kata), so its first
+    process reports by its standard output and commands go through ``ctr tasks exec``.
     """
 
     runtime: str = _SHIM
@@ -53,16 +58,22 @@ class Containerd(OciRuntime):
     Options = ContainerdOptions
     _started = 0
 
+    def __init__(self, context: BackendContext) -> None:
+        super().__init__(context)
+        self.returns = not self.tells_by_stream()
+
+    def tells_by_stream(self) -> bool:
+        return self.options.runtime != _SHIM
+
     @property
     def options(self) -> ContainerdOptions:
         assert isinstance(self.context.options, ContainerdOptions)
         return self.context.options
 
     def probe_engine(self) -> Availability:
-        kind, version = self.options.runtime.split(".")[-2:] if "." in self.options.runtime else ("", "")
-        needed = ["ctr", f"containerd-shim-{kind}-{version}", *([self.options.binary] if self.options.binary else ())]
-        if not self.options.binary and self.options.runtime == _SHIM:
-            needed.append("runc")
+        needed = ["ctr", shim_program(self.options.runtime)]
+        if self.options.binary or self.options.runtime == _SHIM:
+            needed.append(self.options.binary or "runc")
         missing = [program for program in needed if find_tool(program) is None]
         if missing:
             return Availability.no(f"containerd needs {', '.join(missing)}", remedy_for(["containerd", "runc"]))
@@ -81,9 +92,15 @@ class Containerd(OciRuntime):
 
     def require_daemon(self) -> None:
         """The next one, if it has ended: it has none of the former's containers."""
-        if self.daemon is None or not self.daemon.is_alive():
-            self._serving.close()
+        self._bury()
+        if self.daemon is None:
             self._serve()
+
+    def _bury(self) -> None:
+        """Once the daemon has ended, end what it left in its group: the shims of starts that it did not finish."""
+        if self.daemon is not None and not self.daemon.is_alive():
+            self.daemon = None
+            self._serving.close()
 
     def _serve(self) -> None:
         self._started += 1
@@ -121,7 +138,8 @@ class Containerd(OciRuntime):
         )
 
     def _enter(self) -> steps.Step:
-        assert self.daemon is not None
+        if self.daemon is None:
+            raise BackendError("containerd has ended, and its containers with it")
         return steps.enter_mounts(f"/proc/{self.daemon.pid}/ns/mnt")
 
     # --- its containers -----------------------------------------------------------------------------------------------
@@ -132,17 +150,35 @@ class Containerd(OciRuntime):
         return [self._enter()]
 
     def begin(self, box: Box, stack: contextlib.ExitStack) -> Begun:
-        stack.callback(self._forget, box)
-        return stack.enter_context(self.spawn(box, self.start_command(box), more=[overlay_step(box)]))
+        def leave(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is None:
+                self._forget(box)
+                return
+            with contextlib.suppress(BackendError):  # perhaps there is no task
+                self.remove(box)
+            with contextlib.suppress(BackendError):  # and no container
+                self._forget(box)
+
+        stack.push(leave)
+        argv = self.start_command(box)
+        return stack.enter_context(self.spawn(box, argv, streams=box.streams, more=[overlay_step(box)]))
 
     def start_command(self, box: Box) -> Sequence[str]:
         config = box.folder / "config.json"
         config.write_bytes(msgspec.json.encode(make_config(self.plan(box))))
         below = ("--runc-binary", self.options.binary) if self.options.binary else ()
+        detached = () if self.tells_by_stream() else ("--detach", "--log-uri", f"file://{box.folder / 'output'}")
         return self._client(
-            *("run", "--detach", "--log-uri", f"file://{box.folder / 'output'}", "--runtime", self.options.runtime),
-            *(*below, "--config", str(config), box.identifier),
+            *("run", *detached, "--runtime", self.options.runtime, *below, "--config", str(config), box.identifier),
         )
+
+    def plan(self, box: Box) -> Plan:
+        return msgspec.structs.replace(super().plan(box), argv=HOLD if self.tells_by_stream() else LIVE)
+
+    def make_instance(self, box: Box, started: Started, timeline: StartTimeline) -> Instance:
+        if self.tells_by_stream():
+            return ExecInstance(self, box, started, timeline)
+        return super().make_instance(box, started, timeline)
 
     def exec_command(self, box: Box, argv: Sequence[str]) -> Sequence[str]:
         return self._client("tasks", "exec", "--exec-id", secrets.token_hex(4), box.identifier, *argv)
@@ -152,7 +188,8 @@ class Containerd(OciRuntime):
 
     def _forget(self, box: Box) -> None:
         """Have the daemon forget a container that has ended, or was never made, and unmount its root."""
-        if self.daemon is None or not self.daemon.is_alive():
+        self._bury()
+        if self.daemon is None:
             return
         argv = self._client("containers", "delete", box.identifier)
         with self.spawn(box, argv, more=[steps.unmount(str(box.root))]) as command:
@@ -176,6 +213,11 @@ class Containerd(OciRuntime):
     def facts(self) -> dict[str, str]:
         below = {"binary": self.options.binary} if self.options.binary else {}
         return {**super().facts(), "runtime": self.options.runtime, **below}
+
+
+def shim_program(runtime: str) -> str:
+    """The program that containerd starts for a runtime: ``io.containerd.runc.v2`` is ``containerd-shim-runc-v2``."""
+    return runtime if runtime.startswith("/") else "-".join(("containerd-shim", *runtime.split(".")[-2:]))
 
 
 def configuration(root: str) -> str:

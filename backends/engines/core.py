@@ -111,7 +111,7 @@ class Engine(Backend):
     package: ClassVar[str]
     kind: ClassVar[IsolationKind] = IsolationKind.CONTAINER
     engine_limits: ClassVar[Collection[str]] = ()
-    returns: ClassVar[bool] = True
+    returns: bool = True
     places: ClassVar[bool] = True
     groups_at_top: ClassVar[bool] = False
     premade: ClassVar[bool] = True

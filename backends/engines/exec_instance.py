@@ -107,7 +107,10 @@ class ExecInstance(BoxMeters, Instance):
 
     def _limits_met(self) -> dict[str, Any]:
         group = self._box.groups.container
-        now = {name: int(group.meter.read(name) or 0) for name in ("oom_kills", "pids_refused")}
+        try:
+            now = {name: int(group.meter.read(name) or 0) for name in ("oom_kills", "pids_refused")}
+        except OSError:  # the engine removes the group with the container
+            return {"oom_kills": 0, "pids_refused": 0}
         since: dict[str, Any] = {name: count - self._met.get(name, 0) for name, count in now.items()}
         self._met = now
         return since | ({"outer_limit": group.outer_memory_limit()} if since["oom_kills"] else {})

@@ -295,6 +295,45 @@ def test_every_variant_is_valid_for_libvirt(tmp_path):
     run(["xmllint", "--noout", "--relaxng", f"{schema}/domain.rng", *map(str, files)], timeout_s=300)
 
 
+OTHERS = {"Cloud Hypervisor": "kvm", "ESX": "vmware", "Hyper-V": "hyperv", "VirtualBox": "vbox", "Xen": "xen"}
+"""Hypervisors of docs/engines.md that libvirt has a driver for, by the type of their domains."""
+
+
+def domain_for(kind):
+    """The smallest guest as it would be for another driver of libvirt's: without what only QEMU has."""
+    domain = ET.fromstring(domain_xml(guest(accelerator=Accelerator.KVM)))
+    domain.set("type", kind)
+    for element in [one for one in domain if QEMU_NAMESPACE in one.tag]:
+        domain.remove(element)
+    devices = domain.find("devices")
+    for element in [devices.find("emulator"), *devices.findall("channel"), *devices.findall("controller")]:
+        if element is not None:
+            devices.remove(element)
+    for element in devices:
+        for address in element.findall("address"):
+            element.remove(address)
+    del domain.find("os/type").attrib["machine"]
+    return ET.tostring(domain, encoding="unicode")
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("kind", sorted(set(OTHERS.values())))
+def test_the_domain_of_another_hypervisor_is_valid_for_libvirt(kind, tmp_path):
+    """Nothing more is known of them here: docs/engines.md says so."""
+    skip_without_validator()
+    file = tmp_path / "domain.xml"
+    file.write_text(domain_for(kind))
+    run(["virt-xml-validate", str(file), "domain"], timeout_s=60)
+    file.write_text(domain_for("no-such-hypervisor"))
+    with pytest.raises(ToolFailedError, match="lement domain"):
+        run(["virt-xml-validate", str(file), "domain"], timeout_s=60)
+
+
+def test_the_page_of_engines_names_each_hypervisor_whose_domain_is_checked():
+    said = (Path(__file__).parents[2] / "docs/engines.md").read_text()
+    assert [system for system in OTHERS if system not in said] == []
+
+
 @pytest.mark.tools
 def test_the_schema_is_really_asked(tmp_path):
     skip_without_validator()
