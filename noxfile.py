@@ -114,7 +114,8 @@ def engines(session: nox.Session) -> None:
     backends = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "docker", "podman", "containerd")
     chosen = [word for name in backends for word in ("--tare-backend", name)]
     session.run("pytest", "--pyargs", "tare.bench.testing.contract", *chosen, "-p", "no:cacheprovider")
-    session.run("pytest", "tests/engines", "--durations=15", *session.posargs, env={"TARE_TEST_ENGINES": "all"})
+    tests = ("tests/engines", "tests/privileged/test_service.py")
+    session.run("pytest", *tests, "--durations=15", *session.posargs, env={"TARE_TEST_ENGINES": "all"})
     session.run("python", "benchmarks/engine_overhead.py")
 
 

@@ -46,12 +46,15 @@ def own_image(tmp_path_factory):
         yield ImageStore(folder / "cache", ledger).import_archive(make_archive(folder))
 
 
-@pytest.fixture(scope="module", params=["native", "bare-metal", "runc"])
+ENGINES = ("runc", "docker", "podman", "containerd") if os.environ.get("TARE_TEST_ENGINES") == "all" else ("runc",)
+
+
+@pytest.fixture(scope="module", params=["native", "bare-metal", *ENGINES])
 def backend(request, own_image, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     with Ledger(folder / "ledger") as ledger, contextlib.ExitStack() as stack:
-        if request.param == "runc":
-            kind = load_backend("runc")
+        if request.param in ENGINES:
+            kind = load_backend(request.param)
             yield stack.enter_context(prepared(kind, kind.Options(), ledger, folder, own_image))
         else:
             yield stack.enter_context(start_backend(request.param, own_image, folder / "work", ledger))
