@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tare.bench.analysis import Analysis, GradeLevel
 from tare.bench.analysis.comparison import LEVEL_NOTE, Line, LineKind, RunComparison
+from tare.bench.catalogue import NoteCode
 from tare.bench.model import Direction, Metric
 from tare.bench.readable import one_line, readable
 from tare.bench.stats.comparisons import Comparison, Verdict, judge
@@ -153,7 +154,7 @@ def _host_change(comparison: RunComparison) -> str:
     most = max(moved, key=lambda line: abs(math.log(line.found.ratio or 1)))
     return (
         f"{comparison.baseline} itself changed in {len(moved)} of {plural(len(own), 'value')} "
-        f"(most: {most.title} {one_line(most.metric.name)}, {format_change(most.found)}). That is a change of the "
+        f"(most: {line_name(comparison, most)}, {format_change(most.found)}). That is a change of the "
         "host, not of the isolation, and no verdict."
     )
 
@@ -163,9 +164,13 @@ def _has_moved(found: Comparison) -> bool:
 
 
 def _about(analysis: Analysis, compared: set[str]) -> list[str]:
-    """The weighty caveats of a run: emulation, missing results, what may mislead; none of backends not compared."""
+    """The weighty caveats of a run: emulation, missing results, what may mislead; none of backends not compared.
+
+    What was a close call in the run itself is no verdict here.
+    """
     others = tuple(f"{backend.label}: " for backend in analysis.backends if backend.label not in compared)
-    return [caveat.text for caveat in caveats(analysis) if caveat.weight > 1 and not caveat.text.startswith(others)]
+    found = [one for one in caveats(analysis) if one.weight > 1 and one.code != NoteCode.CLOSE_CALLS]
+    return [one.text for one in found if not one.text.startswith(others)]
 
 
 def _about_both(comparison: RunComparison) -> Iterator[str]:
