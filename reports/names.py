@@ -8,6 +8,8 @@ import functools
 import re
 from collections.abc import Mapping
 
+import msgspec
+
 from tare.bench.analysis import Analysis, MeasuredBackend, Row, Subject
 from tare.bench.catalogue import RATIO_PREFIX, SHAM_PREFIX, VALUE_PREFIX
 from tare.bench.model import IsolationKind, Metric
@@ -66,7 +68,7 @@ class Names:
         words = {one.name: one for one in self._parameters(experiment, workload)}
 
         def value(match: re.Match[str]) -> str:
-            given = params.get(match[1])
+            given = params.get(match[1], _declared_defaults().get(workload, {}).get(match[1]))
             known = words.get(match[1])
             return "" if given is None else one_line(_value(given, known), 40)
 
@@ -120,7 +122,10 @@ class Names:
     def told_apart(self, subject: Subject, subjects: list[Subject]) -> str:
         """The parameters by which a subject differs from others of its kind, in words; empty for the only one."""
         alike = [one for one in subjects if (one.experiment, one.workload) == (subject.experiment, subject.workload)]
-        varying = {name for name in subject.params if len({str(one.params.get(name)) for one in alike}) > 1}
+        known = {one.name: one for one in self._parameters(subject.experiment, subject.workload)}
+        varying = {
+            name for name in subject.params if len({_value(one.params.get(name), known.get(name)) for one in alike}) > 1
+        }
         given = {name: value for name, value in subject.params.items() if name in varying}
         told = self.params_of(subject.experiment, subject.workload, given)
         return ", ".join(f"{title[:1].lower()}{title[1:]} {value}" for title, value in told)
@@ -171,6 +176,19 @@ def _declared_titles() -> Mapping[tuple[str, str], str]:
 @functools.cache
 def _declared_workloads() -> Mapping[str, str]:
     return {name: one.title for name, one in find_workloads().loaded.items()}
+
+
+@functools.cache
+def _declared_defaults() -> Mapping[str, Mapping[str, object]]:
+    """What a parameter is that a suite does not state, by workload."""
+    return {
+        name: {
+            field.name: field.default
+            for field in msgspec.structs.fields(one.Params)
+            if field.default is not msgspec.NODEFAULT
+        }
+        for name, one in find_workloads().loaded.items()
+    }
 
 
 @functools.cache

@@ -6,6 +6,7 @@ have an axis of their own, which is log where the largest is more than ``LOG_FRO
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeGuard
 
@@ -205,19 +206,19 @@ class _Maker:
         margins = {mark.cell.comparison.margin for mark in marks if mark.cell is not None and mark.cell.comparison}
         axis = change_axis(marks, max(margins))
         directions = {line.row.metric.direction for line in panel.lines if line.row is not None}
-        is_mixed = len(directions) > 1
+        usual = Counter(line.row.metric.direction for line in panel.lines if line.row is not None).most_common(1)[0][0]
         by_backend: dict[MeasuredBackend, list[Strip]] = {}
         for line in panel.lines:
             for mark in line.marks:
-                by_backend.setdefault(mark.backend, []).append(
-                    self._change(line.subject, line.row, mark, axis, is_mixed=is_mixed)
-                )
+                by_backend.setdefault(mark.backend, []).append(self._change(line.subject, line.row, mark, axis, usual))
         groups = tuple((backend, tuple(strips)) for backend, strips in by_backend.items())
         note = f"within {percent(max(margins))}, the shaded part, counts as the same"
+        if len(directions) > 1:
+            note += f"; {usual} is better where nothing else is said"
         title = f"Compared with {self.baseline}"
         return PanelView(title, note, groups, axis.ticks, axis_ends(directions), panel.kind)
 
-    def _change(self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis, *, is_mixed: bool) -> Strip:
+    def _change(self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis, usual: Direction) -> Strip:
         if subject is None or row is None or mark.cell is None or mark.verdict is None:
             raise ValueError("a change is of a metric that was compared")
         found = mark.cell.comparison
@@ -225,7 +226,7 @@ class _Maker:
         if found is not None and found.ratio is not None and mark.verdict in (Verdict.FASTER, Verdict.SLOWER):
             said = change_words(row.metric, found.ratio, found)
         apart = self.names.told_apart(subject, self.analysis.subjects)
-        better = direction_words(row.metric) if is_mixed else ""
+        better = "" if row.metric.direction is usual else direction_words(row.metric)
         return Strip(
             self.names.area(subject, area_of(subject, self.analysis)),
             mark.backend,

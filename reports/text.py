@@ -104,7 +104,7 @@ def _panel(panel: PanelView) -> Table:
     for backend, row in rows[:most]:
         several = backend is not None and len(panel.groups) > 1
         name = f"{row.title}, {row.backend.label}" if several else row.title
-        table.add_row(one_line(name, 60), Text(row.said, style="dim" if row.is_open else "bold"), row.rest)
+        table.add_row(one_line(name, 120), Text(row.said, style="dim" if row.is_open else "bold"), row.rest)
     if len(rows) > most:
         table.add_row(f"and {len(rows) - most} more, in the report", "", "")
     return table

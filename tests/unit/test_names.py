@@ -44,9 +44,33 @@ def test_a_title_takes_its_parameters_in_words(tmp_path):
     metric = Metric("iops", Unit.OPERATIONS_PER_SECOND, Direction.HIGHER, "", "{rw} {block_size} reads per second")
     given = {"rw": "randread", "block_size": "4KiB"}
     assert names.metric_of("steady", "fio", given, metric) == "Random 4 KiB reads per second"
-    assert names.metric_of("steady", "fio", {}, metric) == "Reads per second"
+    assert names.metric_of("steady", "unheard-of", {}, metric) == "Reads per second"
     assert names.params_of("steady", "fio", given) == [("Access", "random"), ("block_size", "4 KiB")]
     assert names.subject_of("steady", "fio") == "Disk (fio)"
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_title_takes_the_default_of_what_a_suite_does_not_state(name, tmp_path):
+    """No ``Bytes of per second``: of parameters that have no default a suite states the value."""
+    names = Names(load_run(write_run(tmp_path / "run")).manifest)
+    workload = WORKLOADS[name]
+    defaults = {one.name: one.default for one in msgspec.structs.fields(workload.Params)}
+    for metric in workload.metrics:
+        for place in re.findall(r"\{(\w+)\}", metric.title):
+            if defaults[place] is not msgspec.NODEFAULT:
+                stated = names.metric_of("steady", name, {place: defaults[place]}, metric)
+                assert names.metric_of("steady", name, {}, metric) == stated
+                assert "of per" not in stated
+
+
+def test_parameters_that_read_the_same_tell_nobody_apart(tmp_path):
+    run = load_run(write_run(tmp_path / "run"))
+    subject = next(one for one in analyse(run).subjects if one.workload == "fio")
+    random = [msgspec.structs.replace(subject, params={**subject.params, "rw": rw}) for rw in ("randread", "randwrite")]
+    in_order = msgspec.structs.replace(subject, params={**subject.params, "rw": "read"})
+    names = Names(run.manifest)
+    assert names.told_apart(random[0], random) == ""
+    assert "random" in names.told_apart(random[0], [*random, in_order])
 
 
 def test_a_run_from_before_there_were_names_has_them_of_todays_plug_ins(tmp_path):
