@@ -101,3 +101,13 @@ def test_coverage():
         new += seen.new_host.low <= other <= seen.new_host.high
     assert 0.925 <= typical / 300 <= 0.975
     assert 0.925 <= new / 300 <= 0.975
+
+
+def test_errors_that_are_known_from_few_blocks_explain_more_of_the_spread():
+    values = [0.10, 0.14, 0.08, 0.12, 0.17, 0.09]
+    few = combine_hosts([HostValue(value, 0.02, freedom=7) for value in values])
+    known = combine_hosts([HostValue(value, 0.02) for value in values])
+    wider = combine_hosts([HostValue(value, 0.02 * math.sqrt(7 / 5)) for value in values])
+    assert few.spread == wider.spread
+    assert few.spread.centre < known.spread.centre
+    assert (few.typical, few.new_host) == (known.typical, known.new_host), "only the spread is about it"
