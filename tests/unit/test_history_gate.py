@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +15,7 @@ from tare.bench.cli.gate import app as gate_app
 from tare.bench.errors import ExitCode, SuiteError
 from tare.bench.history.acks import AckFile, Acknowledgement, Renaming, add_acknowledgement, load_acks
 from tare.bench.history.findings import Cause, Finding, Kind, State
-from tare.bench.history.gate import Judgement, Verdict, find_run, judge, save_told
+from tare.bench.history.gate import Judgement, Told, Verdict, _same, find_run, judge, save_told
 from tare.bench.history.index import open_history, update_history
 from tare.bench.records import RunStatus
 from tare.reports import gate_words
@@ -132,6 +133,14 @@ def test_a_finding_is_told_once_keeps_its_name_and_is_resolved_once(tmp_path: Pa
     assert flat.count("resolved") == 1
     assert flat.index("new") < flat.index("confirmed") < flat.index("resolved")
     assert len(names) == 1
+
+
+def test_a_change_that_was_resolved_is_a_new_one_when_it_comes_back(tmp_path: Path) -> None:
+    (finding,) = opened(judged(tmp_path / "runs", [Night()] * 20 + [Night(ratios=SLOWER)] * 5))
+    told = Told(finding.identifier, finding.series, "step", up=False, since=finding.since, first_told=finding.since)
+    rows = {finding.since: 20}
+    assert _same(finding, [told], rows) is told
+    assert _same(finding, [msgspec.structs.replace(told, resolved="20260123-nightly")], rows) is None
 
 
 def test_an_acknowledgement_moves_the_baseline_until_it_expires(tmp_path: Path) -> None:
