@@ -73,6 +73,7 @@ class LocalFleet:
         ssh: bool,
         suite: str = SUITE,
         progress: str = "1s",
+        pinned: tuple[str, ...] = (),
     ) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="fleet-", dir=base))
         self.hosts, self.silent = hosts, silent
@@ -80,7 +81,7 @@ class LocalFleet:
         self.log = self.base / "log"
         self._suite = self.base / "short.toml"
         self._suite.write_text(suite.replace("{blocks}", str(blocks)))
-        self._progress = progress
+        self._progress, self._pinned = progress, pinned
         more = f'user = "root"\nkey = "{base}/ssh-key"\ntare = "{sys.executable} -m tare"\n' if ssh else ""
         self._file = write_hosts(self.base / "hosts.toml", hosts, "ssh" if ssh else "hand", more)
         if ssh:
@@ -103,7 +104,7 @@ class LocalFleet:
         )
 
     def _start(self, *arguments: str) -> "subprocess.Popen[bytes]":
-        argv = [sys.executable, "-m", "tare", "fleet", "run", *arguments, "--hosts", str(self._file)]
+        argv = [*self._pinned, sys.executable, "-m", "tare", "fleet", "run", *arguments, "--hosts", str(self._file)]
         argv += [
             "--keys",
             str(self._keys),
