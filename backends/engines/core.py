@@ -369,8 +369,8 @@ class Engine(Backend):
         """Have in the instance's groups what a daemon has started for it."""
         helper = self.find_helper(pid)
         found = [] if helper is None else [helper]
-        # A daemon from which the empty v2 tree is hidden leaves the container there where it is itself.
-        found += [] if box.groups.holds(pid) else [pid]
+        # A runtime that leaves the empty v2 tree alone leaves the container's processes there where the daemon is.
+        found += box.groups.find_outside()
         brought_s = sum(box.groups.take_in(one) for one in found)
         if self.daemon is not None:
             self.daemon.hand_over(brought_s)

@@ -159,9 +159,10 @@ class Groups:
         self.brought_s = self.brought_s[0] + user, self.brought_s[1] + system
         return user + system
 
-    def holds(self, pid: int) -> bool:
-        """Whether a process is in the v2 group, where CPU time is read; True where there is no such tree."""
-        return "" not in self.of or pid in members_of(self.of[""])
+    def find_outside(self) -> list[int]:
+        """The container's processes that are not in the instance's v2 group, where CPU time is read."""
+        held = members_of(self.of[""]) if "" in self.of else self.container.members()
+        return [pid for pid in self.container.members() if pid not in held]
 
     def share(self) -> tuple[float | None, int | None]:
         """CPU seconds of the engine's processes of this instance so far, and their proportional set size now."""

@@ -31,7 +31,7 @@ ALL = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "podman", "conta
 WHOLE = os.environ.get("TARE_TEST_ENGINES") == "all"
 ENGINES = ALL if WHOLE else ("bubblewrap", "runc")
 STARTS, KILLS = (100, 30) if WHOLE else (4, 3)
-LATEST_KILL_S = {"docker": 12.0}
+LATEST_KILL_S = {"docker": 20.0}
 """After an owner has entered its first thing; preparing and a start take about as long. Of the others: 0.8."""
 
 pytestmark = [pytest.mark.root, pytest.mark.image, pytest.mark.tools]
