@@ -19,6 +19,7 @@ import select
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from tare.backends.engines.docker import Docker
 from tare.backends.engines.groups import Groups, JoinWatch, start_groups
 from tare.backends.engines.start import HOLD, LIVE, SocketReport
 from tare.backends.native import syscalls
+from tare.bench.errors import UnavailableError
 from tare.bench.image import ImageStore
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.mounts import find_block_device
@@ -322,10 +324,14 @@ def main() -> None:
     with Ledger(ledger_directory()) as ledger, work_folder(ledger, work):
         image = find_image(ImageStore(cache_directory(), ledger), "")
         for name in asked.engines.split(","):
-            with start_subject(load_backend(name), ledger, work, image) as subject:
-                results[name] = measure(subject, work, ledger, asked.starts, asked.workloads)
-                if not asked.json:
-                    show(name, results[name])
+            try:
+                with start_subject(load_backend(name), ledger, work, image) as subject:
+                    results[name] = measure(subject, work, ledger, asked.starts, asked.workloads)
+            except UnavailableError as error:
+                print(error, file=sys.stderr)
+                continue
+            if not asked.json:
+                show(name, results[name])
     if asked.json:
         print(json.dumps(results, indent=1))
 
