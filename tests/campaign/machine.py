@@ -137,10 +137,14 @@ class Place:
         It is forked from this process, which has loaded tare already and must have no threads: a start of Python
         takes more time than most of the commands. It runs ``within``, which is given what runs it.
         """
-        pid = os.fork()
-        if pid == 0:
-            os.chdir(self.folder)
-            _become_tare(["tare", *arguments], self._env | (env or {}), self.output, within)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _SENT)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                os.chdir(self.folder)
+                _become_tare(["tare", *arguments], self._env | (env or {}), self.output, within)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         return pid
 
     def run(self, *arguments: str, env: dict[str, str] | None = None, within: Within = _plainly) -> int:
@@ -186,6 +190,8 @@ def wait(pid: int, deadline_s: float = HANGING_S) -> int:
 
 
 HUNG = -1000
+_SENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What the campaign sends. They wait while a child is not tare yet: this process's own handlers would take them."""
 
 
 def signal_after(pid: int, delay_s: float, number: signal.Signals) -> bool:
@@ -210,9 +216,10 @@ def _become_tare(argv: Sequence[str], env: dict[str, str], output: Path, within:
             os.dup2(descriptor, target)
             os.close(descriptor)
         os.dup2(1, 2)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        for number in _SENT:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SENT)
         os.environ.update(env)
         sys.argv = [*argv]
         within(run_tare)
