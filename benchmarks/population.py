@@ -57,6 +57,7 @@ class Result(TypedDict):
     floor_rate_per_s: float
     rate_ratio_to_floor: float
     growth_last_over_first: float
+    floor_growth: float
     memory_bytes_each: float
     floor_memory_bytes_each: float
     memory_ratio_to_floor: float
@@ -104,7 +105,8 @@ def main() -> int:
         return ExitCode.OK
     print(f"{result['instances']} containers at {result['rate_per_s']:.0f}/s, stopped in {result['stop_s']:.1f} s")
     print(f"the floor's at {result['floor_rate_per_s']:.0f}/s: {result['rate_ratio_to_floor']:.2f}")
-    print(f"the last hundredth start / the first: {result['growth_last_over_first']:.2f}")
+    growths = f"{result['growth_last_over_first']:.2f}, the floor's {result['floor_growth']:.2f}"
+    print(f"the last hundred starts / the first: {growths}")
     own, floor = result["memory_bytes_each"] / 1024, result["floor_memory_bytes_each"] / 1024
     print(f"memory: {own:.0f} KiB each, the floor's {floor:.0f} KiB: {result['memory_ratio_to_floor']:.2f}")
     print(f"with the free memory that MemAvailable leaves out: {result['ready_ratio_to_floor']:.2f}")
@@ -124,6 +126,7 @@ def measure(rootfs: Path, count: int, rounds: int, settle_s: float) -> Result:
     floors: list[float] = []
     floors_ready: list[float] = []
     rates: list[float] = []
+    growths: list[float] = []
     ours: list[Population] = []
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger(LEDGER))
@@ -133,10 +136,14 @@ def measure(rootfs: Path, count: int, rounds: int, settle_s: float) -> Result:
         floor = stack.enter_context(start_floor(folder, rootfs, layout, cpu))
         for _ in range(rounds):
             before = wait_settled(settle_s)
+            latencies: list[float] = []
             began = time.monotonic()
             for _ in range(count):
+                starting = time.monotonic()
                 floor("keep")
+                latencies.append(time.monotonic() - starting)
             rates.append(count / (time.monotonic() - began))
+            growths.append(growth(latencies))
             after = wait_settled(settle_s)
             floors.append((before.available - after.available) / count)
             floors_ready.append((ready(before) - ready(after)) / count)
@@ -153,6 +160,7 @@ def measure(rootfs: Path, count: int, rounds: int, settle_s: float) -> Result:
         "floor_rate_per_s": floor_rate,
         "rate_ratio_to_floor": rate / floor_rate,
         "growth_last_over_first": statistics.median(one["growth"] for one in ours),
+        "floor_growth": statistics.median(growths),
         "memory_bytes_each": memory,
         "floor_memory_bytes_each": statistics.median(floors),
         "memory_ratio_to_floor": memory / statistics.median(floors),
@@ -199,16 +207,20 @@ def populate(ledger: Ledger, folder: Path, rootfs: Path, cpu: int, count: int, s
     left += [f"process {text}" for text in processes_left(theirs, tag)]
     left += ["ledger entries"] * (len(ledger.entries()) - entries)
     latencies = [instance.timeline.between(Phase.REQUESTED, Phase.READY) or 0.0 for instance in alive]
-    part = max(1, min(100, count // 4))
-    growth = statistics.median(latencies[-part:]) / statistics.median(latencies[:part])
     return {
         "rate_per_s": count / took,
-        "growth": growth,
+        "growth": growth(latencies),
         "memory_bytes": memory,
         "ready_bytes": with_reserve,
         "stop_s": stopped,
         "left": left,
     }
+
+
+def growth(latencies: list[float]) -> float:
+    """The median of the last hundred starts over that of the first, in the order in which they were asked for."""
+    part = max(1, min(100, len(latencies) // 4))
+    return statistics.median(latencies[-part:]) / statistics.median(latencies[:part])
 
 
 def wait_settled(deadline_s: float) -> HostMemory:
