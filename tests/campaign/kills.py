@@ -31,7 +31,7 @@ warmup = 0
 {backends}
 [[workload]]
 name = "tick"
-command = ["sh", "-c", "echo rate: 5"]
+command = ["sh", "-c", "sleep 0.15; echo rate: 5"]
 timeout = "20s"
 [[workload.metric]]
 name = "rate"
