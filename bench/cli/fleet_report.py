@@ -1,10 +1,8 @@
 """``tare fleet report`` and ``tare fleet audit``: what the runs of a fleet's hosts say together."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
 from tare.bench.cli.guard import guard
@@ -65,6 +63,10 @@ def audit(
 ) -> None:
     """Audit a plan with the density ramps of a fleet's hosts: predicted beside reached. The outcomes are kept."""
     with guard():
+        import json
+
+        import msgspec
+
         from tare.bench.capacity.audit import keep_audit, kept_audits
         from tare.bench.capacity.tables import AUDIT_HEAD, audit_rows
         from tare.bench.cli.output import chosen_output, say_where, whole_file

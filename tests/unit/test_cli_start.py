@@ -32,6 +32,18 @@ def test_help_imports_typer_and_what_it_prints(arguments):
     assert not NEEDLESS & {name.partition(".")[0] for name in modules}
     commands = {
         f"tare.bench.cli.{name}"
-        for name in ("main", "completion", "gate", "guard", "history", "image", "streams", "suite", "tune")
+        for name in (
+            "main",
+            "completion",
+            "fleet",
+            "fleet_report",
+            "gate",
+            "guard",
+            "history",
+            "image",
+            "streams",
+            "suite",
+            "tune",
+        )
     }
     assert {name for name in modules if name.startswith("tare.")} == OWN | commands

@@ -79,7 +79,7 @@ def test_the_sampler_compares_with_the_named_baseline_as_the_analysis_does(run_w
                 key=key,
                 experiment=SimpleNamespace(traits=subject.traits),
                 metrics=metrics,
-                sampling=SimpleNamespace(precision=wanted),
+                sampling=SimpleNamespace(precision=wanted, instances=1, max_blocks=0),
                 cell=lambda backend, key=key: SimpleNamespace(key=f"{key}/{backend}"),
             )
         )
