@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 import msgspec
 
+from tare.bench.engine import EngineShare
 from tare.bench.errors import UnsupportedError
 from tare.bench.ledger import Ledger
 from tare.bench.model import (
@@ -21,7 +22,6 @@ from tare.bench.model import (
     Commands,
     Completed,
     Diagnosis,
-    EngineShare,
     Envelope,
     Footprint,
     Histogram,

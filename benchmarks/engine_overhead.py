@@ -35,12 +35,13 @@ from tare.backends.engines.docker import Docker
 from tare.backends.engines.groups import Groups, JoinWatch, start_groups
 from tare.backends.engines.start import HOLD, LIVE, SocketReport
 from tare.backends.native import syscalls
+from tare.bench.engine import StartedBy
 from tare.bench.errors import UnavailableError
 from tare.bench.image import ImageStore
 from tare.bench.ledger import Ledger, work_folder
 from tare.bench.linux.mounts import find_block_device
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
-from tare.bench.model import SCRATCH, Command, Phase, StartedBy
+from tare.bench.model import SCRATCH, Command, Phase
 from tare.bench.testing.subject import BackendUnderTest, find_image, load_backend, start_subject
 
 ENGINES = ("runc", "crun", "bubblewrap", "lxc", "nspawn", "gvisor", "podman", "containerd", "docker")

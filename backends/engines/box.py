@@ -1,7 +1,9 @@
 """What an engine gets to know of one instance: its options, its groups, its folders."""
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +17,11 @@ from tare.backends.layers import Layers, names_of_layers
 from tare.backends.native import steps
 from tare.backends.native.instance import ProcessInstance
 from tare.backends.native.zygote import Launched
+from tare.bench.engine import EngineShare
 from tare.bench.errors import BackendError
+from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.linux.memory import tree_bytes
-from tare.bench.model import SCRATCH, EngineShare, Footprint, InstanceSpec, StartTimeline, Usage
+from tare.bench.model import SCRATCH, Footprint, InstanceSpec, StartTimeline, Usage
 from tare.bench.trees import remove_tree
 
 if TYPE_CHECKING:
@@ -154,6 +158,17 @@ def make_folders(box: Box, program: Path) -> None:
             f"could not make the instance's folders: {error.strerror}: {error.filename}",
             remedy=f"see that {box.folder.parent} is writable and has space left",
         ) from error
+
+
+@contextlib.contextmanager
+def start_folder(ledger: Ledger, folder: Path) -> Iterator[None]:
+    """The run's folder, in the ledger; removed on exit."""
+    with ledger.holding(ResourceKind.DIRECTORY, folder):
+        folder.mkdir(parents=True, mode=0o700)
+        try:
+            yield
+        finally:
+            remove_folder(folder)
 
 
 def remove_folder(folder: Path) -> None:

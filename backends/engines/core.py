@@ -31,6 +31,7 @@ from tare.backends.engines.box import (
     make_folders,
     overlay_step,
     remove_folder,
+    start_folder,
 )
 from tare.backends.engines.commands import EngineCommand, start_command
 from tare.backends.engines.daemon import Daemon
@@ -52,16 +53,15 @@ from tare.backends.native import steps
 from tare.backends.native.descriptors import raise_descriptor_limit, require_descriptors
 from tare.backends.native.runtime import probe_host
 from tare.backends.native.zygote import Launched, find_program, probe_program
+from tare.bench.engine import EngineShare
 from tare.bench.errors import BackendError, TareError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
-from tare.bench.ledger import MARKER_VARIABLE, ResourceKind
+from tare.bench.ledger import MARKER_VARIABLE
 from tare.bench.linux.mounts import find_block_device
-from tare.bench.linux.processes import find_status
 from tare.bench.model import (
     Availability,
     BackendDescription,
     Confound,
-    EngineShare,
     Envelope,
     Image,
     InstanceSpec,
@@ -196,10 +196,7 @@ class Engine(Backend):
 
     def find_helper(self, pid: int) -> int | None:
         """What a daemon has started next to a container's first process: its parent, a shim, in the daemon's cgroup."""
-        status = None if self.daemon is None else find_status(pid)
-        if self.daemon is None or status is None or status.parent not in self.daemon.cgroup.members():
-            return None
-        return status.parent
+        return None if self.daemon is None else self.daemon.find_helper(pid)
 
     def find_running_s(self, box: Box) -> float | None:
         """When a container runs by the engine's own state or event, in seconds since 1970; None if it does not say.
@@ -269,7 +266,7 @@ class Engine(Backend):
         layout = find_layout()
         folder = self.context.work_directory / f"{self.name}-{secrets.token_hex(4)}"
         try:
-            self.stack.enter_context(self._start_folder(folder))
+            self.stack.enter_context(start_folder(self.context.ledger, folder))
             program = find_program(self.context.cache_directory, folder)
             make_layers(folder, self.options.layers)
             path = folder / "program"
@@ -427,24 +424,12 @@ class Engine(Backend):
 
     def usage_of(self, box: Box) -> Usage:
         """CPU time and memory with the engine's processes for this instance; the rest is the container's."""
-        own = box.groups.container.meter.usage()
-        whole = box.groups.meter.usage()
-        user_s, system_s = box.groups.brought_s
-        return msgspec.structs.replace(
-            own,
-            cpu_user_s=None if whole.cpu_user_s is None else whole.cpu_user_s + user_s,
-            cpu_system_s=None if whole.cpu_system_s is None else whole.cpu_system_s + system_s,
-            memory_current_bytes=whole.memory_current_bytes,
-        )
+        return box.groups.usage()
 
     def share_of(self, box: Box) -> EngineShare:
         """What the engine costs next to a container."""
-        own = box.groups.share()
-        if self.daemon is None:
-            return EngineShare(*own)
-        now_s = self.daemon.cpu_s()
-        cpu_s = None if now_s is None or box.daemon_s is None else now_s - box.daemon_s
-        return EngineShare(*own, cpu_s, self.daemon.memory_bytes())
+        of_daemon = () if self.daemon is None else self.daemon.share(box.daemon_s)
+        return EngineShare(*box.groups.share(), *of_daemon)
 
     def time_exec(self, box: Box) -> float | None:
         """Seconds of one ``/bin/true`` by the engine's own exec; None if it has none. Raises BackendError."""
@@ -497,15 +482,6 @@ class Engine(Backend):
 
         side = self.stack.enter_context(start_host_side(self.context, None, spec.image, spec.envelope))
         return side.host_side(spec)
-
-    @contextlib.contextmanager
-    def _start_folder(self, folder: Path) -> Iterator[None]:
-        with self.context.ledger.holding(ResourceKind.DIRECTORY, folder):
-            folder.mkdir(parents=True, mode=0o700)
-            try:
-                yield
-            finally:
-                remove_folder(folder)
 
     def close(self) -> None:
         self._prepared = None

@@ -26,6 +26,7 @@ from tare.bench.errors import BackendError
 from tare.bench.interrupts import interruptible
 from tare.bench.ledger import MARKER_VARIABLE, Ledger
 from tare.bench.linux.memory import process_footprint
+from tare.bench.linux.processes import find_status
 
 READY_DEADLINE_S = 30.0
 RUN = Path("/run")
@@ -120,6 +121,16 @@ class Daemon:
         """Proportional set size of what is in its group now; None once it is gone."""
         members = self.cgroup.members()
         return process_footprint(members)[0] if members else None
+
+    def share(self, since_s: float | None) -> tuple[float | None, int | None]:
+        """CPU seconds since it had used ``since_s``, and its proportional set size now."""
+        now_s = self.cpu_s()
+        return (None if now_s is None or since_s is None else now_s - since_s), self.memory_bytes()
+
+    def find_helper(self, pid: int) -> int | None:
+        """The parent of a container's first process (a shim), where that is in its group; None otherwise."""
+        status = find_status(pid)
+        return None if status is None or status.parent not in self.cgroup.members() else status.parent
 
     def kill(self) -> None:
         """End everything in its group: it may hang. Raises BackendError."""

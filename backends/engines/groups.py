@@ -12,6 +12,8 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+import msgspec
+
 from tare.backends.cgroups.layout import Layout, Version, find_handed_on, prepare_parent
 from tare.backends.cgroups.lifecycle import PREFIX, Cgroup
 from tare.backends.cgroups.limits import Limits
@@ -23,6 +25,7 @@ from tare.bench.linux.files import read_text, write_text
 from tare.bench.linux.memory import process_footprint
 from tare.bench.linux.metering import CgroupMeter
 from tare.bench.linux.processes import find_status
+from tare.bench.model import Usage
 
 ENGINE, CONTAINER = "engine", "container"
 """The groups below an instance's own: of the engine's processes on v2, where the upper one can have none; and the
@@ -163,6 +166,17 @@ class Groups:
         """The container's processes that are not in the instance's v2 group, where CPU time is read."""
         held = members_of(self.of[""]) if "" in self.of else self.container.members()
         return [pid for pid in self.container.members() if pid not in held]
+
+    def usage(self) -> Usage:
+        """The container's, with CPU time and memory of the engine's processes for this instance."""
+        whole = self.meter.usage()
+        user_s, system_s = self.brought_s
+        return msgspec.structs.replace(
+            self.container.meter.usage(),
+            cpu_user_s=None if whole.cpu_user_s is None else whole.cpu_user_s + user_s,
+            cpu_system_s=None if whole.cpu_system_s is None else whole.cpu_system_s + system_s,
+            memory_current_bytes=whole.memory_current_bytes,
+        )
 
     def share(self) -> tuple[float | None, int | None]:
         """CPU seconds of the engine's processes of this instance so far, and their proportional set size now."""

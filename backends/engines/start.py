@@ -14,9 +14,10 @@ import msgspec
 
 from tare.backends.engines.groups import JoinWatch
 from tare.backends.native.channel import Channel
+from tare.bench.engine import StartedBy
 from tare.bench.errors import BackendError
 from tare.bench.interrupts import interruptible
-from tare.bench.model import Phase, StartedBy, StartTimeline
+from tare.bench.model import Phase, StartTimeline
 
 INSIDE = "/.tare"
 """Where tare's own folder appears in a container, read-only: its program, and the socket by which that reports."""

@@ -5,11 +5,12 @@ Every mark is on the host's monotonic clock. What a guest reports of itself (fir
 
 from tare.bench.catalogue import TRAITS, Builtin, GuestSplit
 from tare.bench.catalogue import BootMetric as Name
+from tare.bench.engine import StartedBy
 from tare.bench.experiments.engines import BOOT_METRICS as ENGINE
 from tare.bench.experiments.engines import TRUE, record_started
 from tare.bench.experiments.work import Work, prime_work
 from tare.bench.interfaces import Experiment, Instance, InstanceRun, NoOptions
-from tare.bench.model import Command, Commands, Footprint, Metric, Phase, StartedBy, lower
+from tare.bench.model import Command, Commands, Footprint, Metric, Phase, lower
 from tare.bench.units import Unit
 
 CREATE = lower(

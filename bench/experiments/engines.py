@@ -1,9 +1,10 @@
 """What ``boot`` and ``steady`` measure of an engine: when it calls a container started, and what it costs itself."""
 
 from tare.bench.catalogue import EngineMetric as Name
+from tare.bench.engine import EngineShare, StartedBy
 from tare.bench.experiments.work import difference
 from tare.bench.interfaces import Instance, InstanceRun
-from tare.bench.model import EngineShare, Metric, Phase, StartedBy, lower
+from tare.bench.model import Metric, Phase, lower
 from tare.bench.units import Unit
 
 TRUE = "bin/true"

@@ -23,12 +23,13 @@ from tare.backends.engines.docker import LABEL, Docker, DockerOptions
 from tare.backends.engines.docker_container import parse_stats
 from tare.backends.engines.docker_server import Place, PrivateServer
 from tare.backends.native.zygote import find_program
+from tare.bench.engine import StartedBy
 from tare.bench.errors import BackendError, TareError
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger, clean, work_folder
 from tare.bench.linux.mounts import read_mounts
 from tare.bench.locations import cache_directory, work_directory
-from tare.bench.model import Command, Envelope, StartedBy
+from tare.bench.model import Command, Envelope
 from tare.bench.process import DEVNULL, PIPE, Popen, TimeoutExpired, run
 from tare.bench.registry import find_backends
 from tare.bench.testing.subject import start_subject, traces_of

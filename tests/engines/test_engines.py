@@ -19,10 +19,11 @@ import msgspec
 import pytest
 
 from tare.backends.engines.core import Engine
+from tare.bench.engine import StartedBy
 from tare.bench.errors import BackendError
 from tare.bench.ledger import Ledger, clean, work_folder
 from tare.bench.locations import work_directory
-from tare.bench.model import Command, Phase, StartedBy
+from tare.bench.model import Command, Phase
 from tare.bench.process import DEVNULL, PIPE, Popen, TimeoutExpired
 from tare.bench.registry import find_backends
 from tare.bench.testing.subject import load_backend, start_subject, traces_of

@@ -19,8 +19,9 @@ from tare.backends.engines.profile import Protection, find_protection
 from tare.backends.engines.start import SocketReport, Start, StreamReport, last_line
 from tare.backends.native import syscalls
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, allowed_calls, conditions
+from tare.bench.engine import StartedBy
 from tare.bench.errors import BackendError
-from tare.bench.model import Command, Phase, StartedBy, StartTimeline
+from tare.bench.model import Command, Phase, StartTimeline
 
 MARK = b"\x01tare-0123456789abcdef"
 SAID = MARK + b" begin\nfirst\n\x01tare-other\n" + MARK + b" end 7 0 1234\n"

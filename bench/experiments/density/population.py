@@ -12,11 +12,12 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 
+from tare.bench.engine import EngineShare
 from tare.bench.interfaces import Instance, InstanceRun
 from tare.bench.interrupts import interruptible, sleep
 from tare.bench.linux.host_memory import HostMemory, read_memory
 from tare.bench.linux.pressure import read_stalls
-from tare.bench.model import EngineShare, Footprint, Phase
+from tare.bench.model import Footprint, Phase
 
 MOST_SAMPLED = 8
 """How many instances have their own meters read: a PSS costs the kernel a walk over all their pages."""
