@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import nox
+import nox.command
 
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True
@@ -77,8 +78,20 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *session.posargs)
         return
     # Unit tests share nothing, so they share the CPUs; instances want theirs to themselves.
-    session.run("pytest", "tests/unit", "--numprocesses=logical", "--quiet")
-    session.run("pytest", "tests", "--ignore=tests/unit", "--durations=15")
+    unit = ("tests/unit", "--numprocesses=logical", "--quiet")
+    others = ("tests", "--ignore=tests/unit", "--durations=15")
+    failed = [part[0] for part in (unit, others) if not passes(session, *part)]
+    if failed:
+        session.error(f"tests failed, of: {', '.join(failed)}")
+
+
+def passes(session: nox.Session, *arguments: str) -> bool:
+    """Whether these tests pass: a part that fails does not hide what the next one says."""
+    try:
+        session.run("pytest", *arguments)
+    except nox.command.CommandFailed:
+        return False
+    return True
 
 
 @nox.session
