@@ -32,8 +32,9 @@ from tare.reports.html import render_template
 from tare.reports.names import names_of
 from tare.reports.picture import PanelView, Strip, axis_ends, change_axis, strip_svg
 from tare.reports.wording import (
+    DIRECTION_SIGNS,
     describe,
-    direction_words,
+    direction_sign,
     format_change,
     format_change_range,
     listed,
@@ -52,6 +53,7 @@ class LineView(msgspec.Struct, frozen=True):
     """A line of a comparison in words; ``exact`` has ratio, low and high."""
 
     name: str
+    better: str
     hint: str
     backend: str
     first: str
@@ -99,6 +101,7 @@ def render_comparison(comparison: RunComparison) -> str:
         "first": comparison.first,
         "second": comparison.second,
         "wheres": [where(analysis) for analysis in comparison.analyses],
+        "ways": DIRECTION_SIGNS,
     }
     return render_template("compare.html.j2", context)
 
@@ -187,7 +190,9 @@ def _panel(comparison: RunComparison) -> PanelView | None:
 def _sides(line: Line, *, is_mixed: bool) -> str:
     """Where a line is from and both its values; which way is better where the others' is another."""
     values = f"{format_side(line, line.first.centre)} → {format_side(line, line.second.centre)}"
-    return ", ".join(part for part in (line.backend, values, direction_words(line.metric) if is_mixed else "") if part)
+    return ", ".join(
+        part for part in (line.backend, values, f"{direction_sign(line.metric)} better" if is_mixed else "") if part
+    )
 
 
 def _short_name(comparison: RunComparison, line: Line, among: Sequence[Line]) -> str:
@@ -218,6 +223,7 @@ def _line(comparison: RunComparison, line: Line) -> LineView:
     has_verdict = found.low is not None and not found.note
     return LineView(
         name=line_name(comparison, line),
+        better=direction_sign(line.metric),
         hint=line.metric.name,
         backend=line.backend,
         first=format_side(line, line.first.centre),
@@ -228,7 +234,7 @@ def _line(comparison: RunComparison, line: Line) -> LineView:
         style=str(found.verdict_adjusted),
         note="" if has_verdict else found.note,
         exact=[found.ratio, found.low, found.high],
-        about=f"{describe(line.metric)}; {direction_words(line.metric)}." if line.is_leading else "",
+        about=f"{describe(line.metric)}." if line.is_leading else "",
     )
 
 

@@ -238,9 +238,17 @@ def is_cost(metric: Metric) -> bool:
     return metric.unit in _COST or metric.name in (SteadyMetric.CPU, BootMetric.CPU)
 
 
+DIRECTION_SIGNS = {"↓": "lower is better", "↑": "higher is better"}
+
+
+def direction_sign(metric: Metric) -> str:
+    """Which way is better, as a sign: where rows of both kinds are in one table."""
+    return "↓" if metric.direction is Direction.LOWER else "↑"
+
+
 def direction_words(metric: Metric) -> str:
-    """Which way is better."""
-    return "lower is better" if metric.direction is Direction.LOWER else "higher is better"
+    """The same in words."""
+    return DIRECTION_SIGNS[direction_sign(metric)]
 
 
 def describe(metric: Metric) -> str:

@@ -75,6 +75,32 @@ def test_a_comparison_says_what_changed_with_its_grade_and_exact_numbers(folder)
             assert says_change(cells[4], float(exact[4]))
 
 
+def test_which_way_is_better_is_a_sign_that_is_explained_once(folder):
+    page = Page(compared(folder, folder / "monday", "--backends", "bare-metal", "native"))
+    assert page.text.count("lower is better") == page.text.count("higher is better") == 1
+    names = [cells[0] for cells in page.rows if len(cells) == 7][1:]
+    assert names
+    assert all(("↓" in name) != ("↑" in name) for name in names)
+    assert any("↑" in name for name in names if "events" in name)
+
+
+def test_many_backends_are_rows_below_what_is_required(tmp_path):
+    for count in (3, 8):
+        names = ("bare-metal", *(f"engine-{number}" for number in range(count)))
+        run = write_run(tmp_path / f"{count}", replace(SMALL, backends=names))
+        assert tare("report", run, "-f", "html", "-o", run / "report.html").exit_code == 0
+        rows = Page((run / "report.html").read_text("utf-8")).rows
+        first = next(cells for cells in rows if cells[:1] in (["Requirement"], ["Backend"]))
+        shown = rows[rows.index(first) + 1 :][:count]
+        if count == 3:
+            assert first == ["Requirement", *names[1:]]
+        else:
+            assert first[0] == "Backend"
+            assert "Starts within 100 ms" in first
+            assert [cells[0] for cells in shown] == list(names[1:])
+            assert {len(cells) for cells in shown} == {len(first)}
+
+
 def test_a_comparison_hides_nothing_that_could_not_be_told(folder):
     """Headline and tally count the same; both values stand beside each ratio; a rate is lower, not slower."""
     sides = (folder / "loud", "--backends", "bare-metal", "native")
