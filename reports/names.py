@@ -94,10 +94,14 @@ class Names:
         of_experiment = one_line(self._manifest.traits_of(experiment).title)
         if not workload:
             return of_experiment
+        title = self.workload(workload)
+        return title if self._manifest.traits_of(experiment).of_workload else f"{of_experiment}: {title}"
+
+    def workload(self, workload: str) -> str:
+        """``Disk (fio)``, whatever the experiment."""
         traits = self._manifest.workloads.get(workload)
         title = (traits.title if traits is not None else "") or _declared_workloads().get(workload, "")
-        title = one_line(title or workload)
-        return title if self._manifest.traits_of(experiment).of_workload else f"{of_experiment}: {title}"
+        return one_line(title or workload)
 
     def params(self, subject: Subject) -> list[tuple[str, str]]:
         """Its parameters with their values in words, in the order in which they are declared."""

@@ -5,7 +5,7 @@ Numbers that a picture shows name their place in the JSON form, such as ``plans.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from tare.bench.analysis import GradeLevel, MeasuredBackend
 from tare.bench.capacity.growth import HORIZON_MONTHS
 from tare.bench.capacity.hosts import Resource
+from tare.bench.capacity.instances import InstanceType, name_by_ids
 from tare.bench.capacity.packing import Filled
 from tare.bench.capacity.plan import HostPlan, Use, name_of
 from tare.bench.capacity.planned import MIX, Outlook, Plan
@@ -41,11 +42,12 @@ from tare.bench.capacity.words import (
     notes_of,
     reserve_sentences,
 )
-from tare.bench.catalogue import DECIDES_NOTHING
+from tare.bench.catalogue import DECIDES_NOTHING, Builtin
 from tare.bench.readable import one_line
 from tare.reports.charts import Chart, accent, finished, named, rounded
 from tare.reports.drawing import end_drawing
 from tare.reports.html import render_template
+from tare.reports.names import Names
 from tare.reports.picture import Axis, PanelView, Strip
 
 if TYPE_CHECKING:
@@ -98,9 +100,61 @@ class SectionView(msgspec.Struct, frozen=True):
 
 def render_plan(plan: Plan) -> str:
     """The page."""
-    context = plan_context(plan)
+    context = plan_context(named_plan(plan))
     end_drawing()
     return render_template("plan.html.j2", context)
+
+
+def named_plan(plan: Plan) -> Plan:
+    """The plan with the names that people know in place of ids; what a fleet's file named stays as it is."""
+    types = list(dict.fromkeys(one.type.name for one in plan.plans))
+    kinds = {one.type.name: one.type for one in plan.plans}
+    words = {name: _words_of(kinds[name], list(kinds.values())) for name in types}
+    if len(set(words.values())) < len(words):
+        return plan
+    words = {name: word for name, word in words.items() if name != word}
+    found = _renamed(plan, words)
+    assert isinstance(found, Plan)
+    return found
+
+
+def _words_of(kind: InstanceType, among: Sequence[InstanceType]) -> str:
+    """``container (tare) with CPU (sysbench)``, and the parameters by which it differs from others of its workload."""
+    cell, manifest = kind.result.cell, kind.manifest
+    if manifest is None or not cell.workload or kind.name != name_by_ids(kind.result, kind.backend):
+        return kind.name
+    alike = [one.result.cell.params for one in among if one.result.cell.workload == cell.workload]
+    varying = {
+        name: value
+        for name, value in cell.params.items()
+        if name != "count" and any(params.get(name) != value for params in alike)
+    }
+    names = Names(manifest)
+    given = names.params_line(Builtin.DENSITY, cell.workload, varying)
+    return f"{kind.backend.label} with {names.workload(cell.workload)}{f' ({given})' if given else ''}"
+
+
+def _renamed(value: Any, words: Mapping[str, str]) -> Any:
+    """``value`` with each text that is a name replaced, also as a key; the same object where there is none.
+
+    Measurements are not looked into.
+    """
+    if isinstance(value, str):
+        return words.get(value, value)
+    if isinstance(value, InstanceType):
+        parts = {"name": value.name}
+    elif isinstance(value, msgspec.Struct):
+        parts = {name: getattr(value, name) for name in value.__struct_fields__}
+    elif isinstance(value, dict):
+        pairs = {_renamed(key, words): _renamed(one, words) for key, one in value.items()}
+        return value if all(pairs.get(key) is one for key, one in value.items()) else pairs
+    elif isinstance(value, tuple):
+        ones = tuple(_renamed(one, words) for one in value)
+        return value if all(new is old for new, old in zip(ones, value, strict=True)) else ones
+    else:
+        return value
+    changed = {name: new for name, old in parts.items() if (new := _renamed(old, words)) is not old}
+    return msgspec.structs.replace(value, **changed) if changed else value
 
 
 def plan_context(plan: Plan) -> dict[str, Any]:
@@ -182,7 +236,7 @@ def _panels(plan: Plan) -> Iterator[PanelView]:
             bars = _bars(one.headroom, f"plans.{place}.headroom", _binding([one]))
             colour = backends.index(one.type.result.cell.backend)
             panel = _panel(f"A host with {one.instances:,} of {one.type.name}", bars, colour, one.is_extrapolated)
-            yield msgspec.structs.replace(panel, note=f"runs out first: {one.binds}; {panel.note}")
+            yield msgspec.structs.replace(panel, note=f"runs out first: {one.binds}")
 
 
 class _Bar(msgspec.Struct, frozen=True):
@@ -240,10 +294,9 @@ def _panel(title: str, bars: Sequence[_Bar], colour: int, is_beyond: bool) -> Pa
     axis = _fill_axis([bar.share for bar in bars if bar.share is not None])
     backend = MeasuredBackend("", "", colour + 1, is_baseline=False)
     strips = tuple(_strip(bar, axis, backend) for bar in bars)
-    note = "of what instances can use, measured and by their limits; pale: shown, but does not bind"
     title = f"{title} (extrapolated: no answer)" if is_beyond else title
     kind = "fill beyond" if is_beyond else "fill"
-    return PanelView(title, note, ((backend, strips),), axis.ticks, ("", ""), kind)
+    return PanelView(title, "", ((backend, strips),), axis.ticks, ("", ""), kind)
 
 
 def _fill_axis(shares: Sequence[float]) -> Axis:

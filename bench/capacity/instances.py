@@ -62,7 +62,10 @@ class HostLimit(msgspec.Struct, frozen=True):
 
 
 class InstanceType(msgspec.Struct, frozen=True):
-    """Instances of one kind: a backend with what it ran (empty: idle) when it was measured, in ``run``."""
+    """Instances of one kind: a backend with what it ran (empty: idle) when it was measured, in ``run``.
+
+    ``manifest`` is that of the run, which has the names that people know.
+    """
 
     name: str
     result: DensityResult
@@ -75,6 +78,7 @@ class InstanceType(msgspec.Struct, frozen=True):
     cpus_measured: int
     host_emulated: bool = False
     host_cpus: float | None = None
+    manifest: Manifest | None = None
 
     @property
     def is_emulated(self) -> bool:
@@ -103,16 +107,15 @@ def make_type(
     ``limits`` replace those that they had when they were measured. ``cpu_by_limit``: overcommitment of CPUs is stated,
     so that limits of CPUs bind. ``raised`` are limits of the measured host that planned hosts do not have.
     """
-    cell, backend = result.cell, manifest.backends[result.cell.backend]
+    backend = manifest.backends[result.cell.backend]
     if basis is Basis.AUTO:
         basis = Basis.LIMITS if backend.kind.is_guest else Basis.MEASURED
     envelope = manifest.envelope
     cpus = envelope.cpu_quota if envelope.cpu_quota is not None else float(len(envelope.cpus))
     had = {"cpus": cpus, "memory": float(envelope.memory_bytes), "disk": float(envelope.scratch_bytes)}
     measured = find_measured_host(manifest)
-    given = " ".join(f"{name}={value}" for name, value in sorted(cell.params.items()) if name != "count")
     found = InstanceType(
-        name=" ".join(part for part in (backend.label, cell.workload or "idle", given) if part),
+        name=name_by_ids(result, backend),
         result=result,
         backend=backend,
         run=run,
@@ -123,9 +126,17 @@ def make_type(
         cpus_measured=len(envelope.cpus),
         host_emulated=manifest.is_host_emulated,
         host_cpus=None if measured is None else measured.cpus,
+        manifest=manifest,
     )
     needs = (*_memory(found), *_cpu(found, by_limit=cpu_by_limit), *_disk(found), _CGROUP)
     return msgspec.structs.replace(found, needs=needs)
+
+
+def name_by_ids(result: DensityResult, backend: BackendDescription) -> str:
+    """What a type is called unless a fleet's file names it: ``vm (kvm) redis clients=50``."""
+    cell = result.cell
+    given = " ".join(f"{name}={value}" for name, value in sorted(cell.params.items()) if name != "count")
+    return " ".join(part for part in (backend.label, cell.workload or "idle", given) if part)
 
 
 def _exactly(value: float) -> Estimate:

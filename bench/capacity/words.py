@@ -112,17 +112,21 @@ def interval_sentences(plan: Plan) -> list[str]:
             return []
         return [f"By the intervals of the costs, {low:,} to {high:,} hosts."]
     first = [one for one in plan.plans[:MOST_ANSWERS] if one.instances is not None and not one.is_extrapolated]
-    return [
-        _interval_of_type(one, named=len(plan.plans) > 1)
-        for one in first
-        if one.fewest is None or one.fewest != one.most
+    named = len(plan.plans) > 1
+    known = [_interval_of_type(one, named=named) for one in first if one.fewest not in (None, one.most)]
+    unknown: dict[str, list[str]] = {}
+    for one in first:
+        if one.fewest is None:
+            unknown.setdefault(one.binds, []).append(one.type.name)
+    return known + [
+        f"The interval of this number{' of ' + '; '.join(names) if named else ''} is not known: {binds} was measured "
+        "without one."
+        for binds, names in unknown.items()
     ]
 
 
 def _interval_of_type(plan: HostPlan, *, named: bool) -> str:
     of = f" of {plan.type.name}" if named else ""
-    if plan.fewest is None:
-        return f"The interval of this number{of} is not known: {plan.binds} was measured without one."
     hosts = ""
     if plan.hosts_most is not None and plan.hosts_fewest != plan.hosts_most:
         hosts = f", which is {interval_words(plan.hosts_fewest, plan.hosts_most)} hosts"
@@ -140,17 +144,16 @@ def grade_words(plan: Plan) -> str:
 def basis_sentences(plan: Plan) -> list[str]:
     """By what each type is planned, and on what measurement, once for all that are alike."""
     basis = {Basis.MEASURED: "measured use", Basis.LIMITS: "limits"}
-    found = (
-        f"{one.type.name}: planned by {basis[one.type.basis]}; {one.type.result.cell.population:,} ran at once when it "
-        f"was measured ({one.type.run})."
-        for one in plan.plans
-    )
-    return list(dict.fromkeys(found))
+    found = []
+    for one in plan.plans:
+        population = f"{one.type.result.cell.population:,} ran at once when it was measured ({one.type.run})"
+        found.append((one.type.name, f"planned by {basis[one.type.basis]}; {population}."))
+    return _said_once(plan.plans, found)
 
 
 def notes_of(plans: Sequence[HostPlan]) -> list[str]:
     """What has to be known about plans, each said once."""
-    notes: list[str] = []
+    notes: list[tuple[str, str]] = []
     for plan in plans:
         own = []
         if plan.is_extrapolated:
@@ -166,8 +169,19 @@ def notes_of(plans: Sequence[HostPlan]) -> list[str]:
         own += plan_notes(plan)
         if (scaling := plan.type.result.scaling) is not None:
             own.append(scaling_sentence(scaling))
-        notes += [f"{plan.type.name}: {note}" for note in own]
-    return list(dict.fromkeys(notes))
+        notes += [(plan.type.name, note) for note in own]
+    return _said_once(plans, notes)
+
+
+def _said_once(plans: Sequence[HostPlan], said: Sequence[tuple[str, str]]) -> list[str]:
+    """What is said of types by (name, sentence), each sentence once, after all the types that it is of."""
+    names = {plan.type.name for plan in plans}
+    of: dict[str, dict[str, None]] = {}
+    for name, sentence in said:
+        of.setdefault(sentence, {})[name] = None
+    return [
+        f"{'all types' if len(own) == len(names) > 1 else '; '.join(own)}: {sentence}" for sentence, own in of.items()
+    ]
 
 
 def plan_notes(plan: HostPlan) -> list[str]:

@@ -1,8 +1,10 @@
 """The page of a plan: every figure is the JSON form's, bars are as long as they say, and what is no answer is none."""
 
+import gzip
 import json
 import re
 from html import unescape
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -111,6 +113,24 @@ def test_tables_are_those_of_the_other_forms_and_equal_the_json_form(run, prices
     assert ["native idle", "the host", *money, f"{300 * plan['hosts_needed']:,} EUR"] in page.rows
     assert f"The hosts are full in {outlook['exhaustion']['months']} months" in page.text
     assert 'class="asked"' in written("html", *options)
+
+
+def test_types_have_names_for_people_and_a_sentence_is_said_once(tmp_path):
+    kept = Path(__file__).parents[1] / "data" / "runs" / "density"
+    run = tmp_path / "density"
+    run.mkdir()
+    (run / "manifest.json").write_bytes((kept / "manifest.json").read_bytes())
+    for name in ("events.jsonl", "samples.jsonl"):
+        (run / name).write_bytes(gzip.decompress((kept / f"{name}.gz").read_bytes()))
+    page, found = Page(written("html", run, "--instances", 500)), json.loads(written("json", run, "--instances", 500))
+    assert {"sysbench-cpu" in plan["type"] for plan in found["plans"]} == {True, False}
+    for part in ("sysbench-cpu", "meters_every", "runtime_s"):
+        assert part not in page.text
+    assert "native (container) with CPU (sysbench) per host" in page.text
+    rows = [cells for cells in page.rows if cells[0] in ("bare-metal with CPU (sysbench)", "bare-metal idle")]
+    assert [cells[-2] for cells in rows] == ["500", "500"]
+    for sentence in ("all types: the host's disk was not stated", "measured while idle", "Pale: shown"):
+        assert page.text.count(sentence) == 1
 
 
 def test_curves_hold_the_json_form_s_figures(run, prices, tmp_path):
