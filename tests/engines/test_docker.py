@@ -22,6 +22,7 @@ from tare.backends.engines import docker_server
 from tare.backends.engines.docker import LABEL, Docker, DockerOptions
 from tare.backends.engines.docker_container import parse_stats
 from tare.backends.engines.docker_server import Place, PrivateServer
+from tare.backends.engines.groups import Groups, start_groups
 from tare.backends.native.zygote import find_program
 from tare.bench.engine import StartedBy
 from tare.bench.errors import BackendError, TareError
@@ -239,7 +240,9 @@ def users_daemon(tmp_path):
     launcher = folder / "program"
     launcher.write_bytes(find_program(cache_directory(), tmp_path).content)
     launcher.chmod(0o755)
-    with Ledger(tmp_path / "users-ledger") as own:
+    groups = Groups(find_layout(), folder.name, at_top=True, container="*")
+    with Ledger(tmp_path / "users-ledger") as own, start_groups(own, groups):
+        groups.make({"cpus": (CPU,)}, (), premade=False)
         server = PrivateServer(
             Place(own, folder, launcher, find_layout(), (CPU,), "overlay2", hosts_network=False, gvisor=()),
             30.0,
@@ -256,7 +259,7 @@ def users_daemon(tmp_path):
                     "Image": "users:own",
                     "Entrypoint": ["/program", "hold"],
                     "OpenStdin": True,
-                    "HostConfig": {"NetworkMode": "none"},
+                    "HostConfig": {"NetworkMode": "none", "CgroupParent": f"/{groups.name}"},
                 },
             )
             server.api.start(held)
