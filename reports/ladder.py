@@ -1,5 +1,7 @@
 """What a start consists of on the page: its ends by each definition, and the layers of each engine that add up."""
 
+from collections.abc import Iterator
+
 import msgspec
 
 from tare.bench.analysis import Analysis, MeasuredBackend, Subject
@@ -53,6 +55,32 @@ class LadderView(msgspec.Struct, frozen=True):
     by_backend: list[EndView]
     starts: list[WaterfallView]
     memory: list[WaterfallView]
+
+
+LAYERS_HEAD = ("engine", "layer", "adds", "95 % interval")
+
+
+def layer_tables(analysis: Analysis) -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
+    """The layers of starts and of memory as titles with rows of words below ``LAYERS_HEAD``."""
+    for subject in analysis.subjects:
+        view = ladder_view(analysis, subject)
+        if view is None:
+            continue
+        yield from (
+            (title, [row for one in found for row in _rows(one)])
+            for title, found in (
+                ("Layers of an engine's start", view.starts),
+                ("Layers of an idle container's memory", view.memory),
+            )
+            if found
+        )
+
+
+def _rows(view: WaterfallView) -> Iterator[tuple[str, str, str, str]]:
+    for layer in view.layers:
+        said = "; ".join(part for part in (layer.interval, layer.note) if part)
+        yield view.backend.label, layer.name, layer.value, said
+    yield view.backend.label, "together", view.total, ""
 
 
 def ladder_view(analysis: Analysis, subject: Subject) -> LadderView | None:

@@ -26,6 +26,7 @@ from tare.reports.compare import (
 )
 from tare.reports.doubts import doubts
 from tare.reports.headline import answer, fences, grade_sentence, question, top_caveats
+from tare.reports.ladder import LAYERS_HEAD, layer_tables
 from tare.reports.names import names_of
 from tare.reports.picture import panel_views
 from tare.reports.requirements import AnswerView, requirement_views
@@ -90,7 +91,7 @@ def render_markdown(analysis: Analysis) -> str:
     lines += [f"> {escape(fence, 400)}" for fence in fences(analysis)]
     lines += _listed("To keep in mind", top_caveats(analysis))
     lines += _requirements(analysis)
-    lines += ["", *_ratios(analysis), *_doubts(analysis), *_emulated(analysis)]
+    lines += ["", *_ratios(analysis), *_layers(analysis), *_doubts(analysis), *_emulated(analysis)]
     lines += [*_claims(analysis), *_environment(analysis)]
     return "\n".join(lines) + "\n"
 
@@ -120,6 +121,14 @@ def _requirements(analysis: Analysis) -> list[str]:
 
 def _likely(found: AnswerView) -> str:
     return f"{found.likely}. {found.more}" if found.likely else found.more
+
+
+def _layers(analysis: Analysis) -> list[str]:
+    return [
+        line
+        for title, rows in layer_tables(analysis)
+        for line in ("", *_folded(title, _table(list(LAYERS_HEAD), [list(map(escape, row)) for row in rows])))
+    ]
 
 
 def _doubts(analysis: Analysis) -> list[str]:

@@ -20,6 +20,7 @@ from tare.reports.compare import render_comparison, verdict_text
 from tare.reports.doubts import doubts
 from tare.reports.headline import answer, fences, grade_sentence, question, top_caveats, where
 from tare.reports.html import failure_views
+from tare.reports.ladder import LAYERS_HEAD, layer_tables
 from tare.reports.names import Names, names_of
 from tare.reports.picture import PanelView, panel_views
 from tare.reports.requirements import requirement_views
@@ -120,6 +121,7 @@ def render_text(analysis: Analysis) -> RenderableType:
         *parts,
         *_requirements(analysis),
         *tables,
+        *_layers(analysis),
         *_doubts(analysis),
         *_failures(analysis),
         *_emulated(analysis),
@@ -272,6 +274,16 @@ def _failures(analysis: Analysis) -> list[RenderableType]:
         evidence = [line for line in readable(view.evidence).strip().splitlines() if line.strip()]
         parts.extend(Text(f"    {line}", style="dim") for line in evidence[-3:])
     return [*parts, Text()]
+
+
+def _layers(analysis: Analysis) -> Iterator[RenderableType]:
+    for title, rows in layer_tables(analysis):
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        for name in LAYERS_HEAD:
+            table.add_column(name, justify="right" if name == "adds" else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        yield from (Text(title, style="bold"), table, Text())
 
 
 def _emulated(analysis: Analysis) -> Iterator[RenderableType]:

@@ -2,11 +2,13 @@
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tare.bench.analysis import analyse
 from tare.bench.analysis.ladder import ends_of, memory_of, starts_of
@@ -15,7 +17,10 @@ from tare.bench.records import Sample
 from tare.bench.store import load_run
 from tare.reports.html import render_page
 from tare.reports.ladder import ladder_view
+from tare.reports.markdown import render_markdown
+from tare.reports.text import render_text
 from tests.synthetic import Recipe, write_run
+from tests.written import markdown_rows
 
 BLOCKS = 6
 STARTS_MS = {"native": 9.0, "runc": 80.0, "containerd": 101.0, "docker": 340.0}
@@ -161,6 +166,20 @@ def test_the_page_shows_the_definitions_next_to_one_another_and_the_layers(tmp_p
     assert re.search(r"shim: containerd</td>.*?\+2\d(\.\d+)? ms", page, re.DOTALL)
     widths = [float(width) for width in re.findall(r"margin-left: [\d.]+%; width: ([\d.]+)%", page)]
     assert all(0 <= width <= 100.01 for width in widths)
+
+
+def test_text_and_markdown_have_the_layers_too(tmp_path):
+    analysis = run_of(tmp_path)
+    (whole,) = [one for one in ladder_view(analysis, boot(analysis)).starts if one.backend.name == "docker"]
+    rows = {tuple(row) for row in markdown_rows(render_markdown(analysis))}
+    drawn = Console(width=160, file=StringIO())
+    drawn.print(render_text(analysis))
+    lines = [" ".join(line.split()) for line in drawn.file.getvalue().splitlines()]
+    for layer in whole.layers:
+        interval = "; ".join(part for part in (layer.interval, layer.note) if part)
+        assert ("docker", layer.name, layer.value, interval) in rows
+        assert f"docker {layer.name} {layer.value} {interval}".strip() in lines
+    assert f"docker together {whole.total}" in lines
 
 
 def test_a_run_without_any_of_it_shows_none(tmp_path):
