@@ -69,7 +69,7 @@ def test_version_and_help(tare):
         (("run", "--resume", "none"), 3, ("none is not a run directory",)),
         (("report", "none"), 3, ("none is not a run directory",)),
         (("list", "things"), 3, ("there is nothing called 'things'", "workloads")),
-        (("exec", "docker", "--", "true"), 3, ("there is no backend 'docker'", "native")),
+        (("exec", "qubes", "--", "true"), 3, ("there is no backend 'qubes'", "native")),
         (("exec", "native", "--memory", "12MB", "--", "true"), 3, ("--memory", "12MB")),
         (("exec", "native", "--cpus", "999", "--", "true"), 3, ("--cpus", "999")),
         (("exec", "vm", "--memory", "16MiB", "--", "true"), 3, ("--memory", "too little for the backend 'vm'")),
@@ -84,7 +84,7 @@ def test_wrong_words(tare, arguments, code, parts):
     ("change", "parts"),
     [
         (("[suite]", "[suite"), ("suite.toml", "line 2")),
-        (('type = "native"', 'type = "docker"'), ("suite.toml: backend[0].type", "there are: ")),
+        (('type = "native"', 'type = "qubes"'), ("suite.toml: backend[0].type", "there are: ")),
         (('memory = "256MiB"', 'memoy = "256MiB"'), ("suite.toml: envelope", "memoy", "known keys")),
         (('kind = "boot"', 'kind = "steady"\nworkload = "linpack"'), ("suite.toml: experiment[0].workload", "fio")),
         (
