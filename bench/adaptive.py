@@ -31,7 +31,7 @@ from tare.bench.suite import Scenario, Suite
 FAILURES = 3
 """A cell whose instances failed so often running is given up."""
 HOPELESS = 4
-"""A cell that needs so many times the blocks that it may have is given up: a spread that eight blocks show is four
+"""A cell that needs this many times the blocks it may have is given up: a spread that eight blocks show is four
 times the true one less than once in forty times."""
 
 

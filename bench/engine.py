@@ -1,4 +1,4 @@
-"""What is told of an engine: when a start by it has ended, and what it costs next to its containers."""
+"""What is reported of an engine: when a start by it has ended, and what it costs next to its containers."""
 
 from enum import StrEnum
 

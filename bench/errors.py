@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
     ENVIRONMENT = 6
     """The machine refused something in the middle: full disk, failed build, failed clean-up."""
     NOT_COMPARABLE = 7
-    """`tare compare` was given runs whose conditions differ."""
+    """`tare compare` or `tare run --bridge` was given runs whose conditions forbid it."""
     HOSTS_MISSING = 8
     """`tare fleet`: at least one host has no complete run; the others' are whole."""
     BUSY = 9

@@ -5,7 +5,6 @@ process ends, however it ends. The file says who holds it. Users with state fold
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from tare.bench.errors import CleanUpError, HostBusyError
+from tare.bench.linux.locks import lock_within
 from tare.bench.linux.processes import find_status
 from tare.bench.locations import state_directory
 from tare.bench.readable import readable
@@ -60,17 +60,17 @@ def measuring(run: Path) -> Iterator[None]:
             remedy="set TARE_STATE_DIR to a folder that can be written",
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy() from None
+        if not lock_within(descriptor):
+            raise _busy()
         status = find_status(os.getpid())
         since = datetime.now(UTC).isoformat(timespec="seconds")
         holder = Holder(os.getpid(), status.started if status else 0, readable(str(run.absolute())), since)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, msgspec.json.encode(holder), 0)
-        yield
-        os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tare.backends.engines.box import Box, Network, Seccomp
-from tare.backends.engines.core import Engine
+from tare.backends.engines.core import CommandEngine
 from tare.backends.engines.profile import Protection, find_protection
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, compile_filters
@@ -32,7 +32,7 @@ def protect(found: Protection) -> tuple[str, ...]:
     )
 
 
-class Bubblewrap(Engine):
+class Bubblewrap(CommandEngine):
     """``bwrap``, in the container's cgroup; it ends with the container."""
 
     name = "bubblewrap"

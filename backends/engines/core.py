@@ -127,12 +127,8 @@ class Engine(Backend):
     # --- what an engine says ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def start_command(self, box: Box) -> Sequence[str]:
-        """The command that starts a container whose command is ``LIVE``; files that it needs are written here."""
-
-    def start_files(self) -> Sequence[bytes]:
-        """What the start command finds open as descriptors 3, 4, ...: contents of memory files."""
-        return ()
+    def begin(self, box: Box, stack: contextlib.ExitStack) -> Begun:
+        """Ask the engine for a container whose command is ``LIVE``, and return at once."""
 
     def exec_command(self, box: Box, argv: Sequence[str]) -> Sequence[str] | None:
         """The command that executes ``argv`` in a container; None if the engine has none."""
@@ -180,10 +176,6 @@ class Engine(Backend):
         """What the engine's commands find mounted, beyond the overlay at ``box.root``."""
         del box
         return ()
-
-    def begin(self, box: Box, stack: contextlib.ExitStack) -> Begun:
-        """Ask the engine for the container, and return at once. For an engine without a command: override it."""
-        return stack.enter_context(self.spawn(box, self.start_command(box), self.start_files(), box.streams))
 
     def require_daemon(self) -> None:
         """See that ``daemon`` lives, or start it again: called before a start is timed. Raises BackendError."""
@@ -486,3 +478,19 @@ class Engine(Backend):
     def close(self) -> None:
         self._prepared = None
         self.stack.close()
+
+
+class CommandEngine(Engine):
+    """An engine whose containers are started by a command."""
+
+    @abstractmethod
+    def start_command(self, box: Box) -> Sequence[str]:
+        """The command that starts a container whose command is ``LIVE``; files that it needs are written here."""
+
+    def start_files(self) -> Sequence[bytes]:
+        """What the start command finds open as descriptors 3, 4, ...: contents of memory files."""
+        return ()
+
+    def begin(self, box: Box, stack: contextlib.ExitStack) -> Begun:
+        """Start that command."""
+        return stack.enter_context(self.spawn(box, self.start_command(box), self.start_files(), box.streams))

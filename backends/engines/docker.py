@@ -239,11 +239,6 @@ class Docker(Engine):
         del box_identifier
         return "*"
 
-    def start_command(self, box: Box) -> Sequence[str]:
-        """None: a container is made by the API."""
-        del box
-        raise NotImplementedError
-
     def require_daemon(self) -> None:
         self.server.require()
         self.daemon = self.server.daemon
@@ -285,7 +280,7 @@ class Docker(Engine):
     def _relay(stream: socket.socket, report: int, asked: threading.Event) -> None:
         """Pass the first piece of output of an attached container on, in a thread that ends with that or the stream.
 
-        A stream that ends without any is told of once the start was answered, which says why.
+        A stream that ends without any is an error only after the start was answered: that answer says why.
         """
 
         def relay() -> None:

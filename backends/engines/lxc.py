@@ -6,7 +6,7 @@ from tare.backends.cgroups.layout import Version
 from tare.backends.cgroups.lifecycle import NEVER_REACHED
 from tare.backends.cgroups.limits import RULES
 from tare.backends.engines.box import Box, Network, Seccomp
-from tare.backends.engines.core import Engine
+from tare.backends.engines.core import CommandEngine
 from tare.backends.engines.profile import Protection, find_protection
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, Condition, allowed_calls, conditions
@@ -30,7 +30,7 @@ def _conditional(condition: Condition) -> str:
     return f"{condition.call} allow [{condition.argument},{condition.value:#x},{how}]"
 
 
-class Lxc(Engine):
+class Lxc(CommandEngine):
     """``lxc-start``, whose monitor stays as long as the container."""
 
     name = "lxc"

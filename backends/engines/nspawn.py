@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tare.backends.engines.box import Box, Network
-from tare.backends.engines.core import Engine
+from tare.backends.engines.core import CommandEngine
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native import syscalls
 from tare.backends.native.seccomp import CAPABILITIES, DEFAULT_CAPABILITIES
@@ -16,7 +16,7 @@ _OWN_SECCOMP = (
 )
 
 
-class Nspawn(Engine):
+class Nspawn(CommandEngine):
     """``systemd-nspawn``, in the container's cgroup; it ends with the container."""
 
     name = "nspawn"

@@ -7,7 +7,7 @@ from typing import ClassVar
 import msgspec
 
 from tare.backends.engines.box import Box, Network, Seccomp
-from tare.backends.engines.core import Engine
+from tare.backends.engines.core import CommandEngine
 from tare.backends.engines.oci_config import Bind, Plan, make_config
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.backend import find_thermal
@@ -15,7 +15,7 @@ from tare.backends.native.seccomp import DEFAULT_CAPABILITIES
 from tare.bench.model import SCRATCH
 
 
-class OciRuntime(Engine):
+class OciRuntime(CommandEngine):
     """A runtime with runc's command line."""
 
     engine_limits: ClassVar[Collection[str]] = (

@@ -13,7 +13,7 @@ import msgspec
 from tare.backends.cgroups.layout import Version
 from tare.backends.cgroups.limits import RULES
 from tare.backends.engines.box import Box, EngineOptions, Network, Seccomp
-from tare.backends.engines.core import Engine
+from tare.backends.engines.core import CommandEngine
 from tare.backends.engines.oci_config import make_seccomp
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native import steps
@@ -87,7 +87,7 @@ def own_limits() -> Iterator[str]:
         yield f"--ulimit={name}={soft}:{hard}"
 
 
-class Podman(Engine):
+class Podman(CommandEngine):
     """``podman run --rootfs``, with a state of its own: no container, image or lock of the user's is seen.
 
     Podman names the container's cgroup by a number of its own, so it makes that group and sets all limits.

@@ -41,7 +41,7 @@ LEAST_SPAN_S = 0.5
 FEW_BLOCKS = 5
 ENOUGH_BLOCKS = 10
 TESTED_BLOCKS = 36
-"""From so many on a single measurement shows whether its neighbouring blocks depend on one another."""
+"""Blocks from which on a single measurement shows whether neighbouring blocks depend on one another."""
 MANY_FAILED = 0.2
 WELL_KNOWN = 0.1
 """Half of a value's interval, as a share of it, where there is no ratio."""

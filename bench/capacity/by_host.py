@@ -21,7 +21,7 @@ _OF_95 = 1.959964
 class HostCapacity(msgspec.Struct, frozen=True):
     """How many instances of a type one host holds by its own ramp; ``run`` is the run's folder.
 
-    ``is_extrapolated``: so many more than it measured that it is no answer.
+    ``is_extrapolated``: too many more than it measured to be an answer.
     """
 
     host: str

@@ -260,7 +260,7 @@ AUDIT_HEAD = ("instances", "what", "predicted", "95 % interval", "measured", "th
 
 
 def audit_rows(audit: Audit) -> list[list[str]]:
-    """A line a prediction: predicted beside measured."""
+    """One line a prediction: predicted against measured."""
     rows = []
     for one in audit.checked:
         words = _audited_amount(one)

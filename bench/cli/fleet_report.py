@@ -61,7 +61,7 @@ def audit(
     form: Annotated[str, typer.Option("--format", "-f", help="table, markdown or json.")] = "table",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; - for standard output.")] = None,
 ) -> None:
-    """Audit a plan with the density ramps of a fleet's hosts: predicted beside reached. The outcomes are kept."""
+    """Audit a plan with the density ramps of a fleet's hosts: predicted against reached. The outcomes are kept."""
     with guard():
         import json
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import ipaddress
 import os
 import re
@@ -19,6 +18,7 @@ import typer
 from tare.bench.cli.fleet_commands import missing_extra
 from tare.bench.errors import ExitCode, HostBusyError, SuiteError, TareError, UnavailableError
 from tare.bench.host_lock import Holder
+from tare.bench.linux.locks import lock_within
 from tare.bench.linux.processes import find_status
 from tare.bench.locations import state_directory
 from tare.bench.process import DEVNULL, STDOUT, Popen
@@ -106,14 +106,16 @@ def _only_worker(address: str) -> Iterator["_Connected"]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if not _locked(descriptor):
+        if not lock_within(descriptor):
             _make_way(path, address)
-            if not _locked(descriptor, within_s=20.0):
+            if not lock_within(descriptor, within_s=20.0):
                 raise HostBusyError("the worker of another fleet does not end here", remedy="end it, then try again")
         connected = _Connected(descriptor, address)
         connected.enter(now=False)
-        yield connected
-        os.ftruncate(descriptor, 0)
+        try:
+            yield connected
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
@@ -163,20 +165,6 @@ def _make_way(path: Path, address: str) -> None:
         )
     with contextlib.suppress(ProcessLookupError):
         os.kill(found.pid, signal.SIGTERM)
-
-
-def _locked(descriptor: int, within_s: float = 0.0) -> bool:
-    """Whether the lock could be had. The kernel offers no wait with a deadline."""
-    deadline = time.monotonic() + within_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
 
 
 @contextlib.contextmanager

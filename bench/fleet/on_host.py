@@ -236,7 +236,8 @@ async def _carry_out(place: Place, cpus: Sequence[int], tell: Tell) -> Standing:
             return _over(place, "the run was stopped there")
         restarts = restarts + 1 if standing.done <= before else 0
         if restarts > _RESTARTS:
-            return _over(place, f"the run died {restarts} times there without measuring anything")
+            died = f"the run died {restarts} times there without measuring anything"
+            return _over(place, f"{died}: {said}" if (said := place.last_words()) else died)
         goes_on, before = False, standing.done
         process = place.start(cpus)
         code = await _ended(process.pid, process, place, tell)

@@ -1,4 +1,4 @@
-"""The one place that knows Dask: the scheduler beside the user, the worker on a host, and what they say to each other.
+"""The one place that knows Dask: the scheduler next to the user, the worker on a host, and what they say to each other.
 
 Dask carries calls to hosts and nothing else. A call is a task pinned to one worker, which tells its answer to the
 scheduler as plain data (``tell``); results of tasks are never used, since Dask would unpickle them here. What comes
@@ -29,7 +29,7 @@ from tare.bench.fleet.credentials import Credentials
 
 HEARTBEAT_S = 60.0
 LOST_AFTER_S = 30.0
-"""Data that a peer does not acknowledge for so long ends its connection (TCP_USER_TIMEOUT)."""
+"""Data that a peer does not acknowledge for this long ends its connection (TCP_USER_TIMEOUT)."""
 _FROM_HOSTS = frozenset({"register-worker", "heartbeat_worker", "close", "close-stream", "tell", "fetch"})
 _ON_STREAMS = frozenset(
     {"task-finished", "task-erred", "release-worker-data", "keep-alive", "worker-status-change", "long-running"}

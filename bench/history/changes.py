@@ -121,7 +121,7 @@ class Scan(msgspec.Struct, frozen=True):
 
 
 def expected_detectable(deviation: Floats, *, before: int = 10, nights: int = 5, power: float = 0.9) -> Floats:
-    """What ``Scan.detectable`` will be after so many nights with these standard deviations of a night (of logs).
+    """What ``Scan.detectable`` will be after this many nights with these standard deviations of a night (of logs).
 
     As if the nights were independent and their deviation known: less cannot be promised.
     """

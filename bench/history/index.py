@@ -7,8 +7,6 @@ from the runs; rows of runs that are gone are taken over from whatever file can 
 """
 
 import contextlib
-import fcntl
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ import msgspec
 from tare.bench.errors import RunDirectoryError, StoreError, TareError
 from tare.bench.history.entries import CellRow, Indexed, RunEntry, read_entry, stamp_of
 from tare.bench.history.foreign import FOREIGN_FILE, read_foreign
+from tare.bench.linux.locks import lock_within
 from tare.bench.store import MANIFEST
 from tare.bench.trees import replace_file, sync
 
@@ -418,17 +417,9 @@ def _written_alone(folder: Path) -> Iterator[None]:
         folder.mkdir(exist_ok=True)
         lock = (folder / ".lock").open("w")
     with lock:
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StoreError(
-                        f"{folder}: another tare process has been updating this history for {PATIENCE_S:.0f} s",
-                        remedy="wait until it has finished",
-                    ) from None
-                time.sleep(0.05)
-            else:
-                break
+        if not lock_within(lock.fileno(), PATIENCE_S):
+            raise StoreError(
+                f"{folder}: another tare process has been updating this history for {PATIENCE_S:.0f} s",
+                remedy="wait until it has finished",
+            )
         yield

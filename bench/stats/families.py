@@ -101,7 +101,7 @@ def _counted(members: Sequence[Member]) -> list[int]:
 
 
 def _is_same_reading(first: Sequence[Floats], second: Sequence[Floats]) -> bool:
-    """Whether one is the other, or its reciprocal, up to little beside the noise of either, on the same backends."""
+    """Whether one is the other, or its reciprocal, on the same backends: they differ far below the noise of either."""
     if len(first) != len(second):
         return False
     pairs = [(one, other) for one, other in zip(first, second, strict=True) if len(one) == len(other) > 1]

@@ -37,7 +37,7 @@ _EXACT = 1e-9
 
 
 class HostValue(msgspec.Struct, frozen=True):
-    """A host's log ratio and its standard error, which is above 0 and known with so many degrees of freedom."""
+    """A host's log ratio and its standard error, which is above 0, with its degrees of freedom."""
 
     log_ratio: float
     error: float
@@ -120,16 +120,12 @@ def _new_host(values: Floats, variances: Floats, level: float) -> Interval:
 
 def _half_of_mixture(deviations: Floats, level: float) -> float:
     """Half of the interval that holds ``level`` of a mixture of normal distributions around one centre."""
+    from scipy.optimize import brentq
     from scipy.special import ndtr, ndtri
 
-    low, high = 0.0, float(ndtri((1 + level) / 2) * deviations.max())
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        if float(ndtr(middle / deviations).mean()) < (1 + level) / 2:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    share = (1 + level) / 2
+    widest = float(ndtri(share) * deviations.max())
+    return float(brentq(lambda half: float(ndtr(half / deviations).mean()) - share, 0.0, 1.001 * widest))
 
 
 def _spread_where(values: Floats, variances: Floats, wanted: Floats) -> Floats:

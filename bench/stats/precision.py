@@ -76,7 +76,7 @@ def blocks_needed(half_width: float, n_blocks: int, wanted: float) -> int:
 
 
 def plain_half_width(spread: float, n_blocks: int) -> float:
-    """Half of the interval of a mean of so many independent blocks with this standard deviation."""
+    """Half of the interval of a mean of that many independent blocks with this standard deviation."""
     return _t(n_blocks) * spread / math.sqrt(n_blocks)
 
 

@@ -88,6 +88,25 @@ class Visit:
         """Where the lower edge of an element lies."""
         return self.page.eval_on_selector(selector, "one => one.getBoundingClientRect().bottom")
 
+    def outside(self):
+        """The texts of pictures that reach over the edge of the window."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll(".strips .what, .strips .says, .scale i, .chart text")]
+              .filter((one) => one.checkVisibility())
+              .map((one) => [one.textContent, one.getBoundingClientRect()])
+              .filter(([, box]) => box.left < -1 || box.right > innerWidth + 1)
+              .map(([text]) => text)"""
+        )
+
+    def accessibility(self):
+        """The violations that axe finds, but for minor ones, and how many of its rules hold."""
+        axe = pytest.importorskip(
+            "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+        )
+        found = axe.Axe().run(self.page).response
+        bad = [(one["id"], one["nodes"][0]["html"]) for one in found["violations"] if one["impact"] != "minor"]
+        return bad, len(found["passes"])
+
 
 # --- the bars ---------------------------------------------------------------------------------------
 
@@ -126,13 +145,11 @@ def test_words_sheets_and_bytes(browser, files):
     ("name", "scheme"), [("quickstart", "light"), ("quickstart", "dark"), ("hostile", "dark"), ("density", "light")]
 )
 def test_no_serious_violation_of_accessibility(browser, files, name, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     with Visit(browser, files[name], scheme=scheme) as visit:
         visit.page.evaluate("document.querySelectorAll('details').forEach((box) => { box.open = true; })")
-        found = axe.Axe().run(visit.page).response
-        bad = [(one["id"], one["nodes"][0]["html"]) for one in found["violations"] if one["impact"] != "minor"]
+        bad, held = visit.accessibility()
         assert bad == []
-        assert len(found["passes"]) > 20
+        assert held > 20
 
 
 @pytest.mark.parametrize("width", [1400, 800, 360])
@@ -142,14 +159,7 @@ def test_it_fits_in_silence_without_the_network(browser, files, name, width):
         assert visit.messages == []
         assert visit.requests == [files[name].as_uri()]
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
-        outside = visit.page.evaluate(
-            """() => [...document.querySelectorAll(".strips .what, .strips .says, .scale i, .chart text")]
-              .filter((one) => one.checkVisibility())
-              .map((one) => [one.textContent, one.getBoundingClientRect()])
-              .filter(([, box]) => box.left < -1 || box.right > innerWidth + 1)
-              .map(([text]) => text)"""
-        )
-        assert outside == []
+        assert visit.outside() == []
 
 
 def test_labels_of_an_axis_do_not_run_into_each_other(browser, files):

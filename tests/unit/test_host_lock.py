@@ -33,6 +33,12 @@ def test_the_host_is_held_and_let_go(tmp_path):
     assert find_holder() is None
 
 
+def test_a_run_that_raises_lets_go_too(tmp_path):
+    with pytest.raises(ZeroDivisionError), measuring(tmp_path / "run"):
+        raise ZeroDivisionError
+    assert find_holder() is None
+
+
 def test_another_run_is_refused_until_it_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
