@@ -155,7 +155,7 @@ class NoteCode(StrEnum):
     PRECISION = "precision"
     BLOCKS_DEPENDENT = "blocks-dependent"
     BLOCKS_UNTESTED = "blocks-untested"
-    CLOSE_CALLS = "close-calls"
+    TENTATIVE = "tentative-differences"
     COSTS_SKEWED = "costs-skewed"
     CHURN_END = "churn-end"
     DENSITY_STOP = "density-stop"

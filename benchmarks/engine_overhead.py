@@ -155,7 +155,9 @@ class Hand(NamedTuple):
         if isinstance(self.engine, Containerd):
             commands.append([*asked[:5], "containers", "delete", self.box.identifier] if asked else [])
         for argv in commands:
-            subprocess.run([*self.shell(mounted=True), *argv], check=True, stdout=subprocess.DEVNULL)
+            command = [*self.shell(mounted=True), *argv]
+            if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # podman's first may miss the exit
         if isinstance(self.engine, Containerd):
             assert self.engine.daemon is not None
             inside = f"--mount=/proc/{self.engine.daemon.pid}/ns/mnt"

@@ -4,7 +4,7 @@ Blocks that depend on one another, an order that matters, two speeds, slow start
 many comparisons beside one another. A world is *held* if 95 % intervals cover at least 93 %, and false verdicts and
 wrong equivalence are at most 5 %; *flagged* if it is not, and what misses without a flag is at most 7 %, false verdicts
 without one 5 %. The flag of worlds whose blocks depend on one another is that they do, or that they were not tested for
-it; that of all others is that the verdict is a close call.
+it; that of all others is that the verdict is tentative.
 """
 
 import functools
@@ -145,7 +145,7 @@ class Kept:
 
 def is_flagged(found: Comparison, *, depends: bool) -> bool:
     """Whether a report says of a comparison what is wrong in its world."""
-    return found.dependence.lag1 > 0 or not found.dependence.is_tested if depends else found.is_close
+    return found.dependence.lag1 > 0 or not found.dependence.is_tested if depends else found.is_tentative
 
 
 def keep(same: list[Comparison], at_margin: list[Comparison], blocks: float, *, depends: bool = False) -> Kept:
@@ -216,7 +216,7 @@ def false_in_families(
 ) -> tuple[float, float]:
     """The share of reports with a false difference in one pair of backends, beside a pair of certain differences.
 
-    And the share with one that is no close call. ``is_skewed``: noise is exponential, and one side's three times as
+    And the share with one that is not tentative. ``is_skewed``: noise is exponential, and one side's three times as
     large.
     """
     random, false, solid = np.random.default_rng(8), 0, 0
@@ -235,7 +235,7 @@ def false_in_families(
         adjusted = {name: control_false_discoveries(of, name) for name, of in families.items()}
         kept = [one for one in adjusted["native"] if one.verdict_adjusted in DIFFERENT]
         false += bool(kept)
-        solid += any(not one.is_close for one in kept)
+        solid += any(not one.is_tentative for one in kept)
     return false / runs, solid / runs
 
 
@@ -262,7 +262,7 @@ def measure_families(runs: int) -> dict[str, Any]:
     for name, is_skewed in (("normal", False), ("one side skewed three times", True)):
         for n in (3, 5, 8, 20):
             false, solid = false_in_families(runs=runs // 4, blocks=n, is_skewed=is_skewed)
-            found[f"{name}, {n} blocks"] = {"reports with a false one": false, "that is no close call": solid}
+            found[f"{name}, {n} blocks"] = {"reports with a false one": false, "that is not tentative": solid}
     return found
 
 

@@ -21,7 +21,7 @@ from tare.reports.ladder import LadderView, ladder_view
 from tare.reports.names import Names, names_of
 from tare.reports.picture import PanelView, key_of, phase_panel, value_panel
 from tare.reports.wording import (
-    CLOSE_CALL,
+    TENTATIVE,
     describe,
     direction_words,
     format_change,
@@ -245,8 +245,8 @@ def _notes(subject: Subject, row: Row, cell: CellResult) -> Iterator[str]:
         yield "differs alone, not among so many comparisons"
     elif found.note:
         yield found.note
-    elif found.is_close:
-        yield CLOSE_CALL
+    elif found.is_tentative:
+        yield TENTATIVE
     beyond = operations_beyond(subject, row, cell.backend)
     if beyond is not None and beyond < FEWEST_BEYOND:
         yield f"decided by {max(1, round(beyond)):,} operations an iteration"

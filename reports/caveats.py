@@ -14,10 +14,10 @@ from tare.bench.stats.comparisons import differs
 from tare.bench.stats.precision import Standing
 from tare.reports.density_costs import SKEWED_COSTS
 from tare.reports.names import names_of
-from tare.reports.wording import CLOSE_CALL, percent, plural
+from tare.reports.wording import TENTATIVE, percent, plural
 
 MOST_NAMED = 4
-MOST_CLOSE = 2
+MOST_TENTATIVE = 2
 _VIRTUAL_HOST = (
     'The host is itself a virtual machine, so "host" here is not bare metal; results on hardware may differ.'
 )
@@ -56,7 +56,7 @@ def caveats(analysis: Analysis) -> list[Caveat]:
         *_about_warm_up(analysis),
     ]
     found.extend(_about_dependence(analysis))
-    found.extend(_about_close_calls(analysis))
+    found.extend(_about_tentative(analysis))
     if analysis.density:
         found.append(Caveat(NoteCode.COSTS_SKEWED, SKEWED_COSTS))
     # The harness lists a backend's confounds with the host's too: each is said once.
@@ -156,30 +156,32 @@ def _about_dependence(analysis: Analysis) -> Iterator[Caveat]:
     untested = [found for *_, found in analysis.comparisons if is_untested(found)]
     if untested:
         text = (
-            "So few blocks do not show whether neighbouring blocks resemble each other. On a host where they do, up to "
-            "one verdict in five is wrong."
+            "The blocks are too few to show whether neighbouring ones resemble each other. On a host where they do, up "
+            "to one verdict in five is wrong."
         )
         yield Caveat(NoteCode.BLOCKS_UNTESTED, text, 2)
 
 
-def _about_close_calls(analysis: Analysis) -> Iterator[Caveat]:
-    """Which differences would not survive a skewness that so few blocks may hide; weighty if an answer rests on one."""
+def _about_tentative(analysis: Analysis) -> Iterator[Caveat]:
+    """Which differences would not survive a skewness that few blocks may hide; weighty if an answer rests on one."""
     real = [one for one in analysis.comparisons if not one[2].backend.is_fenced and differs(one[3].verdict_adjusted)]
-    close = [one for one in real if one[3].is_close]
-    if not close:
+    tentative = [one for one in real if one[3].is_tentative]
+    if not tentative:
         return
     names = names_of(analysis)
-    close.sort(key=lambda one: not one[1].is_leading)
+    tentative.sort(key=lambda one: not one[1].is_leading)
     listed = [
-        f"{names.subject(subject)}: {names.row(subject, row)}, {cell.backend.label}" for subject, row, cell, _ in close
+        f"{names.subject(subject)}: {names.row(subject, row)}, {cell.backend.label}"
+        for subject, row, cell, _ in tentative
     ]
-    more = f" and {len(close) - MOST_CLOSE} more" if len(close) > MOST_CLOSE else ""
+    more = f" and {len(tentative) - MOST_TENTATIVE} more" if len(tentative) > MOST_TENTATIVE else ""
+    is_one = len(tentative) == 1
     text = (
-        f"{len(close)} of {plural(len(real), 'difference')} {'is' if len(close) == 1 else 'are'} {CLOSE_CALL} "
-        f"({'; '.join(listed[:MOST_CLOSE])}{more}): lopsided noise, which so few blocks may hide, could have caused it."
-        " More blocks settle it."
+        f"Of {plural(len(real), 'difference')} found in this run {len(tentative)} {'is' if is_one else 'are'} "
+        f"{TENTATIVE} ({'; '.join(listed[:MOST_TENTATIVE])}{more}): a few unusual blocks could have caused "
+        f"{'it' if is_one else 'them'}. More blocks settle it."
     )
-    yield Caveat(NoteCode.CLOSE_CALLS, text, 2 if close[0][1].is_leading else 1)
+    yield Caveat(NoteCode.TENTATIVE, text, 2 if tentative[0][1].is_leading else 1)
 
 
 def _confounds(analysis: Analysis) -> Iterator[Caveat]:

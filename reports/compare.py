@@ -21,7 +21,7 @@ from tare.reports.caveats import caveats
 from tare.reports.headline import grade_sentence
 from tare.reports.names import names_of
 from tare.reports.wording import (
-    CLOSE_CALL,
+    TENTATIVE,
     format_change,
     format_change_range,
     plural,
@@ -166,10 +166,10 @@ def _has_moved(found: Comparison) -> bool:
 def _about(analysis: Analysis, compared: set[str]) -> list[str]:
     """The weighty caveats of a run: emulation, missing results, what may mislead; none of backends not compared.
 
-    What was a close call in the run itself is no verdict here.
+    What was tentative in the run itself is no verdict here.
     """
     others = tuple(f"{backend.label}: " for backend in analysis.backends if backend.label not in compared)
-    found = [one for one in caveats(analysis) if one.weight > 1 and one.code != NoteCode.CLOSE_CALLS]
+    found = [one for one in caveats(analysis) if one.weight > 1 and one.code != NoteCode.TENTATIVE]
     return [one.text for one in found if not one.text.startswith(others)]
 
 
@@ -255,6 +255,6 @@ def verdict_text(metric: Metric, found: Comparison, uncorrected: str) -> Text:
         return Text(found.note, style="dim")
     word = verdict_word(metric, found.verdict_adjusted)
     text = Text(f"{verdict_mark(word)} {word}".strip(), style=_STYLES[found.verdict_adjusted])
-    if found.is_close:
-        return text.append(f", {CLOSE_CALL}", style="dim")
+    if found.is_tentative:
+        return text.append(f", {TENTATIVE}", style="dim")
     return text if found.verdict is found.verdict_adjusted else text.append(uncorrected, style="dim")

@@ -12,7 +12,16 @@ from tare.bench.traits import Category
 from tare.bench.units import Unit, format_value
 from tare.reports.caveats import caveats, suite_text, suite_title
 from tare.reports.names import area_title, plural_of
-from tare.reports.wording import change_words, extra_memory, format_estimate, listed, longer_words, percent, plural
+from tare.reports.wording import (
+    TENTATIVE,
+    change_words,
+    extra_memory,
+    format_estimate,
+    listed,
+    longer_words,
+    percent,
+    plural,
+)
 
 _MOST_TOLD_APART = 2
 MOST_CAVEATS = 3
@@ -22,7 +31,7 @@ _SAID_ELSEWHERE = frozenset(
     {ConfoundCode.EMULATED, "one-block", "few-blocks", "no-baseline", "run-incomplete", "failures"}
 )
 """Caveats that the grade or the fence says already."""
-_OF_VERDICTS = frozenset({NoteCode.BLOCKS_UNTESTED, NoteCode.CLOSE_CALLS})
+_OF_VERDICTS = frozenset({NoteCode.BLOCKS_UNTESTED, NoteCode.TENTATIVE})
 """Caveats about verdicts, of which a run that is not usable has none."""
 
 
@@ -53,11 +62,11 @@ def answer(analysis: Analysis) -> list[str]:
 
 def grade_sentence(grade: Grade) -> str:
     """The grade with its reason, what to do, and where it lies on the scale, in one line."""
-    return f"{grade.sentence} (T{grade.level.place[1:]}.)"
+    return f"{grade.sentence} (G{grade.level.place[1:]}.)"
 
 
 def place_of(level: GradeLevel) -> str:
-    """Where a grade lies on the scale: ``the third best of four grades``."""
+    """Where a grade lies on the scale: ``grade 3 of 4, where 1 is the best``."""
     return level.place
 
 
@@ -182,8 +191,9 @@ def _difference(answer: AreaAnswer) -> str:
         raise ValueError("an area that differs has a ratio")
     words = change_words(told.row.metric, found.ratio, found)
     if len(answer.told) == 1:
-        return f"{words} in {_area(answer)}"
-    return f"up to {words} in {_area(answer)} ({answer.n_deciding} of {len(answer.told)} measurements)"
+        return f"{words} in {_area(answer)}{_tentative(answer)}"
+    tentative = f"; {TENTATIVE}" if found.is_tentative else ""
+    return f"up to {words} in {_area(answer)} ({answer.n_deciding} of {len(answer.told)} measurements{tentative})"
 
 
 def _start(answer: AreaAnswer, *, is_plural: bool) -> str:
@@ -194,7 +204,14 @@ def _start(answer: AreaAnswer, *, is_plural: bool) -> str:
         raise ValueError("a start that differs is compared with the baseline's")
     difference = told.cell.estimate.centre - base.estimate.centre
     size = format_value(abs(difference), Unit.SECOND)
-    return f"{'start' if is_plural else 'starts'} {size} {'later' if difference > 0 else 'sooner'}"
+    later = "later" if difference > 0 else "sooner"
+    return f"{'start' if is_plural else 'starts'} {size} {later}{_tentative(answer)}"
+
+
+def _tentative(answer: AreaAnswer) -> str:
+    """What is to be said behind the difference that answers for an area, if it is tentative."""
+    found = answer.first.cell.comparison
+    return f" ({TENTATIVE})" if found is not None and found.is_tentative else ""
 
 
 def _by_area(found: Sequence[AreaAnswer]) -> Iterator[str]:
@@ -233,7 +250,9 @@ def _area_words(answer: AreaAnswer) -> str:
         return _start(answer, is_plural=True).removeprefix("start ")
     told = answer.first
     found = told.cell.comparison
-    return "" if found is None or found.ratio is None else change_words(told.row.metric, found.ratio, found)
+    if found is None or found.ratio is None:
+        return ""
+    return f"{change_words(told.row.metric, found.ratio, found)}{_tentative(answer)}"
 
 
 def _cost(answer: AreaAnswer) -> float:

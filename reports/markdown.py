@@ -31,7 +31,7 @@ from tare.reports.names import names_of
 from tare.reports.picture import panel_views
 from tare.reports.requirements import AnswerView, requirement_views
 from tare.reports.wording import (
-    CLOSE_CALL,
+    TENTATIVE,
     VERDICTS,
     format_change,
     format_change_range,
@@ -226,8 +226,8 @@ def _found(metric: Metric, found: Comparison) -> list[str]:
     shown = f"{verdict_mark(word)} **{word}**" if verdict_mark(word) not in ("", "=") else word
     if found.verdict is not found.verdict_adjusted:
         shown += f" ({verdict_word(metric, found.verdict)} alone)"
-    elif found.is_close:
-        shown += f" ({CLOSE_CALL})"
+    elif found.is_tentative:
+        shown += f" ({TENTATIVE})"
     return [format_change(found), format_change_range(found), shown]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tare.bench.analysis import Analysis, MeasuredBackend, Row, Subject
+from tare.bench.analysis.estimates import OWN_CONTAINER
 from tare.bench.catalogue import RATIO_PREFIX, SHAM_PREFIX, VALUE_PREFIX
 from tare.bench.model import IsolationKind, Metric
 from tare.bench.readable import one_line
@@ -146,14 +147,15 @@ def names_of(analysis: Analysis) -> Names:
 
 
 def plural_of(backend: MeasuredBackend, analysis: Analysis) -> str:
-    """How a headline calls a backend's instances: by their kind where no other compared backend has it."""
+    """How a headline calls a backend's instances: by their kind, and whose, where no other compared one is of it."""
     described = analysis.manifest.backends.get(backend.name)
     kinds = [
         analysis.manifest.backends[one.name].kind
         for one in analysis.backends
         if one.name in analysis.manifest.backends and not one.is_baseline and not one.is_fenced
     ]
-    words = {IsolationKind.CONTAINER: "Containers", IsolationKind.VIRTUAL_MACHINE: "Virtual machines"}
+    whose = "tare" if OWN_CONTAINER in backend.label else backend.name
+    words = {IsolationKind.CONTAINER: f"Containers ({whose})", IsolationKind.VIRTUAL_MACHINE: "Virtual machines"}
     if described is not None and described.kind in words and kinds.count(described.kind) == 1:
         return words[described.kind]
     return backend.label

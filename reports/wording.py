@@ -119,16 +119,16 @@ def why_open(found: Comparison | None) -> str:
     if found.verdict_adjusted is not Verdict.INCONCLUSIVE:
         return ""
     if found.verdict is not found.verdict_adjusted:
-        return "too few blocks after correction"
+        return "may be chance among all that was compared"
     return f"the difference may be below {percent(found.margin)}"
 
 
-CLOSE_CALL = "a close call"
+TENTATIVE = "tentative"
 
 
 def reservation(found: Comparison | None) -> str:
-    """What is to be said next to a verdict: why it is open, or that it is a close call; else empty."""
-    return CLOSE_CALL if found is not None and found.is_close else why_open(found)
+    """What is to be said next to a verdict: why it is open, or that it is tentative; else empty."""
+    return TENTATIVE if found is not None and found.is_tentative else why_open(found)
 
 
 def change_words(metric: Metric, ratio: float, found: Comparison | None = None) -> str:
@@ -275,8 +275,8 @@ def comparison_sentence(row: Row, cell: CellResult, baseline: str) -> str:
         case Verdict.INCONCLUSIVE:
             return f"{label}: could not tell, {_between(row.metric, found)}"
         case _:
-            close = f", {CLOSE_CALL}" if found.is_close else ""
-            return f"{_compared_words(row.metric, found, label, baseline)} ({format_change_range(found)}){close}"
+            tentative = f", {TENTATIVE}" if found.is_tentative else ""
+            return f"{_compared_words(row.metric, found, label, baseline)} ({format_change_range(found)}){tentative}"
 
 
 def _compared_words(metric: Metric, found: Comparison, label: str, baseline: str) -> str:

@@ -7,6 +7,8 @@ command: nothing of the host's is changed, and what was mounted goes with the la
 import contextlib
 import os
 import select
+import signal
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,26 +17,28 @@ from typing import BinaryIO
 
 from tare.backends.engines.start import last_line
 from tare.backends.native.channel import Channel
-from tare.backends.native.steps import Step, encode
+from tare.backends.native.steps import Step, encode, join_cgroup
 from tare.backends.native.zygote import step_failed
 from tare.bench.errors import BackendError
 from tare.bench.process import PLAIN_ENVIRONMENT, Popen, require_tool
 
 _EVIDENCE_BYTES = 4000
+_BORN_DEADLINE_S = 10.0
 
 
 class EngineCommand:
     """A running command. Made by ``start_command``.
 
-    ``process.pid`` is the engine's own process. What it prints is in ``log``.
+    ``pid`` is the engine's own process, a child of this one. What it prints is in ``log``.
     """
 
-    def __init__(self, name: str, process: "Popen[bytes]", channel: Channel, log: Path) -> None:
-        self.process = process
+    def __init__(self, name: str, pid: int, channel: Channel, log: Path) -> None:
+        self.pid = pid
         self._name = name
         self._channel = channel
         self._log = log
-        self._pidfd = os.pidfd_open(process.pid)
+        self._pidfd = os.pidfd_open(pid)
+        self._code: int | None = None
 
     def fileno(self) -> int:
         """A descriptor that is readable once it has ended."""
@@ -55,7 +59,7 @@ class EngineCommand:
         self.require_executed(deadline)
         if not self.have_ended(deadline):
             raise BackendError(f"{self._name} did not end in time", evidence=self.printed())
-        if code := self.process.wait():
+        if code := self._wait():
             how = f"was killed by signal {-code}" if code < 0 else f"failed with exit status {code}"
             raise BackendError(f"{self._name} {how}: {last_line(self.printed())}", evidence=self.printed())
 
@@ -71,10 +75,18 @@ class EngineCommand:
     def close(self) -> None:
         """Kill it if it still runs, and let go of it."""
         self._channel.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        if self._code is None:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._wait()
         os.close(self._pidfd)
+
+    def _wait(self) -> int:
+        """Its exit status once it has ended; negative for the signal that ended it."""
+        if self._code is None:
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            assert ended is not None  # without WNOHANG
+            self._code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        return self._code
 
 
 def _memory_file(content: bytes) -> BinaryIO:
@@ -88,6 +100,7 @@ def _memory_file(content: bytes) -> BinaryIO:
 def start_command(
     launcher: Path,
     argv: Sequence[str],
+    joins: Sequence[Path],
     steps: Sequence[Step],
     log: Path,
     environment: Mapping[str, str],
@@ -96,6 +109,8 @@ def start_command(
 ) -> Iterator[EngineCommand]:
     """Start a command of an engine after ``steps``; it is killed, if it still runs, when the block ends.
 
+    ``joins`` are the files by which a process enters the cgroups: ``cgroup.procs`` of a v2 one, in which the command
+    is born, and ``tasks`` of v1's.
     ``files`` are contents that it finds open as descriptors 3, 4, ...; ``streams`` its standard streams, of which those
     that are left out are empty, and ``log``. Never the host's /dev/null: an engine may give its streams to the
     container's user (runsc does), or pass them on to the container. Raises BackendError, MissingToolError.
@@ -105,7 +120,7 @@ def start_command(
     with theirs, log.open("ab") as output, contextlib.ExitStack() as stack:
         given = [stack.enter_context(_memory_file(content)).fileno() for content in files]
         empty = stack.enter_context(_memory_file(b""))
-        process = Popen(
+        launching = Popen(
             [str(launcher), "become", str(theirs.fileno()), ",".join(map(str, given)), program, *argv[1:]],
             env={**PLAIN_ENVIRONMENT, "PATH": os.environ.get("PATH", os.defpath), **environment},
             cwd="/",
@@ -115,12 +130,36 @@ def start_command(
             pass_fds=(theirs.fileno(), *given),
             start_new_session=True,
         )
-    channel = Channel(ours)
-    with contextlib.suppress(OSError):  # one that is gone is noticed next
-        channel.send(encode(steps))
     verb = next((word for word in argv[1:] if word[:1] not in "-/"), "")
-    command = EngineCommand(f"{argv[0]} {verb}".strip(), process, channel, log)
+    name = f"{argv[0]} {verb}".strip()
+    channel = Channel(ours)
+    try:
+        pid = _await_born(name, channel, joins, steps)
+    except BaseException:
+        channel.close()
+        raise
+    finally:
+        launching.wait()  # which ends as soon as the command is born, or its channel is closed
+    command = EngineCommand(name, pid, channel, log)
     try:
         yield command
     finally:
         command.close()
+
+
+def _await_born(name: str, channel: Channel, joins: Sequence[Path], steps: Sequence[Step]) -> int:
+    """Have the launcher start the command's process; its number. Raises BackendError."""
+    born_in = next((file.parent for file in joins if file.name == "cgroup.procs"), None)
+    moved_to = [join_cgroup(str(file)) for file in joins if file.name != "cgroup.procs"]
+    with contextlib.ExitStack() as stack:
+        folders = [] if born_in is None else [os.open(born_in, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+        for folder in folders:
+            stack.callback(os.close, folder)
+        try:
+            channel.send(encode([*moved_to, *steps]), descriptors=folders)
+            fields, _ = channel.receive(time.monotonic() + _BORN_DEADLINE_S)
+        except (OSError, EOFError) as error:
+            raise BackendError(f"{name} could not be started: its launcher has ended or does not answer") from error
+    if fields[0] == b"failed":
+        raise step_failed(fields, f"what {name} needs")
+    return int(struct.unpack("=i", fields[1])[0])

@@ -130,12 +130,11 @@ class Containerd(OciRuntime):
         """Have ``ctr events`` write down what happens when; its cost is neither the daemon's nor an instance's."""
         (self._folder.path / _EVENTS).touch()
         cgroup = stack.enter_context(start_cgroup(self.context.ledger, name, {"cpus": self._cpus}, self.layout))
-        taken = [self._enter(), *(steps.join_cgroup(str(file)) for file in cgroup.join_files)]
         argv = self._client("events")
         log = self._folder.path / _EVENTS
-        stack.enter_context(start_command(self._ready.program, argv, taken, log, {})).require_executed(
-            time.monotonic() + STOP_DEADLINE_S
-        )
+        stack.enter_context(
+            start_command(self._ready.program, argv, cgroup.join_files, [self._enter()], log, {})
+        ).require_executed(time.monotonic() + STOP_DEADLINE_S)
 
     def _enter(self) -> steps.Step:
         if self.daemon is None:

@@ -447,21 +447,18 @@ class Engine(Backend):
         those that are left out are empty and ``box.log``. ``more`` steps are carried out where it finds its mounts.
         """
         environment = {MARKER_VARIABLE: box.identifier, **self.environment()}
-        taken = [*self._joins(box), *self.mounts_for(box), *more]
+        joins = box.groups.engine_files if self.places else box.groups.container.join_files
+        taken = [*self.mounts_for(box), *more]
         layout = self._ready.layout
         if self.hides_empty_unified() and layout.version is Version.HYBRID and layout.unified_root is not None:
             taken.append(steps.unmount(str(layout.unified_root)))
         taken.append(steps.pin(box.spec.envelope.cpus))
-        return start_command(self._ready.program, argv, taken, box.log, environment, files, streams or ())
+        return start_command(self._ready.program, argv, joins, taken, box.log, environment, files, streams or ())
 
     def mounts_for(self, box: Box) -> list[steps.Step]:
         """How a command comes to the mounts that it sees: a namespace of its own, with the root in it."""
         root = [overlay_step(box)] if self.overlay else []
         return [steps.LEAVE_MOUNTS, *root, *self.mounts(box)]
-
-    def _joins(self, box: Box) -> list[steps.Step]:
-        files = box.groups.engine_files if self.places else box.groups.container.join_files
-        return [steps.join_cgroup(str(file)) for file in files]
 
     def host_side(self, spec: InstanceSpec) -> AbstractContextManager[Instance]:
         """Bare metal next to the containers, where they share its network."""

@@ -86,7 +86,7 @@ class Daemon:
     @property
     def pid(self) -> int:
         """Of its first process."""
-        return self._command.process.pid
+        return self._command.pid
 
     def fileno(self) -> int:
         """A descriptor that is readable once it has ended."""
@@ -169,11 +169,10 @@ def start_daemon(
         made += [steps.unshare("network", syscalls.CLONE_NEWNET), steps.RAISE_LOOPBACK]
     deadline = time.monotonic() + deadline_s
     with start_cgroup(ledger, name, {"cpus": cpus}, layout) as cgroup, contextlib.ExitStack() as stack:
-        made += [steps.join_cgroup(str(file)) for file in cgroup.join_files]
         ready = stack.enter_context(_listen(folder))
         environment = {MARKER_VARIABLE: name, "NOTIFY_SOCKET": str(RUN / _NOTIFY)}
         made += [*more, steps.pin(cpus)]
-        command = stack.enter_context(start_command(launcher, argv, made, folder.log, environment))
+        command = stack.enter_context(start_command(launcher, argv, cgroup.join_files, made, folder.log, environment))
         command.require_executed(deadline)
         _await_ready(Path(argv[0]).name, ready, command, deadline)
         daemon = Daemon(Path(argv[0]).name, command, cgroup)

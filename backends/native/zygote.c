@@ -162,17 +162,17 @@ static void live(struct message *start, struct field last)
 	answer();
 }
 
-#include "engines.c"
-
 static pid_t clone_into(uint64_t flags, int cgroup)
 {
-	struct clone_args arguments = { .flags = flags, .exit_signal = SIGCHLD };
+	struct clone_args arguments = { .flags = flags, .exit_signal = flags & CLONE_PARENT ? 0 : SIGCHLD };
 	if (cgroup >= 0) {
 		arguments.flags |= 0x200000000 /* CLONE_INTO_CGROUP */;
 		arguments.cgroup = cgroup;
 	}
 	return syscall(435 /* clone3, everywhere */, &arguments, sizeof arguments);
 }
+
+#include "engines.c"
 
 static void remember(struct field path)
 {

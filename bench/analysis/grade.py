@@ -62,11 +62,8 @@ class GradeLevel(StrEnum):
 
     @property
     def place(self) -> str:
-        """Where it lies on the scale: ``the third best of four grades``."""
-        return f"{_PLACES[self.rank]} of four grades"
-
-
-_PLACES = ("the best", "the second best", "the third best", "the worst")
+        """Where it lies on the scale: ``grade 3 of 4, where 1 is the best``."""
+        return f"grade {self.rank + 1} of {len(GradeLevel)}, where 1 is the best"
 
 
 class Concern(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ change what is estimated where noise is skewed (decision 0167). The interval is 
 values need: a bootstrap of four or five cannot know the tails of what they came from, and covers 85 to 93 % where it
 says 95. Two things widen it. Towards the side on which values are skewed, t is too narrow by the first term of its
 Edgeworth expansion (Johnson 1978, J. Am. Stat. Assoc. 73:536), of which half is added: the skewness of a few values is
-mostly noise. What that leaves out is said with the verdict: it is a *close call* if it would not survive a skewness
+mostly noise. What that leaves out is said with the verdict: it is *tentative* if it would not survive a skewness
 greater than the one seen by what so few values may hide (decision 0208). And where neighbouring blocks are found to
 depend on one another, the standard error and the degrees of freedom are those of such values (``dependence``).
 
@@ -236,7 +236,7 @@ class Comparison(msgspec.Struct, frozen=True):
     ``q_value`` is it after ``control_false_discoveries``, and ``verdict_adjusted`` the verdict that survives among all
     that is said of one pair of backends (``family``). ``restates`` names the metric of the same reading that was
     counted for this one. ``dependence`` is that of neighbouring blocks. ``p_skewed`` is the p-value if the ratios are
-    as skewed as so few blocks may hide; ``is_close``: with it the difference in ``verdict_adjusted`` would not survive.
+    as skewed as so few blocks may hide; ``is_tentative``: the difference in ``verdict_adjusted`` would not survive it.
     ``note`` says why something is missing, or stands for the verdict where none is possible.
     """
 
@@ -258,7 +258,7 @@ class Comparison(msgspec.Struct, frozen=True):
     restates: str = ""
     dependence: Dependence = UNTESTED
     p_skewed: float | None = None
-    is_close: bool = False
+    is_tentative: bool = False
 
 
 def relative(backend: CellBlocks, baseline: CellBlocks) -> CellBlocks:
@@ -374,5 +374,5 @@ def decided(
         verdict_adjusted=verdict,
         dependence=on_logs.dependence,
         p_skewed=found.p_skewed,
-        is_close=differs(verdict) and found.p_skewed is not None and found.p_skewed > 1 - level,
+        is_tentative=differs(verdict) and found.p_skewed is not None and found.p_skewed > 1 - level,
     )

@@ -45,7 +45,7 @@ def control_false_discoveries(members: Sequence[Member], family: str = "") -> li
 
     Of the verdicts faster and slower only those with q up to 1 - level survive in ``verdict_adjusted``. Equivalence
     needs no adjustment: it claims no difference. What was too large to compute with (no finite p) is left as it is.
-    A metric that restates another has the q-value of that one, and its name in ``restates``. ``is_close`` is of the
+    A metric that restates another has the q-value of that one, and its name in ``restates``. ``is_tentative`` is of the
     verdict that survived.
     """
     from scipy.stats import false_discovery_control
@@ -73,8 +73,8 @@ def _survivor(found: Comparison, q_value: float) -> Comparison:
     kept = found.verdict if not differs(found.verdict) or q_value <= 1 - found.level else Verdict.INCONCLUSIVE
     p_value, p_skewed = found.p_value or 0.0, found.p_skewed or 0.0
     # What the correction made of p, it makes of the p-value with hidden skewness.
-    is_close = differs(kept) and q_value * p_skewed > (1 - found.level) * p_value
-    return msgspec.structs.replace(found, q_value=q_value, verdict_adjusted=kept, is_close=is_close)
+    is_tentative = differs(kept) and q_value * p_skewed > (1 - found.level) * p_value
+    return msgspec.structs.replace(found, q_value=q_value, verdict_adjusted=kept, is_tentative=is_tentative)
 
 
 def _is_tested(found: Comparison) -> bool:

@@ -43,16 +43,16 @@ def test_many_details_do_not_raise_what_a_leading_metric_needs():
     assert (events.q_value, events.verdict_adjusted, events.family) == (0.04, Verdict.SLOWER, "native over bare")
 
 
-def test_a_verdict_is_a_close_call_by_what_the_correction_asks_for():
+def test_a_verdict_is_tentative_by_what_the_correction_asks_for():
     logs = 0.06 + 0.03 * np.random.default_rng(28).standard_normal(8)
     (alone,) = control_false_discoveries([member(logs, is_leading=True)])
     assert 5 * alone.p_value < alone.p_skewed < 0.01
-    assert (alone.verdict_adjusted, alone.is_close) == (Verdict.SLOWER, False)
+    assert (alone.verdict_adjusted, alone.is_tentative) == (Verdict.SLOWER, False)
     others = [of_p(0.9, f"m{place}", is_leading=True) for place in range(60)]
     close, *_ = control_false_discoveries([member(logs, is_leading=True), *others])
-    assert (close.verdict_adjusted, close.is_close) == (Verdict.SLOWER, True)
+    assert (close.verdict_adjusted, close.is_tentative) == (Verdict.SLOWER, True)
     lost, *_ = control_false_discoveries([member(logs, is_leading=True), *others * 8])
-    assert (lost.verdict_adjusted, lost.is_close) == (Verdict.INCONCLUSIVE, False)
+    assert (lost.verdict_adjusted, lost.is_tentative) == (Verdict.INCONCLUSIVE, False)
 
 
 def test_a_reading_counts_once_whatever_is_made_of_it():

@@ -110,17 +110,17 @@ def test_hard_worlds_are_held(name, blocks):
 
 
 @pytest.mark.parametrize("blocks", HARD_BLOCKS)
-def test_where_one_side_is_skewed_three_times_as_much_false_verdicts_are_held_or_close_calls(blocks):
+def test_where_one_side_is_skewed_three_times_as_much_false_verdicts_are_held_or_tentative(blocks):
     kept = fixed(*HARD[SKEWED], runs=1000, blocks=blocks)
     assert kept.coverage >= 0.92 - slack(0.92, 1000)
     assert kept.unflagged <= 0.045 + slack(0.045, 1000)
     assert kept.false - kept.unflagged > 0.002, "what is called close"
 
 
-def test_few_clear_differences_are_close_calls():
+def test_few_clear_differences_are_tentative():
     found = list(comparisons(medians(simulate(World("normal", 0.03, 0.02), runs=300, blocks=8, ratio=1.15, seed=3))))
     assert np.mean([one.verdict is Verdict.SLOWER for one in found]) > 0.9
-    assert np.mean([one.is_close for one in found]) < 0.02
+    assert np.mean([one.is_tentative for one in found]) < 0.02
 
 
 def test_blocks_that_depend_on_one_another_are_held_or_flagged():

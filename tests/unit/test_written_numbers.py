@@ -129,7 +129,7 @@ def test_comparisons(report, computed):
         assert found["p_skewed"] == pytest.approx(expected.p_skewed, rel=1e-6)
         kept = found["verdict_adjusted"] in ("faster", "slower")
         corrected = found["q_value"] * expected.p_skewed / max(expected.p_value, 1e-300)
-        assert found["is_close"] is (kept and corrected > 0.05)
+        assert found["is_tentative"] is (kept and corrected > 0.05)
         assert found["verdict"] == expected.verdict(one["direction"], found["margin"])
         assert found["level"] == 0.95
 
