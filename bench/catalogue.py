@@ -245,6 +245,8 @@ TRAITS: Mapping[str, ExperimentTraits] = {
             Parameter("rate", "Starts per second"),
             Parameter("memory_floor", "Memory to leave"),
             Parameter("meters_every", "Instances between readings"),
+            Parameter("settle_interval", "Between readings until memory has settled"),
+            Parameter("settle_deadline", "For memory to settle at most"),
         ),
     ),
     Builtin.INTERFERENCE: ExperimentTraits(

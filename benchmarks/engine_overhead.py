@@ -153,7 +153,7 @@ class Hand(NamedTuple):
         asked = self.engine.remove_command(self.box)
         commands = [asked] if asked else []
         if isinstance(self.engine, Containerd):
-            commands.append([*asked[:5], "containers", "delete", self.box.identifier] if asked else [])
+            commands.append([*asked[:3], "containers", "delete", self.box.identifier] if asked else [])
         for argv in commands:
             command = [*self.shell(mounted=True), *argv]
             if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:

@@ -171,7 +171,7 @@ def _about_tentative(analysis: Analysis) -> Iterator[Caveat]:
     names = names_of(analysis)
     tentative.sort(key=lambda one: not one[1].is_leading)
     listed = [
-        f"{names.subject(subject)}: {names.row(subject, row)}, {cell.backend.label}"
+        f"{names.subject(subject)}, {names.row(subject, row)}, {cell.backend.label}"
         for subject, row, cell, _ in tentative
     ]
     more = f" and {len(tentative) - MOST_TENTATIVE} more" if len(tentative) > MOST_TENTATIVE else ""

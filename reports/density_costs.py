@@ -1,6 +1,7 @@
 """What an instance of a ramp consists of, and why each ramp ended."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -10,6 +11,8 @@ from tare.bench.units import Unit
 from tare.reports.charts import PartsBar, parts_bar
 
 _PROCESS, _SHARED, _KERNEL = "process", "shared", "kernel"
+_OF_THE_RAMP = ("count", "meters_every", "settle_interval", "settle_deadline")
+"""Options that say how a ramp is made, and nothing of its instances."""
 _GUEST, _TRANSLATED, _HYPERVISOR = "guest RAM", "translated code", "hypervisor"
 _STRENGTHS = {_PROCESS: 1.0, _GUEST: 1.0, _TRANSLATED: 0.75, _SHARED: 0.55, _HYPERVISOR: 0.5, _KERNEL: 0.25}
 _WORDS = {
@@ -33,12 +36,12 @@ SKEWED_COSTS = (
 class CostsView(msgspec.Struct, frozen=True):
     """Costs and endings of a run's ramps; ``legend`` has the parts that occur, their strength and their meaning.
 
-    An ending comes with its backend and what the instances did.
+    An ending comes with its backend, what the instances did, and how many ramps ended so.
     """
 
     bars: list[PartsBar]
     legend: list[tuple[str, float, str]]
-    endings: list[tuple[MeasuredBackend, str, Ending]]
+    endings: list[tuple[MeasuredBackend, str, Ending, int]]
     caveat: str = SKEWED_COSTS
 
 
@@ -46,11 +49,11 @@ def costs_view(analysis: Analysis) -> CostsView | None:
     """The costs by a run's ramps, or None without any."""
     backends = {backend.name: backend for backend in analysis.backends}
     bars: list[PartsBar] = []
-    endings: list[tuple[MeasuredBackend, str, Ending]] = []
+    endings: list[tuple[MeasuredBackend, str, Ending, int]] = []
     for number, result in enumerate(in_order(analysis)):
         cell = result.cell
         backend, what = backends[cell.backend], words_of(cell)
-        endings += [(backend, what, ending) for ending in cell.endings]
+        endings += [(backend, what, ending, count) for ending, count in _merged(cell.endings)]
         if parts := list(_parts(result.cost)):
             bars.append(parts_bar(backend, parts, Unit.BYTE, _STRENGTHS, f"d{number}", what=what))
     if not endings and not bars:
@@ -69,8 +72,15 @@ def in_order(analysis: Analysis) -> list[DensityResult]:
 
 def words_of(cell: DensityCell) -> str:
     """What the instances did, in words."""
-    given = [f"{name} {value}" for name, value in sorted(cell.params.items()) if name != "count"]
-    return " ".join([cell.workload or "idle", *given])
+    told = {name: value for name, value in sorted(cell.params.items()) if name not in _OF_THE_RAMP}
+    given = [f"{value} at once" if name == "batch" else f"{name} {value}" for name, value in told.items()]
+    return ", ".join([cell.workload or "idle", *given])
+
+
+def _merged(endings: Sequence[Ending]) -> Iterator[tuple[Ending, int]]:
+    """Ramps that ended alike, with their number."""
+    same = {"instance": "", "idle_watts": None, "populated_watts": None}
+    yield from Counter(msgspec.structs.replace(one, **same) for one in endings).items()
 
 
 def _parts(cost: InstanceCost) -> Iterator[tuple[str, float]]:

@@ -24,6 +24,8 @@ from tare.reports.wording import (
 )
 
 _MOST_TOLD_APART = 2
+_MOST_NAMED = 4
+"""Of more backends a sentence of the answer has the first and the last, or how many they are; the picture has all."""
 MOST_CAVEATS = 3
 LARGEST = 150
 """So many letters of the answer are large; at least its first sentence."""
@@ -88,10 +90,9 @@ def _why_missing(name: str, why: Availability) -> str:
 def _why_emulated(analysis: Analysis, backend: MeasuredBackend) -> str:
     """Why there is no virtual machine in the results, and what would measure one."""
     described = analysis.manifest.backends.get(backend.name)
-    reason = "" if described is None else one_line(described.texts.get("accel_reason", ""), 120).rstrip(".")
-    why = f"KVM did not boot a guest on this host{f' ({reason})' if reason else ''}"
-    remedy = "run this where tare doctor finds that KVM works"
-    if reason == "asked for":
+    asked_for = described is not None and described.texts.get("accel_reason", "").rstrip(".") == "asked for"
+    why, remedy = "KVM did not boot a guest on this host", "run this where tare doctor finds that KVM works"
+    if asked_for:
         why, remedy = "the run asked for emulation (accel = tcg)", "leave that option out"
     return (
         f"Virtual machine: not measured here, because {why}. To measure one, {remedy}. "
@@ -238,11 +239,16 @@ def _ranked(own: Sequence[AreaAnswer]) -> Iterator[str]:
     )
     told = sorted((one for one in own if one.outcome in (Outcome.WORSE, Outcome.BETTER)), key=_cost)
     if same:
-        yield f"no measurable cost on {listed(same)}"
+        yield f"no measurable cost on {_named(same, len(own))}"
     if told:
         yield _told_together({one.backend.label: _area_words(one) for one in told})
     if unknown:
-        yield f"could not tell for {listed(unknown)}"
+        yield f"could not tell for {_named(unknown, len(own))}"
+
+
+def _named(labels: Sequence[str], n_all: int) -> str:
+    """Few backends by name; of more how many they are: ``8 of 10``."""
+    return listed(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} of {n_all}"
 
 
 def _area_words(answer: AreaAnswer) -> str:
@@ -271,7 +277,7 @@ def _of_instances(analysis: Analysis) -> Iterator[str]:
         worst: dict[str, float] = {}
         for mark in (mark for line in neighbours.lines for mark in line.marks):
             worst[mark.backend.label] = max(mark.centre, worst.get(mark.backend.label, 0.0))
-        shown = {label: longer_words(1 + share) for label, share in worst.items()}
+        shown = {label: longer_words(1 + worst[label]) for label in sorted(worst, key=lambda label: worst[label])}
         yield f"Next to noisy neighbours, work takes at worst {_told_together(shown)}."
 
 
@@ -287,10 +293,10 @@ def _one_more(line: PanelLine) -> Iterator[str]:
     """What one more instance takes of the host's memory, and how much of it is more than the baseline's."""
     base = next((mark for mark in line.marks if mark.backend.is_baseline), None)
     marks = [mark for mark in line.marks if mark is not base] or list(line.marks)
-    sizes = {mark.backend.label: format_estimate(mark.centre, mark.low, mark.high, Unit.BYTE) for mark in marks}
+    ordered = sorted(marks, key=lambda mark: mark.centre)
+    sizes = {mark.backend.label: format_estimate(mark.centre, mark.low, mark.high, Unit.BYTE) for mark in ordered}
     said = f"Of the host's memory one more instance takes {_told_together(sizes)}"
     if base is not None and base not in marks:
-        ordered = sorted(marks, key=lambda mark: mark.centre)
         ends = list(dict.fromkeys(extra_memory(mark, base) for mark in (ordered[0], ordered[-1])))
         first = ends[0].removesuffix(" more") if all(one.endswith(" more") for one in ends[1:]) else ends[0]
         said += f": {' to '.join([first, *ends[1:]] if ends[1:] else ends)} than on {base.backend.label}"
@@ -299,7 +305,13 @@ def _one_more(line: PanelLine) -> Iterator[str]:
 
 
 def _told_together(shown: Mapping[str, str]) -> str:
-    """Values by backend, equal ones said once: ``390 KiB on a, 20 MiB on b and c``."""
+    """Values by backend in their order, equal ones said once: ``390 KiB on a, 20 MiB on b and c``.
+
+    Of many the ends: ``from 390 KiB on a to 20 MiB on k``.
+    """
+    if len(shown) > _MOST_NAMED:
+        (first, low), *_, (last, high) = shown.items()
+        return f"from {low} on {first} to {high} on {last}"
     by_value: dict[str, list[str]] = {}
     for label, text in shown.items():
         by_value.setdefault(text, []).append(label)

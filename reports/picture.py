@@ -41,6 +41,8 @@ NOT_USABLE = GradeLevel.NOT_USABLE.value
 _FROM_ZERO = 0.4
 _REACHES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 _HEIGHT = 24
+_BINARY_TICKS = tuple(step * 1024**power for power in range(6) for step in (1, 10, 100))
+"""Of a log axis of bytes: 1, 10 and 100 of each binary unit."""
 
 
 class Axis(msgspec.Struct, frozen=True):
@@ -200,7 +202,7 @@ class _Maker:
         titles = {PanelKind.START: "Time to start", PanelKind.MEMORY: "Memory that one more instance takes"}
         title = titles[panel.kind]
         note = f"lower is better{', log scale' if axis.is_log else ''}"
-        return PanelView(title, note, ((None, tuple(strips)),), axis.ticks, ("", ""), panel.kind)
+        return PanelView(title, note, ((None, tuple(strips)),), axis.ticks, ("better", "worse"), panel.kind)
 
     def _changes(self, panel: Panel, marks: Sequence[Mark]) -> PanelView:
         margins = {mark.cell.comparison.margin for mark in marks if mark.cell is not None and mark.cell.comparison}
@@ -335,7 +337,11 @@ def value_axis(marks: Sequence[Mark], unit: Unit) -> Axis:
     if positive and len(positive) == len(values) and max(positive) > LOG_FROM * min(positive):
         low, high = 10 ** math.floor(math.log10(min(positive))), 10 ** math.ceil(math.log10(max(positive)))
         powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
-        shown = [10.0**power for power in powers][:: math.ceil(len(powers) / MOST_LABELS)]
+        ticks = [10.0**power for power in powers]
+        if unit in (Unit.BYTE, Unit.BYTES_PER_SECOND):
+            ticks = [tick for tick in _BINARY_TICKS if min(positive) / 10 < tick < 10 * max(positive)] or ticks
+            low, high = min(ticks[0], *positive), max(ticks[-1], *positive)
+        shown = ticks[:: math.ceil(len(ticks) / MOST_LABELS)]
         axis = Axis(low, high, is_log=True)
         return msgspec.structs.replace(axis, ticks=tuple((axis.place(tick), _tick(tick, unit)) for tick in shown))
     lowest = min([*values, *(mark.low for mark in marks if mark.low is not None)])
@@ -390,10 +396,11 @@ def _verdict_words(row: Row | None, mark: Mark) -> str:
     found = None if mark.cell is None else mark.cell.comparison
     if row is None or found is None or mark.verdict is None or found.ratio is None:
         return ""
+    words = verdict_word(row.metric, mark.verdict)
     if mark.verdict in (Verdict.FASTER, Verdict.SLOWER):
         words = change_words(row.metric, found.ratio, found)
-    else:
-        words = verdict_word(row.metric, mark.verdict)
+    elif interval := format_change_range(found):
+        words = f"{words} ({interval})"
     return ": ".join(part for part in (words, reservation(found)) if part)
 
 

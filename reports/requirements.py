@@ -36,6 +36,10 @@ class RequirementView(msgspec.Struct, frozen=True):
     answers: list[AnswerView]
 
 
+_NO_LOSS = 0.0005
+"""A smaller share is no loss in the digits that are shown."""
+
+
 def requirement_views(analysis: Analysis) -> list[RequirementView]:
     """Every requirement of a run, or of the ready set, judged on the backends that are not fenced."""
     names = names_of(analysis)
@@ -89,6 +93,8 @@ def _found(required: Requirement, found: Judgement) -> str:
     if found.value is None or required.kind is RequirementKind.OWN_KERNEL:
         return ""
     if required.kind is RequirementKind.LOSS:
+        if abs(found.value) < _NO_LOSS:
+            return "no difference"
         verb = "gains" if found.value < 0 else "loses"
         return f"{verb} {_bound(required, abs(found.value))}"
     return f"measured {_bound(required, found.value)}"

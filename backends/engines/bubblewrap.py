@@ -10,7 +10,7 @@ from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, compile_filters
 from tare.backends.native.setup import Setup, dev_steps
 from tare.backends.native.steps import Step, make_folders
-from tare.bench.model import BASE_ENVIRONMENT, SCRATCH, Confound, Envelope, Image, IsolationKind
+from tare.bench.model import BASE_ENVIRONMENT, SCRATCH, Confound, Envelope, Image
 
 _HOST_SYS = "its /sys is the host's, read-only: bubblewrap mounts none of its own"
 _FIRST_FILE = 3
@@ -39,7 +39,6 @@ class Bubblewrap(CommandEngine):
     summary = "sandboxes by bubblewrap, the least that isolates"
     program = "bwrap"
     package = "bubblewrap"
-    kind = IsolationKind.SANDBOX
     returns = False
     places = False
     _filters: Sequence[bytes] = ()

@@ -1,12 +1,12 @@
 """A call to an engine that has no command: it blocks in a thread of its own, and its end is a descriptor."""
 
 import os
-import select
 import threading
 import time
 from collections.abc import Callable
 
 from tare.bench.errors import BackendError
+from tare.bench.linux.waiting import is_readable
 
 
 class Call:
@@ -36,7 +36,7 @@ class Call:
 
     def have_ended(self, wait_s: float) -> bool:
         """Wait for its end."""
-        return bool(select.select([self._ended], [], [], max(0.0, wait_s))[0])
+        return is_readable(self._ended, wait_s)
 
     def finish(self, deadline: float) -> None:
         """Raises what the call raised, and BackendError if it has not returned by ``deadline`` (monotonic)."""

@@ -6,7 +6,6 @@ command: nothing of the host's is changed, and what was mounted goes with the la
 
 import contextlib
 import os
-import select
 import signal
 import struct
 import time
@@ -20,6 +19,7 @@ from tare.backends.native.channel import Channel
 from tare.backends.native.steps import Step, encode, join_cgroup
 from tare.backends.native.zygote import step_failed
 from tare.bench.errors import BackendError
+from tare.bench.linux.waiting import is_readable
 from tare.bench.process import PLAIN_ENVIRONMENT, Popen, require_tool
 
 _EVIDENCE_BYTES = 4000
@@ -52,7 +52,7 @@ class EngineCommand:
 
     def have_ended(self, deadline: float) -> bool:
         """Wait for its end until ``deadline`` (monotonic)."""
-        return bool(select.select([self._pidfd], [], [], max(0.0, deadline - time.monotonic()))[0])
+        return is_readable(self._pidfd, deadline - time.monotonic())
 
     def finish(self, deadline: float) -> None:
         """Wait for its end. Raises BackendError, with what it printed, if it failed or did not end in time."""

@@ -6,7 +6,6 @@ Its root is the overlay of tare's, mounted in the daemon's mount namespace, wher
 
 import contextlib
 import secrets
-import select
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from tare.backends.engines.start import HOLD, LIVE, Begun, Started
 from tare.backends.native import steps, syscalls
 from tare.bench.errors import BackendError
 from tare.bench.interfaces import BackendContext, Instance
+from tare.bench.linux.waiting import is_readable
 from tare.bench.model import Availability, Envelope, Image, StartTimeline
 from tare.bench.packages import remedy_for
 from tare.bench.process import find_tool
@@ -195,7 +195,7 @@ class Containerd(OciRuntime):
             command.finish(time.monotonic() + STOP_DEADLINE_S)
 
     def _client(self, *arguments: str) -> list[str]:
-        return ["ctr", "--address", _ADDRESS, "--namespace", "tare", *arguments]
+        return ["ctr", f"--address={_ADDRESS}", "--namespace=tare", *arguments]
 
     def find_running_s(self, box: Box) -> float | None:
         """By the daemon's event ``/tasks/start``."""
@@ -205,7 +205,7 @@ class Containerd(OciRuntime):
             while True:
                 at_s = find_start(log.read_text(), box.identifier)
                 left_s = deadline - time.monotonic()
-                if at_s is not None or left_s <= 0 or not select.select([watch], [], [], left_s)[0]:
+                if at_s is not None or left_s <= 0 or not is_readable(watch.fileno(), left_s):
                     return at_s
                 watch.joined()
 

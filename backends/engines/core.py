@@ -10,7 +10,6 @@ kept next to that (``StartedBy``). ``docs/adding-an-engine.md`` shows how to add
 import contextlib
 import os
 import secrets
-import select
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -58,6 +57,7 @@ from tare.bench.errors import BackendError, TareError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import MARKER_VARIABLE
 from tare.bench.linux.mounts import find_block_device
+from tare.bench.linux.waiting import is_readable
 from tare.bench.model import (
     Availability,
     BackendDescription,
@@ -395,12 +395,12 @@ class Engine(Backend):
                 self.remove(box)
             except BackendError:
                 # An engine may refuse to remove what has ended by itself, or was killed; nothing of it is left then.
-                if gone is not None and not select.select([gone], [], [], _ENDING_S)[0]:
+                if gone is not None and not is_readable(gone, _ENDING_S):
                     raise
             launched.close()
             if gone is not None:
                 box.groups.container.kill()
-                select.select([gone], [], [], STOP_DEADLINE_S)
+                is_readable(gone, STOP_DEADLINE_S)
             timeline.mark(Phase.PROCESS_GONE, time.monotonic())
         finally:
             launched.close()
@@ -453,6 +453,8 @@ class Engine(Backend):
         if self.hides_empty_unified() and layout.version is Version.HYBRID and layout.unified_root is not None:
             taken.append(steps.unmount(str(layout.unified_root)))
         taken.append(steps.pin(box.spec.envelope.cpus))
+        if box.groups.is_killed:
+            taken[:0], joins = [steps.join_cgroup(str(file)) for file in joins], ()
         return start_command(self._ready.program, argv, joins, taken, box.log, environment, files, streams or ())
 
     def mounts_for(self, box: Box) -> list[steps.Step]:

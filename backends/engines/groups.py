@@ -89,6 +89,8 @@ class Groups:
         self.folders = tuple(dict.fromkeys(self.of.values()))
         self.container = ContainerGroup(layout, self.of, container)
         self.meter = CgroupMeter(self.folders)
+        self.is_killed = False
+        """By the kernel's cgroup.kill: from then on, whatever is born in them is killed too (Linux 6.18)."""
         self.brought_s = (0.0, 0.0)
         """User and system CPU seconds of helpers before they were taken in."""
 
@@ -189,6 +191,7 @@ class Groups:
     def begin_kill(self) -> None:
         """SIGKILL everything in them and return at once, where this kernel can."""
         if "" in self.of:
+            self.is_killed = True
             begin_kill(self.of[""])
 
     def remove(self) -> None:

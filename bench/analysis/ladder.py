@@ -112,13 +112,14 @@ def starts_of(analysis: Analysis, subject: Subject) -> list[Waterfall]:
     if subject.experiment != Builtin.BOOT:
         return []
     types = _types(analysis)
+    labels = {backend.name: backend.label for backend in analysis.backends}
     found = []
     for backend in analysis.backends:
         kind, options = types.get(backend.name, ("", {}))
         if backend.is_fenced or kind not in _OWN:
             continue
         chain = _chain(kind, options, types, analysis.backends)
-        waterfall = _start(subject, backend, chain, _OWN[kind]) if chain else None
+        waterfall = _start(subject, backend, chain, _OWN[kind], labels) if chain else None
         if waterfall is not None:
             found.append(waterfall)
     return found
@@ -191,7 +192,9 @@ def _runtime_below(kind: str, options: Mapping[str, object]) -> str:
     return str(options.get(option) or usual)
 
 
-def _start(subject: Subject, backend: MeasuredBackend, chain: Sequence[tuple[str, str]], own: str) -> Waterfall | None:
+def _start(
+    subject: Subject, backend: MeasuredBackend, chain: Sequence[tuple[str, str]], own: str, labels: Mapping[str, str]
+) -> Waterfall | None:
     pending = chain[-1][0] if not chain[-1][1] else ""
     rungs = [(layer, name) for layer, name in chain if name]
     rungs.append((f"{pending} and {own}" if pending else own, backend.name))
@@ -204,7 +207,7 @@ def _start(subject: Subject, backend: MeasuredBackend, chain: Sequence[tuple[str
     if not len(shared):
         return None
     values = [blocks.at(shared).values for blocks in known]
-    names = [f"{layer}: {name}" for layer, name in rungs]
+    names = [f"{layer}: {labels[name]}" for layer, name in rungs]
     steps = [(names[0], values[0])]
     steps += [(name, after - before) for name, before, after in zip(names[1:], values, values[1:], strict=False)]
     if returned is not None:

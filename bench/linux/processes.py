@@ -4,13 +4,13 @@ import contextlib
 import errno
 import mmap
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from tare.bench.linux.files import HERE, HostRoots, read_bytes
+from tare.bench.linux.waiting import is_readable
 
 KILL_DEADLINE_S = 10.0
 _HELD = 256
@@ -110,9 +110,7 @@ def signal_all(pids: Iterable[int]) -> list[int]:
 def wait_ended(descriptors: Iterable[int], deadline: float) -> None:
     """Wait for the end of the processes behind these pidfds until ``deadline`` (CLOCK_MONOTONIC), and close them."""
     for descriptor in descriptors:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        is_readable(descriptor, deadline - time.monotonic())
         os.close(descriptor)
 
 

@@ -11,7 +11,6 @@ import errno
 import itertools
 import os
 import secrets
-import select
 import signal
 import sys
 import time
@@ -25,6 +24,7 @@ import pytest
 from tare.bench.errors import TareError, UnavailableError, UnsupportedError
 from tare.bench.image import ImageStore
 from tare.bench.ledger import Ledger, clean, work_folder
+from tare.bench.linux.waiting import is_readable
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import SCRATCH, Availability, Command, Image, IsolationKind, Phase
 from tare.bench.process import PIPE, Popen
@@ -463,11 +463,11 @@ def test_the_end_of_an_instance_is_told_by_its_descriptor(subject: BackendUnderT
         descriptor = instance.gone_descriptor()
         pids = processes_of(identifier)
         if descriptor is not None and pids:
-            assert not select.select([descriptor], [], [], 0)[0]
+            assert not is_readable(descriptor)
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            assert select.select([descriptor], [], [], GONE_WITHIN_S)[0]
+            assert is_readable(descriptor, GONE_WITHIN_S)
             with pytest.raises(TareError):
                 instance.execute(Command(("true",)))
     assert traces_of(identifier, subject.backend.context.work_directory) == []

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pkgutil
 import secrets
-import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from tare.bench.image import ImageStore
 from tare.bench.interfaces import Backend, BackendContext, Instance
 from tare.bench.ledger import Ledger
 from tare.bench.linux.mounts import read_mounts
+from tare.bench.linux.waiting import is_readable, readable_of
 from tare.bench.locations import cache_directory
 from tare.bench.model import BackendDescription, Command, Completed, Envelope, Image, InstanceSpec
 from tare.bench.registry import find_backends
@@ -90,14 +90,14 @@ class Typist:
     def relay(self, pty: int, ended: int) -> None:
         """Answer the question ``name?``; ends with the program, or after 30 s without a word."""
         typed = False
-        while ready := select.select([pty, ended], [], [], _SILENCE_S)[0]:
+        while ready := readable_of((pty, ended), _SILENCE_S):
             self._show(pty)
             if b"name?" in self.shown and not typed:
                 os.write(pty, b"tare\n")
                 typed = True
             if ended in ready:
                 break
-        while select.select([pty], [], [], 0)[0] and self._show(pty):
+        while is_readable(pty) and self._show(pty):
             pass
 
     def _show(self, pty: int) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tare.backends.engines.core import Engine
+from tare.backends.engines.core import CommandEngine
 from tare.bench.engine import StartedBy
 from tare.bench.errors import BackendError
 from tare.bench.ledger import Ledger, clean, work_folder
@@ -87,7 +87,7 @@ def test_what_people_call_started_is_told_apart(subject):
 
 
 def require_command(backend):
-    if type(backend).begin is not Engine.begin:
+    if type(backend).begin is not CommandEngine.begin:
         pytest.skip("it is started by no command; tests/engines/test_docker.py has the like")
 
 

@@ -153,6 +153,20 @@ def test_with_several_engines_the_headline_goes_area_by_area(tmp_path):
     assert "vm (kvm)" in render_page(analysis)
 
 
+def test_of_many_engines_the_headline_names_the_ends(tmp_path):
+    names = ("native", "runc", "crun", "gvisor", "docker", "podman")
+    ratios = {name: 1.0 + 0.1 * place for place, name in enumerate(names)}
+    recipe = replace(QUICK, blocks=8, noise=0.001, ratios=ratios, backends=("bare-metal", *names))
+    said = headline(analyse(load_run(write_run(tmp_path / "run", recipe))))
+    assert said.startswith(
+        "Start: from 2.00 ms later on native to 597 ms later on podman. CPU work: no measurable cost"
+    )
+    assert "System calls: no measurable cost on native; from 12.18 % slower on runc to 62.7 % slower on podman." in said
+    assert not any(f"on {name}" in said for name in names[2:5])
+    noisy = analyse(load_run(write_run(tmp_path / "noisy", replace(recipe, blocks=3, noise=0.6))))
+    assert "could not tell for 5 of 6" in headline(noisy) or "this run could not tell" in headline(noisy)
+
+
 def test_who_could_not_be_told_is_in_the_headline(tmp_path):
     ratios = {"native": 1.0, "runc": 1.0, "gvisor": 3.0}
     recipe = replace(QUICK, blocks=12, backends=("bare-metal", *ratios), ratios=ratios, noise=0.05)

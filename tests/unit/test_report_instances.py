@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from tare.bench.analysis import Grade, GradeLevel, MeasuredBackend, analyse
+from tare.bench.analysis.density import DensityCell
 from tare.bench.records import Sample
 from tare.bench.store import load_run
 from tare.bench.units import Unit
-from tare.reports import charts
+from tare.reports import charts, density_costs
 from tare.reports.charts import Chart, parts_bar
-from tare.reports.density_costs import costs_view
+from tare.reports.density_costs import costs_view, words_of
 from tare.reports.headline import headline
 from tare.reports.instances import heat_view, held_lines
 from tests.synthetic import QUICK, SUBJECTS, write_run
@@ -63,8 +64,25 @@ def test_an_instance_is_shown_in_its_parts(tmp_path, monkeypatch, accel, pss, in
     found = {name: size / MIB for name, _, size in bar.parts}
     assert found == pytest.approx(parts, abs=4)
     assert [name for name, *_ in view.legend] == list(parts)
-    ((_, what, ending),) = view.endings
-    assert (what, ending.resource, ending.population) == ("idle", "processes", COUNT)
+    ((_, what, ending, count),) = view.endings
+    assert (what, ending.resource, ending.population, count) == ("idle", "processes", COUNT, 1)
+
+
+def test_ramps_that_ended_alike_are_one_row(tmp_path, monkeypatch):
+    analysis = analyse(load_run(write_density(tmp_path / "run", ending="processes")))
+    (result,) = analysis.density
+    (ending,) = result.cell.endings
+    endings = (ending, *(msgspec.structs.replace(ending, instance=f"i{dead}", dead=dead) for dead in (0, 2)))
+    cell = msgspec.structs.replace(result.cell, endings=endings)
+    monkeypatch.setattr(density_costs, "in_order", lambda _: [msgspec.structs.replace(result, cell=cell)])
+    view = costs_view(analysis)
+    assert [(one.dead, count) for *_, one, count in view.endings] == [(0, 2), (2, 1)]
+
+
+def test_what_instances_did_is_told_without_how_the_ramp_was_made():
+    params = {"batch": 4, "count": 9, "settle_deadline": "5s", "settle_interval": "1s", "meters_every": 3, "size": "1K"}
+    cell = DensityCell("native", "redis", params, (), ())
+    assert words_of(cell) == "redis, 4 at once, size 1K"
 
 
 def test_the_parts_are_drawn_end_to_end():
