@@ -246,7 +246,7 @@ def _ranked(own: Sequence[AreaAnswer]) -> Iterator[str]:
         yield f"could not tell for {_named(unknown, len(own))}"
 
 
-def _named(labels: Sequence[str], n_all: int) -> str:
+def _named(labels: list[str], n_all: int) -> str:
     """Few backends by name; of more how many they are: ``8 of 10``."""
     return listed(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} of {n_all}"
 

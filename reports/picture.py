@@ -337,11 +337,11 @@ def value_axis(marks: Sequence[Mark], unit: Unit) -> Axis:
     if positive and len(positive) == len(values) and max(positive) > LOG_FROM * min(positive):
         low, high = 10 ** math.floor(math.log10(min(positive))), 10 ** math.ceil(math.log10(max(positive)))
         powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
-        ticks = [10.0**power for power in powers]
+        marked = [10.0**power for power in powers]
         if unit in (Unit.BYTE, Unit.BYTES_PER_SECOND):
-            ticks = [tick for tick in _BINARY_TICKS if min(positive) / 10 < tick < 10 * max(positive)] or ticks
-            low, high = min(ticks[0], *positive), max(ticks[-1], *positive)
-        shown = ticks[:: math.ceil(len(ticks) / MOST_LABELS)]
+            marked = [tick for tick in _BINARY_TICKS if min(positive) / 10 < tick < 10 * max(positive)] or marked
+            low, high = min(marked[0], *positive), max(marked[-1], *positive)
+        shown = marked[:: math.ceil(len(marked) / MOST_LABELS)]
         axis = Axis(low, high, is_log=True)
         return msgspec.structs.replace(axis, ticks=tuple((axis.place(tick), _tick(tick, unit)) for tick in shown))
     lowest = min([*values, *(mark.low for mark in marks if mark.low is not None)])
