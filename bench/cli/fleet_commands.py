@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import typer
 
-from tare.bench.cli.fleet_display import FleetDisplay, console_of, table_of
+from tare.bench.cli.fleet_display import FleetDisplay, console_of, view_of
 from tare.bench.errors import ExitCode, MissingToolError, RunDirectoryError, SuiteError
 from tare.bench.fleet.collection import FleetManifest, HostState, load_fleet_manifest
 from tare.bench.fleet.hosts import Host, load_hosts
@@ -93,7 +93,7 @@ def status_command(folder: Path, *, as_json: bool) -> ExitCode:
         typer.echo(json.dumps({**msgspec.to_builtins(manifest), "watched": is_held(folder)}, indent=2))
         return _code(manifest)
     console = console_of()
-    console.print(table_of(manifest))
+    console.print(view_of(manifest), soft_wrap=True)
     if not is_held(folder) and not all(row.state is HostState.COLLECTED for row in manifest.hosts):
         console.print(f"Nothing follows this fleet now; go on with: tare fleet run --resume {folder}", soft_wrap=True)
     return _code(manifest)
@@ -135,7 +135,7 @@ def _conduct(
         typer.echo(json.dumps(msgspec.to_builtins(ended), indent=2))
     else:
         console = console_of()
-        console.print(table_of(ended))
+        console.print(view_of(ended), soft_wrap=True)
         for difference in ended.differences:
             values = "; ".join(f"{', '.join(names)}: {value}" for value, names in difference.hosts.items())
             console.print(f"differs  {difference.name}: {values}", markup=False, highlight=False, soft_wrap=True)

@@ -3,12 +3,13 @@
 import sys
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tare.bench.fleet.collection import FleetManifest, HostRow
-from tare.bench.readable import as_markup, one_line
+from tare.bench.readable import as_markup, one_line, readable
 
 _BAR = 20
 
@@ -19,7 +20,7 @@ class FleetDisplay:
     def __init__(self, console: Console, manifest: FleetManifest) -> None:
         self._console = console
         self._before = {row.name: row for row in manifest.hosts}
-        self._live = Live(table_of(manifest), console=console, transient=True, auto_refresh=False)
+        self._live = Live(view_of(manifest), console=console, transient=True, auto_refresh=False)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -37,7 +38,7 @@ class FleetDisplay:
     def changed(self, manifest: FleetManifest) -> None:
         """Show the rows that are others."""
         if self._console.is_terminal:
-            self._live.update(table_of(manifest), refresh=True)
+            self._live.update(view_of(manifest), refresh=True)
             return
         for row in manifest.hosts:
             before = self._before.get(row.name)
@@ -54,14 +55,15 @@ def console_of(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, soft_wrap=not sys.stdout.isatty())
 
 
-def table_of(manifest: FleetManifest) -> Table:
-    """The hosts, a row each."""
+def view_of(manifest: FleetManifest) -> Group:
+    """The hosts, a row each, and below them the reasons of those that have one."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("host", "type", "state", "progress", "reason"):
+    for column in ("host", "type", "state", "progress"):
         table.add_column(column, overflow="fold", no_wrap=column in {"state", "progress"})
     for row in manifest.hosts:
-        table.add_row(as_markup(row.name), as_markup(row.type), row.state.value, _progress(row), as_markup(row.reason))
-    return table
+        table.add_row(as_markup(row.name), as_markup(row.type), row.state.value, _progress(row))
+    reasons = [Text(readable(f"{row.name}: {row.reason}")) for row in manifest.hosts if row.reason]
+    return Group(table, *([Text("")] if reasons else []), *reasons)
 
 
 def _progress(row: HostRow) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import typer
@@ -27,6 +28,7 @@ from tare.bench.units import Duration
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.5, 15.0
 _CONNECT_S = 10.0
 _LOCK = "worker.lock"
+_ROOM_BYTES = 65_536
 
 
 def worker_command(address: str, name: str, keys: Path | None, patience: str) -> ExitCode:
@@ -76,6 +78,7 @@ def detach_command(address: str, name: str, keys: Path | None, patience: str) ->
     argv += [] if keys is None else ["--keys", str(keys.absolute())]
     log = folder / "worker.log"
     with log.open("wb") as file:
+        _require_room(file)
         process = Popen(argv, stdin=DEVNULL, stdout=file, stderr=STDOUT, cwd="/", start_new_session=True)
     while (code := process.poll()) is None:
         found = _find_working(folder / _LOCK)
@@ -84,6 +87,19 @@ def detach_command(address: str, name: str, keys: Path | None, patience: str) ->
         time.sleep(0.05)
     typer.echo(log.read_text("utf-8", "replace").strip(), err=True)
     return ExitCode(code) if code in set(ExitCode) else ExitCode.BUG
+
+
+def _require_room(file: BinaryIO) -> None:
+    """See that there is room for a worker's messages. Raises OSError, with the file's name."""
+    try:
+        file.write(bytes(_ROOM_BYTES))
+        file.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+        raise OSError(error.errno, error.strerror, file.name) from error
+    file.seek(0)
+    file.truncate()
 
 
 class _Working(msgspec.Struct, frozen=True):
@@ -110,7 +126,7 @@ def _only_worker(address: str) -> Iterator["_Connected"]:
             _make_way(path, address)
             if not lock_within(descriptor, within_s=20.0):
                 raise HostBusyError("the worker of another fleet does not end here", remedy="end it, then try again")
-        connected = _Connected(descriptor, address)
+        connected = _Connected(descriptor, path, address)
         connected.enter(now=False)
         try:
             yield connected
@@ -123,15 +139,19 @@ def _only_worker(address: str) -> Iterator["_Connected"]:
 class _Connected:
     """Enters in the lock file whether this worker is connected; called, for the length of a block."""
 
-    def __init__(self, descriptor: int, address: str) -> None:
+    def __init__(self, descriptor: int, path: Path, address: str) -> None:
         self._descriptor = descriptor
+        self._path = path
         self._address = address
 
     def enter(self, *, now: bool) -> None:
         status = find_status(os.getpid())
         content = msgspec.json.encode(_Working(os.getpid(), status.started if status else 0, self._address, now))
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, content, 0)
+        try:
+            os.pwrite(self._descriptor, content, 0)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:

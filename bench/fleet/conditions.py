@@ -71,10 +71,12 @@ def refuse_together(hellos: Mapping[str, Hello]) -> dict[str, str]:
         if first != name:
             refused[name] = f"is the same machine as {first}: it would measure two runs at once. Leave one out."
         elif hello.architecture != usual:
-            refused[name] = f"is {readable(hello.architecture)}, and most hosts are {usual}"
+            refused[name] = f"is {readable(hello.architecture)}, and most hosts are {usual}. Leave it out."
         elif lacking:
             listed = "; ".join(f"{one}: {readable(why)}" for one, why in lacking.items())
-            refused[name] = f"backends that work on the other hosts do not work there: {listed}"
+            refused[name] = (
+                f"backends that work on the other hosts do not work there: {listed}. See `tare doctor` there."
+            )
     return refused
 
 

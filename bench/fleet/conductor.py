@@ -88,9 +88,11 @@ class Conductor:
         self._pack: Any = None
         self._goes_on = {host.name: request.goes_on for host in request.hosts}
         self._saved_at = 0.0
+        self._own_version = ["", ""]
 
     async def conduct(self, here: Hello) -> FleetManifest:
         """See each host to its end, and return how they stand. Raises TareError if it cannot listen."""
+        self._own_version = [here.version, here.commit]
         names = [host.name for host in self.request.hosts]
         async with contextlib.AsyncExitStack() as stack:
             stack.callback((self.request.folder / "image.tar").unlink, missing_ok=True)
@@ -194,7 +196,7 @@ class Conductor:
     # What is asked of hosts
 
     def _question(self) -> Callable[[], Any]:
-        return lambda: {"suite": self.request.suite, "image": self.manifest.image}
+        return lambda: {"suite": self.request.suite, "image": self.manifest.image, "asked_by": self._own_version}
 
     def _order(self, host: Host, digest: str) -> Order:
         image = {"use": digest} if digest else self.request.suite.get("image", {})

@@ -22,7 +22,7 @@ import msgspec
 from tare.bench.errors import ExitCode, RunDirectoryError, TareError
 from tare.bench.fleet.listing import PIECE_BYTES, ListedFile, digest_of, list_run
 from tare.bench.host_lock import Holder, find_holder
-from tare.bench.locations import state_directory
+from tare.bench.locations import folder_failure, state_directory
 from tare.bench.process import DEVNULL, STDOUT, Popen
 from tare.bench.readable import readable
 from tare.bench.records import EventKind, Manifest, RunStatus
@@ -31,6 +31,7 @@ from tare.bench.trees import make_folders, replace_file
 
 _RESTARTS = 5
 """How often a run that dies is begun again without one more instance measured."""
+_LONGEST = 2000
 _NO_USE_AGAIN = frozenset({ExitCode.USAGE, ExitCode.BAD_INPUT, ExitCode.MISSING, ExitCode.ENVIRONMENT, ExitCode.BUG})
 
 
@@ -172,11 +173,7 @@ class Place:
     def last_words(self) -> str:
         """The message with which the run ended."""
         with contextlib.suppress(OSError):
-            lines = self.log.read_text("utf-8", "replace").splitlines()
-            said = [number for number, line in enumerate(lines) if line.startswith("tare: ")]
-            if said:
-                return readable("\n".join(lines[said[-1] :])[:2000].removeprefix("tare: "))
-            return readable("\n".join(lines[-3:])[:2000])
+            return last_message(self.log.read_text("utf-8", "replace"))
         return ""
 
     def _read_events(self) -> None:
@@ -199,6 +196,20 @@ class _Ended(msgspec.Struct):
     instance: str = ""
 
 
+def last_message(said: str) -> str:
+    """The last message in what a command of tare's printed, with its remedy; of a bug, with the error it is about.
+
+    Where there is none, the last lines.
+    """
+    lines = said.splitlines()
+    begins = next((number for number in range(len(lines) - 1, -1, -1) if lines[number].startswith("tare: ")), None)
+    if begins is None:
+        return readable("\n".join(lines[-3:])[:_LONGEST])
+    message = "\n".join(lines[begins:]).removeprefix("tare: ")
+    is_bug = any(line.startswith("Traceback ") for line in lines[:begins])
+    return readable((f"{lines[begins - 1]}: {message}" if is_bug else message)[:_LONGEST])
+
+
 Tell = Callable[[Standing], Awaitable[None]]
 
 
@@ -212,7 +223,8 @@ async def carry_out(order: Order, cpus: Sequence[int], tell: Tell) -> Standing:
     try:
         return await _carry_out(place, cpus, tell)
     except OSError as error:
-        return _over(place, f"{error.filename or place.folder}: {error.strerror or error}")
+        failure = folder_failure(error) or f"{error.filename or place.folder}: {error.strerror or error}"
+        return _over(place, str(failure))
     except TareError as error:
         return _over(place, str(error))
 

@@ -10,6 +10,7 @@ import asyncssh
 
 from tare.bench.errors import TareError
 from tare.bench.fleet.hosts import Host
+from tare.bench.fleet.on_host import last_message
 from tare.bench.readable import readable
 
 _CONNECT_S = 20.0
@@ -84,13 +85,13 @@ def _options(host: Host) -> dict[str, Any]:
 
 
 def _failed(host: Host, code: int, said: str) -> TareError:
-    last = said.splitlines()[-1] if said else f"exit code {code}"
+    last = last_message(said) or f"exit code {code}"
     if code == _NOT_FOUND:
         return TareError(
             f"there is no `{host.tare}` on {host.name}: {last}",
             remedy='install tare there, or say where it is: tare = "/path/to/tare" in the hosts file',
         )
-    return TareError(f"the worker of {host.name} did not start: {said.removeprefix('tare: ')[:600] or last}")
+    return TareError(f"the worker of {host.name} did not start: {last}")
 
 
 def _at(host: Host) -> str:

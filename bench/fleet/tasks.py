@@ -53,9 +53,11 @@ def hello_here() -> Hello:
 
 
 async def hello(_worker: "FleetWorker", content: Any, _told: "Told") -> Any:
-    """What this host says of itself, the suite in mind."""
-    suite = _suite(content["suite"])
+    """What this host says of itself, the suite in mind; to another tare, which may have other suites, without."""
     found = await asyncio.to_thread(hello_here)
+    if content.get("asked_by") != [found.version, found.commit]:
+        return msgspec.to_builtins(found)
+    suite = _suite(content["suite"])
     checks = await _doctor()
     backends = {one.name: checks.get(f"backend {one.type.name}", "") for one in suite.backends}
     named = {f"doctor: {name}": why or "works" for name, why in checks.items() if not name.startswith(_LEFT_OUT)}

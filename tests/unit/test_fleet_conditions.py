@@ -58,8 +58,8 @@ def test_what_hosts_are_refused_for_together():
     )
     assert set(refused) == {"again", "arm", "plain"}
     assert "is the same machine as a" in refused["again"]
-    assert refused["arm"] == "is aarch64, and most hosts are x86_64"
-    assert "native: needs root" in refused["plain"]
+    assert refused["arm"] == "is aarch64, and most hosts are x86_64. Leave it out."
+    assert "native: needs root. See `tare doctor` there." in refused["plain"]
 
 
 def test_what_works_nowhere_refuses_nobody():

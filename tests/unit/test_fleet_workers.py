@@ -1,6 +1,7 @@
 """Starting workers: one message with the host's name for each thing that is wrong, and one worker on a host."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import socket
@@ -9,7 +10,8 @@ import msgspec
 import pytest
 import typer
 
-from tare.bench.cli.fleet_worker import _only_worker, _parse, _Working
+from tare.bench.cli.fleet_worker import _only_worker, _parse, _Working, detach_command
+from tare.bench.cli.guard import guard
 from tare.bench.errors import ExitCode, HostBusyError, SuiteError, TareError
 from tare.bench.fleet.hosts import Host
 from tare.bench.fleet.setup import listening_address
@@ -95,3 +97,42 @@ def test_ssh_that_cannot_be_reached_is_one_message(tmp_path):
     ):
         with pytest.raises(TareError, match=message):
             asyncio.run(SshStarter(None).start(host, "tls://192.0.2.1:1"))
+
+
+FULL = "/dev/full"
+"""Takes nothing: each write ends with ENOSPC."""
+
+
+def test_a_full_disk_is_one_message_of_the_worker_that_is_to_start(lock, capfd):
+    (lock.parent / "worker.log").symlink_to(FULL)
+    with pytest.raises(typer.Exit) as raised, guard():
+        detach_command("tcp://127.0.0.1:1", "a", None, "1s")
+    assert raised.value.exit_code == ExitCode.ENVIRONMENT
+    said = capfd.readouterr().err
+    assert said.startswith(f"tare: cannot write to {lock.parents[1]}: ")
+    assert "No space left on device\n  what to do: " in said
+
+
+def test_a_full_disk_is_named_where_the_worker_enters_itself(lock, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        _only_worker("tcp://127.0.0.1:1").__enter__()
+    assert raised.value.filename == str(lock)
+
+
+def test_what_a_worker_said_last_is_the_hosts_reason():
+    pytest.importorskip("asyncssh")
+    from tare.bench.fleet.ssh import _failed
+
+    bug = "Traceback (most recent call last):\n  File x\nKeyError: 'y'\ntare: this is a bug in tare; please report it"
+    full = "a: connecting to tls://x\ntare: there is no room\n  what to do: make some"
+    for code, said, message in (
+        (70, bug, "the worker of here did not start: KeyError: 'y': this is a bug in tare; please report it"),
+        (6, full, "the worker of here did not start: there is no room\n  what to do: make some"),
+        (1, "", "the worker of here did not start: exit code 1"),
+        (127, "sh: 1: tare: not found", "there is no `tare` on here: sh: 1: tare: not found"),
+    ):
+        assert _failed(HERE, code, said).message == message
