@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -16,10 +16,7 @@ from tare.backends.native.runtime import HostKernelBackend
 from tare.backends.native.setup import Setup
 from tare.bench.interfaces import BackendContext, Instance, NoOptions
 from tare.bench.model import BackendDescription, Envelope, Image, InstanceSpec, IsolationKind, named_facts
-from tare.bench.network_path import LOOPBACK, describe_paths
-
-if TYPE_CHECKING:
-    from tare.backends.network.bridge import BridgeNetwork
+from tare.bench.network_path import LOOPBACK, OtherSide, describe_paths
 
 
 class BareMetal(HostKernelBackend):
@@ -65,14 +62,14 @@ class BareMetal(HostKernelBackend):
 
 
 class HostSide(BareMetal):
-    """Bare metal in the network namespace of ``network``, or the host's own: the other end of what is measured.
+    """Bare metal at the other end of what is measured: where ``network`` is, or in the host's own.
 
     Use its ``host_side``; made by ``start_host_side``.
     """
 
     name = "host-side"
 
-    def __init__(self, context: BackendContext, network: "BridgeNetwork | None") -> None:
+    def __init__(self, context: BackendContext, network: OtherSide | None) -> None:
         super().__init__(msgspec.structs.replace(context, options=NoOptions()))
         self._beside = network
 
@@ -86,7 +83,7 @@ class HostSide(BareMetal):
 
 @contextlib.contextmanager
 def start_host_side(
-    context: BackendContext, network: "BridgeNetwork | None", image: Image, envelope: Envelope
+    context: BackendContext, network: OtherSide | None, image: Image, envelope: Envelope
 ) -> Iterator[HostSide]:
     """The host's side of ``network``, ready to start environments. Raises TareError."""
     side = HostSide(context, network)

@@ -190,6 +190,7 @@ class ConfoundCode(StrEnum):
     OWN_NETWORK = "own-network"
     OUTER_MEMORY_LIMIT = "outer-memory-limit"
     OTHER_SECCOMP = "other-seccomp"
+    IMAGE_READ_ONLY = "image-folders-read-only"
     IO_UNACCOUNTED = "io-unaccounted"
     IO_WRITES_PARTLY = "io-writes-partly"
 

@@ -6,8 +6,10 @@ A backend states it among its facts, one for each place where the server can be 
 import itertools
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from ipaddress import IPv4Address
+from typing import Protocol
 
 LOOPBACK = "127.0.0.1"
 """Where a program reaches what listens on the same network stack."""
@@ -25,6 +27,17 @@ def own_loopback() -> str:
     # Not the first and the last: 127.0.0.0 is the network and 127.255.255.255 its broadcast; 127.0.0.1 is for others.
     host = 2 + next(_numbers) % (_LOOPBACK_HOSTS - 3)
     return str(IPv4Address("127.0.0.0") + host)
+
+
+class OtherSide(Protocol):
+    """The other end of instances' network: ``address`` is its own, ``inside`` has this thread there meanwhile."""
+
+    @property
+    def address(self) -> str:
+        """Where instances reach it."""
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Processes that are started meanwhile stay there. Raises OSError."""
 
 
 class ServerPlace(StrEnum):

@@ -227,7 +227,9 @@ def _by_area(found: Sequence[AreaAnswer]) -> Iterator[str]:
         elif all(one.outcome is Outcome.UNKNOWN for one in own):
             unknown.append(title)
         else:
-            yield f"{title}: {'; '.join(_ranked(own))}."
+            than = next((told.row.base for one in own for told in one.told if told.row.base is not None), None)
+            behind = f", compared with {than.backend.label}" if area == START and than is not None else ""
+            yield f"{title}: {'; '.join(_ranked(own))}{behind}."
     if unknown:
         yield f"{listed(unknown)}: this run could not tell."
 

@@ -35,6 +35,8 @@ from tare.reports.wording import (
 
 LOG_FROM = 20.0
 MOST_POINTS = 60
+MOST_UNSORTED = 5
+"""Backends of one axis that stand in the suite's order."""
 MOST_LABELS = 4
 """Of powers of ten on an axis: more run into each other on a strip of 230 pixels."""
 NOT_USABLE = GradeLevel.NOT_USABLE.value
@@ -197,7 +199,9 @@ class _Maker:
         axis = value_axis(marks, panel.unit)
         lines = panel.lines[:1] if panel.kind is PanelKind.MEMORY else panel.lines
         strips = [
-            self.value(line.subject, line.row, mark, axis, _base_of(line)) for line in lines for mark in line.marks
+            self.value(line.subject, line.row, mark, axis, _base_of(line), panelled=True)
+            for line in lines
+            for mark in _ordered(line.marks)
         ]
         titles = {PanelKind.START: "Time to start", PanelKind.MEMORY: "Memory that one more instance takes"}
         title = titles[panel.kind]
@@ -244,12 +248,21 @@ class _Maker:
         )
 
     def value(
-        self, subject: Subject | None, row: Row | None, mark: Mark, axis: Axis, base: Mark | None = None
+        self,
+        subject: Subject | None,
+        row: Row | None,
+        mark: Mark,
+        axis: Axis,
+        base: Mark | None = None,
+        *,
+        panelled: bool = False,
     ) -> Strip:
-        """A row of an axis of values."""
+        """A row of an axis of values. ``panelled``: among those of other subjects, so that it says of which it is."""
         unit = Unit.BYTE if row is None else row.metric.unit
         said = format_estimate(mark.centre, mark.low, mark.high, unit)
-        detail = f"with {self.names.subject(subject)}" if row is None and _works(subject) else ""
+        detail = ""
+        if _works(subject) and (row is None or panelled):
+            detail = f"with {self.names.workload(subject.workload)}"
         extra = "" if base is None or base is mark else f"{extra_memory(mark, base)} than {self.baseline}"
         key = "" if row is None or mark.cell is None or subject is None else f"{key_of(subject, row, mark.cell)}#value"
         hint = row.metric.name if row is not None else "density"
@@ -299,6 +312,13 @@ class _Maker:
     def _against_baseline(self, mark: Mark) -> str:
         """What a hollow point of a ratio could not be told from."""
         return f"could not tell from {self.baseline}" if mark.verdict is Verdict.INCONCLUSIVE else ""
+
+
+def _ordered(marks: Sequence[Mark]) -> Sequence[Mark]:
+    """The baseline first; of many the others by their value."""
+    if len(marks) <= MOST_UNSORTED:
+        return marks
+    return sorted(marks, key=lambda mark: (not mark.backend.is_baseline, mark.centre))
 
 
 def _base_of(line: PanelLine) -> Mark | None:

@@ -32,10 +32,11 @@ _MOUNT_POINTS = ("proc", "sys", "dev")
 
 
 class Network(StrEnum):
-    """``none``: lo only. ``host``: the host's own."""
+    """``none``: lo only. ``host``: the host's own. ``bridge``: Docker's, with an address for each container."""
 
     NONE = "none"
     HOST = "host"
+    BRIDGE = "bridge"
 
 
 class Seccomp(StrEnum):

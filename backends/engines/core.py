@@ -70,7 +70,7 @@ from tare.bench.model import (
     StartTimeline,
     Usage,
 )
-from tare.bench.network_path import LOOPBACK, ServerPlace
+from tare.bench.network_path import LOOPBACK, OtherSide, ServerPlace
 from tare.bench.packages import remedy_for
 from tare.bench.process import find_tool, run
 
@@ -100,7 +100,7 @@ class Engine(Backend):
     the container into a cgroup of its own; otherwise the command runs in the container's. ``groups_at_top``: it takes
     one path of a cgroup for all hierarchies. ``premade``: it takes a group that is there already; otherwise it makes
     the container's, and sets every limit. ``overlay``: it is given an overlay of tare's as the root; otherwise it has
-    the image in its own store.
+    the image in its own store. ``networks`` are those that it can give a container.
     """
 
     Options = EngineOptions
@@ -116,6 +116,7 @@ class Engine(Backend):
     groups_at_top: ClassVar[bool] = False
     premade: ClassVar[bool] = True
     overlay: ClassVar[bool] = True
+    networks: ClassVar[Collection[Network]] = (Network.NONE, Network.HOST)
     start_deadline_s: ClassVar[float] = START_DEADLINE_S
 
     def __init__(self, context: BackendContext) -> None:
@@ -177,6 +178,15 @@ class Engine(Backend):
         del box
         return ()
 
+    def address_of(self, box: Box) -> str | None:
+        """Where the other side reaches a running container; None where no way leads to it. Raises BackendError."""
+        del box
+        return LOOPBACK if self.options.network is Network.HOST else None
+
+    def other_side(self) -> OtherSide | None:
+        """The other end of its containers' network; None for the host's own."""
+        return None
+
     def require_daemon(self) -> None:
         """See that ``daemon`` lives, or start it again: called before a start is timed. Raises BackendError."""
         if self.daemon is not None:
@@ -233,6 +243,8 @@ class Engine(Backend):
     @classmethod
     def check(cls, options: EngineOptions, envelope: Envelope) -> None:
         del envelope
+        if options.network not in cls.networks:
+            raise ValueError(f'network: {cls.name} has no "{options.network}": {", ".join(cls.networks)}')
         if options.layers > 1 and not cls.overlay:
             raise ValueError(f"layers: {cls.name} has the image in a store of its own, not in an overlay of tare's")
 
@@ -322,7 +334,7 @@ class Engine(Backend):
                 instance = self.make_instance(box, started, timeline)
                 if isinstance(instance, ExecInstance):
                     stack.callback(instance.close)
-                instance.address = LOOPBACK if self.options.network is Network.HOST else None
+                instance.address = self.address_of(box)
                 try:
                     yield instance
                 finally:
@@ -471,7 +483,8 @@ class Engine(Backend):
             )
         from tare.backends.bare_metal import start_host_side
 
-        side = self.stack.enter_context(start_host_side(self.context, None, spec.image, spec.envelope))
+        starting = start_host_side(self.context, self.other_side(), spec.image, spec.envelope)
+        side = self.stack.enter_context(starting)
         return side.host_side(spec)
 
     def close(self) -> None:

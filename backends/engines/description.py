@@ -13,7 +13,20 @@ from tare.bench.network_path import describe_paths
 if TYPE_CHECKING:
     from tare.backends.engines.core import Engine
 
-_OWN_NETWORK = "its network namespace holds lo only; bare metal has the host's"
+_NETWORKS = {
+    Network.NONE: "lo only",
+    Network.HOST: "the host's",
+    Network.BRIDGE: "lo, and a veth pair into the engine's bridge",
+}
+_PATHS = {
+    Network.NONE: describe_paths(inside="the container's lo"),
+    Network.HOST: describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo"),
+    Network.BRIDGE: describe_paths(inside="the container's lo", other="veth, bridge, veth", host="veth, bridge"),
+}
+_OWN_NETWORK = {
+    Network.NONE: "its network namespace holds lo only; bare metal has the host's",
+    Network.BRIDGE: "its network is a veth pair and a bridge that the engine made; bare metal has the host's",
+}
 
 
 def describe(
@@ -23,17 +36,14 @@ def describe(
     asked = [name for name in limits if name != "io_device" and name not in unenforced]
     by_engine = [name for name in asked if name in engine.engine_limits]
     by_tare = [name for name in asked if name not in engine.engine_limits]
-    host_network = engine.options.network is Network.HOST
-    paths = describe_paths(inside="the container's lo")
-    if host_network:
-        paths = describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo")
+    network = engine.options.network
     facts = {
         "engine": engine.version(),
         "init": f"tare's ({library})",
         "root": "overlay of tare's" if engine.overlay else "the engine's own store",
         **({"image layers": str(engine.options.layers)} if engine.options.layers > 1 else {}),
-        "network": "the host's" if host_network else "lo only",
-        **paths,
+        "network": _NETWORKS[network],
+        **_PATHS[network],
         "cgroups": layout.version.value,
         "controllers": ",".join(sorted(layout.granted())),
         "limits set by the engine": ",".join(by_engine) or "none",
@@ -44,7 +54,7 @@ def describe(
         *layout.confounds(engine.name, layout.granted()),
         *limit_confounds(engine.name, limits, unenforced, layout.version),
         *outer_confounds(engine.name, limits["memory_bytes"], layout),
-        *([] if host_network else [Confound(ConfoundCode.OWN_NETWORK, _OWN_NETWORK, engine.name)]),
+        *([Confound(ConfoundCode.OWN_NETWORK, _OWN_NETWORK[network], engine.name)] if network in _OWN_NETWORK else []),
         *engine.confounds(),
     ]
     if limits.get("io_device") is None and layout.version is not Version.V2:

@@ -33,6 +33,7 @@ from tare.backends.engines.docker_container import LIMITED, describe_version, ma
 from tare.backends.engines.docker_server import (
     CALL_DEADLINE_S,
     SOCKET,
+    DaemonsSide,
     Place,
     PrivateServer,
     Server,
@@ -51,6 +52,7 @@ from tare.bench.interfaces import BackendContext, Instance
 from tare.bench.ledger import Entry
 from tare.bench.linux.processes import find_status
 from tare.bench.model import SCRATCH, Availability, Confound, Envelope, Image, IsolationKind, StartTimeline, Usage
+from tare.bench.network_path import OtherSide
 from tare.bench.packages import remedy_for
 from tare.bench.process import find_tool
 
@@ -101,6 +103,7 @@ class Docker(Engine):
     groups_at_top = True
     premade = False
     overlay = False
+    networks: ClassVar[Collection[Network]] = tuple(Network)
     _server: Server | None = None
     _image = ""
     _import_s: float | None = None
@@ -128,6 +131,25 @@ class Docker(Engine):
 
     def hides_empty_unified(self) -> bool:
         return self.options.runtime is Runtime.CRUN and self.layout.version is Version.HYBRID
+
+    @classmethod
+    def check(cls, options: EngineOptions, envelope: Envelope) -> None:
+        super().check(options, envelope)
+        assert isinstance(options, DockerOptions)
+        if options.network is Network.BRIDGE and options.runtime is Runtime.RUNSC:
+            raise ValueError(f'network: the runtime "{Runtime.RUNSC}" has no "{Network.BRIDGE}" here')
+
+    def address_of(self, box: Box) -> str | None:
+        if self.options.network is Network.BRIDGE:
+            return self.server.api.address(box.identifier)
+        return super().address_of(box)
+
+    def other_side(self) -> OtherSide | None:
+        """Of its bridge: a private daemon's network namespace."""
+        if self.options.network is not Network.BRIDGE:
+            return None
+        namespace = None if self.daemon is None else Path(f"/proc/{self.daemon.pid}/ns/net")
+        return DaemonsSide(self.server.api.bridge_address(), namespace)
 
     @property
     def server(self) -> Server:
@@ -197,6 +219,7 @@ class Docker(Engine):
             cpus=envelope.cpus,
             storage=self.options.storage,
             hosts_network=self.options.network is Network.HOST,
+            bridge=self.options.network is Network.BRIDGE,
             gvisor=(f"--platform={self.options.platform}", f"--network={gvisors_network(self.options.network)}"),
             steps=[unmount(str(self.layout.unified_root))] if self.hides_empty_unified() else [],
         )
@@ -297,12 +320,11 @@ class Docker(Engine):
 
     def container(self, box: Box) -> dict[str, object]:
         """What the API is asked for."""
-        host_network = self.options.network is Network.HOST
         return make_container(
             self.plan(box),
             labels={LABEL: box.identifier},
             runtime=self.options.runtime,
-            network="host" if host_network else "none",
+            network=self.options.network.value,
             device=self._make_device(box),
             counts_by_rules=self.layout.version is not Version.V2,
             attached=self._is_gvisor,

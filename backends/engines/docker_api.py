@@ -6,6 +6,7 @@ import json
 import os
 import socket as sockets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,6 +134,17 @@ class Api:
         found = self.ask("describe the container", lambda: self.client.inspect_container(container))
         named = (found.get("GraphDriver", {}).get("Data") or {}).get("UpperDir")
         return None if named is None else Path(named)
+
+    def address(self, container: str) -> str:
+        """A running container's address on Docker's own bridge."""
+        found = self.ask("describe the container", lambda: self.client.inspect_container(container))
+        return str(found["NetworkSettings"]["Networks"]["bridge"]["IPAddress"])
+
+    def bridge_address(self) -> str:
+        """The address of Docker's own bridge: the first of its network unless another is stated."""
+        found = self.ask("describe its bridge", lambda: self.client.inspect_network("bridge"))
+        network = found["IPAM"]["Config"][0]
+        return str(network.get("Gateway") or IPv4Network(network["Subnet"])[1])
 
     def logs(self, container: str) -> str:
         """The end of what a container has printed."""

@@ -15,6 +15,7 @@ from tare.backends.cgroups.layout import Layout
 from tare.backends.engines.daemon import RUN, Daemon, DaemonFolder, start_daemon
 from tare.backends.engines.docker_api import Api
 from tare.backends.native.steps import Step
+from tare.backends.network.bridge import inside_network
 from tare.bench.errors import BackendError
 from tare.bench.ledger import Ledger
 from tare.bench.process import DEVNULL, PIPE, Popen, find_tool, require_tool
@@ -31,7 +32,8 @@ class Place(msgspec.Struct, frozen=True):
     """Where and how a private daemon runs.
 
     ``folder`` is the run's, ``launcher`` tare's program. ``hosts_network``: in the host's network namespace, where it
-    touches nothing. ``gvisor`` are flags of runsc. ``steps`` are carried out in its mount namespace before it starts.
+    touches nothing. ``bridge``: it has one, in a namespace of its own. ``gvisor`` are flags of runsc. ``steps`` are
+    carried out in its mount namespace before it starts.
     """
 
     ledger: Ledger
@@ -41,6 +43,7 @@ class Place(msgspec.Struct, frozen=True):
     cpus: Sequence[int]
     storage: str
     hosts_network: bool
+    bridge: bool
     gvisor: Sequence[str]
     steps: Sequence[Step] = ()
 
@@ -106,7 +109,7 @@ class PrivateServer(Server):
         folder = self.folder = DaemonFolder(place.folder / f"daemon-{self._started}")
         folder.path.mkdir()
         config = folder.path / "daemon.json"
-        config.write_bytes(msgspec.json.encode(configuration(data, place.storage, place.gvisor)))
+        config.write_bytes(msgspec.json.encode(configuration(data, place.storage, place.gvisor, bridge=place.bridge)))
         with contextlib.ExitStack() as stack:
             self.daemon = stack.enter_context(
                 start_daemon(
@@ -143,8 +146,25 @@ class PrivateServer(Server):
         self._stack.close()
 
 
-def configuration(data: Path, storage: str, gvisor: Sequence[str]) -> dict[str, object]:
-    """``daemon.json`` of a private daemon: it makes no bridge and no rules, and leaves its cgroups to tare."""
+class DaemonsSide:
+    """The other end of its containers' network, at the bridge; ``namespace`` is a file of it, None for the host's."""
+
+    def __init__(self, address: str, namespace: Path | None) -> None:
+        self.address = address
+        self._namespace = namespace
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """As of ``OtherSide``."""
+        if self._namespace is None:
+            yield
+            return
+        with self._namespace.open("rb") as file, inside_network(file.fileno()):
+            yield
+
+
+def configuration(data: Path, storage: str, gvisor: Sequence[str], *, bridge: bool = False) -> dict[str, object]:
+    """``daemon.json`` of a private daemon: it makes no rules, no bridge unless asked, and leaves cgroups to tare."""
     others: dict[str, list[str]] = {"crun": [], "runsc": list(gvisor)}
     found = {name: find_tool(name) for name in others}
     return {
@@ -155,7 +175,7 @@ def configuration(data: Path, storage: str, gvisor: Sequence[str]) -> dict[str, 
         "group": "root",
         "storage-driver": storage,
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
-        "bridge": "none",
+        "bridge": "" if bridge else "none",
         "iptables": False,
         "ip6tables": False,
         "ip-forward": False,

@@ -63,7 +63,7 @@ def find_confounds(backend: str, seccomp: Seccomp, layout: Layout) -> tuple[Conf
     found = [
         Confound("no-limit-memory", _WHOLE, backend),
         Confound("no-limit-pids", _THREADS, backend),
-        Confound("image-folders-read-only", _FEW_FILES, backend),
+        Confound(ConfoundCode.IMAGE_READ_ONLY, _FEW_FILES, backend),
     ]
     if seccomp is not Seccomp.NONE:
         found.append(Confound(ConfoundCode.OTHER_SECCOMP, _OWN_SECCOMP, backend))

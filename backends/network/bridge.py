@@ -203,6 +203,20 @@ class Tap(msgspec.Struct, frozen=True):
         return f"tare.net={self.address}/{SUBNET.prefixlen}"
 
 
+@contextlib.contextmanager
+def inside_network(namespace: int) -> Iterator[None]:
+    """Have the calling thread in an open network namespace meanwhile, and the processes that it starts for good."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(namespace, syscalls.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            syscalls.setns(own, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(own)
+
+
 class BridgeNetwork:
     """A bridge in a namespace of its own, in which ``address`` is that of tare. Made by ``start_network``."""
 
@@ -255,18 +269,9 @@ class BridgeNetwork:
         """Call ``function`` in the thread that is in the namespace: a socket made there belongs to it."""
         return self._worker.submit(function).result()
 
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> contextlib.AbstractContextManager[None]:
         """Have the calling thread in the namespace meanwhile, and the processes that it starts for good."""
-        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscalls.setns(self._namespace, syscalls.CLONE_NEWNET)
-            try:
-                yield
-            finally:
-                syscalls.setns(own, syscalls.CLONE_NEWNET)
-        finally:
-            os.close(own)
+        return inside_network(self._namespace)
 
     def _take_address(self) -> str:
         with self._lock:

@@ -334,6 +334,43 @@ def test_options(place, image, options):
         assert traces_of(identifier, place[1]) == []
 
 
+SERVE = """
+import socket, threading
+listener = socket.create_server(("0.0.0.0", 0))
+print(listener.getsockname()[1], flush=True)
+import os
+if os.fork() == 0:
+    os.setsid()
+    for stream in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+    peer, address = listener.accept()
+    peer.sendall(b"hello " + address[0].encode())
+"""
+CONNECT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 60) as peer:
+    print(peer.makefile().read())
+"""
+
+
+def test_containers_on_dockers_bridge_reach_one_another_and_the_hosts_side(place, image):
+    def python(instance, script, *arguments):
+        done = instance.execute(Command(("python3", "-c", script, *map(str, arguments))))
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    with start_subject(Docker, *place, image, ["network=bridge"]) as subject:
+        _, first = subject.start()
+        _, second = subject.start()
+        with first as one, second as two, subject.backend.host_side(subject.spec("side")) as side:
+            assert len({one.address, two.address, side.address}) == 3
+            for server, client in ((one, two), (one, side), (side, two)):
+                port = python(server, SERVE)
+                assert python(client, CONNECT, server.address, port) == f"hello {client.address}"
+            gate = python(one, "print(open('/proc/net/route').read())")
+            assert "eth0" in gate
+
+
 def test_the_hosts_network_and_folders_are_as_they_were(place, image):
     def seen():
         links = sorted(path.name for path in Path("/sys/class/net").iterdir())
@@ -353,7 +390,7 @@ def test_the_hosts_network_and_folders_are_as_they_were(place, image):
         return links, forward, folders, sorted(str(mount.point) for mount in read_mounts())
 
     before = seen()
-    for network in ("none", "host"):
+    for network in ("none", "host", "bridge"):
         with start_subject(Docker, *place, image, [f"network={network}"]) as subject:
             assert_works(subject)
         assert seen() == before

@@ -12,17 +12,20 @@ import pytest
 
 from tare.backends.cgroups.lifecycle import NEVER_REACHED
 from tare.backends.engines import docker, docker_api
+from tare.backends.engines.box import EngineOptions, Network
 from tare.backends.engines.calls import Call
 from tare.backends.engines.docker import Docker, DockerOptions
 from tare.backends.engines.docker_api import Api, NoAnswerError, NotFoundError, why_not_reached
 from tare.backends.engines.docker_container import LIMITED, describe_version, make_container, parse_stats
 from tare.backends.engines.docker_server import configuration, start_archive
+from tare.backends.engines.oci import Runc
 from tare.backends.engines.oci_config import Bind, Plan
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.interfaces import BackendContext
 from tare.bench.ledger import Ledger
-from tare.bench.model import Availability, IsolationKind
+from tare.bench.model import Availability, Envelope, IsolationKind
+from tare.bench.network_path import ServerPlace
 
 pytest.importorskip("docker", reason="the extra docker is not installed")
 
@@ -106,6 +109,7 @@ def test_a_private_daemon_leaves_the_host_alone():
         "none",
         *([False] * 4),
     ]
+    assert configuration(Path("/work/docker"), "overlay2", (), bridge=True)["bridge"] == ""
     places = [said["data-root"], said["exec-root"], said["pidfile"], *said["hosts"]]
     assert places == ["/work/docker", "/run/docker", "/run/docker.pid", "unix:///run/docker.sock"]
 
@@ -230,6 +234,16 @@ def test_on_gvisor_it_is_what_gvisor_is(backend):
     assert on_gvisor.concurrent_starts < on_runc.concurrent_starts
     assert on_gvisor.tells_by_stream()
     assert not on_runc.tells_by_stream()
+
+
+def test_networks_that_it_has():
+    envelope = Envelope((0,), 1 << 28, 1 << 28, 64)
+    Docker.check(DockerOptions(network=Network.BRIDGE), envelope)
+    Docker.check_server(DockerOptions(network=Network.BRIDGE), ServerPlace.HOST)
+    with pytest.raises(ValueError, match='network: the runtime "runsc" has no "bridge" here'):
+        Docker.check(DockerOptions(network=Network.BRIDGE, runtime=docker.Runtime.RUNSC), envelope)
+    with pytest.raises(ValueError, match='network: runc has no "bridge": none, host'):
+        Runc.check(EngineOptions(network=Network.BRIDGE), envelope)
 
 
 def test_the_users_socket(backend, tmp_path, monkeypatch):
