@@ -153,6 +153,19 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """The sdist and the wheel in dist/: metadata checked by twine, contents by the tests of the wheel."""
+    install_tare(session, "package", "test", extra="")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    built = sorted(map(str, dist.iterdir()))
+    session.run("twine", "check", "--strict", *built)
+    session.run("pytest", "tests/integration/test_wheel.py", *session.posargs, env={"TARE_TEST_DIST": str(dist)})
+    session.log("built and checked: %s", " ".join(built))
+
+
+@nox.session
 def kvm(session: nox.Session) -> None:
     """Every test of guests under KVM, in an emulated host or (TARE_TEST_REAL_KVM=1) on this one: an hour or two."""
     install_host_packages(session, {"image", "vm", "firmware", "native", "small", "build", "tests"})

@@ -1,4 +1,8 @@
-"""The wheel beside packages that have the names of the repository's folders: neither breaks the other."""
+"""The wheel next to packages that have the names of the repository's folders: neither breaks the other.
+
+``TARE_TEST_DIST`` names a folder with the sdist and the wheel that are tested (`nox -s package`). Without it both are
+built here, without a network.
+"""
 
 import json
 import os
@@ -13,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NAMES = ("bench", "workloads", "backends", "reports", "benchmarks", "suites", "tests")
 QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_INPUT": "1"}
+DIST = os.environ.get("TARE_TEST_DIST")
 OFFLINE = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet")
 LOOK = """
 import importlib, json, sys
@@ -48,7 +53,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheels(folder):
-    """tare's wheel, and that of a package that owns every name of the repository's folders. Built without a network."""
+    """tare's wheel, and that of a package that owns every name of the repository's folders."""
     others = folder / "others"
     for name in NAMES:
         (others / name).mkdir(parents=True)
@@ -59,11 +64,20 @@ def wheels(folder):
     )
     checkout = folder / "checkout"
     run("git", "clone", "--quiet", "--no-hardlinks", ROOT, checkout, cwd=folder)
-    built = {}
-    for name, source in (("tare", checkout), ("others", others)):
-        run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--wheel-dir", folder / name, source, cwd=folder)
-        (built[name],) = (folder / name).glob("*.whl")
-    return built
+    sources = {"others": others} if DIST else {"others": others, "tare": checkout}
+    for name, source in sources.items():
+        run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--wheel-dir", folder / f"{name}-built", source, cwd=folder)
+    (of_others,), (of_tare,) = (folder / "others-built").glob("*"), Path(DIST or folder / "tare-built").glob("*.whl")
+    return {"others": of_others, "tare": of_tare}
+
+
+@pytest.fixture
+def sdist(folder, wheels):
+    if not DIST:
+        build = "from setuptools.build_meta import build_sdist; build_sdist('../tare-built')"
+        run(sys.executable, "-c", build, cwd=folder / "checkout")
+    (archive,) = Path(DIST or folder / "tare-built").glob("*.tar.gz")
+    return archive
 
 
 @pytest.fixture
@@ -113,11 +127,8 @@ def test_packages_of_the_folders_names_and_tare_do_not_touch_each_other(wheels, 
     assert "tare " in run(python.with_name("tare"), "--version", cwd=python.parent)
 
 
-def test_the_sdist_has_what_it_takes_to_build_and_to_test_itself(folder, wheels, python):
-    checkout = folder / "checkout"
-    build = "from setuptools.build_meta import build_sdist; print(build_sdist('../sdist'))"
-    name = run(sys.executable, "-c", build, cwd=checkout).splitlines()[-1]
-    run("tar", "-xf", folder / "sdist" / name, "-C", python.parents[2], cwd=folder)
+def test_the_sdist_has_what_it_takes_to_build_and_to_test_itself(folder, sdist, python):
+    run("tar", "-xf", sdist, "-C", python.parents[2], cwd=folder)
     (source,) = python.parents[2].glob("tarebench-*/")
     for file in ("README.md", "CHANGELOG.md", "noxfile.py", "suites/quickstart.toml", "docs/method.md", ".ci/run"):
         assert (source / file).is_file(), file
@@ -131,5 +142,12 @@ def test_the_sdist_has_what_it_takes_to_build_and_to_test_itself(folder, wheels,
 def test_two_commits_are_two_versions(folder, wheels):
     checkout = folder / "checkout"
     commit = run("git", "rev-parse", "--short=7", "HEAD", cwd=checkout).strip()
-    tagged = run("git", "tag", "--points-at", "HEAD", cwd=checkout).strip()
-    assert tagged or f"g{commit}" in wheels["tare"].name
+    tags = run("git", "tag", "--points-at", "HEAD", cwd=checkout).split()
+    name = wheels["tare"].name
+    assert f"g{commit}" in name or name.split("-")[1] in {tag.removeprefix("v") for tag in tags}
+
+
+def test_a_tag_is_the_version(folder, wheels, tmp_path):
+    run("git", "clone", "--quiet", "--no-hardlinks", folder / "checkout", tmp_path / "tagged", cwd=tmp_path)
+    run("git", "tag", "v99.2.0", cwd=tmp_path / "tagged")
+    assert run(sys.executable, "-m", "setuptools_scm", cwd=tmp_path / "tagged").strip() == "99.2.0"
