@@ -148,6 +148,8 @@ def test_two_commits_are_two_versions(folder, wheels):
 
 
 def test_a_tag_is_the_version(folder, wheels, tmp_path):
-    run("git", "clone", "--quiet", "--no-hardlinks", folder / "checkout", tmp_path / "tagged", cwd=tmp_path)
+    run(
+        "git", "clone", "--quiet", "--no-hardlinks", "--no-tags", folder / "checkout", tmp_path / "tagged", cwd=tmp_path
+    )
     run("git", "tag", "v99.2.0", cwd=tmp_path / "tagged")
     assert run(sys.executable, "-m", "setuptools_scm", cwd=tmp_path / "tagged").strip() == "99.2.0"
