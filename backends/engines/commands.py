@@ -152,14 +152,16 @@ def _await_born(name: str, channel: Channel, joins: Sequence[Path], steps: Seque
     born_in = next((file.parent for file in joins if file.name == "cgroup.procs"), None)
     moved_to = [join_cgroup(str(file)) for file in joins if file.name != "cgroup.procs"]
     with contextlib.ExitStack() as stack:
-        folders = [] if born_in is None else [os.open(born_in, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
-        for folder in folders:
-            stack.callback(os.close, folder)
         try:
+            folders = [] if born_in is None else [os.open(born_in, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+            for folder in folders:
+                stack.callback(os.close, folder)
             channel.send(encode([*moved_to, *steps]), descriptors=folders)
             fields, _ = channel.receive(time.monotonic() + _BORN_DEADLINE_S)
-        except (OSError, EOFError) as error:
-            raise BackendError(f"{name} could not be started: its launcher has ended or does not answer") from error
+        except EOFError:
+            raise BackendError(f"{name} could not be started: it was killed at once, or its launcher was") from None
+        except OSError as error:
+            raise BackendError(f"{name} could not be started: {error.strerror or error}") from error
     if fields[0] == b"failed":
         raise step_failed(fields, f"what {name} needs")
     return int(struct.unpack("=i", fields[1])[0])
