@@ -16,7 +16,7 @@ from tare.backends.native.runtime import HostKernelBackend
 from tare.backends.native.setup import Setup
 from tare.bench.interfaces import BackendContext, Instance, NoOptions
 from tare.bench.model import BackendDescription, Envelope, Image, InstanceSpec, IsolationKind, named_facts
-from tare.bench.network_path import LOOPBACK, OtherSide, describe_paths
+from tare.bench.network_path import LOOPBACK, PATHS_OF_HOST, OtherSide
 
 
 class BareMetal(HostKernelBackend):
@@ -54,7 +54,7 @@ class BareMetal(HostKernelBackend):
                     "namespaces": "mnt",
                     "root": "overlay",
                     "network": "the host's",
-                    **describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo"),
+                    **PATHS_OF_HOST,
                     "limits": "the envelope's CPUs, memory and processes, by a cgroup",
                 },
             ),

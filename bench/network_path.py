@@ -54,10 +54,18 @@ def describe_paths(*, inside: str, other: str = "", host: str = "") -> dict[str,
     return {_fact(place): way or "none" for place, way in ways.items()}
 
 
+def _fact(place: str) -> str:
+    return f"path to {place}"
+
+
+PATHS_OF_OWN_LO = describe_paths(inside="the container's lo")
+"""Of a container whose network is its lo."""
+PATHS_OF_HOST = describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo")
+"""Of whatever shares the host's network."""
+PATHS_OF_BRIDGE = describe_paths(inside="the container's lo", other="veth, bridge, veth", host="veth, bridge")
+"""Of containers on a bridge, which the host's side is on too."""
+
+
 def find_path(facts: Mapping[str, str], place: str) -> str | None:
     """What a backend with ``facts`` says of its way to ``place``, or None if it says nothing."""
     return facts.get(_fact(place))
-
-
-def _fact(place: str) -> str:
-    return f"path to {place}"

@@ -8,7 +8,7 @@ from tare.backends.cgroups.limits import Limits, limit_confounds, outer_confound
 from tare.backends.engines.box import Network
 from tare.bench.catalogue import ConfoundCode
 from tare.bench.model import BackendDescription, Confound, named_facts
-from tare.bench.network_path import describe_paths
+from tare.bench.network_path import PATHS_OF_BRIDGE, PATHS_OF_HOST, PATHS_OF_OWN_LO
 
 if TYPE_CHECKING:
     from tare.backends.engines.core import Engine
@@ -19,9 +19,9 @@ _NETWORKS = {
     Network.BRIDGE: "lo, and a veth pair into the engine's bridge",
 }
 _PATHS = {
-    Network.NONE: describe_paths(inside="the container's lo"),
-    Network.HOST: describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo"),
-    Network.BRIDGE: describe_paths(inside="the container's lo", other="veth, bridge, veth", host="veth, bridge"),
+    Network.NONE: PATHS_OF_OWN_LO,
+    Network.HOST: PATHS_OF_HOST,
+    Network.BRIDGE: PATHS_OF_BRIDGE,
 }
 _OWN_NETWORK = {
     Network.NONE: "its network namespace holds lo only; bare metal has the host's",

@@ -37,7 +37,7 @@ from tare.bench.model import (
     IsolationKind,
     named_facts,
 )
-from tare.bench.network_path import LOOPBACK, ServerPlace, describe_paths
+from tare.bench.network_path import LOOPBACK, PATHS_OF_BRIDGE, PATHS_OF_HOST, PATHS_OF_OWN_LO, ServerPlace
 
 if TYPE_CHECKING:
     from tare.backends.bare_metal import HostSide
@@ -49,9 +49,9 @@ _NETWORKS = {
     Network.VETH: "lo, and a veth pair into a bridge in a network namespace of tare's",
 }
 _PATHS = {
-    Network.NONE: describe_paths(inside="the container's lo"),
-    Network.HOST: describe_paths(inside="the host's lo", other="the host's lo", host="the host's lo"),
-    Network.VETH: describe_paths(inside="the container's lo", other="veth, bridge, veth", host="veth, bridge"),
+    Network.NONE: PATHS_OF_OWN_LO,
+    Network.HOST: PATHS_OF_HOST,
+    Network.VETH: PATHS_OF_BRIDGE,
 }
 _OWN_NETWORK = {
     Network.NONE: "its network namespace holds lo only; bare metal has the host's",
