@@ -258,7 +258,7 @@ def test_one_host_builds_the_image_and_the_others_get_it(fleet_of):
     assert sorted(len(one.asked("build_image")) for one in hosts) == [0, 0, 1]
     (builder,) = (one for one in hosts if one.asked("build_image"))
     assert [one.received for one in hosts] == [b"" if one is builder else PACK for one in hosts]
-    assert len(builder.asked("export_image")) == 1
+    assert sum(len(one.asked("export_image")) for one in hosts) == 1
     assert {one.asked("carry_out")[0]["suite"]["image"]["use"] for one in hosts} == {"b" * 64}
     assert not (fleet.request.folder / "image.tar").exists()
 
