@@ -42,6 +42,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.image,
     pytest.mark.tools,
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # as ``collect`` says
     pytest.mark.skipif(os.environ.get("TARE_TEST_ENGINES") != "all", reason="nox -s engines"),
 ]
 

@@ -301,7 +301,7 @@ def test_a_daemon_killed_at_any_moment_fails_one_instance_and_leaves_nothing(sub
     for _ in range(KILLS):
         identifier, starting = subject.start()
         subject.backend.require_daemon()
-        killer = threading.Timer(chance.uniform(0.0, LATEST_KILL_S), os.kill, (subject.backend.daemon.pid, 9))
+        killer = threading.Timer(chance.uniform(0.0, 0.8), os.kill, (subject.backend.daemon.pid, 9))
         killer.start()
         with contextlib.suppress(BackendError), starting as instance:
             killer.join()
