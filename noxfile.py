@@ -124,7 +124,7 @@ def engines(session: nox.Session) -> None:
     """Every engine: the contract, a hundred starts and thirty kills of each, and what tare adds to them. As root."""
     install_host_packages(session, {"image", "native", "build", "engines"})
     install_tare(session, "test", extra="vm,docker")
-    backends = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "docker", "podman", "containerd")
+    backends = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "docker", "podman", "containerd", "uml")
     chosen = [word for name in backends for word in ("--tare-backend", name)]
     session.run("pytest", "--pyargs", "tare.bench.testing.contract", *chosen, "-p", "no:cacheprovider")
     tests = ("tests/engines", "tests/privileged/test_service.py")

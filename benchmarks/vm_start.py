@@ -175,7 +175,7 @@ class ByHand:
         self._accel = accel
         self._mode = choose_scratch_mode(self._folder)
         self._template = self._folder / "template.raw"
-        make_scratch_template(self._template, envelope.scratch_bytes)
+        make_scratch_template(ledger, self._template, envelope.scratch_bytes)
 
     def start(self) -> tuple[float, float]:
         """Seconds from QEMU's start until init began, and until it had finished and the agent has answered.

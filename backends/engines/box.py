@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,8 +59,9 @@ class Box(msgspec.Struct, frozen=True):
 
     ``folder`` is its own and removed with it. ``root`` is where the engine's commands see the overlay of the image.
     ``given`` has to appear inside at ``INSIDE``, read-only, and ``scratch`` at ``SCRATCH``. ``limits`` are those of the
-    envelope that this host can enforce. ``log`` is what the engine's commands print. ``streams`` are what the start
-    command has for its standard input and output, which become the container's; None for neither. ``daemon_s`` are
+    envelope that this host can enforce. ``log`` is what the engine's commands print, where ``said`` does not
+    know it. ``streams`` are what the start command has for its standard streams, which become the container's;
+    None for none. ``daemon_s`` are
     the CPU seconds that the engine's daemon had used before the instance was asked for. ``layers`` are the image's.
     """
 
@@ -68,7 +69,8 @@ class Box(msgspec.Struct, frozen=True):
     folder: Path
     groups: Groups
     limits: Limits
-    streams: tuple[int, int] | None = None
+    streams: tuple[int, ...] | None = None
+    said: Callable[[], str] | None = None
     daemon_s: float | None = None
     layers: int = 1
 

@@ -9,7 +9,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from socket import socketpair
 from typing import BinaryIO
@@ -29,14 +29,15 @@ _BORN_DEADLINE_S = 10.0
 class EngineCommand:
     """A running command. Made by ``start_command``.
 
-    ``pid`` is the engine's own process, a child of this one. What it prints is in ``log``.
+    ``pid`` is the engine's own process, a child of this one. What it prints is in ``log``, or ``said`` knows it.
     """
 
-    def __init__(self, name: str, pid: int, channel: Channel, log: Path) -> None:
+    def __init__(self, name: str, pid: int, channel: Channel, log: Path, said: Callable[[], str] | None = None) -> None:
         self.pid = pid
         self._name = name
         self._channel = channel
         self._log = log
+        self._said = said
         self._pidfd = os.pidfd_open(pid)
         self._code: int | None = None
 
@@ -65,6 +66,8 @@ class EngineCommand:
 
     def printed(self) -> str:
         """The end of what it has printed so far."""
+        if self._said is not None:
+            return self._said()[-_EVIDENCE_BYTES:]
         try:
             with self._log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _EVIDENCE_BYTES))
@@ -106,6 +109,7 @@ def start_command(
     environment: Mapping[str, str],
     files: Sequence[bytes] = (),
     streams: Sequence[int] = (),
+    said: Callable[[], str] | None = None,
 ) -> Iterator[EngineCommand]:
     """Start a command of an engine after ``steps``; it is killed, if it still runs, when the block ends.
 
@@ -113,7 +117,8 @@ def start_command(
     is born, and ``tasks`` of v1's.
     ``files`` are contents that it finds open as descriptors 3, 4, ...; ``streams`` its standard streams, of which those
     that are left out are empty, and ``log``. Never the host's /dev/null: an engine may give its streams to the
-    container's user (runsc does), or pass them on to the container. Raises BackendError, MissingToolError.
+    container's user (runsc does), or pass them on to the container. ``said`` knows what it has printed where
+    ``log`` does not. Raises BackendError, MissingToolError.
     """
     program = str(require_tool(argv[0]))
     ours, theirs = socketpair()
@@ -130,7 +135,7 @@ def start_command(
             pass_fds=(theirs.fileno(), *given),
             start_new_session=True,
         )
-    verb = next((word for word in argv[1:] if word[:1] not in "-/"), "")
+    verb = next((word for word in argv[1:] if word[:1] not in "-/" and "=" not in word), "")
     name = f"{argv[0]} {verb}".strip()
     channel = Channel(ours)
     try:
@@ -140,7 +145,7 @@ def start_command(
         raise
     finally:
         launching.wait()  # which ends as soon as the command is born, or its channel is closed
-    command = EngineCommand(name, pid, channel, log)
+    command = EngineCommand(name, pid, channel, log, said)
     try:
         yield command
     finally:

@@ -100,7 +100,8 @@ class Engine(Backend):
     the container into a cgroup of its own; otherwise the command runs in the container's. ``groups_at_top``: it takes
     one path of a cgroup for all hierarchies. ``premade``: it takes a group that is there already; otherwise it makes
     the container's, and sets every limit. ``overlay``: it is given an overlay of tare's as the root; otherwise it has
-    the image in its own store. ``networks`` are those that it can give a container.
+    the image in its own store. ``waits_for_all``: what its container's processes write is known from those that live.
+    ``networks`` are those that it can give a container.
     """
 
     Options = EngineOptions
@@ -116,6 +117,7 @@ class Engine(Backend):
     groups_at_top: ClassVar[bool] = False
     premade: ClassVar[bool] = True
     overlay: ClassVar[bool] = True
+    waits_for_all: ClassVar[bool] = False
     networks: ClassVar[Collection[Network]] = (Network.NONE, Network.HOST)
     start_deadline_s: ClassVar[float] = START_DEADLINE_S
 
@@ -347,24 +349,30 @@ class Engine(Backend):
     def _await(self, box: Box, timeline: StartTimeline, stack: contextlib.ExitStack) -> Started:
         """Have the engine begin, and wait until its container is ready and it has returned."""
         with contextlib.ExitStack() as starting:
-            report: Report
-            if self.tells_by_stream():
-                report = StreamReport(starting, stack, box.groups.container.find_members)
-                box = msgspec.structs.replace(box, streams=report.streams)
-            else:
-                report = SocketReport(starting, box.given)
+            report, box = self.make_report(box, starting, stack)
             watch = starting.enter_context(contextlib.closing(box.groups.watch(premade=self.premade)))
             start = Start(self.name, report, watch, timeline, time.monotonic() + self.start_deadline_s)
             begun = self.begin(box, stack)
-            report.begun()
+            report.begun(begun)
             started = start.run(begun, returns=self.returns)
         try:
             box.groups.container.adopt(started.pid)
+            box.groups.container.meter.waits_for_all = self.waits_for_all
             self._take_in_helper(box, started.pid)
         except BaseException:
             started.close()
             raise
         return started
+
+    def make_report(self, box: Box, starting: contextlib.ExitStack, living: contextlib.ExitStack) -> tuple[Report, Box]:
+        """How the first process reports, and the box with the streams that it takes for that.
+
+        ``starting`` lives until it has reported, ``living`` as long as the instance.
+        """
+        if not self.tells_by_stream():
+            return SocketReport(starting, box.given), box
+        report = StreamReport(starting, living, box.groups.container.find_members)
+        return report, msgspec.structs.replace(box, streams=report.streams)
 
     def _take_in_helper(self, box: Box, pid: int) -> None:
         """Have in the instance's groups what a daemon has started for it."""
@@ -467,7 +475,9 @@ class Engine(Backend):
         taken.append(steps.pin(box.spec.envelope.cpus))
         if box.groups.is_killed:
             taken[:0], joins = [steps.join_cgroup(str(file)) for file in joins], ()
-        return start_command(self._ready.program, argv, joins, taken, box.log, environment, files, streams or ())
+        return start_command(
+            *(self._ready.program, argv, joins, taken, box.log, environment, files, streams or ()), said=box.said
+        )
 
     def mounts_for(self, box: Box) -> list[steps.Step]:
         """How a command comes to the mounts that it sees: a namespace of its own, with the root in it."""

@@ -51,7 +51,7 @@ def describe(
         **engine.facts(),
     }
     confounds = [
-        *layout.confounds(engine.name, layout.granted()),
+        *layout.confounds(engine.name, layout.granted(), waits_for_all=engine.waits_for_all),
         *limit_confounds(engine.name, limits, unenforced, layout.version),
         *outer_confounds(engine.name, limits["memory_bytes"], layout),
         *([Confound(ConfoundCode.OWN_NETWORK, _OWN_NETWORK[network], engine.name)] if network in _OWN_NETWORK else []),

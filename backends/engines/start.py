@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -19,6 +19,9 @@ from tare.bench.errors import BackendError
 from tare.bench.interrupts import interruptible
 from tare.bench.model import Phase, StartTimeline
 
+if TYPE_CHECKING:
+    from tare.backends.engines.line import Line
+
 INSIDE = "/.tare"
 """Where tare's own folder appears in a container, read-only: its program, and the socket by which that reports."""
 LIVE = (f"{INSIDE}/program", "live", f"{INSIDE}/socket")
@@ -26,14 +29,16 @@ LIVE = (f"{INSIDE}/program", "live", f"{INSIDE}/socket")
 HOLD = (f"{INSIDE}/program", "hold")
 """The same where nothing inside reaches a socket of the host's: it writes a byte to its standard output, and stays."""
 START_DEADLINE_S = 60.0
+_PANIC = "Kernel panic"
 _READY = struct.Struct("=qq")
 _CREDENTIALS = struct.Struct("=3i")
 
 
 def last_line(printed: str) -> str:
-    """What a program said last, which is most often the reason of its end."""
+    """What a program said last, which is most often the reason of its end; a kernel says it before its stack."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    return lines[-1] if lines else "(it printed nothing)"
+    panic = next((line for line in lines if line.startswith(_PANIC)), None)
+    return panic or (lines[-1] if lines else "(it printed nothing)")
 
 
 class Begun(Protocol):
@@ -56,11 +61,13 @@ class Started(msgspec.Struct, frozen=True):
     first_s: float
     ready_s: float
     channel: Channel | None = None
+    line: "Line | None" = None
 
     def close(self) -> None:
         """Let go of the first process."""
-        if self.channel is not None:
-            self.channel.close()
+        for way in (self.channel, self.line):
+            if way is not None:
+                way.close()
 
 
 class Report(Protocol):
@@ -69,7 +76,7 @@ class Report(Protocol):
     def fileno(self) -> int:
         """A descriptor that is readable once it has."""
 
-    def begun(self) -> None:
+    def begun(self, begun: Begun) -> None:
         """Called once the engine has what is the container's."""
 
     def hear(self, deadline: float) -> Started | None:
@@ -92,7 +99,7 @@ class SocketReport:
     def fileno(self) -> int:
         return self._listener.fileno()
 
-    def begun(self) -> None:
+    def begun(self, begun: Begun) -> None:
         """Nothing is passed on."""
 
     def hear(self, deadline: float) -> Started | None:
@@ -136,7 +143,8 @@ class StreamReport:
     def fileno(self) -> int:
         return self._told
 
-    def begun(self) -> None:
+    def begun(self, begun: Begun) -> None:
+        del begun
         self._passed.close()
 
     def hear(self, deadline: float) -> Started | None:

@@ -117,9 +117,9 @@ static int install_filter(char *program, uint32_t length)
 }
 
 /* By bare calls: C libraries would tell other threads, of which there are none. */
-static int become_root(void)
+static int become_identity(uint64_t id)
 {
-	if (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, 0, 0, 0) || syscall(SYS_setresuid, 0, 0, 0))
+	if (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, id, id, id) || syscall(SYS_setresuid, id, id, id))
 		return -1;
 	/* The kernel takes this away with the old identity, and with it the ownership of /proc/PID. */
 	return prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
@@ -137,13 +137,15 @@ static int replace_streams(const char *null)
 	return close(opened);
 }
 
-static int limit_files(uint64_t most)
+static int limit_resource(int resource, uint64_t most, int for_good)
 {
 	struct rlimit limit;
-	if (getrlimit(RLIMIT_NOFILE, &limit))
+	if (getrlimit(resource, &limit))
 		return -1;
 	limit.rlim_cur = most;
-	return setrlimit(RLIMIT_NOFILE, &limit);
+	if (for_good)
+		limit.rlim_max = most;
+	return setrlimit(resource, &limit);
 }
 
 /* A user namespace with these maps, as a descriptor that keeps it. */
@@ -266,10 +268,10 @@ static int make_call(const struct call *c)
 	case CALL_LOOPBACK: return raise_loopback();
 	case CALL_KEYRING: return syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL) < 0 ? -1 : 0;
 	case CALL_AFFINITY: return syscall(SYS_sched_setaffinity, 0, c->lengths[1], s[1]) < 0 ? -1 : 0;
-	case CALL_FILES: return limit_files(n[0]);
+	case CALL_LIMIT: return limit_resource(n[0], n[1], n[2]);
 	case CALL_PRCTL: return prctl(n[0], n[1], 0, 0, 0);
 	case CALL_GROUPS: return syscall(SYS_setgroups, 0, NULL);
-	case CALL_BECOME_ROOT: return become_root();
+	case CALL_IDENTITY: return become_identity(n[0]);
 	case CALL_BOUND_CAPABILITIES: return bound_capabilities(n[0]);
 	case CALL_KEEP_CAPABILITIES: return keep_capabilities(n[0]);
 	case CALL_FILTER: return install_filter(s[1], c->lengths[1]);

@@ -6,6 +6,7 @@
 
 import errno
 import os
+import resource
 import stat
 import struct
 from collections.abc import Sequence
@@ -59,10 +60,10 @@ class Kind(IntEnum):
     LOOPBACK = auto()
     KEYRING = auto()
     AFFINITY = auto()
-    FILES = auto()
+    LIMIT = auto()
     PRCTL = auto()
     GROUPS = auto()
-    BECOME_ROOT = auto()
+    IDENTITY = auto()
     BOUND_CAPABILITIES = auto()
     KEEP_CAPABILITIES = auto()
     FILTER = auto()
@@ -103,7 +104,7 @@ REPLACE_STREAMS = Step("open /dev/null as standard streams", (Call(Kind.STREAMS,
 """The zygote's own are files of the host's."""
 RAISE_LOOPBACK = Step("bring lo up", (Call(Kind.LOOPBACK),))
 """In the new network namespace; it has its addresses from the kernel."""
-BECOME_ROOT = Step("become root of the user namespace", (Call(Kind.BECOME_ROOT),))
+BECOME_ROOT = Step("become root of the user namespace", (Call(Kind.IDENTITY),))
 """After having been what root is outside."""
 DROP_GROUPS = Step("leave all supplementary groups", (Call(Kind.GROUPS),))
 """Those of whoever started the harness."""
@@ -147,9 +148,14 @@ def pin(cpus: Sequence[int]) -> Step:
     return Step(f"pin to CPUs {','.join(map(str, cpus))}", (Call(Kind.AFFINITY, ("", whole)),))
 
 
+def become_identity(number: int) -> Step:
+    """Be the user and group ``number`` and no other, without any capability."""
+    return Step(f"become user and group {number}", (Call(Kind.IDENTITY, (), (number,)),))
+
+
 def limit_files(most: int) -> Step:
     """RLIMIT_NOFILE's soft limit."""
-    return Step(f"allow {most} open files", (Call(Kind.FILES, (), (most,)),))
+    return Step(f"allow {most} open files", (Call(Kind.LIMIT, (), (resource.RLIMIT_NOFILE, most)),))
 
 
 def mount(kind: str, target: str, flags: int = 0, data: str = "", source: str = "") -> Step:
@@ -213,6 +219,18 @@ def make_devices(dev: str) -> Step:
         for name, major, minor in _DEVICES
     ]
     return Step(f"make {', '.join(name for name, *_ in _DEVICES)} in {dev}", tuple(made))
+
+
+def limit_file_size(most: int) -> Step:
+    """RLIMIT_FSIZE for good, and no core files."""
+    limits = ((resource.RLIMIT_FSIZE, most), (resource.RLIMIT_CORE, 0))
+    return Step(f"write no file beyond {most} bytes", tuple(Call(Kind.LIMIT, (), (*limit, True)) for limit in limits))
+
+
+def show_file(path: str, source: str, flags: int = 0) -> Step:
+    """Make a file of the host's appear at a path that is not there yet."""
+    made = Call(Kind.MKNOD, (path,), (stat.S_IFREG | 0o600,))
+    return Step(f"show {source} at {path}", (made, Call(Kind.BIND, (path, source), (0, flags))))
 
 
 def bind_devices(dev: str) -> Step:

@@ -51,7 +51,7 @@ from tare.backends.vm.options import (
 )
 from tare.bench.errors import BackendError, UnavailableError, UnsupportedError
 from tare.bench.interfaces import Backend, BackendContext, Instance, Proved
-from tare.bench.ledger import ResourceKind
+from tare.bench.ledger import Ledger, ResourceKind
 from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import (
     Availability,
@@ -221,7 +221,7 @@ class VirtualMachine(Backend):
         self._stack.callback(shutil.rmtree, folder)
         folder.mkdir(parents=True)
         mode = choose_scratch_mode(folder, options.cache, options.io)
-        template, clone = _make_disks(folder, image.disk, envelope.scratch_bytes, options.disk_format)
+        template, clone = _make_disks(ledger, folder, image.disk, envelope.scratch_bytes, options.disk_format)
         apart = options.pinning is Pinning.APART
         boot_disk = None
         if options.profile is Profile.FIRMWARE:
@@ -275,10 +275,12 @@ class VirtualMachine(Backend):
         self._stack.close()
 
 
-def _make_disks(folder: Path, image_disk: Path, scratch_bytes: int, form: DiskFormat) -> tuple[Path, Path | None]:
+def _make_disks(
+    ledger: Ledger, folder: Path, image_disk: Path, scratch_bytes: int, form: DiskFormat
+) -> tuple[Path, Path | None]:
     """The scratch disk to copy, and the clone of the image's disk if the disks are qcow2. Raises BackendError."""
     template = folder / "scratch-template.raw"
-    make_scratch_template(template, scratch_bytes)
+    make_scratch_template(ledger, template, scratch_bytes)
     if form is DiskFormat.RAW:
         return template, None
     converted, clone = folder / "scratch-template.qcow2", folder / "image.qcow2"

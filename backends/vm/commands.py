@@ -82,6 +82,8 @@ class Conversation:
         self.started_s: float | None = None
         self.ended_s: float | None = None
         self.done = False
+        self.request = memoryview(b"")
+        """What the guest has not asked for yet."""
         self._send = send
         self._stdin = memoryview(command.stdin)
         self._spool = Spool(command.argv[0], folder)
@@ -116,6 +118,10 @@ class Conversation:
                 self.done = True
 
     def _feed(self, welcome: int) -> None:
+        if self.request:
+            more, self.request = self.request[:welcome], self.request[welcome:]
+            self._send(bytes(more))
+            return
         part, self._stdin = self._stdin[:welcome], self._stdin[welcome:]
         self._send(encode_frame(b"I", bytes(part)) if part else encode_frame(b"Z"))
 
@@ -149,14 +155,27 @@ def _malformed(how: str) -> BackendError:
 
 
 class GuestSilentError(Exception):
-    """The guest did not answer in time, or its QEMU is gone; the message says what was waited for."""
+    """The guest did not answer in time, or its process on the host is gone; the message says what was waited for."""
 
 
 class CommandPort:
     """The host's end of the port. ``failed`` is a descriptor that becomes readable when the guest is of no use."""
 
-    def __init__(self, connection: socket.socket, failed: int, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        failed: int,
+        folder: Path | None = None,
+        window: int | None = None,
+        who: str = "QEMU",
+    ) -> None:
+        """``window`` is how much of a request the guest takes before it asks for more; None for all of it.
+
+        ``who`` runs the guest.
+        """
         self._folder = folder
+        self._who = who
+        self._window = window
         self._connection = connection
         self._connection.settimeout(SEND_DEADLINE_S)
         self._decoder = Decoder()
@@ -167,7 +186,7 @@ class CommandPort:
     def run(self, command: Command) -> Completed:
         """Run a command whose guest half was started already. Raises GuestSilentError, WorkloadError, BackendError."""
         conversation = Conversation(command, self._send, self._folder)
-        self._send(encode_request(command, {**BASE_ENVIRONMENT, **command.env}))
+        self._ask(conversation, encode_request(command, {**BASE_ENVIRONMENT, **command.env}))
         started = self._listen(
             conversation,
             lambda: conversation.started_s is not None or conversation.done,
@@ -183,6 +202,12 @@ class CommandPort:
             raise GuestSilentError("the guest did not report the command's end")
         return conversation.completed(timed_out=timed_out)
 
+    def _ask(self, conversation: Conversation, request: bytes) -> None:
+        """Send a request, its parts as the guest asks for them."""
+        part = len(request) if self._window is None else _HEADER.size + self._window
+        self._send(request[:part])
+        conversation.request = memoryview(request)[part:]
+
     def _listen(self, conversation: Conversation, heard: Callable[[], bool], deadline: float) -> bool:
         while not heard():
             left = deadline - time.monotonic()
@@ -195,7 +220,7 @@ class CommandPort:
                 raise GuestSilentError("the guest failed while it ran the command")
             data = self._connection.recv(_READ_BYTES)
             if not data:
-                raise GuestSilentError("QEMU ended while the command ran")
+                raise GuestSilentError(f"{self._who} ended while the command ran")
             for kind, payload in self._decoder.feed(data):
                 conversation.on_frame(kind, payload, now)
         return True

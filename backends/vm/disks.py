@@ -20,7 +20,7 @@ import msgspec
 from tare.backends.vm.emulator import JOIN_VARIABLE
 from tare.backends.vm.options import AUTO, PAST_THE_PAGE_CACHE, Cache, Io
 from tare.bench.errors import BackendError, TareError, UnavailableError
-from tare.bench.ledger import MARKER_VARIABLE
+from tare.bench.ledger import MARKER_VARIABLE, Ledger, ResourceKind
 from tare.bench.model import Availability
 from tare.bench.packages import load_packages, remedy_for
 from tare.bench.process import DEVNULL, PLAIN_ENVIRONMENT, Popen, TimeoutExpired, find_tool, run
@@ -103,7 +103,7 @@ def _run_qemu_img(arguments: list[str], target: Path) -> None:
         raise BackendError(f"could not make the disk {target}: {error.message}", remedy=error.remedy) from error
 
 
-def make_scratch_template(target: Path, size_bytes: int) -> None:
+def make_scratch_template(ledger: Ledger, target: Path, size_bytes: int) -> None:
     """A raw disk with an empty ext4, holding only the blocks that are not zero. Raises BackendError.
 
     Everything is initialised here, so that no kernel thread of the guest goes on with it during a measurement.
@@ -111,10 +111,13 @@ def make_scratch_template(target: Path, size_bytes: int) -> None:
     full = target.with_name(f"{target.name}.full")
     with full.open("wb") as file:
         file.truncate(size_bytes)
+    # The tools may outlive a tare that is killed.
+    marker = f"template-{secrets.token_hex(8)}"
+    entry, env = ledger.enter(ResourceKind.PROCESS, marker), {MARKER_VARIABLE: marker}
     options = ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0"]
     try:
-        run(["mkfs.ext4", *options, str(full)], timeout_s=120)
-        run(["cp", "--sparse=always", str(full), str(target)], timeout_s=120)
+        run(["mkfs.ext4", *options, str(full)], timeout_s=120, env=env)
+        run(["cp", "--sparse=always", str(full), str(target)], timeout_s=120, env=env)
     except (TareError, OSError) as error:
         raise BackendError(
             f"could not make a scratch disk of {size_bytes} bytes: {error}",
@@ -122,6 +125,7 @@ def make_scratch_template(target: Path, size_bytes: int) -> None:
         ) from error
     finally:
         full.unlink(missing_ok=True)
+        ledger.strike(entry)
 
 
 def copy_sparse(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 import shutil
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,6 +11,7 @@ from tare.bench.image.guest import compile_init, module_files
 from tare.bench.image.recipe import Recipe
 from tare.bench.image.rootfs import run_mmdebstrap
 from tare.bench.image.tools import ImageBuildError, ToolRunner
+from tare.bench.initramfs import Member, pack
 from tare.bench.process import ToolFailedError
 
 # The same for all images: the guest finds its disk by serial number, not by this.
@@ -77,33 +77,6 @@ def _locate(unpacked: Path, package: str, package_version: str, runner: ToolRunn
     root = unpacked if (unpacked / "lib/modules").is_dir() else unpacked / "usr"
     runner.run(["depmod", "-b", str(root), version], timeout_s=60)
     return Kernel(version, package, package_version, images[0], root)
-
-
-class Member(msgspec.Struct, frozen=True):
-    """A file or folder of an archive; ``mode`` holds the type too."""
-
-    path: str
-    mode: int
-    data: bytes = b""
-
-
-def pack(members: Sequence[Member]) -> bytes:
-    """A newc cpio archive (Documentation/driver-api/early-userspace/buffer-format.rst), which is what an initramfs is.
-
-    The same members give the same bytes: owner root, time 0, inodes counted from 1.
-    """
-    parts = []
-    for inode, member in enumerate([*members, Member("TRAILER!!!", 0)], start=1):
-        name = member.path.encode() + b"\0"
-        links = 2 if stat.S_ISDIR(member.mode) else 1
-        fields = (inode, member.mode, 0, 0, links, 0, len(member.data), 0, 0, 0, 0, len(name), 0)
-        header = ("070701" + "".join(f"{value:08x}" for value in fields)).encode()
-        parts += [_padded(header + name), _padded(member.data)]
-    return b"".join(parts)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + b"\0" * (-len(data) % 4)
 
 
 def make_initramfs(target: Path, kernel: Kernel, scratch: Path) -> None:

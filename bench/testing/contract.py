@@ -25,6 +25,7 @@ from tare.bench.catalogue import ConfoundCode
 from tare.bench.errors import TareError, UnavailableError, UnsupportedError
 from tare.bench.image import ImageStore
 from tare.bench.ledger import Ledger, clean, work_folder
+from tare.bench.linux.processes import threads_of
 from tare.bench.linux.waiting import is_readable
 from tare.bench.locations import cache_directory, ledger_directory, work_directory
 from tare.bench.model import SCRATCH, Availability, Command, Image, IsolationKind, Phase
@@ -255,8 +256,12 @@ def test_every_thread_stays_on_the_envelope(live: Live) -> None:
     pids = {int(pid) for folder in folders for pid in (folder / "cgroup.procs").read_text().split()}
     require(pids or None, "no cgroup on this host is named by the instance")
     allowed = set(live.subject.envelope.cpus)
-    threads = [int(task.name) for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
-    assert all(os.sched_getaffinity(thread) <= allowed for thread in threads)
+    found = []
+    for thread in (int(task.name) for pid in pids for task in threads_of(pid)):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            found.append(os.sched_getaffinity(thread))
+    assert found
+    assert all(affinity <= allowed for affinity in found)
 
 
 def test_usage_grows_with_work(live: Live) -> None:

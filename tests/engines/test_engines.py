@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from tare.backends.engines.core import CommandEngine
+from tare.backends.engines.uml import UserModeLinux
 from tare.bench.engine import StartedBy
 from tare.bench.errors import BackendError
 from tare.bench.ledger import Ledger, clean, work_folder
@@ -28,11 +29,11 @@ from tare.bench.process import DEVNULL, PIPE, Popen, TimeoutExpired
 from tare.bench.registry import find_backends
 from tare.bench.testing.subject import load_backend, start_subject, traces_of
 
-ALL = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "podman", "containerd", "docker")
+ALL = ("bubblewrap", "crun", "runc", "lxc", "nspawn", "gvisor", "podman", "containerd", "docker", "uml")
 WHOLE = os.environ.get("TARE_TEST_ENGINES") == "all"
 ENGINES = ALL if WHOLE else ("bubblewrap", "runc")
 STARTS, KILLS = (100, 30) if WHOLE else (4, 3)
-LATEST_KILL_S = {"docker": 20.0}
+LATEST_KILL_S = {"docker": 20.0, "uml": 4.0}
 """After an owner has entered its first thing; preparing and a start take about as long. Of the others: 0.8."""
 
 pytestmark = [pytest.mark.root, pytest.mark.image, pytest.mark.tools]
@@ -87,7 +88,7 @@ def test_what_people_call_started_is_told_apart(subject):
 
 
 def require_command(backend):
-    if type(backend).begin is not CommandEngine.begin:
+    if type(backend).begin not in {CommandEngine.begin, UserModeLinux.begin}:
         pytest.skip("it is started by no command; tests/engines/test_docker.py has the like")
 
 
@@ -156,7 +157,7 @@ def test_an_engine_that_fails_says_why_and_leaves_nothing(subject, monkeypatch):
 
     monkeypatch.setattr(backend, "start_command", refused)
     identifier, starting = subject.start()
-    with pytest.raises(Exception, match=r"no-such-option|ended|failed") as caught, starting:
+    with pytest.raises(Exception, match=r"no-such-option|ended|failed|panic") as caught, starting:
         pass
     assert caught.value.evidence
     assert traces_of(identifier, backend.context.work_directory) == []
@@ -167,7 +168,9 @@ def test_an_engine_that_hangs_is_killed_at_its_deadline(subject, monkeypatch):
     backend = subject.backend
     require_command(backend)
     monkeypatch.setattr(type(backend), "start_deadline_s", 1.0)
-    monkeypatch.setattr(backend, "start_command", lambda _: ["sleep", "3600"])
+    # In the jail of user-mode Linux there is no other program; without a line its init never reports.
+    hangs = ["linux.uml", "mem=64M", "initrd=/initramfs"] if subject.name == "uml" else ["sleep", "3600"]
+    monkeypatch.setattr(backend, "start_command", lambda _: hangs)
     identifier, starting = subject.start()
     began = time.monotonic()
     with pytest.raises(Exception, match="within its deadline"), starting:
@@ -230,7 +233,7 @@ def processes_with(text):
         except OSError:
             continue
         if text.encode() in said and int(folder.name) != os.getpid():
-            found.append(folder.name)
+            found.append(f"{folder.name} {said[:200]!r}")
     return found
 
 

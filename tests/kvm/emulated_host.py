@@ -23,8 +23,7 @@ import msgspec
 
 from tare.backends.vm.disks import find_virtiofsd
 from tare.bench.errors import TareError
-from tare.bench.image.boot import Member, pack
-from tare.bench.image.guest import order_modules
+from tare.bench.initramfs import Member, order_modules, pack
 from tare.bench.process import require_tool, run
 
 MIB = 2**20

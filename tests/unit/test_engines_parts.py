@@ -192,7 +192,7 @@ def test_a_start_that_does_not_come_says_what_is_missing(tmp_path, returned, rep
 def test_a_container_that_ends_instead_of_reporting(tmp_path):
     stack, _, report, made = start(tmp_path)
     with stack:
-        report.begun()
+        report.begun(None)
         with pytest.raises(BackendError, match="ended before it was ready: at last"):
             made.run(Engine(), returns=True)
 
@@ -208,6 +208,9 @@ def test_the_socket_has_a_path_of_any_length(tmp_path):
 def test_the_last_line_that_says_something():
     assert last_line("one\n two \n\n") == "two"
     assert last_line("\n") == "(it printed nothing)"
+    assert (
+        last_line("one\nKernel panic - not syncing: no root\n [<60>] a+0x1\n") == "Kernel panic - not syncing: no root"
+    )
 
 
 def test_lxc_is_given_the_filter_of_tares_own_containers():

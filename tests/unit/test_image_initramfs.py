@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tare.bench.errors import ImageError
-from tare.bench.image.boot import Member, pack
-from tare.bench.image.guest import module_files, order_modules
+from tare.bench.image.guest import module_files
+from tare.bench.initramfs import Member, order_modules, pack
 
 DATA = Path(__file__).parents[1] / "data/linux-6.1"
 DEPENDENCIES = (DATA / "modules.dep").read_text()

@@ -201,7 +201,7 @@ def test_the_filter_goes_after_everything_it_forbids():
 
 def test_a_user_namespace_is_entered_after_the_hosts_files_and_before_any_mount():
     steps = native_steps(**USER_NAMESPACE)
-    become = index(steps, Kind.BECOME_ROOT)
+    become = index(steps, Kind.IDENTITY)
     assert max(joins(steps)) < become
     assert become < min(*indices(steps, Kind.MOUNT), *indices(steps, Kind.UNSHARE))
     assert steps[become + 1].text == "end with the zygote", "a change of identity takes PDEATHSIG away"
@@ -216,7 +216,7 @@ def test_a_user_namespace_is_entered_after_the_hosts_files_and_before_any_mount(
 
 def test_nothing_of_a_user_namespace_without_one():
     made = kinds([*setup.zygote_steps(make_setup()), *native_steps()])
-    assert not {*made} & {Kind.BECOME_ROOT, Kind.MOUNT_WITH_OWNERS, Kind.CHDIR}
+    assert not {*made} & {Kind.IDENTITY, Kind.MOUNT_WITH_OWNERS, Kind.CHDIR}
     assert not setup.clone_flags(make_setup()) & 0x10000080
 
 

@@ -21,7 +21,7 @@ from tare.backends.vm.emulator import (
 from tare.backends.vm.options import Profile, VmOptions
 from tare.bench.errors import BackendError
 from tare.bench.image import guest as guest_side
-from tare.bench.ledger import MARKER_VARIABLE
+from tare.bench.ledger import MARKER_VARIABLE, Ledger
 from tare.bench.linux.files import HostRoots
 from tare.bench.model import Envelope
 from tare.bench.process import find_tool
@@ -163,19 +163,22 @@ def test_the_scratch_template_is_a_sound_and_small_ext4(tmp_path):
     if find_tool("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 (e2fsprogs) is not installed")
     template = tmp_path / "template"
-    make_scratch_template(template, 256 << 20)
+    with Ledger(tmp_path / "ledger") as ledger:
+        make_scratch_template(ledger, template, 256 << 20)
+        assert ledger.entries() == ()
     assert template.stat().st_size == 256 << 20
     assert allocated_bytes(template) < 2 << 20
     subprocess.run([find_tool("e2fsck"), "-fn", template], check=True, capture_output=True)
-    assert [file.name for file in tmp_path.iterdir()] == ["template"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ledger", "template"]
 
 
 @pytest.mark.tools
 def test_a_scratch_disk_that_is_too_small_is_refused(tmp_path):
     if find_tool("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 (e2fsprogs) is not installed")
-    with pytest.raises(BackendError, match="could not make a scratch disk of 65536 bytes"):
-        make_scratch_template(tmp_path / "template", 65536)
+    refused = pytest.raises(BackendError, match="could not make a scratch disk of 65536 bytes")
+    with Ledger(tmp_path / "ledger") as ledger, refused:
+        make_scratch_template(ledger, tmp_path / "template", 65536)
 
 
 @pytest.mark.parametrize(

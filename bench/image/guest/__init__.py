@@ -16,7 +16,7 @@ import contextlib
 from pathlib import Path
 
 from tare.bench import inside
-from tare.bench.errors import ImageError
+from tare.bench.initramfs import UnsupportedKernelError, order_modules
 from tare.bench.process import run
 
 SOURCES = (*sorted(Path(__file__).parent.glob("*.c")), *inside.SOURCES)
@@ -26,10 +26,6 @@ WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "erofs", "overla
 
 OPTIONAL_MODULES = ("virtio_net", "virtio_scsi", "sd_mod", "virtiofs", "virtio_balloon", "virtio_mmio")
 """Kernel modules that are loaded only where ``tare.modules`` on the kernel's command line names them."""
-
-
-class UnsupportedKernelError(ImageError):
-    """A kernel package that lacks a module, or has it in a form that the guest cannot load."""
 
 
 def compile_init(target: Path) -> None:
@@ -62,35 +58,3 @@ def optional_modules(modules_dep: str, modules_builtin: str) -> dict[str, tuple[
             paths = order_modules(modules_dep, modules_builtin, (name,))
             further[name] = tuple(path for path in paths if path not in always)
     return further
-
-
-def order_modules(modules_dep: str, modules_builtin: str, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Paths of the wanted modules and all they depend on, each after what it depends on. Built-in ones are left out.
-
-    A line of ``modules.dep`` is ``path: dependency dependency``, all dependencies included, the first to load last.
-    """
-    lines = (line.partition(":") for line in modules_dep.splitlines())
-    dependencies = {path: tuple(reversed(needs.split())) for path, _, needs in lines}
-    by_name = {_name(path): path for path in dependencies}
-    built_in = {_name(line) for line in modules_builtin.splitlines()}
-    ordered: dict[str, None] = {}
-    for module in wanted:
-        if module in by_name:
-            ordered.update(dict.fromkeys((*dependencies[by_name[module]], by_name[module])))
-        elif module not in built_in:
-            raise UnsupportedKernelError(
-                f"the guest's kernel has no module {module}, and it is not built in",
-                remedy="use Debian's linux-image-cloud-amd64, or a kernel with the same virtio drivers",
-            )
-    compressed = [path for path in ordered if not path.endswith(".ko")]
-    if compressed:
-        raise UnsupportedKernelError(
-            f"the guest's kernel has compressed modules ({compressed[0]}), which the guest's init cannot load",
-            remedy="decompress them and run depmod again",
-        )
-    return tuple(ordered)
-
-
-def _name(path: str) -> str:
-    """A module's name from its file: without folder and endings, with ``_`` for ``-``."""
-    return Path(path).name.partition(".ko")[0].replace("-", "_")

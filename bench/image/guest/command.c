@@ -1,6 +1,6 @@
 /*
  * Runs one command for the host, which starts this program through the guest agent and speaks with it over the virtio
- * port COMMAND_PORT. One command at a time.
+ * port COMMAND_PORT, or over the serial line that is there instead (line.c). One command at a time.
  *
  * Both directions carry frames: a type (one byte), a length (32 bits, little-endian), that many bytes.
  *
@@ -14,7 +14,8 @@
  *
  * Times are the guest's CLOCK_MONOTONIC in ns. S is written by the process that then executes the program, and X before
  * what is left of the output is read, so that the host, which stamps them as they come, sees the program's own run.
- * stdin is sent only as far as W allows, so that K is never stuck behind it.
+ * stdin is sent only as far as W allows, so that K is never stuck behind it. Over a line the request too comes in parts of
+ * LINE_WINDOW bytes, and W asks for the next.
  *
  * Output that a descendant writes after the program itself has ended is not waited for: a daemon may live on.
  */
@@ -39,11 +40,6 @@
 
 #define CHUNK 65536
 #define KILL_DEADLINE_MS 10000
-
-struct header {
-    uint8_t type;
-    uint32_t length;
-} __attribute__((packed));
 
 struct request {
     char *cwd;
@@ -78,14 +74,19 @@ static void write_all(int file, const void *data, size_t length)
     }
 }
 
+void put_header(char *frame, char type, uint32_t length)
+{
+    struct header header = {(uint8_t)type, length};
+    memcpy(frame, &header, sizeof header);
+}
+
 static void send_frame(char type, const void *data, uint32_t length)
 {
     /* Together in one write, as each one is an exit of the virtual machine. */
-    static char frame[sizeof(struct header) + CHUNK];
-    struct header header = {(uint8_t)type, length};
-    memcpy(frame, &header, sizeof header);
-    memcpy(frame + sizeof header, data, length);
-    write_all(port, frame, sizeof header + length);
+    static char frame[FRAME_HEADER + CHUNK];
+    put_header(frame, type, length);
+    memcpy(frame + FRAME_HEADER, data, length);
+    write_all(port, frame, FRAME_HEADER + length);
 }
 
 static void read_all(int file, void *data, size_t length)
@@ -101,13 +102,25 @@ static void read_all(int file, void *data, size_t length)
     }
 }
 
+static void want_input(void)
+{
+    uint32_t welcome = parameters.line != NULL ? LINE_WINDOW : CHUNK;
+    send_frame('W', &welcome, sizeof welcome);
+}
+
 static char *read_frame(struct header *header)
 {
     read_all(port, header, sizeof *header);
     char *data = malloc(header->length + 1);
     if (data == NULL)
         _exit(1);
-    read_all(port, data, header->length);
+    uint32_t most = header->type == 'R' && parameters.line != NULL ? LINE_WINDOW : header->length, part;
+    for (uint32_t at = 0; at < header->length; at += part) {
+        part = header->length - at < most ? header->length - at : most;
+        read_all(port, data + at, part);
+        if (at + part < header->length)
+            want_input();
+    }
     data[header->length] = '\0';
     return data;
 }
@@ -269,12 +282,6 @@ static void close_input(struct child *child)
     child->in = -1;
 }
 
-static void want_input(void)
-{
-    uint32_t welcome = CHUNK;
-    send_frame('W', &welcome, sizeof welcome);
-}
-
 /* Gives the program what has come of its stdin, and asks for more once it has taken all of that. */
 static void feed(struct child *child)
 {
@@ -406,7 +413,7 @@ static void drain(char type, int *pipe_end)
 int run_command(void)
 {
     signal(SIGPIPE, SIG_IGN);
-    port = open(COMMAND_PORT, O_RDWR | O_CLOEXEC);
+    port = open(COMMAND_PORT, O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (port < 0)
         return 1;
     struct request request = read_request();

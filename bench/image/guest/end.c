@@ -59,6 +59,8 @@ _Noreturn void reap(pid_t agent, const sigset_t *awaited)
         int status;
         pid_t ended;
         while ((ended = waitpid(-1, &status, WNOHANG)) > 0) {
+            if (ended == agent && parameters.line != NULL)
+                power_off(awaited);
             if (ended == agent && WIFSIGNALED(status))
                 say("failed the guest agent was ended by signal %d", WTERMSIG(status));
             else if (ended == agent)

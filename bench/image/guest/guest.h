@@ -36,6 +36,7 @@ struct parameters {
     char *modules; /* names of further kernel modules, joined by commas */
     char *net;     /* ADDRESS/PREFIX of the first virtio network interface */
     char *gateway; /* the address of its default route */
+    char *line;    /* the serial device that is there in place of virtio ports and guest agent */
     char *profile; /* "full" boots the image's systemd; "minimal", which is the same as none, does not */
 };
 
@@ -89,7 +90,7 @@ void mount_scratch(void);
 /* From here on SIGCHLD and POWER_OFF_SIGNAL come one by one, to reap(). */
 void hold_signals(sigset_t *awaited);
 
-/* Reaps for good; says so if the agent ends. Powers off when it is asked to. */
+/* Reaps for good; says so if the agent ends, or powers off if that served the line. Powers off when it is asked to. */
 _Noreturn void reap(pid_t agent, const sigset_t *awaited);
 
 /* --- agent.c ---------------------------------------------------------------------------------------------------------- */
@@ -114,7 +115,32 @@ int tell(char **words);
 
 /* --- command.c -------------------------------------------------------------------------------------------------------- */
 
+/* Begins a frame: a type (one byte), a length (32 bits, little-endian), that many bytes. */
+struct header {
+    uint8_t type;
+    uint32_t length;
+} __attribute__((packed));
+
+#define FRAME_HEADER sizeof(struct header)
+
+void put_header(char *frame, char type, uint32_t length);
+
 /* Runs one command for the host; returns the exit status of this process. */
 int run_command(void);
+
+/* --- line.c ----------------------------------------------------------------------------------------------------------- */
+
+/*
+ * The most that the host sends before it is asked for more. A line whose reader is 4 KiB behind is throttled, and the 6.1
+ * kernel of user-mode Linux takes no interrupt of it any more once it goes on: what comes later would never be read.
+ */
+#define LINE_WINDOW 1024
+
+/* Has the serial line /dev/NAME open in raw mode, and from then on marks go over it too. */
+void open_line(const char *name);
+void mark_line(const char *mark);
+
+/* A process that runs commands by that line, and ends when the host has closed it. */
+pid_t start_line_server(const char *name);
 
 #endif

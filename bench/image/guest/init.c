@@ -4,13 +4,15 @@
  * It tells the host where it is by lines on the console (ttyS0) that start with "tare: ":
  *
  *   tare: init SECONDS        the first user-space code runs; SECONDS is the guest's own clock
+ *   tare: line SECONDS        with tare.line: the line is open
  *   tare: agent SECONDS       the guest agent was started
  *   tare: system SECONDS      with tare.profile=full: systemd becomes PID 1, and starts the agent as one of its services
  *   tare: ready SECONDS       everything that a command may need is in place, the scratch included
  *   tare: failed REASON       this guest is of no use; it powers off
  *
  * What differs between guests is asked for on the kernel's command line (guest.h, struct parameters). Disks are told
- * apart by the serial numbers that the host gave them, ports by their names. A static program and not a shell, because
+ * apart by the serial numbers that the host gave them, ports by their names. With tare.line there are no ports and no
+ * agent: a serial line carries the marks and the commands (line.c). A static program and not a shell, because
  * each fork and exec costs 5-20 ms in an emulated guest.
  */
 
@@ -101,24 +103,34 @@ int main(int argc, char **argv)
     attach("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "");
     attach("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "");
     read_parameters();
+    if (parameters.line != NULL) {
+        open_line(parameters.line);
+        say_mark("line");
+    }
     listen_to_devices();
     load_modules();
     mount_root();
     enter_root();
     char port[64];
-    await_device(find_port, AGENT_PORT_NAME, port, sizeof port);
     int full = parameters.profile != NULL && strcmp(parameters.profile, "full") == 0;
-    pid_t agent = full ? -1 : start_agent(port);
-    if (!full)
+    pid_t agent = -1;
+    if (parameters.line == NULL)
+        await_device(find_port, AGENT_PORT_NAME, port, sizeof port);
+    if (parameters.line == NULL && !full) {
+        agent = start_agent(port);
         say_mark("agent");
+    }
     finish_file_systems();
     bound_commands(full);
     if (sethostname("tare", 4) != 0)
         fail("setting", "the host name", errno);
     configure_network();
-    link_command_port();
+    if (parameters.line == NULL)
+        link_command_port();
     mount_scratch();
-    if (full)
+    if (parameters.line != NULL)
+        agent = start_line_server(parameters.line);
+    else if (full)
         become_system(port);
     sigset_t awaited;
     hold_signals(&awaited);

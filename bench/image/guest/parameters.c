@@ -27,7 +27,7 @@ static const struct {
     {"tare.pids", &parameters.pids},       {"tare.scratch", &parameters.scratch},
     {"tare.modules", &parameters.modules}, {"tare.net", &parameters.net},
     {"tare.gateway", &parameters.gateway}, {"tare.profile", &parameters.profile},
-    {"tare.parameters", &source},
+    {"tare.line", &parameters.line},       {"tare.parameters", &source},
 };
 
 static void take(char *word)

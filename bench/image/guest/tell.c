@@ -43,7 +43,11 @@ void say(const char *format, ...)
 void say_mark(const char *mark)
 {
     uint64_t now = now_ns();
-    say("%s %u.%06u", mark, (unsigned)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u));
+    char text[64];
+    snprintf(text, sizeof text, "%s %u.%06u", mark, (unsigned)(now / 1000000000u),
+             (unsigned)(now % 1000000000u / 1000u));
+    say("%s", text);
+    mark_line(text);
 }
 
 void give_up(const char *format, ...)
