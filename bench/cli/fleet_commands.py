@@ -15,6 +15,7 @@ from tare.bench.fleet.collection import FleetManifest, HostState, load_fleet_man
 from tare.bench.fleet.hosts import Host, load_hosts
 from tare.bench.fleet.purpose import Purpose
 from tare.bench.fleet.setup import (
+    SUITE_FILE,
     choose_hosts,
     holding,
     is_held,
@@ -27,8 +28,6 @@ from tare.bench.locations import runs_directory
 from tare.bench.ready_suites import find_suite
 from tare.bench.trees import replace_file
 from tare.bench.units import Duration
-
-_SUITE = "suite.json"
 
 
 class RunOptions(msgspec.Struct, frozen=True):
@@ -63,7 +62,7 @@ def run_command(options: RunOptions, *, as_json: bool) -> ExitCode:
         if folder.exists() and any(folder.iterdir()):
             raise RunDirectoryError(f"{folder} is not empty", remedy="choose another --output, or --resume it")
     with holding(folder):
-        replace_file(folder / _SUITE, msgspec.json.encode(written))
+        replace_file(folder / SUITE_FILE, msgspec.json.encode(written))
         return _conduct(folder, manifest, chosen, written, options.keys, options.times, Purpose.RUN, as_json=as_json)
 
 
@@ -130,7 +129,12 @@ def _conduct(
     )
     with FleetDisplay(console_of(stderr=as_json), manifest) as display:
         conductor = Conductor(request, manifest, display, SshStarter(keys))
-        ended = asyncio.run(conductor.conduct(hello_here()))
+        try:
+            ended = asyncio.run(conductor.conduct(hello_here()))
+        except KeyboardInterrupt:
+            if purpose is Purpose.RUN:
+                display.step(f"Runs go on on their hosts; go on with: tare fleet run --resume {folder}")
+            raise
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(ended), indent=2))
     else:
@@ -166,9 +170,9 @@ def _code(manifest: FleetManifest, *, stopping: bool = False) -> ExitCode:
 def _load_suite(folder: Path) -> Mapping[str, Any]:
     load_fleet_manifest(folder)
     try:
-        found: Mapping[str, Any] = msgspec.json.decode((folder / _SUITE).read_bytes(), type=dict[str, Any])
+        found: Mapping[str, Any] = msgspec.json.decode((folder / SUITE_FILE).read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError) as error:
-        raise RunDirectoryError(f"{folder / _SUITE} cannot be read: {error}") from None
+        raise RunDirectoryError(f"{folder / SUITE_FILE} cannot be read: {error}") from None
     return found
 
 

@@ -312,14 +312,21 @@ def look(order: Order) -> Standing:
     return msgspec.structs.replace(standing, running=place.holder() is not None)
 
 
-def read_piece(order: Order, name: str, offset: int, size: int) -> bytes:
-    """A piece of one file of the complete run. Raises RunDirectoryError for what is no file of it, OSError."""
-    place = Place(order)
-    if name not in {one.name for one in place.listing()}:
-        raise RunDirectoryError(f"{name!r} is not a file of the run")
-    with (place.run / name).open("rb") as file:
-        file.seek(offset)
-        return file.read(min(size, PIECE_BYTES))
+def read_pieces(order: Order, pieces: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Pieces of files of the complete run, each by name, offset and size; together no more than one piece may have.
+
+    Raises RunDirectoryError for what is no file of the run, OSError.
+    """
+    place, left, contents = Place(order), PIECE_BYTES, []
+    names = {one.name for one in place.listing()}
+    for name, offset, size in pieces:
+        if name not in names:
+            raise RunDirectoryError(f"{name!r} is not a file of the run")
+        with (place.run / name).open("rb") as file:
+            file.seek(offset)
+            contents.append(file.read(min(size, left)))
+        left -= len(contents[-1])
+    return contents
 
 
 def _over(place: Place, reason: str) -> Standing:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tare.bench.errors import HostBusyError, TareError
-from tare.bench.fleet.collection import FLEET_SCHEMA_VERSION, FleetManifest, HostRow, HostState
+from tare.bench.fleet.collection import FLEET_FILE, FLEET_SCHEMA_VERSION, FleetManifest, HostRow, HostState
 from tare.bench.fleet.hosts import Host, select_hosts
 from tare.bench.fleet.on_host import utc_now
 from tare.bench.registry import find_backends, find_workloads
@@ -21,6 +21,7 @@ from tare.bench.suite_file import read_source
 from tare.bench.trees import make_folders
 from tare.bench.version import tare_version
 
+SUITE_FILE = "suite.json"
 _LOCK = ".lock"
 
 
@@ -90,7 +91,10 @@ def listening_address(stated: str, hosts: Sequence[Host], *, encrypted: bool) ->
 
 @contextlib.contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Keep other commands off the folder of a fleet. Raises HostBusyError, OSError."""
+    """Keep other commands off the folder of a fleet, and remove it if no fleet has come of it.
+
+    Raises HostBusyError, OSError.
+    """
     make_folders(folder)
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -101,7 +105,14 @@ def holding(folder: Path) -> Iterator[None]:
                 f"another command works on {folder}",
                 remedy="`tare fleet status` shows how it stands; end it with ctrl-C",
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if not (folder / FLEET_FILE).exists():  # it failed before there was a fleet
+                for name in (SUITE_FILE, _LOCK):
+                    (folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
     finally:
         os.close(descriptor)
 

@@ -114,7 +114,7 @@ async def listing(_worker: "FleetWorker", content: Any, _told: "Told") -> Any:
 async def pieces(_worker: "FleetWorker", content: Any, _told: "Told") -> Any:
     """Pieces of files of the complete run, each stated by name, offset and size."""
     order = msgspec.convert(content["order"], Order)
-    return await asyncio.to_thread(lambda: [on_host.read_piece(order, *one) for one in content["pieces"]])
+    return await asyncio.to_thread(on_host.read_pieces, order, content["pieces"])
 
 
 async def build_image(_worker: "FleetWorker", content: Any, _told: "Told") -> Any:

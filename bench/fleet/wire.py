@@ -253,7 +253,12 @@ class Exchange:
         self._client: Any = None
 
     async def __aenter__(self) -> Self:
-        await self._scheduler
+        try:
+            await self._scheduler
+        except RuntimeError as error:  # Dask's, for whatever keeps it from listening
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            raise
         self._client = await Client(self._scheduler.listeners[0].contact_address, asynchronous=True)
         return self
 

@@ -2,14 +2,15 @@
 
 import asyncio
 import hashlib
+import tracemalloc
 
 import pytest
 
 from tare.bench.errors import RunDirectoryError, TareError
-from tare.bench.fleet import fetching
+from tare.bench.fleet import fetching, listing, on_host
 from tare.bench.fleet.fetching import collect
 from tare.bench.fleet.listing import digest_of, list_run, require_below
-from tare.bench.fleet.on_host import Order, Place, read_piece
+from tare.bench.fleet.on_host import Order, Place, read_pieces
 
 ORDER = Order("f", "h", "run", {})
 
@@ -36,7 +37,7 @@ def asking(place, calls=None, spoil=lambda call, answer: answer):
         if call == "listing":
             answer = [{"name": one.name, "size": one.size, "sha256": one.sha256} for one in place.listing()]
         else:
-            answer = [read_piece(ORDER, *one) for one in content["pieces"]]
+            answer = read_pieces(ORDER, content["pieces"])
         return spoil(call, answer)
 
     return ask
@@ -108,4 +109,28 @@ def test_names_stay_below(name):
 
 def test_only_files_of_the_run_are_read(place):
     with pytest.raises(RunDirectoryError, match="is not a file of the run"):
-        read_piece(ORDER, "raw/link", 0, 10)
+        read_pieces(ORDER, [("raw/link", 0, 10)])
+
+
+def test_a_host_never_reads_more_at_once_than_one_piece(place, monkeypatch):
+    monkeypatch.setattr(on_host, "PIECE_BYTES", 1000)
+    assert [len(one) for one in read_pieces(ORDER, [("samples.jsonl", 0, 700), ("samples.jsonl", 0, 10**9)])] == [
+        700,
+        300,
+    ]
+
+
+def test_a_run_is_not_held_in_memory(place, tmp_path, monkeypatch):
+    """32 MiB in pieces of 256 KiB: both sides together have a few pieces at once."""
+    size, piece = 32 * 2**20, 256 * 2**10
+    for module in (fetching, on_host, listing):
+        monkeypatch.setattr(module, "PIECE_BYTES", piece)
+    with (place.run / "samples.jsonl").open("wb") as file:
+        file.truncate(size)
+    digest = digest_of(place.listing())
+    tracemalloc.start()
+    try:
+        asyncio.run(collect(asking(place), ORDER, digest, tmp_path / "here/run"))
+        assert tracemalloc.get_traced_memory()[1] < 8 * piece
+    finally:
+        tracemalloc.stop()
