@@ -162,9 +162,18 @@ def _remove_empty(group: Path, deadline: float) -> None:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise
             kill_members(group)  # a process that was on its way here while the others were killed
+            for below in _folders_in(group):  # and what it made here (LXC's monitor makes one, to be out of the way)
+                _remove_empty(below, deadline)
             time.sleep(0.001)
         else:
             return
+
+
+def _folders_in(group: Path) -> list[Path]:
+    try:
+        return [path for path in group.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
 
 
 def _kill_at_once(folder: Path) -> bool:

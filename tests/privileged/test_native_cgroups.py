@@ -13,6 +13,7 @@ from tare.backends.cgroups.lifecycle import start_cgroup
 from tare.backends.native import runtime
 from tare.bench.errors import BackendError, UnavailableError
 from tare.bench.ledger import Ledger, ResourceKind
+from tare.bench.linux import cgroups
 from tare.bench.linux.mounts import find_block_device
 from tare.bench.model import SCRATCH, Command
 from tare.bench.process import DEVNULL, PIPE, Popen
@@ -179,6 +180,24 @@ def test_cgroups_that_an_instance_made_are_removed_with_it(layout, ledger):
     with start_cgroup(ledger, f"nested-{os.getpid()}", LIMITS, layout) as cgroup:
         (cgroup.folders[0] / "inner").mkdir()
     assert not cgroup.folders[0].exists()
+
+
+def test_what_is_made_in_a_cgroup_while_it_is_removed_goes_too(layout, ledger, monkeypatch):
+    """As by the monitor of LXC, which goes on between the listing and the kill."""
+    with start_cgroup(ledger, f"late-{os.getpid()}", LIMITS, layout) as cgroup:
+        (folder, *_) = cgroup.folders
+        kill, made = cgroups.kill_members, []
+
+        def kill_late(group, **options):
+            if not made:
+                made.append(group / "late")
+                (made[0] / "later").mkdir(parents=True)
+            kill(group, **options)
+
+        monkeypatch.setattr(cgroups, "kill_members", kill_late)
+        assert cgroups.remove_cgroup(folder)
+        assert made == [folder / "late"]
+        assert not folder.exists()
 
 
 def test_no_cgroups(ledger, layout):
