@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tare.backends.engines.box import Box, Network, Seccomp
-from tare.backends.engines.core import CommandEngine
+from tare.backends.engines.command_engine import CommandEngine
 from tare.backends.engines.profile import Protection, find_protection
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, compile_filters

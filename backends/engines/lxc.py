@@ -6,7 +6,7 @@ from tare.backends.cgroups.layout import Version
 from tare.backends.cgroups.lifecycle import NEVER_REACHED
 from tare.backends.cgroups.limits import RULES
 from tare.backends.engines.box import Box, Network, Seccomp
-from tare.backends.engines.core import CommandEngine
+from tare.backends.engines.command_engine import CommandEngine
 from tare.backends.engines.profile import Protection, find_protection
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.seccomp import DEFAULT_CAPABILITIES, Condition, allowed_calls, conditions

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tare.backends.engines.box import Box, Network
-from tare.backends.engines.core import CommandEngine
+from tare.backends.engines.command_engine import CommandEngine
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native import syscalls
 from tare.backends.native.seccomp import CAPABILITIES, DEFAULT_CAPABILITIES

@@ -7,7 +7,7 @@ from typing import ClassVar
 import msgspec
 
 from tare.backends.engines.box import Box, Network, Seccomp
-from tare.backends.engines.core import CommandEngine
+from tare.backends.engines.command_engine import CommandEngine
 from tare.backends.engines.oci_config import Bind, Plan, make_config
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native.backend import find_thermal

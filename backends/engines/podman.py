@@ -13,7 +13,7 @@ import msgspec
 from tare.backends.cgroups.layout import Version
 from tare.backends.cgroups.limits import RULES
 from tare.backends.engines.box import Box, EngineOptions, Network, Seccomp
-from tare.backends.engines.core import CommandEngine
+from tare.backends.engines.command_engine import CommandEngine
 from tare.backends.engines.oci_config import make_seccomp
 from tare.backends.engines.start import INSIDE, LIVE
 from tare.backends.native import steps

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from tare.backends.engines.box import Box, EngineOptions, Network, Seccomp
-from tare.backends.engines.core import CommandEngine
+from tare.backends.engines.command_engine import CommandEngine
 from tare.backends.engines.line import Console, LineInstance, LineReport
 from tare.backends.engines.start import Begun, Report, Started
 from tare.backends.native import steps, syscalls

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tare.backends.engines.core import CommandEngine
+from tare.backends.engines.command_engine import CommandEngine
 from tare.backends.engines.uml import UserModeLinux
 from tare.bench.engine import StartedBy
 from tare.bench.errors import BackendError
