@@ -135,10 +135,11 @@ def engines(session: nox.Session) -> None:
 @nox.session
 def fleet(session: nox.Session) -> None:
     """Hosts made of namespaces: 14 wrong ones, fifty combinations of faults, and what a fleet adds. As root."""
-    install_host_packages(session, {"image", "native", "small", "build", "tests"})
+    install_host_packages(session, {"image", "vm", "native", "small", "build", "tests"})
     install_tare(session, "test", extra="fleet")
     session.run("pytest", "tests/fleet", "--durations=15")
     session.run("python", "benchmarks/fleet_refusals.py")
+    session.run("python", "benchmarks/fleet_guest.py")
     session.run("python", "benchmarks/fleet_local.py", "--combinations", "50", *session.posargs)
     session.run("python", "benchmarks/fleet_cost.py")
 

@@ -145,23 +145,25 @@ class LocalFleet:
                 if row.state is not HostState.SILENT:
                     yield f"{host.name} never answered, and is {row.state}"
                 continue
-            yield from (f"{host.name}: {problem}" for problem in self._wrong(row))
+            yield from (f"{host.name}: {problem}" for problem in wrong_with(self.folder, row))
             yield from (f"{host.name}: {problem}" for problem in _left(host))
 
-    def _wrong(self, row: HostRow) -> Iterator[str]:
-        if row.state is not HostState.COLLECTED:
-            yield f"is {row.state}: {row.reason}"
-            return
-        run = load_run(run_folder(self.folder, row))
-        done = Counter(attempt_of(one.instance)[0] for one in run.events if one.kind is EventKind.INSTANCE_DONE)
-        if run.manifest.status is not RunStatus.COMPLETE or len(done) != run.manifest.planned_instances:
-            planned = run.manifest.planned_instances
-            yield f"its run is {run.manifest.status}, {len(done)} of {planned} instances are done"
-        if twice := [name for name, count in done.items() if count > 1]:
-            yield f"measured twice: {twice}"
-        values = Counter(run.samples.count_by("instance"))
-        if len(values) != len(done) or len(set(values.values())) != 1:
-            yield f"samples are missing or there twice: {dict(values)}"
+
+def wrong_with(folder: Path, row: HostRow) -> Iterator[str]:
+    """What is not as it has to be in the run of a host: complete, each instance done once, samples of each once."""
+    if row.state is not HostState.COLLECTED:
+        yield f"is {row.state}: {row.reason}"
+        return
+    run = load_run(run_folder(folder, row))
+    done = Counter(attempt_of(one.instance)[0] for one in run.events if one.kind is EventKind.INSTANCE_DONE)
+    if run.manifest.status is not RunStatus.COMPLETE or len(done) != run.manifest.planned_instances:
+        planned = run.manifest.planned_instances
+        yield f"its run is {run.manifest.status}, {len(done)} of {planned} instances are done"
+    if twice := [name for name, count in done.items() if count > 1]:
+        yield f"measured twice: {twice}"
+    values = Counter(run.samples.count_by("instance"))
+    if len(values) != len(done) or len(set(values.values())) != 1:
+        yield f"samples are missing or there twice: {dict(values)}"
 
 
 def _left(host: MadeHost) -> Iterator[str]:

@@ -230,9 +230,18 @@ class EmulatedHost:
 
 @contextlib.contextmanager
 def start_emulated_host(
-    folder: Path, cache: Path, *, memory_bytes: int = MEMORY_BYTES, cpus: int = 2, cgroups: str = "v2"
+    folder: Path,
+    cache: Path,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    cpus: int = 2,
+    cgroups: str = "v2",
+    networked: bool = False,
 ) -> Iterator[EmulatedHost]:
-    """A host that serves commands; on exit it is gone. ``folder`` is empty, with a short path."""
+    """A host that serves commands; on exit it is gone. ``folder`` is empty, with a short path.
+
+    ``networked``: it has a card (module virtio_net), through which it reaches what this process's network reaches.
+    """
     kernel = find_or_fetch_kernel(cache)
     (folder / "exchange").mkdir()
     make_initramfs(folder / "initramfs", kernel)
@@ -250,6 +259,8 @@ def start_emulated_host(
         listener.bind(str(folder / "port"))
         listener.listen(1)
         argv = _qemu_argv(folder, kernel, memory_bytes, cpus)
+        if networked:
+            argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
         process = stack.enter_context(_start(argv, folder / "qemu.log"))
         if not select.select([listener], [], [], 30)[0]:
             raise RuntimeError(f"QEMU did not start:\n{(folder / 'qemu.log').read_text()}")
