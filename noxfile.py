@@ -134,7 +134,7 @@ def engines(session: nox.Session) -> None:
 
 @nox.session
 def fleet(session: nox.Session) -> None:
-    """Hosts made of namespaces: 14 wrong ones, fifty combinations of faults, and what a fleet adds. As root."""
+    """Hosts made of namespaces: 15 wrong ones, fifty combinations of faults, and what a fleet adds. As root."""
     install_host_packages(session, {"image", "vm", "native", "small", "build", "tests"})
     install_tare(session, "test", extra="fleet")
     session.run("pytest", "tests/fleet", "--durations=15")

@@ -67,6 +67,10 @@ def _brimful(host: MadeHost, _base: Path) -> None:
     host.run("sh", "-c", f"head -c 8m /dev/zero > {host.state}/filled", check=False)
 
 
+def _mute(host: MadeHost, _base: Path) -> None:
+    host.run("ip", "route", "add", "blackhole", USER_ADDRESS)  # what is sent to it is never answered
+
+
 def _measuring(host: MadeHost, base: Path) -> None:
     """Let a run of somebody else measure on the host."""
     suite = base / "other.toml"
@@ -87,7 +91,8 @@ _INSTEAD = {"tare": "env PYTHONPATH={folder}/instead " + TARE}
 WRONG: dict[str, Wrong] = {
     "no-name": Wrong(HostState.SILENT, "no-such-host.invalid", {"address": "no-such-host.invalid"}),
     "no-sshd": Wrong(HostState.SILENT, "Connection refused"),
-    "no-route": Wrong(HostState.SILENT, "no answer|No route to host", {"address": "10.77.0.250"}),
+    "no-route": Wrong(HostState.SILENT, "No route to host.*check address", {"address": "10.77.0.250"}),
+    "mute": Wrong(HostState.SILENT, "no answer.*is it up, and is its address right", {}, _mute),
     "stranger": Wrong(HostState.SILENT, "its host key is not known"),
     "denied": Wrong(HostState.SILENT, "was refused.*check user and key", {"key": "other-key"}),
     "no-tare": Wrong(HostState.SILENT, "there is no `/nowhere/tare`.*install tare there", {"tare": "/nowhere/tare"}),
