@@ -58,6 +58,10 @@ FALSE_DISCOVERIES = 1 / 42
 """Level of the control over a night's series. Each night looks again through overlapping windows: by simulation this
 level gives a finding without any change in one night of thirty-five (1 / 30 gave one of twenty-five)."""
 _ASTRAY = 5.0
+_SURELY_ASTRAY = 6.5
+"""From twenty nights the scale of a series may come out at half of what it is: then 5 of it are 4, which one history in
+six has somewhere by chance, and 6.5 are 5. The newest night, which is judged, does not count.
+"""
 _DRAWN_IN = 3.0
 _BY_CHANCE = 0.01
 """Of a night's series, how many may be expected to have more nights astray in a window than are left out."""
@@ -69,10 +73,14 @@ Mask = NDArray[np.bool_]
 
 
 class Noise(msgspec.Struct, frozen=True):
-    """What the nights show of themselves: correlation from night to night by series, and the share of nights astray."""
+    """What the nights show of themselves: correlation from night to night by series, and the share of nights astray.
+
+    ``surely_astray`` is the share of those that are so far off that no chance explains them.
+    """
 
     correlation: Floats
     astray: float
+    surely_astray: float = 0.0
 
 
 class Scan(msgspec.Struct, frozen=True):
@@ -248,6 +256,7 @@ class _Aligned:
         self.reach = _DRAWN_IN * robust
         apart = np.abs(np.where(self.here, self.values - centre, 0.0))
         self.is_astray = apart > _ASTRAY * robust
+        self._is_far = (apart > _SURELY_ASTRAY * robust)[:-1]
         self.drawn_in = np.clip(np.where(self.here, self.values, 0.0), centre - self.reach, centre + self.reach)
 
     def _robust(self) -> tuple[Floats, Floats]:
@@ -273,9 +282,11 @@ class _Aligned:
         squares = (apart**2).sum(axis=0)
         products = (apart[1:] * apart[:-1]).sum(axis=0)
         enough = (self.counts >= LEAST_BEFORE) & (squares > 0)
-        astray = float(self.is_astray[:, enough].sum() / max(1, self.counts[enough].sum()))
+        astray, surely = (
+            float(off[:, enough].sum() / max(1, self.counts[enough].sum())) for off in (self.is_astray, self._is_far)
+        )
         if not enough.any():
-            return Noise(np.zeros(len(n)), astray)
+            return Noise(np.zeros(len(n)), astray, surely)
         own = np.zeros(len(n))
         own[enough] = (products[enough] / squares[enough] + 1 / n[enough]) / (1 - 3 / n[enough])
         together = float(np.average(own[enough], weights=n[enough]))
@@ -284,7 +295,7 @@ class _Aligned:
             together = 0.0
         differing = max(0.0, 1 - chance / max(float(own[enough].var()), 1e-12)) if enough.sum() >= LEAST_BEFORE else 0.0
         correlation = np.where(enough, together + differing * (own - together), together)
-        return Noise(np.clip(correlation, 0, _MOST_CORRELATION), astray)
+        return Noise(np.clip(correlation, 0, _MOST_CORRELATION), astray, surely)
 
     def compared(self, window: int, noise: Noise) -> _Compared:
         """The last ``window`` nights of each series against all before them."""

@@ -19,9 +19,9 @@ MOST_RERUN = 0.10
 """Share of a night's cells that are measured again at most, baselines included."""
 LEAST_RERUN = 4
 """Series that may be measured again however small the suite is."""
-CONFIRMED = 1 / 60
+CONFIRMED = 1 / 100
 """Level of the false discovery control over the series of a night that were measured again."""
-MOST_RERUNS = 6
+MOST_RERUNS = 10
 _SUSPICIOUS_ALONE = 0.07
 _SUSPICIOUS = 0.03
 _LEAST_RERUNS = 2
@@ -129,7 +129,7 @@ def judge_reruns(values: Floats, column: int, rounds: dict[int, Floats], found: 
     centre = float(np.clip(before, middle - 3 * deviation, middle + 3 * deviation).mean())
     counted = [again for night, again in rounds.items() if night >= first]
     n = np.array([len(again) for again in counted], dtype=float)
-    astray = found.noise.astray
+    astray = found.noise.surely_astray
     left_out = _astray_reruns(int(n.sum()), astray)
     up = float(after.mean()) > centre
     everything = (len(before) * centre + window * float(after.mean())) / len(here)

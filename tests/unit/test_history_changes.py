@@ -166,3 +166,17 @@ def test_the_detectable_change_is_found_nine_times_in_ten() -> None:
 def test_series_that_are_all_the_same_are_judged() -> None:
     same = np.repeat(quiet(series=1), 20, axis=1)
     assert scan(same).q.min() == 1 or found(same) == []
+
+
+def test_nights_are_surely_astray_by_no_chance_and_by_nothing_of_tonight():
+    """One night that is sure to be astray has the gate wait for a second night before it believes reruns."""
+    random = np.random.default_rng(11)
+    plain = [random.normal(0.0, 0.02, (21, 300)) for _ in range(40)]
+    noises = [scan(values).noise for values in plain]
+    assert sum(one.astray > 0 for one in noises) >= 3, "five deviations happen by chance where the scale came out low"
+    assert [one.surely_astray for one in noises] == [0.0] * 40
+    tonight = plain[0].copy()
+    tonight[-1, :5] += 0.22
+    assert scan(tonight).noise.surely_astray == 0.0
+    off = plain[1] + 0.22 * (random.random((21, 300)) < 0.03)
+    assert scan(off).noise.surely_astray == pytest.approx(0.03 * 20 / 21, abs=0.006)
