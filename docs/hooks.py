@@ -4,8 +4,8 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -13,6 +13,9 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 _TITLE = re.compile(r"# (\d{4}): (.+)")
+
+Command = Context = Any
+"""Of the click that typer comes with, or needs: which of the two depends on its version."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,11 +42,11 @@ def commands_page() -> str:
 
     lines = ["# Commands", "", "Each command with `--help` says the same in the terminal.", ""]
     command = typer.main.get_command(every_command())
-    lines += _command_lines(command, click.Context(command, info_name="tare"), 2)
+    lines += _command_lines(command, command.context_class(command, info_name="tare"), 2)
     return "\n".join(lines)
 
 
-def _command_lines(command: click.Command, context: click.Context, level: int) -> list[str]:
+def _command_lines(command: Command, context: Context, level: int) -> list[str]:
     path = context.command_path
     help_lines = (command.help or "").strip().split("\n\n")
     lines = [f"{'#' * level} `{path}`", "", *(f"{' '.join(part.split())}\n" for part in help_lines)]
@@ -62,11 +65,11 @@ def _command_lines(command: click.Command, context: click.Context, level: int) -
             "",
         ]
     for name, sub in getattr(command, "commands", {}).items():
-        lines += _command_lines(sub, click.Context(sub, info_name=name, parent=context), min(level + 1, 4))
+        lines += _command_lines(sub, sub.context_class(sub, info_name=name, parent=context), min(level + 1, 4))
     return lines
 
 
-def _usage(command: click.Command, context: click.Context) -> list[str]:
+def _usage(command: Command, context: Context) -> list[str]:
     return [command.get_usage(context).removeprefix("Usage: ")]
 
 

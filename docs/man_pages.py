@@ -4,30 +4,33 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 
 from tare.bench.cli.main import every_command
 from tare.bench.version import tare_version
+
+Command = Context = Any
+"""Of the click that typer comes with, or needs: which of the two depends on its version."""
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     command = typer.main.get_command(every_command())
-    for context in _contexts(command, click.Context(command, info_name="tare")):
+    for context in _contexts(command, command.context_class(command, info_name="tare")):
         name = context.command_path.replace(" ", "-")
         (folder / f"{name}.1").write_text("\n".join(_page(name, context)) + "\n", "utf-8")
 
 
-def _contexts(command: click.Command, context: click.Context) -> Iterator[click.Context]:
+def _contexts(command: Command, context: Context) -> Iterator[Context]:
     yield context
     for name, sub in getattr(command, "commands", {}).items():
-        yield from _contexts(sub, click.Context(sub, info_name=name, parent=context))
+        yield from _contexts(sub, sub.context_class(sub, info_name=name, parent=context))
 
 
-def _page(name: str, context: click.Context) -> Iterator[str]:
+def _page(name: str, context: Context) -> Iterator[str]:
     command = context.command
     paragraphs = [" ".join(part.split()) for part in (command.help or "").strip().split("\n\n")]
     yield f'.TH "{name.upper()}" 1 "{datetime.now(UTC):%Y-%m-%d}" "tare {tare_version()}" "tare"'
