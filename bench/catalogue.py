@@ -191,6 +191,10 @@ class ConfoundCode(StrEnum):
     OUTER_MEMORY_LIMIT = "outer-memory-limit"
     OTHER_SECCOMP = "other-seccomp"
     IMAGE_READ_ONLY = "image-folders-read-only"
+    GUEST_MEMORY = "guest-memory"
+    OTHER_ROOT = "other-root"
+    STORAGE_PATH = "storage-path"
+    SCRATCH_CACHED = "scratch-cached"
     IO_UNACCOUNTED = "io-unaccounted"
     IO_WRITES_PARTLY = "io-writes-partly"
 

@@ -293,10 +293,10 @@ class UserModeLinux(CommandEngine):
             ConfoundCode.OTHER_KERNEL: kernel,
             ConfoundCode.OTHER_SECCOMP: _NO_FILTER,
             "one-cpu": _ONE_CPU,
-            "guest-memory": _MEMORY,
-            "other-root": _OTHER_ROOT,
-            "storage-path": _STORAGE,
-            "scratch-cached": _TWO_CACHES,
+            ConfoundCode.GUEST_MEMORY: _MEMORY,
+            ConfoundCode.OTHER_ROOT: _OTHER_ROOT,
+            ConfoundCode.STORAGE_PATH: _STORAGE,
+            ConfoundCode.SCRATCH_CACHED: _TWO_CACHES,
             "serial-line": _LINE,
         }
         return [Confound(code, text, self.name) for code, text in found.items()]

@@ -123,7 +123,7 @@ def _of_what_runs(setup: GuestSetup) -> Iterator[Confound]:
             "do not hold it",
         )
     yield Confound(
-        "guest-memory",
+        ConfoundCode.GUEST_MEMORY,
         "the envelope's memory is the guest's RAM: its kernel takes a part, what is changed in its root another, "
         "and what QEMU needs in addition is charged but not limited",
     )
@@ -132,16 +132,16 @@ def _of_what_runs(setup: GuestSetup) -> Iterator[Confound]:
 def _of_storage(setup: GuestSetup) -> Iterator[Confound]:
     options, mode = setup.options, setup.scratch_mode
     yield Confound(
-        "other-root", "the guest's root is a tmpfs over erofs; elsewhere it is an overlay on the host's disk"
+        ConfoundCode.OTHER_ROOT, "the guest's root is a tmpfs over erofs; elsewhere it is an overlay on the host's disk"
     )
     path = f"a file system of the guest's own on {options.disk_bus} ({options.disk_format}, {mode})"
     if options.scratch is Scratch.VIRTIOFS:
         path = f"a folder of the host's through virtiofsd ({SHARE_OPTIONS})"
-    yield Confound("storage-path", f"/scratch is {path}; elsewhere it is a folder of the host's")
+    yield Confound(ConfoundCode.STORAGE_PATH, f"/scratch is {path}; elsewhere it is a folder of the host's")
     if options.scratch is Scratch.DISK and mode.cache not in PAST_THE_PAGE_CACHE:
         asked = f"cache = {mode.cache} was asked for"
         why = "the work directory's file system has no direct I/O" if options.cache is Cache.AUTO else asked
-        yield Confound("scratch-cached", f"{why}, so the scratch disk goes through two page caches")
+        yield Confound(ConfoundCode.SCRATCH_CACHED, f"{why}, so the scratch disk goes through two page caches")
     if mode.cache == Cache.UNSAFE:
         yield Confound("scratch-unsafe", "cache = unsafe: what a guest syncs is not on the disk")
 

@@ -79,7 +79,9 @@ def quiet() -> None:
     """Dask's own settings for a fleet, and none of its messages."""
     dask.config.set(_SETTINGS)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="distributed")
-    for name in ("distributed", "tornado", "asyncio"):
+    # Dask gives some loggers below its own a level and a handler, which hold whatever the one above says.
+    below = [name for name in logging.root.manager.loggerDict if name.startswith("distributed.")]
+    for name in ("distributed", "tornado", "asyncio", *below):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 

@@ -128,3 +128,18 @@ def test_the_command_line_loads_no_dask():
     loaded = "[one for one in ('dask', 'distributed', 'asyncssh') if one in sys.modules]"
     code = f"import sys, tare.bench.cli.fleet; print({loaded})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_dask_says_nothing_of_its_own():
+    """Interrupted at some moments, its client would log a traceback next to the one line of tare's."""
+    code = """
+import logging
+import distributed.client, distributed.scheduler
+from tare.bench.fleet.wire import quiet
+names = ("distributed", "distributed.client", "distributed.scheduler", "distributed.worker", "tornado")
+before = [name for name in names if logging.getLogger(name).isEnabledFor(logging.CRITICAL)]
+quiet()
+print(len(before), [name for name in names if logging.getLogger(name).isEnabledFor(logging.CRITICAL)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "5 []\n"
