@@ -202,9 +202,8 @@ def skewness_error(n: int) -> float:
 def _unskewed(t: float, skewness: float, n: int) -> float:
     """The quantile that reaches ``t`` standard errors once it is widened for this much skewness on its side."""
     share = max(0.0, skewness) / (6 * math.sqrt(n))
-    if share == 0:
-        return t
-    return max(0.0, (math.sqrt(max(0.0, 1 - 8 * share * (share - t))) - 1) / (4 * share))
+    # Not (sqrt(1 - ...) - 1) / (4 share): of a share of rounding errors that leaves nothing, and so a p-value of 1.
+    return max(0.0, 2 * (t - share) / (math.sqrt(max(0.0, 1 - 8 * share * (share - t))) + 1))
 
 
 def _p_of_ratio(centre: float, error: float, tail: Callable[[float], float]) -> float:
