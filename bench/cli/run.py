@@ -126,7 +126,8 @@ def _print_ending(console: Console, result: RunResult, html: Path | None) -> Non
         console.print(f"\nInterrupted after {outcome.done + outcome.failed} instances; everything measured is kept.")
         console.print(f"Go on with: tare run --resume {result.path}", soft_wrap=True, highlight=False)
     if outcome.failed:
-        console.print(f"\n{outcome.failed} instances failed; the report says why.")
+        many = "" if outcome.failed == 1 else "s"
+        console.print(f"\n{outcome.failed} instance{many} failed; the report says why.")
     if html is not None:
         console.print(f"\nReport: {html.absolute()}", soft_wrap=True, highlight=False)
 
