@@ -127,8 +127,6 @@ class Engine(Backend):
         self.stack = contextlib.ExitStack()
         self.daemon: Daemon | None = None
 
-    # --- what an engine says ------------------------------------------------------------------------------------------
-
     @abstractmethod
     def begin(self, box: Box, stack: contextlib.ExitStack) -> Begun:
         """Ask the engine for a container whose command is ``LIVE``, and return at once."""
@@ -217,8 +215,6 @@ class Engine(Backend):
     def confounds(self) -> Sequence[Confound]:
         """What of the profile or the envelope this engine does not have."""
         return ()
-
-    # --- the backend --------------------------------------------------------------------------------------------------
 
     @property
     def options(self) -> EngineOptions:

@@ -17,6 +17,7 @@ from tare.bench.image import ImageStore, stored
 from tare.bench.image.stored import list_tree
 from tare.bench.ledger import Ledger, clean
 from tare.bench.model import Image
+from tare.bench.trees import remove_tree
 
 pytestmark = [pytest.mark.image, pytest.mark.tools, pytest.mark.root]
 
@@ -149,7 +150,10 @@ def marked_with(text: str) -> list[int]:
 
 
 @needs_root
-def test_what_is_imported_is_what_was_exported_and_gets_a_kernel(tmp_path: Path, image: Image) -> None:
+def test_what_is_imported_is_what_was_exported_and_gets_a_kernel(
+    tmp_path: Path, image: Image, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: remove_tree(tmp_path / "cache"))  # it has programs that are setgid
     archive = tmp_path / "exported.tar"
     parts = ["./etc", "./usr/sbin", "./var/log"]
     argv = ["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", str(image.rootfs), "-cf", str(archive)]
